@@ -1,0 +1,238 @@
+//! `config.json` of a Mistral or Mixtral checkpoint, checked.
+//!
+//! Every number is checked once, here; after that, no code asks again whether `heads` divides.
+
+use crate::{Error, Result};
+use serde_json::{Map, Value};
+use std::path::Path;
+
+/// Shape and constants of a model. Fields have the names of the crate's vocabulary.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Width of the residual stream (`hidden_size`).
+    pub dim: usize,
+    /// Number of transformer layers (`num_hidden_layers`).
+    pub layers: usize,
+    /// Query heads (`num_attention_heads`).
+    pub heads: usize,
+    /// Key and value heads (`num_key_value_heads`); divides `heads`.
+    pub kv_heads: usize,
+    /// Width of a head; even. Where the file has none: `dim / heads`.
+    pub head_dim: usize,
+    /// Width of the feed-forward (`intermediate_size`), of one expert in a mixture.
+    pub hidden: usize,
+    /// Rows of the embedding table (`vocab_size`).
+    pub vocab: usize,
+    /// Base of the rotary embedding's frequencies.
+    pub rope_theta: f32,
+    /// Added to the mean square in each RMS norm.
+    pub norm_eps: f32,
+    /// Sliding window of causal attention in tokens, the query itself included.
+    pub window: Option<usize>,
+    /// Longest sequence that the model was made for (`max_position_embeddings`).
+    pub max_positions: usize,
+    /// Id of `<s>`.
+    pub bos: u32,
+    /// Ids that end an answer.
+    pub eos: Vec<u32>,
+    /// Whether `lm_head` is the embedding table (`tie_word_embeddings`).
+    pub tied: bool,
+    /// The mixture of experts, in a Mixtral.
+    pub experts: Option<Experts>,
+}
+
+/// The mixture's numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Experts {
+    /// Experts per layer (`num_local_experts`).
+    pub count: usize,
+    /// Experts that each token goes through (`num_experts_per_tok`).
+    pub top_k: usize,
+}
+
+impl Config {
+    /// Reads and checks `config.json`.
+    ///
+    /// # Errors
+    /// When the file cannot be read, is not JSON, names another architecture, or has a value that
+    /// is missing, not positive, out of range or not dividing.
+    pub fn open(path: &Path) -> Result<Self> {
+        Self::parse(&std::fs::read(path).map_err(Error::io(path))?, path)
+    }
+
+    /// Checks the text of a `config.json`; `path` is what errors name.
+    ///
+    /// # Errors
+    /// As [`Config::open`].
+    pub fn parse(text: &[u8], path: &Path) -> Result<Self> {
+        let json: Map<String, Value> = serde_json::from_slice(text)
+            .map_err(|e| Error::Format { path: path.into(), problem: format!("not JSON: {e}") })?;
+        let fields = Fields { json: &json, path };
+
+        // `model_type` decides: `architectures` also reads "GritLM" in copies made for other servers.
+        let mixture = match fields.text("model_type")? {
+            "mistral" => false,
+            "mixtral" => true,
+            other => return fields.fail("model_type", "\"mistral\" or \"mixtral\"", other),
+        };
+        if let Some(Value::String(act)) = fields.get("hidden_act")
+            && act != "silu"
+        {
+            return fields.fail("hidden_act", "\"silu\"", act);
+        }
+        if let Some(scaling) = fields.get("rope_scaling") {
+            return fields.fail("rope_scaling", "null (no scaling)", scaling);
+        }
+
+        let dim = fields.count("hidden_size", 1 << 20)?;
+        let heads = fields.count("num_attention_heads", 1 << 16)?;
+        let kv_heads = match fields.get("num_key_value_heads") {
+            None => heads,
+            Some(_) => fields.count("num_key_value_heads", 1 << 16)?,
+        };
+        if heads % kv_heads != 0 {
+            let expected = format!("a divisor of num_attention_heads {heads}");
+            return fields.fail("num_key_value_heads", &expected, kv_heads);
+        }
+        let head_dim = match fields.get("head_dim") {
+            Some(_) => fields.count("head_dim", 1 << 12)?,
+            None if dim % heads == 0 => dim / heads,
+            None => {
+                let expected = format!("a multiple of num_attention_heads {heads}, or head_dim");
+                return fields.fail("hidden_size", &expected, dim);
+            }
+        };
+        if head_dim % 2 != 0 {
+            return fields.fail("head_dim", "an even number (rotary pairs)", head_dim);
+        }
+        let vocab = fields.count("vocab_size", 1 << 24)?;
+        let experts = if mixture {
+            let count = fields.count("num_local_experts", 1 << 10)?;
+            let top_k = fields.count("num_experts_per_tok", 1 << 10)?;
+            if top_k > count {
+                let expected = format!("at most num_local_experts {count}");
+                return fields.fail("num_experts_per_tok", &expected, top_k);
+            }
+            Some(Experts { count, top_k })
+        } else {
+            None
+        };
+        // transformers 5 writes the base into `rope_parameters`.
+        let theta = match fields.get("rope_parameters").and_then(|p| p.get("rope_theta")) {
+            Some(theta) => fields.positive_value("rope_parameters", theta)?,
+            None if fields.get("rope_theta").is_none() => 10000.0,
+            None => fields.positive("rope_theta")?,
+        };
+        let eos = match fields.get("eos_token_id") {
+            Some(Value::Array(ids)) => {
+                ids.iter().map(|id| fields.token("eos_token_id", id, vocab)).collect::<Result<_>>()?
+            }
+            Some(id) => vec![fields.token("eos_token_id", id, vocab)?],
+            None => return fields.fail("eos_token_id", "a token id", "nothing"),
+        };
+        let bos = match fields.get("bos_token_id") {
+            Some(id) => fields.token("bos_token_id", id, vocab)?,
+            None => return fields.fail("bos_token_id", "a token id", "nothing"),
+        };
+        Ok(Self {
+            dim,
+            layers: fields.count("num_hidden_layers", 1 << 12)?,
+            heads,
+            kv_heads,
+            head_dim,
+            hidden: fields.count("intermediate_size", 1 << 24)?,
+            vocab,
+            rope_theta: theta,
+            norm_eps: fields.positive("rms_norm_eps")?,
+            window: match fields.get("sliding_window") {
+                None => None,
+                Some(_) => Some(fields.count("sliding_window", 1 << 31)?),
+            },
+            max_positions: fields.count("max_position_embeddings", 1 << 31)?,
+            bos,
+            eos,
+            tied: matches!(fields.get("tie_word_embeddings"), Some(Value::Bool(true))),
+            experts,
+        })
+    }
+
+    /// Width of the stacked query, key and value projection.
+    pub fn qkv_rows(&self) -> usize {
+        (self.heads + 2 * self.kv_heads) * self.head_dim
+    }
+
+    /// Parameters of the model, tied matrices counted once.
+    pub fn parameters(&self) -> u64 {
+        let tensors = crate::weights::expected(self);
+        tensors.iter().map(|t| t.shape.iter().map(|&n| n as u64).product::<u64>()).sum()
+    }
+
+    /// Bytes of keys and values per token when stored in `element` bytes each (2 in bf16).
+    pub fn kv_bytes_per_token(&self, element: usize) -> usize {
+        2 * self.layers * self.kv_heads * self.head_dim * element
+    }
+}
+
+/// The JSON object and the file it came from, for errors that name both.
+struct Fields<'a> {
+    json: &'a Map<String, Value>,
+    path: &'a Path,
+}
+
+impl<'a> Fields<'a> {
+    fn fail<T>(&self, field: &'static str, expected: &str, found: impl ToString) -> Result<T> {
+        let (expected, mut found) = (expected.to_string(), found.to_string());
+        // A hostile file must not fill the terminal.
+        if let Some((cut, _)) = found.char_indices().nth(60) {
+            found.truncate(cut);
+            found.push('…');
+        }
+        Err(Error::Config { path: self.path.into(), field, expected, found })
+    }
+
+    /// The field's value; null counts as absent, as in transformers.
+    fn get(&self, field: &str) -> Option<&'a Value> {
+        self.json.get(field).filter(|v| !v.is_null())
+    }
+
+    fn text(&self, field: &'static str) -> Result<&'a str> {
+        match self.get(field) {
+            Some(Value::String(text)) => Ok(text),
+            Some(other) => self.fail(field, "a string", other),
+            None => self.fail(field, "a string", "nothing"),
+        }
+    }
+
+    /// A whole number from 1 to `max`.
+    fn count(&self, field: &'static str, max: u64) -> Result<usize> {
+        let expected = format!("a whole number from 1 to {max}");
+        match self.get(field) {
+            None => self.fail(field, &expected, "nothing"),
+            Some(value) => match value.as_u64() {
+                Some(n) if (1..=max).contains(&n) => Ok(n as usize),
+                _ => self.fail(field, &expected, value),
+            },
+        }
+    }
+
+    fn positive(&self, field: &'static str) -> Result<f32> {
+        match self.get(field) {
+            None => self.fail(field, "a positive number", "nothing"),
+            Some(value) => self.positive_value(field, value),
+        }
+    }
+
+    fn positive_value(&self, field: &'static str, value: &Value) -> Result<f32> {
+        match value.as_f64().map(|n| n as f32) {
+            Some(n) if n > 0.0 && n.is_finite() => Ok(n),
+            _ => self.fail(field, "a positive number", value),
+        }
+    }
+
+    fn token(&self, field: &'static str, value: &Value, vocab: usize) -> Result<u32> {
+        match value.as_u64() {
+            Some(id) if id < vocab as u64 => Ok(id as u32),
+            _ => self.fail(field, &format!("a token id below vocab_size {vocab}"), value),
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! attention: out = softmax(q kᵀ / √head_dim + mask) v over the pages, per sequence and head.
+//!
+//! `q`, `out (rows, heads, head_dim)`; keys and values in pages. One task per sequence, key/value
+//! head and block of [`QUERIES`] query tokens: the query heads that share a key/value head share
+//! its pages while they lie in the cache. Scores of one block are stored, never those of a whole
+//! sequence; pages that no query of the block sees are not touched. Each query's sums run over its
+//! keys in order, so the block that it falls into does not change its bits.
+//! Bound by arithmetic with many queries, by memory when decoding.
+
+use super::Pages;
+use super::shared::Shared;
+use crate::ops::{Attention, Layout, PAGE, Span};
+use pulp::{Arch, Simd, WithSimd};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Query tokens of one task.
+const QUERIES: usize = 8;
+
+pub(super) fn attention(
+    p: Attention,
+    q: &[f32],
+    pages: &Pages,
+    layout: &Layout,
+    out: &mut [f32],
+) {
+    let tasks: Vec<(Span, usize, Range<usize>)> = layout
+        .spans
+        .iter()
+        .flat_map(|&span| {
+            let blocks = (0..span.rows as usize).step_by(QUERIES);
+            let ranges = blocks.map(move |b| b..(b + QUERIES).min(span.rows as usize));
+            ranges.flat_map(move |range| {
+                (0..p.kv_heads as usize).map(move |head| (span, head, range.clone()))
+            })
+        })
+        .collect();
+    let out = Shared::new(out);
+    let arch = Arch::new();
+    tasks.par_iter().for_each_init(Vec::new, |scores, (span, kv_head, queries)| {
+        let task = Task {
+            p,
+            q,
+            pages,
+            table: &layout.tables[span.table as usize..],
+            span: *span,
+            kv_head: *kv_head,
+            queries: queries.clone(),
+            scores,
+            out: &out,
+        };
+        arch.dispatch(task);
+    });
+}
+
+struct Task<'a> {
+    p: Attention,
+    q: &'a [f32],
+    pages: &'a Pages,
+    table: &'a [u32],
+    span: Span,
+    kv_head: usize,
+    queries: Range<usize>,
+    scores: &'a mut Vec<f32>,
+    out: &'a Shared<'a>,
+}
+
+impl WithSimd for Task<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let (heads, head_dim) = (self.p.heads as usize, self.p.head_dim as usize);
+        let group = heads / self.p.kv_heads as usize;
+        let (past, row) = (self.span.past as usize, self.span.row as usize);
+        let total = past + self.span.rows as usize;
+        let scale = 1.0 / (head_dim as f32).sqrt();
+
+        // The block's query vectors: each token's heads of this group. `at` is where q and out are.
+        let count = self.queries.len() * group;
+        let token = |i: usize| self.queries.start + i / group;
+        let at = |i: usize| ((row + token(i)) * heads + self.kv_head * group + i % group) * head_dim;
+        let keys = |i: usize| self.span.mask.keys(past + token(i), total);
+
+        // Keys that any of them sees: a later query sees no earlier first and no earlier last key.
+        let seen = keys(0).start..keys(count - 1).end;
+        let width = seen.len();
+        self.scores.clear();
+        self.scores.resize(count * width, 0.0);
+
+        for page in pages_of(&seen) {
+            let here = page.start.max(seen.start)..page.end.min(seen.end);
+            let physical = self.table[page.start / PAGE] as usize;
+            let head = self.pages.head(self.p.layer as usize, physical, self.kv_head);
+            let k = &self.pages.keys[head + (here.start - page.start) * head_dim..];
+            for i in 0..count {
+                let q = &self.q[at(i)..][..head_dim];
+                let scores = &mut self.scores[i * width + here.start - seen.start..][..here.len()];
+                dots(simd, q, k, scores);
+            }
+        }
+
+        for i in 0..count {
+            let keys = keys(i);
+            let keys = keys.start - seen.start..keys.end - seen.start;
+            softmax(&mut self.scores[i * width..][keys], scale);
+            // SAFETY: a row and head belong to one task.
+            unsafe { self.out.slice(at(i), head_dim) }.fill(0.0);
+        }
+
+        for page in pages_of(&seen) {
+            let physical = self.table[page.start / PAGE] as usize;
+            let head = self.pages.head(self.p.layer as usize, physical, self.kv_head);
+            for i in 0..count {
+                let keys = keys(i);
+                let here = page.start.max(keys.start)..page.end.min(keys.end);
+                if here.is_empty() {
+                    continue;
+                }
+                let v = &self.pages.values[head + (here.start - page.start) * head_dim..];
+                let weights = &self.scores[i * width + here.start - seen.start..][..here.len()];
+                // SAFETY: a row and head belong to one task.
+                let out = unsafe { self.out.slice(at(i), head_dim) };
+                weighted_sum(simd, weights, v, out);
+            }
+        }
+    }
+}
+
+/// The pages that a range of keys touches, as ranges of keys.
+#[inline(always)]
+fn pages_of(keys: &Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
+    (keys.start / PAGE..keys.end.div_ceil(PAGE)).map(|page| page * PAGE..(page + 1) * PAGE)
+}
+
+/// scores[j] = q · k[j, :], four keys at a time for four independent chains of additions.
+#[inline(always)]
+#[expect(clippy::needless_range_loop, reason = "the same index walks several arrays")]
+fn dots<S: Simd>(simd: S, q: &[f32], k: &[f32], scores: &mut [f32]) {
+    let dim = q.len();
+    let (qv, q_rest) = S::as_simd_f32s(q);
+    let mut j = 0;
+    while j < scores.len() {
+        let n = (scores.len() - j).min(4);
+        let mut kv: [&[S::f32s]; 4] = [qv; 4];
+        for c in 0..n {
+            kv[c] = &S::as_simd_f32s(&k[(j + c) * dim..][..dim]).0[..qv.len()];
+        }
+        let mut sum = [simd.splat_f32s(0.0); 4];
+        for d in 0..qv.len() {
+            for c in 0..4 {
+                sum[c] = simd.mul_add_e_f32s(qv[d], kv[c][d], sum[c]);
+            }
+        }
+        for c in 0..n {
+            let mut score = simd.reduce_sum_f32s(sum[c]);
+            let rest = &k[(j + c + 1) * dim - q_rest.len()..][..q_rest.len()];
+            for d in 0..q_rest.len() {
+                score += q_rest[d] * rest[d];
+            }
+            scores[j + c] = score;
+        }
+        j += n;
+    }
+}
+
+/// The sum in f64: with thousands of keys an f32 sum would lose the last two digits.
+fn softmax(scores: &mut [f32], scale: f32) {
+    let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let mut sum = 0.0f64;
+    for score in scores.iter_mut() {
+        *score = ((*score - max) * scale).exp();
+        sum += f64::from(*score);
+    }
+    let inverse = (1.0 / sum) as f32;
+    scores.iter_mut().for_each(|s| *s *= inverse);
+}
+
+/// out += Σ_j weights[j] · v[j, :], in the order of j, four vectors of columns at a time.
+#[inline(always)]
+#[expect(clippy::needless_range_loop, reason = "the same index walks several arrays")]
+fn weighted_sum<S: Simd>(simd: S, weights: &[f32], v: &[f32], out: &mut [f32]) {
+    let dim = out.len();
+    let (out, rest) = S::as_mut_simd_f32s(out);
+    let mut d = 0;
+    while d < out.len() {
+        let n = (out.len() - d).min(4);
+        let mut sum = [simd.splat_f32s(0.0); 4];
+        for c in 0..n {
+            sum[c] = out[d + c];
+        }
+        for j in 0..weights.len() {
+            let weight = simd.splat_f32s(weights[j]);
+            let v = &S::as_simd_f32s(&v[j * dim..][..dim]).0[d..];
+            if n == 4 {
+                for c in 0..4 {
+                    sum[c] = simd.mul_add_e_f32s(weight, v[c], sum[c]);
+                }
+            } else {
+                for c in 0..n {
+                    sum[c] = simd.mul_add_e_f32s(weight, v[c], sum[c]);
+                }
+            }
+        }
+        for c in 0..n {
+            out[d + c] = sum[c];
+        }
+        d += n;
+    }
+    let whole = dim - rest.len();
+    for (c, out) in rest.iter_mut().enumerate() {
+        for (j, weight) in weights.iter().enumerate() {
+            *out += weight * v[j * dim + whole + c];
+        }
+    }
+}

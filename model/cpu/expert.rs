@@ -1,0 +1,64 @@
+//! expert_gate_up, expert_down_add: the feed-forward of a mixture, expert by expert.
+//!
+//! For each row and each of its experts e with weight g:
+//! x += g · W2ₑ (silu(W1ₑ h) ⊙ (W3ₑ h)). The rows of one expert are gathered, so each expert's
+//! weights are read once per batch; a row's experts are added in ascending order.
+//! Weights `(experts · 2 · hidden, dim)` = per expert [W1; W3], and `(experts · dim, hidden)`.
+//! Bound as a dense feed-forward over the rows that each expert got.
+
+use super::gate_up::gate_up_rows;
+use super::matmul::{Packed, matmul};
+use super::shared::Shared;
+use super::{Matrix, Routing};
+use crate::ops::Expert;
+
+pub(super) fn expert_gate_up(
+    p: Expert,
+    h: &[f32],
+    w: &Matrix,
+    routing: &Routing,
+    out: &mut [f32],
+) {
+    let (dim, hidden) = (p.dim as usize, p.hidden as usize);
+    let mut done = 0;
+    for group in routing.assigned.chunk_by(|a, b| a.0 == b.0) {
+        let expert = group[0].0;
+        let packed = Packed::gather(group.len(), dim, |i, row| {
+            row.copy_from_slice(&h[group[i].1 * dim..][..dim]);
+        });
+        let out = &mut out[done * hidden..][..group.len() * hidden];
+        gate_up_rows(&packed, hidden, w, expert * 2 * hidden, out);
+        done += group.len();
+    }
+}
+
+pub(super) fn expert_down_add(
+    p: Expert,
+    a: &[f32],
+    w: &Matrix,
+    routing: &Routing,
+    x: &mut [f32],
+) {
+    let (dim, hidden) = (p.dim as usize, p.hidden as usize);
+    let mut done = 0;
+    for group in routing.assigned.chunk_by(|a, b| a.0 == b.0) {
+        let expert = group[0].0;
+        let packed = Packed::new(group.len(), hidden, &a[done * hidden..]);
+        let out = Shared::new(x);
+        matmul(
+            &packed,
+            dim,
+            &[expert * dim],
+            |r| w.row(r),
+            |i, cols, values| {
+                let (_, row, weight) = group[i];
+                // SAFETY: matmul calls once for each i and column, and a group has each row once.
+                let x = unsafe { out.slice(row * dim + cols.start, values.len()) };
+                for (x, value) in x.iter_mut().zip(values) {
+                    *x += weight * value;
+                }
+            },
+        );
+        done += group.len();
+    }
+}

@@ -1,0 +1,293 @@
+//! The operations in plain Rust: the specification of every other backend, and the fallback where
+//! there is no GPU.
+//!
+//! One file per operation, f32 throughout, weights used in place as the checkpoint stores them. Only
+//! the matrix product is tuned; see `matmul.rs`. It adds each output's terms in an order that does
+//! not depend on how many rows there are, and no other operation looks beyond its own row or
+//! sequence, so a sequence's results are the same bits whatever shares its batch.
+
+mod attention;
+mod embed;
+mod expert;
+mod gate_up;
+mod linear_add;
+mod logits;
+mod matmul;
+mod pool;
+mod qkv;
+mod rmsnorm;
+mod route;
+mod sample;
+mod search;
+mod shared;
+
+use crate::ops::{
+    Attention, Draw, Drawn, Expert, GateUp, Layout, LinearAdd, Logits, NO_PAGE, Ops, PAGE,
+    PoolShape, PoolSpan, Qkv, Result, RmsNorm, Route, Search,
+};
+use crate::weights::{Dtype, Tensor};
+
+/// The CPU backend. Threads are rayon's.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Cpu;
+
+/// Matrices of equal width, stacked by rows, as stored.
+#[derive(Clone, Debug)]
+pub struct Matrix {
+    parts: Vec<Tensor>,
+    /// First row of each part, and the number of rows after the last.
+    starts: Vec<usize>,
+    cols: usize,
+}
+
+impl Matrix {
+    /// Stacks the parts.
+    ///
+    /// # Panics
+    /// When their widths differ; the checkpoint's shapes have been checked.
+    pub fn new(parts: &[Tensor]) -> Self {
+        let cols = parts.first().map_or(0, |p| p.matrix_shape().1);
+        assert!(parts.iter().all(|p| p.matrix_shape().1 == cols), "stacked widths differ");
+        let mut starts = vec![0];
+        for part in parts {
+            starts.push(starts[starts.len() - 1] + part.matrix_shape().0);
+        }
+        Self { parts: parts.to_vec(), starts, cols }
+    }
+
+    /// Row `r` as stored.
+    fn row(&self, r: usize) -> (Dtype, &[u8]) {
+        let part = self.starts.partition_point(|&s| s <= r) - 1;
+        let tensor = &self.parts[part];
+        let width = self.cols * tensor.dtype().bytes();
+        let start = (r - self.starts[part]) * width;
+        (tensor.dtype(), &tensor.bytes()[start..start + width])
+    }
+
+    /// Row `r` as f32.
+    fn row_f32(&self, r: usize, out: &mut [f32]) {
+        let (dtype, bytes) = self.row(r);
+        crate::weights::decode(dtype, bytes, out);
+    }
+}
+
+/// Keys and values: each `(layers, pages, kv_heads, PAGE, head_dim)`. The system gives zeroed
+/// memory page by page as it is touched, so an unused pool costs nothing.
+#[derive(Debug)]
+pub struct Pages {
+    shape: PoolShape,
+    keys: Vec<f32>,
+    values: Vec<f32>,
+}
+
+impl Pages {
+    /// Where the vectors of one head in one page begin.
+    fn head(&self, layer: usize, page: usize, head: usize) -> usize {
+        let s = &self.shape;
+        ((layer * s.pages + page) * s.kv_heads + head) * PAGE * s.head_dim
+    }
+
+    /// Where the vector of one token in one head lies; `slot` is page · PAGE + offset.
+    fn slot(&self, layer: usize, slot: usize, head: usize) -> std::ops::Range<usize> {
+        let start = self.head(layer, slot / PAGE, head) + slot % PAGE * self.shape.head_dim;
+        start..start + self.shape.head_dim
+    }
+}
+
+/// A layout, and the rotary angles of its rows.
+#[derive(Debug)]
+pub struct Batch {
+    layout: Layout,
+    /// Cosine and sine per row and pair, `(rows, head_dim / 2)`.
+    angles: Vec<(f32, f32)>,
+}
+
+/// Which experts each row goes through.
+#[derive(Debug, Default)]
+pub struct Routing {
+    /// Before the softmax, `(rows, experts)`.
+    logits: Vec<f32>,
+    /// (expert, row, weight), sorted by expert, then row: the order of the expert buffers.
+    assigned: Vec<(usize, usize, f32)>,
+}
+
+impl Ops for Cpu {
+    type Matrix = Matrix;
+    type Buffer = Vec<f32>;
+    type Pages = Pages;
+    type Batch = Batch;
+    type Routing = Routing;
+
+    fn device(&self) -> String {
+        format!("cpu ({}, {} threads)", matmul::arch(), rayon::current_num_threads())
+    }
+
+    fn matrix(&self, parts: &[Tensor]) -> Result<Matrix> {
+        Ok(Matrix::new(parts))
+    }
+
+    fn buffer(&self, rows: usize, cols: usize) -> Result<Vec<f32>> {
+        Ok(vec![0.0; rows * cols])
+    }
+
+    fn upload(&self, rows: usize, cols: usize, values: &[f32]) -> Result<Vec<f32>> {
+        debug_assert_eq!(rows * cols, values.len());
+        Ok(values.to_vec())
+    }
+
+    fn pages(&self, shape: PoolShape) -> Result<Pages> {
+        let len = shape.layers * shape.pages * shape.kv_heads * PAGE * shape.head_dim;
+        Ok(Pages { shape, keys: vec![0.0; len], values: vec![0.0; len] })
+    }
+
+    fn batch(&self, layout: &Layout) -> Result<Batch> {
+        Ok(Batch { angles: qkv::angles(layout), layout: layout.clone() })
+    }
+
+    fn routing(&self, _rows: usize, _experts: usize, _top_k: usize) -> Result<Routing> {
+        Ok(Routing::default())
+    }
+
+    fn embed(&self, batch: &Batch, table: &Matrix, x: &mut Vec<f32>) {
+        embed::embed(&batch.layout.tokens, table, x);
+    }
+
+    fn rmsnorm(&self, p: RmsNorm, x: &Vec<f32>, weight: &Matrix, h: &mut Vec<f32>) {
+        rmsnorm::rmsnorm(p, x, weight, h);
+    }
+
+    fn qkv(
+        &self,
+        p: Qkv,
+        h: &Vec<f32>,
+        w: &Matrix,
+        batch: &Batch,
+        q: &mut Vec<f32>,
+        pages: &mut Pages,
+    ) {
+        qkv::qkv(p, h, w, batch, q, pages);
+    }
+
+    fn attention(
+        &self,
+        p: Attention,
+        q: &Vec<f32>,
+        pages: &Pages,
+        batch: &Batch,
+        out: &mut Vec<f32>,
+    ) {
+        attention::attention(p, q, pages, &batch.layout, out);
+    }
+
+    fn linear_add(&self, p: LinearAdd, a: &Vec<f32>, w: &Matrix, x: &mut Vec<f32>) {
+        linear_add::linear_add(p, a, w, x);
+    }
+
+    fn gate_up(&self, p: GateUp, h: &Vec<f32>, w: &Matrix, out: &mut Vec<f32>) {
+        gate_up::gate_up(p, h, w, out);
+    }
+
+    fn route(&self, p: Route, h: &Vec<f32>, w: &Matrix, routing: &mut Routing) {
+        route::route(p, h, w, routing);
+    }
+
+    fn expert_gate_up(
+        &self,
+        p: Expert,
+        h: &Vec<f32>,
+        w: &Matrix,
+        routing: &Routing,
+        out: &mut Vec<f32>,
+    ) {
+        expert::expert_gate_up(p, h, w, routing, out);
+    }
+
+    fn expert_down_add(
+        &self,
+        p: Expert,
+        a: &Vec<f32>,
+        w: &Matrix,
+        routing: &Routing,
+        x: &mut Vec<f32>,
+    ) {
+        expert::expert_down_add(p, a, w, routing, x);
+    }
+
+    fn pool(&self, dim: u32, spans: &[PoolSpan], h: &Vec<f32>, out: &mut Vec<f32>) {
+        pool::pool(dim, spans, h, out);
+    }
+
+    fn logits(
+        &self,
+        p: Logits,
+        rows: &[u32],
+        x: &Vec<f32>,
+        norm: &Matrix,
+        w: &Matrix,
+        out: &mut Vec<f32>,
+    ) {
+        logits::logits(p, rows, x, norm, w, out);
+    }
+
+    async fn sample(&self, vocab: u32, draws: &[Draw], logits: &Vec<f32>) -> Result<Vec<Drawn>> {
+        Ok(sample::sample(vocab, draws, logits))
+    }
+
+    async fn search(
+        &self,
+        p: Search,
+        queries: &Vec<f32>,
+        corpus: &Vec<f32>,
+    ) -> Result<Vec<Vec<(u32, f32)>>> {
+        Ok(search::search(p, queries, corpus))
+    }
+
+    async fn read(&self, buffer: &Vec<f32>, len: usize) -> Result<Vec<f32>> {
+        Ok(buffer[..len].to_vec())
+    }
+
+    async fn read_routing(&self, routing: &Routing, _rows: usize) -> Result<Vec<f32>> {
+        Ok(routing.logits.clone())
+    }
+
+    async fn export_pages(&self, pages: &Pages, table: &[u32], tokens: usize) -> Result<Vec<f32>> {
+        let s = pages.shape;
+        let mut out = Vec::with_capacity(s.layers * 2 * s.kv_heads * tokens * s.head_dim);
+        each_vector(s, table, tokens, |layer, value, slot, head| {
+            let from = if value { &pages.values } else { &pages.keys };
+            out.extend_from_slice(&from[pages.slot(layer, slot, head)]);
+        });
+        Ok(out)
+    }
+
+    fn import_pages(&self, pages: &mut Pages, table: &[u32], tokens: usize, values: &[f32]) {
+        let mut vectors = values.chunks_exact(pages.shape.head_dim);
+        each_vector(pages.shape, table, tokens, |layer, value, slot, head| {
+            let range = pages.slot(layer, slot, head);
+            let to = if value { &mut pages.values } else { &mut pages.keys };
+            if let Some(vector) = vectors.next() {
+                to[range].copy_from_slice(vector);
+            }
+        });
+    }
+}
+
+/// Visits every key and value vector of a sequence in the order of an exported cache:
+/// `f(layer, whether a value, slot, head)`.
+fn each_vector(
+    s: PoolShape,
+    table: &[u32],
+    tokens: usize,
+    mut f: impl FnMut(usize, bool, usize, usize),
+) {
+    for layer in 0..s.layers {
+        for value in [false, true] {
+            for head in 0..s.kv_heads {
+                for t in 0..tokens {
+                    debug_assert_ne!(table[t / PAGE], NO_PAGE);
+                    f(layer, value, table[t / PAGE] as usize * PAGE + t % PAGE, head);
+                }
+            }
+        }
+    }
+}

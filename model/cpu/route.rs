@@ -1,0 +1,38 @@
+//! route: softmax over all experts in f32, the `top_k` likeliest (the lower index where equal),
+//! their weights divided by their sum; then rows sorted by expert.
+//! `h (rows, dim)`, `w (experts, dim)`. No row is dropped and no expert has a capacity.
+
+use super::matmul::{Packed, matmul};
+use super::shared::Shared;
+use super::{Matrix, Routing};
+use crate::ops::Route;
+
+pub(super) fn route(p: Route, h: &[f32], w: &Matrix, routing: &mut Routing) {
+    let (rows, experts, top_k) = (p.rows as usize, p.experts as usize, p.top_k as usize);
+    routing.logits.clear();
+    routing.logits.resize(rows * experts, 0.0);
+    let out = Shared::new(&mut routing.logits);
+    matmul(
+        &Packed::new(rows, p.dim as usize, h),
+        experts,
+        &[0],
+        |r| w.row(r),
+        |row, cols, values| {
+            // SAFETY: matmul calls once for each row and column.
+            unsafe { out.slice(row * experts + cols.start, values.len()) }.copy_from_slice(values);
+        },
+    );
+
+    routing.assigned.clear();
+    for (row, logits) in routing.logits.chunks_exact(experts).enumerate() {
+        let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let scores: Vec<f32> = logits.iter().map(|l| (l - max).exp()).collect();
+        let sum: f32 = scores.iter().sum();
+        let mut order: Vec<usize> = (0..experts).collect();
+        order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));
+        let chosen = &order[..top_k];
+        let kept: f32 = chosen.iter().map(|&e| scores[e] / sum).sum();
+        routing.assigned.extend(chosen.iter().map(|&e| (e, row, scores[e] / sum / kept)));
+    }
+    routing.assigned.sort_by_key(|&(expert, row, _)| (expert, row));
+}

@@ -1,0 +1,90 @@
+//! sample: the next token of each row, and log-probabilities.
+//!
+//! In this order, each on what the one before left, as transformers does: repetition penalty (a
+//! seen token's logit is divided by it if positive, multiplied if not), temperature, top-k, top-p
+//! (the fewest likeliest whose sum reaches p), min-p (at least p times the likeliest); then the
+//! kept probabilities, likeliest first, are walked until their sum passes `uniform`.
+//! Reported log-probabilities are the model's own, before any of that. Where tokens are equally
+//! likely the lower id comes first, so that every backend draws the same.
+
+use crate::ops::{Draw, Drawn};
+
+pub(super) fn sample(vocab: u32, draws: &[Draw], logits: &[f32]) -> Vec<Drawn> {
+    draws.iter().zip(logits.chunks_exact(vocab as usize)).map(|(d, l)| draw(d, l)).collect()
+}
+
+fn draw(d: &Draw, logits: &[f32]) -> Drawn {
+    let normalizer = log_sum_exp(logits);
+    let mut changed = logits.to_vec();
+    for &id in &d.seen {
+        if let Some(logit) = changed.get_mut(id as usize) {
+            *logit = if *logit > 0.0 { *logit / d.penalty } else { *logit * d.penalty };
+        }
+    }
+    let token = if d.temperature == 0.0 { largest(&changed) } else { drawn(d, changed) };
+    let top = match d.logprobs as usize {
+        0 => Vec::new(),
+        n => likeliest(logits, n).iter().map(|&i| (i, logits[i as usize] - normalizer)).collect(),
+    };
+    Drawn { token, logprob: logits[token as usize] - normalizer, top }
+}
+
+fn drawn(d: &Draw, mut logits: Vec<f32>) -> u32 {
+    logits.iter_mut().for_each(|l| *l /= d.temperature);
+    let k = if d.top_k == 0 { logits.len() } else { d.top_k as usize };
+    let mut kept = likeliest(&logits, k);
+    let max = logits[kept[0] as usize];
+    let weights: Vec<f32> = kept.iter().map(|&i| (logits[i as usize] - max).exp()).collect();
+    let mut count = weights.len();
+    if d.top_p < 1.0 {
+        let total: f32 = weights.iter().sum();
+        let mut sum = 0.0;
+        // At least one is kept: the sum before the first is 0.
+        count = weights
+            .iter()
+            .take_while(|w| {
+                let before = sum;
+                sum += *w / total;
+                before < d.top_p
+            })
+            .count()
+            .max(1);
+    }
+    // The likeliest weighs 1, so min-p is a threshold on the weights themselves.
+    count = weights[..count].iter().take_while(|w| **w >= d.min_p).count().max(1);
+    kept.truncate(count);
+    let total: f32 = weights[..count].iter().sum();
+    let mut sum = 0.0;
+    for (&id, weight) in kept.iter().zip(&weights) {
+        sum += weight;
+        if d.uniform * total < sum {
+            return id;
+        }
+    }
+    kept[count - 1]
+}
+
+/// Ids of the `n` largest logits, largest first.
+fn likeliest(logits: &[f32], n: usize) -> Vec<u32> {
+    let order = |a: &u32, b: &u32| {
+        logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b))
+    };
+    let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
+    if n < ids.len() {
+        ids.select_nth_unstable_by(n, order);
+        ids.truncate(n);
+    }
+    ids.sort_unstable_by(order);
+    ids
+}
+
+fn largest(logits: &[f32]) -> u32 {
+    let better = |best: usize, i: usize| if logits[i] > logits[best] { i } else { best };
+    (0..logits.len()).fold(0, better) as u32
+}
+
+fn log_sum_exp(logits: &[f32]) -> f32 {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|l| f64::from((l - max).exp())).sum();
+    max + sum.ln() as f32
+}

@@ -1,0 +1,36 @@
+//! search: inner products of queries with a corpus, and the `top_k` largest of each query, fused so
+//! that only a stretch of scores is ever stored.
+//! `queries (queries, dim)`, `corpus (documents, dim)`. Bound by reading the corpus.
+
+use super::matmul::{Packed, matmul};
+use super::shared::Shared;
+use crate::ops::Search;
+use crate::weights::Dtype;
+
+/// Documents scored before the best are kept: 4096 scores per query are 16 KiB.
+const STRETCH: usize = 4096;
+
+pub(super) fn search(p: Search, queries: &[f32], corpus: &[f32]) -> Vec<Vec<(u32, f32)>> {
+    let (n, documents, dim) = (p.queries as usize, p.documents as usize, p.dim as usize);
+    let top_k = p.top_k as usize;
+    let packed = Packed::new(n, dim, queries);
+    let mut best: Vec<Vec<(u32, f32)>> = vec![Vec::new(); n];
+    let mut scores = vec![0.0; n * STRETCH];
+    for first in (0..documents).step_by(STRETCH) {
+        let len = STRETCH.min(documents - first);
+        let row = |r: usize| {
+            (Dtype::F32, bytemuck::cast_slice(&corpus[(first + r) * dim..][..dim]))
+        };
+        let out = Shared::new(&mut scores);
+        matmul(&packed, len, &[0], row, |query, cols, values| {
+            // SAFETY: matmul calls once for each row and column.
+            unsafe { out.slice(query * STRETCH + cols.start, values.len()) }.copy_from_slice(values);
+        });
+        for (best, scores) in best.iter_mut().zip(scores.chunks_exact(STRETCH)) {
+            best.extend((first as u32..).zip(scores[..len].iter().copied()));
+            best.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+            best.truncate(top_k);
+        }
+    }
+    best
+}

@@ -1,0 +1,399 @@
+//! Mapped safetensors: every tensor of the checkpoint, checked by name, type and shape, never read
+//! whole.
+//!
+//! A checkpoint is a folder with `model.safetensors`, or with shards and the index that names them.
+//! [`Weights::open`] maps the files, parses their headers (the `safetensors` crate refuses headers
+//! that are cut off, overlapping or absurdly long) and compares them with what the config asks for.
+//! A [`Tensor`] is a view that keeps its file mapped.
+
+use crate::config::Config;
+use crate::{Error, Result};
+use memmap2::Mmap;
+use safetensors::{SafeTensors, tensor::Dtype as Stored};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::fs::File;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// How a weight is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dtype {
+    /// bfloat16, as GritLM is published.
+    Bf16,
+    /// IEEE half precision.
+    F16,
+    /// IEEE single precision.
+    F32,
+}
+
+impl Dtype {
+    /// Bytes of one element.
+    pub fn bytes(self) -> usize {
+        if self == Self::F32 { 4 } else { 2 }
+    }
+}
+
+impl fmt::Display for Dtype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Bf16 => "BF16",
+            Self::F16 => "F16",
+            Self::F32 => "F32",
+        })
+    }
+}
+
+/// Bytes that someone keeps alive: a mapped file, the binary itself, or the heap.
+#[derive(Clone)]
+enum Source {
+    Map(Arc<Mmap>),
+    Static(&'static [u8]),
+    Heap(Arc<[u8]>),
+}
+
+impl Source {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Map(map) => map,
+            Self::Static(bytes) => bytes,
+            Self::Heap(bytes) => bytes,
+        }
+    }
+}
+
+/// One tensor: a view of a mapped file. Cloning copies no data.
+#[derive(Clone)]
+pub struct Tensor {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    source: Source,
+    range: Range<usize>,
+}
+
+impl Tensor {
+    /// A tensor of its own values, for tests and tools. `values.len()` is the product of `shape`.
+    pub fn from_f32(shape: &[usize], values: &[f32]) -> Self {
+        Self::from_bytes(Dtype::F32, shape, bytemuck::cast_slice(values))
+    }
+
+    /// A tensor of its own bytes, for tests and tools.
+    pub fn from_bytes(dtype: Dtype, shape: &[usize], bytes: &[u8]) -> Self {
+        debug_assert_eq!(shape.iter().product::<usize>() * dtype.bytes(), bytes.len());
+        let source = Source::Heap(bytes.into());
+        Self { dtype, shape: shape.to_vec(), source, range: 0..bytes.len() }
+    }
+
+    /// How the elements are stored.
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// Sizes, outermost first.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// The elements, little-endian, row-major.
+    pub fn bytes(&self) -> &[u8] {
+        &self.source.bytes()[self.range.clone()]
+    }
+
+    /// Rows and columns; a vector is one row.
+    pub fn matrix_shape(&self) -> (usize, usize) {
+        let cols = self.shape.last().copied().unwrap_or(1);
+        (self.shape.iter().rev().skip(1).product(), cols)
+    }
+
+    /// All elements as f32. Exact: every stored type is a subset of f32.
+    pub fn to_f32(&self) -> Vec<f32> {
+        let mut out = vec![0.0; self.bytes().len() / self.dtype.bytes()];
+        decode(self.dtype, self.bytes(), &mut out);
+        out
+    }
+}
+
+impl fmt::Debug for Tensor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Tensor({} {:?})", self.dtype, self.shape)
+    }
+}
+
+/// Writes the elements stored in `bytes` to `out`, which has one place for each.
+pub fn decode(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
+    let halves = |bytes: &[u8], i: usize| u16::from_le_bytes([bytes[2 * i], bytes[2 * i + 1]]);
+    match dtype {
+        Dtype::Bf16 => {
+            for (i, out) in out.iter_mut().enumerate() {
+                *out = f32::from_bits(u32::from(halves(bytes, i)) << 16);
+            }
+        }
+        Dtype::F16 => {
+            for (i, out) in out.iter_mut().enumerate() {
+                *out = half::f16::from_bits(halves(bytes, i)).to_f32();
+            }
+        }
+        Dtype::F32 => {
+            for (out, bytes) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
+                *out = f32::from_le_bytes(*bytes);
+            }
+        }
+    }
+}
+
+/// A tensor that the config asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Expected {
+    /// Name in the published layout.
+    pub name: String,
+    /// Sizes, outermost first.
+    pub shape: Vec<usize>,
+}
+
+/// Every tensor of a checkpoint of this config, in the order of the forward pass.
+pub fn expected(config: &Config) -> Vec<Expected> {
+    let c = config;
+    let mut all = Vec::new();
+    let mut add = |name: String, shape: &[usize]| all.push(Expected { name, shape: shape.into() });
+    add("model.embed_tokens.weight".into(), &[c.vocab, c.dim]);
+    for layer in 0..c.layers {
+        let name = |part: &str| format!("model.layers.{layer}.{part}.weight");
+        add(name("input_layernorm"), &[c.dim]);
+        add(name("self_attn.q_proj"), &[c.heads * c.head_dim, c.dim]);
+        add(name("self_attn.k_proj"), &[c.kv_heads * c.head_dim, c.dim]);
+        add(name("self_attn.v_proj"), &[c.kv_heads * c.head_dim, c.dim]);
+        add(name("self_attn.o_proj"), &[c.dim, c.heads * c.head_dim]);
+        add(name("post_attention_layernorm"), &[c.dim]);
+        match c.experts {
+            None => {
+                add(name("mlp.gate_proj"), &[c.hidden, c.dim]);
+                add(name("mlp.up_proj"), &[c.hidden, c.dim]);
+                add(name("mlp.down_proj"), &[c.dim, c.hidden]);
+            }
+            Some(experts) => {
+                add(name("block_sparse_moe.gate"), &[experts.count, c.dim]);
+                for e in 0..experts.count {
+                    let name = |w: &str| name(&format!("block_sparse_moe.experts.{e}.{w}"));
+                    add(name("w1"), &[c.hidden, c.dim]);
+                    add(name("w3"), &[c.hidden, c.dim]);
+                    add(name("w2"), &[c.dim, c.hidden]);
+                }
+            }
+        }
+    }
+    add("model.norm.weight".into(), &[c.dim]);
+    if !c.tied {
+        add("lm_head.weight".into(), &[c.vocab, c.dim]);
+    }
+    all
+}
+
+/// The checked tensors of one checkpoint.
+#[derive(Debug)]
+pub struct Weights {
+    path: PathBuf,
+    tensors: BTreeMap<String, Tensor>,
+    shards: Vec<(PathBuf, u64)>,
+}
+
+/// Index of a sharded checkpoint: tensor name → file name.
+type Index = BTreeMap<String, String>;
+
+impl Weights {
+    /// Maps and checks the checkpoint in `folder`.
+    ///
+    /// # Errors
+    /// When a file is missing, is not safetensors, or a tensor is missing, surplus, in two shards,
+    /// in another shard than the index says, or of another type or shape than `config` asks for.
+    pub fn open(folder: &Path, config: &Config) -> Result<Self> {
+        let single = folder.join("model.safetensors");
+        let index_path = folder.join("model.safetensors.index.json");
+        let mut weights =
+            Self { path: folder.into(), tensors: BTreeMap::new(), shards: Vec::new() };
+        if index_path.exists() {
+            let text = std::fs::read(&index_path).map_err(Error::io(&index_path))?;
+            let index = parse_index(&text, &index_path)?;
+            for shard in index.values().collect::<BTreeSet<_>>() {
+                weights.add_file(&folder.join(shard), Some((&index, shard)))?;
+            }
+            if let Some((name, file)) = index.iter().find(|(n, _)| !weights.has(n)) {
+                return Err(Error::Tensor {
+                    path: index_path,
+                    tensor: name.clone(),
+                    expected: format!("it in {file}, as the index says"),
+                    found: "no such tensor there".into(),
+                });
+            }
+        } else {
+            weights.add_file(&single, None)?;
+        }
+        weights.check(config)?;
+        Ok(weights)
+    }
+
+    /// Checks a checkpoint that lies in memory, in one safetensors file; `path` is what errors name.
+    ///
+    /// # Errors
+    /// As [`Weights::open`].
+    pub fn from_static(bytes: &'static [u8], path: &Path, config: &Config) -> Result<Self> {
+        let mut weights = Self { path: path.into(), tensors: BTreeMap::new(), shards: Vec::new() };
+        weights.add(Source::Static(bytes), path, None)?;
+        weights.check(config)?;
+        Ok(weights)
+    }
+
+    /// The tensor of that name.
+    ///
+    /// # Errors
+    /// When there is none; [`Weights::open`] has checked the names of [`expected`].
+    pub fn get(&self, name: &str) -> Result<Tensor> {
+        self.tensors.get(name).cloned().ok_or_else(|| Error::Tensor {
+            path: self.path.clone(),
+            tensor: name.into(),
+            expected: "a tensor".into(),
+            found: "nothing".into(),
+        })
+    }
+
+    /// All tensors by name.
+    pub fn tensors(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+        self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor))
+    }
+
+    /// The files and their sizes in bytes.
+    pub fn shards(&self) -> &[(PathBuf, u64)] {
+        &self.shards
+    }
+
+    /// Bytes of all tensors.
+    pub fn bytes(&self) -> u64 {
+        self.tensors.values().map(|t| t.bytes().len() as u64).sum()
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    fn add_file(&mut self, path: &Path, index: Option<(&Index, &str)>) -> Result<()> {
+        let file = File::open(path).map_err(Error::io(path))?;
+        // SAFETY: the map is read-only and private to this process. Another process that truncates
+        // the file while it is mapped would fault this one; checkpoints are not edited in place.
+        let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path))?;
+        self.add(Source::Map(Arc::new(map)), path, index)
+    }
+
+    fn add(&mut self, source: Source, path: &Path, index: Option<(&Index, &str)>) -> Result<()> {
+        let bytes = source.bytes();
+        let format = |problem: String| Error::Format { path: path.into(), problem };
+        let (header, metadata) = SafeTensors::read_metadata(bytes)
+            .map_err(|e| format(format!("not a safetensors file: {}", explain(&e, bytes))))?;
+        for (name, info) in metadata.tensors() {
+            let tensor = |expected: String, found: String| Error::Tensor {
+                path: path.into(),
+                tensor: name.clone(),
+                expected,
+                found,
+            };
+            let dtype = match info.dtype {
+                Stored::BF16 => Dtype::Bf16,
+                Stored::F16 => Dtype::F16,
+                Stored::F32 => Dtype::F32,
+                other => return Err(tensor("BF16, F16 or F32".into(), format!("{other:?}"))),
+            };
+            if let Some((index, shard)) = index {
+                match index.get(&name) {
+                    Some(file) if file == shard => {}
+                    Some(file) => {
+                        let expected = format!("it in {file}, as the index says");
+                        return Err(tensor(expected, "it here".into()));
+                    }
+                    None => {
+                        return Err(tensor("a name of the index".into(), "a surplus tensor".into()));
+                    }
+                }
+            }
+            let (first, last) = info.data_offsets;
+            // The header's length field is 8 bytes; offsets count from the header's end.
+            let range = 8 + header + first..8 + header + last;
+            let (shape, source) = (info.shape.clone(), source.clone());
+            self.tensors.insert(name, Tensor { dtype, shape, source, range });
+        }
+        self.shards.push((path.into(), bytes.len() as u64));
+        Ok(())
+    }
+
+    /// Compares what is there with what the config asks for.
+    fn check(&self, config: &Config) -> Result<()> {
+        let fail = |tensor: &str, expected: String, found: String| {
+            Err(Error::Tensor { path: self.path.clone(), tensor: tensor.into(), expected, found })
+        };
+        let expected = expected(config);
+        for want in &expected {
+            match self.tensors.get(&want.name) {
+                None => return fail(&want.name, format!("{:?}", want.shape), "nothing".into()),
+                Some(t) if t.shape != want.shape => {
+                    return fail(&want.name, format!("{:?}", want.shape), format!("{:?}", t.shape));
+                }
+                Some(_) => {}
+            }
+        }
+        let names: BTreeSet<&str> = expected.iter().map(|w| w.name.as_str()).collect();
+        // Tied checkpoints may store the head again; old ones store the rotary frequencies.
+        let harmless = |n: &str| {
+            (config.tied && n == "lm_head.weight") || n.ends_with(".rotary_emb.inv_freq")
+        };
+        match self.tensors.keys().find(|n| !names.contains(n.as_str()) && !harmless(n)) {
+            Some(n) => fail(n, "no tensor of that name".into(), "a surplus tensor".into()),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Reads the `weight_map` of `model.safetensors.index.json`; `path` is what errors name.
+///
+/// # Errors
+/// When it is not such a JSON object, is empty, or names a file outside the folder.
+pub fn parse_index(text: &[u8], path: &Path) -> Result<BTreeMap<String, String>> {
+    #[derive(serde::Deserialize)]
+    struct File {
+        weight_map: Index,
+    }
+    let format = |problem: String| Error::Format { path: path.into(), problem };
+    let file: File =
+        serde_json::from_slice(text).map_err(|e| format(format!("not a shard index: {e}")))?;
+    if file.weight_map.is_empty() {
+        return Err(format("not a shard index: weight_map is empty".into()));
+    }
+    for shard in file.weight_map.values() {
+        let plain = Path::new(shard).components().count() == 1
+            && Path::new(shard).file_name().is_some_and(|name| name == shard.as_str());
+        if !plain {
+            return Err(format(format!("weight_map: expected a file name, found {shard:?}")));
+        }
+    }
+    Ok(file.weight_map)
+}
+
+/// The library's error in a reader's words, with sizes where the file is cut off.
+fn explain(error: &safetensors::SafeTensorError, bytes: &[u8]) -> String {
+    use safetensors::SafeTensorError as E;
+    let found = bytes.len();
+    match error {
+        E::HeaderTooSmall => format!("expected at least 8 bytes, found {found}"),
+        E::HeaderTooLarge => "its header claims more than 100 MB".into(),
+        E::InvalidHeaderLength => {
+            let claimed = u64::from_le_bytes(bytes[..8].try_into().unwrap_or_default());
+            format!("its header claims {claimed} bytes, the file has {found}")
+        }
+        E::InvalidHeader(_) => "its header is not UTF-8".into(),
+        E::InvalidHeaderDeserialization(e) => format!("its header is not JSON of tensors: {e}"),
+        E::MetadataIncompleteBuffer => {
+            format!("its tensors and its {found} bytes do not match (cut off, or too long)")
+        }
+        E::InvalidOffset(name) => {
+            format!("tensor {name} overlaps another, leaves a hole or ends before it starts")
+        }
+        other => other.to_string(),
+    }
+}

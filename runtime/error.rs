@@ -1,0 +1,108 @@
+//! Everything that can go wrong, and what to do about it.
+
+use std::path::PathBuf;
+
+/// The result of everything in this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What went wrong. Messages are one line and name the file, flag or field, what was expected and
+/// what was found.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The checkpoint is not as it should be. Compare the named file with its publisher's.
+    #[error(transparent)]
+    Model(#[from] gritlm_model::Error),
+    /// The device refused. Choose a smaller batch, another device, or close what else uses it.
+    #[error(transparent)]
+    Device(#[from] gritlm_model::ops::DeviceError),
+    /// The device asked for is not there. `gritlm devices` lists those that are.
+    #[error("device {asked}: {problem}")]
+    NoDevice {
+        /// What was asked for.
+        asked: String,
+        /// Why it cannot be had.
+        problem: String,
+    },
+    /// No such model: neither a folder, nor a Hugging Face id that could be had, nor `demo`.
+    #[error("model {model}: {problem}")]
+    NoModel {
+        /// What was asked for.
+        model: String,
+        /// What was tried and what came of it.
+        problem: String,
+    },
+    /// The KV pages cannot hold the request. Ask for less, or open the engine with more.
+    #[error(
+        "the KV cache has room for {free} of {needed} more tokens (of {total} in all); shorten the \
+         text or raise --kv-tokens"
+    )]
+    NoRoom {
+        /// Tokens that were to be stored.
+        needed: usize,
+        /// Tokens that would fit.
+        free: usize,
+        /// Tokens of the whole pool.
+        total: usize,
+    },
+    /// The text leaves nothing to pool once the instruction is left out.
+    #[error("text {index}: nothing to pool: it is empty")]
+    EmptyText {
+        /// Which text, from 0.
+        index: usize,
+    },
+    /// The instruction fills the whole length, so no token of the text is left. Shorten it or
+    /// raise `max_length`.
+    #[error("the instruction has {tokens} tokens; with --max-length {limit} none is left for text")]
+    LongInstruction {
+        /// Its tokens, `<s>` and tags counted.
+        tokens: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// A prompt is longer than the model's positions.
+    #[error("the prompt has {tokens} tokens; the model has {limit} positions")]
+    LongPrompt {
+        /// Its tokens.
+        tokens: usize,
+        /// The model's `max_position_embeddings`.
+        limit: usize,
+    },
+    /// An option has a value that means nothing.
+    #[error("{option}: expected {expected}, found {found}")]
+    Option {
+        /// Its name as on the command line.
+        option: &'static str,
+        /// What would be right.
+        expected: String,
+        /// What was given.
+        found: String,
+    },
+    /// An input is not what it should be: a line that is no JSON, a cache of another model.
+    #[error("{what}: {problem}")]
+    Input {
+        /// Which input, and where in it.
+        what: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A file cannot be read or written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The user pressed Ctrl-C.
+    #[error("interrupted")]
+    Interrupted,
+}
+
+impl Error {
+    /// [`Error::Io`] of `path`, for `map_err`.
+    pub fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { path, source }
+    }
+}

@@ -1,0 +1,3 @@
+//! gritlm
+pub mod error;
+pub use error::{Error, Result};
