@@ -39,6 +39,10 @@ pub struct Config {
     pub tied: bool,
     /// The mixture of experts, in a Mixtral.
     pub experts: Option<Experts>,
+    /// Whether instruction and text to embed are tokenized apart, each as if it began a text
+    /// (`gritlm_instruction_apart`, a field of this project). The demo model was trained so; GritLM
+    /// on one string, which gives a text's first word another token.
+    pub instruction_apart: bool,
 }
 
 /// The mixture's numbers.
@@ -151,14 +155,21 @@ impl Config {
             max_positions: fields.count("max_position_embeddings", 1 << 31)?,
             bos,
             eos,
-            tied: matches!(fields.get("tie_word_embeddings"), Some(Value::Bool(true))),
+            tied: fields.flag("tie_word_embeddings"),
             experts,
+            instruction_apart: fields.flag("gritlm_instruction_apart"),
         })
     }
 
     /// Width of the stacked query, key and value projection.
     pub fn qkv_rows(&self) -> usize {
         (self.heads + 2 * self.kv_heads) * self.head_dim
+    }
+
+    /// Rotary frequencies `(head_dim / 2)`: theta^(−2d / head_dim), in f32 as in transformers.
+    pub fn rope_frequencies(&self) -> Vec<f32> {
+        let turn = |d| 1.0 / self.rope_theta.powf(2.0 * d as f32 / self.head_dim as f32);
+        (0..self.head_dim / 2).map(turn).collect()
     }
 
     /// Parameters of the model, tied matrices counted once.
@@ -193,6 +204,10 @@ impl<'a> Fields<'a> {
     /// The field's value; null counts as absent, as in transformers.
     fn get(&self, field: &str) -> Option<&'a Value> {
         self.json.get(field).filter(|v| !v.is_null())
+    }
+
+    fn flag(&self, field: &str) -> bool {
+        self.get(field) == Some(&Value::Bool(true))
     }
 
     fn text(&self, field: &'static str) -> Result<&'a str> {

@@ -77,15 +77,6 @@ pub struct Span {
     pub mask: Mask,
 }
 
-/// Rotary embedding: the first half of a head is rotated against the second (NeoX).
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Rope {
-    /// Width of a head.
-    pub head_dim: u32,
-    /// Base of the frequencies: pair d turns by position · theta^(−2d / head_dim).
-    pub theta: f32,
-}
-
 /// Everything about a batch that is not an activation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Layout {
@@ -99,8 +90,8 @@ pub struct Layout {
     pub spans: Vec<Span>,
     /// Page tables of all sequences, one after the other.
     pub tables: Vec<u32>,
-    /// The rotary embedding.
-    pub rope: Rope,
+    /// Rotary frequencies, `(head_dim / 2)`: pair d of a row turns by position · frequency d.
+    pub frequencies: Vec<f32>,
 }
 
 /// Shape of the KV pools: per layer keys and values of `(pages, kv_heads, PAGE, head_dim)`.

@@ -1,3 +1,44 @@
-//! gritlm
-pub mod error;
+//! Serves GritLM from one loaded copy of the weights: embeddings with bidirectional attention and
+//! generation with causal attention, in the same batch.
+//!
+//! ```
+//! use gritlm::{Embed, Engine, Options, Prompt, Sampling};
+//!
+//! let engine = Engine::open("demo", &Options::default())?;
+//! let queries = ["chess interface for the desktop"];
+//! let how = Embed::with_instruction("Find the software package that fits the description.");
+//! let found = engine.embed(&queries, &how)?;
+//! println!("{} numbers from {} tokens", found[0].vector.len(), found[0].tokens);
+//!
+//! let prompt = Prompt::user("Describe the package pdfgrep.");
+//! for piece in engine.generate(&prompt, &Sampling { max_tokens: 8, ..Sampling::greedy() })? {
+//!     print!("{}", piece?.text);
+//! }
+//! # Ok::<(), gritlm::Error>(())
+//! ```
+//!
+//! [`Engine::open`] takes a checkpoint's folder, a Hugging Face id, or `demo`, a tiny model in the
+//! binary. [`Engine::run`] is the door below: sequences of token ids with a mask each, in one pass.
+
+mod backend;
+pub mod batch;
+pub mod cache;
+//pub mod cli;
+mod embed;
+mod engine;
+mod error;
+mod forward;
+mod generate;
+mod hub;
+mod rerank;
+//pub mod synth;
+
+pub use backend::{Device, DeviceInfo, devices};
+pub use embed::{Embed, Embedding, dot};
+pub use engine::{Attn, Engine, Options};
 pub use error::{Error, Result};
+pub use forward::{Probe, Stage};
+pub use generate::{Chat, Finish, Generation, Piece, Prompt, Sampling};
+pub use gritlm_model as model;
+pub use gritlm_model::ops::Pooling;
+pub use rerank::Ranked;

@@ -1,10 +1,10 @@
 //! qkv: [q; k; v] = h · [Wq; Wk; Wv]ᵀ, then the rotary embedding on q and k, then k and v into the
 //! pages.
 //!
-//! Rotary, for pair d < head_dim / 2 of a head at position p, with angle
-//! φ = p · theta^(−2d / head_dim): (a, b) → (a cos φ − b sin φ, b cos φ + a sin φ), where a is
-//! element d and b element d + head_dim / 2. Frequencies and angles are rounded to f32 as in
-//! transformers, which at position 32768 is a larger effect than any other rounding here.
+//! Rotary, for pair d < head_dim / 2 of a head at position p, with angle φ = p · frequency d:
+//! (a, b) → (a cos φ − b sin φ, b cos φ + a sin φ), where a is element d and b element
+//! d + head_dim / 2. The angle is rounded to f32 as in transformers, which at position 32768 is a
+//! larger effect than any other rounding here.
 //! Bound by arithmetic with many rows, by memory with few.
 
 use super::matmul::{Packed, matmul};
@@ -57,13 +57,9 @@ pub(super) fn qkv(p: Qkv, h: &[f32], w: &Matrix, batch: &Batch, q: &mut [f32], p
 
 /// Cosines and sines of each row's angles, `(rows, head_dim / 2)`.
 pub(super) fn angles(layout: &Layout) -> Vec<(f32, f32)> {
-    let half = layout.rope.head_dim as usize / 2;
-    let frequencies: Vec<f32> = (0..half)
-        .map(|d| 1.0 / layout.rope.theta.powf(2.0 * d as f32 / (2 * half) as f32))
-        .collect();
     let turn = |&position: &u32| {
         let angle = move |f: &f32| (f * position as f32).sin_cos();
-        frequencies.iter().map(angle).map(|(sin, cos)| (cos, sin))
+        layout.frequencies.iter().map(angle).map(|(sin, cos)| (cos, sin))
     };
     layout.positions.iter().flat_map(turn).collect()
 }

@@ -1,0 +1,162 @@
+//! Batches: sequences packed end to end, each with its own mask and its own wish.
+//!
+//! This is the low-level door of the library: [`crate::Engine::run`] takes sequences of token ids
+//! and runs them in one pass, embedding and generating side by side.
+
+use crate::cache::{Cache, Pool};
+use crate::{Error, Result};
+use gritlm_model::config::Config;
+use gritlm_model::ops::{
+    Draw, Drawn, Layout, Mask, PAGE, PoolSpan, Pooling, Span,
+};
+use std::sync::Arc;
+
+/// New tokens of one sequence.
+#[derive(Debug)]
+pub struct Sequence<'a> {
+    /// Their ids; at least one.
+    pub tokens: &'a [u32],
+    /// What stands before them; the pass adds them to it.
+    pub cache: &'a mut Cache,
+    /// Which keys they see.
+    pub mask: Mask,
+    /// What to bring back.
+    pub want: Want,
+}
+
+/// What a pass brings back of a sequence.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Want {
+    /// Nothing: the tokens only go into the cache.
+    Nothing,
+    /// The next token, drawn on the device.
+    Token(Draw),
+    /// The last token's logits.
+    Logits,
+    /// Every token's logits.
+    AllLogits,
+    /// One vector.
+    Embedding {
+        /// Leading tokens (the instruction) that pooling leaves out.
+        skip: usize,
+        /// How the rest becomes one vector.
+        pooling: Pooling,
+        /// Whether it is divided by its length.
+        normalize: bool,
+    },
+    /// Every token's hidden state after the final norm.
+    Hidden,
+}
+
+/// What came back of a sequence.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Output {
+    /// Nothing was wanted.
+    Nothing,
+    /// The drawn token.
+    Token(Drawn),
+    /// `(1 or tokens, vocab)`.
+    Logits(Vec<f32>),
+    /// `(dim)`.
+    Embedding(Vec<f32>),
+    /// `(tokens, dim)`.
+    Hidden(Vec<f32>),
+}
+
+/// A batch as the forward pass runs it.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) layout: Layout,
+    /// Rows whose logits are wanted: first those to draw from, then those to bring back.
+    pub(crate) logit_rows: Vec<u32>,
+    pub(crate) draws: Vec<Draw>,
+    pub(crate) pools: Vec<PoolSpan>,
+}
+
+impl Plan {
+    /// Checks the sequences, takes their pages and packs them. On an error no page stays taken
+    /// that was not before, and no cache has changed.
+    pub(crate) fn new(
+        sequences: &mut [Sequence<'_>],
+        config: &Config,
+        frequencies: &[f32],
+        pool: &Arc<Pool>,
+    ) -> Result<Self> {
+        for (i, s) in sequences.iter().enumerate() {
+            check(s, config, pool)
+                .map_err(|problem| Error::Input { what: format!("sequence {i}"), problem })?;
+        }
+        let before: Vec<usize> = sequences.iter().map(|s| s.cache.pages()).collect();
+        if let Err(error) =
+            sequences.iter_mut().try_for_each(|s| s.cache.reserve(s.tokens.len()))
+        {
+            for (s, pages) in sequences.iter_mut().zip(before) {
+                s.cache.give_back(pages);
+            }
+            return Err(error);
+        }
+        Ok(Self::pack(sequences, frequencies))
+    }
+
+    fn pack(sequences: &[Sequence<'_>], frequencies: &[f32]) -> Self {
+        let mut layout = Layout {
+            tokens: Vec::new(),
+            positions: Vec::new(),
+            slots: Vec::new(),
+            spans: Vec::new(),
+            tables: Vec::new(),
+            frequencies: frequencies.to_vec(),
+        };
+        let (mut draw_rows, mut other_rows) = (Vec::new(), Vec::new());
+        let (mut draws, mut pools) = (Vec::new(), Vec::new());
+        for s in sequences {
+            let (row, rows) = (layout.tokens.len() as u32, s.tokens.len() as u32);
+            let (past, table) = (s.cache.tokens(), s.cache.table());
+            layout.tokens.extend_from_slice(s.tokens);
+            for position in past..past + s.tokens.len() {
+                layout.positions.push(position as u32);
+                layout.slots.push(table[position / PAGE] * PAGE as u32 + (position % PAGE) as u32);
+            }
+            let start = layout.tables.len() as u32;
+            layout.spans.push(Span { row, rows, past: past as u32, table: start, mask: s.mask });
+            // Without reserved pages that no token has reached yet.
+            layout.tables.extend(&table[..(past + s.tokens.len()).div_ceil(PAGE)]);
+            match &s.want {
+                Want::Nothing | Want::Hidden => {}
+                Want::Token(draw) => {
+                    draw_rows.push(row + rows - 1);
+                    draws.push(draw.clone());
+                }
+                Want::Logits => other_rows.push(row + rows - 1),
+                Want::AllLogits => other_rows.extend(row..row + rows),
+                &Want::Embedding { skip, pooling, normalize } => {
+                    pools.push(PoolSpan { row, rows, skip: skip as u32, pooling, normalize });
+                }
+            }
+        }
+        draw_rows.extend(other_rows);
+        Self { layout, logit_rows: draw_rows, draws, pools }
+    }
+
+    pub(crate) fn rows(&self) -> usize {
+        self.layout.tokens.len()
+    }
+}
+
+fn check(s: &Sequence<'_>, config: &Config, pool: &Arc<Pool>) -> std::result::Result<(), String> {
+    if s.tokens.is_empty() {
+        return Err("expected at least one token, found none".into());
+    }
+    if let Some(id) = s.tokens.iter().find(|&&id| id as usize >= config.vocab) {
+        return Err(format!("expected token ids below {}, found {id}", config.vocab));
+    }
+    if !s.cache.belongs_to(pool) {
+        return Err("its cache belongs to another engine".into());
+    }
+    match s.want {
+        Want::Embedding { skip, .. } if skip >= s.tokens.len() => {
+            Err(format!("nothing to pool: {skip} of {} tokens are left out", s.tokens.len()))
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,302 @@
+//! The engine: one loaded copy of the weights, for embedding and for generating.
+
+use crate::backend::{self, Device};
+use crate::batch::{Output, Sequence};
+use crate::cache::{Cache, KvCache, Pool};
+use crate::forward::{Model, Probe};
+use crate::{Error, Result, hub};
+use gritlm_model::config::Config;
+use gritlm_model::demo;
+use gritlm_model::ops::{Mask, PAGE, Search};
+use gritlm_model::tokenizer::Tokenizer;
+use gritlm_model::weights::Weights;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Which attention embeds and which generates, in the original's letters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Attn {
+    /// Bidirectional embedding, causal generation: GritLM as published.
+    #[default]
+    Bbcc,
+    /// Causal throughout, for checkpoints trained so.
+    Cccc,
+}
+
+impl FromStr for Attn {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "bbcc" => Ok(Self::Bbcc),
+            "cccc" => Ok(Self::Cccc),
+            found => Err(Error::Option {
+                option: "--attn",
+                expected: "bbcc or cccc".into(),
+                found: found.into(),
+            }),
+        }
+    }
+}
+
+/// How to open a model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Options {
+    /// Where to compute.
+    pub device: Device,
+    /// Which attention embeds.
+    pub attn: Attn,
+    /// Tokens that a pass may hold, unless one text alone is longer. More of them read the weights
+    /// less often and take more memory: some 0.7 MB each at GritLM-7B's size.
+    pub batch_tokens: usize,
+    /// Tokens that the KV pages hold; memory is taken as they are first used.
+    pub kv_tokens: usize,
+    /// Round the rotary frequencies to bfloat16, as casting a whole Hugging Face model does
+    /// (`model.bfloat16()`, `model.half()` likewise) and loading it with a `torch_dtype` does not.
+    /// For comparing with outputs made that way; GritLM itself is loaded, not cast.
+    pub bf16_frequencies: bool,
+    /// Whether downloads may draw progress bars on a terminal.
+    pub progress: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        let (device, attn) = (Device::default(), Attn::default());
+        Self { device, attn, batch_tokens: 1024, kv_tokens: 16384, bf16_frequencies: false, progress: false }
+    }
+}
+
+/// A loaded model.
+///
+/// ```
+/// use gritlm::{Embed, Engine, Options, Prompt, Sampling};
+///
+/// let engine = Engine::open("demo", &Options::default())?;
+/// let found = engine.embed(&["chess interface for the desktop"], &Embed::default())?;
+/// assert_eq!(found[0].vector.len(), engine.config().dim);
+///
+/// let question = "Generic Mapping Tools\n\nIn which section would it be?";
+/// for piece in engine.generate(&Prompt::user(question), &Sampling::greedy())? {
+///     print!("{}", piece?.text);
+/// }
+/// # Ok::<(), gritlm::Error>(())
+/// ```
+pub struct Engine {
+    name: String,
+    config: Config,
+    tokenizer: Tokenizer,
+    model: Mutex<Box<dyn Model>>,
+    pool: Arc<Pool>,
+    options: Options,
+    why_device: &'static str,
+}
+
+/// A checkpoint on disk or in the binary, checked and not yet on a device.
+pub(crate) struct Checkpoint {
+    pub(crate) config: Config,
+    pub(crate) tokenizer: Tokenizer,
+    pub(crate) weights: Weights,
+}
+
+impl Checkpoint {
+    /// Resolves and checks `model`: a folder, a Hugging Face id, or `demo`.
+    pub(crate) fn open(model: &str, progress: bool) -> Result<Self> {
+        if model == "demo" {
+            let path = |file: &str| PathBuf::from("demo").join(file);
+            let config = Config::parse(demo::CONFIG, &path("config.json"))?;
+            let tokenizer =
+                Tokenizer::parse(demo::TOKENIZER, &path("tokenizer.json"), &config)?;
+            let weights =
+                Weights::from_static(demo::WEIGHTS, &path("model.safetensors"), &config)?;
+            return Ok(Self { config, tokenizer, weights });
+        }
+        Self::open_folder(&hub::resolve(model, progress)?)
+    }
+
+    fn open_folder(folder: &Path) -> Result<Self> {
+        let config = Config::open(&folder.join("config.json"))?;
+        // The weights first: their errors are the ones that a broken download causes.
+        let weights = Weights::open(folder, &config)?;
+        let tokenizer = Tokenizer::open(&folder.join("tokenizer.json"), &config)?;
+        Ok(Self { config, tokenizer, weights })
+    }
+}
+
+impl Engine {
+    /// Opens a model: a folder with a checkpoint as published, a Hugging Face id (local cache
+    /// first, then a download), or `demo`, which is in the binary.
+    ///
+    /// # Errors
+    /// When there is no such model or device, or the checkpoint is not as it should be.
+    pub fn open(model: &str, options: &Options) -> Result<Self> {
+        let positive = |option, value: usize| match value {
+            0 => Err(Error::Option {
+                option,
+                expected: "a positive number of tokens".into(),
+                found: "0".into(),
+            }),
+            _ => Ok(()),
+        };
+        positive("--batch-tokens", options.batch_tokens)?;
+        positive("--kv-tokens", options.kv_tokens)?;
+        let Checkpoint { config, tokenizer, weights } = Checkpoint::open(model, options.progress)?;
+        let pages = options.kv_tokens.div_ceil(PAGE);
+        let pool = Pool::new(pages);
+        let mut frequencies = config.rope_frequencies();
+        if options.bf16_frequencies {
+            frequencies.iter_mut().for_each(|f| *f = half::bf16::from_f32(*f).to_f32());
+        }
+        let (loaded, why_device) =
+            backend::load(&options.device, &config, &weights, frequencies, &pool, pages)?;
+        Ok(Self {
+            name: model.into(),
+            config,
+            tokenizer,
+            model: Mutex::new(loaded),
+            pool,
+            options: options.clone(),
+            why_device,
+        })
+    }
+
+    /// The model as it was asked for.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The checked config.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// The device in use and why: "cpu (AVX-512, 2 threads): no GPU backend is built yet".
+    pub fn device(&self) -> String {
+        format!("{}: {}", self.model().device(), self.why_device)
+    }
+
+    /// How it was opened.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// An empty cache for [`Engine::run`].
+    pub fn cache(&self) -> Cache {
+        Cache::new(&self.pool)
+    }
+
+    /// Runs sequences of token ids in one pass, whatever their masks and wishes.
+    ///
+    /// ```
+    /// use gritlm::batch::{Output, Sequence, Want};
+    /// use gritlm::model::ops::{Mask, Pooling};
+    ///
+    /// let engine = gritlm::Engine::open("demo", &gritlm::Options::default())?;
+    /// let (mut a, mut b) = (engine.cache(), engine.cache());
+    /// let want = Want::Embedding { skip: 0, pooling: Pooling::Mean, normalize: true };
+    /// let outputs = engine.run(&mut [
+    ///     Sequence {
+    ///         tokens: &[1, 7, 8],
+    ///         cache: &mut a,
+    ///         mask: Mask::Bidirectional { window: None },
+    ///         want,
+    ///     },
+    ///     Sequence {
+    ///         tokens: &[1, 9],
+    ///         cache: &mut b,
+    ///         mask: Mask::Causal { window: None },
+    ///         want: Want::Logits,
+    ///     },
+    /// ])?;
+    /// assert!(matches!(&outputs[0], Output::Embedding(v) if v.len() == engine.config().dim));
+    /// assert!(matches!(&outputs[1], Output::Logits(v) if v.len() == engine.config().vocab));
+    /// # Ok::<(), gritlm::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// When a sequence is empty, has ids beyond the vocabulary or another engine's cache, or the KV
+    /// pages do not suffice. Then nothing has changed.
+    pub fn run(&self, sequences: &mut [Sequence<'_>]) -> Result<Vec<Output>> {
+        self.model().run(sequences, None)
+    }
+
+    /// [`Engine::run`], looking at the stages inside.
+    ///
+    /// # Errors
+    /// As [`Engine::run`].
+    pub fn run_probed(
+        &self,
+        sequences: &mut [Sequence<'_>],
+        probe: &mut Probe<'_>,
+    ) -> Result<Vec<Output>> {
+        self.model().run(sequences, Some(probe))
+    }
+
+    /// Copies a sequence's keys and values off the device.
+    ///
+    /// # Errors
+    /// When a sliding window has dropped a part, or the cache is another engine's.
+    pub fn export(&self, cache: &Cache) -> Result<KvCache> {
+        self.model().export(cache)
+    }
+
+    /// Puts exported keys and values into pages of this engine.
+    ///
+    /// # Errors
+    /// When they are another model's, or do not fit.
+    pub fn import(&self, from: &KvCache) -> Result<Cache> {
+        self.model().import(from)
+    }
+
+    /// The `top_k` vectors of `corpus (n, dim)` with the largest inner product with each of
+    /// `queries (m, dim)`: (index, product), best first.
+    ///
+    /// # Errors
+    /// When a length is no multiple of `dim`, or the device refuses.
+    pub fn search(
+        &self,
+        dim: usize,
+        queries: &[f32],
+        corpus: &[f32],
+        top_k: usize,
+    ) -> Result<Vec<Vec<(u32, f32)>>> {
+        for (what, len) in [("queries", queries.len()), ("corpus", corpus.len())] {
+            if dim == 0 || len % dim != 0 {
+                let problem = format!("expected vectors of {dim}, found {len} numbers");
+                return Err(Error::Input { what: what.into(), problem });
+            }
+        }
+        let p = Search {
+            queries: (queries.len() / dim) as u32,
+            documents: (corpus.len() / dim) as u32,
+            dim: dim as u32,
+            top_k: top_k as u32,
+        };
+        self.model().search(p, queries, corpus)
+    }
+
+    /// The mask that generation uses: causal with the config's window.
+    pub fn generation_mask(&self) -> Mask {
+        Mask::Causal { window: self.config.window.map(|w| w as u32) }
+    }
+
+    /// The mask that embedding uses: bidirectional without window, whatever the config says, as the
+    /// original with its default attention; or in `cccc` the one that generation uses, which makes
+    /// reusing its keys and values exact.
+    pub fn embedding_mask(&self, attn: Attn) -> Mask {
+        match attn {
+            Attn::Bbcc => Mask::Bidirectional { window: None },
+            Attn::Cccc => self.generation_mask(),
+        }
+    }
+
+    fn model(&self) -> MutexGuard<'_, Box<dyn Model>> {
+        // A pass that panicked has advanced no cache; the next one starts from whole state.
+        self.model.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

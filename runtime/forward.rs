@@ -1,0 +1,348 @@
+//! The forward pass, once, for every backend.
+
+use crate::batch::{Output, Plan, Sequence, Want};
+use crate::cache::{Cache, KvCache, Pool};
+use crate::{Error, Result};
+use gritlm_model::config::Config;
+use gritlm_model::ops::{
+    Attention, Expert, GateUp, LinearAdd, Logits, Mask, Ops, PAGE, PoolShape, Qkv, RmsNorm, Route,
+    Search,
+};
+use gritlm_model::weights::{Tensor, Weights};
+use std::sync::Arc;
+
+/// A place inside the forward pass that can be looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// The residual stream `(rows, dim)` as it enters a layer.
+    LayerInput(usize),
+    /// A layer's router logits `(rows, experts)`, before the softmax.
+    RouterLogits(usize),
+}
+
+/// Receives what passes a [`Stage`].
+pub type Probe<'a> = dyn FnMut(Stage, Vec<f32>) + 'a;
+
+/// A loaded model on some device, whatever the backend.
+pub(crate) trait Model: Send {
+    fn device(&self) -> String;
+    fn run(
+        &mut self,
+        sequences: &mut [Sequence<'_>],
+        probe: Option<&mut Probe<'_>>,
+    ) -> Result<Vec<Output>>;
+    fn export(&self, cache: &Cache) -> Result<KvCache>;
+    fn import(&mut self, from: &KvCache) -> Result<Cache>;
+    fn search(&self, p: Search, queries: &[f32], corpus: &[f32]) -> Result<Vec<Vec<(u32, f32)>>>;
+}
+
+/// One layer's weights as the backend keeps them.
+struct Layer<M> {
+    attention_norm: M,
+    /// [Wq; Wk; Wv].
+    qkv: M,
+    output: M,
+    ffn_norm: M,
+    ffn: FeedForward<M>,
+}
+
+enum FeedForward<M> {
+    /// [W1; W3], W2.
+    Dense { gate_up: M, down: M },
+    /// The router, and all experts' matrices stacked.
+    Mixture { router: M, gate_up: M, down: M, count: u32, top_k: u32 },
+}
+
+/// Activations, kept from pass to pass and made anew when a larger batch comes.
+struct Work<O: Ops> {
+    rows: usize,
+    x: O::Buffer,
+    h: O::Buffer,
+    q: O::Buffer,
+    mixed: O::Buffer,
+    inner: O::Buffer,
+    routing: Option<O::Routing>,
+}
+
+/// A model on one backend.
+pub(crate) struct Forward<O: Ops> {
+    ops: O,
+    config: Config,
+    frequencies: Vec<f32>,
+    table: O::Matrix,
+    layers: Vec<Layer<O::Matrix>>,
+    norm: O::Matrix,
+    /// None where tied to the table.
+    head: Option<O::Matrix>,
+    pool: Arc<Pool>,
+    pages: O::Pages,
+    work: Option<Work<O>>,
+}
+
+impl<O: Ops> Forward<O> {
+    /// Takes the checked weights; the pool has room for `pages` pages.
+    pub(crate) fn load(
+        ops: O,
+        config: &Config,
+        weights: &Weights,
+        frequencies: Vec<f32>,
+        pool: &Arc<Pool>,
+        pages: usize,
+    ) -> Result<Self> {
+        let stack = |names: &[String]| -> Result<O::Matrix> {
+            let parts: Vec<Tensor> =
+                names.iter().map(|n| weights.get(n)).collect::<std::result::Result<_, _>>()?;
+            Ok(ops.matrix(&parts)?)
+        };
+        let one = |name: &str| stack(&[name.to_string()]);
+        let layers = (0..config.layers).map(|l| {
+            let name = |part: &str| format!("model.layers.{l}.{part}.weight");
+            let ffn = match config.experts {
+                None => FeedForward::Dense {
+                    gate_up: stack(&[name("mlp.gate_proj"), name("mlp.up_proj")])?,
+                    down: one(&name("mlp.down_proj"))?,
+                },
+                Some(experts) => {
+                    let expert = |e: usize, w: &str| {
+                        name(&format!("block_sparse_moe.experts.{e}.{w}"))
+                    };
+                    let all = 0..experts.count;
+                    let gate_up: Vec<String> =
+                        all.clone().flat_map(|e| [expert(e, "w1"), expert(e, "w3")]).collect();
+                    let down: Vec<String> = all.map(|e| expert(e, "w2")).collect();
+                    FeedForward::Mixture {
+                        router: one(&name("block_sparse_moe.gate"))?,
+                        gate_up: stack(&gate_up)?,
+                        down: stack(&down)?,
+                        count: experts.count as u32,
+                        top_k: experts.top_k as u32,
+                    }
+                }
+            };
+            Ok(Layer {
+                attention_norm: one(&name("input_layernorm"))?,
+                qkv: stack(&["q", "k", "v"].map(|p| name(&format!("self_attn.{p}_proj"))))?,
+                output: one(&name("self_attn.o_proj"))?,
+                ffn_norm: one(&name("post_attention_layernorm"))?,
+                ffn,
+            })
+        });
+        let shape = PoolShape {
+            layers: config.layers,
+            pages,
+            kv_heads: config.kv_heads,
+            head_dim: config.head_dim,
+        };
+        Ok(Self {
+            table: one("model.embed_tokens.weight")?,
+            layers: layers.collect::<Result<_>>()?,
+            norm: one("model.norm.weight")?,
+            head: if config.tied { None } else { Some(one("lm_head.weight")?) },
+            config: config.clone(),
+            frequencies,
+            pool: Arc::clone(pool),
+            pages: ops.pages(shape)?,
+            work: None,
+            ops,
+        })
+    }
+
+    /// Buffers for at least `rows` rows.
+    fn work(&mut self, rows: usize) -> Result<Work<O>> {
+        if let Some(work) = self.work.take()
+            && work.rows >= rows
+        {
+            return Ok(work);
+        }
+        let (c, ops) = (&self.config, &self.ops);
+        let top_k = c.experts.map_or(1, |e| e.top_k);
+        let heads = c.heads * c.head_dim;
+        Ok(Work {
+            rows,
+            x: ops.buffer(rows, c.dim)?,
+            h: ops.buffer(rows, c.dim)?,
+            q: ops.buffer(rows, heads)?,
+            mixed: ops.buffer(rows, heads)?,
+            inner: ops.buffer(rows * top_k, c.hidden)?,
+            routing: c.experts.map(|e| ops.routing(rows, e.count, e.top_k)).transpose()?,
+        })
+    }
+
+    async fn pass(
+        &mut self,
+        plan: &Plan,
+        wants: &[&Want],
+        mut probe: Option<&mut Probe<'_>>,
+    ) -> Result<Vec<Output>> {
+        let mut work = self.work(plan.rows())?;
+        let w = &mut work;
+        let (c, ops) = (&self.config, &self.ops);
+        let (rows, dim, eps) = (plan.rows() as u32, c.dim as u32, c.norm_eps);
+        let (heads, kv_heads, head_dim) =
+            (c.heads as u32, c.kv_heads as u32, c.head_dim as u32);
+        let hidden = c.hidden as u32;
+        let norm = RmsNorm { rows, dim, eps };
+        let batch = ops.batch(&plan.layout)?;
+
+        ops.embed(&batch, &self.table, &mut w.x);
+        for (l, layer) in self.layers.iter().enumerate() {
+            if let Some(probe) = probe.as_deref_mut() {
+                probe(Stage::LayerInput(l), ops.read(&w.x, plan.rows() * c.dim).await?);
+            }
+            let index = l as u32;
+            ops.rmsnorm(norm, &w.x, &layer.attention_norm, &mut w.h);
+            let p = Qkv { rows, dim, heads, kv_heads, head_dim, layer: index };
+            ops.qkv(p, &w.h, &layer.qkv, &batch, &mut w.q, &mut self.pages);
+            let p = Attention { heads, kv_heads, head_dim, layer: index };
+            ops.attention(p, &w.q, &self.pages, &batch, &mut w.mixed);
+            let p = LinearAdd { rows, inner: heads * head_dim, outer: dim };
+            ops.linear_add(p, &w.mixed, &layer.output, &mut w.x);
+
+            ops.rmsnorm(norm, &w.x, &layer.ffn_norm, &mut w.h);
+            match &layer.ffn {
+                FeedForward::Dense { gate_up, down } => {
+                    ops.gate_up(GateUp { rows, dim, hidden }, &w.h, gate_up, &mut w.inner);
+                    let p = LinearAdd { rows, inner: hidden, outer: dim };
+                    ops.linear_add(p, &w.inner, down, &mut w.x);
+                }
+                FeedForward::Mixture { router, gate_up, down, count, top_k } => {
+                    let (experts, top_k) = (*count, *top_k);
+                    let Some(routing) = &mut w.routing else { continue };
+                    ops.route(Route { rows, dim, experts, top_k }, &w.h, router, routing);
+                    if let Some(probe) = probe.as_deref_mut() {
+                        let logits = ops.read_routing(routing, plan.rows()).await?;
+                        probe(Stage::RouterLogits(l), logits);
+                    }
+                    let p = Expert { rows, dim, hidden, experts, top_k };
+                    ops.expert_gate_up(p, &w.h, gate_up, routing, &mut w.inner);
+                    ops.expert_down_add(p, &w.inner, down, routing, &mut w.x);
+                }
+            }
+        }
+
+        if let Some(probe) = probe.as_deref_mut() {
+            probe(Stage::LayerInput(c.layers), ops.read(&w.x, plan.rows() * c.dim).await?);
+        }
+        let outputs = self.outputs(plan, wants, w).await;
+        self.work = Some(work);
+        outputs
+    }
+
+    /// Brings back what each sequence wants.
+    async fn outputs(&self, plan: &Plan, wants: &[&Want], w: &mut Work<O>) -> Result<Vec<Output>> {
+        let (c, ops) = (&self.config, &self.ops);
+        let (mut drawn, mut logits) = (Vec::new(), Vec::new());
+        if !plan.logit_rows.is_empty() {
+            let p = Logits { dim: c.dim as u32, vocab: c.vocab as u32, eps: c.norm_eps };
+            let mut out = ops.buffer(plan.logit_rows.len(), c.vocab)?;
+            let head = self.head.as_ref().unwrap_or(&self.table);
+            ops.logits(p, &plan.logit_rows, &w.x, &self.norm, head, &mut out);
+            drawn = ops.sample(p.vocab, &plan.draws, &out).await?;
+            if plan.logit_rows.len() > plan.draws.len() {
+                logits = ops.read(&out, plan.logit_rows.len() * c.vocab).await?;
+            }
+        }
+        let (mut pooled, mut hidden) = (Vec::new(), Vec::new());
+        let all_rows = wants.iter().any(|w| **w == Want::Hidden);
+        if !plan.pools.is_empty() || all_rows {
+            let p = RmsNorm { rows: plan.rows() as u32, dim: c.dim as u32, eps: c.norm_eps };
+            ops.rmsnorm(p, &w.x, &self.norm, &mut w.h);
+        }
+        if !plan.pools.is_empty() {
+            let mut out = ops.buffer(plan.pools.len(), c.dim)?;
+            ops.pool(c.dim as u32, &plan.pools, &w.h, &mut out);
+            pooled = ops.read(&out, plan.pools.len() * c.dim).await?;
+        }
+        if all_rows {
+            hidden = ops.read(&w.h, plan.rows() * c.dim).await?;
+        }
+
+        let mut drawn = drawn.into_iter();
+        let mut logits = logits.get(plan.draws.len() * c.vocab..).unwrap_or_default();
+        let mut pooled = pooled.chunks_exact(c.dim);
+        let mut outputs = Vec::with_capacity(wants.len());
+        for (want, span) in wants.iter().zip(&plan.layout.spans) {
+            let (row, rows) = (span.row as usize, span.rows as usize);
+            outputs.push(match want {
+                Want::Nothing => Output::Nothing,
+                Want::Token(_) => drawn.next().map_or(Output::Nothing, Output::Token),
+                Want::Logits | Want::AllLogits => {
+                    let count = if **want == Want::Logits { 1 } else { rows };
+                    let (mine, rest) = logits.split_at(count * c.vocab);
+                    logits = rest;
+                    Output::Logits(mine.to_vec())
+                }
+                Want::Embedding { .. } => {
+                    pooled.next().map_or(Output::Nothing, |v| Output::Embedding(v.to_vec()))
+                }
+                Want::Hidden => Output::Hidden(hidden[row * c.dim..][..rows * c.dim].to_vec()),
+            });
+        }
+        Ok(outputs)
+    }
+}
+
+impl<O: Ops> Model for Forward<O> {
+    fn device(&self) -> String {
+        self.ops.device()
+    }
+
+    fn run(
+        &mut self,
+        sequences: &mut [Sequence<'_>],
+        probe: Option<&mut Probe<'_>>,
+    ) -> Result<Vec<Output>> {
+        if sequences.is_empty() {
+            return Ok(Vec::new());
+        }
+        let plan = Plan::new(sequences, &self.config, &self.frequencies, &self.pool)?;
+        let wants: Vec<&Want> = sequences.iter().map(|s| &s.want).collect();
+        let outputs = pollster::block_on(self.pass(&plan, &wants, probe))?;
+        for s in sequences {
+            s.cache.advance(s.tokens.len());
+            if let Mask::Causal { window: Some(window) } = s.mask {
+                let seen = s.mask.keys(s.cache.tokens(), s.cache.tokens() + 1);
+                debug_assert!(seen.len() <= window as usize);
+                s.cache.forget_before(seen.start);
+            }
+        }
+        Ok(outputs)
+    }
+
+    fn export(&self, cache: &Cache) -> Result<KvCache> {
+        let wrong = |problem: &str| Error::Input { what: "cache".into(), problem: problem.into() };
+        if !cache.belongs_to(&self.pool) {
+            return Err(wrong("it belongs to another engine"));
+        }
+        if cache.has_holes() {
+            return Err(wrong("its sliding window has dropped its first tokens"));
+        }
+        let read = self.ops.export_pages(&self.pages, cache.table(), cache.tokens());
+        let values = pollster::block_on(read)?;
+        let c = &self.config;
+        Ok(KvCache::from_f32(c.layers, c.kv_heads, c.head_dim, cache.tokens(), values))
+    }
+
+    fn import(&mut self, from: &KvCache) -> Result<Cache> {
+        let c = &self.config;
+        let (expected, found) =
+            ([c.layers, 2, c.kv_heads, from.tokens(), c.head_dim], from.shape());
+        if expected != found {
+            let problem = format!("expected shape {expected:?}, found {found:?}");
+            return Err(Error::Input { what: "cache".into(), problem });
+        }
+        let mut cache = Cache::new(&self.pool);
+        cache.reserve(from.tokens())?;
+        debug_assert!(cache.table().len() * PAGE >= from.tokens());
+        self.ops.import_pages(&mut self.pages, cache.table(), from.tokens(), &from.to_f32());
+        cache.advance(from.tokens());
+        Ok(cache)
+    }
+
+    fn search(&self, p: Search, queries: &[f32], corpus: &[f32]) -> Result<Vec<Vec<(u32, f32)>>> {
+        let dim = p.dim as usize;
+        let queries = self.ops.upload(p.queries as usize, dim, queries)?;
+        let corpus = self.ops.upload(p.documents as usize, dim, corpus)?;
+        Ok(pollster::block_on(self.ops.search(p, &queries, &corpus))?)
+    }
+}
