@@ -128,9 +128,10 @@ impl Config {
             None => fields.positive("rope_theta")?,
         };
         let eos = match fields.get("eos_token_id") {
-            Some(Value::Array(ids)) => {
-                ids.iter().map(|id| fields.token("eos_token_id", id, vocab)).collect::<Result<_>>()?
-            }
+            Some(Value::Array(ids)) => ids
+                .iter()
+                .map(|id| fields.token("eos_token_id", id, vocab))
+                .collect::<Result<_>>()?,
             Some(id) => vec![fields.token("eos_token_id", id, vocab)?],
             None => return fields.fail("eos_token_id", "a token id", "nothing"),
         };

@@ -19,11 +19,7 @@ pub const ASSISTANT: &str = "\n<|assistant|>\n";
 /// assert_eq!(embed_prefix("Find it."), "<|user|>\nFind it.\n<|embed|>\n");
 /// ```
 pub fn embed_prefix(instruction: &str) -> String {
-    if instruction.is_empty() {
-        EMBED.into()
-    } else {
-        format!("{USER}{instruction}\n{EMBED}")
-    }
+    if instruction.is_empty() { EMBED.into() } else { format!("{USER}{instruction}\n{EMBED}") }
 }
 
 /// A first user's turn, ready for the answer.

@@ -309,7 +309,10 @@ impl Weights {
                         return Err(tensor(expected, "it here".into()));
                     }
                     None => {
-                        return Err(tensor("a name of the index".into(), "a surplus tensor".into()));
+                        return Err(tensor(
+                            "a name of the index".into(),
+                            "a surplus tensor".into(),
+                        ));
                     }
                 }
             }
@@ -340,9 +343,8 @@ impl Weights {
         }
         let names: BTreeSet<&str> = expected.iter().map(|w| w.name.as_str()).collect();
         // Tied checkpoints may store the head again; old ones store the rotary frequencies.
-        let harmless = |n: &str| {
-            (config.tied && n == "lm_head.weight") || n.ends_with(".rotary_emb.inv_freq")
-        };
+        let harmless =
+            |n: &str| (config.tied && n == "lm_head.weight") || n.ends_with(".rotary_emb.inv_freq");
         match self.tensors.keys().find(|n| !names.contains(n.as_str()) && !harmless(n)) {
             Some(n) => fail(n, "no tensor of that name".into(), "a surplus tensor".into()),
             None => Ok(()),

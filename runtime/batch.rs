@@ -6,9 +6,7 @@
 use crate::cache::{Cache, Pool};
 use crate::{Error, Result};
 use gritlm_model::config::Config;
-use gritlm_model::ops::{
-    Draw, Drawn, Layout, Mask, PAGE, PoolSpan, Pooling, Span,
-};
+use gritlm_model::ops::{Draw, Drawn, Layout, Mask, PAGE, PoolSpan, Pooling, Span};
 use std::sync::Arc;
 
 /// New tokens of one sequence.
@@ -87,9 +85,7 @@ impl Plan {
                 .map_err(|problem| Error::Input { what: format!("sequence {i}"), problem })?;
         }
         let before: Vec<usize> = sequences.iter().map(|s| s.cache.pages()).collect();
-        if let Err(error) =
-            sequences.iter_mut().try_for_each(|s| s.cache.reserve(s.tokens.len()))
-        {
+        if let Err(error) = sequences.iter_mut().try_for_each(|s| s.cache.reserve(s.tokens.len())) {
             for (s, pages) in sequences.iter_mut().zip(before) {
                 s.cache.give_back(pages);
             }

@@ -120,9 +120,9 @@ impl Engine {
             return Err(Error::EmptyText { index });
         }
 
-        let mask = how.mask.unwrap_or_else(|| {
-            self.embedding_mask(how.attn.unwrap_or(self.options().attn))
-        });
+        let mask = how
+            .mask
+            .unwrap_or_else(|| self.embedding_mask(how.attn.unwrap_or(self.options().attn)));
         let cut = how.dimensions.filter(|&n| n < dim);
         let want = Want::Embedding {
             skip,

@@ -63,7 +63,14 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         let (device, attn) = (Device::default(), Attn::default());
-        Self { device, attn, batch_tokens: 1024, kv_tokens: 16384, bf16_frequencies: false, progress: false }
+        Self {
+            device,
+            attn,
+            batch_tokens: 1024,
+            kv_tokens: 16384,
+            bf16_frequencies: false,
+            progress: false,
+        }
     }
 }
 
@@ -90,6 +97,7 @@ pub struct Engine {
     pool: Arc<Pool>,
     options: Options,
     why_device: &'static str,
+    fingerprint: u128,
 }
 
 /// A checkpoint on disk or in the binary, checked and not yet on a device.
@@ -105,10 +113,8 @@ impl Checkpoint {
         if model == "demo" {
             let path = |file: &str| PathBuf::from("demo").join(file);
             let config = Config::parse(demo::CONFIG, &path("config.json"))?;
-            let tokenizer =
-                Tokenizer::parse(demo::TOKENIZER, &path("tokenizer.json"), &config)?;
-            let weights =
-                Weights::from_static(demo::WEIGHTS, &path("model.safetensors"), &config)?;
+            let tokenizer = Tokenizer::parse(demo::TOKENIZER, &path("tokenizer.json"), &config)?;
+            let weights = Weights::from_static(demo::WEIGHTS, &path("model.safetensors"), &config)?;
             return Ok(Self { config, tokenizer, weights });
         }
         Self::open_folder(&hub::resolve(model, progress)?)
@@ -141,6 +147,7 @@ impl Engine {
         positive("--batch-tokens", options.batch_tokens)?;
         positive("--kv-tokens", options.kv_tokens)?;
         let Checkpoint { config, tokenizer, weights } = Checkpoint::open(model, options.progress)?;
+        let fingerprint = fingerprint(&config, &weights);
         let pages = options.kv_tokens.div_ceil(PAGE);
         let pool = Pool::new(pages);
         let mut frequencies = config.rope_frequencies();
@@ -157,6 +164,7 @@ impl Engine {
             pool,
             options: options.clone(),
             why_device,
+            fingerprint,
         })
     }
 
@@ -178,6 +186,11 @@ impl Engine {
     /// The device in use and why: "cpu (AVX-512, 2 threads): no GPU backend is built yet".
     pub fn device(&self) -> String {
         format!("{}: {}", self.model().device(), self.why_device)
+    }
+
+    /// Tells this checkpoint from others: a hash of its config and of the head of every tensor.
+    pub fn fingerprint(&self) -> u128 {
+        self.fingerprint
     }
 
     /// How it was opened.
@@ -299,4 +312,22 @@ impl Engine {
         // A pass that panicked has advanced no cache; the next one starts from whole state.
         self.model.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Some 64 bytes of each tensor tell two trained models apart without reading 14 GB.
+fn fingerprint(config: &Config, weights: &Weights) -> u128 {
+    let mut seen = format!("{config:?}").into_bytes();
+    for (name, tensor) in weights.tensors() {
+        let bytes = tensor.bytes();
+        seen.extend(name.bytes());
+        seen.extend(&bytes[..bytes.len().min(64)]);
+    }
+    fnv1a(&seen)
+}
+
+/// FNV-1a, 128 bits: the same in every version of this program, for what is kept on disk.
+pub(crate) fn fnv1a(bytes: &[u8]) -> u128 {
+    bytes.iter().fold(0x6c62_272e_07bb_0142_62b8_2175_6295_c58d, |hash, &b| {
+        (hash ^ u128::from(b)).wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013b)
+    })
 }

@@ -103,9 +103,8 @@ impl<O: Ops> Forward<O> {
                     down: one(&name("mlp.down_proj"))?,
                 },
                 Some(experts) => {
-                    let expert = |e: usize, w: &str| {
-                        name(&format!("block_sparse_moe.experts.{e}.{w}"))
-                    };
+                    let expert =
+                        |e: usize, w: &str| name(&format!("block_sparse_moe.experts.{e}.{w}"));
                     let all = 0..experts.count;
                     let gate_up: Vec<String> =
                         all.clone().flat_map(|e| [expert(e, "w1"), expert(e, "w3")]).collect();
@@ -178,8 +177,7 @@ impl<O: Ops> Forward<O> {
         let w = &mut work;
         let (c, ops) = (&self.config, &self.ops);
         let (rows, dim, eps) = (plan.rows() as u32, c.dim as u32, c.norm_eps);
-        let (heads, kv_heads, head_dim) =
-            (c.heads as u32, c.kv_heads as u32, c.head_dim as u32);
+        let (heads, kv_heads, head_dim) = (c.heads as u32, c.kv_heads as u32, c.head_dim as u32);
         let hidden = c.hidden as u32;
         let norm = RmsNorm { rows, dim, eps };
         let batch = ops.batch(&plan.layout)?;
@@ -220,9 +218,6 @@ impl<O: Ops> Forward<O> {
             }
         }
 
-        if let Some(probe) = probe.as_deref_mut() {
-            probe(Stage::LayerInput(c.layers), ops.read(&w.x, plan.rows() * c.dim).await?);
-        }
         let outputs = self.outputs(plan, wants, w).await;
         self.work = Some(work);
         outputs

@@ -189,12 +189,7 @@ pub struct Generation<'a> {
 
 impl<'a> Generation<'a> {
     /// Answers what `ids` add to the context. On an error the context is as before.
-    fn new(
-        engine: &'a Engine,
-        mut context: Held<'a>,
-        ids: &[u32],
-        how: &Sampling,
-    ) -> Result<Self> {
+    fn new(engine: &'a Engine, mut context: Held<'a>, ids: &[u32], how: &Sampling) -> Result<Self> {
         how.check()?;
         let c = context.get();
         let (tokens, positions) = (c.tokens() + ids.len(), engine.config().max_positions);
@@ -280,8 +275,7 @@ impl<'a> Generation<'a> {
             let last = pending.len() <= budget;
             let tokens: Vec<u32> = pending[..pending.len().min(budget)].to_vec();
             let want = if last { Want::Token(draw.clone()) } else { Want::Nothing };
-            let outputs =
-                engine.run(&mut [Sequence { tokens: &tokens, cache, mask, want }])?;
+            let outputs = engine.run(&mut [Sequence { tokens: &tokens, cache, mask, want }])?;
             pending.drain(..tokens.len());
             if let Some(Output::Token(token)) = outputs.into_iter().next() {
                 return Ok(token);

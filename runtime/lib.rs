@@ -23,7 +23,7 @@
 mod backend;
 pub mod batch;
 pub mod cache;
-//pub mod cli;
+pub mod cli;
 mod embed;
 mod engine;
 mod error;
@@ -31,7 +31,7 @@ mod forward;
 mod generate;
 mod hub;
 mod rerank;
-//pub mod synth;
+pub mod synth;
 
 pub use backend::{Device, DeviceInfo, devices};
 pub use embed::{Embed, Embedding, dot};

@@ -1,1 +1,7 @@
-fn main() {}
+//! The command line; everything is in `gritlm::cli`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    gritlm::cli::main()
+}

@@ -114,8 +114,12 @@ fn embeddings_in_four_poolings() {
 fn greedy(reference: &Reference, cache: gritlm::cache::Cache, name: &str) {
     let engine = &reference.engine;
     let expected = reference.ids(&format!("{name}.tokens"));
-    let how =
-        Sampling { max_tokens: expected.len(), ignore_eos: true, logprobs: 1, ..Sampling::greedy() };
+    let how = Sampling {
+        max_tokens: expected.len(),
+        ignore_eos: true,
+        logprobs: 1,
+        ..Sampling::greedy()
+    };
     let prompt = Prompt::Tokens(reference.ids(&format!("{name}.prompt")));
     let pieces: Vec<_> =
         engine.generate_after(cache, &prompt, &how).unwrap().map(Result::unwrap).collect();
@@ -123,7 +127,8 @@ fn greedy(reference: &Reference, cache: gritlm::cache::Cache, name: &str) {
     assert_eq!(tokens, expected, "{} {name}.tokens", engine.name());
     // The log-probabilities are those of the reference's logits.
     let vocab = engine.config().vocab;
-    for (piece, logits) in pieces.iter().zip(reference.f32(&format!("{name}.logits")).chunks(vocab)) {
+    for (piece, logits) in pieces.iter().zip(reference.f32(&format!("{name}.logits")).chunks(vocab))
+    {
         let sum: f64 = logits.iter().map(|&l| f64::from(l).exp()).sum();
         let expected = f64::from(logits[piece.token.token as usize]) - sum.ln();
         assert!((f64::from(piece.token.logprob) - expected).abs() < 1e-4);
@@ -209,7 +214,8 @@ fn demo_answers_as_hugging_face() {
 /// `tokenizer.json` and `cases.json` is at hand.
 #[test]
 fn mistral_tokenizer() {
-    let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/reference/mistral-tokenizer");
+    let beside =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/reference/mistral-tokenizer");
     let folder = std::env::var_os("GRITLM_MISTRAL_TOKENIZER").map_or(beside, Into::into);
     if !folder.is_dir() {
         eprintln!("SKIPPED golden::mistral_tokenizer: set GRITLM_MISTRAL_TOKENIZER=DIR to run it");

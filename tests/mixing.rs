@@ -31,8 +31,7 @@ fn parts(reference: &Reference) -> Vec<Part> {
         uniform: 0.6,
         logprobs: 3,
     };
-    let embedding =
-        |pooling| Want::Embedding { skip: 0, pooling, normalize: true };
+    let embedding = |pooling| Want::Embedding { skip: 0, pooling, normalize: true };
     // 150 tokens cross a page.
     let long: Vec<u32> = texts.iter().cycle().flatten().copied().take(150).collect();
     let part = |past: &[u32], tokens: &[u32], mask, want| Part {

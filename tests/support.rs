@@ -39,8 +39,7 @@ impl Reference {
     pub fn open(name: &str) -> Self {
         // The script that made the references cast each model to bf16 and back, and with it the
         // rotary frequencies.
-        let options =
-            Options { device: Device::Cpu, bf16_frequencies: true, ..Options::default() };
+        let options = Options { device: Device::Cpu, bf16_frequencies: true, ..Options::default() };
         let engine = Engine::open(data(name).to_str().unwrap(), &options).unwrap();
         Self { engine, bytes: std::fs::read(data(name).join("cases.safetensors")).unwrap() }
     }

@@ -17,13 +17,7 @@ use std::ops::Range;
 /// Query tokens of one task.
 const QUERIES: usize = 8;
 
-pub(super) fn attention(
-    p: Attention,
-    q: &[f32],
-    pages: &Pages,
-    layout: &Layout,
-    out: &mut [f32],
-) {
+pub(super) fn attention(p: Attention, q: &[f32], pages: &Pages, layout: &Layout, out: &mut [f32]) {
     let tasks: Vec<(Span, usize, Range<usize>)> = layout
         .spans
         .iter()
@@ -79,7 +73,8 @@ impl WithSimd for Task<'_> {
         // The block's query vectors: each token's heads of this group. `at` is where q and out are.
         let count = self.queries.len() * group;
         let token = |i: usize| self.queries.start + i / group;
-        let at = |i: usize| ((row + token(i)) * heads + self.kv_head * group + i % group) * head_dim;
+        let at =
+            |i: usize| ((row + token(i)) * heads + self.kv_head * group + i % group) * head_dim;
         let keys = |i: usize| self.span.mask.keys(past + token(i), total);
 
         // Keys that any of them sees: a later query sees no earlier first and no earlier last key.

@@ -12,13 +12,7 @@ use super::shared::Shared;
 use super::{Matrix, Routing};
 use crate::ops::Expert;
 
-pub(super) fn expert_gate_up(
-    p: Expert,
-    h: &[f32],
-    w: &Matrix,
-    routing: &Routing,
-    out: &mut [f32],
-) {
+pub(super) fn expert_gate_up(p: Expert, h: &[f32], w: &Matrix, routing: &Routing, out: &mut [f32]) {
     let (dim, hidden) = (p.dim as usize, p.hidden as usize);
     let mut done = 0;
     for group in routing.assigned.chunk_by(|a, b| a.0 == b.0) {
@@ -32,13 +26,7 @@ pub(super) fn expert_gate_up(
     }
 }
 
-pub(super) fn expert_down_add(
-    p: Expert,
-    a: &[f32],
-    w: &Matrix,
-    routing: &Routing,
-    x: &mut [f32],
-) {
+pub(super) fn expert_down_add(p: Expert, a: &[f32], w: &Matrix, routing: &Routing, x: &mut [f32]) {
     let (dim, hidden) = (p.dim as usize, p.hidden as usize);
     let mut done = 0;
     for group in routing.assigned.chunk_by(|a, b| a.0 == b.0) {

@@ -145,8 +145,11 @@ pub(super) fn matmul<'w>(
         || (Vec::new(), Vec::new()),
         |(panel, out), task| {
             let columns = task * width..((task + 1) * width).min(cols);
-            let weights: Vec<(Dtype, &[u8])> =
-                strands.iter().flat_map(|&s| columns.clone().map(move |c| s + c)).map(&weight).collect();
+            let weights: Vec<(Dtype, &[u8])> = strands
+                .iter()
+                .flat_map(|&s| columns.clone().map(move |c| s + c))
+                .map(&weight)
+                .collect();
             out.clear();
             out.resize(a.rows * weights.len(), 0.0);
             arch.dispatch(Task { a, weights: &weights, panel, out });
@@ -178,7 +181,8 @@ impl WithSimd for Task<'_> {
             let packed = k..(k + BLOCK).min(a.stride);
             let stored = k..(k + BLOCK).min(a.inner);
             let whole = packed == stored;
-            let direct = whole && a.rows <= FEW && weights.iter().all(|w| words(w, &stored).is_some());
+            let direct =
+                whole && a.rows <= FEW && weights.iter().all(|w| words(w, &stored).is_some());
             if direct {
                 for (c, w) in weights.iter().enumerate() {
                     let Some(words) = words(w, &stored) else { continue };

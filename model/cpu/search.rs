@@ -18,13 +18,13 @@ pub(super) fn search(p: Search, queries: &[f32], corpus: &[f32]) -> Vec<Vec<(u32
     let mut scores = vec![0.0; n * STRETCH];
     for first in (0..documents).step_by(STRETCH) {
         let len = STRETCH.min(documents - first);
-        let row = |r: usize| {
-            (Dtype::F32, bytemuck::cast_slice(&corpus[(first + r) * dim..][..dim]))
-        };
+        let row =
+            |r: usize| (Dtype::F32, bytemuck::cast_slice(&corpus[(first + r) * dim..][..dim]));
         let out = Shared::new(&mut scores);
         matmul(&packed, len, &[0], row, |query, cols, values| {
             // SAFETY: matmul calls once for each row and column.
-            unsafe { out.slice(query * STRETCH + cols.start, values.len()) }.copy_from_slice(values);
+            unsafe { out.slice(query * STRETCH + cols.start, values.len()) }
+                .copy_from_slice(values);
         });
         for (best, scores) in best.iter_mut().zip(scores.chunks_exact(STRETCH)) {
             best.extend((first as u32..).zip(scores[..len].iter().copied()));

@@ -1,0 +1,359 @@
+//! Arguments, as `--help` shows them. Names and meanings are a contract; see the README.
+
+use crate::{Attn, Device, Embed, Error, Options, Pooling, Result, Sampling};
+use clap::{Args as Group, Parser, Subcommand, ValueEnum};
+use gritlm_model::ops::Mask;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// Serves GritLM from one copy of the weights: embeddings and generation.
+#[derive(Parser)]
+#[command(name = "gritlm", version, arg_required_else_help = true, after_help = EXAMPLES)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    pub(super) command: Command,
+    #[command(flatten)]
+    pub(super) global: Global,
+}
+
+const EXAMPLES: &str = "Examples:
+  gritlm demo
+  gritlm embed --model GritLM/GritLM-7B --format json \"a text\"
+  gritlm generate --model DIR --prompt \"What is the capital of France?\"
+  gritlm search \"packet capture\" notes/
+
+Threads: RAYON_NUM_THREADS. Downloads: HF_HOME, HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE.";
+
+/// Output format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Format {
+    /// For people.
+    Text,
+    /// For programs: one JSON object a line.
+    Json,
+}
+
+#[derive(Group)]
+#[command(next_help_heading = "Model and device")]
+pub(super) struct Global {
+    /// A checkpoint's folder, a Hugging Face id (cache first, then download), or `demo`
+    #[arg(long, global = true, value_name = "M", default_value = "demo", env = "GRITLM_MODEL")]
+    pub(super) model: String,
+    /// auto, cpu, cuda[:N] or wgpu[:NAME]; see `gritlm devices`
+    #[arg(long, global = true, value_name = "D", default_value = "auto", value_parser = parse::<Device>)]
+    device: Device,
+    /// Tokens of one pass; more are faster and take more memory
+    #[arg(long, global = true, value_name = "N", default_value_t = Options::default().batch_tokens)]
+    batch_tokens: usize,
+    /// Tokens that the KV pages hold
+    #[arg(long, global = true, value_name = "N", default_value_t = Options::default().kv_tokens)]
+    kv_tokens: usize,
+    /// What stdout gets
+    #[arg(long, global = true, value_enum, default_value_t = Format::Text)]
+    pub(super) format: Format,
+}
+
+impl Global {
+    pub(super) fn options(&self) -> Options {
+        Options {
+            device: self.device.clone(),
+            batch_tokens: self.batch_tokens,
+            kv_tokens: self.kv_tokens,
+            progress: true,
+            ..Options::default()
+        }
+    }
+}
+
+#[derive(Subcommand)]
+pub(super) enum Command {
+    /// See what GritLM does, on an embedded model: embed, find by meaning, generate
+    #[command(after_help = "Examples:\n  gritlm demo\n  gritlm demo \"capture network packets\"")]
+    Demo(Demo),
+    /// Turn texts into vectors
+    #[command(after_help = "Examples:
+  gritlm embed \"a text\" \"another\"
+  gritlm embed --input texts.jsonl --output vectors.npy
+  gritlm embed --instruction \"Given a question, retrieve passages\" --format json < questions.txt")]
+    Embed(EmbedArgs),
+    /// Answer a prompt
+    #[command(after_help = "Examples:
+  gritlm generate --prompt \"What is the capital of France?\"
+  gritlm generate --prompt \"Once upon\" --raw --temperature 0.8 --seed 1 --max-tokens 50
+  gritlm generate --prompt \"List three\" --stop \"4.\" --logprobs 2 --format json")]
+    Generate(Generate),
+    /// Talk with the model; the history stays in the KV cache
+    Chat(SamplingArgs),
+    /// Cosine similarities of texts, each with each
+    #[command(after_help = "Example:\n  gritlm similarity \"a cat\" \"a kitten\" \"a train\"")]
+    Similarity(Similarity),
+    /// Find lines of a file, or files of a folder, by meaning
+    #[command(after_help = "Examples:
+  gritlm search \"out of memory\" server.log --top-k 10
+  gritlm search \"holiday plans\" notes/
+
+Embeddings are kept beside PATH and made again only for what has changed.")]
+    Search(Search),
+    /// Order passages by relevance to a query, by asking the model yes or no
+    #[command(after_help = "Example:\n  gritlm rerank \"who wrote it?\" --input passages.txt")]
+    Rerank(Rerank),
+    /// Config, tensors, sizes and memory of a checkpoint
+    Inspect(Inspect),
+    /// Every backend, and whether it can be used here
+    Devices,
+    /// Write a checkpoint of random weights, for benchmarks and capacity tests
+    #[command(
+        after_help = "Example:\n  gritlm synth --like gritlm-7b --layers 2 --output /tmp/small"
+    )]
+    Synth(Synth),
+    /// Print a completion script for a shell
+    #[command(
+        after_help = "Example:\n  gritlm completions bash > ~/.local/share/bash-completion/completions/gritlm"
+    )]
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Group)]
+pub(super) struct Demo {
+    /// Queries of your own, instead of the built-in ones
+    pub(super) queries: Vec<String>,
+}
+
+/// Where texts come from: arguments, a file, or stdin.
+#[derive(Group)]
+pub(super) struct Texts {
+    /// Texts; without any, they are read from --input or stdin
+    #[arg(value_name = "TEXT")]
+    pub(super) texts: Vec<String>,
+    /// A file with one text a line, or JSON objects with `text`, one a line
+    #[arg(long, value_name = "FILE", conflicts_with = "texts")]
+    pub(super) input: Option<PathBuf>,
+}
+
+#[derive(Group)]
+pub(super) struct EmbedOptions {
+    /// What the vectors are for (for queries; documents want none)
+    #[arg(long, default_value = "", hide_default_value = true, value_name = "TEXT")]
+    instruction: String,
+    /// How hidden states become one vector
+    #[arg(long, value_enum, default_value_t = PoolingArg::Mean)]
+    pooling: PoolingArg,
+    /// Leave vectors at the length they come out with
+    #[arg(long)]
+    no_normalize: bool,
+    /// Tokens of a text, instruction included; the rest is cut off
+    #[arg(long, value_name = "N", default_value_t = Embed::default().max_length)]
+    max_length: usize,
+    /// bbcc (bidirectional embedding) or cccc (causal throughout)
+    #[arg(long, value_name = "MODE", default_value = "bbcc", value_parser = parse::<Attn>)]
+    attn: Attn,
+    /// Attention window: none or tokens [default: none; in cccc the config's]
+    #[arg(long, value_name = "W", value_parser = parse::<Window>)]
+    window: Option<Window>,
+    /// Keep only so many leading numbers
+    #[arg(long, value_name = "N")]
+    dimensions: Option<usize>,
+}
+
+impl EmbedOptions {
+    pub(super) fn embed(&self) -> Embed {
+        let mask = self.window.map(|Window(window)| match self.attn {
+            Attn::Bbcc => Mask::Bidirectional { window },
+            Attn::Cccc => Mask::Causal { window },
+        });
+        Embed {
+            instruction: self.instruction.clone(),
+            pooling: self.pooling.into(),
+            normalize: !self.no_normalize,
+            max_length: self.max_length,
+            attn: Some(self.attn),
+            mask,
+            dimensions: self.dimensions,
+        }
+    }
+}
+
+#[derive(Group)]
+pub(super) struct EmbedArgs {
+    #[command(flatten)]
+    pub(super) texts: Texts,
+    #[command(flatten)]
+    pub(super) how: EmbedOptions,
+    /// Write to FILE.npy or FILE.safetensors instead of stdout
+    #[arg(long, value_name = "FILE")]
+    pub(super) output: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum PoolingArg {
+    Mean,
+    WeightedMean,
+    Cls,
+    LastToken,
+}
+
+impl From<PoolingArg> for Pooling {
+    fn from(arg: PoolingArg) -> Self {
+        match arg {
+            PoolingArg::Mean => Self::Mean,
+            PoolingArg::WeightedMean => Self::WeightedMean,
+            PoolingArg::Cls => Self::Cls,
+            PoolingArg::LastToken => Self::LastToken,
+        }
+    }
+}
+
+#[derive(Group)]
+pub(super) struct SamplingArgs {
+    /// Tokens to draw, at most
+    #[arg(long, value_name = "N", default_value_t = Sampling::default().max_tokens)]
+    max_tokens: usize,
+    /// 0 is greedy
+    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    temperature: f32,
+    /// Keep the K most likely tokens; 0 for all
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    top_k: u32,
+    /// Keep the fewest most likely tokens that reach probability P
+    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    top_p: f32,
+    /// Keep tokens at least P times as likely as the likeliest
+    #[arg(long, value_name = "P", default_value_t = 0.0)]
+    min_p: f32,
+    /// Above 1 makes repeated tokens less likely
+    #[arg(long, value_name = "R", default_value_t = 1.0)]
+    repetition_penalty: f32,
+    /// Same seed, same text
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// End the answer before this text; may be given again
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
+    /// Attention window: none or tokens [default: the config's]
+    #[arg(long, value_name = "W", value_parser = parse::<Window>)]
+    window: Option<Window>,
+}
+
+impl SamplingArgs {
+    pub(super) fn sampling(&self, logprobs: u32) -> Sampling {
+        Sampling {
+            max_tokens: self.max_tokens,
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            repetition_penalty: self.repetition_penalty,
+            seed: self.seed,
+            stop: self.stop.clone(),
+            logprobs,
+            mask: self.window.map(|Window(window)| Mask::Causal { window }),
+            ..Sampling::default()
+        }
+    }
+}
+
+#[derive(Group)]
+pub(super) struct Generate {
+    /// The user's turn; read from stdin when left out
+    #[arg(long, value_name = "P")]
+    pub(super) prompt: Option<String>,
+    /// Take the prompt verbatim, without GritLM's tags
+    #[arg(long)]
+    pub(super) raw: bool,
+    #[command(flatten)]
+    pub(super) sampling: SamplingArgs,
+    /// Report the N most likely tokens of each step (with --format json)
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(super) logprobs: u32,
+}
+
+#[derive(Group)]
+pub(super) struct Similarity {
+    #[command(flatten)]
+    pub(super) texts: Texts,
+    #[command(flatten)]
+    pub(super) how: EmbedOptions,
+}
+
+#[derive(Group)]
+pub(super) struct Search {
+    /// What to look for
+    pub(super) query: String,
+    /// A file (its lines are searched) or a folder (its files are)
+    pub(super) path: PathBuf,
+    /// Results, at most
+    #[arg(long, value_name = "K", default_value_t = 5)]
+    pub(super) top_k: usize,
+    /// What the query is for
+    #[arg(
+        long,
+        value_name = "TEXT",
+        default_value = "Given a query, find the text that answers it."
+    )]
+    pub(super) instruction: String,
+    /// Tokens of a text; the rest is cut off
+    #[arg(long, value_name = "N", default_value_t = Embed::default().max_length)]
+    pub(super) max_length: usize,
+}
+
+#[derive(Group)]
+pub(super) struct Rerank {
+    /// What to look for
+    pub(super) query: String,
+    #[command(flatten)]
+    pub(super) texts: Texts,
+    /// Results, at most [default: all]
+    #[arg(long, value_name = "K")]
+    pub(super) top_k: Option<usize>,
+}
+
+#[derive(Group)]
+pub(super) struct Inspect {
+    /// List every tensor
+    #[arg(long)]
+    pub(super) tensors: bool,
+}
+
+#[derive(Group)]
+pub(super) struct Synth {
+    /// Whose shape: gritlm-7b, gritlm-8x7b, 1b, tiny or tiny-moe
+    #[arg(long, value_name = "SHAPE")]
+    pub(super) like: String,
+    /// Layers, instead of the shape's
+    #[arg(long, value_name = "N")]
+    pub(super) layers: Option<usize>,
+    /// Same seed, same bytes
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(super) seed: u64,
+    /// The folder to make
+    #[arg(long, value_name = "DIR")]
+    pub(super) output: PathBuf,
+}
+
+/// `none` or a number of tokens.
+#[derive(Clone, Copy)]
+struct Window(Option<u32>);
+
+impl FromStr for Window {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match (text, text.parse()) {
+            ("none", _) => Ok(Self(None)),
+            (_, Ok(tokens)) if tokens > 0 => Ok(Self(Some(tokens))),
+            _ => Err(Error::Option {
+                option: "--window",
+                expected: "none or a positive number".into(),
+                found: text.into(),
+            }),
+        }
+    }
+}
+
+/// clap wants the error as text.
+fn parse<T: FromStr<Err = Error>>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|e: Error| e.to_string())
+}

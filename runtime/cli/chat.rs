@@ -1,0 +1,42 @@
+//! `gritlm chat`: turns on a terminal, history in the KV cache.
+
+use super::INTERRUPTED;
+use super::args::{Global, SamplingArgs};
+use super::generate::stream;
+use super::output::Out;
+use crate::{Error, Result};
+use std::io::{BufRead, IsTerminal, Write};
+use std::sync::atomic::Ordering;
+
+pub(super) fn run(args: &SamplingArgs, global: &Global, out: &mut Out) -> Result<()> {
+    let how = args.sampling(0);
+    let engine = super::open(global)?;
+    let mut chat = engine.chat();
+    let mut stdin = std::io::stdin().lock();
+    let terminal = std::io::stdin().is_terminal();
+    if terminal {
+        eprintln!("Empty line or Ctrl-D ends; Ctrl-C ends an answer.");
+    }
+    loop {
+        if terminal {
+            eprint!("> ");
+            // Nothing depends on the prompt being seen.
+            let _ = std::io::stderr().flush();
+        }
+        let mut line = Vec::new();
+        let name = "standard input";
+        stdin.read_until(b'\n', &mut line).map_err(Error::io(name))?;
+        let line = String::from_utf8(line)
+            .map_err(|_| Error::Input { what: name.into(), problem: "not UTF-8".into() })?;
+        let text = line.trim();
+        if text.is_empty() {
+            return Ok(());
+        }
+        match stream(chat.say(text, &how)?, out) {
+            // Ctrl-C at a terminal ends the answer, not the conversation.
+            Err(Error::Interrupted) if terminal => INTERRUPTED.store(false, Ordering::Relaxed),
+            other => _ = other?,
+        }
+        out.piece("\n")?;
+    }
+}

@@ -1,0 +1,101 @@
+//! `gritlm demo`: what GritLM does, on the embedded model, with no download.
+
+use super::args::{Demo, Global};
+use super::embed::embed;
+use super::generate::stream;
+use super::output::Out;
+use crate::{Embed, Engine, Error, Prompt, Result, Sampling};
+use gritlm_model::demo::CORPUS;
+use std::time::Instant;
+
+const INSTRUCTION: &str = "Find the software package that fits the description.";
+
+const QUERIES: [&str; 4] = [
+    "chess interface for the desktop",
+    "capture and generate network packets",
+    "edit XML documents",
+    "draw maps from geographic data",
+];
+
+#[derive(serde::Deserialize)]
+struct Package {
+    id: String,
+    text: String,
+}
+
+impl Package {
+    /// "name: summary. description" → the summary.
+    fn summary(&self) -> &str {
+        let rest = self.text.split_once(": ").map_or(self.text.as_str(), |(_, rest)| rest);
+        rest.split_once(". ").map_or(rest, |(summary, _)| summary)
+    }
+}
+
+pub(super) fn run(args: &Demo, global: &Global, out: &mut Out) -> Result<()> {
+    if global.model != "demo" {
+        return Err(Error::Option {
+            option: "--model",
+            expected: "none: the demo shows the embedded model".into(),
+            found: global.model.clone(),
+        });
+    }
+    let start = Instant::now();
+    let engine = super::open(global)?;
+    let opened = start.elapsed();
+    let millions = engine.config().parameters() as f64 / 1e6;
+    out.line(format!(
+        "A model of GritLM's shape with {millions:.1} million parameters, embedded in this program \
+         (opened in {:.0} ms).\nIt shows what GritLM does, not how well: GritLM-7B has 7242 million.",
+        opened.as_secs_f64() * 1e3
+    ))?;
+
+    let packages: Vec<Package> = CORPUS
+        .lines()
+        .map(serde_json::from_str)
+        .collect::<std::result::Result<_, _>>()
+        .map_err(|e| Error::Input { what: "demo corpus".into(), problem: e.to_string() })?;
+    let texts: Vec<&str> = packages.iter().map(|p| p.text.as_str()).collect();
+    let start = Instant::now();
+    let documents = embed(&engine, &texts, &Embed::default())?;
+    let seconds = start.elapsed().as_secs_f64();
+    let tokens: usize = documents.iter().map(|e| e.tokens).sum();
+    out.line(format!(
+        "\nEmbedded {} descriptions of software packages: {tokens} tokens in {seconds:.2} s, \
+         {:.0} tokens/s.",
+        documents.len(),
+        tokens as f64 / seconds
+    ))?;
+    let corpus: Vec<f32> = documents.into_iter().flat_map(|e| e.vector).collect();
+
+    let queries: Vec<&str> = match args.queries.is_empty() {
+        true => QUERIES.to_vec(),
+        false => args.queries.iter().map(String::as_str).collect(),
+    };
+    let mut first = None;
+    for query in queries {
+        let found = embed(&engine, &[query], &Embed::with_instruction(INSTRUCTION))?.remove(0);
+        let best = engine.search(found.vector.len(), &found.vector, &corpus, 3)?.remove(0);
+        out.line(format!("\nFind: {query}"))?;
+        for (index, score) in best {
+            let package = &packages[index as usize];
+            out.line(format!("  {score:.3}  {:<28} {}", package.id, package.summary()))?;
+            first.get_or_insert(package);
+        }
+    }
+
+    if let Some(found) = first {
+        let section = format!("{}\n\nIn which section would it be?", found.summary());
+        answer(&engine, &section, 8, out)?;
+        answer(&engine, &format!("Describe the package {}.", found.id), 96, out)?;
+    }
+    out.line(format!("\nAll on {}. Next: gritlm --help", engine.device()))
+}
+
+fn answer(engine: &Engine, text: &str, max_tokens: usize, out: &mut Out) -> Result<()> {
+    out.piece(&format!("\nAsk: {}\nSay: ", text.replace('\n', " ")))?;
+    let start = Instant::now();
+    let how = Sampling { max_tokens, repetition_penalty: 1.2, ..Sampling::greedy() };
+    let tokens = stream(engine.generate(&Prompt::user(text), &how)?, out)?;
+    let rate = tokens as f64 / start.elapsed().as_secs_f64();
+    out.line(format!("\n     ({tokens} tokens, {rate:.0} tokens/s)"))
+}

@@ -1,0 +1,83 @@
+//! `gritlm generate`.
+
+use super::args::{Generate, Global};
+use super::check_interrupt;
+use super::output::Out;
+use crate::{Error, Finish, Generation, Piece, Prompt, Result};
+use gritlm_model::ops::Drawn;
+use std::io::Read;
+
+pub(super) fn run(args: &Generate, global: &Global, out: &mut Out) -> Result<()> {
+    let text = match &args.prompt {
+        Some(text) => text.clone(),
+        None => {
+            let mut bytes = Vec::new();
+            let name = "standard input";
+            std::io::stdin().read_to_end(&mut bytes).map_err(Error::io(name))?;
+            String::from_utf8(bytes).map_err(|e| Error::Input {
+                what: name.into(),
+                problem: format!("not UTF-8 (byte {})", e.utf8_error().valid_up_to() + 1),
+            })?
+        }
+    };
+    let prompt = if args.raw { Prompt::Raw(text) } else { Prompt::User(text) };
+    let engine = super::open(global)?;
+    let answer = engine.generate(&prompt, &args.sampling.sampling(args.logprobs))?;
+    if !out.json() {
+        stream(answer, out)?;
+        return out.line("");
+    }
+
+    let prompt_tokens = answer.prompt_tokens();
+    let (mut text, mut drawn, mut finish) = (String::new(), Vec::new(), Finish::Length);
+    for piece in answer {
+        check_interrupt()?;
+        let Piece { text: more, token, finish: end } = piece?;
+        text += &more;
+        drawn.push(token);
+        finish = end.unwrap_or(finish);
+    }
+    out.object(&Answer {
+        text,
+        tokens: drawn.iter().map(|d| d.token).collect(),
+        finish_reason: finish,
+        prompt_tokens,
+        logprobs: (args.logprobs > 0).then(|| drawn.iter().map(Logprob::of).collect()),
+    })
+}
+
+/// Prints an answer as it comes; returns how many tokens it has.
+pub(super) fn stream(answer: Generation<'_>, out: &mut Out) -> Result<usize> {
+    let mut tokens = 0;
+    for piece in answer {
+        check_interrupt()?;
+        out.piece(&piece?.text)?;
+        tokens += 1;
+    }
+    Ok(tokens)
+}
+
+#[derive(serde::Serialize)]
+struct Answer {
+    text: String,
+    tokens: Vec<u32>,
+    finish_reason: Finish,
+    prompt_tokens: usize,
+    logprobs: Option<Vec<Logprob>>,
+}
+
+#[derive(serde::Serialize)]
+struct Logprob {
+    token: u32,
+    logprob: f32,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    top: Vec<Logprob>,
+}
+
+impl Logprob {
+    fn of(drawn: &Drawn) -> Self {
+        let one = |token, logprob| Self { token, logprob, top: Vec::new() };
+        let top = drawn.top.iter().map(|&(token, logprob)| one(token, logprob)).collect();
+        Self { top, ..one(drawn.token, drawn.logprob) }
+    }
+}

@@ -1,0 +1,150 @@
+//! `gritlm inspect`, `devices` and `synth`.
+
+use super::args::{Global, Inspect, Synth};
+use super::output::{Out, Progress};
+use crate::engine::Checkpoint;
+use crate::{Result, synth as writer};
+use serde_json::json;
+use std::collections::BTreeMap;
+
+pub(super) fn inspect(args: &Inspect, global: &Global, out: &mut Out) -> Result<()> {
+    let Checkpoint { config: c, tokenizer, weights } = Checkpoint::open(&global.model, true)?;
+    let parameters = c.parameters();
+    let mut dtypes: BTreeMap<String, u64> = BTreeMap::new();
+    for (_, tensor) in weights.tensors() {
+        *dtypes.entry(tensor.dtype().to_string()).or_default() += tensor.bytes().len() as u64;
+    }
+    let architecture = if c.experts.is_some() { "Mixtral" } else { "Mistral" };
+    // What each backend keeps: the CPU computes on the mapped file, with f32 keys and values; the
+    // GPU backends hold weights as stored, with keys and values in their compute type.
+    let stored = weights.bytes();
+    let memory = [
+        ("cpu", "mapped file, f32 cache", stored, c.kv_bytes_per_token(4)),
+        ("cuda", "bf16 weights and cache", 2 * parameters, c.kv_bytes_per_token(2)),
+        ("wgpu", "bf16 weights, f32 cache", 2 * parameters, c.kv_bytes_per_token(4)),
+    ];
+    let tensors = || weights.tensors().map(|(name, t)| (name, t.dtype().to_string(), t.shape()));
+
+    if out.json() {
+        let files: Vec<_> = weights
+            .shards()
+            .iter()
+            .map(|(path, bytes)| json!({ "path": path, "bytes": bytes }))
+            .collect();
+        let memory: Vec<_> = memory
+            .iter()
+            .map(|(device, format, weights, per_token)| {
+                json!({ "device": device, "format": format, "weights_bytes": weights,
+                        "kv_bytes_per_token": per_token })
+            })
+            .collect();
+        let mut all = json!({
+            "model": global.model, "architecture": architecture, "parameters": parameters,
+            "config": {
+                "dim": c.dim, "layers": c.layers, "heads": c.heads, "kv_heads": c.kv_heads,
+                "head_dim": c.head_dim, "hidden": c.hidden, "vocab": c.vocab,
+                "rope_theta": c.rope_theta, "norm_eps": c.norm_eps, "window": c.window,
+                "max_positions": c.max_positions, "bos": c.bos, "eos": c.eos, "tied": c.tied,
+                "experts": c.experts.map(|e| e.count), "top_k": c.experts.map(|e| e.top_k),
+            },
+            "tokenizer": { "tokens": tokenizer.vocab() },
+            "dtypes": dtypes, "bytes": stored, "files": files, "memory": memory,
+        });
+        if args.tensors {
+            all["tensors"] = tensors()
+                .map(|(name, dtype, shape)| json!({ "name": name, "dtype": dtype, "shape": shape }))
+                .collect();
+        }
+        return out.object(&all);
+    }
+
+    out.line(format!("{}: {architecture}, {} parameters", global.model, grouped(parameters)))?;
+    out.line(format!(
+        "  dim {}, layers {}, heads {} ({} key/value) of {}, hidden {}, vocab {}",
+        c.dim, c.layers, c.heads, c.kv_heads, c.head_dim, c.hidden, c.vocab
+    ))?;
+    if let Some(experts) = c.experts {
+        out.line(format!("  experts {}, {} per token", experts.count, experts.top_k))?;
+    }
+    let window = c.window.map_or("none".into(), |w| format!("{w} tokens"));
+    out.line(format!(
+        "  positions {}, window {window}, rope theta {}, eps {}, tokenizer {} tokens",
+        c.max_positions,
+        c.rope_theta,
+        c.norm_eps,
+        tokenizer.vocab()
+    ))?;
+    let stored: Vec<String> =
+        dtypes.iter().map(|(dtype, &bytes)| format!("{dtype} {}", gib(bytes))).collect();
+    out.line(format!("  {} files, {}", weights.shards().len(), stored.join(", ")))?;
+    out.line("Memory:")?;
+    for (device, format, weights, per_token) in memory {
+        out.line(format!(
+            "  {device:<5} {:>10} + {:>9} per 1000 tokens   ({format})",
+            gib(weights),
+            gib(1000 * per_token as u64)
+        ))?;
+    }
+    if args.tensors {
+        out.line("Tensors:")?;
+        for (name, dtype, shape) in tensors() {
+            out.line(format!("  {dtype:<5} {shape:?} {name}"))?;
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn devices(out: &mut Out) -> Result<()> {
+    for d in crate::devices() {
+        if out.json() {
+            out.object(&d)?;
+        } else {
+            let mark = if d.available { "yes" } else { "no" };
+            out.line(format!("{:<6} {mark:<4} {}", d.device, d.description))?;
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn synth(args: &Synth, out: &mut Out) -> Result<()> {
+    let mut progress = Progress::bytes("writing");
+    let report =
+        writer::write(&args.like, args.layers, args.seed, &args.output, &mut |done, total| {
+            let _ = progress.of(done, total);
+        })?;
+    drop(progress);
+    let folder = args.output.display().to_string();
+    if out.json() {
+        return out.object(&json!({
+            "output": folder, "files": report.files, "bytes": report.bytes,
+            "parameters": report.parameters,
+        }));
+    }
+    out.line(format!(
+        "{folder}: {} files, {}, {} parameters of random weights",
+        report.files,
+        gib(report.bytes),
+        grouped(report.parameters)
+    ))
+}
+
+/// 7241732096 → "7,241,732,096".
+fn grouped(n: u64) -> String {
+    let digits = n.to_string();
+    let mut out = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+fn gib(bytes: u64) -> String {
+    match bytes {
+        0..0x10_0000 => format!("{:.1} KiB", bytes as f64 / 1024.0),
+        0x10_0000..0x4000_0000 => format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20)),
+        _ => format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30)),
+    }
+}

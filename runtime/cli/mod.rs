@@ -1,0 +1,100 @@
+//! The command line: data to stdout, progress and notes to stderr; exit code 0, 1 (failure) or 2
+//! (usage).
+
+mod args;
+mod chat;
+mod demo;
+mod embed;
+mod generate;
+mod inspect;
+mod output;
+mod rank;
+mod search;
+
+use crate::{Engine, Error, Result};
+use args::{Args, Command, Global};
+use clap::{CommandFactory, Parser, error::ErrorKind};
+use output::Out;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Set by the first Ctrl-C; work in progress ends at its next step. A second one ends the process.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+fn check_interrupt() -> Result<()> {
+    if INTERRUPTED.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
+}
+
+/// Runs the program on its arguments.
+pub fn main() -> ExitCode {
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => return usage(&error),
+    };
+    // Without a handler Ctrl-C still ends the program, only less politely.
+    let _ = ctrlc::set_handler(|| {
+        if INTERRUPTED.swap(true, Ordering::Relaxed) {
+            std::process::exit(1);
+        }
+    });
+    match run(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        // The reader (`head`, a pager) has seen enough.
+        Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::BrokenPipe => {
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(if matches!(error, Error::Option { .. }) { 2 } else { 1 })
+        }
+    }
+}
+
+fn run(args: Args) -> Result<()> {
+    let Args { command, global } = args;
+    let mut out = Out::new(global.format);
+    match command {
+        Command::Demo(a) => demo::run(&a, &global, &mut out),
+        Command::Embed(a) => embed::run(&a, &global, &mut out),
+        Command::Generate(a) => generate::run(&a, &global, &mut out),
+        Command::Chat(a) => chat::run(&a, &global, &mut out),
+        Command::Similarity(a) => rank::similarity(&a, &global, &mut out),
+        Command::Rerank(a) => rank::rerank(&a, &global, &mut out),
+        Command::Search(a) => search::run(&a, &global, &mut out),
+        Command::Inspect(a) => inspect::inspect(&a, &global, &mut out),
+        Command::Devices => inspect::devices(&mut out),
+        Command::Synth(a) => inspect::synth(&a, &mut out),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Args::command(), "gritlm", &mut script);
+            out.bytes(&script)
+        }
+    }?;
+    out.finish()
+}
+
+/// Opens the model and says once on stderr what it runs on.
+fn open(global: &Global) -> Result<Engine> {
+    let engine = Engine::open(&global.model, &global.options())?;
+    eprintln!("{} on {}", engine.name(), engine.device());
+    Ok(engine)
+}
+
+/// Help and version as clap prints them; anything else as one line.
+fn usage(error: &clap::Error) -> ExitCode {
+    if matches!(
+        error.kind(),
+        ErrorKind::DisplayHelp
+            | ErrorKind::DisplayVersion
+            | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+    ) {
+        // A closed stdout leaves nobody to tell.
+        let _ = error.print();
+        return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+    }
+    let text = error.to_string();
+    let first: Vec<&str> =
+        text.lines().take_while(|l| !l.trim().is_empty()).map(str::trim).collect();
+    eprintln!("{}; try --help", first.join(" "));
+    ExitCode::from(2)
+}

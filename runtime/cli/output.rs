@@ -1,0 +1,218 @@
+//! Stdout, progress bars, and texts that come in.
+
+use super::args::{Format, Texts};
+use super::check_interrupt;
+use crate::{Error, Result};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+use std::fs::File;
+use std::io::{BufRead, BufReader, BufWriter, IsTerminal, Write};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// Buffered stdout. Errors name it; a closed pipe ends the program quietly.
+pub(super) struct Out {
+    stdout: BufWriter<std::io::Stdout>,
+    format: Format,
+}
+
+impl Out {
+    pub(super) fn new(format: Format) -> Self {
+        Self { stdout: BufWriter::new(std::io::stdout()), format }
+    }
+
+    /// Whether programs read it.
+    pub(super) fn json(&self) -> bool {
+        self.format == Format::Json
+    }
+
+    pub(super) fn bytes(&mut self, bytes: &[u8]) -> Result<()> {
+        self.stdout.write_all(bytes).map_err(Error::io("standard output"))
+    }
+
+    pub(super) fn line(&mut self, line: impl AsRef<str>) -> Result<()> {
+        self.bytes(line.as_ref().as_bytes())?;
+        self.bytes(b"\n")
+    }
+
+    /// Text that is to be seen at once.
+    pub(super) fn piece(&mut self, text: &str) -> Result<()> {
+        self.bytes(text.as_bytes())?;
+        self.finish()
+    }
+
+    /// One JSON object, on one line.
+    pub(super) fn object(&mut self, value: &impl Serialize) -> Result<()> {
+        let text = serde_json::to_string(value)
+            .map_err(|e| Error::Input { what: "standard output".into(), problem: e.to_string() })?;
+        self.line(text)
+    }
+
+    pub(super) fn finish(&mut self) -> Result<()> {
+        self.stdout.flush().map_err(Error::io("standard output"))
+    }
+}
+
+/// A bar on stderr for work that takes longer than a second; none where stderr is no terminal.
+pub(super) struct Progress {
+    what: &'static str,
+    bytes: bool,
+    total: u64,
+    start: Instant,
+    bar: Option<ProgressBar>,
+}
+
+impl Progress {
+    /// Counts things.
+    pub(super) fn new(what: &'static str, total: u64) -> Self {
+        Self { what, bytes: false, total, start: Instant::now(), bar: None }
+    }
+
+    /// Counts bytes.
+    pub(super) fn bytes(what: &'static str) -> Self {
+        let mut progress = Self::new(what, 0);
+        progress.bytes = true;
+        progress
+    }
+
+    /// Says how much is done. An error if the user pressed Ctrl-C.
+    pub(super) fn at(&mut self, done: u64) -> Result<()> {
+        if self.bar.is_none() && self.start.elapsed() > Duration::from_secs(1) {
+            let counts = if self.bytes {
+                "{bytes}/{total_bytes} {bytes_per_sec}"
+            } else {
+                "{pos}/{len} {per_sec}"
+            };
+            let template = format!("{{msg}} [{{wide_bar}}] {counts} ({{eta}})");
+            // The template is ours and right; a plain bar would do, too.
+            let style = ProgressStyle::with_template(&template)
+                .unwrap_or_else(|_| ProgressStyle::default_bar());
+            let bar = ProgressBar::new(self.total).with_style(style).with_message(self.what);
+            bar.reset_eta();
+            self.bar = Some(bar);
+        }
+        if let Some(bar) = &self.bar {
+            bar.set_position(done);
+        }
+        check_interrupt()
+    }
+
+    /// As [`Progress::at`], where the total becomes known on the way.
+    pub(super) fn of(&mut self, done: u64, total: u64) -> Result<()> {
+        self.total = total;
+        self.at(done)
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// The texts of a command: its arguments, else the lines of a file or of stdin.
+pub(super) fn texts(from: &Texts) -> Result<Vec<String>> {
+    if !from.texts.is_empty() {
+        return Ok(from.texts.clone());
+    }
+    let found = match &from.input {
+        Some(path) => {
+            let file = File::open(path).map_err(Error::io(path))?;
+            lines(&path.display().to_string(), BufReader::new(file))?
+        }
+        None if std::io::stdin().is_terminal() => {
+            return Err(Error::Option {
+                option: "TEXT",
+                expected: "texts as arguments, from --input FILE or on stdin".into(),
+                found: "none".into(),
+            });
+        }
+        None => lines("standard input", std::io::stdin().lock())?,
+    };
+    if found.is_empty() {
+        return Err(Error::Input { what: "texts".into(), problem: "there are none".into() });
+    }
+    Ok(found)
+}
+
+/// One text a line; or, where the first line is a JSON object with `text`, such objects.
+pub(super) fn lines(name: &str, mut from: impl BufRead) -> Result<Vec<String>> {
+    #[derive(serde::Deserialize)]
+    struct Line {
+        text: String,
+    }
+    let mut texts = Vec::new();
+    let mut json = false;
+    let mut bytes = Vec::new();
+    for number in 1.. {
+        bytes.clear();
+        if from.read_until(b'\n', &mut bytes).map_err(Error::io(name))? == 0 {
+            break;
+        }
+        let wrong =
+            |problem: String| Error::Input { what: format!("{name}, line {number}"), problem };
+        let line = std::str::from_utf8(&bytes)
+            .map_err(|e| wrong(format!("not UTF-8 (byte {} of the line)", e.valid_up_to() + 1)))?;
+        let line = line.strip_suffix('\n').unwrap_or(line);
+        let line = line.strip_suffix('\r').unwrap_or(line);
+        let parsed = serde_json::from_str::<Line>(line);
+        if number == 1 {
+            json = parsed.is_ok();
+        }
+        texts.push(match (json, parsed) {
+            (false, _) => line.to_string(),
+            (true, Ok(parsed)) => parsed.text,
+            (true, Err(e)) => {
+                return Err(wrong(format!("expected a JSON object with text, as in line 1: {e}")));
+            }
+        });
+    }
+    Ok(texts)
+}
+
+/// Writes a file whole or not at all: beside it first, then renamed.
+pub(super) struct Atomic {
+    path: std::path::PathBuf,
+    partial: std::path::PathBuf,
+    file: Option<BufWriter<File>>,
+}
+
+impl Atomic {
+    /// Opens the file beside; a folder that cannot be written is found out before any work.
+    pub(super) fn create(path: &Path) -> Result<Self> {
+        let mut name = path.file_name().unwrap_or_default().to_os_string();
+        name.push(format!(".partial-{}", std::process::id()));
+        let partial = path.with_file_name(name);
+        if path.is_dir() {
+            let source = std::io::ErrorKind::IsADirectory.into();
+            return Err(Error::Io { path: path.into(), source });
+        }
+        let file = File::create(&partial).map_err(Error::io(path))?;
+        Ok(Self { path: path.into(), partial, file: Some(BufWriter::new(file)) })
+    }
+
+    pub(super) fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        match &mut self.file {
+            Some(file) => file.write_all(bytes).map_err(Error::io(&self.path)),
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn commit(mut self) -> Result<()> {
+        if let Some(file) = self.file.take() {
+            let file = file.into_inner().map_err(|e| Error::io(&self.path)(e.into_error()))?;
+            file.sync_all().map_err(Error::io(&self.path))?;
+            std::fs::rename(&self.partial, &self.path).map_err(Error::io(&self.path))?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Atomic {
+    fn drop(&mut self) {
+        // After a commit there is no such file.
+        let _ = std::fs::remove_file(&self.partial);
+    }
+}

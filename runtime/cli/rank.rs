@@ -1,0 +1,41 @@
+//! `gritlm similarity` and `gritlm rerank`.
+
+use super::args::{Global, Rerank, Similarity};
+use super::embed::embed;
+use super::output::{Out, texts};
+use crate::{Embed, Result, dot};
+
+pub(super) fn similarity(args: &Similarity, global: &Global, out: &mut Out) -> Result<()> {
+    let texts = texts(&args.texts)?;
+    let engine = super::open(global)?;
+    // Cosines, whatever length the vectors would have.
+    let how = Embed { normalize: true, ..args.how.embed() };
+    let found = embed(&engine, &texts, &how)?;
+    for a in &found {
+        let row: Vec<f32> = found.iter().map(|b| dot(&a.vector, &b.vector)).collect();
+        if out.json() {
+            out.object(&serde_json::json!({ "similarity": row }))?;
+        } else {
+            let cells: Vec<String> = row.iter().map(|c| format!("{c:7.4}")).collect();
+            out.line(cells.join(" "))?;
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn rerank(args: &Rerank, global: &Global, out: &mut Out) -> Result<()> {
+    let texts = texts(&args.texts)?;
+    let engine = super::open(global)?;
+    let ranked = engine.rerank(&args.query, &texts)?;
+    for r in ranked.iter().take(args.top_k.unwrap_or(texts.len())) {
+        let text = &texts[r.index];
+        if out.json() {
+            out.object(&serde_json::json!({
+                "index": r.index, "score": r.score, "probability": r.probability, "text": text,
+            }))?;
+        } else {
+            out.line(format!("{:8.3}  {:5.3}  {text}", r.score, r.probability))?;
+        }
+    }
+    Ok(())
+}
