@@ -224,7 +224,7 @@ fn convert<S: Simd>(simd: S, w: &(Dtype, &[u8]), k: &Range<usize>, row: &mut [f3
             let words = Bf16(S::as_simd_u32s(words).0);
             let out = S::as_mut_simd_f32s(row).0;
             for i in 0..out.len() / 2 {
-                (out[2 * i], out[2 * i + 1]) = words.pair(simd, i);
+                (out[2 * i], out[2 * i + 1]) = (words.even(simd, i), words.odd(simd, i));
             }
         }
         _ => {
@@ -247,7 +247,7 @@ fn tiles<S: Simd, const M: usize, const N: usize>(
     out: &mut [f32],
     cols: usize,
 ) {
-    let column = |c: usize| F32(S::as_simd_f32s(&panel[c * k.len()..][..k.len()]).0);
+    let column = |c: usize| F32(S::as_simd_f32s(&panel[c * k.len()..][..k.len()]).0.as_chunks().0);
     for first in (0..a.rows).step_by(M) {
         let tile = first..(first + M).min(a.rows);
         let mut c = 0;
@@ -288,8 +288,11 @@ fn rows<S: Simd, W: Weight<S>, const N: usize>(
     }
 }
 
-/// M × N inner products of one block, added to `out`. Plain loops instead of closures: a closure
-/// need not be inlined where the vector instructions are enabled, and then costs ten times as much.
+/// M × N inner products of one block, added to `out`.
+///
+/// Plain loops instead of closures: a closure need not be inlined where the vector instructions are
+/// enabled, and then costs ten times as much. And slices of one known length, indexed by their own
+/// counter: with bounds checks left in the loop, the accumulators are spilled at half the speed.
 #[inline(always)]
 #[expect(clippy::needless_range_loop, reason = "the same index walks several arrays")]
 fn tile<S: Simd, W: Weight<S>, const M: usize, const N: usize>(
@@ -297,30 +300,37 @@ fn tile<S: Simd, W: Weight<S>, const M: usize, const N: usize>(
     a: &Packed,
     first: usize,
     k: &Range<usize>,
-    w: [W; N],
+    mut w: [W; N],
     out: &mut [f32],
     stride: usize,
 ) {
     let pairs = k.len() / (2 * S::F32_LANES);
     let zero = simd.splat_f32s(0.0);
-    let mut x: [&[S::f32s]; M] = [&[]; M];
+    let mut x: [&[[S::f32s; 2]]; M] = [&[]; M];
     for r in 0..M {
-        x[r] = &S::as_simd_f32s(a.block(first + r, k)).0[..2 * pairs];
+        x[r] = &S::as_simd_f32s(a.block(first + r, k)).0.as_chunks().0[..pairs];
+    }
+    for c in 0..N {
+        w[c] = w[c].first(pairs);
     }
     let mut sum = [[zero; N]; M];
     for i in 0..pairs {
-        let mut pair = [(zero, zero); N];
+        let mut even = [zero; N];
         for c in 0..N {
-            pair[c] = w[c].pair(simd, i);
+            even[c] = w[c].even(simd, i);
         }
         for r in 0..M {
             for c in 0..N {
-                sum[r][c] = simd.mul_add_e_f32s(x[r][2 * i], pair[c].0, sum[r][c]);
+                sum[r][c] = simd.mul_add_e_f32s(x[r][i][0], even[c], sum[r][c]);
             }
         }
+        let mut odd = [zero; N];
+        for c in 0..N {
+            odd[c] = w[c].odd(simd, i);
+        }
         for r in 0..M {
             for c in 0..N {
-                sum[r][c] = simd.mul_add_e_f32s(x[r][2 * i + 1], pair[c].1, sum[r][c]);
+                sum[r][c] = simd.mul_add_e_f32s(x[r][i][1], odd[c], sum[r][c]);
             }
         }
     }
@@ -331,19 +341,32 @@ fn tile<S: Simd, W: Weight<S>, const M: usize, const N: usize>(
     }
 }
 
-/// A block of a weight row, read two vectors at a time: evens, odds.
+/// A block of a weight row, a chunk at a time: its even values, its odd ones.
 trait Weight<S: Simd>: Copy {
-    fn pair(self, simd: S, i: usize) -> (S::f32s, S::f32s);
+    /// Only the first so many chunks.
+    fn first(self, chunks: usize) -> Self;
+    fn even(self, simd: S, i: usize) -> S::f32s;
+    fn odd(self, simd: S, i: usize) -> S::f32s;
 }
 
 /// Already f32, in the packed order.
 #[derive(Clone, Copy)]
-struct F32<'a, V>(&'a [V]);
+struct F32<'a, V>(&'a [[V; 2]]);
 
 impl<S: Simd> Weight<S> for F32<'_, S::f32s> {
     #[inline(always)]
-    fn pair(self, _: S, i: usize) -> (S::f32s, S::f32s) {
-        (self.0[2 * i], self.0[2 * i + 1])
+    fn first(self, chunks: usize) -> Self {
+        Self(&self.0[..chunks])
+    }
+
+    #[inline(always)]
+    fn even(self, _: S, i: usize) -> S::f32s {
+        self.0[i][0]
+    }
+
+    #[inline(always)]
+    fn odd(self, _: S, i: usize) -> S::f32s {
+        self.0[i][1]
     }
 }
 
@@ -353,10 +376,18 @@ struct Bf16<'a, V>(&'a [V]);
 
 impl<S: Simd> Weight<S> for Bf16<'_, S::u32s> {
     #[inline(always)]
-    fn pair(self, simd: S, i: usize) -> (S::f32s, S::f32s) {
-        let words = self.0[i];
-        let even = simd.wrapping_dyn_shl_u32s(words, simd.splat_u32s(16));
-        let odd = simd.and_u32s(words, simd.splat_u32s(0xffff_0000));
-        (simd.transmute_f32s_u32s(even), simd.transmute_f32s_u32s(odd))
+    fn first(self, chunks: usize) -> Self {
+        Self(&self.0[..chunks])
+    }
+
+    #[inline(always)]
+    fn even(self, simd: S, i: usize) -> S::f32s {
+        let shifted = simd.wrapping_dyn_shl_u32s(self.0[i], simd.splat_u32s(16));
+        simd.transmute_f32s_u32s(shifted)
+    }
+
+    #[inline(always)]
+    fn odd(self, simd: S, i: usize) -> S::f32s {
+        simd.transmute_f32s_u32s(simd.and_u32s(self.0[i], simd.splat_u32s(0xffff_0000)))
     }
 }
