@@ -23,6 +23,11 @@ impl Pool {
         Arc::new(Self { free: Mutex::new((0..pages as u32).rev().collect()), pages })
     }
 
+    /// Pages that nobody owns now.
+    pub(crate) fn free_pages(&self) -> usize {
+        self.free().len()
+    }
+
     fn free(&self) -> std::sync::MutexGuard<'_, Vec<u32>> {
         // The list is whole between any two statements, so a panic elsewhere does not spoil it.
         self.free.lock().unwrap_or_else(PoisonError::into_inner)

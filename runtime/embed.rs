@@ -2,7 +2,7 @@
 
 use crate::batch::{Output, Sequence, Want};
 use crate::{Attn, Engine, Error, Result};
-use gritlm_model::ops::{Mask, Pooling};
+use gritlm_model::ops::{Mask, PAGE, Pooling};
 use gritlm_model::prompt::embed_prefix;
 use rayon::prelude::*;
 
@@ -130,7 +130,7 @@ impl Engine {
             normalize: how.normalize && cut.is_none(),
         };
         let mut vectors: Vec<Vec<f32>> = vec![Vec::new(); texts.len()];
-        for batch in batches(&encoded, self.options().batch_tokens) {
+        for batch in self.batches(&encoded) {
             let mut caches: Vec<_> = batch.iter().map(|_| self.cache()).collect();
             let mut sequences: Vec<Sequence<'_>> = batch
                 .iter()
@@ -168,25 +168,29 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
-/// Groups texts of like length into passes of at most `budget` tokens (a longer text goes alone).
-/// Nothing is padded, so length matters for one thing only: an attention task is as long as its
-/// sequence, and equal ones share the threads evenly. Longest first, so that memory shows its
-/// peak at the start.
-fn batches(encoded: &[Vec<u32>], budget: usize) -> Vec<Vec<usize>> {
-    let mut order: Vec<usize> = (0..encoded.len()).collect();
-    order.sort_by_key(|&i| std::cmp::Reverse(encoded[i].len()));
-    let mut batches: Vec<Vec<usize>> = Vec::new();
-    let mut room = 0;
-    for i in order {
-        let tokens = encoded[i].len();
-        match batches.last_mut() {
-            Some(batch) if tokens <= room => batch.push(i),
-            _ => {
-                batches.push(vec![i]);
-                room = budget;
+impl Engine {
+    /// Groups sequences of like length into passes of at most the engine's token budget (a longer
+    /// one goes alone) that find free pages. Nothing is padded, so length matters for one thing
+    /// only: an attention task is as long as its sequence, and equal ones share the threads
+    /// evenly. Longest first, so that memory shows its peak at the start.
+    pub(crate) fn batches(&self, sequences: &[Vec<u32>]) -> Vec<Vec<usize>> {
+        let mut order: Vec<usize> = (0..sequences.len()).collect();
+        order.sort_by_key(|&i| std::cmp::Reverse(sequences[i].len()));
+        let (budget, free) = (self.options().batch_tokens, self.free_pages());
+        let mut batches: Vec<Vec<usize>> = Vec::new();
+        let (mut tokens, mut pages) = (0, 0);
+        for i in order {
+            let more = sequences[i].len();
+            tokens += more;
+            pages += more.div_ceil(PAGE);
+            match batches.last_mut() {
+                Some(batch) if tokens <= budget && pages <= free => batch.push(i),
+                _ => {
+                    batches.push(vec![i]);
+                    (tokens, pages) = (more, more.div_ceil(PAGE));
+                }
             }
         }
-        room = room.saturating_sub(tokens);
+        batches
     }
-    batches
 }

@@ -308,6 +308,11 @@ impl Engine {
         }
     }
 
+    /// Pages that no cache holds.
+    pub(crate) fn free_pages(&self) -> usize {
+        self.pool.free_pages()
+    }
+
     fn model(&self) -> MutexGuard<'_, Box<dyn Model>> {
         // A pass that panicked has advanced no cache; the next one starts from whole state.
         self.model.lock().unwrap_or_else(PoisonError::into_inner)

@@ -23,36 +23,33 @@ impl Engine {
     /// When the vocabulary has no word for yes or no, or the KV pages do not suffice.
     pub fn rerank(&self, query: &str, passages: &[impl AsRef<str>]) -> Result<Vec<Ranked>> {
         let (yes, no) = (self.answer("yes")?, self.answer("no")?);
-        let mut prompts = passages
+        let prompts = passages
             .iter()
             .map(|p| Ok(self.tokenizer().encode(&prompt::rerank(query, p.as_ref()))?))
-            .collect::<Result<Vec<Vec<u32>>>>()?
-            .into_iter()
-            .peekable();
+            .collect::<Result<Vec<Vec<u32>>>>()?;
         let mut ranked = Vec::with_capacity(passages.len());
-        while prompts.peek().is_some() {
-            let mut batch: Vec<Vec<u32>> = Vec::new();
-            let mut room = self.options().batch_tokens;
-            while let Some(ids) = prompts.next_if(|ids| batch.is_empty() || ids.len() <= room) {
-                room = room.saturating_sub(ids.len());
-                batch.push(ids);
-            }
+        for batch in self.batches(&prompts) {
             let mut caches: Vec<_> = batch.iter().map(|_| self.cache()).collect();
             let mask = self.generation_mask();
             let mut sequences: Vec<Sequence<'_>> = batch
                 .iter()
                 .zip(&mut caches)
-                .map(|(tokens, cache)| Sequence { tokens, cache, mask, want: Want::Logits })
+                .map(|(&i, cache)| Sequence {
+                    tokens: &prompts[i],
+                    cache,
+                    mask,
+                    want: Want::Logits,
+                })
                 .collect();
-            for output in self.run(&mut sequences)? {
+            for (&index, output) in batch.iter().zip(self.run(&mut sequences)?) {
                 if let Output::Logits(logits) = output {
                     let (yes, no) = (logits[yes as usize], logits[no as usize]);
                     let probability = 1.0 / (1.0 + (no - yes).exp());
-                    ranked.push(Ranked { index: ranked.len(), score: yes, probability });
+                    ranked.push(Ranked { index, score: yes, probability });
                 }
             }
         }
-        ranked.sort_by(|a, b| b.score.total_cmp(&a.score));
+        ranked.sort_by(|a, b| b.score.total_cmp(&a.score).then(a.index.cmp(&b.index)));
         Ok(ranked)
     }
 

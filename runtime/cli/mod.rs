@@ -21,6 +21,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// Set by the first Ctrl-C; work in progress ends at its next step. A second one ends the process.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
+/// From here on the work looks at [`INTERRUPTED`] often enough. Before (a download, which resumes)
+/// Ctrl-C ends the process as it does anywhere.
+fn handle_interrupt() {
+    // Without a handler Ctrl-C still ends the program, only less politely.
+    let _ = ctrlc::set_handler(|| {
+        if INTERRUPTED.swap(true, Ordering::Relaxed) {
+            std::process::exit(1);
+        }
+    });
+}
+
 fn check_interrupt() -> Result<()> {
     if INTERRUPTED.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
 }
@@ -31,12 +42,6 @@ pub fn main() -> ExitCode {
         Ok(args) => args,
         Err(error) => return usage(&error),
     };
-    // Without a handler Ctrl-C still ends the program, only less politely.
-    let _ = ctrlc::set_handler(|| {
-        if INTERRUPTED.swap(true, Ordering::Relaxed) {
-            std::process::exit(1);
-        }
-    });
     match run(args) {
         Ok(()) => ExitCode::SUCCESS,
         // The reader (`head`, a pager) has seen enough.
@@ -77,6 +82,7 @@ fn run(args: Args) -> Result<()> {
 fn open(global: &Global) -> Result<Engine> {
     let engine = Engine::open(&global.model, &global.options())?;
     eprintln!("{} on {}", engine.name(), engine.device());
+    handle_interrupt();
     Ok(engine)
 }
 

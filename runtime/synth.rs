@@ -1,0 +1,296 @@
+//! Random checkpoints in the published layout, for benchmarks and capacity tests: speed and memory
+//! depend on a model's shape, not on what it has learnt.
+
+use crate::{Error, Result};
+use gritlm_model::config::{Config, Experts};
+use gritlm_model::tokenizer::Tokenizer;
+use gritlm_model::weights::{Expected, expected};
+use rayon::prelude::*;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+/// Names that [`shape`] knows.
+pub const SHAPES: [&str; 5] = ["gritlm-7b", "gritlm-8x7b", "1b", "tiny", "tiny-moe"];
+
+/// Bytes that are filled while as many are written: two such blocks fit a last-level cache.
+const BLOCK: usize = 4 << 20;
+/// Bytes that a thread fills at a time: they fit its own cache.
+const PIECE: usize = 64 << 10;
+
+/// What has been written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// Files in the folder.
+    pub files: usize,
+    /// Bytes of the tensors.
+    pub bytes: u64,
+    /// Parameters of the model.
+    pub parameters: u64,
+}
+
+/// The shape of one of [`SHAPES`].
+pub fn shape(like: &str) -> Option<Config> {
+    let [dim, layers, heads, kv_heads, head_dim, hidden, vocab, max_positions] = match like {
+        "gritlm-7b" | "gritlm-8x7b" => [4096, 32, 32, 8, 128, 14336, 32000, 32768],
+        "1b" => [2048, 22, 16, 4, 128, 5632, 32000, 4096],
+        "tiny" | "tiny-moe" => [256, 4, 4, 2, 64, 768, 4096, 4096],
+        _ => return None,
+    };
+    let mixture = matches!(like, "gritlm-8x7b" | "tiny-moe");
+    Some(Config {
+        dim,
+        layers,
+        heads,
+        kv_heads,
+        head_dim,
+        hidden,
+        vocab,
+        rope_theta: if like == "gritlm-8x7b" { 1e6 } else { 1e4 },
+        norm_eps: 1e-5,
+        window: (like == "gritlm-7b").then_some(4096),
+        max_positions,
+        bos: 1,
+        eos: vec![2],
+        tied: false,
+        experts: mixture.then_some(Experts { count: 8, top_k: 2 }),
+        instruction_apart: false,
+    })
+}
+
+/// Writes a checkpoint of one of [`SHAPES`] to the folder `output`, which must be empty or not
+/// exist. `layers` replaces the shape's own number; `progress` hears bytes done and bytes in all.
+/// A `seed` gives the same bytes on every machine. Until all is written, the files lie beside
+/// `output`, in `<output>.partial-<process id>`.
+///
+/// # Errors
+/// When there is no such shape, `layers` is not from 1 to 4096, `output` is taken, or a file cannot
+/// be written. Then nothing is left behind.
+pub fn write(
+    like: &str,
+    layers: Option<usize>,
+    seed: u64,
+    output: &Path,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Report> {
+    let Some(mut config) = shape(like) else {
+        let (expected, found) = (format!("one of {}", SHAPES.join(", ")), like.into());
+        return Err(Error::Option { option: "--like", expected, found });
+    };
+    config.layers = layers.unwrap_or(config.layers);
+    if !(1..=4096).contains(&config.layers) {
+        let (expected, found) = ("a number from 1 to 4096".into(), config.layers.to_string());
+        return Err(Error::Option { option: "--layers", expected, found });
+    }
+    write_config(&config, seed, output, 5_000_000_000, progress) // Hugging Face's "5GB"
+}
+
+/// As [`write()`], for any shape, in files of at most `shard_bytes` of tensors (or one tensor).
+///
+/// # Errors
+/// As [`write()`], and when no model can have this shape or its `vocab` is less than 260.
+pub fn write_config(
+    config: &Config,
+    seed: u64,
+    output: &Path,
+    shard_bytes: u64,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Report> {
+    let mut texts = vec![
+        ("config.json", format!("{:#}\n", config_json(config))),
+        ("tokenizer.json", tokenizer_json(config.vocab).to_string()),
+    ];
+    // Nothing is written that would not open.
+    Config::parse(texts[0].1.as_bytes(), &output.join(texts[0].0))?;
+    Tokenizer::parse(texts[1].1.as_bytes(), &output.join(texts[1].0), config)?;
+    let tensors = expected(config);
+    let shards = shards(&tensors, shard_bytes);
+    let total = tensors.iter().map(bytes).sum();
+    if shards.len() > 1 {
+        let map = shards.iter().flat_map(|(file, all)| all.iter().map(move |t| (&t.name, file)));
+        let map = map.collect::<BTreeMap<_, _>>();
+        let index = json!({ "metadata": { "total_size": total }, "weight_map": map });
+        texts.push(("model.safetensors.index.json", format!("{index:#}\n")));
+    }
+    if output.read_dir().map_or(output.exists(), |mut entries| entries.next().is_some()) {
+        return Err(Error::io(output)(io::Error::other("exists, and is no empty folder")));
+    }
+    // Beside what a link leads to: a folder cannot be renamed into another file system.
+    let output = output.canonicalize().unwrap_or_else(|_| output.components().collect());
+    let partial = output.with_added_extension(format!("partial-{}", std::process::id()));
+    fs::create_dir(&partial).map_err(Error::io(&partial))?;
+    let partial = Partial(partial);
+    let files = texts.len() + shards.len();
+    for (name, text) in texts {
+        let path = partial.0.join(name);
+        fs::write(&path, text).map_err(Error::io(&path))?;
+    }
+    let mut done = 0;
+    for (name, tensors) in shards {
+        let path = partial.0.join(name);
+        let mut wrote = |bytes| {
+            done += bytes as u64;
+            progress(done, total);
+        };
+        save(&path, tensors, seed, &mut wrote).map_err(Error::io(&path))?;
+    }
+    let _ = fs::remove_dir(&output); // not every system renames over an empty folder
+    fs::rename(&partial.0, &output).map_err(Error::io(&output))?;
+    Ok(Report { files, bytes: total, parameters: config.parameters() })
+}
+
+/// A folder that goes when this goes, unless it has been renamed.
+struct Partial(PathBuf);
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Bytes of a tensor in bf16.
+fn bytes(tensor: &Expected) -> u64 {
+    tensor.shape.iter().map(|&n| n as u64).product::<u64>() * 2
+}
+
+/// Spreads the tensors over files, in their order.
+fn shards(tensors: &[Expected], limit: u64) -> Vec<(String, &[Expected])> {
+    let mut size = 0;
+    let together = |last: &Expected, next: &Expected| {
+        size += bytes(last);
+        let fits = size + bytes(next) <= limit;
+        size *= u64::from(fits);
+        fits
+    };
+    let groups: Vec<_> = tensors.chunk_by(together).collect();
+    let name = |i| match groups.len() {
+        1 => "model.safetensors".into(),
+        count => format!("model-{i:05}-of-{count:05}.safetensors"),
+    };
+    (1..).zip(&groups).map(|(i, &tensors)| (name(i), tensors)).collect()
+}
+
+/// What stands before the tensors of a file: a length, and so many bytes of JSON.
+fn header(tensors: &[Expected]) -> Vec<u8> {
+    let mut json = json!({ "__metadata__": { "format": "pt" } });
+    let mut end = 0;
+    for t in tensors {
+        let start = end;
+        end += bytes(t);
+        json[&t.name] = json!({ "dtype": "BF16", "shape": t.shape, "data_offsets": [start, end] });
+    }
+    let mut json = json.to_string().into_bytes();
+    json.resize(json.len().next_multiple_of(8), b' '); // aligns the tensors
+    [&(json.len() as u64).to_le_bytes(), &*json].concat()
+}
+
+/// Writes a file of tensors, one block while the next is filled. `wrote` hears the bytes of each.
+fn save(path: &Path, all: &[Expected], seed: u64, wrote: &mut dyn FnMut(usize)) -> io::Result<()> {
+    let mut file = File::create_new(path)?;
+    file.write_all(&header(all))?;
+    let (mut full, mut next) = (Vec::new(), Vec::new());
+    for tensor in all {
+        let (bytes, fill) = (bytes(tensor), filler(tensor, seed));
+        for start in (0..bytes).step_by(BLOCK) {
+            next.resize((bytes - start).min(BLOCK as u64) as usize, 0);
+            let pieces = next.par_chunks_mut(PIECE).enumerate();
+            let fill = |(i, piece): (usize, _)| fill(start + (i * PIECE) as u64, piece);
+            rayon::join(|| file.write_all(&full), || pieces.for_each(fill)).0?;
+            wrote(full.len());
+            std::mem::swap(&mut full, &mut next);
+        }
+    }
+    file.write_all(&full)?;
+    wrote(full.len());
+    // A benchmark that comes next must not share the disk with what is still on its way there.
+    file.sync_all()
+}
+
+/// A function that fills a piece of the tensor, given the byte where it starts, a multiple of 8.
+/// Values are uniform; each follows from the seed, the tensor's name and its own place alone, so
+/// that threads and the order of writing do not matter. They have no period.
+fn filler(tensor: &Expected, seed: u64) -> impl Fn(u64, &mut [u8]) + Sync {
+    let key = tensor.name.bytes().fold(mix(seed), |key, byte| mix(key ^ u64::from(byte)));
+    // √3 standard deviations to each side of the middle. Where one is 1/√columns, a product is as
+    // large as what goes in: nothing overflows in any number of layers.
+    let (middle, half) = match tensor.shape[..] {
+        [] | [_] => (1.0, 0.1),
+        _ if tensor.name == "model.embed_tokens.weight" => (0.0, 0.5 * 3_f32.sqrt()),
+        [.., columns] => (0.0, (3.0 / columns as f32).sqrt()),
+    };
+    let step = half / 32768.0;
+    let low = middle - half + step / 2.0; // half a step up, for symmetry
+    move |start, piece| {
+        for (place, word) in (start / 8..).zip(piece.chunks_mut(8)) {
+            word.copy_from_slice(&mix(key ^ place).to_le_bytes()[..word.len()]);
+        }
+        // On its own, and of unsigned numbers, this loop becomes vectors; a core fills 4 GB/s.
+        for value in piece.as_chunks_mut::<2>().0 {
+            let x = low + f32::from(u16::from_le_bytes(*value)) * step;
+            *value = (((x.to_bits() + 0x8000) >> 16) as u16).to_le_bytes(); // rounds to bf16
+        }
+    }
+}
+
+/// The hash at the end of splitmix64, a permutation: different places have different bits.
+fn mix(x: u64) -> u64 {
+    let x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    x ^ (x >> 31)
+}
+
+/// `config.json` as Hugging Face writes it.
+fn config_json(c: &Config) -> Value {
+    // Through decimal: widened as it is, the f32 1e-5 would read 0.000009999999747378752.
+    let wide = |x: f32| x.to_string().parse().unwrap_or(f64::from(x));
+    let kind = if c.experts.is_some() { "Mixtral" } else { "Mistral" };
+    let mut json = json!({
+        "architectures": [format!("{kind}ForCausalLM")], "model_type": kind.to_lowercase(),
+        "hidden_size": c.dim, "intermediate_size": c.hidden, "num_hidden_layers": c.layers,
+        "num_attention_heads": c.heads, "num_key_value_heads": c.kv_heads, "head_dim": c.head_dim,
+        "vocab_size": c.vocab, "max_position_embeddings": c.max_positions, "hidden_act": "silu",
+        "rope_theta": wide(c.rope_theta), "rms_norm_eps": wide(c.norm_eps), "bos_token_id": c.bos,
+        "sliding_window": c.window, "tie_word_embeddings": c.tied, "torch_dtype": "bfloat16",
+        "eos_token_id": if let [one] = c.eos[..] { json!(one) } else { json!(c.eos) },
+    });
+    if let Some(experts) = c.experts {
+        json["num_local_experts"] = experts.count.into();
+        json["num_experts_per_tok"] = experts.top_k.into();
+    }
+    if c.instruction_apart {
+        json["gritlm_instruction_apart"] = true.into();
+    }
+    json
+}
+
+/// `tokenizer.json` of Mistral's form, without merges: a text is a space mark and its UTF-8 bytes.
+fn tokenizer_json(vocab: usize) -> Value {
+    let mut names: Vec<String> = ["<unk>", "<s>", "</s>"].map(String::from).into();
+    names.extend((0..256).map(|byte| format!("<0x{byte:02X}>")).chain(["▁".into()]));
+    names.extend((names.len()..vocab).map(|id| format!("<unused{}>", id - 260)));
+    let added = [0, 1, 2].map(|id| {
+        json!({ "id": id, "content": names[id], "special": true, "normalized": false,
+            "single_word": false, "lstrip": false, "rstrip": false })
+    });
+    let bos = |kind: usize| json!({ "SpecialToken": { "id": "<s>", "type_id": kind } });
+    let text = |id: &str, kind: usize| json!({ "Sequence": { "id": id, "type_id": kind } });
+    json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": added,
+        "pre_tokenizer": null,
+        "normalizer": { "type": "Sequence", "normalizers": [
+            { "type": "Prepend", "prepend": "▁" },
+            { "type": "Replace", "pattern": { "String": " " }, "content": "▁" } ] },
+        "post_processor": { "type": "TemplateProcessing",
+            "single": [bos(0), text("A", 0)], "pair": [bos(0), text("A", 0), bos(1), text("B", 1)],
+            "special_tokens": { "<s>": { "id": "<s>", "ids": [1], "tokens": ["<s>"] } } },
+        "decoder": { "type": "Sequence", "decoders": [
+            { "type": "Replace", "pattern": { "String": "▁" }, "content": " " },
+            { "type": "ByteFallback" }, { "type": "Fuse" },
+            { "type": "Strip", "content": " ", "start": 1, "stop": 0 } ] },
+        "model": { "type": "BPE", "dropout": null, "unk_token": "<unk>", "fuse_unk": true,
+            "continuing_subword_prefix": null, "end_of_word_suffix": null, "byte_fallback": true,
+            "vocab": names.iter().zip(0..).collect::<BTreeMap<_, u32>>(), "merges": [] },
+    })
+}
