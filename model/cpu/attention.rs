@@ -130,33 +130,39 @@ fn pages_of(keys: &Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
 
 /// scores[j] = q · k[j, :], four keys at a time for four independent chains of additions.
 #[inline(always)]
-#[expect(clippy::needless_range_loop, reason = "the same index walks several arrays")]
 fn dots<S: Simd>(simd: S, q: &[f32], k: &[f32], scores: &mut [f32]) {
-    let dim = q.len();
-    let (qv, q_rest) = S::as_simd_f32s(q);
-    let mut j = 0;
-    while j < scores.len() {
-        let n = (scores.len() - j).min(4);
-        let mut kv: [&[S::f32s]; 4] = [qv; 4];
-        for c in 0..n {
-            kv[c] = &S::as_simd_f32s(&k[(j + c) * dim..][..dim]).0[..qv.len()];
-        }
-        let mut sum = [simd.splat_f32s(0.0); 4];
-        for d in 0..qv.len() {
-            for c in 0..4 {
-                sum[c] = simd.mul_add_e_f32s(qv[d], kv[c][d], sum[c]);
-            }
-        }
-        for c in 0..n {
-            let mut score = simd.reduce_sum_f32s(sum[c]);
-            let rest = &k[(j + c + 1) * dim - q_rest.len()..][..q_rest.len()];
-            for d in 0..q_rest.len() {
-                score += q_rest[d] * rest[d];
-            }
-            scores[j + c] = score;
-        }
-        j += n;
+    let (fours, rest) = scores.as_chunks_mut::<4>();
+    let (first, last) = k.split_at(fours.len() * 4 * q.len());
+    for (scores, k) in fours.iter_mut().zip(first.chunks_exact(4 * q.len())) {
+        *scores = some_dots(simd, q, k);
     }
+    for (score, k) in rest.iter_mut().zip(last.chunks_exact(q.len())) {
+        [*score] = some_dots(simd, q, k);
+    }
+}
+
+#[inline(always)]
+fn some_dots<S: Simd, const N: usize>(simd: S, q: &[f32], k: &[f32]) -> [f32; N] {
+    let (qv, q_rest) = S::as_simd_f32s(q);
+    let mut rows: [&[S::f32s]; N] = [qv; N];
+    for j in 0..N {
+        rows[j] = &S::as_simd_f32s(&k[j * q.len()..][..q.len()]).0[..qv.len()];
+    }
+    let mut sum = [simd.splat_f32s(0.0); N];
+    for d in 0..qv.len() {
+        for j in 0..N {
+            sum[j] = simd.mul_add_e_f32s(qv[d], rows[j][d], sum[j]);
+        }
+    }
+    let mut dots = [0.0; N];
+    for j in 0..N {
+        dots[j] = simd.reduce_sum_f32s(sum[j]);
+        let end = (j + 1) * q.len();
+        for (q, k) in q_rest.iter().zip(&k[end - q_rest.len()..end]) {
+            dots[j] += q * k;
+        }
+    }
+    dots
 }
 
 /// The sum in f64: with thousands of keys an f32 sum would lose the last two digits.
@@ -173,39 +179,42 @@ fn softmax(scores: &mut [f32], scale: f32) {
 
 /// out += Σ_j weights[j] · v[j, :], in the order of j, four vectors of columns at a time.
 #[inline(always)]
-#[expect(clippy::needless_range_loop, reason = "the same index walks several arrays")]
 fn weighted_sum<S: Simd>(simd: S, weights: &[f32], v: &[f32], out: &mut [f32]) {
     let dim = out.len();
-    let (out, rest) = S::as_mut_simd_f32s(out);
-    let mut d = 0;
-    while d < out.len() {
-        let n = (out.len() - d).min(4);
-        let mut sum = [simd.splat_f32s(0.0); 4];
-        for c in 0..n {
-            sum[c] = out[d + c];
-        }
-        for j in 0..weights.len() {
-            let weight = simd.splat_f32s(weights[j]);
-            let v = &S::as_simd_f32s(&v[j * dim..][..dim]).0[d..];
-            if n == 4 {
-                for c in 0..4 {
-                    sum[c] = simd.mul_add_e_f32s(weight, v[c], sum[c]);
-                }
-            } else {
-                for c in 0..n {
-                    sum[c] = simd.mul_add_e_f32s(weight, v[c], sum[c]);
-                }
-            }
-        }
-        for c in 0..n {
-            out[d + c] = sum[c];
-        }
-        d += n;
+    let (vectors, rest) = S::as_mut_simd_f32s(out);
+    let (fours, ones) = vectors.as_chunks_mut::<4>();
+    let single = fours.len() * 4;
+    for (d, sum) in fours.iter_mut().enumerate() {
+        add_columns(simd, weights, v, dim, d * 4, sum);
+    }
+    for (d, sum) in ones.iter_mut().enumerate() {
+        add_columns(simd, weights, v, dim, single + d, std::array::from_mut(sum));
     }
     let whole = dim - rest.len();
     for (c, out) in rest.iter_mut().enumerate() {
-        for (j, weight) in weights.iter().enumerate() {
-            *out += weight * v[j * dim + whole + c];
+        for (weight, v) in weights.iter().zip(v.chunks_exact(dim)) {
+            *out += weight * v[whole + c];
         }
     }
+}
+
+/// N vectors of columns, the first of them vector `d` of a row.
+#[inline(always)]
+fn add_columns<S: Simd, const N: usize>(
+    simd: S,
+    weights: &[f32],
+    v: &[f32],
+    dim: usize,
+    d: usize,
+    out: &mut [S::f32s; N],
+) {
+    let mut sum = *out;
+    for (weight, v) in weights.iter().zip(v.chunks_exact(dim)) {
+        let weight = simd.splat_f32s(*weight);
+        let v = &S::as_simd_f32s(v).0[d..d + N];
+        for c in 0..N {
+            sum[c] = simd.mul_add_e_f32s(weight, v[c], sum[c]);
+        }
+    }
+    *out = sum;
 }
