@@ -111,8 +111,8 @@ impl Config {
         }
         let vocab = fields.count("vocab_size", 1 << 24)?;
         let experts = if mixture {
-            let count = fields.count("num_local_experts", 1 << 10)?;
-            let top_k = fields.count("num_experts_per_tok", 1 << 10)?;
+            let count = fields.count("num_local_experts", 1 << 8)?;
+            let top_k = fields.count("num_experts_per_tok", 1 << 8)?;
             if top_k > count {
                 let expected = format!("at most num_local_experts {count}");
                 return fields.fail("num_experts_per_tok", &expected, top_k);
@@ -127,6 +127,9 @@ impl Config {
             None if fields.get("rope_theta").is_none() => 10000.0,
             None => fields.positive("rope_theta")?,
         };
+        if theta < 1.0 {
+            return fields.fail("rope_theta", "a number of at least 1", format!("{theta:e}"));
+        }
         let eos = match fields.get("eos_token_id") {
             Some(Value::Array(ids)) => ids
                 .iter()
@@ -141,7 +144,7 @@ impl Config {
         };
         Ok(Self {
             dim,
-            layers: fields.count("num_hidden_layers", 1 << 12)?,
+            layers: fields.count("num_hidden_layers", 1 << 10)?,
             heads,
             kv_heads,
             head_dim,

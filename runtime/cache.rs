@@ -1,6 +1,6 @@
 //! KV pages: who owns which, and caches that leave the device.
 //!
-//! The device holds one pool; [`Pool`] counts its pages and [`Cache`] is one sequence's table of
+//! The device holds one pool; `Pool` counts its pages and [`Cache`] is one sequence's table of
 //! them. A request takes all the pages that it will need before anything is computed, so nothing is
 //! ever written past the pool and a refused request changes nothing. Dropping a cache gives its
 //! pages back.

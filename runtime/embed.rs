@@ -144,6 +144,9 @@ impl Engine {
                 .collect();
             for (&i, output) in batch.iter().zip(self.run(&mut sequences)?) {
                 if let Output::Embedding(vector) = output {
+                    if !vector.iter().all(|v| v.is_finite()) {
+                        return Err(Error::NotFinite { what: format!("text {i}") });
+                    }
                     vectors[i] = vector;
                 }
             }

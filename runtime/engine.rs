@@ -40,6 +40,9 @@ impl FromStr for Attn {
     }
 }
 
+/// More than any model has positions, and few enough to count their pages.
+const MAX_KV_TOKENS: usize = 1 << 31;
+
 /// How to open a model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Options {
@@ -146,6 +149,13 @@ impl Engine {
         };
         positive("--batch-tokens", options.batch_tokens)?;
         positive("--kv-tokens", options.kv_tokens)?;
+        if options.kv_tokens > MAX_KV_TOKENS {
+            return Err(Error::Option {
+                option: "--kv-tokens",
+                expected: format!("at most {MAX_KV_TOKENS}"),
+                found: options.kv_tokens.to_string(),
+            });
+        }
         let Checkpoint { config, tokenizer, weights } = Checkpoint::open(model, options.progress)?;
         let fingerprint = fingerprint(&config, &weights);
         let pages = options.kv_tokens.div_ceil(PAGE);
@@ -288,7 +298,7 @@ impl Engine {
             queries: (queries.len() / dim) as u32,
             documents: (corpus.len() / dim) as u32,
             dim: dim as u32,
-            top_k: top_k as u32,
+            top_k: u32::try_from(top_k).unwrap_or(u32::MAX),
         };
         self.model().search(p, queries, corpus)
     }

@@ -46,10 +46,17 @@ pub enum Error {
         total: usize,
     },
     /// The text leaves nothing to pool once the instruction is left out.
-    #[error("text {index}: nothing to pool: it is empty")]
+    #[error("text {index} (counted from 0): nothing to pool: it is empty")]
     EmptyText {
         /// Which text, from 0.
         index: usize,
+    },
+    /// The model computed something that is no number. Its weights hold NaN or infinity, or its
+    /// config is another model's.
+    #[error("{what}: the result is not finite: the weights hold NaN or infinity, or overflow")]
+    NotFinite {
+        /// What was being computed.
+        what: String,
     },
     /// The instruction fills the whole length, so no token of the text is left. Shorten it or
     /// raise `max_length`.

@@ -81,7 +81,8 @@ impl Sampling {
         Self::default()
     }
 
-    fn check(&self) -> Result<()> {
+    /// Whether every option means something; generating checks it, too.
+    pub(crate) fn check(&self) -> Result<()> {
         let rules = [
             ("--temperature", self.temperature, self.temperature >= 0.0, "0 or more"),
             ("--top-p", self.top_p, self.top_p > 0.0 && self.top_p <= 1.0, "above 0, at most 1"),
@@ -278,6 +279,9 @@ impl<'a> Generation<'a> {
             let outputs = engine.run(&mut [Sequence { tokens: &tokens, cache, mask, want }])?;
             pending.drain(..tokens.len());
             if let Some(Output::Token(token)) = outputs.into_iter().next() {
+                if !token.logprob.is_finite() {
+                    return Err(Error::NotFinite { what: "answer".into() });
+                }
                 return Ok(token);
             }
         }

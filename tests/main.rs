@@ -1,8 +1,11 @@
 //! The integration tests, one binary. `cargo test --release --workspace` runs them all.
 
 mod api; // the library's behaviour: streaming, chat, budgets, names of architectures
+mod bad_input; // whatever comes in: one line, the right exit code, nothing half written
+mod cli; // the program itself: commands, flags, JSON
 mod golden; // equal to Hugging Face, on its own outputs
 mod hub; // `--model owner/name`: cache, download, resume, bad servers
 mod mixing; // one batch, many masks; same bits alone and together
+mod properties; // random input
 mod published; // GritLM-7B's published values, where its weights are at hand
 mod support; // error measure, reference files

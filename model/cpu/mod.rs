@@ -22,8 +22,8 @@ mod search;
 mod shared;
 
 use crate::ops::{
-    Attention, Draw, Drawn, Expert, GateUp, Layout, LinearAdd, Logits, NO_PAGE, Ops, PAGE,
-    PoolShape, PoolSpan, Qkv, Result, RmsNorm, Route, Search,
+    Attention, DeviceError, Draw, Drawn, Expert, GateUp, Layout, LinearAdd, Logits, NO_PAGE, Ops,
+    PAGE, PoolShape, PoolSpan, Qkv, Result, RmsNorm, Route, Search,
 };
 use crate::weights::{Dtype, Tensor};
 
@@ -136,7 +136,16 @@ impl Ops for Cpu {
     }
 
     fn pages(&self, shape: PoolShape) -> Result<Pages> {
-        let len = shape.layers * shape.pages * shape.kv_heads * PAGE * shape.head_dim;
+        let page = shape.layers * shape.kv_heads * PAGE * shape.head_dim;
+        let len = page.saturating_mul(shape.pages);
+        // Asked for once without touching it: `vec!` would end the process where there is no room.
+        Vec::<f32>::new().try_reserve_exact(len.saturating_mul(2)).map_err(|_| {
+            let gib = 8.0 * page as f64 * shape.pages as f64 / f64::from(1 << 30);
+            DeviceError(format!(
+                "the CPU has no room for {} KV tokens ({gib:.0} GiB); lower --kv-tokens",
+                shape.pages * PAGE
+            ))
+        })?;
         Ok(Pages { shape, keys: vec![0.0; len], values: vec![0.0; len] })
     }
 

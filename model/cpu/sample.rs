@@ -18,7 +18,8 @@ fn draw(d: &Draw, logits: &[f32]) -> Drawn {
     let mut changed = logits.to_vec();
     for &id in &d.seen {
         if let Some(logit) = changed.get_mut(id as usize) {
-            *logit = if *logit > 0.0 { *logit / d.penalty } else { *logit * d.penalty };
+            let changed = if *logit > 0.0 { *logit / d.penalty } else { *logit * d.penalty };
+            *logit = changed.clamp(f32::MIN, f32::MAX);
         }
     }
     let token = if d.temperature == 0.0 { largest(&changed) } else { drawn(d, changed) };
@@ -30,7 +31,9 @@ fn draw(d: &Draw, logits: &[f32]) -> Drawn {
 }
 
 fn drawn(d: &Draw, mut logits: Vec<f32>) -> u32 {
-    logits.iter_mut().for_each(|l| *l /= d.temperature);
+    // The largest becomes 0 first, so that no temperature makes infinity of it.
+    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    logits.iter_mut().for_each(|l| *l = (*l - largest) / d.temperature);
     let k = if d.top_k == 0 { logits.len() } else { d.top_k as usize };
     let mut kept = likeliest(&logits, k);
     let max = logits[kept[0] as usize];

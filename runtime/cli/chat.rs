@@ -1,21 +1,22 @@
 //! `gritlm chat`: turns on a terminal, history in the KV cache.
 
-use super::INTERRUPTED;
 use super::args::{Global, SamplingArgs};
 use super::generate::stream;
 use super::output::Out;
+use super::{INTERRUPTED, note};
 use crate::{Error, Result};
 use std::io::{BufRead, IsTerminal, Write};
 use std::sync::atomic::Ordering;
 
 pub(super) fn run(args: &SamplingArgs, global: &Global, out: &mut Out) -> Result<()> {
     let how = args.sampling(0);
+    how.check()?;
     let engine = super::open(global)?;
     let mut chat = engine.chat();
     let mut stdin = std::io::stdin().lock();
     let terminal = std::io::stdin().is_terminal();
     if terminal {
-        eprintln!("Empty line or Ctrl-D ends; Ctrl-C ends an answer.");
+        note("Empty line or Ctrl-D ends; Ctrl-C ends an answer.");
     }
     loop {
         if terminal {

@@ -1,6 +1,7 @@
 //! `gritlm embed`.
 
 use super::args::{EmbedArgs, Global};
+use super::note;
 use super::output::{Atomic, Out, Progress, texts};
 use crate::{Embed, Embedding, Engine, Error, Result};
 use safetensors::tensor::{Dtype, TensorView};
@@ -52,7 +53,7 @@ pub(super) fn embed(
     let cut = found.iter().filter(|e| e.truncated > 0).count();
     if cut > 0 {
         let (of, limit) = (found.len(), how.max_length);
-        eprintln!("note: {cut} of {of} texts were cut to {limit} tokens (--max-length)");
+        note(format_args!("note: {cut} of {of} texts were cut to {limit} tokens (--max-length)"));
     }
     Ok(found)
 }

@@ -8,6 +8,8 @@ use gritlm_model::ops::Drawn;
 use std::io::Read;
 
 pub(super) fn run(args: &Generate, global: &Global, out: &mut Out) -> Result<()> {
+    let how = args.sampling.sampling(args.logprobs);
+    how.check()?;
     let text = match &args.prompt {
         Some(text) => text.clone(),
         None => {
@@ -22,7 +24,7 @@ pub(super) fn run(args: &Generate, global: &Global, out: &mut Out) -> Result<()>
     };
     let prompt = if args.raw { Prompt::Raw(text) } else { Prompt::User(text) };
     let engine = super::open(global)?;
-    let answer = engine.generate(&prompt, &args.sampling.sampling(args.logprobs))?;
+    let answer = engine.generate(&prompt, &how)?;
     if !out.json() {
         stream(answer, out)?;
         return out.line("");

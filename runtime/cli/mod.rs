@@ -15,6 +15,7 @@ use crate::{Engine, Error, Result};
 use args::{Args, Command, Global};
 use clap::{CommandFactory, Parser, error::ErrorKind};
 use output::Out;
+use std::io::Write;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -49,10 +50,20 @@ pub fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            eprintln!("error: {error}");
+            note(format_args!("error: {error}"));
             ExitCode::from(if matches!(error, Error::Option { .. }) { 2 } else { 1 })
         }
     }
+}
+
+/// One line on stderr, whatever is in it: what is not printable is shown as an escape. A stderr
+/// that takes nothing leaves nobody to tell.
+fn note(line: impl std::fmt::Display) {
+    let mut clean = String::new();
+    for c in line.to_string().chars() {
+        if c.is_control() { clean.extend(c.escape_default()) } else { clean.push(c) }
+    }
+    let _ = writeln!(std::io::stderr(), "{clean}");
 }
 
 fn run(args: Args) -> Result<()> {
@@ -81,7 +92,7 @@ fn run(args: Args) -> Result<()> {
 /// Opens the model and says once on stderr what it runs on.
 fn open(global: &Global) -> Result<Engine> {
     let engine = Engine::open(&global.model, &global.options())?;
-    eprintln!("{} on {}", engine.name(), engine.device());
+    note(format_args!("{} on {}", engine.name(), engine.device()));
     handle_interrupt();
     Ok(engine)
 }
@@ -101,6 +112,6 @@ fn usage(error: &clap::Error) -> ExitCode {
     let text = error.to_string();
     let first: Vec<&str> =
         text.lines().take_while(|l| !l.trim().is_empty()).map(str::trim).collect();
-    eprintln!("{}; try --help", first.join(" "));
+    note(format_args!("{}; try --help", first.join(" ")));
     ExitCode::from(2)
 }

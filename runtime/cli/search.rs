@@ -3,12 +3,13 @@
 
 use super::args::{Global, Search};
 use super::embed::embed;
+use super::note;
 use super::output::{Atomic, Out, lines};
 use crate::engine::fnv1a;
 use crate::{Embed, Engine, Error, Result};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
@@ -71,7 +72,9 @@ fn collect(path: &Path) -> Result<Vec<Item>> {
                 } else if path.is_file() {
                     match String::from_utf8(std::fs::read(&path).map_err(Error::io(&path))?) {
                         Ok(text) => items.push(Item { place: path.display().to_string(), text }),
-                        Err(_) => eprintln!("note: {}: not UTF-8, left out", path.display()),
+                        Err(_) => {
+                            note(format_args!("note: {}: not UTF-8, left out", path.display()))
+                        }
                     }
                 }
             }
@@ -109,9 +112,10 @@ impl Store {
     fn vectors(&self, engine: &Engine, items: &[Item], how: &Embed) -> Result<Vec<Vec<f32>>> {
         let mut kept = self.read(engine.config().dim).unwrap_or_default();
         let hashes: Vec<u128> = items.iter().map(|item| fnv1a(item.text.as_bytes())).collect();
-        let mut new: Vec<usize> =
-            (0..items.len()).filter(|&i| !kept.contains_key(&hashes[i])).collect();
-        new.dedup_by_key(|&mut i| hashes[i]);
+        let mut seen = HashSet::new();
+        let new: Vec<usize> = (0..items.len())
+            .filter(|&i| !kept.contains_key(&hashes[i]) && seen.insert(hashes[i]))
+            .collect();
         if !new.is_empty() {
             let texts: Vec<&str> = new.iter().map(|&i| items[i].text.as_str()).collect();
             for (&i, e) in new.iter().zip(embed(engine, &texts, how)?) {
@@ -122,7 +126,7 @@ impl Store {
         if !new.is_empty() {
             // A folder that cannot be written is searched all the same.
             if let Err(error) = self.write(&hashes, &vectors) {
-                eprintln!("note: embeddings are not kept: {error}");
+                note(format_args!("note: embeddings are not kept: {error}"));
             }
         }
         Ok(vectors)
