@@ -308,6 +308,12 @@ pub trait Ops: Send {
     /// The device, for people: "cpu (AVX-512, 2 threads)".
     fn device(&self) -> String;
 
+    /// Runs a whole pass. A backend whose threads are a pool enters the pool here, once, instead of
+    /// at each operation.
+    fn enter<R: Send>(pass: impl FnOnce() -> R + Send) -> R {
+        pass()
+    }
+
     /// Takes matrices of equal width, stacked by rows.
     ///
     /// # Errors

@@ -21,7 +21,7 @@ pub enum Stage {
 }
 
 /// Receives what passes a [`Stage`].
-pub type Probe<'a> = dyn FnMut(Stage, Vec<f32>) + 'a;
+pub type Probe<'a> = dyn FnMut(Stage, Vec<f32>) + Send + 'a;
 
 /// A loaded model on some device, whatever the backend.
 pub(crate) trait Model: Send {
@@ -292,7 +292,7 @@ impl<O: Ops> Model for Forward<O> {
         }
         let plan = Plan::new(sequences, &self.config, &self.frequencies, &self.pool)?;
         let wants: Vec<&Want> = sequences.iter().map(|s| &s.want).collect();
-        let outputs = pollster::block_on(self.pass(&plan, &wants, probe))?;
+        let outputs = O::enter(|| pollster::block_on(self.pass(&plan, &wants, probe)))?;
         for s in sequences {
             s.cache.advance(s.tokens.len());
             if let Mask::Causal { window: Some(window) } = s.mask {

@@ -9,3 +9,4 @@ mod mixing; // one batch, many masks; same bits alone and together
 mod properties; // random input
 mod published; // GritLM-7B's published values, where its weights are at hand
 mod support; // error measure, reference files
+mod synth; // random checkpoints: right, repeatable, whole or not at all

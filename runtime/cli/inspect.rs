@@ -107,10 +107,11 @@ pub(super) fn devices(out: &mut Out) -> Result<()> {
 }
 
 pub(super) fn synth(args: &Synth, out: &mut Out) -> Result<()> {
+    super::handle_interrupt();
     let mut progress = Progress::bytes("writing");
     let report =
         writer::write(&args.like, args.layers, args.seed, &args.output, &mut |done, total| {
-            let _ = progress.of(done, total);
+            progress.of(done, total)
         })?;
     drop(progress);
     let folder = args.output.display().to_string();
