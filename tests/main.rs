@@ -2,10 +2,12 @@
 
 mod api; // the library's behaviour: streaming, chat, budgets, names of architectures
 mod bad_input; // whatever comes in: one line, the right exit code, nothing half written
+mod cases; // every op, its inputs and what should come out
 mod cli; // the program itself: commands, flags, JSON
 mod golden; // equal to Hugging Face, on its own outputs
 mod hub; // `--model owner/name`: cache, download, resume, bad servers
 mod mixing; // one batch, many masks; same bits alone and together
+mod ops; // the table on every backend
 mod properties; // random input
 mod published; // GritLM-7B's published values, where its weights are at hand
 mod support; // error measure, reference files

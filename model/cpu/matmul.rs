@@ -137,6 +137,9 @@ pub(super) fn matmul<'w>(
     weight: impl Fn(usize) -> (Dtype, &'w [u8]) + Sync,
     emit: impl Fn(usize, Range<usize>, &[f32]) + Sync,
 ) {
+    if a.rows == 0 {
+        return;
+    }
     let arch = Arch::new();
     let width = (COLS / strands.len()).max(1);
     let tasks = cols.div_ceil(width);
@@ -174,35 +177,38 @@ impl WithSimd for Task<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { a, weights, panel, out } = self;
-        let mut k = 0;
-        while k < a.inner {
-            // In the last block, whole chunks: the packed rows have zeros beyond the inner
-            // dimension, and the panel too.
-            let packed = k..(k + BLOCK).min(a.stride);
-            let stored = k..(k + BLOCK).min(a.inner);
-            let whole = packed == stored;
-            let direct =
-                whole && a.rows <= FEW && weights.iter().all(|w| words(w, &stored).is_some());
-            if direct {
-                for (c, w) in weights.iter().enumerate() {
-                    let Some(words) = words(w, &stored) else { continue };
+        // In the last block the packed rows go on with zeros to a whole chunk.
+        let packed = |k: usize| k..(k + BLOCK).min(a.stride);
+        let stored = |k: usize| k..(k + BLOCK).min(a.inner);
+        let blocks = || (0..a.inner).step_by(BLOCK);
+
+        let whole = a.stride == a.inner;
+        let direct =
+            a.rows <= FEW && whole && weights.iter().all(|w| words(w, &(0..a.inner)).is_some());
+        if direct {
+            // Row after row, so that memory is read in order.
+            for (c, w) in weights.iter().enumerate() {
+                for k in blocks() {
+                    let Some(words) = words(w, &stored(k)) else { continue };
                     let w = [Bf16(S::as_simd_u32s(words).0)];
-                    rows::<S, _, 1>(simd, a, 0..a.rows, &packed, w, &mut out[c..], weights.len());
-                }
-            } else {
-                let len = packed.len();
-                panel.resize(weights.len() * len, 0.0);
-                for (w, row) in weights.iter().zip(panel.chunks_exact_mut(len)) {
-                    convert(simd, w, &stored, row);
-                }
-                // 6 × 4 accumulators where there are 32 registers, 3 × 3 where there are 16.
-                if S::REGISTER_COUNT >= 32 {
-                    tiles::<S, 6, 4>(simd, a, &packed, panel, out, weights.len());
-                } else {
-                    tiles::<S, 3, 3>(simd, a, &packed, panel, out, weights.len());
+                    let out = &mut out[c..];
+                    rows::<S, _, 1>(simd, a, 0..a.rows, &packed(k), w, out, weights.len());
                 }
             }
-            k += BLOCK;
+            return;
+        }
+        for k in blocks() {
+            let (stored, packed) = (stored(k), packed(k));
+            panel.resize(weights.len() * packed.len(), 0.0);
+            for (w, row) in weights.iter().zip(panel.chunks_exact_mut(packed.len())) {
+                convert(simd, w, &stored, row);
+            }
+            // 6 × 4 accumulators where there are 32 registers, 3 × 3 where there are 16.
+            if S::REGISTER_COUNT >= 32 {
+                tiles::<S, 6, 4>(simd, a, &packed, panel, out, weights.len());
+            } else {
+                tiles::<S, 3, 3>(simd, a, &packed, panel, out, weights.len());
+            }
         }
     }
 }

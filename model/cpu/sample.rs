@@ -69,8 +69,9 @@ fn drawn(d: &Draw, mut logits: Vec<f32>) -> u32 {
 
 /// Ids of the `n` largest logits, largest first.
 fn likeliest(logits: &[f32], n: usize) -> Vec<u32> {
-    let order =
-        |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
+    // Adding 0 makes −0 equal to 0, which `total_cmp` tells apart.
+    let logit = |i: &u32| logits[*i as usize] + 0.0;
+    let order = |a: &u32, b: &u32| logit(b).total_cmp(&logit(a)).then(a.cmp(b));
     let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
     if n < ids.len() {
         ids.select_nth_unstable_by(n, order);

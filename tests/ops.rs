@@ -1,0 +1,138 @@
+//! Every op on every backend: the case table against the formulas in f64.
+
+use crate::cases::{Case, cases, stored_bytes};
+use crate::support::error;
+use gritlm::model::config::Config;
+use gritlm::model::cpu::Cpu;
+use gritlm::model::ops::{LinearAdd, Ops};
+use gritlm::model::weights::{Dtype, Tensor, Weights};
+use pollster::block_on;
+use std::collections::BTreeSet;
+use std::path::Path;
+
+/// Largest relative error of a backend that computes and stores in f32.
+const F32: f64 = 1e-5;
+
+/// Runs the table on one backend; ids must be equal, everything else within the bound.
+fn check<O: Ops>(ops: &O, bound: f64) {
+    let (mut failed, mut worst, mut flops, mut bytes) = (Vec::new(), (0.0, String::new()), 0, 0);
+    let all = cases();
+    for case in &all {
+        let (out, expected) = (case.run(ops), case.expected());
+        let exact = case.exact();
+        if out.len() != expected.len() || out[..exact] != expected[..exact] {
+            let differ = out.iter().zip(&expected).position(|(a, b)| a != b);
+            failed.push(format!("{}: other ids, first at {differ:?}", case.name));
+        } else if out != expected {
+            // Only here: of nothing, or of zeros, there is no relative error.
+            let error = error(&out[exact..], &expected[exact..]);
+            if error > worst.0 {
+                worst = (error, case.name.clone());
+            }
+            if error > bound || error.is_nan() {
+                failed.push(format!("{}: relative error {error:.1e}", case.name));
+            }
+        }
+        flops += case.flops();
+        bytes += case.bytes();
+    }
+    eprintln!(
+        "ops covered on {}: {} cases, {:.2} GFLOP, {:.2} GB, largest relative error {:.1e} ({})",
+        ops.device(),
+        all.len(),
+        flops as f64 / 1e9,
+        bytes as f64 / 1e9,
+        worst.0,
+        worst.1
+    );
+    assert!(failed.is_empty(), "{} of {}:\n{}", failed.len(), all.len(), failed.join("\n"));
+}
+
+#[test]
+fn every_case_on_the_cpu() {
+    check(&Cpu, F32);
+}
+
+#[test]
+fn names_are_unique() {
+    let all = cases();
+    let names: BTreeSet<&str> = all.iter().map(|c| c.name.as_str()).collect();
+    assert_eq!(names.len(), all.len());
+}
+
+fn twice<O: Ops>(ops: &O) {
+    let bits = |case: &Case| -> Vec<u32> { case.run(ops).into_iter().map(f32::to_bits).collect() };
+    for case in cases() {
+        assert!(bits(&case) == bits(&case), "{}: other bits the second time", case.name);
+    }
+}
+
+#[test]
+fn twice_the_same_bits() {
+    twice(&Cpu);
+}
+
+/// A checkpoint's tensors begin wherever its header ends: at each of four neighbouring addresses
+/// the result has the same bits as from memory of its own.
+#[test]
+fn weights_at_any_address() {
+    let (dim, vocab, rows) = (160, 33, 5);
+    let a: Vec<f32> = (0..rows * dim).map(|i| ((i * 37) % 101) as f32 / 50.0 - 1.0).collect();
+    let values: Vec<f32> = (0..vocab * dim).map(|i| ((i * 61) % 97) as f32 / 48.0 - 1.0).collect();
+    for dtype in [Dtype::Bf16, Dtype::F16, Dtype::F32] {
+        let bytes = stored_bytes(dtype, &values);
+        let multiply = |w: Tensor, rows: usize| {
+            let (inner, outer) = (dim as u32, vocab as u32);
+            let w = Cpu.matrix(&[w]).unwrap();
+            let a = Cpu.upload(rows, dim, &a[..rows * dim]).unwrap();
+            let mut x = Cpu.upload(rows, vocab, &vec![0.0; rows * vocab]).unwrap();
+            Cpu.linear_add(LinearAdd { rows: rows as u32, inner, outer }, &a, &w, &mut x);
+            block_on(Cpu.read(&x, rows * vocab)).unwrap()
+        };
+        let mut places = BTreeSet::new();
+        for pad in 0..4 {
+            let w = in_a_file(dtype, &[vocab, dim], &bytes, pad);
+            places.insert(w.bytes().as_ptr() as usize % 4);
+            for rows in [1, rows] {
+                let own = Tensor::from_bytes(dtype, &[vocab, dim], &bytes);
+                assert_eq!(multiply(w.clone(), rows), multiply(own, rows), "{dtype} +{pad}");
+            }
+        }
+        assert_eq!(places.len(), 4);
+    }
+}
+
+/// The matrix as `lm_head` of a checkpoint whose header is longer by `pad` bytes.
+fn in_a_file(dtype: Dtype, shape: &[usize; 2], bytes: &[u8], pad: usize) -> Tensor {
+    let [vocab, dim] = *shape;
+    let config = format!(
+        r#"{{"model_type": "mistral", "hidden_size": {dim}, "num_hidden_layers": 1,
+        "num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 2, "intermediate_size": 1,
+        "vocab_size": {vocab}, "rms_norm_eps": 1e-5, "max_position_embeddings": 8,
+        "bos_token_id": 1, "eos_token_id": 2, "rope_theta": 10000.0, "hidden_act": "silu"}}"#
+    );
+    let path = Path::new("in memory");
+    let config = Config::parse(config.as_bytes(), path).unwrap();
+    let (mut header, mut end, mut data) = (Vec::new(), 0, Vec::new());
+    for tensor in gritlm::model::weights::expected(&config) {
+        let len = tensor.shape.iter().product::<usize>() * dtype.bytes();
+        let (name, shape) = (&tensor.name, &tensor.shape);
+        let range = [end, end + len];
+        let dtype = dtype.to_string();
+        header.push(format!(
+            r#""{name}": {{"dtype": "{dtype}", "shape": {shape:?}, "data_offsets": {range:?}}}"#
+        ));
+        if name == "lm_head.weight" {
+            data.extend_from_slice(bytes);
+        } else {
+            data.resize(data.len() + len, 0);
+        }
+        end += len;
+    }
+    let header = format!("{{{}}}{}", header.join(", "), " ".repeat(pad));
+    let mut file = (header.len() as u64).to_le_bytes().to_vec();
+    file.extend_from_slice(header.as_bytes());
+    file.extend_from_slice(&data);
+    let weights = Weights::from_static(file.leak(), path, &config).unwrap();
+    weights.get("lm_head.weight").unwrap()
+}
