@@ -1,1 +1,76 @@
+//! Single operations on the CPU: the shapes of the 1b model, then every case of the test table.
+//!
+//!     cargo bench --bench ops            all (some minutes)
+//!     cargo bench --bench ops -- 1b      the model's shapes only
+//!     cargo bench --bench ops -- qkv     one op
+//!
+//! Each case is checked against its formula before it is timed. Throughput is the bytes that the
+//! op must move at least; with many rows its FLOPs (in the name, in GFLOP) are what bounds it.
 
+#[expect(dead_code, reason = "the tests use all of the table, the benches a part")]
+#[path = "../tests/cases.rs"]
+mod cases;
+
+use cases::{Case, Op, Seq, Step, cases};
+use criterion::{Criterion, Throughput};
+use gritlm::model::cpu::Cpu;
+use gritlm::model::ops::{Attention, GateUp, LinearAdd, Mask};
+use gritlm::model::weights::Dtype;
+use std::time::Duration;
+
+/// The 1b model's products with one row (decode) and with a text's 128, and its attention.
+fn model_shapes() -> Vec<Case> {
+    let (dim, hidden) = (2048, 5632);
+    let attention = Attention { heads: 16, kv_heads: 4, head_dim: 128, layer: 0 };
+    let mut ops = Vec::new();
+    for rows in [1, 128] {
+        ops.push(Op::LinearAdd(LinearAdd { rows, inner: dim, outer: dim }));
+        ops.push(Op::GateUp(GateUp { rows, dim, hidden }));
+        ops.push(Op::LinearAdd(LinearAdd { rows, inner: hidden, outer: dim }));
+    }
+    let sequences = [
+        (0, 128, Mask::Bidirectional { window: None }),
+        (0, 512, Mask::Causal { window: None }),
+        (1000, 1, Mask::Causal { window: None }),
+    ];
+    for (past, rows, mask) in sequences {
+        ops.push(Op::Attention(attention, vec![Seq { past, rows, mask }]));
+    }
+    ops.into_iter()
+        .map(|op| {
+            let mut case = Case::new(op, Dtype::Bf16);
+            case.name = format!("1b {}", case.name);
+            case
+        })
+        .collect()
+}
+
+fn main() {
+    let mut criterion = Criterion::default()
+        .sample_size(10)
+        .warm_up_time(Duration::from_millis(100))
+        .measurement_time(Duration::from_millis(400))
+        .configure_from_args();
+    for case in model_shapes().into_iter().chain(cases()) {
+        let name = format!("{} {:.3} GFLOP", case.name, case.flops() as f64 / 1e9);
+        let mut group = criterion.benchmark_group("cpu");
+        group.throughput(Throughput::Bytes(case.bytes().max(1)));
+        group.bench_function(name, |bencher| {
+            // Only what the filter lets through comes here.
+            check(&case);
+            let mut step = case.ready(&Cpu);
+            bencher.iter(|| step(Step::Launch));
+        });
+    }
+    criterion.final_summary();
+}
+
+fn check(case: &Case) {
+    let (mut difference, mut length) = (0.0, 0.0);
+    for (a, b) in case.run(&Cpu).into_iter().zip(case.expected()) {
+        difference += (f64::from(a) - f64::from(b)).powi(2);
+        length += f64::from(b).powi(2);
+    }
+    let bound = 1e-5 * length.sqrt();
+    assert!(difference.sqrt() <= bound, "{}: wrong result", case.name);
+}

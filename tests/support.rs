@@ -6,7 +6,7 @@ use safetensors::SafeTensors;
 use std::path::{Path, PathBuf};
 
 /// ‖out − reference‖ / ‖reference‖ in f64; infinite if anything is not a number or lengths differ.
-pub fn error(out: &[f32], reference: &[f32]) -> f64 {
+pub(crate) fn error(out: &[f32], reference: &[f32]) -> f64 {
     if out.len() != reference.len() || out.iter().any(|v| !v.is_finite()) {
         return f64::INFINITY;
     }
@@ -20,23 +20,23 @@ pub fn error(out: &[f32], reference: &[f32]) -> f64 {
 
 /// Fails with the name where the error is above the bound.
 #[track_caller]
-pub fn close(name: &str, out: &[f32], reference: &[f32], bound: f64) {
+pub(crate) fn close(name: &str, out: &[f32], reference: &[f32], bound: f64) {
     let error = error(out, reference);
     assert!(error <= bound, "{name}: relative error {error:.2e}, bound {bound:.0e}");
 }
 
-pub fn data(path: &str) -> PathBuf {
+pub(crate) fn data(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(path)
 }
 
 /// A reference model and what Hugging Face computes with it; see `tests/data/README.md`.
-pub struct Reference {
-    pub engine: Engine,
+pub(crate) struct Reference {
+    pub(crate) engine: Engine,
     bytes: Vec<u8>,
 }
 
 impl Reference {
-    pub fn open(name: &str) -> Self {
+    pub(crate) fn open(name: &str) -> Self {
         // The script that made the references cast each model to bf16 and back, and with it the
         // rotary frequencies.
         let options = Options { device: Device::Cpu, bf16_frequencies: true, ..Options::default() };
@@ -44,11 +44,11 @@ impl Reference {
         Self { engine, bytes: std::fs::read(data(name).join("cases.safetensors")).unwrap() }
     }
 
-    pub fn has(&self, name: &str) -> bool {
+    pub(crate) fn has(&self, name: &str) -> bool {
         SafeTensors::deserialize(&self.bytes).unwrap().tensor(name).is_ok()
     }
 
-    pub fn f32(&self, name: &str) -> Vec<f32> {
+    pub(crate) fn f32(&self, name: &str) -> Vec<f32> {
         let all = SafeTensors::deserialize(&self.bytes).unwrap();
         let tensor = all.tensor(name).unwrap();
         let mut out = vec![0.0; tensor.data().len() / 4];
@@ -56,14 +56,14 @@ impl Reference {
         out
     }
 
-    pub fn ids(&self, name: &str) -> Vec<u32> {
+    pub(crate) fn ids(&self, name: &str) -> Vec<u32> {
         let all = SafeTensors::deserialize(&self.bytes).unwrap();
         let bytes = all.tensor(name).unwrap().data();
         bytes.as_chunks::<4>().0.iter().map(|&b| u32::from_le_bytes(b)).collect()
     }
 
     /// The rows of the reference's padded batch, without the padding.
-    pub fn texts(&self) -> Vec<Vec<u32>> {
+    pub(crate) fn texts(&self) -> Vec<Vec<u32>> {
         let ids = self.ids("ids");
         let width = ids.len() / self.ids("lengths").len();
         let rows = ids.chunks(width).zip(self.ids("lengths"));
@@ -72,7 +72,7 @@ impl Reference {
 
     /// Drops the padding of a tensor `(…, texts, width, columns)`: for each leading index the
     /// texts' rows one after the other.
-    pub fn unpadded(&self, name: &str, columns: usize) -> Vec<f32> {
+    pub(crate) fn unpadded(&self, name: &str, columns: usize) -> Vec<f32> {
         let lengths = self.ids("lengths");
         let width = self.ids("ids").len() / lengths.len();
         let values = self.f32(name);
