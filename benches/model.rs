@@ -67,7 +67,9 @@ fn default_checkpoint() -> PathBuf {
 fn ids(n: usize, seed: u64, vocab: usize) -> Vec<u32> {
     let mut x = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     let mut next = || {
-        (x ^= x << 13, x ^= x >> 7, x ^= x << 17);
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
         (x % vocab as u64) as u32
     };
     (0..n).map(|_| next()).collect()
@@ -160,7 +162,7 @@ fn embed(engine: &Engine, config: &Config, batch: usize, repeats: usize) -> Valu
         (0..TEXTS).map(|i| ids(LENGTH, 2 + i as u64, config.vocab)).collect();
     let per_token: usize = products(config).iter().map(|(k, n)| 2 * k * n).sum();
     let flops = (per_token * config.layers * TEXTS * LENGTH) as f64;
-    let mut run = || {
+    let run = || {
         for texts in texts.chunks((batch / LENGTH).max(1)) {
             let mut caches: Vec<_> = texts.iter().map(|_| engine.cache()).collect();
             let want = Want::Embedding { skip: 0, pooling: Pooling::Mean, normalize: true };
@@ -178,7 +180,7 @@ fn embed(engine: &Engine, config: &Config, batch: usize, repeats: usize) -> Valu
     let (mut times, mut limits, mut shares) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..repeats {
         let before = products.rate();
-        let time = seconds(&mut run);
+        let time = seconds(run);
         // The run takes long enough for the machine to change: the limit before and after it.
         let limit = (before + products.rate()) / 2.0;
         times.push(time);
