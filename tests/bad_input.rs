@@ -678,7 +678,7 @@ fn a_reader_that_goes_away() {
 fn full() -> Option<Stdio> {
     let full = Path::new("/dev/full");
     if !full.exists() {
-        eprintln!("SKIPPED bad_input: there is no /dev/full here");
+        crate::support::say("SKIPPED bad_input: there is no /dev/full here");
         return None;
     }
     Some(fs::OpenOptions::new().write(true).open(full).unwrap().into())

@@ -1,7 +1,7 @@
 //! Equality with Hugging Face: hidden states, router logits, logits, embeddings, greedy tokens and
 //! document caches of three tiny random models, and the demo model's embeddings and answers.
 
-use crate::support::{Reference, close, data};
+use crate::support::{Reference, close, data, say};
 use gritlm::batch::{Output, Sequence, Want};
 use gritlm::model::ops::Mask;
 use gritlm::model::{config::Config, tokenizer::Tokenizer};
@@ -218,7 +218,7 @@ fn mistral_tokenizer() {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/reference/mistral-tokenizer");
     let folder = std::env::var_os("GRITLM_MISTRAL_TOKENIZER").map_or(beside, Into::into);
     if !folder.is_dir() {
-        eprintln!("SKIPPED golden::mistral_tokenizer: set GRITLM_MISTRAL_TOKENIZER=DIR to run it");
+        say("SKIPPED golden::mistral_tokenizer: set GRITLM_MISTRAL_TOKENIZER=DIR to run it");
         return;
     }
     let mut config = Config::open(&data("mistral-tiny/config.json")).unwrap();

@@ -1,7 +1,7 @@
 //! Every op on every backend: the case table against the formulas in f64.
 
 use crate::cases::{Case, cases, stored_bytes};
-use crate::support::error;
+use crate::support::{error, say};
 use gritlm::model::config::Config;
 use gritlm::model::cpu::Cpu;
 use gritlm::model::ops::{LinearAdd, Ops};
@@ -36,7 +36,7 @@ fn check<O: Ops>(ops: &O, bound: f64) {
         flops += case.flops();
         bytes += case.bytes();
     }
-    eprintln!(
+    say(&format!(
         "ops covered on {}: {} cases, {:.2} GFLOP, {:.2} GB, largest relative error {:.1e} ({})",
         ops.device(),
         all.len(),
@@ -44,7 +44,7 @@ fn check<O: Ops>(ops: &O, bound: f64) {
         bytes as f64 / 1e9,
         worst.0,
         worst.1
-    );
+    ));
     assert!(failed.is_empty(), "{} of {}:\n{}", failed.len(), all.len(), failed.join("\n"));
 }
 

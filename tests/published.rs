@@ -1,6 +1,7 @@
 //! What the authors and vLLM publish for GritLM-7B, where its weights are at hand:
 //! `GRITLM_7B=DIR cargo test --release published`. Skipped by name otherwise.
 
+use crate::support::say;
 use gritlm::{Embed, Engine, Options, Prompt, Sampling, dot};
 
 const INSTRUCTION: &str = "Given a scientific paper title, retrieve the paper's abstract";
@@ -45,7 +46,7 @@ const COSINES: [[f32; 2]; 2] = [[0.608, 0.101], [0.120, 0.533]];
 #[test]
 fn published_values_of_gritlm_7b() {
     let Ok(folder) = std::env::var("GRITLM_7B") else {
-        eprintln!("SKIPPED published::published_values_of_gritlm_7b: set GRITLM_7B=DIR to run it");
+        say("SKIPPED published::published_values_of_gritlm_7b: set GRITLM_7B=DIR to run it");
         return;
     };
     let engine = Engine::open(&folder, &Options::default()).unwrap();

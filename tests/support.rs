@@ -25,6 +25,12 @@ pub(crate) fn close(name: &str, out: &[f32], reference: &[f32], bound: f64) {
     assert!(error <= bound, "{name}: relative error {error:.2e}, bound {bound:.0e}");
 }
 
+/// A line on stderr that is seen although the test passes: the runner captures `eprintln!` only.
+pub(crate) fn say(line: &str) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
 pub(crate) fn data(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(path)
 }
