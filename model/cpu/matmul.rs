@@ -41,15 +41,7 @@ const SERIAL: usize = 1 << 16;
 
 /// The vector instructions in use, for people.
 pub(super) fn arch() -> &'static str {
-    struct Name;
-    impl WithSimd for Name {
-        type Output = usize;
-        #[inline(always)]
-        fn with_simd<S: Simd>(self, _: S) -> usize {
-            S::F32_LANES
-        }
-    }
-    match (Arch::new().dispatch(Name), cfg!(target_arch = "x86_64")) {
+    match (lanes(), cfg!(target_arch = "x86_64")) {
         (16, true) => "AVX-512",
         (8, true) => "AVX2",
         (4, false) => "128-bit vectors",
