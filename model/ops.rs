@@ -291,6 +291,21 @@ pub struct Search {
     pub top_k: u32,
 }
 
+/// What one op took on the device.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct OpTime {
+    /// Its stem.
+    pub op: &'static str,
+    /// Launches.
+    pub launches: u64,
+    /// Time on the device, in nanoseconds.
+    pub nanoseconds: f64,
+    /// Bytes that they read and wrote, at least.
+    pub bytes: u64,
+    /// Additions and multiplications.
+    pub flops: u64,
+}
+
 /// The operations that a backend offers. Each has a CPU twin of the same name in [`crate::cpu`],
 /// which is its specification.
 pub trait Ops: Send {
@@ -312,6 +327,19 @@ pub trait Ops: Send {
     /// at each operation.
     fn enter<R: Send>(pass: impl FnOnce() -> R + Send) -> R {
         pass()
+    }
+
+    /// Sends what has been recorded on its way, where nothing will be read.
+    ///
+    /// # Errors
+    /// With what has gone wrong since the last read.
+    fn submit(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// What each op took since the last call, where the device was opened to measure it.
+    fn profile(&self) -> Vec<OpTime> {
+        Vec::new()
     }
 
     /// Takes matrices of equal width, stacked by rows.

@@ -2,7 +2,7 @@
 
 use crate::cache::Pool;
 use crate::forward::{Forward, Model};
-use crate::{Error, Result};
+use crate::{Error, Options, Result};
 use gritlm_model::config::Config;
 use gritlm_model::cpu::Cpu;
 use gritlm_model::ops::Ops;
@@ -69,40 +69,140 @@ pub struct DeviceInfo {
     pub description: String,
 }
 
-/// Every backend.
+/// Every backend and adapter.
 pub fn devices() -> Vec<DeviceInfo> {
     let info = |device: &str, available, description: String| DeviceInfo {
         device: device.into(),
         available,
         description,
     };
-    vec![
+    let mut all = vec![
         info("cpu", true, Cpu.device()),
         info("cuda", false, gritlm_kernels::NOT_BUILT.into()),
-        info("wgpu", false, gritlm_shaders::NOT_BUILT.into()),
-    ]
+    ];
+    all.extend(wgpu::devices());
+    all
 }
 
-/// Loads the model onto the device. Also says why this one, where the choice was ours.
-pub(crate) fn load(
-    device: &Device,
-    config: &Config,
-    weights: &Weights,
-    frequencies: Vec<f32>,
-    pool: &Arc<Pool>,
-    pages: usize,
-) -> Result<(Box<dyn Model>, &'static str)> {
-    let missing = |problem: &str| {
-        Err(Error::NoDevice {
-            asked: device.to_string(),
+/// A model to load, and how.
+pub(crate) struct Load<'a> {
+    pub(crate) options: &'a Options,
+    pub(crate) config: &'a Config,
+    pub(crate) weights: &'a Weights,
+    pub(crate) frequencies: Vec<f32>,
+    pub(crate) pool: &'a Arc<Pool>,
+    pub(crate) pages: usize,
+}
+
+impl Load<'_> {
+    /// Loads the model onto the device. Also says why this one.
+    pub(crate) fn run(self) -> Result<(Box<dyn Model>, String)> {
+        let asked = &self.options.device;
+        let missing = |problem: String| Error::NoDevice {
+            asked: asked.to_string(),
             problem: format!("{problem}; use --device cpu"),
-        })
-    };
-    let why = match device {
-        Device::Cuda(_) => return missing(gritlm_kernels::NOT_BUILT),
-        Device::Wgpu(_) => return missing(gritlm_shaders::NOT_BUILT),
-        Device::Cpu => "as asked for",
-        Device::Auto => "no GPU backend is built yet",
-    };
-    Ok((Box::new(Forward::load(Cpu, config, weights, frequencies, pool, pages)?), why))
+        };
+        match asked {
+            Device::Cuda(_) => Err(missing(gritlm_kernels::NOT_BUILT.into())),
+            Device::Cpu => self.onto(Cpu, "as asked for".into()),
+            Device::Wgpu(name) => {
+                let (device, why) = wgpu::open(name, self.options).map_err(missing)?;
+                self.onto(device, why)
+            }
+            Device::Auto => match wgpu::open_gpu(self.options) {
+                Some(Ok((device, why))) => self.onto(device, why),
+                Some(Err(problem)) => self.onto(Cpu, format!("the GPU cannot be used: {problem}")),
+                None => self.onto(Cpu, "there is no GPU".into()),
+            },
+        }
+    }
+
+    fn onto<O: Ops + 'static>(self, ops: O, why: String) -> Result<(Box<dyn Model>, String)> {
+        Ok((Box::new(Forward::load(ops, self)?), why))
+    }
+}
+
+/// The WGSL backend, where it is built in.
+#[cfg(feature = "wgpu")]
+mod wgpu {
+    use super::{DeviceInfo, Options};
+    use gritlm_shaders::{Adapter, Wgpu, adapters};
+
+    /// The device, and why this one.
+    type Opened = (Wgpu, String);
+
+    pub(super) fn devices() -> Vec<DeviceInfo> {
+        let all = adapters();
+        if all.is_empty() {
+            let description = "no adapter: a driver is missing".into();
+            return vec![DeviceInfo { device: "wgpu".into(), available: false, description }];
+        }
+        all.iter().map(describe).collect()
+    }
+
+    fn describe(a: &Adapter) -> DeviceInfo {
+        let mut parts = vec![a.driver.clone()];
+        parts.extend(a.lacks.as_ref().map(|lacks| format!("cannot be used: {lacks}")));
+        parts.extend(a.cpu.then(|| "a CPU".into()));
+        parts.push(match a.subgroups {
+            Some((least, most)) if least == most => format!("subgroups of {least}"),
+            Some((least, most)) => format!("subgroups of {least} to {most}"),
+            None => "no subgroups".into(),
+        });
+        parts.extend(a.f16.then(|| "f16".into()));
+        parts.extend(a.matrices.iter().map(|m| format!("matrices {m}")));
+        parts.push(format!("bindings to {} MiB", a.binding_bytes >> 20));
+        parts.push(format!("buffers to {} MiB", a.buffer_bytes >> 20));
+        parts.push(format!("workgroup memory {} KiB", a.workgroup_bytes >> 10));
+        parts.extend(a.timestamps.then(|| "time stamps".into()));
+        parts.extend(a.pipeline_cache.then(|| "pipeline cache".into()));
+        parts.retain(|part| !part.is_empty());
+        DeviceInfo {
+            device: format!("wgpu:{}", a.label()),
+            available: a.lacks.is_none(),
+            description: parts.join(", "),
+        }
+    }
+
+    pub(super) fn open(name: &str, options: &Options) -> Result<Opened, String> {
+        let device = Wgpu::open(&gritlm_shaders::Options {
+            name: name.into(),
+            profile: options.profile,
+            matrix_bytes: options.matrix_bytes,
+            tiles: None,
+        });
+        let device = device.map_err(|e| e.to_string())?;
+        let why = match (name, device.adapter().cpu) {
+            ("", true) => "as asked for; there is no GPU, only a CPU that plays one",
+            _ => "as asked for",
+        };
+        Ok((device, why.into()))
+    }
+
+    /// The best adapter that is not a CPU; None where there is none.
+    pub(super) fn open_gpu(options: &Options) -> Option<Result<Opened, String>> {
+        let gpu = adapters().into_iter().find(|a| !a.cpu && a.lacks.is_none())?;
+        Some(open(&gpu.label(), options).map(|(device, _)| (device, "the best GPU here".into())))
+    }
+}
+
+/// What says that the WGSL backend is not built in.
+#[cfg(not(feature = "wgpu"))]
+mod wgpu {
+    use super::{Cpu, DeviceInfo, Options};
+
+    const MISSING: &str = "the WGSL backend is not built in (feature wgpu)";
+
+    pub(super) fn devices() -> Vec<DeviceInfo> {
+        let description = MISSING.into();
+        vec![DeviceInfo { device: "wgpu".into(), available: false, description }]
+    }
+
+    pub(super) fn open(_name: &str, _options: &Options) -> Result<(Cpu, String), String> {
+        Err(MISSING.into())
+    }
+
+    pub(super) fn open_gpu(_options: &Options) -> Option<Result<(Cpu, String), String>> {
+        None
+    }
 }

@@ -1,13 +1,13 @@
 //! The engine: one loaded copy of the weights, for embedding and for generating.
 
-use crate::backend::{self, Device};
+use crate::backend::{Device, Load};
 use crate::batch::{Output, Sequence};
 use crate::cache::{Cache, KvCache, Pool};
 use crate::forward::{Model, Probe};
 use crate::{Error, Result, hub};
 use gritlm_model::config::Config;
 use gritlm_model::demo;
-use gritlm_model::ops::{Mask, PAGE, Search};
+use gritlm_model::ops::{Mask, OpTime, PAGE, Search};
 use gritlm_model::tokenizer::Tokenizer;
 use gritlm_model::weights::Weights;
 use std::path::{Path, PathBuf};
@@ -59,8 +59,13 @@ pub struct Options {
     /// (`model.bfloat16()`, `model.half()` likewise) and loading it with a `torch_dtype` does not.
     /// For comparing with outputs made that way; GritLM itself is loaded, not cast.
     pub bf16_frequencies: bool,
-    /// Whether downloads may draw progress bars on a terminal.
+    /// Whether downloads and loading may draw progress bars on a terminal.
     pub progress: bool,
+    /// Time every op on a GPU; see [`Engine::profile`].
+    pub profile: bool,
+    /// On a GPU, split weight matrices into buffers of at most so many bytes, where the adapter
+    /// itself would take larger ones.
+    pub matrix_bytes: Option<u64>,
 }
 
 impl Default for Options {
@@ -73,6 +78,8 @@ impl Default for Options {
             kv_tokens: 16384,
             bf16_frequencies: false,
             progress: false,
+            profile: false,
+            matrix_bytes: None,
         }
     }
 }
@@ -99,7 +106,7 @@ pub struct Engine {
     model: Mutex<Box<dyn Model>>,
     pool: Arc<Pool>,
     options: Options,
-    why_device: &'static str,
+    why_device: String,
     fingerprint: u128,
 }
 
@@ -164,8 +171,9 @@ impl Engine {
         if options.bf16_frequencies {
             frequencies.iter_mut().for_each(|f| *f = half::bf16::from_f32(*f).to_f32());
         }
-        let (loaded, why_device) =
-            backend::load(&options.device, &config, &weights, frequencies, &pool, pages)?;
+        let load =
+            Load { options, config: &config, weights: &weights, frequencies, pool: &pool, pages };
+        let (loaded, why_device) = load.run()?;
         Ok(Self {
             name: model.into(),
             config,
@@ -193,7 +201,7 @@ impl Engine {
         &self.tokenizer
     }
 
-    /// The device in use and why: "cpu (AVX-512, 2 threads): no GPU backend is built yet".
+    /// The device in use and why: "cpu (AVX-512, 2 threads): there is no GPU".
     pub fn device(&self) -> String {
         format!("{}: {}", self.model().device(), self.why_device)
     }
@@ -316,6 +324,12 @@ impl Engine {
             Attn::Bbcc => Mask::Bidirectional { window: None },
             Attn::Cccc => self.generation_mask(),
         }
+    }
+
+    /// What each op took on the device since the last call, the longest first; empty unless the
+    /// engine was opened with [`Options::profile`] on a GPU.
+    pub fn profile(&self) -> Vec<OpTime> {
+        self.model().profile()
     }
 
     /// Pages that no cache holds.

@@ -1,14 +1,17 @@
 //! The forward pass, once, for every backend.
 
+use crate::backend::Load;
 use crate::batch::{Output, Plan, Sequence, Want};
 use crate::cache::{Cache, KvCache, Pool};
 use crate::{Error, Result};
 use gritlm_model::config::Config;
 use gritlm_model::ops::{
-    Attention, Expert, GateUp, LinearAdd, Logits, Mask, Ops, PAGE, PoolShape, Qkv, RmsNorm, Route,
-    Search,
+    Attention, Expert, GateUp, LinearAdd, Logits, Mask, OpTime, Ops, PAGE, PoolShape, Qkv, RmsNorm,
+    Route, Search,
 };
-use gritlm_model::weights::{Tensor, Weights};
+use gritlm_model::weights::Tensor;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::io::IsTerminal;
 use std::sync::Arc;
 
 /// A place inside the forward pass that can be looked at.
@@ -34,6 +37,7 @@ pub(crate) trait Model: Send {
     fn export(&self, cache: &Cache) -> Result<KvCache>;
     fn import(&mut self, from: &KvCache) -> Result<Cache>;
     fn search(&self, p: Search, queries: &[f32], corpus: &[f32]) -> Result<Vec<Vec<(u32, f32)>>>;
+    fn profile(&self) -> Vec<OpTime>;
 }
 
 /// One layer's weights as the backend keeps them.
@@ -81,18 +85,17 @@ pub(crate) struct Forward<O: Ops> {
 
 impl<O: Ops> Forward<O> {
     /// Takes the checked weights; the pool has room for `pages` pages.
-    pub(crate) fn load(
-        ops: O,
-        config: &Config,
-        weights: &Weights,
-        frequencies: Vec<f32>,
-        pool: &Arc<Pool>,
-        pages: usize,
-    ) -> Result<Self> {
+    pub(crate) fn load(ops: O, load: Load<'_>) -> Result<Self> {
+        let Load { options, config, weights, frequencies, pool, pages } = load;
+        // On terminals only; the CPU, which has nothing to load, is done before it is drawn.
+        let seen = options.progress && std::io::stderr().is_terminal();
+        let bar = if seen { progress(weights.bytes()) } else { ProgressBar::hidden() };
         let stack = |names: &[String]| -> Result<O::Matrix> {
             let parts: Vec<Tensor> =
                 names.iter().map(|n| weights.get(n)).collect::<std::result::Result<_, _>>()?;
-            Ok(ops.matrix(&parts)?)
+            let matrix = ops.matrix(&parts)?;
+            bar.inc(parts.iter().map(|p| p.bytes().len() as u64).sum());
+            Ok(matrix)
         };
         let one = |name: &str| stack(&[name.to_string()]);
         let layers = (0..config.layers).map(|l| {
@@ -132,11 +135,16 @@ impl<O: Ops> Forward<O> {
             kv_heads: config.kv_heads,
             head_dim: config.head_dim,
         };
+        let table = one("model.embed_tokens.weight")?;
+        let layers = layers.collect::<Result<_>>()?;
+        let norm = one("model.norm.weight")?;
+        let head = if config.tied { None } else { Some(one("lm_head.weight")?) };
+        bar.finish_and_clear();
         Ok(Self {
-            table: one("model.embed_tokens.weight")?,
-            layers: layers.collect::<Result<_>>()?,
-            norm: one("model.norm.weight")?,
-            head: if config.tied { None } else { Some(one("lm_head.weight")?) },
+            table,
+            layers,
+            norm,
+            head,
             config: config.clone(),
             frequencies,
             pool: Arc::clone(pool),
@@ -220,6 +228,7 @@ impl<O: Ops> Forward<O> {
 
         let outputs = self.outputs(plan, wants, w).await;
         self.work = Some(work);
+        self.ops.submit()?;
         outputs
     }
 
@@ -277,9 +286,20 @@ impl<O: Ops> Forward<O> {
     }
 }
 
+/// Bytes of weights on their way to the device.
+fn progress(bytes: u64) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(bytes), ProgressDrawTarget::stderr_with_hz(4));
+    let template = "loading {bar:30} {bytes} of {total_bytes}, {bytes_per_sec}";
+    ProgressStyle::with_template(template).map_or(bar.clone(), |style| bar.with_style(style))
+}
+
 impl<O: Ops> Model for Forward<O> {
     fn device(&self) -> String {
         self.ops.device()
+    }
+
+    fn profile(&self) -> Vec<OpTime> {
+        self.ops.profile()
     }
 
     fn run(

@@ -1,4 +1,469 @@
-//! The WGSL backend of `gritlm`, for every GPU that wgpu reaches. Its shaders are not built yet: opening it says so.
+//! The WGSL backend of `gritlm`: every operation as a handwritten shader, on any GPU that wgpu
+//! reaches (Vulkan, Metal, DirectX 12, OpenGL).
+//!
+//! * [`Wgpu`] implements the operations; one Rust file per op picks the variant, sizes the grid and
+//!   records the launch of the shader of the same stem.
+//! * [`shader`]: the table of shaders and of all their variants. [`tune`]: tiles and launch shapes.
+//! * [`adapters`]: what there is to run on.
+//!
+//! Activations and KV pages are f32; weights stay as stored (bf16, f16 or f32) and are widened when
+//! they are read; sums are f32. Subgroups and workgroup memory are used where the adapter has them
+//! and never assumed. On one adapter the same input gives the same bits.
 
-/// Why the WGSL backend cannot be opened.
-pub const NOT_BUILT: &str = "the WGSL backend is not built yet";
+mod adapter;
+mod attention;
+mod embed;
+mod expert;
+mod gate_up;
+mod gpu;
+mod linear_add;
+mod logits;
+mod matrix;
+pub mod params;
+mod pipeline;
+mod pool;
+mod product;
+mod profile;
+mod qkv;
+mod rmsnorm;
+mod route;
+mod sample;
+mod search;
+pub mod shader;
+pub mod tune;
+
+pub use adapter::{Adapter, adapters};
+pub use gpu::Created;
+pub use matrix::Matrix;
+
+use gpu::{Gpu, Raw, Use};
+use gritlm_model::ops::{
+    Attention, DeviceError, Draw, Drawn, Expert, GateUp, Layout, LinearAdd, Logits, NO_PAGE,
+    OpTime, Ops, PAGE, PoolShape, PoolSpan, Qkv, Result, RmsNorm, Route, Search, Span,
+};
+use gritlm_model::weights::Tensor;
+use matrix::Ring;
+use rayon::prelude::*;
+use std::sync::{Arc, Mutex};
+use tune::Tiles;
+
+/// How to open a device.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// A part of the adapter's name or backend, whatever the case; the best one where empty.
+    pub name: String,
+    /// Time every launch; see [`Ops::profile`].
+    pub profile: bool,
+    /// Split matrices into buffers of at most so many bytes, below the adapter's own limit.
+    pub matrix_bytes: Option<u64>,
+    /// Tiles instead of the adapter's.
+    pub tiles: Option<Tiles>,
+}
+
+/// A device with its shaders.
+pub struct Wgpu {
+    gpu: Gpu,
+    tiles: Tiles,
+    ring: Ring,
+    matrix_bytes: u64,
+}
+
+/// Activations: f32, rows padded with zeros to a multiple of 8.
+#[derive(Debug)]
+pub struct Buffer {
+    raw: Arc<Raw>,
+    rows: usize,
+    cols: usize,
+    /// Elements from row to row.
+    stride: u32,
+}
+
+/// Keys and values: per layer two buffers of `(pages, kv_heads, PAGE, head_dim)`, head_dim padded to
+/// a multiple of 4.
+#[derive(Debug)]
+pub struct Pages {
+    shape: PoolShape,
+    layers: Vec<[Arc<Raw>; 2]>,
+    /// Vectors of 4 in a cached head.
+    vectors: u32,
+}
+
+/// An uploaded [`Layout`].
+#[derive(Debug)]
+pub struct Batch {
+    /// Tokens, slots, and the rotary angles' cosines and sines.
+    raw: Arc<Raw>,
+    rows: u32,
+    slots: u32,
+    angles: u32,
+    spans: Vec<Span>,
+    tables: Vec<u32>,
+    lists: Mutex<Option<Arc<attention::Lists>>>,
+}
+
+/// Which experts each row goes through; its regions are described in expert_sort.wgsl.
+#[derive(Debug)]
+pub struct Routing {
+    logits: Buffer,
+    raw: Arc<Raw>,
+    grids: Arc<Raw>,
+    /// Rows · top_k that there is room for.
+    assigned: u32,
+    experts: usize,
+}
+
+/// The widest head: 16 columns to each of 16 invocations.
+const MAX_HEAD_DIM: usize = 256;
+
+impl Wgpu {
+    /// Opens an adapter.
+    ///
+    /// # Errors
+    /// When there is none of that name, it lacks what every model needs, or it refuses.
+    pub fn open(options: &Options) -> Result<Self> {
+        let gpu = Gpu::open(&options.name, options.profile)?;
+        let tiles = options
+            .tiles
+            .unwrap_or_else(|| Tiles::default_for(gpu.adapter.cpu, gpu.adapter.workgroup_bytes));
+        let matrix_bytes = options.matrix_bytes.unwrap_or(u64::MAX).min(gpu.largest());
+        Ok(Self { gpu, tiles, ring: Ring::default(), matrix_bytes })
+    }
+
+    /// The adapter that was opened.
+    pub fn adapter(&self) -> &Adapter {
+        &self.gpu.adapter
+    }
+
+    /// What has been made and sent since it was opened.
+    pub fn created(&self) -> Created {
+        self.gpu.created()
+    }
+
+    /// Gives the device up as a driver does that resets: everything after it is an error.
+    pub fn lose(&self) {
+        self.gpu.lose();
+    }
+
+    fn buffer_of(&self, rows: usize, cols: usize, what: Use) -> Result<Buffer> {
+        let stride = cols.next_multiple_of(8);
+        let bytes = 4 * rows as u64 * stride as u64;
+        if bytes > self.gpu.largest() {
+            return Err(DeviceError(format!(
+                "{} binds at most {} MiB, and {rows} rows of {cols} numbers take {}; use a smaller \
+                 --batch-tokens",
+                self.gpu.adapter.label(),
+                self.gpu.largest() >> 20,
+                bytes >> 20
+            )));
+        }
+        let raw = self.gpu.buffer(what, bytes)?;
+        Ok(Buffer { raw, rows, cols, stride: stride as u32 })
+    }
+
+    /// A buffer for a part of an op's work; where there is no room, the next read says so.
+    fn work(&self, rows: usize, cols: usize, what: Use) -> Option<Buffer> {
+        self.buffer_of(rows, cols, what).map_err(|problem| self.gpu.fail(problem)).ok()
+    }
+}
+
+/// Every parameter struct, for the test that compares it with its WGSL twin.
+pub fn params() -> Vec<params::Layout> {
+    vec![
+        attention::Attend::LAYOUT,
+        attention::Reduce::LAYOUT,
+        embed::Embed::LAYOUT,
+        expert::Add::LAYOUT,
+        expert::Sort::LAYOUT,
+        pool::Pool::LAYOUT,
+        product::Product::LAYOUT,
+        rmsnorm::Norm::LAYOUT,
+        route::Choose::LAYOUT,
+        sample::Draws::LAYOUT,
+        search::Select::LAYOUT,
+    ]
+}
+
+impl Pages {
+    /// Keys and values of a layer.
+    fn layer(&self, layer: u32) -> [&Arc<Raw>; 2] {
+        self.layers[layer as usize].each_ref()
+    }
+
+    /// Bytes of one page of keys or of values.
+    fn page_bytes(&self) -> u64 {
+        (self.shape.kv_heads * PAGE) as u64 * u64::from(self.vectors) * 16
+    }
+}
+
+impl Ops for Wgpu {
+    type Matrix = Matrix;
+    type Buffer = Buffer;
+    type Pages = Pages;
+    type Batch = Batch;
+    type Routing = Routing;
+
+    fn device(&self) -> String {
+        let a = &self.gpu.adapter;
+        let kind = if a.cpu { ", a CPU" } else { "" };
+        format!("wgpu ({}, {}{kind})", a.name, a.backend)
+    }
+
+    fn submit(&self) -> Result<()> {
+        self.gpu.submit()
+    }
+
+    fn profile(&self) -> Vec<OpTime> {
+        self.gpu.profile.as_ref().map(|p| p.take()).unwrap_or_default()
+    }
+
+    fn matrix(&self, parts: &[Tensor]) -> Result<Matrix> {
+        matrix::upload(&self.gpu, &self.ring, self.matrix_bytes, parts)
+    }
+
+    fn buffer(&self, rows: usize, cols: usize) -> Result<Buffer> {
+        let buffer = self.buffer_of(rows, cols, Use::Work)?;
+        if buffer.stride as usize != cols {
+            // Padding is zero, always.
+            self.gpu.clear(&buffer.raw);
+        }
+        Ok(buffer)
+    }
+
+    fn upload(&self, rows: usize, cols: usize, values: &[f32]) -> Result<Buffer> {
+        debug_assert_eq!(rows * cols, values.len());
+        let buffer = self.buffer_of(rows, cols, Use::Sent)?;
+        let stride = buffer.stride as usize;
+        if values.is_empty() {
+        } else if stride == cols {
+            self.gpu.write(&buffer.raw, 0, bytemuck::cast_slice(values));
+        } else {
+            let mut padded = vec![0.0f32; rows * stride];
+            for (to, from) in padded.chunks_exact_mut(stride).zip(values.chunks_exact(cols)) {
+                to[..cols].copy_from_slice(from);
+            }
+            self.gpu.write(&buffer.raw, 0, bytemuck::cast_slice(&padded));
+        }
+        Ok(buffer)
+    }
+
+    fn pages(&self, shape: PoolShape) -> Result<Pages> {
+        let PoolShape { layers, pages, kv_heads, head_dim } = shape;
+        if head_dim > MAX_HEAD_DIM || head_dim % 2 != 0 {
+            return Err(DeviceError(format!(
+                "the WGSL backend takes heads of up to {MAX_HEAD_DIM} columns in pairs, and this \
+                 model's have {head_dim}; use --device cpu"
+            )));
+        }
+        let vectors = head_dim.div_ceil(4) as u32;
+        let bytes = (pages * kv_heads * PAGE) as u64 * u64::from(vectors) * 16;
+        if bytes > self.gpu.largest() {
+            let page = bytes / pages as u64;
+            return Err(DeviceError(format!(
+                "{} binds at most {} MiB, and a layer's keys of {} KV tokens take {} MiB; \
+                 --kv-tokens {} would fit",
+                self.gpu.adapter.label(),
+                self.gpu.largest() >> 20,
+                pages * PAGE,
+                bytes >> 20,
+                self.gpu.largest() / page * PAGE as u64
+            )));
+        }
+        let layer = |_| {
+            let keys = self.gpu.buffer(Use::Lasting, bytes)?;
+            Ok([keys, self.gpu.buffer(Use::Lasting, bytes)?])
+        };
+        let layers = (0..layers).map(layer).collect::<Result<Vec<_>>>()?;
+        Ok(Pages { shape, layers, vectors })
+    }
+
+    fn batch(&self, layout: &Layout) -> Result<Batch> {
+        // Loading is over.
+        self.ring.release();
+        let rows = layout.tokens.len();
+        let mut words = layout.tokens.clone();
+        words.extend(&layout.slots);
+        let angle = |(position, frequency): (f32, f32)| {
+            let (sine, cosine) = (frequency * position).sin_cos();
+            [cosine.to_bits(), sine.to_bits()]
+        };
+        let pairs = layout.positions.par_iter().with_min_len(64).flat_map_iter(|&position| {
+            layout.frequencies.iter().flat_map(move |&f| angle((position as f32, f)))
+        });
+        words.par_extend(pairs);
+        let raw = self.gpu.send(bytemuck::cast_slice(&words))?;
+        Ok(Batch {
+            raw,
+            rows: rows as u32,
+            slots: rows as u32,
+            angles: 2 * rows as u32,
+            spans: layout.spans.clone(),
+            tables: layout.tables.clone(),
+            lists: Mutex::default(),
+        })
+    }
+
+    fn routing(&self, rows: usize, experts: usize, top_k: usize) -> Result<Routing> {
+        let assigned = rows * top_k;
+        let words = 4 * assigned + 2 * (experts + 1) + 3 * (assigned + experts);
+        Ok(Routing {
+            logits: self.buffer_of(rows, experts, Use::Work)?,
+            raw: self.gpu.buffer(Use::Work, 4 * words as u64)?,
+            grids: self.gpu.buffer(Use::Grid, 24 * (experts as u64 + 1))?,
+            assigned: assigned as u32,
+            experts,
+        })
+    }
+
+    fn embed(&self, batch: &Batch, table: &Matrix, x: &mut Buffer) {
+        self.embed_rows(batch, table, x);
+    }
+
+    fn rmsnorm(&self, p: RmsNorm, x: &Buffer, weight: &Matrix, h: &mut Buffer) {
+        self.norm_rows((p.rows, p.dim, p.eps), x, weight, None, h);
+    }
+
+    fn qkv(
+        &self,
+        p: Qkv,
+        h: &Buffer,
+        w: &Matrix,
+        batch: &Batch,
+        q: &mut Buffer,
+        pages: &mut Pages,
+    ) {
+        self.project(p, h, w, batch, q, pages);
+    }
+
+    fn attention(&self, p: Attention, q: &Buffer, pages: &Pages, batch: &Batch, out: &mut Buffer) {
+        self.attend(p, q, pages, batch, out);
+    }
+
+    fn linear_add(&self, p: LinearAdd, a: &Buffer, w: &Matrix, x: &mut Buffer) {
+        self.linear("linear_add", (p.rows, p.outer), a, w, x, true);
+    }
+
+    fn gate_up(&self, p: GateUp, h: &Buffer, w: &Matrix, out: &mut Buffer) {
+        self.gated(p, h, w, out);
+    }
+
+    fn route(&self, p: Route, h: &Buffer, w: &Matrix, routing: &mut Routing) {
+        self.choose(p, h, w, routing);
+    }
+
+    fn expert_gate_up(
+        &self,
+        p: Expert,
+        h: &Buffer,
+        w: &Matrix,
+        routing: &Routing,
+        out: &mut Buffer,
+    ) {
+        self.experts_gate_up(p, h, w, routing, out);
+    }
+
+    fn expert_down_add(
+        &self,
+        p: Expert,
+        a: &Buffer,
+        w: &Matrix,
+        routing: &Routing,
+        x: &mut Buffer,
+    ) {
+        self.experts_down_add(p, a, w, routing, x);
+    }
+
+    fn pool(&self, dim: u32, spans: &[PoolSpan], h: &Buffer, out: &mut Buffer) {
+        self.pooled(dim, spans, h, out);
+    }
+
+    fn logits(
+        &self,
+        p: Logits,
+        rows: &[u32],
+        x: &Buffer,
+        norm: &Matrix,
+        w: &Matrix,
+        out: &mut Buffer,
+    ) {
+        self.last(p, rows, x, norm, w, out);
+    }
+
+    async fn sample(&self, vocab: u32, draws: &[Draw], logits: &Buffer) -> Result<Vec<Drawn>> {
+        self.drawn(vocab, draws, logits).await
+    }
+
+    async fn search(
+        &self,
+        p: Search,
+        queries: &Buffer,
+        corpus: &Buffer,
+    ) -> Result<Vec<Vec<(u32, f32)>>> {
+        self.found(p, queries, corpus).await
+    }
+
+    async fn read(&self, buffer: &Buffer, len: usize) -> Result<Vec<f32>> {
+        let (cols, stride) = (buffer.cols, buffer.stride as usize);
+        let rows = len.div_ceil(cols.max(1));
+        let bytes = self.gpu.read(&buffer.raw, 0, 4 * (rows * stride) as u64)?;
+        let values: Vec<f32> = bytemuck::pod_collect_to_vec(&bytes);
+        let mut out: Vec<f32> = if stride == cols {
+            values
+        } else {
+            values.chunks_exact(stride).flat_map(|row| &row[..cols]).copied().collect()
+        };
+        out.truncate(len);
+        Ok(out)
+    }
+
+    async fn read_routing(&self, routing: &Routing, rows: usize) -> Result<Vec<f32>> {
+        self.read(&routing.logits, rows * routing.experts).await
+    }
+
+    async fn export_pages(&self, pages: &Pages, table: &[u32], tokens: usize) -> Result<Vec<f32>> {
+        let PoolShape { layers, kv_heads, head_dim, .. } = pages.shape;
+        let (page_bytes, padded) = (pages.page_bytes(), 4 * pages.vectors as usize);
+        let used = &table[..tokens.div_ceil(PAGE)];
+        let mut out = Vec::with_capacity(layers * 2 * kv_heads * tokens * head_dim);
+        for raw in pages.layers.iter().flatten() {
+            let bytes = page_bytes * used.len() as u64;
+            let back = self.gpu.buffer(Use::Back, bytes)?;
+            for (n, &page) in (0..).zip(used) {
+                debug_assert_ne!(page, NO_PAGE);
+                self.gpu.copy(raw, u64::from(page) * page_bytes, &back, n * page_bytes, page_bytes);
+            }
+            let bytes = if bytes == 0 { Vec::new() } else { self.gpu.map(&back, bytes)? };
+            let values: Vec<f32> = bytemuck::pod_collect_to_vec(&bytes);
+            for head in 0..kv_heads {
+                for t in 0..tokens {
+                    let at = ((t / PAGE * kv_heads + head) * PAGE + t % PAGE) * padded;
+                    out.extend_from_slice(&values[at..at + head_dim]);
+                }
+            }
+        }
+        Ok(out)
+    }
+
+    fn import_pages(&self, pages: &mut Pages, table: &[u32], tokens: usize, values: &[f32]) {
+        let PoolShape { kv_heads, head_dim, .. } = pages.shape;
+        let (page_bytes, padded) = (pages.page_bytes(), 4 * pages.vectors as usize);
+        // The pages may have been used by what is noted already.
+        if let Err(problem) = self.gpu.submit() {
+            return self.gpu.fail(problem);
+        }
+        let mut page = vec![0.0f32; page_bytes as usize / 4];
+        let each = kv_heads * tokens * head_dim;
+        for (raw, values) in pages.layers.iter().flatten().zip(values.chunks_exact(each.max(1))) {
+            for (n, &number) in table[..tokens.div_ceil(PAGE)].iter().enumerate() {
+                for head in 0..kv_heads {
+                    for t in n * PAGE..((n + 1) * PAGE).min(tokens) {
+                        let from = (head * tokens + t) * head_dim;
+                        let to = (head * PAGE + t % PAGE) * padded;
+                        page[to..to + head_dim].copy_from_slice(&values[from..from + head_dim]);
+                    }
+                }
+                let at = u64::from(number) * page_bytes;
+                self.gpu.write(raw, at, bytemuck::cast_slice(&page));
+            }
+        }
+    }
+}

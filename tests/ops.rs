@@ -1,6 +1,7 @@
 //! Every op on every backend: the case table against the formulas in f64.
 
 use crate::cases::{Case, cases, stored_bytes};
+use crate::shaders::{covered, open_all};
 use crate::support::{error, say};
 use gritlm::model::config::Config;
 use gritlm::model::cpu::Cpu;
@@ -51,6 +52,13 @@ fn check<O: Ops>(ops: &O, bound: f64) {
 #[test]
 fn every_case_on_the_cpu() {
     check(&Cpu, F32);
+}
+
+#[test]
+fn every_case_on_every_adapter() {
+    let gpus = open_all();
+    covered("ops::every_case_on_every_adapter", &gpus);
+    gpus.iter().for_each(|gpu| check(gpu, F32));
 }
 
 #[test]

@@ -1,0 +1,169 @@
+//! Which adapters there are, and opening one.
+
+use gritlm_model::ops::{DeviceError, Result};
+use wgpu::{Backends, DeviceType, Features};
+
+/// Storage buffers that the widest shader binds (`qkv`).
+const STORAGE_BUFFERS: u32 = 7;
+
+/// An adapter, for people and for choosing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Adapter {
+    /// Its name as the driver gives it.
+    pub name: String,
+    /// vulkan, metal, dx12, gl.
+    pub backend: String,
+    /// Driver and version.
+    pub driver: String,
+    /// Whether it is a CPU that plays GPU.
+    pub cpu: bool,
+    /// Whether it is a chip of its own, with memory of its own.
+    pub discrete: bool,
+    /// What it lacks that every model needs; None where it can be used.
+    pub lacks: Option<String>,
+    /// Smallest and largest subgroup; None without subgroups.
+    pub subgroups: Option<(u32, u32)>,
+    /// Half-precision arithmetic in shaders.
+    pub f16: bool,
+    /// Cooperative matrices: "16x16x16 f16" and so on.
+    pub matrices: Vec<String>,
+    /// Bytes of one binding.
+    pub binding_bytes: u64,
+    /// Bytes of one buffer.
+    pub buffer_bytes: u64,
+    /// Bytes of workgroup memory.
+    pub workgroup_bytes: u32,
+    /// Time stamps in passes, for `--profile`.
+    pub timestamps: bool,
+    /// Whether compiled pipelines can be kept on disk.
+    pub pipeline_cache: bool,
+}
+
+impl Adapter {
+    fn of(adapter: &wgpu::Adapter) -> Self {
+        let (info, features, limits) = (adapter.get_info(), adapter.features(), adapter.limits());
+        let subgroups = (info.subgroup_min_size, info.subgroup_max_size);
+        let matrices = adapter.cooperative_matrix_properties().into_iter().map(|m| {
+            let (a, c) = (format!("{:?}", m.ab_type), format!("{:?}", m.cr_type));
+            format!("{}x{}x{} {a} to {c}", m.m_size, m.n_size, m.k_size).to_lowercase()
+        });
+        Self {
+            name: info.name.clone(),
+            backend: format!("{:?}", info.backend).to_lowercase(),
+            driver: [info.driver.as_str(), &info.driver_info].join(" ").trim().into(),
+            cpu: info.device_type == DeviceType::Cpu,
+            discrete: info.device_type == DeviceType::DiscreteGpu,
+            lacks: lacks(adapter),
+            subgroups: features.contains(Features::SUBGROUP).then_some(subgroups),
+            f16: features.contains(Features::SHADER_F16),
+            matrices: matrices.collect(),
+            binding_bytes: limits.max_storage_buffer_binding_size,
+            buffer_bytes: limits.max_buffer_size,
+            workgroup_bytes: limits.max_compute_workgroup_storage_size,
+            timestamps: features.contains(Features::TIMESTAMP_QUERY),
+            pipeline_cache: features.contains(Features::PIPELINE_CACHE),
+        }
+    }
+
+    /// Name and backend in one, as `--device wgpu:NAME` is looked for in.
+    pub fn label(&self) -> String {
+        format!("{} ({})", self.name, self.backend)
+    }
+}
+
+/// What an adapter lacks that no variant can do without.
+fn lacks(adapter: &wgpu::Adapter) -> Option<String> {
+    let limits = adapter.limits();
+    let flags = adapter.get_downlevel_capabilities().flags;
+    if !flags.contains(wgpu::DownlevelFlags::COMPUTE_SHADERS) {
+        return Some("it has no compute shaders".into());
+    }
+    if !flags.contains(wgpu::DownlevelFlags::INDIRECT_EXECUTION) {
+        return Some("it has no indirect dispatch".into());
+    }
+    if !flags.contains(wgpu::DownlevelFlags::SHADER_F16_IN_F32) {
+        return Some("its shaders cannot unpack 16-bit numbers".into());
+    }
+    let needed = [
+        ("storage buffers", limits.max_storage_buffers_per_shader_stage, STORAGE_BUFFERS),
+        ("invocations per workgroup", limits.max_compute_invocations_per_workgroup, 256),
+        ("bytes of workgroup memory", limits.max_compute_workgroup_storage_size, 16384),
+    ];
+    let short = needed.into_iter().find(|(_, found, expected)| found < expected);
+    short.map(|(what, found, expected)| format!("expected {expected} {what}, found {found}"))
+}
+
+fn instance() -> wgpu::Instance {
+    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle_from_env();
+    // Our indirect grids are written by our own shader; checking them would cost a pass each.
+    descriptor.flags.remove(wgpu::InstanceFlags::VALIDATION_INDIRECT_CALL);
+    wgpu::Instance::new(descriptor)
+}
+
+/// Every adapter, best first: those of their own memory, then those that share it, then CPUs; in
+/// each kind Vulkan, Metal and DirectX before OpenGL.
+fn all() -> Vec<wgpu::Adapter> {
+    let mut adapters = pollster::block_on(instance().enumerate_adapters(Backends::all()));
+    adapters.sort_by_key(|a| {
+        let info = a.get_info();
+        let kind = match info.device_type {
+            DeviceType::DiscreteGpu => 0,
+            DeviceType::IntegratedGpu | DeviceType::VirtualGpu => 1,
+            DeviceType::Other => 2,
+            DeviceType::Cpu => 3,
+        };
+        // Among software adapters lavapipe is the fastest.
+        (kind, info.backend == wgpu::Backend::Gl, info.name.contains("SwiftShader"))
+    });
+    adapters
+}
+
+/// Every adapter, best first.
+pub fn adapters() -> Vec<Adapter> {
+    all().iter().map(Adapter::of).collect()
+}
+
+/// Chooses an adapter: the first whose label contains `name`, whatever the case, or the best one
+/// that can be used where it is empty.
+pub(crate) fn choose(name: &str) -> Result<(wgpu::Adapter, Adapter)> {
+    let all = all();
+    if all.is_empty() {
+        return Err(DeviceError(
+            "wgpu finds no adapter; a driver is missing (Linux: the GPU's Vulkan driver, or \
+             mesa-vulkan-drivers)"
+                .into(),
+        ));
+    }
+    let wanted = name.to_lowercase();
+    let found: Vec<(wgpu::Adapter, Adapter)> = (all.into_iter())
+        .map(|a| {
+            let described = Adapter::of(&a);
+            (a, described)
+        })
+        .collect();
+    let names = || found.iter().map(|(_, a)| a.label()).collect::<Vec<_>>().join(", ");
+    let fits = |a: &Adapter| a.label().to_lowercase().contains(&wanted);
+    let known = names();
+    let mut lacking = None;
+    for (adapter, described) in found {
+        if fits(&described) {
+            match &described.lacks {
+                None => return Ok((adapter, described)),
+                Some(lacks) => lacking = Some(format!("{}: {lacks}", described.label())),
+            }
+        }
+    }
+    Err(DeviceError(match lacking {
+        Some(lacks) => format!("no adapter that fits can be used; {lacks}"),
+        None => format!("expected the name of an adapter ({known}), found {name:?}"),
+    }))
+}
+
+/// The features that are used where the adapter has them.
+pub(crate) fn features(adapter: &wgpu::Adapter, profile: bool) -> Features {
+    let mut wanted = Features::SUBGROUP | Features::SHADER_F16 | Features::PIPELINE_CACHE;
+    if profile {
+        wanted |= Features::TIMESTAMP_QUERY;
+    }
+    adapter.features() & wanted
+}

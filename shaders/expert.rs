@@ -1,0 +1,176 @@
+//! expert_gate_up, expert_down_add: the feed-forward of a mixture, grouped by expert on the device;
+//! see expert_sort.wgsl, expert_gate_up.wgsl, expert_down.wgsl and expert_add.wgsl.
+
+use crate::gpu::{Grid, Use};
+use crate::matrix::Segment;
+use crate::params::params;
+use crate::product::{Call, Product, bind};
+use crate::profile::Work;
+use crate::tune::Form;
+use crate::{Buffer, Matrix, Routing, Wgpu, shader};
+use gritlm_model::ops::Expert;
+
+params! {
+    /// Parameters of the sort; the fields are described in expert_sort.wgsl.
+    Sort {
+        count: u32,
+        assigned: u32,
+        experts: u32,
+        top_k: u32,
+        tile_rows: u32,
+        gate_up: u32,
+        down: u32,
+    }
+}
+
+params! {
+    /// Parameters of the addition; the fields are described in expert_add.wgsl.
+    Add {
+        rows: u32,
+        top_k: u32,
+        assigned: u32,
+        vectors: u32,
+        x_stride: u32,
+        y_stride: u32,
+    }
+}
+
+impl Wgpu {
+    /// The form of the grouped products: by the rows that an expert gets if all get the same.
+    fn grouped(&self, p: Expert) -> Form {
+        self.tiles.product((p.rows * p.top_k).div_ceil(p.experts))
+    }
+
+    pub(crate) fn experts_gate_up(
+        &self,
+        p: Expert,
+        h: &Buffer,
+        w: &Matrix,
+        routing: &Routing,
+        out: &Buffer,
+    ) {
+        if p.rows == 0 {
+            return;
+        }
+        let form = self.grouped(p);
+        let params = Sort {
+            count: p.rows * p.top_k,
+            assigned: routing.assigned,
+            experts: p.experts,
+            top_k: p.top_k,
+            tile_rows: form.rows(),
+            gate_up: form.across(p.hidden, true),
+            down: form.across(p.dim, false),
+        };
+        self.gpu.launch(
+            &shader::EXPERT_SORT,
+            &[],
+            bytemuck::bytes_of(&params),
+            &[(&routing.raw).into(), (&routing.grids).into()],
+            Grid::Of(1, 1),
+            Work { op: "route", bytes: 16 * u64::from(params.count), flops: 0 },
+        );
+        let call = Call {
+            op: "expert_gate_up",
+            shaders: &shader::EXPERT_GATE_UP,
+            pair: true,
+            rows: p.rows * p.top_k,
+            a: bind(&h.raw),
+            a_stride: h.stride,
+            w,
+            rest: &[bind(&out.raw), bind(&routing.raw)],
+            params: Product {
+                out_stride: out.stride,
+                hidden: p.hidden,
+                assigned: routing.assigned,
+                experts: p.experts,
+                ..Product::default()
+            },
+        };
+        let row = |expert: u32, member: u32, j: u32| (2 * expert + member) * p.hidden + j;
+        self.by_expert(&call, form, routing, (p.experts, p.hidden), row);
+    }
+
+    pub(crate) fn experts_down_add(
+        &self,
+        p: Expert,
+        a: &Buffer,
+        w: &Matrix,
+        routing: &Routing,
+        x: &Buffer,
+    ) {
+        if p.rows == 0 {
+            return;
+        }
+        let assigned = p.rows * p.top_k;
+        // Kept until the sum has been noted; then the next layer may write over it.
+        let Some(sorted) = self.work(assigned as usize, p.dim as usize, Use::Work) else { return };
+        let call = Call {
+            op: "expert_down_add",
+            shaders: &shader::EXPERT_DOWN,
+            pair: false,
+            rows: assigned,
+            a: bind(&a.raw),
+            a_stride: a.stride,
+            w,
+            rest: &[bind(&sorted.raw), bind(&routing.raw)],
+            params: Product {
+                out_stride: sorted.stride,
+                hidden: p.dim,
+                assigned: routing.assigned,
+                experts: p.experts,
+                ..Product::default()
+            },
+        };
+        let row = |expert: u32, _, j: u32| expert * p.dim + j;
+        self.by_expert(&call, self.grouped(p), routing, (p.experts, p.dim), row);
+
+        let params = Add {
+            rows: p.rows,
+            top_k: p.top_k,
+            assigned: routing.assigned,
+            vectors: p.dim.div_ceil(4),
+            x_stride: x.stride / 4,
+            y_stride: sorted.stride / 4,
+        };
+        let values = u64::from(p.rows) * u64::from(p.dim);
+        let work = Work {
+            op: "expert_down_add",
+            bytes: 4 * values * (2 + u64::from(p.top_k)),
+            flops: 2 * values * u64::from(p.top_k),
+        };
+        self.gpu.launch(
+            &shader::EXPERT_ADD,
+            &[],
+            bytemuck::bytes_of(&params),
+            &[(&sorted.raw).into(), (&routing.raw).into(), (&x.raw).into()],
+            Grid::flat((p.rows * params.vectors).div_ceil(64)),
+            work,
+        );
+    }
+
+    /// A grouped product: all experts in one launch where the matrix is in one buffer, else expert
+    /// by expert and segment by segment.
+    fn by_expert(
+        &self,
+        call: &Call<'_>,
+        form: Form,
+        routing: &Routing,
+        (experts, outputs): (u32, u32),
+        row: impl Fn(u32, u32, u32) -> u32,
+    ) {
+        // Grids of the second product come after those of the first.
+        let second = if call.pair { 0 } else { u64::from(experts) + 1 };
+        let grid = |n: u32| Grid::On(routing.grids.clone(), 12 * (second + u64::from(n)));
+        if let [only] = call.w.chunks() {
+            let segment = Segment { outputs: 0..outputs, chunks: [only, only] };
+            return self.launch_product(call, form, &segment, 0, grid(0));
+        }
+        let members = if call.pair { 2 } else { 1 };
+        for expert in 0..experts {
+            for segment in call.w.segments(outputs, members, |member, j| row(expert, member, j)) {
+                self.launch_product(call, form, &segment, expert + 1, grid(expert + 1));
+            }
+        }
+    }
+}

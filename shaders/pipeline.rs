@@ -1,0 +1,195 @@
+//! Compiled shaders, kept by variant in memory and by adapter on disk.
+
+use crate::gpu::{Binding, one_line};
+use crate::shader::{Kind, Shader, Variant};
+use gritlm_model::ops::{DeviceError, Result};
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use wgpu::Features;
+
+/// A compiled variant.
+#[derive(Debug)]
+pub(crate) struct Pipeline {
+    pub(crate) pipeline: wgpu::ComputePipeline,
+    layout: wgpu::BindGroupLayout,
+    pub(crate) id: u64,
+}
+
+/// All compiled variants of one device.
+pub(crate) struct Pipelines {
+    made: Mutex<HashMap<String, Arc<Pipeline>>>,
+    subgroups: bool,
+    /// The driver's cache and where it is kept, where it has one.
+    cache: Option<(wgpu::PipelineCache, PathBuf)>,
+}
+
+impl Pipelines {
+    pub(crate) fn new(device: &wgpu::Device, info: &wgpu::AdapterInfo, features: Features) -> Self {
+        let file = features
+            .contains(Features::PIPELINE_CACHE)
+            .then(|| Some(cache_folder()?.join(wgpu::util::pipeline_cache_key(info)?)))
+            .flatten();
+        let cache = file.map(|file| {
+            let data = std::fs::read(&file).ok();
+            let descriptor = wgpu::PipelineCacheDescriptor {
+                label: None,
+                data: data.as_deref(),
+                // What another driver or version has written is not used.
+                fallback: true,
+            };
+            // SAFETY: the file is written by `save` alone, whole (it is renamed into place), from
+            // `get_data` of a cache of this key; wgpu checks the header and the driver its own.
+            let cache = unsafe { device.create_pipeline_cache(&descriptor) };
+            (cache, file)
+        });
+        let subgroups = features.contains(Features::SUBGROUP);
+        Self { made: Mutex::default(), subgroups, cache }
+    }
+
+    /// The variant, and whether it had to be compiled now.
+    pub(crate) fn get(
+        &self,
+        device: &wgpu::Device,
+        shader: &'static Shader,
+        variant: Variant,
+    ) -> Result<(Arc<Pipeline>, bool)> {
+        let key = format!("{variant:?}");
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pipeline) = made.get(&key) {
+            return Ok((Arc::clone(pipeline), false));
+        }
+        let source = shader.source(self.subgroups);
+        let cache = self.cache.as_ref().map(|(cache, _)| cache);
+        let id = made.len() as u64;
+        let pipeline = Arc::new(compile(device, shader, &variant, &source, cache, id)?);
+        made.insert(key, Arc::clone(&pipeline));
+        Ok((pipeline, true))
+    }
+
+    /// Keeps what the driver has compiled for the next start. A full disk costs only time.
+    fn save(&self) {
+        let Some((cache, file)) = &self.cache else { return };
+        let (Some(data), Some(folder)) = (cache.get_data(), file.parent()) else { return };
+        if std::fs::read(file).is_ok_and(|old| old == data) {
+            return;
+        }
+        let part = file.with_extension(format!("{}.part", std::process::id()));
+        let written = std::fs::create_dir_all(folder)
+            .and_then(|()| std::fs::write(&part, data))
+            .and_then(|()| std::fs::rename(&part, file));
+        if written.is_err() {
+            let _ = std::fs::remove_file(&part);
+        }
+    }
+}
+
+impl Drop for Pipelines {
+    fn drop(&mut self) {
+        self.save();
+    }
+}
+
+/// Where pipelines and tuned tiles are kept: `GRITLM_CACHE`, else `gritlm` in the user's cache.
+pub(crate) fn cache_folder() -> Option<PathBuf> {
+    let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    set("GRITLM_CACHE")
+        .or_else(|| Some(set("XDG_CACHE_HOME")?.join("gritlm")))
+        .or_else(|| Some(set("LOCALAPPDATA")?.join("gritlm")))
+        .or_else(|| Some(set("HOME")?.join(".cache/gritlm")))
+}
+
+/// Compiles a variant; an error names the shader and says what the driver said.
+pub(crate) fn compile(
+    device: &wgpu::Device,
+    shader: &Shader,
+    variant: &Variant,
+    source: &str,
+    cache: Option<&wgpu::PipelineCache>,
+    id: u64,
+) -> Result<Pipeline> {
+    let internal = device.push_error_scope(wgpu::ErrorFilter::Internal);
+    let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);
+    let descriptor = wgpu::ShaderModuleDescriptor {
+        label: Some(shader.name),
+        source: wgpu::ShaderSource::Wgsl(source.into()),
+    };
+    // Loops that naga would bound cost 2.7 times the time of a matrix product on lavapipe.
+    let mut checks = wgpu::ShaderRuntimeChecks::checked();
+    checks.force_loop_bounding = false;
+    checks.int_div_checks = false;
+    // SAFETY: the text is this crate's own. Its loops are counted, up to a parameter or a constant,
+    // with steps above zero; its divisors are parameters that the launching code makes at least 1.
+    // Accesses stay checked.
+    let module = unsafe { device.create_shader_module_trusted(descriptor, checks) };
+    let entries: Vec<wgpu::BindGroupLayoutEntry> = (0..)
+        .zip(shader.bindings)
+        .map(|(binding, kind)| {
+            let (ty, has_dynamic_offset) = match kind {
+                Kind::Params => (wgpu::BufferBindingType::Uniform, true),
+                Kind::Read => (wgpu::BufferBindingType::Storage { read_only: true }, false),
+                Kind::Write => (wgpu::BufferBindingType::Storage { read_only: false }, false),
+            };
+            let min_binding_size = None;
+            let ty = wgpu::BindingType::Buffer { ty, has_dynamic_offset, min_binding_size };
+            let visibility = wgpu::ShaderStages::COMPUTE;
+            wgpu::BindGroupLayoutEntry { binding, visibility, ty, count: None }
+        })
+        .collect();
+    let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+        label: Some(shader.name),
+        entries: &entries,
+    });
+    let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+        label: Some(shader.name),
+        bind_group_layouts: &[Some(&layout)],
+        immediate_size: 0,
+    });
+    let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+        label: Some(shader.name),
+        layout: Some(&pipeline_layout),
+        module: &module,
+        entry_point: Some("main"),
+        compilation_options: wgpu::PipelineCompilationOptions {
+            constants: &variant.constants,
+            // Every workgroup variable is written before it is read.
+            zero_initialize_workgroup_memory: false,
+        },
+        cache,
+    });
+    let errors = [pollster::block_on(validation.pop()), pollster::block_on(internal.pop())];
+    match errors.into_iter().flatten().next() {
+        None => Ok(Pipeline { pipeline, layout, id }),
+        Some(error) => Err(DeviceError(format!(
+            "shader {} does not compile for this adapter ({}); please report it, and use --device \
+             cpu until then",
+            shader.name,
+            one_line(&error)
+        ))),
+    }
+}
+
+impl Pipeline {
+    /// Binds `params` bytes of the uniform buffer and what the op needs.
+    pub(crate) fn group(
+        &self,
+        device: &wgpu::Device,
+        uniform: &wgpu::Buffer,
+        params: u64,
+        bindings: &[Binding<'_>],
+    ) -> wgpu::BindGroup {
+        let part = |buffer, offset, size| {
+            let size = wgpu::BufferSize::new(size);
+            wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer, offset, size })
+        };
+        let mut entries =
+            vec![wgpu::BindGroupEntry { binding: 0, resource: part(uniform, 0, params) }];
+        entries.extend((1..).zip(bindings).map(|(binding, b)| {
+            let (buffer, offset, size) = b.parts();
+            wgpu::BindGroupEntry { binding, resource: part(buffer, offset, size) }
+        }));
+        let label = None;
+        let layout = &self.layout;
+        device.create_bind_group(&wgpu::BindGroupDescriptor { label, layout, entries: &entries })
+    }
+}

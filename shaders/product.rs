@@ -1,0 +1,129 @@
+//! product: what the ops with a matrix product share on the host: which form, which buffers, how
+//! many workgroups. The shaders' side is product.wgsl.
+
+use crate::Wgpu;
+use crate::gpu::{Binding, Grid, Raw};
+use crate::matrix::{Matrix, Segment};
+use crate::params::params;
+use crate::profile::Work;
+use crate::shader::{self, Product as Shaders};
+use crate::tune::Form;
+use std::sync::Arc;
+
+params! {
+    /// Parameters; the fields are described in product.wgsl.
+    Product {
+        rows: u32,
+        inner8: u32,
+        outer: u32,
+        first: u32,
+        base0: u32,
+        base1: u32,
+        a_stride: u32,
+        w_stride: u32,
+        out_stride: u32,
+        hidden: u32,
+        half: u32,
+        heads: u32,
+        kv_heads: u32,
+        padded: u32,
+        slots: u32,
+        angles: u32,
+        assigned: u32,
+        only: u32,
+        experts: u32,
+    }
+}
+
+/// One product: `a (rows, w.cols)` times the rows of `w`.
+pub(crate) struct Call<'a> {
+    pub(crate) op: &'static str,
+    pub(crate) shaders: &'static Shaders,
+    /// Whether an output has two sums.
+    pub(crate) pair: bool,
+    pub(crate) rows: u32,
+    pub(crate) a: Binding<'a>,
+    /// Row stride of `a` in elements.
+    pub(crate) a_stride: u32,
+    pub(crate) w: &'a Matrix,
+    /// What the op binds after the weights.
+    pub(crate) rest: &'a [Binding<'a>],
+    /// The op's own fields; the others are filled in.
+    pub(crate) params: Product,
+}
+
+impl Wgpu {
+    /// Computes all outputs of a dense product; `row(member, output)` is a row of `w`.
+    pub(crate) fn product(&self, call: &Call<'_>, outputs: u32, row: impl Fn(u32, u32) -> u32) {
+        if call.rows == 0 {
+            return;
+        }
+        let form = self.tiles.product(call.rows);
+        let members = if call.pair { 2 } else { 1 };
+        for segment in call.w.segments(outputs, members, row) {
+            let across = form.across(segment.outputs.len() as u32, call.pair);
+            let grid = Grid::Of(across, call.rows.div_ceil(form.rows()));
+            self.launch_product(call, form, &segment, 0, grid);
+        }
+    }
+
+    /// One launch: a segment, of one expert where `only` is its number plus 1.
+    pub(crate) fn launch_product(
+        &self,
+        call: &Call<'_>,
+        form: Form,
+        segment: &Segment<'_>,
+        only: u32,
+        grid: Grid,
+    ) {
+        self.launch_product_on(call, form, segment, only, grid, None);
+    }
+
+    /// The same with a part of the weights' buffer bound instead of all of it.
+    pub(crate) fn launch_product_on(
+        &self,
+        call: &Call<'_>,
+        form: Form,
+        segment: &Segment<'_>,
+        only: u32,
+        grid: Grid,
+        part: Option<Binding<'_>>,
+    ) {
+        let outer = segment.outputs.len() as u32;
+        let params = Product {
+            rows: call.rows,
+            inner8: call.w.cols.div_ceil(8),
+            outer,
+            first: segment.outputs.start,
+            base0: segment.chunks[0].first,
+            base1: segment.chunks[1].first,
+            a_stride: call.a_stride / 4,
+            w_stride: call.w.vectors(),
+            only,
+            ..call.params
+        };
+        let form_shader = match form {
+            Form::Many(_) => &call.shaders[0],
+            Form::Few(_) => &call.shaders[1],
+        };
+        let mut constants = vec![shader::dtype(call.w.dtype)];
+        constants.extend(form.constants());
+        let [w0, w1] = segment.chunks.map(|c| part.unwrap_or(c.binding()));
+        let mut bindings = vec![call.a, w0, w1];
+        bindings.extend_from_slice(call.rest);
+        let sums = u64::from(outer) * if call.pair { 2 } else { 1 };
+        let activations = u64::from(call.rows) * (u64::from(call.w.cols) + u64::from(outer));
+        let work = Work {
+            op: call.op,
+            bytes: sums * call.w.row_bytes() + 4 * activations,
+            flops: 2 * u64::from(call.rows) * u64::from(call.w.cols) * sums,
+        };
+        let params = bytemuck::bytes_of(&params);
+        self.gpu.launch(form_shader, &constants, params, &bindings, grid, work);
+    }
+}
+
+/// Borrows a buffer for binding.
+pub(crate) fn bind(raw: &Arc<Raw>) -> Binding<'_> {
+    raw.into()
+}

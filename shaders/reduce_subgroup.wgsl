@@ -1,0 +1,28 @@
+// Sums over the LANES invocations of a workgroup, subgroup by subgroup; whatever their size.
+// The subgroups' sums are added in order. Called in uniform control flow.
+
+override LANES: u32 = 64u;
+
+struct Lanes {
+    @builtin(local_invocation_index) index: u32,
+    @builtin(subgroup_invocation_id) place: u32,
+    @builtin(subgroup_id) subgroup: u32,
+    @builtin(num_subgroups) subgroups: u32,
+}
+
+var<workgroup> partial: array<vec4<f32>, LANES>;
+
+fn sum4(value: vec4<f32>, lanes: Lanes) -> vec4<f32> {
+    let own = subgroupAdd(value);
+    // What the last call left has been read.
+    workgroupBarrier();
+    if lanes.place == 0u {
+        partial[lanes.subgroup] = own;
+    }
+    workgroupBarrier();
+    var sum = partial[0];
+    for (var i = 1u; i < lanes.subgroups; i += 1u) {
+        sum += partial[i];
+    }
+    return sum;
+}

@@ -1,0 +1,48 @@
+//! rmsnorm: rows divided by their root mean square; see rmsnorm.wgsl.
+
+use crate::gpu::{Binding, Grid};
+use crate::params::params;
+use crate::profile::Work;
+use crate::{Buffer, Matrix, Wgpu, shader, tune};
+
+params! {
+    /// Parameters; the fields are described in rmsnorm.wgsl.
+    Norm {
+        rows: u32,
+        dim: u32,
+        x_stride: u32,
+        h_stride: u32,
+        eps: f32,
+    }
+}
+
+impl Wgpu {
+    /// All rows in order, or those that `chosen` names.
+    pub(crate) fn norm_rows(
+        &self,
+        (rows, dim, eps): (u32, u32, f32),
+        x: &Buffer,
+        weight: &Matrix,
+        chosen: Option<Binding<'_>>,
+        h: &Buffer,
+    ) {
+        let [chunk] = weight.chunks() else { return };
+        let params = Norm { rows, dim, x_stride: x.stride / 4, h_stride: h.stride / 4, eps };
+        let constants = [
+            shader::dtype(weight.dtype),
+            ("LANES", f64::from(tune::LANES)),
+            ("GATHER", f64::from(u8::from(chosen.is_some()))),
+        ];
+        let values = u64::from(rows) * u64::from(dim);
+        let work = Work { op: "rmsnorm", bytes: 8 * values, flops: 4 * values };
+        self.gpu.launch(
+            &shader::RMSNORM,
+            &constants,
+            bytemuck::bytes_of(&params),
+            // Without a choice nothing looks at that binding.
+            &[(&x.raw).into(), chunk.binding(), chosen.unwrap_or(chunk.binding()), (&h.raw).into()],
+            Grid::flat(rows),
+            work,
+        );
+    }
+}

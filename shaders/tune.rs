@@ -1,0 +1,205 @@
+//! Shapes of tiles: which there are, which an adapter gets, and the launch that follows from them.
+//! Pure functions, so that a choice can be printed and tested without a GPU.
+
+use serde::{Deserialize, Serialize};
+
+/// Invocations of a workgroup that normalises, pools, samples or searches.
+pub(crate) const LANES: u32 = 64;
+
+/// Rows that `matvec` takes at most; more go to `matmul`.
+pub(crate) const FEW_ROWS: u32 = 4;
+
+/// Keys that a workgroup of the split form of `attention` takes at least.
+const SPLIT_KEYS: u32 = 256;
+
+/// The tiles of one adapter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tiles {
+    /// Invocations of a workgroup of `matmul`.
+    pub matmul: u32,
+    /// Whether `matmul` goes through workgroup memory.
+    pub staged: bool,
+    /// Invocations of `matvec` that share a sum; 1 for a row to each.
+    pub lanes: u32,
+    /// Groups of four vectors in a workgroup of `attention`.
+    pub attention: u32,
+}
+
+/// A launch of `matmul`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Matmul {
+    wx: u32,
+    wy: u32,
+    staged: bool,
+}
+
+/// A launch of `matvec`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Matvec {
+    lanes: u32,
+    groups: u32,
+    rows: u32,
+}
+
+/// Either form of a product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    Many(Matmul),
+    Few(Matvec),
+}
+
+/// A launch of `attention`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Attend {
+    pub(crate) xt: u32,
+    pub(crate) yt: u32,
+    pub(crate) split: bool,
+}
+
+type Constants = Vec<(&'static str, f64)>;
+
+impl Matmul {
+    pub(crate) fn constants(self) -> Constants {
+        let staged = u32::from(self.staged);
+        [("WX", self.wx), ("WY", self.wy), ("STAGED", staged)].map(|(n, v)| (n, v.into())).into()
+    }
+}
+
+impl Matvec {
+    pub(crate) fn constants(self) -> Constants {
+        let all = [("LANES", self.lanes), ("GROUPS", self.groups), ("ROWS", self.rows)];
+        all.map(|(n, v)| (n, v.into())).into()
+    }
+}
+
+impl Form {
+    pub(crate) fn constants(self) -> Constants {
+        match self {
+            Self::Many(tile) => tile.constants(),
+            Self::Few(tile) => tile.constants(),
+        }
+    }
+
+    /// Rows of a tile.
+    pub(crate) fn rows(self) -> u32 {
+        match self {
+            Self::Many(tile) => 8 * tile.wy,
+            Self::Few(tile) => tile.rows,
+        }
+    }
+
+    /// Workgroups across `outputs` outputs, each of one sum or of two.
+    pub(crate) fn across(self, outputs: u32, pair: bool) -> u32 {
+        let sums = if pair { 4 } else { 8 };
+        let outputs_of_one = match self {
+            Self::Many(tile) => sums * tile.wx,
+            Self::Few(tile) => sums * tile.groups,
+        };
+        outputs.div_ceil(outputs_of_one)
+    }
+}
+
+impl Attend {
+    pub(crate) fn constants(self) -> Constants {
+        let split = u32::from(self.split);
+        [("XT", self.xt), ("YT", self.yt), ("SPLIT", split)].map(|(n, v)| (n, v.into())).into()
+    }
+
+    /// Vectors of a tile.
+    pub(crate) fn rows(self) -> u32 {
+        if self.split { 4 } else { 4 * self.yt }
+    }
+
+    /// Keys of a block.
+    pub(crate) fn block(self) -> u32 {
+        4 * self.xt
+    }
+
+    /// Keys of a tile, of a sequence with `keys` of them.
+    pub(crate) fn keys(self, keys: u32) -> u32 {
+        if !self.split {
+            return keys;
+        }
+        let step = self.block() * self.yt;
+        SPLIT_KEYS.next_multiple_of(step)
+    }
+}
+
+impl Tiles {
+    /// What an adapter gets that nobody has tuned: adapters that are CPUs read through their
+    /// caches, a GPU through workgroup memory.
+    pub fn default_for(cpu: bool, workgroup_bytes: u32) -> Self {
+        if cpu {
+            Self { matmul: 64, staged: false, lanes: 1, attention: 8 }
+        } else {
+            let tiles = Self { matmul: 256, staged: true, lanes: 64, attention: 8 };
+            let fits = tiles.workgroup_bytes() <= workgroup_bytes;
+            if fits { tiles } else { Self { matmul: 64, ..tiles } }
+        }
+    }
+
+    /// Every combination that tuning tries.
+    pub fn all() -> Vec<Self> {
+        let mut all = Vec::new();
+        for (matmul, staged) in [(64, false), (64, true), (256, false), (256, true)] {
+            for lanes in [1, 32, 64] {
+                for attention in [4, 8, 16] {
+                    all.push(Self { matmul, staged, lanes, attention });
+                }
+            }
+        }
+        all
+    }
+
+    /// Workgroup memory that the largest staged tile takes.
+    pub fn workgroup_bytes(self) -> u32 {
+        let side = self.matmul.isqrt();
+        if self.staged { 5 * 16 * 8 * 2 * side } else { 0 }
+    }
+
+    /// The launch of a product with so many rows.
+    pub(crate) fn product(self, rows: u32) -> Form {
+        if rows <= FEW_ROWS {
+            return Form::Few(self.matvec(rows.next_power_of_two()));
+        }
+        let wy = rows.div_ceil(8).next_power_of_two();
+        Form::Many(self.matmul_of(wy.min(self.matmul.isqrt())))
+    }
+
+    fn matmul_of(self, wy: u32) -> Matmul {
+        let wx = self.matmul / wy;
+        // Wide tiles would not fit into 16 KiB of workgroup memory, and share little of a.
+        let staged = self.staged && wx + wy <= 2 * self.matmul.isqrt();
+        Matmul { wx, wy, staged }
+    }
+
+    fn matvec(self, rows: u32) -> Matvec {
+        let groups = if self.lanes == 1 { 32 } else { 1 };
+        Matvec { lanes: self.lanes, groups, rows }
+    }
+
+    /// The launches of `attention` for heads of so many vectors of 4: 16 columns to an
+    /// invocation, and whole blocks of keys to a page. First many vectors, then few.
+    pub(crate) fn attention(self, vectors: u32) -> [Attend; 2] {
+        let xt = vectors.div_ceil(4).next_power_of_two();
+        let many = Attend { xt, yt: self.attention.min(128 / xt), split: false };
+        // A workgroup of the split form is one subgroup or two; a step divides a page.
+        let yt = (32 / xt).min(128 / (4 * xt)).clamp(1, 8);
+        [many, Attend { xt, yt, split: true }]
+    }
+
+    pub(crate) fn matmuls(self) -> Vec<Matmul> {
+        let side = self.matmul.isqrt();
+        let heights =
+            std::iter::successors(Some(1), |wy| Some(wy * 2)).take_while(|wy| *wy <= side);
+        heights.map(|wy| self.matmul_of(wy)).collect()
+    }
+
+    pub(crate) fn matvecs(self) -> Vec<Matvec> {
+        [1, 2, 4].map(|rows| self.matvec(rows)).into()
+    }
+
+    pub(crate) fn attentions(self, vectors: u32) -> Vec<Attend> {
+        self.attention(vectors).into()
+    }
+}
