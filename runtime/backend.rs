@@ -126,7 +126,7 @@ impl Load<'_> {
 #[cfg(feature = "wgpu")]
 mod wgpu {
     use super::{DeviceInfo, Options};
-    use gritlm_shaders::{Adapter, Wgpu, adapters};
+    use gritlm_shaders::{Adapter, Wgpu, adapters, best_gpu};
 
     /// The device, and why this one.
     type Opened = (Wgpu, String);
@@ -181,7 +181,7 @@ mod wgpu {
 
     /// The best adapter that is not a CPU; None where there is none.
     pub(super) fn open_gpu(options: &Options) -> Option<Result<Opened, String>> {
-        let gpu = adapters().into_iter().find(|a| !a.cpu && a.lacks.is_none())?;
+        let gpu = best_gpu()?;
         Some(open(&gpu.label(), options).map(|(device, _)| (device, "the best GPU here".into())))
     }
 }

@@ -100,10 +100,9 @@ fn instance() -> wgpu::Instance {
     wgpu::Instance::new(descriptor)
 }
 
-/// Every adapter, best first: those of their own memory, then those that share it, then CPUs; in
-/// each kind Vulkan, Metal and DirectX before OpenGL.
-fn all() -> Vec<wgpu::Adapter> {
-    let mut adapters = pollster::block_on(instance().enumerate_adapters(Backends::all()));
+/// Adapters, best first: those of their own memory, then those that share it, then CPUs.
+fn enumerate(backends: Backends) -> Vec<wgpu::Adapter> {
+    let mut adapters = pollster::block_on(instance().enumerate_adapters(backends));
     adapters.sort_by_key(|a| {
         let info = a.get_info();
         let kind = match info.device_type {
@@ -113,20 +112,33 @@ fn all() -> Vec<wgpu::Adapter> {
             DeviceType::Cpu => 3,
         };
         // Among software adapters lavapipe is the fastest.
-        (kind, info.backend == wgpu::Backend::Gl, info.name.contains("SwiftShader"))
+        (kind, info.name.contains("SwiftShader"))
     });
     adapters
 }
 
-/// Every adapter, best first.
+/// Every adapter, best first; those of OpenGL, which are slower ways to the same chips, last.
 pub fn adapters() -> Vec<Adapter> {
-    all().iter().map(Adapter::of).collect()
+    let all = [Backends::all() - Backends::GL, Backends::GL].map(enumerate);
+    all.iter().flatten().map(Adapter::of).collect()
+}
+
+/// The best adapter that is not a CPU and has what every model needs.
+pub fn best_gpu() -> Option<Adapter> {
+    let all = enumerate(Backends::all() - Backends::GL);
+    all.iter().map(Adapter::of).find(|a| !a.cpu && a.lacks.is_none())
 }
 
 /// Chooses an adapter: the first whose label contains `name`, whatever the case, or the best one
 /// that can be used where it is empty.
 pub(crate) fn choose(name: &str) -> Result<(wgpu::Adapter, Adapter)> {
-    let all = all();
+    // OpenGL is looked at only where nothing else fits: looking makes some of its libraries talk.
+    let wanted = name.to_lowercase();
+    let fits = |a: &Adapter| a.label().to_lowercase().contains(&wanted);
+    let mut all = enumerate(Backends::all() - Backends::GL);
+    if !all.iter().map(Adapter::of).any(|a| fits(&a) && a.lacks.is_none()) {
+        all.extend(enumerate(Backends::GL));
+    }
     if all.is_empty() {
         return Err(DeviceError(
             "wgpu finds no adapter; a driver is missing (Linux: the GPU's Vulkan driver, or \
@@ -134,16 +146,14 @@ pub(crate) fn choose(name: &str) -> Result<(wgpu::Adapter, Adapter)> {
                 .into(),
         ));
     }
-    let wanted = name.to_lowercase();
     let found: Vec<(wgpu::Adapter, Adapter)> = (all.into_iter())
         .map(|a| {
             let described = Adapter::of(&a);
             (a, described)
         })
         .collect();
-    let names = || found.iter().map(|(_, a)| a.label()).collect::<Vec<_>>().join(", ");
-    let fits = |a: &Adapter| a.label().to_lowercase().contains(&wanted);
-    let known = names();
+    let known: Vec<String> = found.iter().map(|(_, a)| a.label()).collect();
+    let known = known.join(", ");
     let mut lacking = None;
     for (adapter, described) in found {
         if fits(&described) {

@@ -4,12 +4,12 @@
 // The query heads of one key/value head are packed with the query tokens into one list of vectors,
 // m = token · group + head, so that they share every key and value that is loaded.
 // A workgroup of XT × YT invocations has one tile of the batch's list and one key/value head. It
-// walks the tile's keys, BN = 4 · XT at a time: each invocation makes the scores of 4 vectors × 4
-// keys, the workgroup finds their largest, and each adds the weighted values to 4 vectors × 16
-// columns in registers, rescaled when the largest grows (online softmax).
-// Without SPLIT the YT groups have 4 vectors each and the same keys; with SPLIT (few vectors, many
-// keys: decoding) all have the same 4 vectors and every YT-th block of keys, tiles cover stretches
-// of keys, and `attention_reduce` adds up the parts.
+// walks the tile's keys, a block of 4 · XT at a time: each invocation makes the scores of ROWS
+// vectors × 4 keys, the workgroup finds their largest, and each adds the weighted values to ROWS
+// vectors × 16 columns in registers, rescaled when the largest grows (online softmax).
+// Without SPLIT the YT groups have ROWS vectors each and the same keys; with SPLIT (few vectors,
+// many keys: decoding) all have the same vectors and every YT-th block of keys, tiles cover
+// stretches of keys, and `attention_reduce` adds up the parts.
 // MASK is compiled in; blocks of keys that no vector of the tile sees are not in its range.
 // Bound by arithmetic with many vectors, by memory when decoding. Twin: model/cpu/attention.rs.
 // Params: `Attend` in attention.rs.
@@ -43,6 +43,8 @@ struct Attend {
 
 override XT: u32 = 8u;
 override YT: u32 = 8u;
+// Vectors of an invocation, 4 or 8.
+override ROWS: u32 = 4u;
 override SPLIT: bool = false;
 // Bit 0: causal; bit 1: with a window.
 override MASK: u32 = 0u;
@@ -53,11 +55,10 @@ const PAGE = 128u;
 // Below every score; finite, so that the difference of two is a number.
 const NONE = -3e38;
 
-override WEIGHTS: u32 = 4u * YT * XT;
-override STATS: u32 = YT * XT;
-var<workgroup> weights: array<vec4<f32>, WEIGHTS>;
-var<workgroup> largest: array<vec4<f32>, STATS>;
-var<workgroup> sums: array<vec4<f32>, STATS>;
+override STATS: u32 = YT * ROWS * XT;
+// Weights of ROWS vectors × 4 keys, and the largest scores, by group, vector, invocation.
+var<workgroup> weights: array<vec4<f32>, STATS>;
+var<workgroup> stats: array<f32, STATS>;
 
 struct Tile {
     // First row and position of the sequence's part of the batch.
@@ -70,7 +71,7 @@ struct Tile {
     // Keys of the sequence, and the window.
     total: u32,
     window: u32,
-    // Keys of this tile; the first is a multiple of BN.
+    // Keys of this tile; the first begins a block.
     first_key: u32,
     end_key: u32,
 }
@@ -96,11 +97,11 @@ fn sees(position: u32, key: vec4<u32>, tile: Tile) -> vec4<bool> {
     return seen;
 }
 
-// Where the cached vector of a key begins, in keys and in values.
-fn cached(tile: Tile, key: u32, head: u32) -> u32 {
-    let k = min(key, tile.total - 1u);
-    let page = batch[p.tables + tile.table + k / PAGE];
-    return ((page * p.kv_heads + head) * PAGE + k % PAGE) * p.vectors;
+// Where the cached vectors of a block's first key begin, in keys and in values. A block lies in one
+// page. Beyond the last block there is only the last block again.
+fn block_at(tile: Tile, start: u32, head: u32) -> u32 {
+    let page = batch[p.tables + tile.table + start / PAGE];
+    return ((page * p.kv_heads + head) * PAGE + start % PAGE) * p.vectors;
 }
 
 // The element of q with which a vector begins.
@@ -190,116 +191,83 @@ fn main(
     let head = group.y;
     let x = local.x;
     let block = 4u * XT;
-    let stats = local.y * XT;
-    let m0 = tile.first + select(4u * local.y, 0u, SPLIT);
-    let q0 = q_at(tile, m0, head);
-    let q1 = q_at(tile, m0 + 1u, head);
-    let q2 = q_at(tile, m0 + 2u, head);
-    let q3 = q_at(tile, m0 + 3u, head);
-    let at0 = tile.past + min(m0, tile.end - 1u) / p.group;
-    let at1 = tile.past + min(m0 + 1u, tile.end - 1u) / p.group;
-    let at2 = tile.past + min(m0 + 2u, tile.end - 1u) / p.group;
-    let at3 = tile.past + min(m0 + 3u, tile.end - 1u) / p.group;
+    let own = local.y * ROWS * XT + x;
+    let row = local.y * ROWS * XT;
+    let first = tile.first + select(ROWS * local.y, 0u, SPLIT);
+    var q_start: array<u32, 8>;
+    var position: array<u32, 8>;
+    var m: array<f32, 8>;
+    // Of the invocation's own keys only; added up at the end.
+    var l: array<f32, 8>;
+    var o: array<mat4x4<f32>, 8>;
+    for (var r = 0u; r < ROWS; r += 1u) {
+        q_start[r] = q_at(tile, first + r, head);
+        position[r] = tile.past + min(first + r, tile.end - 1u) / p.group;
+        m[r] = NONE;
+    }
 
-    var m = vec4(NONE);
-    var l = vec4(0.0);
-    var o0 = mat4x4<f32>();
-    var o1 = mat4x4<f32>();
-    var o2 = mat4x4<f32>();
-    var o3 = mat4x4<f32>();
+    let last = tile.total - 1u;
     let step = block * select(1u, YT, SPLIT);
     for (var base = tile.first_key; base < tile.end_key; base += step) {
         let start = base + select(0u, local.y * block, SPLIT);
+        let real = min(start, last / block * block);
+        let at = block_at(tile, real, head);
         let key = vec4(start + 4u * x) + vec4(0u, 1u, 2u, 3u);
-        let k0 = cached(tile, key.x, head);
-        let k1 = cached(tile, key.y, head);
-        let k2 = cached(tile, key.z, head);
-        let k3 = cached(tile, key.w, head);
-        var s0 = vec4(0.0);
-        var s1 = vec4(0.0);
-        var s2 = vec4(0.0);
-        var s3 = vec4(0.0);
+        let k_at = vec4(at) + (min(key, vec4(last)) - real) * p.vectors;
+        var s: array<vec4<f32>, 8>;
         for (var c = 0u; c < p.vectors; c += 1u) {
-            let k = mat4x4(keys[k0 + c], keys[k1 + c], keys[k2 + c], keys[k3 + c]);
-            s0 += query(q0, c) * k;
-            s1 += query(q1, c) * k;
-            s2 += query(q2, c) * k;
-            s3 += query(q3, c) * k;
+            let k = mat4x4(keys[k_at.x + c], keys[k_at.y + c], keys[k_at.z + c], keys[k_at.w + c]);
+            for (var r = 0u; r < ROWS; r += 1u) {
+                s[r] += query(q_start[r], c) * k;
+            }
         }
-        let see0 = sees(at0, key, tile);
-        let see1 = sees(at1, key, tile);
-        let see2 = sees(at2, key, tile);
-        let see3 = sees(at3, key, tile);
-        s0 = select(vec4(NONE), s0 * p.scale, see0);
-        s1 = select(vec4(NONE), s1 * p.scale, see1);
-        s2 = select(vec4(NONE), s2 * p.scale, see2);
-        s3 = select(vec4(NONE), s3 * p.scale, see3);
-
-        largest[stats + x] = vec4(max4(s0), max4(s1), max4(s2), max4(s3));
-        workgroupBarrier();
-        var grown = m;
-        for (var i = 0u; i < XT; i += 1u) {
-            grown = max(grown, largest[stats + i]);
+        for (var r = 0u; r < ROWS; r += 1u) {
+            s[r] = select(vec4(NONE), s[r] * p.scale, sees(position[r], key, tile));
+            stats[own + r * XT] = max4(s[r]);
         }
-        let shrink = exp(m - grown);
-        m = grown;
-        s0 = select(vec4(0.0), exp(s0 - m.x), see0);
-        s1 = select(vec4(0.0), exp(s1 - m.y), see1);
-        s2 = select(vec4(0.0), exp(s2 - m.z), see2);
-        s3 = select(vec4(0.0), exp(s3 - m.w), see3);
-        let own = 4u * stats + x;
-        weights[own] = s0;
-        weights[own + XT] = s1;
-        weights[own + 2u * XT] = s2;
-        weights[own + 3u * XT] = s3;
-        let one = vec4(1.0);
-        sums[stats + x] = vec4(dot(s0, one), dot(s1, one), dot(s2, one), dot(s3, one));
         workgroupBarrier();
-        l *= shrink;
-        o0 *= shrink.x;
-        o1 *= shrink.y;
-        o2 *= shrink.z;
-        o3 *= shrink.w;
+        for (var r = 0u; r < ROWS; r += 1u) {
+            var grown = m[r];
+            for (var i = 0u; i < XT; i += 1u) {
+                grown = max(grown, stats[row + r * XT + i]);
+            }
+            let shrink = exp(m[r] - grown);
+            m[r] = grown;
+            // What is not seen stays nothing, also where nothing has been seen so far.
+            let weight = select(exp(s[r] - grown), vec4(0.0), s[r] == vec4(NONE));
+            weights[own + r * XT] = weight;
+            l[r] = l[r] * shrink + dot(weight, vec4(1.0));
+            o[r] *= shrink;
+        }
+        workgroupBarrier();
         for (var i = 0u; i < XT; i += 1u) {
-            l += sums[stats + i];
-            let four = start + 4u * i;
-            let w = 4u * stats + i;
-            let w0 = weights[w];
-            let w1 = weights[w + XT];
-            let w2 = weights[w + 2u * XT];
-            let w3 = weights[w + 3u * XT];
-            let v0 = value(cached(tile, four, head), x);
-            o0 += v0 * w0.x;
-            o1 += v0 * w1.x;
-            o2 += v0 * w2.x;
-            o3 += v0 * w3.x;
-            let v1 = value(cached(tile, four + 1u, head), x);
-            o0 += v1 * w0.y;
-            o1 += v1 * w1.y;
-            o2 += v1 * w2.y;
-            o3 += v1 * w3.y;
-            let v2 = value(cached(tile, four + 2u, head), x);
-            o0 += v2 * w0.z;
-            o1 += v2 * w1.z;
-            o2 += v2 * w2.z;
-            o3 += v2 * w3.z;
-            let v3 = value(cached(tile, four + 3u, head), x);
-            o0 += v3 * w0.w;
-            o1 += v3 * w1.w;
-            o2 += v3 * w2.w;
-            o3 += v3 * w3.w;
+            let four = vec4(start + 4u * i) + vec4(0u, 1u, 2u, 3u);
+            let v_at = vec4(at) + (min(four, vec4(last)) - real) * p.vectors;
+            let v0 = value(v_at.x, x);
+            let v1 = value(v_at.y, x);
+            let v2 = value(v_at.z, x);
+            let v3 = value(v_at.w, x);
+            for (var r = 0u; r < ROWS; r += 1u) {
+                let w = weights[row + r * XT + i];
+                o[r] += v0 * w.x + v1 * w.y + v2 * w.z + v3 * w.w;
+            }
         }
     }
-    if SPLIT {
-        let part = ((group.x * p.kv_heads + head) * YT + local.y) * 4u;
-        put_part(part, x, o0, m.x, l.x);
-        put_part(part + 1u, x, o1, m.y, l.y);
-        put_part(part + 2u, x, o2, m.z, l.z);
-        put_part(part + 3u, x, o3, m.w, l.w);
-        return;
+    workgroupBarrier();
+    for (var r = 0u; r < ROWS; r += 1u) {
+        stats[own + r * XT] = l[r];
     }
-    put(tile, m0, head, x, o0 * (1.0 / l.x));
-    put(tile, m0 + 1u, head, x, o1 * (1.0 / l.y));
-    put(tile, m0 + 2u, head, x, o2 * (1.0 / l.z));
-    put(tile, m0 + 3u, head, x, o3 * (1.0 / l.w));
+    workgroupBarrier();
+    for (var r = 0u; r < ROWS; r += 1u) {
+        var sum = 0.0;
+        for (var i = 0u; i < XT; i += 1u) {
+            sum += stats[row + r * XT + i];
+        }
+        if SPLIT {
+            let part = ((group.x * p.kv_heads + head) * YT + local.y) * ROWS + r;
+            put_part(part, x, o[r], m[r], sum);
+        } else {
+            put(tile, first + r, head, x, o[r] * (1.0 / sum));
+        }
+    }
 }

@@ -32,7 +32,7 @@ mod search;
 pub mod shader;
 pub mod tune;
 
-pub use adapter::{Adapter, adapters};
+pub use adapter::{Adapter, adapters, best_gpu};
 pub use gpu::Created;
 pub use matrix::Matrix;
 

@@ -21,8 +21,8 @@ pub struct Tiles {
     pub staged: bool,
     /// Invocations of `matvec` that share a sum; 1 for a row to each.
     pub lanes: u32,
-    /// Groups of four vectors in a workgroup of `attention`.
-    pub attention: u32,
+    /// Groups of vectors in a workgroup of `attention`, and vectors of an invocation: 4 or 8.
+    pub attention: [u32; 2],
 }
 
 /// A launch of `matmul`.
@@ -53,6 +53,7 @@ pub(crate) enum Form {
 pub(crate) struct Attend {
     pub(crate) xt: u32,
     pub(crate) yt: u32,
+    rows: u32,
     pub(crate) split: bool,
 }
 
@@ -102,12 +103,13 @@ impl Form {
 impl Attend {
     pub(crate) fn constants(self) -> Constants {
         let split = u32::from(self.split);
-        [("XT", self.xt), ("YT", self.yt), ("SPLIT", split)].map(|(n, v)| (n, v.into())).into()
+        let all = [("XT", self.xt), ("YT", self.yt), ("ROWS", self.rows), ("SPLIT", split)];
+        all.map(|(n, v)| (n, v.into())).into()
     }
 
     /// Vectors of a tile.
     pub(crate) fn rows(self) -> u32 {
-        if self.split { 4 } else { 4 * self.yt }
+        if self.split { self.rows } else { self.rows * self.yt }
     }
 
     /// Keys of a block.
@@ -130,9 +132,9 @@ impl Tiles {
     /// caches, a GPU through workgroup memory.
     pub fn default_for(cpu: bool, workgroup_bytes: u32) -> Self {
         if cpu {
-            Self { matmul: 64, staged: false, lanes: 1, attention: 8 }
+            Self { matmul: 64, staged: false, lanes: 1, attention: [4, 8] }
         } else {
-            let tiles = Self { matmul: 256, staged: true, lanes: 64, attention: 8 };
+            let tiles = Self { matmul: 256, staged: true, lanes: 64, attention: [8, 4] };
             let fits = tiles.workgroup_bytes() <= workgroup_bytes;
             if fits { tiles } else { Self { matmul: 64, ..tiles } }
         }
@@ -143,7 +145,7 @@ impl Tiles {
         let mut all = Vec::new();
         for (matmul, staged) in [(64, false), (64, true), (256, false), (256, true)] {
             for lanes in [1, 32, 64] {
-                for attention in [4, 8, 16] {
+                for attention in [[4, 4], [8, 4], [16, 4], [4, 8], [8, 8]] {
                     all.push(Self { matmul, staged, lanes, attention });
                 }
             }
@@ -182,10 +184,12 @@ impl Tiles {
     /// invocation, and whole blocks of keys to a page. First many vectors, then few.
     pub(crate) fn attention(self, vectors: u32) -> [Attend; 2] {
         let xt = vectors.div_ceil(4).next_power_of_two();
-        let many = Attend { xt, yt: self.attention.min(128 / xt), split: false };
+        let [yt, rows] = self.attention;
+        // A weight is 20 bytes of workgroup memory, of which there are 16 KiB.
+        let many = Attend { xt, yt: yt.min(512 / (xt * rows)), rows, split: false };
         // A workgroup of the split form is one subgroup or two; a step divides a page.
         let yt = (32 / xt).min(128 / (4 * xt)).clamp(1, 8);
-        [many, Attend { xt, yt, split: true }]
+        [many, Attend { xt, yt, rows: 4, split: true }]
     }
 
     pub(crate) fn matmuls(self) -> Vec<Matmul> {

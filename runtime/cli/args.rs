@@ -48,6 +48,9 @@ pub(super) struct Global {
     /// Tokens that the KV pages hold
     #[arg(long, global = true, value_name = "N", default_value_t = Options::default().kv_tokens)]
     kv_tokens: usize,
+    /// On a GPU, say on stderr at the end where its time went, op by op
+    #[arg(long, global = true)]
+    pub(super) profile: bool,
     /// What stdout gets
     #[arg(long, global = true, value_enum, default_value_t = Format::Text)]
     pub(super) format: Format,
@@ -60,6 +63,7 @@ impl Global {
             batch_tokens: self.batch_tokens,
             kv_tokens: self.kv_tokens,
             progress: true,
+            profile: self.profile,
             ..Options::default()
         }
     }

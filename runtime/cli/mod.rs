@@ -14,8 +14,10 @@ mod search;
 use crate::{Engine, Error, Result};
 use args::{Args, Command, Global};
 use clap::{CommandFactory, Parser, error::ErrorKind};
+use gritlm_model::ops::OpTime;
 use output::Out;
 use std::io::Write;
+use std::ops::Deref;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -89,12 +91,59 @@ fn run(args: Args) -> Result<()> {
     out.finish()
 }
 
+/// An opened model; when the command is done with it, `--profile` is printed.
+struct Opened {
+    engine: Engine,
+    profile: bool,
+}
+
+impl Deref for Opened {
+    type Target = Engine;
+
+    fn deref(&self) -> &Engine {
+        &self.engine
+    }
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        if self.profile {
+            profile(&self.engine.profile());
+        }
+    }
+}
+
 /// Opens the model and says once on stderr what it runs on.
-fn open(global: &Global) -> Result<Engine> {
+fn open(global: &Global) -> Result<Opened> {
     let engine = Engine::open(&global.model, &global.options())?;
     note(format_args!("{} on {}", engine.name(), engine.device()));
     handle_interrupt();
-    Ok(engine)
+    Ok(Opened { engine, profile: global.profile })
+}
+
+/// Where the device's time went, op by op; also as a share of all of it.
+fn profile(times: &[OpTime]) {
+    if times.is_empty() {
+        return note("note: --profile times the ops of a GPU; this device has none");
+    }
+    let all: f64 = times.iter().map(|t| t.nanoseconds).sum();
+    note(format_args!(
+        "{:<16} {:>8} {:>10} {:>7} {:>9} {:>8} {:>9}",
+        "op", "launches", "ms", "share", "MB", "GB/s", "GFLOP/s"
+    ));
+    for t in times {
+        note(format_args!(
+            "{:<16} {:>8} {:>10.3} {:>6.1}% {:>9.1} {:>8.2} {:>9.2}",
+            t.op,
+            t.launches,
+            t.nanoseconds / 1e6,
+            100.0 * t.nanoseconds / all,
+            t.bytes as f64 / 1e6,
+            t.bytes as f64 / t.nanoseconds,
+            t.flops as f64 / t.nanoseconds
+        ));
+    }
+    note(format_args!("{:<25} {:>10.3}", "all", all / 1e6));
 }
 
 /// Help and version as clap prints them; anything else as one line.
