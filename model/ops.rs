@@ -306,6 +306,22 @@ pub struct OpTime {
     pub flops: u64,
 }
 
+/// What a device has been asked to make since it was opened. Between two steps alike only `submits`
+/// and `launches` grow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Created {
+    /// Buffers.
+    pub buffers: u64,
+    /// Bind groups.
+    pub bind_groups: u64,
+    /// Pipelines.
+    pub pipelines: u64,
+    /// Command buffers submitted.
+    pub submits: u64,
+    /// Launches submitted.
+    pub launches: u64,
+}
+
 /// The operations that a backend offers. Each has a CPU twin of the same name in [`crate::cpu`],
 /// which is its specification.
 pub trait Ops: Send {
@@ -340,6 +356,11 @@ pub trait Ops: Send {
     /// What each op took since the last call, where the device was opened to measure it.
     fn profile(&self) -> Vec<OpTime> {
         Vec::new()
+    }
+
+    /// What the device has made so far.
+    fn created(&self) -> Created {
+        Created::default()
     }
 
     /// Takes matrices of equal width, stacked by rows.

@@ -7,7 +7,7 @@ use crate::forward::{Model, Probe};
 use crate::{Error, Result, hub};
 use gritlm_model::config::Config;
 use gritlm_model::demo;
-use gritlm_model::ops::{Mask, OpTime, PAGE, Search};
+use gritlm_model::ops::{Created, Mask, OpTime, PAGE, Search};
 use gritlm_model::tokenizer::Tokenizer;
 use gritlm_model::weights::Weights;
 use std::path::{Path, PathBuf};
@@ -330,6 +330,11 @@ impl Engine {
     /// engine was opened with [`Options::profile`] on a GPU.
     pub fn profile(&self) -> Vec<OpTime> {
         self.model().profile()
+    }
+
+    /// What the device has been asked to make so far; steps alike make nothing new.
+    pub fn created(&self) -> Created {
+        self.model().created()
     }
 
     /// Pages that no cache holds.

@@ -6,8 +6,8 @@ use crate::cache::{Cache, KvCache, Pool};
 use crate::{Error, Result};
 use gritlm_model::config::Config;
 use gritlm_model::ops::{
-    Attention, Expert, GateUp, LinearAdd, Logits, Mask, OpTime, Ops, PAGE, PoolShape, Qkv, RmsNorm,
-    Route, Search,
+    Attention, Created, Expert, GateUp, LinearAdd, Logits, Mask, OpTime, Ops, PAGE, PoolShape, Qkv,
+    RmsNorm, Route, Search,
 };
 use gritlm_model::weights::Tensor;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -38,6 +38,7 @@ pub(crate) trait Model: Send {
     fn import(&mut self, from: &KvCache) -> Result<Cache>;
     fn search(&self, p: Search, queries: &[f32], corpus: &[f32]) -> Result<Vec<Vec<(u32, f32)>>>;
     fn profile(&self) -> Vec<OpTime>;
+    fn created(&self) -> Created;
 }
 
 /// One layer's weights as the backend keeps them.
@@ -300,6 +301,10 @@ impl<O: Ops> Model for Forward<O> {
 
     fn profile(&self) -> Vec<OpTime> {
         self.ops.profile()
+    }
+
+    fn created(&self) -> Created {
+        self.ops.created()
     }
 
     fn run(

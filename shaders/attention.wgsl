@@ -4,8 +4,8 @@
 // The query heads of one key/value head are packed with the query tokens into one list of vectors,
 // m = token · group + head, so that they share every key and value that is loaded.
 // A workgroup of XT × YT invocations has one tile of the batch's list and one key/value head. It
-// walks the tile's keys, a block of 4 · XT at a time: each invocation makes the scores of ROWS
-// vectors × 4 keys, the workgroup finds their largest, and each adds the weighted values to ROWS
+// walks the tile's keys, a block of 8 · XT at a time: each invocation makes the scores of ROWS
+// vectors × 8 keys, the workgroup finds their largest, and each adds the weighted values to ROWS
 // vectors × 16 columns in registers, rescaled when the largest grows (online softmax).
 // Without SPLIT the YT groups have ROWS vectors each and the same keys; with SPLIT (few vectors,
 // many keys: decoding) all have the same vectors and every YT-th block of keys, tiles cover
@@ -56,8 +56,8 @@ const PAGE = 128u;
 const NONE = -3e38;
 
 override STATS: u32 = YT * ROWS * XT;
-// Weights of ROWS vectors × 4 keys, and the largest scores, by group, vector, invocation.
-var<workgroup> weights: array<vec4<f32>, STATS>;
+// Weights of ROWS vectors × 8 keys, and the largest scores, by group, vector, invocation.
+var<workgroup> weights: array<mat2x4<f32>, STATS>;
 var<workgroup> stats: array<f32, STATS>;
 
 struct Tile {
@@ -104,17 +104,18 @@ fn block_at(tile: Tile, start: u32, head: u32) -> u32 {
     return ((page * p.kv_heads + head) * PAGE + start % PAGE) * p.vectors;
 }
 
-// The element of q with which a vector begins.
+// Where a vector begins in q: its number of vectors of 4, or else of elements.
 fn q_at(tile: Tile, m: u32, head: u32) -> u32 {
     let i = min(m, tile.end - 1u);
     let query_head = head * p.group + i % p.group;
-    return (tile.row + i / p.group) * p.q_stride + query_head * p.head_dim;
+    let at = (tile.row + i / p.group) * p.q_stride + query_head * p.head_dim;
+    return select(at, at / 4u, WHOLE);
 }
 
-// Columns 4 c and on of the vector that begins at element `at`.
+// Columns 4 c and on of the vector that begins at `at`.
 fn query(at: u32, c: u32) -> vec4<f32> {
     if WHOLE {
-        return q[at / 4u + c];
+        return q[at + c];
     }
     return vec4(column(at, 4u * c), column(at, 4u * c + 1u), column(at, 4u * c + 2u),
         column(at, 4u * c + 3u));
@@ -129,6 +130,11 @@ fn column(at: u32, c: u32) -> f32 {
 
 fn max4(v: vec4<f32>) -> f32 {
     return max(max(v.x, v.y), max(v.z, v.w));
+}
+
+// What is not seen stays nothing, also where nothing has been seen so far.
+fn weight(score: vec4<f32>, largest: f32) -> vec4<f32> {
+    return select(exp(score - largest), vec4(0.0), score == vec4(NONE));
 }
 
 // Four vectors of 4 columns of one key: every XT-th, so that neighbours read neighbours.
@@ -190,7 +196,7 @@ fn main(
     let tile = tile_at(p.tiles + 9u * group.x);
     let head = group.y;
     let x = local.x;
-    let block = 4u * XT;
+    let block = 8u * XT;
     let own = local.y * ROWS * XT + x;
     let row = local.y * ROWS * XT;
     let first = tile.first + select(ROWS * local.y, 0u, SPLIT);
@@ -212,18 +218,22 @@ fn main(
         let start = base + select(0u, local.y * block, SPLIT);
         let real = min(start, last / block * block);
         let at = block_at(tile, real, head);
-        let key = vec4(start + 4u * x) + vec4(0u, 1u, 2u, 3u);
-        let k_at = vec4(at) + (min(key, vec4(last)) - real) * p.vectors;
-        var s: array<vec4<f32>, 8>;
+        let key = vec4(start + 8u * x) + vec4(0u, 1u, 2u, 3u);
+        let a = vec4(at) + (min(key, vec4(last)) - real) * p.vectors;
+        let b = vec4(at) + (min(key + 4u, vec4(last)) - real) * p.vectors;
+        var s: array<mat2x4<f32>, 8>;
         for (var c = 0u; c < p.vectors; c += 1u) {
-            let k = mat4x4(keys[k_at.x + c], keys[k_at.y + c], keys[k_at.z + c], keys[k_at.w + c]);
+            let ka = mat4x4(keys[a.x + c], keys[a.y + c], keys[a.z + c], keys[a.w + c]);
+            let kb = mat4x4(keys[b.x + c], keys[b.y + c], keys[b.z + c], keys[b.w + c]);
             for (var r = 0u; r < ROWS; r += 1u) {
-                s[r] += query(q_start[r], c) * k;
+                let v = query(q_start[r], c);
+                s[r] += mat2x4(v * ka, v * kb);
             }
         }
         for (var r = 0u; r < ROWS; r += 1u) {
-            s[r] = select(vec4(NONE), s[r] * p.scale, sees(position[r], key, tile));
-            stats[own + r * XT] = max4(s[r]);
+            s[r][0] = select(vec4(NONE), s[r][0] * p.scale, sees(position[r], key, tile));
+            s[r][1] = select(vec4(NONE), s[r][1] * p.scale, sees(position[r], key + 4u, tile));
+            stats[own + r * XT] = max4(max(s[r][0], s[r][1]));
         }
         workgroupBarrier();
         for (var r = 0u; r < ROWS; r += 1u) {
@@ -233,14 +243,14 @@ fn main(
             }
             let shrink = exp(m[r] - grown);
             m[r] = grown;
-            // What is not seen stays nothing, also where nothing has been seen so far.
-            let weight = select(exp(s[r] - grown), vec4(0.0), s[r] == vec4(NONE));
-            weights[own + r * XT] = weight;
-            l[r] = l[r] * shrink + dot(weight, vec4(1.0));
+            let wa = weight(s[r][0], grown);
+            let wb = weight(s[r][1], grown);
+            weights[own + r * XT] = mat2x4(wa, wb);
+            l[r] = l[r] * shrink + dot(wa + wb, vec4(1.0));
             o[r] *= shrink;
         }
         workgroupBarrier();
-        for (var i = 0u; i < XT; i += 1u) {
+        for (var i = 0u; i < 2u * XT; i += 1u) {
             let four = vec4(start + 4u * i) + vec4(0u, 1u, 2u, 3u);
             let v_at = vec4(at) + (min(four, vec4(last)) - real) * p.vectors;
             let v0 = value(v_at.x, x);
@@ -248,7 +258,7 @@ fn main(
             let v2 = value(v_at.z, x);
             let v3 = value(v_at.w, x);
             for (var r = 0u; r < ROWS; r += 1u) {
-                let w = weights[row + r * XT + i];
+                let w = weights[row + r * XT + i / 2u][i % 2u];
                 o[r] += v0 * w.x + v1 * w.y + v2 * w.z + v3 * w.w;
             }
         }

@@ -13,7 +13,7 @@ use crate::adapter::{self, Adapter};
 use crate::pipeline::{Pipeline, Pipelines};
 use crate::profile::{Profile, Work};
 use crate::shader::{Shader, Variant};
-use gritlm_model::ops::{DeviceError, Result};
+use gritlm_model::ops::{Created, DeviceError, Result};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
@@ -135,21 +135,6 @@ struct State {
 struct Trouble {
     first: Option<String>,
     lost: Option<String>,
-}
-
-/// How often something was made since the device was opened.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Created {
-    /// Buffers.
-    pub buffers: u64,
-    /// Bind groups.
-    pub bind_groups: u64,
-    /// Pipelines.
-    pub pipelines: u64,
-    /// Command buffers submitted.
-    pub submits: u64,
-    /// Launches submitted.
-    pub launches: u64,
 }
 
 /// An opened device.

@@ -33,18 +33,19 @@ pub mod shader;
 pub mod tune;
 
 pub use adapter::{Adapter, adapters, best_gpu};
-pub use gpu::Created;
 pub use matrix::Matrix;
 
 use gpu::{Gpu, Raw, Use};
 use gritlm_model::ops::{
-    Attention, DeviceError, Draw, Drawn, Expert, GateUp, Layout, LinearAdd, Logits, NO_PAGE,
-    OpTime, Ops, PAGE, PoolShape, PoolSpan, Qkv, Result, RmsNorm, Route, Search, Span,
+    Attention, Created, DeviceError, Draw, Drawn, Expert, GateUp, Layout, LinearAdd, Logits,
+    NO_PAGE, OpTime, Ops, PAGE, PoolShape, PoolSpan, Qkv, Result, RmsNorm, Route, Search, Span,
 };
 use gritlm_model::weights::Tensor;
 use matrix::Ring;
 use rayon::prelude::*;
+use shader::Shader;
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 use tune::Tiles;
 
 /// How to open a device.
@@ -134,14 +135,53 @@ impl Wgpu {
         &self.gpu.adapter
     }
 
-    /// What has been made and sent since it was opened.
-    pub fn created(&self) -> Created {
-        self.gpu.created()
-    }
-
     /// Gives the device up as a driver does that resets: everything after it is an error.
     pub fn lose(&self) {
         self.gpu.lose();
+    }
+
+    /// Launches a shader of one's own over buffers: for benches and experiments. `params` are the
+    /// uniform at binding 0, `buffers` follow. Where it does not compile, the next read says so.
+    pub fn launch(
+        &self,
+        shader: &'static Shader,
+        params: &[u8],
+        buffers: &[&Buffer],
+        (x, y): (u32, u32),
+    ) {
+        let bindings: Vec<_> = buffers.iter().map(|b| (&b.raw).into()).collect();
+        let work = profile::Work { op: shader.name, bytes: 0, flops: 0 };
+        self.gpu.launch(shader, &[], params, &bindings, gpu::Grid::Of(x, y), work);
+    }
+
+    /// Waits until everything recorded is done.
+    ///
+    /// # Errors
+    /// With what has gone wrong since the last read.
+    pub fn finish(&self) -> Result<()> {
+        self.gpu.submit()?;
+        self.gpu.wait()
+    }
+
+    /// Bytes per second that the adapter's own copy of `bytes` bytes reads and writes together, the
+    /// median of five.
+    ///
+    /// # Errors
+    /// When there is no room, or the device is lost.
+    pub fn copy_rate(&self, bytes: u64) -> Result<f64> {
+        let [a, b] = [self.gpu.buffer(Use::Work, bytes)?, self.gpu.buffer(Use::Work, bytes)?];
+        let mut times = Vec::new();
+        // The first one also fills both with zeros.
+        for _ in 0..6 {
+            let start = Instant::now();
+            self.gpu.copy(&a, 0, &b, 0, bytes);
+            self.gpu.submit()?;
+            self.gpu.wait()?;
+            times.push(start.elapsed().as_secs_f64());
+        }
+        times.remove(0);
+        times.sort_by(f64::total_cmp);
+        Ok(2.0 * bytes as f64 / times[2])
     }
 
     fn buffer_of(&self, rows: usize, cols: usize, what: Use) -> Result<Buffer> {
@@ -210,6 +250,10 @@ impl Ops for Wgpu {
 
     fn submit(&self) -> Result<()> {
         self.gpu.submit()
+    }
+
+    fn created(&self) -> Created {
+        self.gpu.created()
     }
 
     fn profile(&self) -> Vec<OpTime> {

@@ -32,6 +32,15 @@ pub struct Shader {
 }
 
 impl Shader {
+    /// A shader of one's own, for [`crate::Wgpu::launch`].
+    pub const fn new(
+        name: &'static str,
+        parts: &'static [&'static str],
+        bindings: &'static [Kind],
+    ) -> Self {
+        Self { name, parts, reduces: false, bindings }
+    }
+
     /// The WGSL text.
     pub fn source(&self, subgroups: bool) -> String {
         let reduce = match (self.reduces, subgroups) {

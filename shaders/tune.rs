@@ -114,7 +114,7 @@ impl Attend {
 
     /// Keys of a block.
     pub(crate) fn block(self) -> u32 {
-        4 * self.xt
+        8 * self.xt
     }
 
     /// Keys of a tile, of a sequence with `keys` of them.
@@ -185,10 +185,11 @@ impl Tiles {
     pub(crate) fn attention(self, vectors: u32) -> [Attend; 2] {
         let xt = vectors.div_ceil(4).next_power_of_two();
         let [yt, rows] = self.attention;
-        // A weight is 20 bytes of workgroup memory, of which there are 16 KiB.
-        let many = Attend { xt, yt: yt.min(512 / (xt * rows)), rows, split: false };
+        // An invocation's weights of a vector and their largest are 36 bytes of workgroup memory, of
+        // which there are 16 KiB.
+        let many = Attend { xt, yt: yt.min(384 / (xt * rows)).max(1), rows, split: false };
         // A workgroup of the split form is one subgroup or two; a step divides a page.
-        let yt = (32 / xt).min(128 / (4 * xt)).clamp(1, 8);
+        let yt = (32 / xt).min(128 / (8 * xt)).clamp(1, 8);
         [many, Attend { xt, yt, rows: 4, split: true }]
     }
 

@@ -1,7 +1,7 @@
 //! Equality with Hugging Face: hidden states, router logits, logits, embeddings, greedy tokens and
 //! document caches of three tiny random models, and the demo model's embeddings and answers.
 
-use crate::support::{Reference, close, data, say};
+use crate::support::{Reference, close, data, devices, say};
 use gritlm::batch::{Output, Sequence, Want};
 use gritlm::model::ops::Mask;
 use gritlm::model::{config::Config, tokenizer::Tokenizer};
@@ -10,7 +10,18 @@ use serde_json::Value;
 use std::path::Path;
 
 const MODELS: [&str; 3] = ["mistral-tiny", "mistral-odd", "mixtral-tiny"];
-const BOUND: f64 = 1e-5;
+
+/// Each model on each device, with the device's bound; says what it covered.
+fn each(test: &str, mut check: impl FnMut(&Reference, f64)) {
+    let all = devices();
+    for (device, bound) in &all {
+        for model in MODELS {
+            check(&Reference::open_on(model, device.clone()), *bound);
+        }
+    }
+    let names: Vec<String> = all.iter().map(|(device, _)| device.to_string()).collect();
+    say(&format!("golden files covered, {test}: {}", names.join("; ")));
+}
 
 /// The masks by the reference's names; those with a window only where the config has one.
 fn masks(reference: &Reference) -> Vec<(&'static str, Mask)> {
@@ -43,34 +54,34 @@ fn run(reference: &Reference, mask: Mask, want: &Want, probe: &mut gritlm::Probe
 
 #[test]
 fn hidden_states_router_logits_and_logits() {
-    for model in MODELS {
-        let reference = Reference::open(model);
+    each("states and logits", |reference, bound| {
+        let model = reference.engine.name();
         let c = reference.engine.config().clone();
-        for (name, mask) in masks(&reference) {
+        for (name, mask) in masks(reference) {
             let (mut layers, mut routers) = (Vec::new(), Vec::new());
             let mut probe = |stage, values: Vec<f32>| match stage {
                 Stage::LayerInput(_) => layers.extend(values),
                 Stage::RouterLogits(_) => routers.extend(values),
             };
-            let hidden = run(&reference, mask, &Want::Hidden, &mut probe);
+            let hidden = run(reference, mask, &Want::Hidden, &mut probe);
             let expected = reference.unpadded(&format!("{name}.hidden"), c.dim);
-            close(&format!("{model} {name}.hidden"), &hidden, &expected, BOUND);
+            close(&format!("{model} {name}.hidden"), &hidden, &expected, bound);
             if name == "bidirectional" {
                 let expected = reference.unpadded("bidirectional.layers", c.dim);
-                close(&format!("{model} {name}.layers"), &layers, &expected, BOUND);
+                close(&format!("{model} {name}.layers"), &layers, &expected, bound);
             }
             assert_eq!(reference.has(&format!("{name}.router_logits")), c.experts.is_some());
             if let Some(experts) = c.experts {
                 let expected = reference.unpadded(&format!("{name}.router_logits"), experts.count);
-                close(&format!("{model} {name}.router_logits"), &routers, &expected, BOUND);
+                close(&format!("{model} {name}.router_logits"), &routers, &expected, bound);
             }
             if name.starts_with("causal") {
-                let logits = run(&reference, mask, &Want::AllLogits, &mut |_, _| {});
+                let logits = run(reference, mask, &Want::AllLogits, &mut |_, _| {});
                 let expected = reference.unpadded(&format!("{name}.logits"), c.vocab);
-                close(&format!("{model} {name}.logits"), &logits, &expected, BOUND);
+                close(&format!("{model} {name}.logits"), &logits, &expected, bound);
             }
         }
-    }
+    });
 }
 
 #[test]
@@ -81,8 +92,8 @@ fn embeddings_in_four_poolings() {
         ("cls", Pooling::Cls),
         ("lasttoken", Pooling::LastToken),
     ];
-    for model in MODELS {
-        let reference = Reference::open(model);
+    each("embeddings", |reference, bound| {
+        let model = reference.engine.name();
         for (name, pooling) in poolings {
             for (suffix, normalize) in [("", false), (".normalized", true)] {
                 let texts = reference.texts();
@@ -105,10 +116,10 @@ fn embeddings_in_four_poolings() {
                     })
                     .collect();
                 let name = format!("embedding.{name}{suffix}");
-                close(&format!("{model} {name}"), &vectors, &reference.f32(&name), BOUND);
+                close(&format!("{model} {name}"), &vectors, &reference.f32(&name), bound);
             }
         }
-    }
+    });
 }
 
 fn greedy(reference: &Reference, cache: gritlm::cache::Cache, name: &str) {
@@ -138,19 +149,15 @@ fn greedy(reference: &Reference, cache: gritlm::cache::Cache, name: &str) {
 
 #[test]
 fn forty_greedy_tokens() {
-    for model in MODELS {
-        let reference = Reference::open(model);
-        greedy(&reference, reference.engine.cache(), "generate");
-    }
+    each("greedy tokens", |reference, _| greedy(reference, reference.engine.cache(), "generate"));
 }
 
 /// The document's keys and values match, and generating from them gives the reference's tokens:
 /// straight from the pages, and after the way off the device and back.
 #[test]
 fn document_caches() {
-    for model in MODELS {
-        let reference = Reference::open(model);
-        let engine = &reference.engine;
+    each("document caches", |reference, bound| {
+        let (engine, model) = (&reference.engine, reference.engine.name());
         let document = reference.ids("doc_cache.document");
         let mut cache = engine.cache();
         let mask = Mask::Bidirectional { window: None };
@@ -164,12 +171,12 @@ fn document_caches() {
         let part = |which: usize| -> Vec<f32> {
             (0..layers).flat_map(|l| values[(2 * l + which) * half..][..half].to_vec()).collect()
         };
-        close(&format!("{model} keys"), &part(0), &reference.f32("doc_cache.keys"), BOUND);
-        close(&format!("{model} values"), &part(1), &reference.f32("doc_cache.values"), BOUND);
+        close(&format!("{model} keys"), &part(0), &reference.f32("doc_cache.keys"), bound);
+        close(&format!("{model} values"), &part(1), &reference.f32("doc_cache.values"), bound);
 
-        greedy(&reference, cache, "doc_cache");
-        greedy(&reference, engine.import(&exported).unwrap(), "doc_cache");
-    }
+        greedy(reference, cache, "doc_cache");
+        greedy(reference, engine.import(&exported).unwrap(), "doc_cache");
+    });
 }
 
 fn demo_expectations() -> Value {
@@ -183,20 +190,31 @@ fn text(value: &Value) -> &str {
 
 #[test]
 fn demo_embeds_as_hugging_face() {
-    let engine = Engine::open("demo", &Options::default()).unwrap();
+    for (device, bound) in devices() {
+        let engine = Engine::open("demo", &Options { device, ..Options::default() }).unwrap();
+        demo_embeds(&engine, bound);
+    }
+}
+
+fn demo_embeds(engine: &Engine, bound: f64) {
     for case in demo_expectations()["embed"].as_array().unwrap() {
         let how = Embed::with_instruction(case["instruction"].as_str().unwrap_or_default());
         let found = engine.embed(&[text(&case["text"])], &how).unwrap().remove(0);
         let expected: Vec<f32> = serde_json::from_value(case["embedding"].clone()).unwrap();
         assert_eq!(found.tokens as u64, case["tokens"].as_u64().unwrap());
         // The file has seven decimals of numbers around 0.07.
-        close(text(&case["text"]), &found.vector, &expected, 1e-5);
+        close(text(&case["text"]), &found.vector, &expected, bound);
     }
 }
 
 #[test]
 fn demo_answers_as_hugging_face() {
-    let engine = Engine::open("demo", &Options::default()).unwrap();
+    for (device, _) in devices() {
+        demo_answers(&Engine::open("demo", &Options { device, ..Options::default() }).unwrap());
+    }
+}
+
+fn demo_answers(engine: &Engine) {
     for case in demo_expectations()["generate"].as_array().unwrap() {
         let expected: Vec<u32> = serde_json::from_value(case["tokens"].clone()).unwrap();
         let how = Sampling { max_tokens: expected.len(), ..Sampling::greedy() };

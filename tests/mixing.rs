@@ -1,6 +1,6 @@
 //! One batch holds embedding, prefill and decode; each sequence has the same bits as alone.
 
-use crate::support::Reference;
+use crate::support::{Reference, devices};
 use gritlm::Engine;
 use gritlm::batch::{Output, Sequence, Want};
 use gritlm::cache::{Cache, KvCache};
@@ -98,12 +98,13 @@ fn same_bits_alone_and_together() {
 
 #[test]
 fn ten_runs_same_bits() {
-    for model in MODELS {
-        let reference = Reference::open(model);
+    for (device, model) in devices().iter().flat_map(|(d, _)| MODELS.map(|m| (d, m))) {
+        let reference = Reference::open_on(model, device.clone());
         let parts = parts(&reference);
         let first = together(&reference.engine, &parts);
         for run in 1..10 {
-            assert!(together(&reference.engine, &parts) == first, "{model}: run {run} differs");
+            let again = together(&reference.engine, &parts) == first;
+            assert!(again, "{model} on {device}: run {run} differs");
         }
     }
 }

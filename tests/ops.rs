@@ -78,6 +78,7 @@ fn twice<O: Ops>(ops: &O) {
 #[test]
 fn twice_the_same_bits() {
     twice(&Cpu);
+    open_all().iter().for_each(twice);
 }
 
 /// A checkpoint's tensors begin wherever its header ends: at each of four neighbouring addresses

@@ -1,12 +1,18 @@
 //! The WGSL backend: every variant is valid, its parameters are the shader's, and the adapters that
 //! are here compute the case table.
 
-use crate::support::say;
-use gritlm_shaders::shader::{Kind, Variant, shaders, variants};
+use crate::support::{Reference, devices, say};
+use gritlm::batch::{Output, Sequence, Want};
+use gritlm::cache::KvCache;
+use gritlm::model::ops::{Draw, LinearAdd, Mask, Ops, PoolShape, Pooling};
+use gritlm::model::weights::Tensor;
+use gritlm::{Device, Embed, Engine, Options as EngineOptions, Prompt, Sampling};
+use gritlm_shaders::shader::{Kind, Shader, Variant, shaders, variants};
 use gritlm_shaders::{Adapter, Options, Wgpu, adapters};
 use naga::back::pipeline_constants::process_overrides;
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 use naga::{AddressSpace, StorageAccess, TypeInner};
+use pollster::block_on;
 use std::collections::HashMap;
 
 /// Opens every adapter that can be used.
@@ -104,5 +110,169 @@ fn params_and_bindings_agree() {
         }
         let expected: Vec<_> = shader.bindings.iter().copied().map(Some).collect();
         assert_eq!(found, expected, "{}", shader.name);
+    }
+}
+
+/// The adapters as engines take them.
+fn wgpu_devices() -> Vec<Device> {
+    devices().into_iter().map(|(device, _)| device).filter(|d| *d != Device::Cpu).collect()
+}
+
+/// A pass with everything in it: two poolings, a drawn token after a past, logits.
+fn mixed_pass(engine: &Engine) -> (Vec<Output>, Vec<KvCache>) {
+    let ids: Vec<u32> = (0..150).map(|i| 3 + i * 7 % 90).collect();
+    let draw = Draw {
+        seen: vec![5, 9],
+        penalty: 1.2,
+        temperature: 0.7,
+        top_k: 40,
+        top_p: 0.9,
+        min_p: 0.01,
+        uniform: 0.4,
+        logprobs: 3,
+    };
+    let embedding = |pooling| Want::Embedding { skip: 1, pooling, normalize: true };
+    let (causal, both) = (Mask::Causal { window: None }, Mask::Bidirectional { window: None });
+    let parts = [
+        (&ids[..], both, embedding(Pooling::Mean)),
+        (&ids[..40], causal, Want::Token(draw)),
+        (&ids[..7], both, embedding(Pooling::WeightedMean)),
+        (&ids[..1], causal, Want::Logits),
+    ];
+    let mut caches: Vec<_> = parts.iter().map(|_| engine.cache()).collect();
+    let mut sequences: Vec<Sequence<'_>> = (parts.iter().zip(&mut caches))
+        .map(|((tokens, mask, want), cache)| Sequence {
+            tokens,
+            cache,
+            mask: *mask,
+            want: want.clone(),
+        })
+        .collect();
+    let outputs = engine.run(&mut sequences).unwrap();
+    (outputs, caches.iter().map(|c| engine.export(c).unwrap()).collect())
+}
+
+/// Matrices in buffers of a few kilobytes, so that every product, the table and the experts are
+/// made of many launches: the same bits as in one piece.
+#[test]
+fn split_matrices_give_the_same_bits() {
+    for device in wgpu_devices() {
+        for model in ["mistral-tiny", "mistral-odd", "mixtral-tiny"] {
+            let open = |matrix_bytes| {
+                let model = crate::support::data(model);
+                let options =
+                    EngineOptions { device: device.clone(), matrix_bytes, ..Default::default() };
+                Engine::open(model.to_str().unwrap(), &options).unwrap()
+            };
+            let whole = mixed_pass(&open(None));
+            for bytes in [2500, 10_000] {
+                assert!(mixed_pass(&open(Some(bytes))) == whole, "{model} in {bytes} on {device}");
+            }
+        }
+    }
+}
+
+/// A step like the last one makes no buffer, bind group or pipeline, and is one submit.
+#[test]
+fn the_steady_state_creates_nothing() {
+    for device in wgpu_devices() {
+        for model in ["mistral-tiny", "mixtral-tiny"] {
+            let engine = Reference::open_on(model, device.clone()).engine;
+            let mut cache = engine.cache();
+            let draw = |uniform| Draw {
+                seen: vec![],
+                penalty: 1.0,
+                temperature: 1.0,
+                top_k: 0,
+                top_p: 0.9,
+                min_p: 0.0,
+                uniform,
+                logprobs: 2,
+            };
+            let mut counts = Vec::new();
+            for n in 0..12u32 {
+                let want = Want::Token(draw(n as f32 / 12.0));
+                let (tokens, mask) = ([3 + n], engine.generation_mask());
+                let sequence = Sequence { tokens: &tokens, cache: &mut cache, mask, want };
+                engine.run(&mut [sequence]).unwrap();
+                counts.push(engine.created());
+            }
+            let (before, after) = (counts[3], counts[11]);
+            let made = |c: gritlm::model::ops::Created| (c.buffers, c.bind_groups, c.pipelines);
+            assert!(made(before).0 > 0);
+            assert_eq!(made(before), made(after), "{model} on {device}");
+            assert_eq!(after.submits - before.submits, 8, "{model} on {device}: submits");
+        }
+    }
+}
+
+/// Whatever the device refuses is one line that says what to do, and the next request works.
+#[test]
+fn refusals_leave_the_device_usable() {
+    for gpu in open_all() {
+        let name = gpu.device();
+        let says = |problem: String, parts: &[&str]| {
+            assert!(!problem.contains('\n'), "{name}: {problem}");
+            let missing = parts.iter().find(|part| !problem.contains(**part));
+            assert!(missing.is_none(), "{name}: expected {missing:?} in: {problem}");
+        };
+        let shape = PoolShape { layers: 1, pages: 1 << 20, kv_heads: 8, head_dim: 128 };
+        let problem = gpu.pages(shape).unwrap_err().to_string();
+        says(problem, &["--kv-tokens", "would fit"]);
+        let problem = gpu.pages(PoolShape { head_dim: 320, pages: 1, ..shape }).unwrap_err();
+        says(problem.to_string(), &["320", "256", "--device cpu"]);
+        let problem = gpu.buffer(1 << 20, 1 << 14).unwrap_err().to_string();
+        says(problem, &["--batch-tokens"]);
+
+        static BROKEN: Shader =
+            Shader::new("broken", &["@compute @workgroup_size(1) fn main() { x = 1; }"], &[]);
+        gpu.launch(&BROKEN, &[], &[], (1, 1));
+        let problem = gpu.finish().unwrap_err().to_string();
+        says(problem, &["broken", "does not compile", "--device cpu"]);
+
+        // And it still computes.
+        let w = gpu.matrix(&[Tensor::from_f32(&[1, 2], &[3.0, 4.0])]).unwrap();
+        let a = gpu.upload(1, 2, &[10.0, 100.0]).unwrap();
+        let mut x = gpu.upload(1, 1, &[7.0]).unwrap();
+        gpu.linear_add(LinearAdd { rows: 1, inner: 2, outer: 1 }, &a, &w, &mut x);
+        assert_eq!(block_on(gpu.read(&x, 1)).unwrap(), [437.0], "{name}");
+
+        gpu.lose();
+        gpu.linear_add(LinearAdd { rows: 1, inner: 2, outer: 1 }, &a, &w, &mut x);
+        for _ in 0..2 {
+            let problem = block_on(gpu.read(&x, 1)).unwrap_err().to_string();
+            says(problem, &["lost", "open the model again"]);
+        }
+        assert!(gpu.buffer(2, 2).is_err() && gpu.upload(1, 2, &[0.0; 2]).is_err());
+    }
+}
+
+#[test]
+fn unknown_adapters_are_named() {
+    let options = Options { name: "no such thing".into(), ..Options::default() };
+    let problem = Wgpu::open(&options).err().unwrap().to_string();
+    assert!(!problem.contains('\n'), "{problem}");
+    assert!(problem.contains("no such thing") || problem.contains("no adapter"), "{problem}");
+}
+
+/// The profile names every op of a pass, with time and work.
+#[test]
+fn the_profile_covers_a_step() {
+    for device in wgpu_devices() {
+        let options = EngineOptions { device, profile: true, ..Default::default() };
+        let engine = Engine::open("demo", &options).unwrap();
+        engine.embed(&["a text"], &Embed::default()).unwrap();
+        let how = Sampling { max_tokens: 2, ..Sampling::greedy() };
+        engine.generate(&Prompt::user("a"), &how).unwrap().for_each(|piece| {
+            piece.unwrap();
+        });
+        let profile = engine.profile();
+        for op in
+            ["embed", "rmsnorm", "qkv", "attention", "linear_add", "gate_up", "pool", "logits"]
+        {
+            let row = profile.iter().find(|row| row.op == op).unwrap_or_else(|| panic!("{op}"));
+            assert!(row.launches > 0 && row.nanoseconds > 0.0 && row.bytes > 0, "{row:?}");
+        }
+        assert!(engine.profile().is_empty());
     }
 }

@@ -35,6 +35,14 @@ pub(crate) fn data(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(path)
 }
 
+/// Every device that is here, with the largest relative error of a whole model on it.
+pub(crate) fn devices() -> Vec<(Device, f64)> {
+    let adapters = gritlm_shaders::adapters().into_iter().filter(|a| a.lacks.is_none());
+    let mut all = vec![(Device::Cpu, 1e-5)];
+    all.extend(adapters.map(|a| (Device::Wgpu(a.label()), 1e-4)));
+    all
+}
+
 /// A reference model and what Hugging Face computes with it; see `tests/data/README.md`.
 pub(crate) struct Reference {
     pub(crate) engine: Engine,
@@ -43,9 +51,13 @@ pub(crate) struct Reference {
 
 impl Reference {
     pub(crate) fn open(name: &str) -> Self {
+        Self::open_on(name, Device::Cpu)
+    }
+
+    pub(crate) fn open_on(name: &str, device: Device) -> Self {
         // The script that made the references cast each model to bf16 and back, and with it the
         // rotary frequencies.
-        let options = Options { device: Device::Cpu, bf16_frequencies: true, ..Options::default() };
+        let options = Options { device, bf16_frequencies: true, ..Options::default() };
         let engine = Engine::open(data(name).to_str().unwrap(), &options).unwrap();
         Self { engine, bytes: std::fs::read(data(name).join("cases.safetensors")).unwrap() }
     }
