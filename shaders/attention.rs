@@ -172,7 +172,7 @@ impl Wgpu {
                 Work { op: "attention", bytes: 8 * dims * seen, flops: 4 * dims * list.pairs };
             let mut constants = tile.constants();
             constants.push(("MASK", mask as f64));
-            constants.push(("WHOLE", f64::from(u8::from(p.head_dim % 4 == 0))));
+            constants.push(("WHOLE", f64::from(u8::from(p.head_dim.is_multiple_of(4)))));
             let launch = |to: &Arc<Raw>| {
                 self.gpu.launch(
                     &shader::ATTENTION,

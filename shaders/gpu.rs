@@ -51,6 +51,9 @@ impl Use {
     }
 }
 
+/// A pipeline, and of each binding the buffer, offset and size.
+type GroupKey = (u64, Vec<(u64, u64, u64)>);
+
 /// Buffers that nobody uses now, by use and size.
 type Free = HashMap<(Use, u64), Vec<(u64, wgpu::Buffer)>>;
 
@@ -127,7 +130,7 @@ struct State {
     params: Vec<u8>,
     /// Buffers that the host has written for these commands.
     sent: Vec<Arc<Raw>>,
-    groups: HashMap<(u64, Vec<(u64, u64, u64)>), wgpu::BindGroup>,
+    groups: HashMap<GroupKey, wgpu::BindGroup>,
 }
 
 /// What has gone wrong so far.

@@ -29,8 +29,15 @@ pub(crate) fn covered(test: &str, gpus: &[Wgpu]) {
     }
 }
 
+/// Says which adapters there are. Where `GRITLM_EXPECT_ADAPTERS` lists parts of labels, separated by
+/// commas, each must be there: a driver that is missing is then no pass.
 #[test]
 fn adapters_are_listed() {
+    let expected = std::env::var("GRITLM_EXPECT_ADAPTERS").unwrap_or_default();
+    for part in expected.split(',').filter(|part| !part.is_empty()) {
+        let found = adapters().iter().any(|a| a.label().contains(part) && a.lacks.is_none());
+        assert!(found, "no adapter {part:?} among {:?}", adapters());
+    }
     for a in adapters() {
         let lacks = a.lacks.as_ref().map_or(String::new(), |l| format!(", cannot be used: {l}"));
         say(&format!("adapter: {}, {}, subgroups {:?}{lacks}", a.label(), a.driver, a.subgroups));
