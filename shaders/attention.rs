@@ -111,7 +111,7 @@ impl Wgpu {
         {
             return Ok(Arc::clone(lists));
         }
-        let tiles = self.tiles.attention(vectors);
+        let tiles = self.tiles.attention(vectors, self.gpu.subgroup());
         let mut lists: [[List; 4]; 2] = Default::default();
         for span in batch.spans.iter().filter(|s| s.rows > 0) {
             let split = usize::from(span.rows * group <= FEW_VECTORS);
@@ -144,7 +144,7 @@ impl Wgpu {
             Ok(lists) => lists,
             Err(problem) => return self.gpu.fail(problem),
         };
-        let tiles = self.tiles.attention(pages.vectors);
+        let tiles = self.tiles.attention(pages.vectors, self.gpu.subgroup());
         let [keys, values] = pages.layer(p.layer);
         for (split, mask) in (0..2).flat_map(|split| (0..4).map(move |mask| (split, mask))) {
             let (tile, list) = (tiles[split], &lists.lists[split][mask]);
@@ -174,8 +174,9 @@ impl Wgpu {
             constants.push(("MASK", mask as f64));
             constants.push(("WHOLE", f64::from(u8::from(p.head_dim.is_multiple_of(4)))));
             let launch = |to: &Arc<Raw>| {
-                self.gpu.launch(
+                self.gpu.launch_as(
                     &shader::ATTENTION,
+                    tile.shuffle,
                     &constants,
                     bytemuck::bytes_of(&params),
                     &[(&q.raw).into(), keys.into(), values.into(), (&lists.raw).into(), to.into()],

@@ -5,8 +5,10 @@
 // m = token · group + head, so that they share every key and value that is loaded.
 // A workgroup of XT × YT invocations has one tile of the batch's list and one key/value head. It
 // walks the tile's keys, a block of 8 · XT at a time: each invocation makes the scores of ROWS
-// vectors × 8 keys, the workgroup finds their largest, and each adds the weighted values to ROWS
-// vectors × 16 columns in registers, rescaled when the largest grows (online softmax).
+// vectors × 8 keys, the XT with the same vectors find the largest, and each adds the weighted values
+// to ROWS vectors × 16 columns in registers, rescaled when the largest grows (online softmax).
+// What the XT tell each other goes through workgroup memory (attention_workgroup.wgsl) or, where a
+// subgroup holds them, from register to register (attention_subgroup.wgsl).
 // Without SPLIT the YT groups have ROWS vectors each and the same keys; with SPLIT (few vectors,
 // many keys: decoding) all have the same vectors and every YT-th block of keys, tiles cover
 // stretches of keys, and `attention_reduce` adds up the parts.
@@ -55,10 +57,9 @@ const PAGE = 128u;
 // Below every score; finite, so that the difference of two is a number.
 const NONE = -3e38;
 
-override STATS: u32 = YT * ROWS * XT;
-// Weights of ROWS vectors × 8 keys, and the largest scores, by group, vector, invocation.
-var<workgroup> weights: array<mat2x4<f32>, STATS>;
-var<workgroup> stats: array<f32, STATS>;
+
+// In one dimension: only so are subgroups what one thinks.
+override WIDTH: u32 = XT * YT;
 
 struct Tile {
     // First row and position of the sequence's part of the batch.
@@ -148,6 +149,13 @@ fn value(at: u32, x: u32) -> mat4x4<f32> {
     );
 }
 
+// o + a · w.x + b · w.y + c · w.z + d · w.w.
+fn mix4(
+    o: mat4x4<f32>, a: mat4x4<f32>, b: mat4x4<f32>, c: mat4x4<f32>, d: mat4x4<f32>, w: vec4<f32>,
+) -> mat4x4<f32> {
+    return o + a * w.x + b * w.y + c * w.z + d * w.w;
+}
+
 fn put(tile: Tile, m: u32, head: u32, x: u32, o: mat4x4<f32>) {
     if m >= tile.end {
         return;
@@ -188,24 +196,29 @@ fn put_part(part: u32, x: u32, o: mat4x4<f32>, m: f32, l: f32) {
     }
 }
 
-@compute @workgroup_size(XT, YT)
-fn main(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(local_invocation_id) local: vec3<u32>,
-) {
+@compute @workgroup_size(WIDTH)
+fn main(@builtin(workgroup_id) group: vec3<u32>, place: Place) {
     let tile = tile_at(p.tiles + 9u * group.x);
     let head = group.y;
-    let x = local.x;
+    let x = place.index % XT;
+    let y = place.index / XT;
     let block = 8u * XT;
-    let own = local.y * ROWS * XT + x;
-    let row = local.y * ROWS * XT;
-    let first = tile.first + select(ROWS * local.y, 0u, SPLIT);
+    let first = tile.first + select(ROWS * y, 0u, SPLIT);
     var q_start: array<u32, 8>;
     var position: array<u32, 8>;
     var m: array<f32, 8>;
     // Of the invocation's own keys only; added up at the end.
     var l: array<f32, 8>;
-    var o: array<mat4x4<f32>, 8>;
+    // One by one, as the scores below: drivers do not unroll loops of this size, and an array that
+    // is not unrolled is not in registers.
+    var o0 = mat4x4<f32>();
+    var o1 = mat4x4<f32>();
+    var o2 = mat4x4<f32>();
+    var o3 = mat4x4<f32>();
+    var o4 = mat4x4<f32>();
+    var o5 = mat4x4<f32>();
+    var o6 = mat4x4<f32>();
+    var o7 = mat4x4<f32>();
     for (var r = 0u; r < ROWS; r += 1u) {
         q_start[r] = q_at(tile, first + r, head);
         position[r] = tile.past + min(first + r, tile.end - 1u) / p.group;
@@ -215,69 +228,120 @@ fn main(
     let last = tile.total - 1u;
     let step = block * select(1u, YT, SPLIT);
     for (var base = tile.first_key; base < tile.end_key; base += step) {
-        let start = base + select(0u, local.y * block, SPLIT);
+        let start = base + select(0u, y * block, SPLIT);
         let real = min(start, last / block * block);
         let at = block_at(tile, real, head);
         let key = vec4(start + 8u * x) + vec4(0u, 1u, 2u, 3u);
         let a = vec4(at) + (min(key, vec4(last)) - real) * p.vectors;
         let b = vec4(at) + (min(key + 4u, vec4(last)) - real) * p.vectors;
-        var s: array<mat2x4<f32>, 8>;
+        var sa0 = vec4(0.0); var sb0 = vec4(0.0);
+        var sa1 = vec4(0.0); var sb1 = vec4(0.0);
+        var sa2 = vec4(0.0); var sb2 = vec4(0.0);
+        var sa3 = vec4(0.0); var sb3 = vec4(0.0);
+        var sa4 = vec4(0.0); var sb4 = vec4(0.0);
+        var sa5 = vec4(0.0); var sb5 = vec4(0.0);
+        var sa6 = vec4(0.0); var sb6 = vec4(0.0);
+        var sa7 = vec4(0.0); var sb7 = vec4(0.0);
         for (var c = 0u; c < p.vectors; c += 1u) {
             let ka = mat4x4(keys[a.x + c], keys[a.y + c], keys[a.z + c], keys[a.w + c]);
             let kb = mat4x4(keys[b.x + c], keys[b.y + c], keys[b.z + c], keys[b.w + c]);
-            for (var r = 0u; r < ROWS; r += 1u) {
-                let v = query(q_start[r], c);
-                s[r] += mat2x4(v * ka, v * kb);
+            let own = own_queries(&q_start, c, x);
+            let q0 = query_of(own, q_start[0], c, 0u, place);
+            sa0 += q0 * ka;
+            sb0 += q0 * kb;
+            let q1 = query_of(own, q_start[1], c, 1u, place);
+            sa1 += q1 * ka;
+            sb1 += q1 * kb;
+            let q2 = query_of(own, q_start[2], c, 2u, place);
+            sa2 += q2 * ka;
+            sb2 += q2 * kb;
+            let q3 = query_of(own, q_start[3], c, 3u, place);
+            sa3 += q3 * ka;
+            sb3 += q3 * kb;
+            if ROWS > 4u {
+                let q4 = query_of(own, q_start[4], c, 4u, place);
+                sa4 += q4 * ka;
+                sb4 += q4 * kb;
+                let q5 = query_of(own, q_start[5], c, 5u, place);
+                sa5 += q5 * ka;
+                sb5 += q5 * kb;
+                let q6 = query_of(own, q_start[6], c, 6u, place);
+                sa6 += q6 * ka;
+                sb6 += q6 * kb;
+                let q7 = query_of(own, q_start[7], c, 7u, place);
+                sa7 += q7 * ka;
+                sb7 += q7 * kb;
             }
         }
+        var sa = array<vec4<f32>, 8>(sa0, sa1, sa2, sa3, sa4, sa5, sa6, sa7);
+        var sb = array<vec4<f32>, 8>(sb0, sb1, sb2, sb3, sb4, sb5, sb6, sb7);
+        var grown: array<f32, 8>;
+        var shrink: array<f32, 8>;
         for (var r = 0u; r < ROWS; r += 1u) {
-            s[r][0] = select(vec4(NONE), s[r][0] * p.scale, sees(position[r], key, tile));
-            s[r][1] = select(vec4(NONE), s[r][1] * p.scale, sees(position[r], key + 4u, tile));
-            stats[own + r * XT] = max4(max(s[r][0], s[r][1]));
+            sa[r] = select(vec4(NONE), sa[r] * p.scale, sees(position[r], key, tile));
+            sb[r] = select(vec4(NONE), sb[r] * p.scale, sees(position[r], key + 4u, tile));
+            grown[r] = max4(max(sa[r], sb[r]));
         }
-        workgroupBarrier();
+        grown = largest_of(grown, x, y);
         for (var r = 0u; r < ROWS; r += 1u) {
-            var grown = m[r];
-            for (var i = 0u; i < XT; i += 1u) {
-                grown = max(grown, stats[row + r * XT + i]);
-            }
-            let shrink = exp(m[r] - grown);
-            m[r] = grown;
-            let wa = weight(s[r][0], grown);
-            let wb = weight(s[r][1], grown);
-            weights[own + r * XT] = mat2x4(wa, wb);
-            l[r] = l[r] * shrink + dot(wa + wb, vec4(1.0));
-            o[r] *= shrink;
+            grown[r] = max(m[r], grown[r]);
+            shrink[r] = exp(m[r] - grown[r]);
+            m[r] = grown[r];
+            sa[r] = weight(sa[r], m[r]);
+            sb[r] = weight(sb[r], m[r]);
+            l[r] = l[r] * shrink[r] + dot(sa[r] + sb[r], vec4(1.0));
         }
-        workgroupBarrier();
-        for (var i = 0u; i < 2u * XT; i += 1u) {
-            let four = vec4(start + 4u * i) + vec4(0u, 1u, 2u, 3u);
-            let v_at = vec4(at) + (min(four, vec4(last)) - real) * p.vectors;
-            let v0 = value(v_at.x, x);
-            let v1 = value(v_at.y, x);
-            let v2 = value(v_at.z, x);
-            let v3 = value(v_at.w, x);
-            for (var r = 0u; r < ROWS; r += 1u) {
-                let w = weights[row + r * XT + i / 2u][i % 2u];
-                o[r] += v0 * w.x + v1 * w.y + v2 * w.z + v3 * w.w;
-            }
-        }
-    }
-    workgroupBarrier();
-    for (var r = 0u; r < ROWS; r += 1u) {
-        stats[own + r * XT] = l[r];
-    }
-    workgroupBarrier();
-    for (var r = 0u; r < ROWS; r += 1u) {
-        var sum = 0.0;
+        o0 *= shrink[0];
+        o1 *= shrink[1];
+        o2 *= shrink[2];
+        o3 *= shrink[3];
+        o4 *= shrink[4];
+        o5 *= shrink[5];
+        o6 *= shrink[6];
+        o7 *= shrink[7];
+        publish(&sa, &sb, x, y);
         for (var i = 0u; i < XT; i += 1u) {
-            sum += stats[row + r * XT + i];
+            let four = vec4(start + 8u * i) + vec4(0u, 1u, 2u, 3u);
+            let va = vec4(at) + (min(four, vec4(last)) - real) * p.vectors;
+            let vb = vec4(at) + (min(four + 4u, vec4(last)) - real) * p.vectors;
+            let v0 = value(va.x, x);
+            let v1 = value(va.y, x);
+            let v2 = value(va.z, x);
+            let v3 = value(va.w, x);
+            o0 = mix4(o0, v0, v1, v2, v3, weight_of(sa[0], 0u, i, 0u, y, place));
+            o1 = mix4(o1, v0, v1, v2, v3, weight_of(sa[1], 1u, i, 0u, y, place));
+            o2 = mix4(o2, v0, v1, v2, v3, weight_of(sa[2], 2u, i, 0u, y, place));
+            o3 = mix4(o3, v0, v1, v2, v3, weight_of(sa[3], 3u, i, 0u, y, place));
+            if ROWS > 4u {
+                o4 = mix4(o4, v0, v1, v2, v3, weight_of(sa[4], 4u, i, 0u, y, place));
+                o5 = mix4(o5, v0, v1, v2, v3, weight_of(sa[5], 5u, i, 0u, y, place));
+                o6 = mix4(o6, v0, v1, v2, v3, weight_of(sa[6], 6u, i, 0u, y, place));
+                o7 = mix4(o7, v0, v1, v2, v3, weight_of(sa[7], 7u, i, 0u, y, place));
+            }
+            let v4 = value(vb.x, x);
+            let v5 = value(vb.y, x);
+            let v6 = value(vb.z, x);
+            let v7 = value(vb.w, x);
+            o0 = mix4(o0, v4, v5, v6, v7, weight_of(sb[0], 0u, i, 1u, y, place));
+            o1 = mix4(o1, v4, v5, v6, v7, weight_of(sb[1], 1u, i, 1u, y, place));
+            o2 = mix4(o2, v4, v5, v6, v7, weight_of(sb[2], 2u, i, 1u, y, place));
+            o3 = mix4(o3, v4, v5, v6, v7, weight_of(sb[3], 3u, i, 1u, y, place));
+            if ROWS > 4u {
+                o4 = mix4(o4, v4, v5, v6, v7, weight_of(sb[4], 4u, i, 1u, y, place));
+                o5 = mix4(o5, v4, v5, v6, v7, weight_of(sb[5], 5u, i, 1u, y, place));
+                o6 = mix4(o6, v4, v5, v6, v7, weight_of(sb[6], 6u, i, 1u, y, place));
+                o7 = mix4(o7, v4, v5, v6, v7, weight_of(sb[7], 7u, i, 1u, y, place));
+            }
         }
+    }
+    var o = array<mat4x4<f32>, 8>(o0, o1, o2, o3, o4, o5, o6, o7);
+    l = sum_of(l, x, y);
+    for (var r = 0u; r < ROWS; r += 1u) {
         if SPLIT {
-            let part = ((group.x * p.kv_heads + head) * YT + local.y) * ROWS + r;
-            put_part(part, x, o[r], m[r], sum);
+            let part = ((group.x * p.kv_heads + head) * YT + y) * ROWS + r;
+            put_part(part, x, o[r], m[r], l[r]);
         } else {
-            put(tile, first + r, head, x, o[r] * (1.0 / sum));
+            put(tile, first + r, head, x, o[r] * (1.0 / l[r]));
         }
     }
 }

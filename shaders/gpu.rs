@@ -302,7 +302,12 @@ impl Gpu {
         }
     }
 
-    /// Notes a launch. A shader that does not compile is kept as trouble.
+    /// The least number of invocations in a subgroup; 0 without subgroups.
+    pub(crate) fn subgroup(&self) -> u32 {
+        self.adapter.subgroups.map_or(0, |(least, _)| least)
+    }
+
+    /// Notes a launch, with subgroups where shader and adapter have them.
     pub(crate) fn launch(
         &self,
         shader: &'static Shader,
@@ -312,10 +317,27 @@ impl Gpu {
         grid: Grid,
         work: Work,
     ) {
+        let subgroups = shader.has_forms() && self.subgroup() > 0;
+        self.launch_as(shader, subgroups, constants, params, bindings, grid, work);
+    }
+
+    /// Notes a launch. A shader that does not compile is kept as trouble.
+    #[expect(clippy::too_many_arguments, reason = "all that a launch is made of")]
+    pub(crate) fn launch_as(
+        &self,
+        shader: &'static Shader,
+        subgroups: bool,
+        constants: &[(&'static str, f64)],
+        params: &[u8],
+        bindings: &[Binding<'_>],
+        grid: Grid,
+        work: Work,
+    ) {
         if matches!(grid, Grid::Of(0, _) | Grid::Of(_, 0)) {
             return;
         }
-        let variant = Variant { shader: shader.name, constants: constants.to_vec() };
+        let constants = constants.to_vec();
+        let variant = Variant { shader: shader.name, subgroups, constants };
         let made = self.pipelines.get(&self.device, shader, variant);
         let pipeline = match made {
             Ok((pipeline, new)) => {

@@ -4,13 +4,17 @@
 // where an output has two). An invocation makes 8 rows × 8 sums in registers: 8 rows of a times two
 // 4×4 blocks of W, so 16 vectors loaded feed 256 multiply-adds per 4 columns. STAGED, the tile's
 // operands go through workgroup memory, 16 columns at a time (GPUs); otherwise each invocation
-// reads them from the caches, which is up to four times as fast on adapters that are CPUs.
+// reads them from the caches, which is up to four times as fast on adapters that are CPUs. With
+// subgroups eight neighbours read a row of a each and pass it round (share_subgroup.wgsl), which
+// saves half of the loads again.
 // Bound by arithmetic; accumulates in f32, in the order of the columns.
 
 override WX: u32 = 8u;
 override WY: u32 = 8u;
 override STAGED: bool = false;
 override BM: u32 = 8u * WY;
+// In one dimension: only so are subgroups what one thinks.
+override WIDTH: u32 = WX * WY;
 
 // Groups of 8 columns staged at once, and vectors from one staged row to the next: odd, so that
 // the rows of a block begin in different banks.
@@ -100,15 +104,12 @@ fn stage(tile: Tile, block: u32, index: u32, k0: u32) {
     }
 }
 
-@compute @workgroup_size(WX, WY)
-fn main(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(local_invocation_id) local: vec3<u32>,
-    @builtin(local_invocation_index) index: u32,
-) {
+@compute @workgroup_size(WIDTH)
+fn main(@builtin(workgroup_id) group: vec3<u32>, place: Place) {
     let tile = tile_of(group.y);
-    let i = tile.first + local.y * 8u;
-    let j = group.x * SUMS * WX + local.x;
+    let x = place.index % WX;
+    let i = tile.first + place.index / WX * 8u;
+    let j = group.x * SUMS * WX + x;
 
     let a0 = left_at(tile, i);
     let a1 = left_at(tile, i + 1u);
@@ -118,14 +119,16 @@ fn main(
     let a5 = left_at(tile, i + 5u);
     let a6 = left_at(tile, i + 6u);
     let a7 = left_at(tile, i + 7u);
-    let b0 = right_at(tile, local.x, j, 0u);
-    let b1 = right_at(tile, local.x, j, 1u);
-    let b2 = right_at(tile, local.x, j, 2u);
-    let b3 = right_at(tile, local.x, j, 3u);
-    let b4 = right_at(tile, local.x, j, 4u);
-    let b5 = right_at(tile, local.x, j, 5u);
-    let b6 = right_at(tile, local.x, j, 6u);
-    let b7 = right_at(tile, local.x, j, 7u);
+    // The row that this invocation reads for its neighbours.
+    let own_at = left_at(tile, i + place.index % 8u);
+    let b0 = right_at(tile, x, j, 0u);
+    let b1 = right_at(tile, x, j, 1u);
+    let b2 = right_at(tile, x, j, 2u);
+    let b3 = right_at(tile, x, j, 3u);
+    let b4 = right_at(tile, x, j, 4u);
+    let b5 = right_at(tile, x, j, 5u);
+    let b6 = right_at(tile, x, j, 6u);
+    let b7 = right_at(tile, x, j, 7u);
 
     var c0 = vec4(0.0); var d0 = vec4(0.0);
     var c1 = vec4(0.0); var d1 = vec4(0.0);
@@ -140,7 +143,7 @@ fn main(
     for (var k0 = 0u; k0 < p.inner8; k0 += depth) {
         if STAGED {
             workgroupBarrier();
-            stage(tile, group.x, index, k0);
+            stage(tile, group.x, place.index, k0);
             workgroupBarrier();
         }
         let groups = min(depth, p.inner8 - k0);
@@ -158,28 +161,29 @@ fn main(
             let co = mat4x4(w0.odd, w1.odd, w2.odd, w3.odd);
             let de = mat4x4(w4.even, w5.even, w6.even, w7.even);
             let do_ = mat4x4(w4.odd, w5.odd, w6.odd, w7.odd);
-            let x0 = left(a0, k);
+            let own = own_row(own_at, k);
+            let x0 = row_of(own, a0, k, 0u, place);
             c0 += x0.even * ce + x0.odd * co;
             d0 += x0.even * de + x0.odd * do_;
-            let x1 = left(a1, k);
+            let x1 = row_of(own, a1, k, 1u, place);
             c1 += x1.even * ce + x1.odd * co;
             d1 += x1.even * de + x1.odd * do_;
-            let x2 = left(a2, k);
+            let x2 = row_of(own, a2, k, 2u, place);
             c2 += x2.even * ce + x2.odd * co;
             d2 += x2.even * de + x2.odd * do_;
-            let x3 = left(a3, k);
+            let x3 = row_of(own, a3, k, 3u, place);
             c3 += x3.even * ce + x3.odd * co;
             d3 += x3.even * de + x3.odd * do_;
-            let x4 = left(a4, k);
+            let x4 = row_of(own, a4, k, 4u, place);
             c4 += x4.even * ce + x4.odd * co;
             d4 += x4.even * de + x4.odd * do_;
-            let x5 = left(a5, k);
+            let x5 = row_of(own, a5, k, 5u, place);
             c5 += x5.even * ce + x5.odd * co;
             d5 += x5.even * de + x5.odd * do_;
-            let x6 = left(a6, k);
+            let x6 = row_of(own, a6, k, 6u, place);
             c6 += x6.even * ce + x6.odd * co;
             d6 += x6.even * de + x6.odd * do_;
-            let x7 = left(a7, k);
+            let x7 = row_of(own, a7, k, 7u, place);
             c7 += x7.even * ce + x7.odd * co;
             d7 += x7.even * de + x7.odd * do_;
         }

@@ -19,7 +19,6 @@ pub(crate) struct Pipeline {
 /// All compiled variants of one device.
 pub(crate) struct Pipelines {
     made: Mutex<HashMap<String, Arc<Pipeline>>>,
-    subgroups: bool,
     /// The driver's cache and where it is kept, where it has one.
     cache: Option<(wgpu::PipelineCache, PathBuf)>,
 }
@@ -43,8 +42,7 @@ impl Pipelines {
             let cache = unsafe { device.create_pipeline_cache(&descriptor) };
             (cache, file)
         });
-        let subgroups = features.contains(Features::SUBGROUP);
-        Self { made: Mutex::default(), subgroups, cache }
+        Self { made: Mutex::default(), cache }
     }
 
     /// The variant, and whether it had to be compiled now.
@@ -59,7 +57,7 @@ impl Pipelines {
         if let Some(pipeline) = made.get(&key) {
             return Ok((Arc::clone(pipeline), false));
         }
-        let source = shader.source(self.subgroups);
+        let source = shader.source(variant.subgroups);
         let cache = self.cache.as_ref().map(|(cache, _)| cache);
         let id = made.len() as u64;
         let pipeline = Arc::new(compile(device, shader, &variant, &source, cache, id)?);

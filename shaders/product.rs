@@ -58,7 +58,7 @@ impl Wgpu {
         if call.rows == 0 {
             return;
         }
-        let form = self.tiles.product(call.rows);
+        let form = self.tiles.product(call.rows, self.gpu.subgroup());
         let members = if call.pair { 2 } else { 1 };
         for segment in call.w.segments(outputs, members, row) {
             let across = form.across(segment.outputs.len() as u32, call.pair);
@@ -119,7 +119,8 @@ impl Wgpu {
             flops: 2 * u64::from(call.rows) * u64::from(call.w.cols) * sums,
         };
         let params = bytemuck::bytes_of(&params);
-        self.gpu.launch(form_shader, &constants, params, &bindings, grid, work);
+        let subgroups = form.subgroups() && self.gpu.subgroup() > 0;
+        self.gpu.launch_as(form_shader, subgroups, &constants, params, &bindings, grid, work);
     }
 }
 

@@ -25,8 +25,8 @@ pub struct Shader {
     /// The stem of its file; products also name the file that computes them.
     pub name: &'static str,
     parts: &'static [&'static str],
-    /// Whether it adds across a workgroup, and so comes with and without subgroups.
-    pub reduces: bool,
+    /// Where it comes with and without subgroups: the files that differ, without and with.
+    forms: Option<[&'static str; 2]>,
     /// Its bindings in order, all in group 0.
     pub bindings: &'static [Kind],
 }
@@ -38,17 +38,18 @@ impl Shader {
         parts: &'static [&'static str],
         bindings: &'static [Kind],
     ) -> Self {
-        Self { name, parts, reduces: false, bindings }
+        Self { name, parts, forms: None, bindings }
     }
 
-    /// The WGSL text.
+    /// Whether it comes with and without subgroups.
+    pub fn has_forms(&self) -> bool {
+        self.forms.is_some()
+    }
+
+    /// The WGSL text, with subgroups where it comes so.
     pub fn source(&self, subgroups: bool) -> String {
-        let reduce = match (self.reduces, subgroups) {
-            (false, _) => "",
-            (true, false) => include_str!("reduce_workgroup.wgsl"),
-            (true, true) => include_str!("reduce_subgroup.wgsl"),
-        };
-        let mut text = include_str!("common.wgsl").to_string() + reduce;
+        let form = self.forms.map_or("", |forms| forms[usize::from(subgroups)]);
+        let mut text = include_str!("common.wgsl").to_string() + form;
         self.parts.iter().for_each(|part| text += part);
         text
     }
@@ -59,6 +60,8 @@ impl Shader {
 pub struct Variant {
     /// Which shader.
     pub shader: &'static str,
+    /// Whether with subgroups; without, it runs on any adapter.
+    pub subgroups: bool,
     /// Its `override` constants; those not named keep their defaults.
     pub constants: Vec<(&'static str, f64)>,
 }
@@ -71,6 +74,16 @@ const MATVEC: &str = include_str!("matvec.wgsl");
 const DENSE: &str = include_str!("dense.wgsl");
 const GROUPED: &str = include_str!("grouped.wgsl");
 const ORDER: &str = include_str!("order.wgsl");
+
+/// Sums across a workgroup.
+const REDUCE: Option<[&str; 2]> =
+    Some([include_str!("reduce_workgroup.wgsl"), include_str!("reduce_subgroup.wgsl")]);
+/// Rows of a product's left side.
+const SHARE: Option<[&str; 2]> =
+    Some([include_str!("share_none.wgsl"), include_str!("share_subgroup.wgsl")]);
+/// What the invocations of `attention` tell each other.
+const TELL: Option<[&str; 2]> =
+    Some([include_str!("attention_workgroup.wgsl"), include_str!("attention_subgroup.wgsl")]);
 
 /// Bindings of a product whose op writes one buffer.
 const TO_ONE: &[Kind] = &[Params, Read, Read, Read, Write];
@@ -86,13 +99,13 @@ macro_rules! product {
             Shader {
                 name: concat!($op, " matmul"),
                 parts: &[PRODUCT, MATMUL, $rows, include_str!(concat!($op, ".wgsl"))],
-                reduces: false,
+                forms: SHARE,
                 bindings: $bindings,
             },
             Shader {
                 name: concat!($op, " matvec"),
                 parts: &[PRODUCT, MATVEC, $rows, include_str!(concat!($op, ".wgsl"))],
-                reduces: true,
+                forms: REDUCE,
                 bindings: $bindings,
             },
         ]
@@ -110,26 +123,26 @@ pub(crate) static EXPERT_GATE_UP: Product = product!("expert_gate_up", GROUPED, 
 pub(crate) static EXPERT_DOWN: Product = product!("expert_down", GROUPED, BY_EXPERT);
 
 macro_rules! shader {
-    ($const:ident, $name:literal, $reduces:literal, [$($more:expr),*], [$($kind:ident),*]) => {
+    ($const:ident, $name:literal, $forms:expr, [$($more:expr),*], [$($kind:ident),*]) => {
         pub(crate) static $const: Shader = Shader {
             name: $name,
             parts: &[$($more,)* include_str!(concat!($name, ".wgsl"))],
-            reduces: $reduces,
+            forms: $forms,
             bindings: &[Params, $($kind),*],
         };
     };
 }
 
-shader!(EMBED, "embed", false, [], [Read, Read, Write]);
-shader!(RMSNORM, "rmsnorm", true, [], [Read, Read, Read, Write]);
-shader!(ATTENTION, "attention", false, [], [Read, Read, Read, Read, Write]);
-shader!(ATTENTION_REDUCE, "attention_reduce", false, [], [Read, Read, Write]);
-shader!(ROUTE, "route", false, [], [Read, Write]);
-shader!(EXPERT_SORT, "expert_sort", false, [], [Write, Write]);
-shader!(EXPERT_ADD, "expert_add", false, [], [Read, Read, Write]);
-shader!(POOL, "pool", true, [], [Read, Read, Write]);
-shader!(SAMPLE, "sample", true, [ORDER], [Read, Read, Write, Write]);
-shader!(SEARCH, "search", true, [ORDER], [Read, Read, Write]);
+shader!(EMBED, "embed", None, [], [Read, Read, Write]);
+shader!(RMSNORM, "rmsnorm", REDUCE, [], [Read, Read, Read, Write]);
+shader!(ATTENTION, "attention", TELL, [], [Read, Read, Read, Read, Write]);
+shader!(ATTENTION_REDUCE, "attention_reduce", None, [], [Read, Read, Write]);
+shader!(ROUTE, "route", None, [], [Read, Write]);
+shader!(EXPERT_SORT, "expert_sort", None, [], [Write, Write]);
+shader!(EXPERT_ADD, "expert_add", None, [], [Read, Read, Write]);
+shader!(POOL, "pool", REDUCE, [], [Read, Read, Write]);
+shader!(SAMPLE, "sample", REDUCE, [ORDER], [Read, Read, Write, Write]);
+shader!(SEARCH, "search", REDUCE, [ORDER], [Read, Read, Write]);
 
 /// All shaders.
 pub fn shaders() -> Vec<&'static Shader> {
@@ -155,42 +168,59 @@ pub fn variants() -> Vec<Variant> {
     let dtypes = [Dtype::Bf16, Dtype::F16, Dtype::F32].map(dtype);
     let tiles = Tiles::all();
     let mut all: Vec<Variant> = Vec::new();
-    let mut add = |shader: &'static str, constants: Vec<(&'static str, f64)>| {
-        let variant = Variant { shader, constants };
+    let mut add = |shader: &'static str, subgroups, constants: Vec<(&'static str, f64)>| {
+        let variant = Variant { shader, subgroups, constants };
         if !all.contains(&variant) {
             all.push(variant);
         }
     };
+    let lanes = ("LANES", f64::from(LANES));
     for shader in shaders() {
-        match shader.name {
-            name if name.ends_with(" matmul") => {
-                for tile in tiles.iter().flat_map(|t| t.matmuls()) {
-                    dtypes.iter().for_each(|&d| add(name, [&[d], &tile.constants()[..]].concat()));
+        let name = shader.name;
+        let with = if shader.has_forms() { &[false, true][..] } else { &[false] };
+        for &subgroups in with {
+            match name {
+                name if name.ends_with(" matmul") => {
+                    for tile in tiles.iter().flat_map(|t| t.matmuls(subgroups)) {
+                        let constants = tile.constants();
+                        dtypes.iter().for_each(|&d| {
+                            add(name, subgroups, [&[d], &constants[..]].concat());
+                        });
+                    }
                 }
-            }
-            name if name.ends_with(" matvec") => {
-                for tile in tiles.iter().flat_map(|t| t.matvecs()) {
-                    dtypes.iter().for_each(|&d| add(name, [&[d], &tile.constants()[..]].concat()));
+                name if name.ends_with(" matvec") => {
+                    for tile in tiles.iter().flat_map(|t| t.matvecs()) {
+                        let constants = tile.constants();
+                        dtypes.iter().for_each(|&d| {
+                            add(name, subgroups, [&[d], &constants[..]].concat());
+                        });
+                    }
                 }
-            }
-            "attention" => {
-                for vectors in [1, 2, 4, 8, 16, 32, 64] {
-                    for tile in tiles.iter().flat_map(|t| t.attentions(vectors)) {
+                "attention" => {
+                    let vectors = [1, 8, 16, 32, 64];
+                    for tile in tiles
+                        .iter()
+                        .flat_map(|t| vectors.map(|v| t.attention(v, 64 * u32::from(subgroups))))
+                        .flatten()
+                    {
+                        if tile.shuffle != subgroups {
+                            continue;
+                        }
                         for (mask, whole) in (0..4).flat_map(|m| [(m, 0.0), (m, 1.0)]) {
                             let more = [("MASK", f64::from(mask)), ("WHOLE", whole)];
-                            add("attention", [&tile.constants()[..], &more].concat());
+                            add(name, subgroups, [&tile.constants()[..], &more].concat());
                         }
                     }
                 }
-            }
-            "embed" => dtypes.iter().for_each(|&d| add("embed", vec![d])),
-            "rmsnorm" => {
-                for (d, gather) in dtypes.iter().flat_map(|&d| [(d, 0.0), (d, 1.0)]) {
-                    add("rmsnorm", vec![d, ("LANES", f64::from(LANES)), ("GATHER", gather)]);
+                "embed" => dtypes.iter().for_each(|&d| add(name, subgroups, vec![d])),
+                "rmsnorm" => {
+                    for (d, gather) in dtypes.iter().flat_map(|&d| [(d, 0.0), (d, 1.0)]) {
+                        add(name, subgroups, vec![d, lanes, ("GATHER", gather)]);
+                    }
                 }
+                name if shader.has_forms() => add(name, subgroups, vec![lanes]),
+                name => add(name, subgroups, vec![]),
             }
-            name if shader.reduces => add(name, vec![("LANES", f64::from(LANES))]),
-            name => add(name, vec![]),
         }
     }
     all

@@ -19,6 +19,10 @@ pub struct Tiles {
     pub matmul: u32,
     /// Whether `matmul` goes through workgroup memory.
     pub staged: bool,
+    /// Whether neighbours in a subgroup pass operands round, in `matmul` (where it is not staged)
+    /// and in `attention`. Only where subgroups have at least 8 invocations, or as many as share
+    /// their vectors.
+    pub shuffle: bool,
     /// Invocations of `matvec` that share a sum; 1 for a row to each.
     pub lanes: u32,
     /// Groups of vectors in a workgroup of `attention`, and vectors of an invocation: 4 or 8.
@@ -31,6 +35,7 @@ pub(crate) struct Matmul {
     wx: u32,
     wy: u32,
     staged: bool,
+    pub(crate) shuffle: bool,
 }
 
 /// A launch of `matvec`.
@@ -55,6 +60,7 @@ pub(crate) struct Attend {
     pub(crate) yt: u32,
     rows: u32,
     pub(crate) split: bool,
+    pub(crate) shuffle: bool,
 }
 
 type Constants = Vec<(&'static str, f64)>;
@@ -78,6 +84,14 @@ impl Form {
         match self {
             Self::Many(tile) => tile.constants(),
             Self::Few(tile) => tile.constants(),
+        }
+    }
+
+    /// Whether with subgroups, on an adapter that has them.
+    pub(crate) fn subgroups(self) -> bool {
+        match self {
+            Self::Many(tile) => tile.shuffle,
+            Self::Few(_) => true,
         }
     }
 
@@ -132,9 +146,10 @@ impl Tiles {
     /// caches, a GPU through workgroup memory.
     pub fn default_for(cpu: bool, workgroup_bytes: u32) -> Self {
         if cpu {
-            Self { matmul: 64, staged: false, lanes: 1, attention: [4, 8] }
+            Self { matmul: 64, staged: false, shuffle: true, lanes: 1, attention: [4, 8] }
         } else {
-            let tiles = Self { matmul: 256, staged: true, lanes: 64, attention: [8, 4] };
+            let attention = [8, 4];
+            let tiles = Self { matmul: 256, staged: true, shuffle: false, lanes: 64, attention };
             let fits = tiles.workgroup_bytes() <= workgroup_bytes;
             if fits { tiles } else { Self { matmul: 64, ..tiles } }
         }
@@ -146,7 +161,9 @@ impl Tiles {
         for (matmul, staged) in [(64, false), (64, true), (256, false), (256, true)] {
             for lanes in [1, 32, 64] {
                 for attention in [[4, 4], [8, 4], [16, 4], [4, 8], [8, 8]] {
-                    all.push(Self { matmul, staged, lanes, attention });
+                    for shuffle in [false, true] {
+                        all.push(Self { matmul, staged, shuffle, lanes, attention });
+                    }
                 }
             }
         }
@@ -159,20 +176,21 @@ impl Tiles {
         if self.staged { 5 * 16 * 8 * 2 * side } else { 0 }
     }
 
-    /// The launch of a product with so many rows.
-    pub(crate) fn product(self, rows: u32) -> Form {
+    /// The launch of a product with so many rows, where subgroups have at least `subgroup`
+    /// invocations.
+    pub(crate) fn product(self, rows: u32, subgroup: u32) -> Form {
         if rows <= FEW_ROWS {
             return Form::Few(self.matvec(rows.next_power_of_two()));
         }
         let wy = rows.div_ceil(8).next_power_of_two();
-        Form::Many(self.matmul_of(wy.min(self.matmul.isqrt())))
+        Form::Many(self.matmul_of(wy.min(self.matmul.isqrt()), subgroup))
     }
 
-    fn matmul_of(self, wy: u32) -> Matmul {
+    fn matmul_of(self, wy: u32, subgroup: u32) -> Matmul {
         let wx = self.matmul / wy;
         // Wide tiles would not fit into 16 KiB of workgroup memory, and share little of a.
         let staged = self.staged && wx + wy <= 2 * self.matmul.isqrt();
-        Matmul { wx, wy, staged }
+        Matmul { wx, wy, staged, shuffle: self.shuffle && !staged && subgroup >= 8 }
     }
 
     fn matvec(self, rows: u32) -> Matvec {
@@ -182,29 +200,30 @@ impl Tiles {
 
     /// The launches of `attention` for heads of so many vectors of 4: 16 columns to an
     /// invocation, and whole blocks of keys to a page. First many vectors, then few.
-    pub(crate) fn attention(self, vectors: u32) -> [Attend; 2] {
+    pub(crate) fn attention(self, vectors: u32, subgroup: u32) -> [Attend; 2] {
         let xt = vectors.div_ceil(4).next_power_of_two();
         let [yt, rows] = self.attention;
+        let shuffle = self.shuffle && subgroup >= xt;
         // An invocation's weights of a vector and their largest are 36 bytes of workgroup memory, of
         // which there are 16 KiB.
-        let many = Attend { xt, yt: yt.min(384 / (xt * rows)).max(1), rows, split: false };
+        let many = yt.min(384 / (xt * rows)).max(1);
         // A workgroup of the split form is one subgroup or two; a step divides a page.
-        let yt = (32 / xt).min(128 / (8 * xt)).clamp(1, 8);
-        [many, Attend { xt, yt, rows: 4, split: true }]
+        let few = (32 / xt).min(128 / (8 * xt)).clamp(1, 8);
+        [
+            Attend { xt, yt: many, rows, split: false, shuffle },
+            Attend { xt, yt: few, rows: 4, split: true, shuffle },
+        ]
     }
 
-    pub(crate) fn matmuls(self) -> Vec<Matmul> {
+    pub(crate) fn matmuls(self, subgroups: bool) -> Vec<Matmul> {
         let side = self.matmul.isqrt();
         let heights =
             std::iter::successors(Some(1), |wy| Some(wy * 2)).take_while(|wy| *wy <= side);
-        heights.map(|wy| self.matmul_of(wy)).collect()
+        let all = heights.map(|wy| self.matmul_of(wy, if subgroups { 8 } else { 0 }));
+        all.filter(|tile| tile.shuffle == subgroups).collect()
     }
 
     pub(crate) fn matvecs(self) -> Vec<Matvec> {
         [1, 2, 4].map(|rows| self.matvec(rows)).into()
-    }
-
-    pub(crate) fn attentions(self, vectors: u32) -> Vec<Attend> {
-        self.attention(vectors).into()
     }
 }

@@ -63,25 +63,23 @@ fn validator(subgroups: bool) -> Validator {
 #[test]
 fn every_variant_is_valid() {
     let all = variants();
-    for subgroups in [false, true] {
-        let mut modules = HashMap::new();
-        for shader in shaders() {
-            let module = parse(&shader.source(subgroups), shader.name);
-            let info = validator(subgroups)
-                .validate(&module)
-                .unwrap_or_else(|e| panic!("{}: {e:?}", shader.name));
-            modules.insert(shader.name, (module, info));
-        }
-        for Variant { shader, constants } in &all {
-            let (module, info) = &modules[shader];
-            let constants = constants.iter().map(|(n, v)| (n.to_string(), *v)).collect();
-            let entry = Some((naga::ShaderStage::Compute, "main"));
-            let (fixed, _) = process_overrides(module, info, entry, &constants)
-                .unwrap_or_else(|e| panic!("{shader} {constants:?}: {e:?}"));
-            validator(subgroups)
-                .validate(&fixed)
-                .unwrap_or_else(|e| panic!("{shader} {constants:?}: {e:?}"));
-        }
+    let mut modules = HashMap::new();
+    for (shader, subgroups) in shaders().iter().flat_map(|s| [(s, false), (s, true)]) {
+        let module = parse(&shader.source(subgroups), shader.name);
+        let info = validator(subgroups)
+            .validate(&module)
+            .unwrap_or_else(|e| panic!("{}: {e:?}", shader.name));
+        modules.insert((shader.name, subgroups), (module, info));
+    }
+    for Variant { shader, subgroups, constants } in &all {
+        let (module, info) = &modules[&(*shader, *subgroups)];
+        let constants = constants.iter().map(|(n, v)| (n.to_string(), *v)).collect();
+        let entry = Some((naga::ShaderStage::Compute, "main"));
+        let (fixed, _) = process_overrides(module, info, entry, &constants)
+            .unwrap_or_else(|e| panic!("{shader} {constants:?}: {e:?}"));
+        validator(*subgroups)
+            .validate(&fixed)
+            .unwrap_or_else(|e| panic!("{shader} {constants:?}: {e:?}"));
     }
     say(&format!("shaders: {} in {} variants", shaders().len(), all.len()));
 }
@@ -164,7 +162,7 @@ fn mixed_pass(engine: &Engine) -> (Vec<Output>, Vec<KvCache>) {
 #[test]
 fn split_matrices_give_the_same_bits() {
     for device in wgpu_devices() {
-        for model in ["mistral-tiny", "mistral-odd", "mixtral-tiny"] {
+        for model in ["mistral-odd", "mixtral-tiny"] {
             let open = |matrix_bytes| {
                 let model = crate::support::data(model);
                 let options =
@@ -172,9 +170,7 @@ fn split_matrices_give_the_same_bits() {
                 Engine::open(model.to_str().unwrap(), &options).unwrap()
             };
             let whole = mixed_pass(&open(None));
-            for bytes in [2500, 10_000] {
-                assert!(mixed_pass(&open(Some(bytes))) == whole, "{model} in {bytes} on {device}");
-            }
+            assert!(mixed_pass(&open(Some(6000))) == whole, "{model} on {device}");
         }
     }
 }
