@@ -169,6 +169,7 @@ mod wgpu {
             name: name.into(),
             profile: options.profile,
             matrix_bytes: options.matrix_bytes,
+            tune: options.tune,
             tiles: None,
         });
         let device = device.map_err(|e| e.to_string())?;

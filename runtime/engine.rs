@@ -63,6 +63,9 @@ pub struct Options {
     pub progress: bool,
     /// Time every op on a GPU; see [`Engine::profile`].
     pub profile: bool,
+    /// On a GPU, measure which tiles are fastest before loading (some seconds), and keep them in the
+    /// cache folder for later starts on the same adapter.
+    pub tune: bool,
     /// On a GPU, split weight matrices into buffers of at most so many bytes, where the adapter
     /// itself would take larger ones.
     pub matrix_bytes: Option<u64>,
@@ -79,6 +82,7 @@ impl Default for Options {
             bf16_frequencies: false,
             progress: false,
             profile: false,
+            tune: false,
             matrix_bytes: None,
         }
     }

@@ -12,6 +12,7 @@
 
 mod adapter;
 mod attention;
+mod autotune;
 mod embed;
 mod expert;
 mod gate_up;
@@ -44,7 +45,7 @@ use gritlm_model::weights::Tensor;
 use matrix::Ring;
 use rayon::prelude::*;
 use shader::Shader;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 use tune::Tiles;
 
@@ -57,8 +58,10 @@ pub struct Options {
     pub profile: bool,
     /// Split matrices into buffers of at most so many bytes, below the adapter's own limit.
     pub matrix_bytes: Option<u64>,
-    /// Tiles instead of the adapter's.
+    /// Tiles instead of those kept for the adapter, or its defaults.
     pub tiles: Option<Tiles>,
+    /// Measure which tiles are fastest here, and keep them; see [`Wgpu::tune`].
+    pub tune: bool,
 }
 
 /// A device with its shaders.
@@ -123,16 +126,27 @@ impl Wgpu {
     /// When there is none of that name, it lacks what every model needs, or it refuses.
     pub fn open(options: &Options) -> Result<Self> {
         let gpu = Gpu::open(&options.name, options.profile)?;
+        let adapter = &gpu.adapter;
         let tiles = options
             .tiles
-            .unwrap_or_else(|| Tiles::default_for(gpu.adapter.cpu, gpu.adapter.workgroup_bytes));
+            .or_else(|| autotune::kept(&adapter.label()))
+            .unwrap_or(Tiles::default_for(adapter.cpu, adapter.workgroup_bytes));
         let matrix_bytes = options.matrix_bytes.unwrap_or(u64::MAX).min(gpu.largest());
-        Ok(Self { gpu, tiles, ring: Ring::default(), matrix_bytes })
+        let mut opened = Self { gpu, tiles, ring: Ring::default(), matrix_bytes };
+        if options.tune {
+            opened.tune()?;
+        }
+        Ok(opened)
     }
 
     /// The adapter that was opened.
     pub fn adapter(&self) -> &Adapter {
         &self.gpu.adapter
+    }
+
+    /// The tiles in use.
+    pub fn tiles(&self) -> Tiles {
+        self.tiles
     }
 
     /// Gives the device up as a driver does that resets: everything after it is an error.
@@ -203,6 +217,13 @@ impl Wgpu {
     /// A buffer for a part of an op's work; where there is no room, the next read says so.
     fn work(&self, rows: usize, cols: usize, what: Use) -> Option<Buffer> {
         self.buffer_of(rows, cols, what).map_err(|problem| self.gpu.fail(problem)).ok()
+    }
+}
+
+impl Batch {
+    /// Makes the tile lists anew on the next call, for other tiles.
+    fn forget_lists(&self) {
+        *self.lists.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
 

@@ -1,13 +1,15 @@
 //! The WGSL backend: every variant is valid, its parameters are the shader's, and the adapters that
 //! are here compute the case table.
 
+use crate::cases::{Case, Op, Seq};
 use crate::support::{Reference, devices, say};
 use gritlm::batch::{Output, Sequence, Want};
 use gritlm::cache::KvCache;
-use gritlm::model::ops::{Draw, LinearAdd, Mask, Ops, PoolShape, Pooling};
-use gritlm::model::weights::Tensor;
+use gritlm::model::ops::{Attention, Draw, LinearAdd, Mask, Ops, PoolShape, Pooling};
+use gritlm::model::weights::{Dtype, Tensor};
 use gritlm::{Device, Embed, Engine, Options as EngineOptions, Prompt, Sampling};
 use gritlm_shaders::shader::{Kind, Shader, Variant, shaders, variants};
+use gritlm_shaders::tune::Tiles;
 use gritlm_shaders::{Adapter, Options, Wgpu, adapters};
 use naga::back::pipeline_constants::process_overrides;
 use naga::valid::{Capabilities, ValidationFlags, Validator};
@@ -277,5 +279,53 @@ fn the_profile_covers_a_step() {
             assert!(row.launches > 0 && row.nanoseconds > 0.0 && row.bytes > 0, "{row:?}");
         }
         assert!(engine.profile().is_empty());
+    }
+}
+
+/// Every tile that tuning can choose computes the same product and the same attention. On one
+/// adapter: it is the compiling that takes time.
+#[test]
+fn every_tile_computes_the_same() {
+    if let Some(adapter) = adapters().into_iter().find(|a| a.lacks.is_none()) {
+        let mut seen: Vec<Vec<f32>> = Vec::new();
+        let base = Tiles::default_for(true, 0);
+        // Those that differ from it in one choice.
+        let differs = |t: &Tiles| {
+            let product = (t.matmul, t.staged) != (base.matmul, base.staged);
+            let choices = [product, t.lanes != base.lanes, t.attention != base.attention];
+            choices.into_iter().filter(|d| *d).count() == 1
+        };
+        let fits = |t: &Tiles| t.workgroup_bytes() <= adapter.workgroup_bytes;
+        for tiles in Tiles::all().into_iter().filter(|t| differs(t) && fits(t)) {
+            let name = adapter.label();
+            let gpu =
+                Wgpu::open(&Options { name, tiles: Some(tiles), ..Options::default() }).unwrap();
+            assert_eq!(gpu.tiles(), tiles);
+            let (rows, inner, outer) = (70, 40, 50);
+            let values = |n: usize, seed: usize| -> Vec<f32> {
+                (0..n).map(|i| ((i * 37 + seed * 61) % 101) as f32 / 50.0 - 1.0).collect()
+            };
+            let w = Tensor::from_f32(&[outer, inner], &values(outer * inner, 1));
+            let w = gpu.matrix(&[w]).unwrap();
+            let a = gpu.upload(rows, inner, &values(rows * inner, 2)).unwrap();
+            let mut out = Vec::new();
+            for rows in [1, 3, 9, rows] {
+                let mut x = gpu.upload(rows, outer, &values(rows * outer, 3)).unwrap();
+                let (inner, outer) = (inner as u32, outer as u32);
+                let p = LinearAdd { rows: rows as u32, inner, outer };
+                gpu.linear_add(p, &a, &w, &mut x);
+                out.extend(block_on(gpu.read(&x, rows * 50)).unwrap());
+            }
+            let mask = Mask::Causal { window: Some(60) };
+            let p = Attention { heads: 4, kv_heads: 2, head_dim: 64, layer: 1 };
+            let seqs = vec![Seq { past: 30, rows: 130, mask }, Seq { past: 300, rows: 1, mask }];
+            out.extend(Case::new(Op::Attention(p, seqs), Dtype::F32).run(&gpu));
+            if let Some(first) = seen.first() {
+                let name = format!("{tiles:?} on {}", gpu.device());
+                crate::support::close(&name, &out, first, 2e-6);
+            }
+            seen.push(out);
+        }
+        assert!(seen.len() > 10);
     }
 }

@@ -51,6 +51,9 @@ pub(super) struct Global {
     /// On a GPU, say on stderr at the end where its time went, op by op
     #[arg(long, global = true)]
     pub(super) profile: bool,
+    /// On a GPU, first measure which shapes of tiles are fastest, and keep them for later starts
+    #[arg(long, global = true)]
+    tune: bool,
     /// What stdout gets
     #[arg(long, global = true, value_enum, default_value_t = Format::Text)]
     pub(super) format: Format,
@@ -64,6 +67,7 @@ impl Global {
             kv_tokens: self.kv_tokens,
             progress: true,
             profile: self.profile,
+            tune: self.tune,
             ..Options::default()
         }
     }
