@@ -170,6 +170,7 @@ mod wgpu {
             profile: options.profile,
             matrix_bytes: options.matrix_bytes,
             tune: options.tune,
+            f16: options.f16,
             tiles: None,
         });
         let device = device.map_err(|e| e.to_string())?;

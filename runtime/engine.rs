@@ -63,6 +63,9 @@ pub struct Options {
     pub progress: bool,
     /// Time every op on a GPU; see [`Engine::profile`].
     pub profile: bool,
+    /// On a GPU, multiply in half precision where there are many rows (embedding, prefill): faster
+    /// where the adapter has f16 or matrix units, and about 1e-3 off.
+    pub f16: bool,
     /// On a GPU, measure which tiles are fastest before loading (some seconds), and keep them in the
     /// cache folder for later starts on the same adapter.
     pub tune: bool,
@@ -83,6 +86,7 @@ impl Default for Options {
             progress: false,
             profile: false,
             tune: false,
+            f16: false,
             matrix_bytes: None,
         }
     }

@@ -65,6 +65,15 @@ impl Adapter {
         }
     }
 
+    /// The size of subgroups where they multiply 16×16×16 matrices of f16 into f32.
+    pub(crate) fn matrix_lanes(&self) -> Option<u32> {
+        let offered = self.matrices.iter().any(|m| m == "16x16x16 f16 to f32");
+        match self.subgroups {
+            Some((least, most)) if offered && self.f16 && least == most => Some(least),
+            _ => None,
+        }
+    }
+
     /// Name and backend in one, as `--device wgpu:NAME` is looked for in.
     pub fn label(&self) -> String {
         format!("{} ({})", self.name, self.backend)
@@ -170,10 +179,13 @@ pub(crate) fn choose(name: &str) -> Result<(wgpu::Adapter, Adapter)> {
 }
 
 /// The features that are used where the adapter has them.
-pub(crate) fn features(adapter: &wgpu::Adapter, profile: bool) -> Features {
+pub(crate) fn features(adapter: &wgpu::Adapter, profile: bool, f16: bool) -> Features {
     let mut wanted = Features::SUBGROUP | Features::SHADER_F16 | Features::PIPELINE_CACHE;
     if profile {
         wanted |= Features::TIMESTAMP_QUERY;
+    }
+    if f16 {
+        wanted |= Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
     }
     adapter.features() & wanted
 }

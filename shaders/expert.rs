@@ -38,7 +38,7 @@ params! {
 impl Wgpu {
     /// The form of the grouped products: by the rows that an expert gets if all get the same.
     fn grouped(&self, p: Expert) -> Form {
-        self.tiles.product((p.rows * p.top_k).div_ceil(p.experts), self.gpu.subgroup())
+        self.form((p.rows * p.top_k).div_ceil(p.experts))
     }
 
     pub(crate) fn experts_gate_up(

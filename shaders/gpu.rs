@@ -17,7 +17,7 @@ use gritlm_model::ops::{Created, DeviceError, Result};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
-use wgpu::{BufferUsages, PollType};
+use wgpu::{BufferUsages, Features, PollType};
 
 /// Bytes of the uniform buffer: 2048 launches at the usual alignment, several times a step.
 const PARAMS: u64 = 512 << 10;
@@ -162,17 +162,28 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Gpu {
-    pub(crate) fn open(name: &str, profile: bool) -> Result<Self> {
+    pub(crate) fn open(name: &str, profile: bool, f16: bool) -> Result<Self> {
         let (adapter, described) = adapter::choose(name)?;
         let limits = adapter.limits();
-        let features = adapter::features(&adapter, profile);
+        let features = adapter::features(&adapter, profile, f16);
+        let label = described.label();
+        if f16 && !described.f16 {
+            return Err(DeviceError(format!("{label} has no f16 in shaders; leave out --f16")));
+        }
+        let experimental_features = if features.intersects(Features::all_experimental_mask()) {
+            // SAFETY: only matrix.wgsl uses an experimental feature; it is this crate's own and
+            // accesses workgroup arrays at constant places inside them.
+            unsafe { wgpu::ExperimentalFeatures::enabled() }
+        } else {
+            wgpu::ExperimentalFeatures::disabled()
+        };
         let request = wgpu::DeviceDescriptor {
             label: Some("gritlm"),
+            experimental_features,
             required_features: features,
             required_limits: limits.clone(),
             ..Default::default()
         };
-        let label = described.label();
         let (device, queue) = pollster::block_on(adapter.request_device(&request))
             .map_err(|e| DeviceError(format!("{label} cannot be opened: {}", one_line(&e))))?;
         let trouble = Arc::new(Mutex::new(Trouble::default()));

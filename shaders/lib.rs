@@ -56,6 +56,9 @@ pub struct Options {
     pub name: String,
     /// Time every launch; see [`Ops::profile`].
     pub profile: bool,
+    /// Multiply in half precision where there are many rows, on matrix units where the adapter has
+    /// them; sums stay f32. Relative errors are then about 1e-3.
+    pub f16: bool,
     /// Split matrices into buffers of at most so many bytes, below the adapter's own limit.
     pub matrix_bytes: Option<u64>,
     /// Tiles instead of those kept for the adapter, or its defaults.
@@ -70,6 +73,7 @@ pub struct Wgpu {
     tiles: Tiles,
     ring: Ring,
     matrix_bytes: u64,
+    f16: bool,
 }
 
 /// Activations: f32, rows padded with zeros to a multiple of 8.
@@ -125,14 +129,14 @@ impl Wgpu {
     /// # Errors
     /// When there is none of that name, it lacks what every model needs, or it refuses.
     pub fn open(options: &Options) -> Result<Self> {
-        let gpu = Gpu::open(&options.name, options.profile)?;
+        let gpu = Gpu::open(&options.name, options.profile, options.f16)?;
         let adapter = &gpu.adapter;
         let tiles = options
             .tiles
             .or_else(|| autotune::kept(&adapter.label()))
             .unwrap_or(Tiles::default_for(adapter.cpu, adapter.workgroup_bytes));
         let matrix_bytes = options.matrix_bytes.unwrap_or(u64::MAX).min(gpu.largest());
-        let mut opened = Self { gpu, tiles, ring: Ring::default(), matrix_bytes };
+        let mut opened = Self { gpu, tiles, ring: Ring::default(), matrix_bytes, f16: options.f16 };
         if options.tune {
             opened.tune()?;
         }

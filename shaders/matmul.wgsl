@@ -7,7 +7,8 @@
 // reads them from the caches, which is up to four times as fast on adapters that are CPUs. With
 // subgroups eight neighbours read a row of a each and pass it round (share_subgroup.wgsl), which
 // saves half of the loads again.
-// Bound by arithmetic; accumulates in f32, in the order of the columns.
+// Bound by arithmetic; accumulates in f32, in the order of the columns. Operands are of type Real: f32,
+// or f16 where asked for.
 
 override WX: u32 = 8u;
 override WY: u32 = 8u;
@@ -25,21 +26,28 @@ const SECOND = select(0u, 1u, PAIR);
 
 override STAGED_A: u32 = select(1u, PITCH * 8u * WY, STAGED);
 override STAGED_W: u32 = select(1u, PITCH * 8u * WX, STAGED);
-var<workgroup> staged_a: array<vec4<f32>, STAGED_A>;
-var<workgroup> staged_w: array<vec4<f32>, STAGED_W>;
+var<workgroup> staged_a: array<vec4<Real>, STAGED_A>;
+var<workgroup> staged_w: array<vec4<Real>, STAGED_W>;
 
-fn left(at: u32, k: u32) -> Eight {
-    if STAGED {
-        return Eight(staged_a[at + 2u * k], staged_a[at + 2u * k + 1u]);
-    }
-    return activations(at, k);
+// A group of 8 elements to multiply.
+struct Operand { even: vec4<Real>, odd: vec4<Real> }
+
+fn operand(v: Eight) -> Operand {
+    return Operand(vec4<Real>(v.even), vec4<Real>(v.odd));
 }
 
-fn right(member: u32, at: u32, k: u32) -> Eight {
+fn left(at: u32, k: u32) -> Operand {
     if STAGED {
-        return Eight(staged_w[at + 2u * k], staged_w[at + 2u * k + 1u]);
+        return Operand(staged_a[at + 2u * k], staged_a[at + 2u * k + 1u]);
     }
-    return weights(member, at, k);
+    return operand(activations(at, k));
+}
+
+fn right(member: u32, at: u32, k: u32) -> Operand {
+    if STAGED {
+        return Operand(staged_w[at + 2u * k], staged_w[at + 2u * k + 1u]);
+    }
+    return operand(weights(member, at, k));
 }
 
 // Where a row of the tile begins.
@@ -85,7 +93,7 @@ fn stage(tile: Tile, block: u32, index: u32, k0: u32) {
     for (var n = index; n < DEPTH * 8u * WY; n += WX * WY) {
         let row = n / DEPTH;
         let k = min(k0 + n % DEPTH, p.inner8 - 1u);
-        let values = activations(a_row(min(tile.first + row, tile.end - 1u)) * p.a_stride, k);
+        let values = operand(activations(a_row(min(tile.first + row, tile.end - 1u)) * p.a_stride, k));
         staged_a[row * PITCH + 2u * (n % DEPTH)] = values.even;
         staged_a[row * PITCH + 2u * (n % DEPTH) + 1u] = values.odd;
     }
@@ -93,11 +101,11 @@ fn stage(tile: Tile, block: u32, index: u32, k0: u32) {
         let row = n / DEPTH;
         let k = min(k0 + n % DEPTH, p.inner8 - 1u);
         let j = block * SUMS * WX + row % (SUMS * WX);
-        var values: Eight;
+        var values: Operand;
         if PAIR && row >= 4u * WX {
-            values = weights(1u, weights_at(tile.expert, 1u, j), k);
+            values = operand(weights(1u, weights_at(tile.expert, 1u, j), k));
         } else {
-            values = weights(0u, weights_at(tile.expert, 0u, j), k);
+            values = operand(weights(0u, weights_at(tile.expert, 0u, j), k));
         }
         staged_w[row * PITCH + 2u * (n % DEPTH)] = values.even;
         staged_w[row * PITCH + 2u * (n % DEPTH) + 1u] = values.odd;
@@ -157,35 +165,35 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, place: Place) {
             let w6 = right(SECOND, b6, k);
             let w7 = right(SECOND, b7, k);
             // v · M is the four inner products of v with M's columns: rows of W.
-            let ce = mat4x4(w0.even, w1.even, w2.even, w3.even);
-            let co = mat4x4(w0.odd, w1.odd, w2.odd, w3.odd);
-            let de = mat4x4(w4.even, w5.even, w6.even, w7.even);
-            let do_ = mat4x4(w4.odd, w5.odd, w6.odd, w7.odd);
+            let ce = mat4x4<Real>(w0.even, w1.even, w2.even, w3.even);
+            let co = mat4x4<Real>(w0.odd, w1.odd, w2.odd, w3.odd);
+            let de = mat4x4<Real>(w4.even, w5.even, w6.even, w7.even);
+            let do_ = mat4x4<Real>(w4.odd, w5.odd, w6.odd, w7.odd);
             let own = own_row(own_at, k);
             let x0 = row_of(own, a0, k, 0u, place);
-            c0 += x0.even * ce + x0.odd * co;
-            d0 += x0.even * de + x0.odd * do_;
+            c0 += vec4<f32>(x0.even * ce) + vec4<f32>(x0.odd * co);
+            d0 += vec4<f32>(x0.even * de) + vec4<f32>(x0.odd * do_);
             let x1 = row_of(own, a1, k, 1u, place);
-            c1 += x1.even * ce + x1.odd * co;
-            d1 += x1.even * de + x1.odd * do_;
+            c1 += vec4<f32>(x1.even * ce) + vec4<f32>(x1.odd * co);
+            d1 += vec4<f32>(x1.even * de) + vec4<f32>(x1.odd * do_);
             let x2 = row_of(own, a2, k, 2u, place);
-            c2 += x2.even * ce + x2.odd * co;
-            d2 += x2.even * de + x2.odd * do_;
+            c2 += vec4<f32>(x2.even * ce) + vec4<f32>(x2.odd * co);
+            d2 += vec4<f32>(x2.even * de) + vec4<f32>(x2.odd * do_);
             let x3 = row_of(own, a3, k, 3u, place);
-            c3 += x3.even * ce + x3.odd * co;
-            d3 += x3.even * de + x3.odd * do_;
+            c3 += vec4<f32>(x3.even * ce) + vec4<f32>(x3.odd * co);
+            d3 += vec4<f32>(x3.even * de) + vec4<f32>(x3.odd * do_);
             let x4 = row_of(own, a4, k, 4u, place);
-            c4 += x4.even * ce + x4.odd * co;
-            d4 += x4.even * de + x4.odd * do_;
+            c4 += vec4<f32>(x4.even * ce) + vec4<f32>(x4.odd * co);
+            d4 += vec4<f32>(x4.even * de) + vec4<f32>(x4.odd * do_);
             let x5 = row_of(own, a5, k, 5u, place);
-            c5 += x5.even * ce + x5.odd * co;
-            d5 += x5.even * de + x5.odd * do_;
+            c5 += vec4<f32>(x5.even * ce) + vec4<f32>(x5.odd * co);
+            d5 += vec4<f32>(x5.even * de) + vec4<f32>(x5.odd * do_);
             let x6 = row_of(own, a6, k, 6u, place);
-            c6 += x6.even * ce + x6.odd * co;
-            d6 += x6.even * de + x6.odd * do_;
+            c6 += vec4<f32>(x6.even * ce) + vec4<f32>(x6.odd * co);
+            d6 += vec4<f32>(x6.even * de) + vec4<f32>(x6.odd * do_);
             let x7 = row_of(own, a7, k, 7u, place);
-            c7 += x7.even * ce + x7.odd * co;
-            d7 += x7.even * de + x7.odd * do_;
+            c7 += vec4<f32>(x7.even * ce) + vec4<f32>(x7.odd * co);
+            d7 += vec4<f32>(x7.even * de) + vec4<f32>(x7.odd * do_);
         }
     }
     put(tile, i, j, c0, d0);

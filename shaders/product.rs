@@ -53,12 +53,21 @@ pub(crate) struct Call<'a> {
 }
 
 impl Wgpu {
+    /// The form of a product with so many rows.
+    pub(crate) fn form(&self, rows: u32) -> Form {
+        match (self.tiles.product(rows, self.gpu.subgroup()), self.gpu.adapter.matrix_lanes()) {
+            (Form::Many(_), Some(lanes)) if self.f16 => Form::Matrix(lanes),
+            (Form::Many(tile), _) => Form::Many(tile.sharing(!self.f16)),
+            (form, _) => form,
+        }
+    }
+
     /// Computes all outputs of a dense product; `row(member, output)` is a row of `w`.
     pub(crate) fn product(&self, call: &Call<'_>, outputs: u32, row: impl Fn(u32, u32) -> u32) {
         if call.rows == 0 {
             return;
         }
-        let form = self.tiles.product(call.rows, self.gpu.subgroup());
+        let form = self.form(call.rows);
         let members = if call.pair { 2 } else { 1 };
         for segment in call.w.segments(outputs, members, row) {
             let across = form.across(segment.outputs.len() as u32, call.pair);
@@ -103,8 +112,10 @@ impl Wgpu {
             ..call.params
         };
         let form_shader = match form {
+            Form::Many(_) if self.f16 => &call.shaders[2],
             Form::Many(_) => &call.shaders[0],
             Form::Few(_) => &call.shaders[1],
+            Form::Matrix(_) => &call.shaders[3],
         };
         let mut constants = vec![shader::dtype(call.w.dtype)];
         constants.extend(form.constants());

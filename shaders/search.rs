@@ -62,7 +62,7 @@ impl Wgpu {
                 rest: &[bind(&scores.raw)],
                 params: Product { out_stride: scores.stride, ..Product::default() },
             };
-            let form = self.tiles.product(p.queries, self.gpu.subgroup());
+            let form = self.form(p.queries);
             let grid = Grid::Of(form.across(count, false), p.queries.div_ceil(form.rows()));
             let [chunk] = rows.chunks() else { break };
             let segment = Segment { outputs: 0..count, chunks: [chunk, chunk] };

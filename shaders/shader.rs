@@ -24,6 +24,8 @@ pub enum Kind {
 pub struct Shader {
     /// The stem of its file; products also name the file that computes them.
     pub name: &'static str,
+    /// What has to stand first.
+    head: &'static str,
     parts: &'static [&'static str],
     /// Where it comes with and without subgroups: the files that differ, without and with.
     forms: Option<[&'static str; 2]>,
@@ -38,7 +40,17 @@ impl Shader {
         parts: &'static [&'static str],
         bindings: &'static [Kind],
     ) -> Self {
-        Self { name, parts, forms: None, bindings }
+        Self { name, head: "", parts, forms: None, bindings }
+    }
+
+    /// Whether it multiplies in half precision: the adapter must have f16 in shaders.
+    pub fn is_f16(&self) -> bool {
+        self.name.ends_with(" f16") || self.is_matrix()
+    }
+
+    /// Whether it needs cooperative matrices, which are wgpu's own and experimental.
+    pub fn is_matrix(&self) -> bool {
+        self.name.ends_with(" matrix")
     }
 
     /// Whether it comes with and without subgroups.
@@ -49,7 +61,7 @@ impl Shader {
     /// The WGSL text, with subgroups where it comes so.
     pub fn source(&self, subgroups: bool) -> String {
         let form = self.forms.map_or("", |forms| forms[usize::from(subgroups)]);
-        let mut text = include_str!("common.wgsl").to_string() + form;
+        let mut text = self.head.to_string() + include_str!("common.wgsl") + form;
         self.parts.iter().for_each(|part| text += part);
         text
     }
@@ -71,6 +83,7 @@ use Kind::{Params, Read, Write};
 const PRODUCT: &str = include_str!("product.wgsl");
 const MATMUL: &str = include_str!("matmul.wgsl");
 const MATVEC: &str = include_str!("matvec.wgsl");
+const MATRIX: &str = include_str!("matrix.wgsl");
 const DENSE: &str = include_str!("dense.wgsl");
 const GROUPED: &str = include_str!("grouped.wgsl");
 const ORDER: &str = include_str!("order.wgsl");
@@ -79,8 +92,8 @@ const ORDER: &str = include_str!("order.wgsl");
 const REDUCE: Option<[&str; 2]> =
     Some([include_str!("reduce_workgroup.wgsl"), include_str!("reduce_subgroup.wgsl")]);
 /// Rows of a product's left side.
-const SHARE: Option<[&str; 2]> =
-    Some([include_str!("share_none.wgsl"), include_str!("share_subgroup.wgsl")]);
+const SHARE_NONE: &str = include_str!("share_none.wgsl");
+const SHARE: Option<[&str; 2]> = Some([SHARE_NONE, include_str!("share_subgroup.wgsl")]);
 /// What the invocations of `attention` tell each other.
 const TELL: Option<[&str; 2]> =
     Some([include_str!("attention_workgroup.wgsl"), include_str!("attention_subgroup.wgsl")]);
@@ -92,28 +105,45 @@ const TO_PAGES: &[Kind] = &[Params, Read, Read, Read, Write, Write, Write, Read]
 /// Those of an expert's product: out, routing.
 const BY_EXPERT: &[Kind] = &[Params, Read, Read, Read, Write, Read];
 
-/// An op's product in both forms.
+/// An op's product in all forms.
 macro_rules! product {
     ($op:literal, $rows:expr, $bindings:expr) => {
         [
             Shader {
                 name: concat!($op, " matmul"),
+                head: include_str!("real_f32.wgsl"),
                 parts: &[PRODUCT, MATMUL, $rows, include_str!(concat!($op, ".wgsl"))],
                 forms: SHARE,
                 bindings: $bindings,
             },
             Shader {
                 name: concat!($op, " matvec"),
+                head: "",
                 parts: &[PRODUCT, MATVEC, $rows, include_str!(concat!($op, ".wgsl"))],
                 forms: REDUCE,
+                bindings: $bindings,
+            },
+            Shader {
+                name: concat!($op, " matmul f16"),
+                head: include_str!("real_f16.wgsl"),
+                parts: &[SHARE_NONE, PRODUCT, MATMUL, $rows, include_str!(concat!($op, ".wgsl"))],
+                forms: None,
+                bindings: $bindings,
+            },
+            Shader {
+                name: concat!($op, " matrix"),
+                head: include_str!("real_matrix.wgsl"),
+                parts: &[PRODUCT, MATRIX, $rows, include_str!(concat!($op, ".wgsl"))],
+                forms: None,
                 bindings: $bindings,
             },
         ]
     };
 }
 
-/// The two forms of a product: for many rows and for few.
-pub(crate) type Product = [Shader; 2];
+/// The forms of a product: for many rows and for few; for many rows in half precision, and on
+/// matrix units.
+pub(crate) type Product = [Shader; 4];
 
 pub(crate) static LINEAR: Product = product!("linear", DENSE, TO_ONE);
 pub(crate) static LINEAR_ADD: Product = product!("linear_add", DENSE, TO_ONE);
@@ -126,6 +156,7 @@ macro_rules! shader {
     ($const:ident, $name:literal, $forms:expr, [$($more:expr),*], [$($kind:ident),*]) => {
         pub(crate) static $const: Shader = Shader {
             name: $name,
+            head: "",
             parts: &[$($more,)* include_str!(concat!($name, ".wgsl"))],
             forms: $forms,
             bindings: &[Params, $($kind),*],
@@ -180,7 +211,12 @@ pub fn variants() -> Vec<Variant> {
         let with = if shader.has_forms() { &[false, true][..] } else { &[false] };
         for &subgroups in with {
             match name {
-                name if name.ends_with(" matmul") => {
+                name if name.ends_with(" matrix") => {
+                    for (&d, lanes) in dtypes.iter().flat_map(|d| [(d, 32.0), (d, 64.0)]) {
+                        add(name, subgroups, vec![d, ("LANES", lanes)]);
+                    }
+                }
+                name if name.contains(" matmul") => {
                     for tile in tiles.iter().flat_map(|t| t.matmuls(subgroups)) {
                         let constants = tile.constants();
                         dtypes.iter().for_each(|&d| {

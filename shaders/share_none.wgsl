@@ -2,10 +2,10 @@
 
 struct Place { @builtin(local_invocation_index) index: u32 }
 
-fn own_row(at: u32, k: u32) -> Eight {
-    return Eight(vec4(0.0), vec4(0.0));
+fn own_row(at: u32, k: u32) -> Operand {
+    return Operand(vec4<Real>(), vec4<Real>());
 }
 
-fn row_of(own: Eight, at: u32, k: u32, r: u32, place: Place) -> Eight {
+fn row_of(own: Operand, at: u32, k: u32, r: u32, place: Place) -> Operand {
     return left(at, k);
 }

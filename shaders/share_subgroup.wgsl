@@ -6,11 +6,11 @@ struct Place {
     @builtin(subgroup_invocation_id) lane: u32,
 }
 
-fn own_row(at: u32, k: u32) -> Eight {
+fn own_row(at: u32, k: u32) -> Operand {
     return left(at, k);
 }
 
-fn row_of(own: Eight, at: u32, k: u32, r: u32, place: Place) -> Eight {
+fn row_of(own: Operand, at: u32, k: u32, r: u32, place: Place) -> Operand {
     let lane = (place.lane & ~7u) + r;
-    return Eight(subgroupShuffle(own.even, lane), subgroupShuffle(own.odd, lane));
+    return Operand(subgroupShuffle(own.even, lane), subgroupShuffle(own.odd, lane));
 }

@@ -46,11 +46,13 @@ pub(crate) struct Matvec {
     rows: u32,
 }
 
-/// Either form of a product.
+/// Any form of a product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Form {
     Many(Matmul),
     Few(Matvec),
+    /// On matrix units, by subgroups of so many invocations.
+    Matrix(u32),
 }
 
 /// A launch of `attention`.
@@ -66,6 +68,11 @@ pub(crate) struct Attend {
 type Constants = Vec<(&'static str, f64)>;
 
 impl Matmul {
+    /// The same, in which neighbours pass operands round only if they may.
+    pub(crate) fn sharing(self, may: bool) -> Self {
+        Self { shuffle: self.shuffle && may, ..self }
+    }
+
     pub(crate) fn constants(self) -> Constants {
         let staged = u32::from(self.staged);
         [("WX", self.wx), ("WY", self.wy), ("STAGED", staged)].map(|(n, v)| (n, v.into())).into()
@@ -84,6 +91,7 @@ impl Form {
         match self {
             Self::Many(tile) => tile.constants(),
             Self::Few(tile) => tile.constants(),
+            Self::Matrix(lanes) => vec![("LANES", lanes.into())],
         }
     }
 
@@ -92,6 +100,7 @@ impl Form {
         match self {
             Self::Many(tile) => tile.shuffle,
             Self::Few(_) => true,
+            Self::Matrix(_) => false,
         }
     }
 
@@ -100,6 +109,7 @@ impl Form {
         match self {
             Self::Many(tile) => 8 * tile.wy,
             Self::Few(tile) => tile.rows,
+            Self::Matrix(_) => 32,
         }
     }
 
@@ -109,6 +119,7 @@ impl Form {
         let outputs_of_one = match self {
             Self::Many(tile) => sums * tile.wx,
             Self::Few(tile) => sums * tile.groups,
+            Self::Matrix(_) => 4 * sums,
         };
         outputs.div_ceil(outputs_of_one)
     }

@@ -5,7 +5,7 @@ use crate::cases::{Case, Op, Seq};
 use crate::support::{Reference, devices, say};
 use gritlm::batch::{Output, Sequence, Want};
 use gritlm::cache::KvCache;
-use gritlm::model::ops::{Attention, Draw, LinearAdd, Mask, Ops, PoolShape, Pooling};
+use gritlm::model::ops::{Attention, Draw, GateUp, LinearAdd, Mask, Ops, PoolShape, Pooling};
 use gritlm::model::weights::{Dtype, Tensor};
 use gritlm::{Device, Embed, Engine, Options as EngineOptions, Prompt, Sampling};
 use gritlm_shaders::shader::{Kind, Shader, Variant, shaders, variants};
@@ -51,9 +51,11 @@ fn parse(text: &str, name: &str) -> naga::Module {
         .unwrap_or_else(|e| panic!("{name}: {}", e.emit_to_string(text)))
 }
 
-fn validator(subgroups: bool) -> Validator {
+fn validator(shader: &Shader, subgroups: bool) -> Validator {
     let mut capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
     capabilities.set(Capabilities::SUBGROUP, subgroups);
+    capabilities.set(Capabilities::SHADER_FLOAT16, shader.is_f16());
+    capabilities.set(Capabilities::COOPERATIVE_MATRIX, shader.is_matrix());
     let mut validator = Validator::new(ValidationFlags::all(), capabilities);
     validator
         .subgroup_stages(naga::valid::ShaderStages::COMPUTE)
@@ -66,20 +68,20 @@ fn validator(subgroups: bool) -> Validator {
 fn every_variant_is_valid() {
     let all = variants();
     let mut modules = HashMap::new();
-    for (shader, subgroups) in shaders().iter().flat_map(|s| [(s, false), (s, true)]) {
+    for (shader, subgroups) in shaders().into_iter().flat_map(|s| [(s, false), (s, true)]) {
         let module = parse(&shader.source(subgroups), shader.name);
-        let info = validator(subgroups)
+        let info = validator(shader, subgroups)
             .validate(&module)
             .unwrap_or_else(|e| panic!("{}: {e:?}", shader.name));
-        modules.insert((shader.name, subgroups), (module, info));
+        modules.insert((shader.name, subgroups), (shader, module, info));
     }
     for Variant { shader, subgroups, constants } in &all {
-        let (module, info) = &modules[&(*shader, *subgroups)];
+        let (table, module, info) = &modules[&(*shader, *subgroups)];
         let constants = constants.iter().map(|(n, v)| (n.to_string(), *v)).collect();
         let entry = Some((naga::ShaderStage::Compute, "main"));
         let (fixed, _) = process_overrides(module, info, entry, &constants)
             .unwrap_or_else(|e| panic!("{shader} {constants:?}: {e:?}"));
-        validator(*subgroups)
+        validator(table, *subgroups)
             .validate(&fixed)
             .unwrap_or_else(|e| panic!("{shader} {constants:?}: {e:?}"));
     }
@@ -280,6 +282,26 @@ fn the_profile_covers_a_step() {
         }
         assert!(engine.profile().is_empty());
     }
+}
+
+/// Half precision, where the adapter has it, is within its bound and not the same as without.
+#[test]
+fn half_precision_is_close() {
+    let mut covered = Vec::new();
+    for adapter in adapters().into_iter().filter(|a| a.lacks.is_none()) {
+        let open = |f16| Wgpu::open(&Options { name: adapter.label(), f16, ..Options::default() });
+        if !adapter.f16 {
+            let problem = open(true).err().unwrap().to_string();
+            assert!(problem.contains("--f16"), "{problem}");
+            continue;
+        }
+        let case = Case::new(Op::GateUp(GateUp { rows: 40, dim: 160, hidden: 208 }), Dtype::Bf16);
+        let (whole, half) = (case.run(&open(false).unwrap()), case.run(&open(true).unwrap()));
+        crate::support::close(&adapter.label(), &half, &case.expected(), 2e-3);
+        assert_ne!(whole, half);
+        covered.push(adapter.label());
+    }
+    say(&format!("half precision covered on: {}", covered.join("; ")));
 }
 
 /// Every tile that tuning can choose computes the same product and the same attention. On one

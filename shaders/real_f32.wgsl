@@ -1,0 +1,2 @@
+// What `matmul` multiplies in.
+alias Real = f32;
