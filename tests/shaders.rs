@@ -179,6 +179,37 @@ fn split_matrices_give_the_same_bits() {
     }
 }
 
+/// GritLM-7B's embedding table and stacked matrices are larger than the 128 MiB that lavapipe binds: a
+/// layer of it loads in parts and matches the CPU.
+#[test]
+fn matrices_above_the_binding_limit_match() {
+    let table = 32000 * 4096 * 2;
+    let limited = adapters().into_iter().find(|a| a.lacks.is_none() && a.binding_bytes < table);
+    let Some(adapter) = limited else {
+        say(
+            "SKIPPED shaders::matrices_above_the_binding_limit_match: no adapter binds that little",
+        );
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("7b");
+    gritlm::synth::write("gritlm-7b", Some(1), 1, &model, &mut |_, _| Ok(())).unwrap();
+    let outputs = [Device::Cpu, Device::Wgpu(adapter.label())].map(|device| {
+        let options = EngineOptions { device, kv_tokens: 256, ..Default::default() };
+        let engine = Engine::open(model.to_str().unwrap(), &options).unwrap();
+        // The first rows of the table, and the last.
+        let (mut cache, mask) = (engine.cache(), engine.generation_mask());
+        let tokens = [1, 2, 16_500, 31_998, 31_999];
+        let sequence = Sequence { tokens: &tokens, cache: &mut cache, mask, want: Want::Logits };
+        match engine.run(&mut [sequence]).unwrap().remove(0) {
+            Output::Logits(logits) => logits,
+            other => panic!("expected logits, found {other:?}"),
+        }
+    });
+    crate::support::close(&adapter.label(), &outputs[1], &outputs[0], 1e-4);
+    say(&format!("a layer of gritlm-7b, matrices in parts: {}", adapter.label()));
+}
+
 /// A step like the last one makes no buffer, bind group or pipeline, and is one submit.
 #[test]
 fn the_steady_state_creates_nothing() {

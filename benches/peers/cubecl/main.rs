@@ -8,9 +8,8 @@
 //!     cargo run --release -- [--adapter NAME] [--autotune] [--output FILE]
 
 use std::fs;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
-use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -20,18 +19,17 @@ use cubecl::prelude::*;
 use cubecl::std::tensor::TensorHandle;
 use cubecl::wgpu::{AutoGraphicsApi, WgpuDevice, init_setup, wgpu::PollType};
 use cubecl::{CubeTuneId, Device, client::Client, future};
-use cubek_matmul::definition::MatmulElems;
 use cubek_matmul::kernels::plan::{MatmulCall, MatmulCallInput};
-use cubek_matmul::kernels::select::selector::MatmulTable;
-use cubek_matmul::kernels::tensor::PlainTensor;
 use cubek_matmul::kernels::{CubeStagedMatmulRoutineSettings, UnitRegistersMatmulRoutineSettings};
-use cubek_matmul::launch::launch_ref;
+use cubek_matmul::kernels::{select::selector::MatmulTable, tensor::PlainTensor};
 use cubek_matmul::multi_level::Strategy as Levels;
 use cubek_matmul::multi_level::routines::TileSizeSelection::{MaxTileSize, MinTileSize};
 use cubek_matmul::multi_level::routines::batch::double_unit::DoubleUnitSelectionArgs as DoubleUnit;
 use cubek_matmul::multi_level::routines::batch::simple::SimpleArgs;
 use cubek_matmul::multi_level::routines::batch::simple_unit::SimpleUnitSelectionArgs as SimpleUnit;
-use cubek_matmul::routine::BlueprintStrategy::Inferred;
+use cubek_matmul::{
+    definition::MatmulElems, launch::launch_ref, routine::BlueprintStrategy::Inferred,
+};
 use cubek_matmul::{strategy::Strategy, tiled::Strategy as Tiled};
 use cubek_std::{Hardware, InputBinding};
 use rand::{Rng, SeedableRng, rngs::StdRng};
@@ -50,9 +48,6 @@ const SHAPES: [[usize; 3]; 5] = [
     [128, 2048, 5632],
 ];
 
-/// Entries of a product that are checked.
-const ENTRIES: usize = 500;
-
 /// Strategies within this factor of the fastest are timed again.
 const CLOSE: f64 = 1.2;
 
@@ -66,24 +61,15 @@ struct Args {
     #[arg(long)]
     autotune: bool,
     /// Timed products of those close to the fastest
-    #[arg(long, default_value = "10", value_parser = clap::value_parser!(u32).range(1..))]
-    repeats: u32,
+    #[arg(long, default_value = "10")]
+    repeats: NonZeroUsize,
     /// Write the JSON here
     #[arg(long)]
     output: Option<PathBuf>,
 }
 
-fn main() -> ExitCode {
-    match run(&Args::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("peer-cubecl: {}", one_line(&format!("{error:#}")));
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn run(args: &Args) -> Result<()> {
+fn main() -> Result<()> {
+    let args = Args::parse();
     let device = find(args.adapter.as_deref())?;
     let setup = init_setup::<AutoGraphicsApi>(&device, Default::default());
     let adapter = setup.adapter.get_info().name;
@@ -97,7 +83,7 @@ fn run(args: &Args) -> Result<()> {
     let gpu = Gpu { client: Device::Wgpu(device.clone()).client(), device };
     let runtime = gpu.client.name();
     println!("cubecl {VERSION}, cubek-matmul {MATMUL_VERSION}, {runtime}, {adapter}");
-    let rows = SHAPES.iter().map(|shape| measure(&gpu, *shape, args));
+    let rows = SHAPES.iter().map(|shape| measure(&gpu, *shape, &args));
     let report = json!({
         "peer": "cubecl", "version": VERSION, "cubek-matmul": MATMUL_VERSION, "device": "wgpu",
         "adapter": adapter, "runtime": runtime, "dtype": "f32",
@@ -120,36 +106,34 @@ fn find(name: Option<&str>) -> Result<WgpuDevice> {
 /// All strategies for matrices, with the settings that cubek-matmul's own benchmarks compare; those
 /// for vectors are left out.
 fn strategies() -> Vec<Strategy> {
-    let mut all = vec![
-        Strategy::Auto,
-        Tiled::Cmma(CubeStagedMatmulRoutineSettings::DEFAULT).into(),
-        Tiled::CpuGemm(UnitRegistersMatmulRoutineSettings::DEFAULT).into(),
-    ];
-    let mut levels = vec![
+    let levels = [
         Levels::Naive,
+        Levels::SimpleUnit(Inferred(SimpleUnit { tile_size: MinTileSize })),
+        Levels::SimpleUnit(Inferred(SimpleUnit { tile_size: MaxTileSize })),
+        Levels::DoubleUnit(Inferred(DoubleUnit { tile_size: MinTileSize })),
+        Levels::DoubleUnit(Inferred(DoubleUnit { tile_size: MaxTileSize })),
         Levels::Gemm(Default::default()),
-        Levels::SimpleTmaCmma(Default::default()),
-        Levels::SimpleTmaMma(Default::default()),
+        Levels::SimpleCyclicCmma(Default::default()),
+        Levels::SimpleCyclicCmma(Inferred(SimpleArgs { multi_rows: true, ..Default::default() })),
+        Levels::SimpleCyclicMma(Default::default()),
+        Levels::SimpleCyclicMma(Inferred(SimpleArgs { multi_rows: true, ..Default::default() })),
         Levels::DoubleCyclicCmma(Default::default()),
         Levels::DoubleCyclicMma(Default::default()),
         Levels::SpecializedCyclicCmma(Default::default()),
         Levels::SpecializedCyclicMma(Default::default()),
-        Levels::SpecializedTmaCmma(Default::default()),
-        Levels::SpecializedTmaMma(Default::default()),
         Levels::OrderedDoubleCmma(Default::default()),
         Levels::OrderedDoubleMma(Default::default()),
+        Levels::SimpleTmaCmma(Default::default()),
+        Levels::SimpleTmaMma(Default::default()),
+        Levels::SpecializedTmaCmma(Default::default()),
+        Levels::SpecializedTmaMma(Default::default()),
     ];
-    for tile_size in [MinTileSize, MaxTileSize] {
-        levels.push(Levels::SimpleUnit(Inferred(SimpleUnit { tile_size })));
-        levels.push(Levels::DoubleUnit(Inferred(DoubleUnit { tile_size })));
-    }
-    for multi_rows in [false, true] {
-        let simple = || Inferred(SimpleArgs { multi_rows, ..Default::default() });
-        levels.push(Levels::SimpleCyclicCmma(simple()));
-        levels.push(Levels::SimpleCyclicMma(simple()));
-    }
-    all.extend(levels.into_iter().map(Strategy::from));
-    all
+    let others = [
+        Tiled::Cmma(CubeStagedMatmulRoutineSettings::DEFAULT).into(),
+        Tiled::CpuGemm(UnitRegistersMatmulRoutineSettings::DEFAULT).into(),
+        Strategy::Auto,
+    ];
+    levels.into_iter().map(Strategy::from).chain(others).collect()
 }
 
 struct Gpu {
@@ -188,35 +172,7 @@ impl Gpu {
         let [a, b, out] = tensors.clone().map(TensorHandle::binding);
         let (a, b) = (InputBinding::Normal(a, f32), InputBinding::Normal(b, f32));
         launch_ref(strategy, &self.client, a, b, out, &mut MatmulElems::from_single_dtype(f32))
-            .map_err(|error| anyhow!("{error}"))
-    }
-
-    /// The seconds of `repeats` products, sorted, after a first one that must have `entries`:
-    /// position, value, and the sum of its terms' magnitudes.
-    fn time(
-        &self,
-        strategy: Option<&Strategy>,
-        tensors: &[TensorHandle; 3],
-        entries: &[(usize, f64, f64)],
-        repeats: u32,
-    ) -> Result<Vec<f64>> {
-        self.launch(strategy, tensors)?;
-        let out = self.client.read_one(tensors[2].handle.clone());
-        let out = out.map_err(|error| anyhow!("{error}"))?;
-        for &(at, value, magnitude) in entries {
-            let got = f32::from_bytes(&out)[at];
-            let near = (f64::from(got) - value).abs() <= 1e-6 * magnitude;
-            ensure!(near, "entry {at} is {got}, not {value}");
-        }
-        let mut seconds = Vec::new();
-        for _ in 0..repeats {
-            let start = Instant::now();
-            self.launch(strategy, tensors)?;
-            future::block_on(self.client.sync()).map_err(|error| anyhow!("{error}"))?;
-            seconds.push(start.elapsed().as_secs_f64());
-        }
-        seconds.sort_by(f64::total_cmp);
-        Ok(seconds)
+            .map_err(|error| anyhow!("{}", error.to_string().trim_end()))
     }
 }
 
@@ -230,73 +186,69 @@ fn measure(gpu: &Gpu, [m, n, k]: [usize; 3], args: &Args) -> Result<Value> {
         let terms = row.iter().zip(column).map(|(&x, &y)| f64::from(x) * f64::from(y));
         (at, terms.clone().sum(), terms.map(f64::abs).sum())
     };
-    let entries: Vec<_> = (0..ENTRIES).map(|_| entry(rng.random_range(0..m * n))).collect();
-    let lhs = gpu.tensor(&a, [m, k], [k, 1]);
-    let layouts =
-        [("n,k", gpu.tensor(&b, [k, n], [1, k])), ("k,n", gpu.tensor(&transposed, [k, n], [n, 1]))];
+    let entries: Vec<_> = (0..500).map(|_| entry(rng.random_range(0..m * n))).collect();
+    let (lhs, rhs) = (gpu.tensor(&a, [m, k], [k, 1]), gpu.tensor(&b, [k, n], [1, k]));
+    let layouts = [("n,k", rhs), ("k,n", gpu.tensor(&transposed, [k, n], [n, 1]))];
 
-    let attempt = |strategy: Option<&Strategy>, rhs: &TensorHandle, repeats| {
+    // The least and the median seconds of `repeats` products, after one that is checked.
+    let time = |strategy: Option<&Strategy>, rhs: &TensorHandle, repeats: usize| -> Result<_> {
         // Not a number, so that no entry is right before it is computed.
         let out = gpu.tensor(&vec![f32::NAN; m * n], [m, n], [n, 1]);
-        let tensors = [lhs.clone(), rhs.clone(), out];
-        // cubecl panics over some failures.
-        catch_unwind(AssertUnwindSafe(|| {
-            let seconds = gpu.time(strategy, &tensors, &entries, repeats)?;
-            let tuned =
-                || MatmulTable::ManyRows.fastest_routine(&gpu.call(&tensors), Default::default());
-            let name = match strategy {
-                Some(strategy) => strategy.to_string(),
-                None => tuned().map_or("autotune".into(), |x| format!("autotune: {}", x.0)),
-            };
-            Ok((seconds, name))
-        }))
-        .unwrap_or_else(|_| Err(anyhow!("panicked, as printed above")))
+        let tensors = [lhs.clone(), rhs.clone(), out.clone()];
+        gpu.launch(strategy, &tensors)?;
+        let out = gpu.client.read_one(out.handle)?;
+        for &(at, value, magnitude) in &entries {
+            let got = f32::from_bytes(&out)[at];
+            let near = (f64::from(got) - value).abs() <= 1e-6 * magnitude;
+            ensure!(near, "entry {at} is {got}, not {value}");
+        }
+        let mut seconds = vec![0.0; repeats];
+        for seconds in &mut seconds {
+            let start = Instant::now();
+            gpu.launch(strategy, &tensors)?;
+            future::block_on(gpu.client.sync())?;
+            *seconds = start.elapsed().as_secs_f64();
+        }
+        seconds.sort_by(f64::total_cmp);
+        Ok([seconds[0], seconds[(repeats - 1) / 2].midpoint(seconds[repeats / 2])])
     };
-    let strategies = strategies();
-    let tuned = args.autotune.then_some(None);
-    let strategies: Vec<_> = strategies.iter().map(Some).chain(tuned).collect();
+    let name = |strategy: Option<&Strategy>, rhs: &TensorHandle| match strategy {
+        Some(strategy) => strategy.to_string(),
+        None => {
+            let call = gpu.call(&[lhs.clone(), rhs.clone(), lhs.clone()]);
+            let chosen = MatmulTable::ManyRows.fastest_routine(&call, Default::default());
+            chosen.map_or("autotune".into(), |x| format!("autotune: {}", x.0))
+        }
+    };
+    let mut strategies: Vec<_> = strategies().into_iter().map(Some).collect();
+    strategies.extend(args.autotune.then_some(None));
     let (mut timed, mut failed) = (Vec::new(), Vec::new());
     for (layout, rhs) in &layouts {
-        for &strategy in &strategies {
-            match attempt(strategy, rhs, 2) {
-                Ok((seconds, name)) => timed.push((seconds, name, *layout, strategy, rhs)),
-                Err(error) => failed.push(json!({
-                    "strategy": strategy.map_or("autotune".into(), Strategy::to_string),
-                    "b": layout, "error": one_line(&format!("{error:#}")),
-                })),
+        for strategy in strategies.iter().map(Option::as_ref) {
+            match time(strategy, rhs, 2) {
+                Ok(seconds) => timed.push((seconds, strategy, layout, rhs)),
+                Err(error) => {
+                    let (name, error) = (name(strategy, rhs), error.to_string());
+                    failed.push(json!({"strategy": name, "b": layout, "error": error}));
+                }
             }
         }
     }
     timed.sort_by(|x, y| x.0[0].total_cmp(&y.0[0]));
     let bound = CLOSE * timed.first().context("no strategy works")?.0[0];
     let close = timed.partition_point(|x| x.0[0] <= bound);
-    for (seconds, _, _, strategy, rhs) in &mut timed[..close] {
-        *seconds = attempt(*strategy, rhs, args.repeats)?.0;
+    for (seconds, strategy, _, rhs) in &mut timed[..close] {
+        *seconds = time(*strategy, rhs, args.repeats.get())?;
     }
-    timed[..close].sort_by(|x, y| median(&x.0).total_cmp(&median(&y.0)));
+    timed[..close].sort_by(|x, y| x.0[1].total_cmp(&y.0[1]));
 
-    let (seconds, name, layout, ..) = &timed[0];
-    let (min, median_s) = (seconds[0], median(seconds));
-    let rate = (2 * m * n * k) as f64 / median_s / 1e9;
+    let row = |&([min, median], strategy, layout, rhs): &(_, _, _, _)| json!({"strategy": name(strategy, rhs), "b": layout, "min_s": min, "median_s": median});
+    let ([min, median], strategy, layout, rhs) = timed[0];
+    let rate = (2 * m * n * k) as f64 / median / 1e9;
+    let (min, median, name) = (min * 1e3, median * 1e3, name(strategy, rhs));
     println!(
-        "{m}x{n}x{k}: min {:.1} ms, median {:.1} ms, {rate:.1} GFLOP/s, {name}, B ({layout})",
-        min * 1e3,
-        median_s * 1e3
+        "{m}x{n}x{k}: min {min:.1} ms, median {median:.1} ms, {rate:.1} GFLOP/s, {name}, B ({layout})"
     );
-    let strategies = timed.iter().map(|(seconds, name, layout, ..)| {
-        json!({"strategy": name, "b": layout, "min_s": seconds[0], "median_s": median(seconds),
-               "repeats": seconds.len()})
-    });
-    Ok(json!({"m": m, "n": n, "k": k, "strategy": name, "b": layout, "min_s": min,
-              "median_s": median_s, "all": strategies.collect::<Vec<_>>(), "failed": failed}))
-}
-
-/// Of at least one sorted value.
-fn median(sorted: &[f64]) -> f64 {
-    let last = sorted.len() - 1;
-    sorted[last / 2].midpoint(sorted[last.div_ceil(2)])
-}
-
-fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
+    let rows: Vec<_> = timed.iter().map(row).collect();
+    Ok(json!({"m": m, "n": n, "k": k, "fastest_first": rows, "failed": failed}))
 }
