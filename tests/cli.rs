@@ -60,7 +60,13 @@ impl Ran {
 
     /// The lines on stderr that are neither the device's nor notes.
     pub(crate) fn problems(&self) -> Vec<&str> {
-        let fine = |line: &&str| !line.starts_with("note: ") && !line.contains(" on cpu (");
+        // OpenGL's libraries say the last where a session has no such folder.
+        let ours = ["note: ", "error: XDG_RUNTIME_DIR is invalid"];
+        let fine = |line: &&str| {
+            !ours.iter().any(|start| line.starts_with(start))
+                && !line.contains(" on cpu (")
+                && !line.contains(" on wgpu (")
+        };
         self.stderr.lines().filter(fine).collect()
     }
 }
@@ -678,4 +684,63 @@ fn wrong_use_is_one_line() {
     for (args, parts) in cases {
         run(args, "").fails(2, parts);
     }
+}
+
+/// Every adapter is listed under a name that `--device` takes, and answers as the CPU does.
+#[test]
+fn every_device_answers_the_same() {
+    let ask = ["generate", "--prompt", "Describe the package knights.", "--max-tokens", "12"];
+    let said = run(&[&ask[..], &["--device", "cpu"]].concat(), "").ok();
+    let listed = objects(&run(&["devices", "--format", "json"], "").ok());
+    for device in gritlm::devices() {
+        let found = listed.iter().find(|d| d["device"] == device.device).unwrap();
+        assert_eq!(found["available"], device.available);
+        if device.available {
+            let again = run(&[&ask[..], &["--device", &device.device]].concat(), "").ok();
+            assert_eq!(again, said, "{}", device.device);
+        }
+    }
+}
+
+#[test]
+fn a_profile_is_a_table_on_stderr() {
+    let args = ["embed", "a text", "--profile", "--device"];
+    let on_cpu = run(&[&args[..], &["cpu"]].concat(), "");
+    assert!(on_cpu.stderr.contains("--profile times the ops of a GPU"), "{}", on_cpu.stderr);
+    let Some(device) = gritlm::devices().into_iter().find(|d| d.available && d.device != "cpu")
+    else {
+        return crate::support::say("SKIPPED cli::a_profile_is_a_table_on_stderr: no adapter");
+    };
+    let ran = run(&[&args[..], &[&device.device]].concat(), "");
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    for part in ["GFLOP/s", "attention", "gate_up", "share", "all"] {
+        assert!(ran.stderr.contains(part), "{}", ran.stderr);
+    }
+}
+
+/// Where the device has no memory left, one line says so. Held down by the address space, which
+/// software GPUs take their memory from.
+#[test]
+#[cfg(target_os = "linux")]
+fn no_device_memory_is_one_line() {
+    let Some(adapter) =
+        gritlm_shaders::adapters().into_iter().find(|a| a.cpu && a.backend == "vulkan")
+    else {
+        return crate::support::say("SKIPPED cli::no_device_memory_is_one_line: no lavapipe");
+    };
+    let program = env!("CARGO_BIN_EXE_gritlm");
+    let script = format!(
+        "ulimit -v 1600000; exec {program} generate --prompt x --kv-tokens 250000 --device 'wgpu:{}'",
+        adapter.label()
+    );
+    let output = std::process::Command::new("sh")
+        .args(["-c", &script])
+        .env("RAYON_NUM_THREADS", "2")
+        .env("LP_NUM_THREADS", "2")
+        .output()
+        .unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("out of device memory"), "{stderr}");
+    assert!(stderr.contains("--kv-tokens") && !stderr.contains("panicked"), "{stderr}");
 }

@@ -22,15 +22,12 @@ use cubecl::{CubeTuneId, Device, client::Client, future};
 use cubek_matmul::kernels::plan::{MatmulCall, MatmulCallInput};
 use cubek_matmul::kernels::{CubeStagedMatmulRoutineSettings, UnitRegistersMatmulRoutineSettings};
 use cubek_matmul::kernels::{select::selector::MatmulTable, tensor::PlainTensor};
-use cubek_matmul::multi_level::Strategy as Levels;
-use cubek_matmul::multi_level::routines::TileSizeSelection::{MaxTileSize, MinTileSize};
 use cubek_matmul::multi_level::routines::batch::double_unit::DoubleUnitSelectionArgs as DoubleUnit;
 use cubek_matmul::multi_level::routines::batch::simple::SimpleArgs;
 use cubek_matmul::multi_level::routines::batch::simple_unit::SimpleUnitSelectionArgs as SimpleUnit;
-use cubek_matmul::{
-    definition::MatmulElems, launch::launch_ref, routine::BlueprintStrategy::Inferred,
-};
-use cubek_matmul::{strategy::Strategy, tiled::Strategy as Tiled};
+use cubek_matmul::multi_level::{Strategy as Levels, routines::TileSizeSelection as Tile};
+use cubek_matmul::{definition::MatmulElems, launch::launch_ref, tiled::Strategy as Tiled};
+use cubek_matmul::{routine::BlueprintStrategy::Inferred, strategy::Strategy};
 use cubek_std::{Hardware, InputBinding};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde_json::{Value, json};
@@ -47,9 +44,6 @@ const SHAPES: [[usize; 3]; 5] = [
     [128, 11264, 2048],
     [128, 2048, 5632],
 ];
-
-/// Strategies within this factor of the fastest are timed again.
-const CLOSE: f64 = 1.2;
 
 /// Measures cubecl's matrix products on wgpu.
 #[derive(Parser)]
@@ -73,8 +67,8 @@ fn main() -> Result<()> {
     let device = find(args.adapter.as_deref())?;
     let setup = init_setup::<AutoGraphicsApi>(&device, Default::default());
     let adapter = setup.adapter.get_info().name;
-    // cubecl's own polling thread can panic where a kernel runs for a second (fixed after wgpu 30:
-    // gfx-rs/wgpu#9958), and everything would wait for ever.
+    // cubecl's own polling thread can panic where a kernel runs for a second and leave everything
+    // waiting for ever (gfx-rs/wgpu#9958, not in wgpu 30).
     thread::spawn(move || {
         while setup.device.poll(PollType::Poll).is_ok() {
             thread::sleep(Duration::from_millis(1));
@@ -97,10 +91,9 @@ fn main() -> Result<()> {
 fn find(name: Option<&str>) -> Result<WgpuDevice> {
     let Some(name) = name.map(str::to_lowercase) else { return Ok(WgpuDevice::default()) };
     let named = |x: &Device| x.description().is_some_and(|x| x.name.to_lowercase().contains(&name));
-    match Device::enumerate_all().into_iter().find(named) {
-        Some(Device::Wgpu(device)) => Ok(device),
-        _ => bail!("no adapter has {name:?} in its name"),
-    }
+    let found = Device::enumerate_all().into_iter().find(named);
+    let Some(Device::Wgpu(found)) = found else { bail!("no adapter has {name:?} in its name") };
+    Ok(found)
 }
 
 /// All strategies for matrices, with the settings that cubek-matmul's own benchmarks compare; those
@@ -108,10 +101,10 @@ fn find(name: Option<&str>) -> Result<WgpuDevice> {
 fn strategies() -> Vec<Strategy> {
     let levels = [
         Levels::Naive,
-        Levels::SimpleUnit(Inferred(SimpleUnit { tile_size: MinTileSize })),
-        Levels::SimpleUnit(Inferred(SimpleUnit { tile_size: MaxTileSize })),
-        Levels::DoubleUnit(Inferred(DoubleUnit { tile_size: MinTileSize })),
-        Levels::DoubleUnit(Inferred(DoubleUnit { tile_size: MaxTileSize })),
+        Levels::SimpleUnit(Inferred(SimpleUnit { tile_size: Tile::MinTileSize })),
+        Levels::SimpleUnit(Inferred(SimpleUnit { tile_size: Tile::MaxTileSize })),
+        Levels::DoubleUnit(Inferred(DoubleUnit { tile_size: Tile::MinTileSize })),
+        Levels::DoubleUnit(Inferred(DoubleUnit { tile_size: Tile::MaxTileSize })),
         Levels::Gemm(Default::default()),
         Levels::SimpleCyclicCmma(Default::default()),
         Levels::SimpleCyclicCmma(Inferred(SimpleArgs { multi_rows: true, ..Default::default() })),
@@ -174,6 +167,13 @@ impl Gpu {
         launch_ref(strategy, &self.client, a, b, out, &mut MatmulElems::from_single_dtype(f32))
             .map_err(|error| anyhow!("{}", error.to_string().trim_end()))
     }
+
+    /// Autotune's choice, once it is made.
+    fn chosen(&self, lhs: &TensorHandle, rhs: &TensorHandle) -> String {
+        let call = self.call(&[lhs.clone(), rhs.clone(), lhs.clone()]);
+        let chosen = MatmulTable::ManyRows.fastest_routine(&call, Default::default());
+        chosen.map_or("autotune".into(), |(routine, _)| format!("autotune: {routine}"))
+    }
 }
 
 fn measure(gpu: &Gpu, [m, n, k]: [usize; 3], args: &Args) -> Result<Value> {
@@ -181,7 +181,7 @@ fn measure(gpu: &Gpu, [m, n, k]: [usize; 3], args: &Args) -> Result<Value> {
     let mut random = |len| (0..len).map(|_| rng.random_range(-1.0..1.0)).collect::<Vec<f32>>();
     let (a, b) = (random(m * k), random(n * k));
     let transposed: Vec<f32> = (0..k * n).map(|i| b[i % n * k + i / n]).collect();
-    let entry = |at: usize| {
+    let entry = |at: usize| -> (usize, f64, f64) {
         let (row, column) = (&a[at / n * k..][..k], &b[at % n * k..][..k]);
         let terms = row.iter().zip(column).map(|(&x, &y)| f64::from(x) * f64::from(y));
         (at, terms.clone().sum(), terms.map(f64::abs).sum())
@@ -212,43 +212,37 @@ fn measure(gpu: &Gpu, [m, n, k]: [usize; 3], args: &Args) -> Result<Value> {
         seconds.sort_by(f64::total_cmp);
         Ok([seconds[0], seconds[(repeats - 1) / 2].midpoint(seconds[repeats / 2])])
     };
-    let name = |strategy: Option<&Strategy>, rhs: &TensorHandle| match strategy {
-        Some(strategy) => strategy.to_string(),
-        None => {
-            let call = gpu.call(&[lhs.clone(), rhs.clone(), lhs.clone()]);
-            let chosen = MatmulTable::ManyRows.fastest_routine(&call, Default::default());
-            chosen.map_or("autotune".into(), |x| format!("autotune: {}", x.0))
-        }
-    };
     let mut strategies: Vec<_> = strategies().into_iter().map(Some).collect();
     strategies.extend(args.autotune.then_some(None));
     let (mut timed, mut failed) = (Vec::new(), Vec::new());
     for (layout, rhs) in &layouts {
         for strategy in strategies.iter().map(Option::as_ref) {
-            match time(strategy, rhs, 2) {
-                Ok(seconds) => timed.push((seconds, strategy, layout, rhs)),
+            let seconds = time(strategy, rhs, 2);
+            let name = strategy.map_or_else(|| gpu.chosen(&lhs, rhs), Strategy::to_string);
+            match seconds {
+                Ok(seconds) => timed.push((seconds, name, layout, strategy, rhs)),
                 Err(error) => {
-                    let (name, error) = (name(strategy, rhs), error.to_string());
+                    let error = error.to_string();
                     failed.push(json!({"strategy": name, "b": layout, "error": error}));
                 }
             }
         }
     }
     timed.sort_by(|x, y| x.0[0].total_cmp(&y.0[0]));
-    let bound = CLOSE * timed.first().context("no strategy works")?.0[0];
+    let bound = 1.2 * timed.first().context("no strategy works")?.0[0];
     let close = timed.partition_point(|x| x.0[0] <= bound);
-    for (seconds, strategy, _, rhs) in &mut timed[..close] {
+    for (seconds, _, _, strategy, rhs) in &mut timed[..close] {
         *seconds = time(*strategy, rhs, args.repeats.get())?;
     }
     timed[..close].sort_by(|x, y| x.0[1].total_cmp(&y.0[1]));
 
-    let row = |&([min, median], strategy, layout, rhs): &(_, _, _, _)| json!({"strategy": name(strategy, rhs), "b": layout, "min_s": min, "median_s": median});
-    let ([min, median], strategy, layout, rhs) = timed[0];
-    let rate = (2 * m * n * k) as f64 / median / 1e9;
-    let (min, median, name) = (min * 1e3, median * 1e3, name(strategy, rhs));
-    println!(
-        "{m}x{n}x{k}: min {min:.1} ms, median {median:.1} ms, {rate:.1} GFLOP/s, {name}, B ({layout})"
-    );
-    let rows: Vec<_> = timed.iter().map(row).collect();
-    Ok(json!({"m": m, "n": n, "k": k, "fastest_first": rows, "failed": failed}))
+    let ([min, median], name, layout, ..) = &timed[0];
+    let (min, median, rate) = (min * 1e3, median * 1e3, (2 * m * n * k) as f64 / median / 1e9);
+    print!("m {m}, n {n}, k {k}: min {min:.1} ms, median {median:.1} ms, {rate:.1} GFLOP/s, ");
+    println!("{name}, B ({layout})");
+    let timed = timed.iter().map(|([min, median], name, layout, ..)| {
+        json!({"strategy": name, "b": layout, "min_s": min, "median_s": median})
+    });
+    let timed: Vec<_> = timed.collect();
+    Ok(json!({"m": m, "n": n, "k": k, "fastest_first": timed, "failed": failed}))
 }
