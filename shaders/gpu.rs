@@ -504,6 +504,13 @@ impl Gpu {
         waited.map(|_| ()).map_err(|e| DeviceError(format!("{}: {e}", self.adapter.label())))
     }
 
+    /// Lets the callbacks run of what is done.
+    pub(crate) fn look(&self) -> Result<()> {
+        // Only a wait can fail.
+        let _ = self.device.poll(PollType::Poll);
+        self.check()
+    }
+
     /// The first trouble since the last call; a lost device always.
     pub(crate) fn check(&self) -> Result<()> {
         let mut trouble = lock(&self.trouble);

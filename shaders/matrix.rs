@@ -8,6 +8,7 @@ use rayon::prelude::*;
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::time::Duration;
 
 /// Bytes of one staging buffer, and how many wait for the device before one is used again: while
 /// some are copied the next are filled.
@@ -150,7 +151,9 @@ impl Ring {
             while let Some(ready) = &stage.ready
                 && ready.try_recv().is_err()
             {
-                gpu.wait()?;
+                // Looking, not waiting: a wait keeps the other threads from submitting.
+                gpu.look()?;
+                std::thread::sleep(Duration::from_micros(100));
             }
             return Ok(stage);
         }
