@@ -744,3 +744,34 @@ fn no_device_memory_is_one_line() {
     assert!(stderr.contains("out of device memory"), "{stderr}");
     assert!(stderr.contains("--kv-tokens") && !stderr.contains("panicked"), "{stderr}");
 }
+
+/// `--tune` measures once and keeps what it found; a damaged file counts as none.
+#[test]
+fn tuned_tiles_are_kept() {
+    let Some(adapter) = gritlm_shaders::adapters().into_iter().find(|a| a.lacks.is_none()) else {
+        return crate::support::say("SKIPPED cli::tuned_tiles_are_kept: no adapter");
+    };
+    let cache = tempfile::tempdir().unwrap();
+    let device = format!("wgpu:{}", adapter.label());
+    let run = |more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_gritlm"));
+        command.args(["embed", "a text", "--format", "json", "--device", &device]).args(more);
+        let output = command.env("GRITLM_CACHE", cache.path()).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let object: Value = serde_json::from_slice(&output.stdout).unwrap();
+        numbers(&object["embedding"])
+    };
+    let untuned = run(&[]);
+    assert!(!cache.path().join("tiles").exists());
+    let tuned = run(&["--tune"]);
+    let files: Vec<_> = fs::read_dir(cache.path().join("tiles")).unwrap().collect();
+    let [Ok(file)] = &files[..] else { panic!("expected one file, found {files:?}") };
+    let kept: Value = serde_json::from_slice(&fs::read(file.path()).unwrap()).unwrap();
+    assert!(kept["matmul"].is_u64() && kept["lanes"].is_u64(), "{kept}");
+    assert_eq!(run(&[]), tuned);
+    fs::write(file.path(), "{\"matmul\": 7}").unwrap();
+    assert_eq!(run(&[]), untuned);
+    for text in [tuned, untuned] {
+        crate::support::close("tuned", &text, &run(&[]), 1e-5);
+    }
+}
