@@ -198,9 +198,11 @@ impl Tiles {
     }
 
     fn matmul_of(self, wy: u32, subgroup: u32) -> Matmul {
-        let wx = self.matmul / wy;
-        // Wide tiles would not fit into 16 KiB of workgroup memory, and share little of a.
-        let staged = self.staged && wx + wy <= 2 * self.matmul.isqrt();
+        let side = self.matmul.isqrt();
+        // Lower tiles keep their width, so that both sides fit into 16 or 32 KiB of workgroup
+        // memory; those too low to fill a workgroup so are wide and read from the caches.
+        let staged = self.staged && side * wy >= 64;
+        let wx = if staged { side } else { self.matmul / wy };
         Matmul { wx, wy, staged, shuffle: self.shuffle && !staged && subgroup >= 8 }
     }
 
