@@ -102,6 +102,16 @@ impl List {
     }
 }
 
+/// The longest tile, the shortest, the second longest and so on: every stretch of the list is about
+/// the same work, for adapters that give each core a stretch, and the longest is not last, for those
+/// that give work to whoever is free. A causal mask's tiles grow from first to last.
+fn balance(tiles: &mut Vec<[u32; 9]>) {
+    tiles.sort_by_key(|t| std::cmp::Reverse((t[3] - t[2]) * (t[8] - t[7])));
+    let shortest_first: Vec<_> = tiles.drain(tiles.len().div_ceil(2)..).rev().collect();
+    let mut short = shortest_first.into_iter();
+    *tiles = tiles.drain(..).flat_map(|long| [Some(long), short.next()]).flatten().collect();
+}
+
 impl Wgpu {
     /// The batch's tiles for heads grouped like this, made on the first call.
     fn lists(&self, batch: &Batch, group: u32, vectors: u32) -> Result<Arc<Lists>> {
@@ -118,6 +128,8 @@ impl Wgpu {
             let list = &mut lists[split][mask_code(span.mask).0];
             list.add(span, group, tiles[split], split == 1);
         }
+        // The split form's records name tiles by their place, and theirs are of one length.
+        lists[0].iter_mut().for_each(|list| balance(&mut list.tiles));
         let mut words = batch.tables.clone();
         for list in lists.iter_mut().flatten() {
             list.tiles_at = words.len() as u32;

@@ -3,11 +3,14 @@
 // LANES invocations share 8 sums (8 outputs, or 4 where an output has two) of ROWS rows: each takes
 // every LANES-th group of 8 columns, so that neighbours read neighbouring 16 bytes, and the partial
 // sums are added across the workgroup. Where LANES is 1 (adapters that are CPUs) an invocation walks
-// 8 rows of W alone and GROUPS of them are a workgroup. W is read once for all ROWS rows.
+// 8 rows of W alone and GROUPS of them are a workgroup; with SHARE eight neighbours in a subgroup then
+// read a group of activations each and pass it round. W is read once for all ROWS rows.
 // Bound by memory: the weights.
 
 override ROWS: u32 = 1u;
 override GROUPS: u32 = 1u;
+// Only where LANES is 1 and subgroups have at least eight invocations.
+override SHARE: bool = false;
 override BM: u32 = ROWS;
 // In one dimension: only so are subgroups what one thinks.
 override WIDTH: u32 = LANES * GROUPS;
@@ -59,6 +62,26 @@ fn right_at(tile: Tile, j: u32, s: u32) -> u32 {
     return weights_at(tile.expert, 0u, j + s);
 }
 
+// The group that an invocation reads for its neighbours.
+fn own_group(k: u32, lanes: Lanes) -> u32 {
+    return min(k + lanes.index % 8u, p.inner8 - 1u);
+}
+
+fn shared_group(at: u32, k: u32) -> Eight {
+    if SHARE {
+        return activations(at, k);
+    }
+    return Eight(vec4(0.0), vec4(0.0));
+}
+
+// Group k, the n-th of those that eight neighbours have read.
+fn group_of(own: Eight, at: u32, k: u32, n: u32, lanes: Lanes) -> Eight {
+    if SHARE {
+        return Eight(neighbour(own.even, n, lanes), neighbour(own.odd, n, lanes));
+    }
+    return activations(at, k);
+}
+
 fn total(value: vec4<f32>, lanes: Lanes) -> vec4<f32> {
     if LANES == 1u {
         return value;
@@ -88,35 +111,45 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, lanes: Lanes) {
     var c2 = vec4(0.0); var d2 = vec4(0.0);
     var c3 = vec4(0.0); var d3 = vec4(0.0);
 
-    for (var k = lane; k < p.inner8; k += LANES) {
-        let w0 = weights(0u, b0, k);
-        let w1 = weights(0u, b1, k);
-        let w2 = weights(0u, b2, k);
-        let w3 = weights(0u, b3, k);
-        let w4 = weights(SECOND, b4, k);
-        let w5 = weights(SECOND, b5, k);
-        let w6 = weights(SECOND, b6, k);
-        let w7 = weights(SECOND, b7, k);
-        // v · M is the four inner products of v with M's columns: rows of W.
-        let ce = mat4x4(w0.even, w1.even, w2.even, w3.even);
-        let co = mat4x4(w0.odd, w1.odd, w2.odd, w3.odd);
-        let de = mat4x4(w4.even, w5.even, w6.even, w7.even);
-        let do_ = mat4x4(w4.odd, w5.odd, w6.odd, w7.odd);
-        let x0 = activations(a0, k);
-        c0 += x0.even * ce + x0.odd * co;
-        d0 += x0.even * de + x0.odd * do_;
-        if ROWS > 1u {
-            let x1 = activations(a1, k);
-            c1 += x1.even * ce + x1.odd * co;
-            d1 += x1.even * de + x1.odd * do_;
-        }
-        if ROWS > 2u {
-            let x2 = activations(a2, k);
-            c2 += x2.even * ce + x2.odd * co;
-            d2 += x2.even * de + x2.odd * do_;
-            let x3 = activations(a3, k);
-            c3 += x3.even * ce + x3.odd * co;
-            d3 += x3.even * de + x3.odd * do_;
+    let step = select(LANES, 8u, SHARE);
+    for (var k0 = lane; k0 < p.inner8; k0 += step) {
+        let own = own_group(k0, lanes);
+        let own0 = shared_group(a0, own);
+        let own1 = shared_group(a1, own);
+        let own2 = shared_group(a2, own);
+        let own3 = shared_group(a3, own);
+        let groups = select(1u, min(8u, p.inner8 - k0), SHARE);
+        for (var n = 0u; n < groups; n += 1u) {
+            let k = k0 + n;
+            let w0 = weights(0u, b0, k);
+            let w1 = weights(0u, b1, k);
+            let w2 = weights(0u, b2, k);
+            let w3 = weights(0u, b3, k);
+            let w4 = weights(SECOND, b4, k);
+            let w5 = weights(SECOND, b5, k);
+            let w6 = weights(SECOND, b6, k);
+            let w7 = weights(SECOND, b7, k);
+            // v · M is the four inner products of v with M's columns: rows of W.
+            let ce = mat4x4(w0.even, w1.even, w2.even, w3.even);
+            let co = mat4x4(w0.odd, w1.odd, w2.odd, w3.odd);
+            let de = mat4x4(w4.even, w5.even, w6.even, w7.even);
+            let do_ = mat4x4(w4.odd, w5.odd, w6.odd, w7.odd);
+            let x0 = group_of(own0, a0, k, n, lanes);
+            c0 += x0.even * ce + x0.odd * co;
+            d0 += x0.even * de + x0.odd * do_;
+            if ROWS > 1u {
+                let x1 = group_of(own1, a1, k, n, lanes);
+                c1 += x1.even * ce + x1.odd * co;
+                d1 += x1.even * de + x1.odd * do_;
+            }
+            if ROWS > 2u {
+                let x2 = group_of(own2, a2, k, n, lanes);
+                c2 += x2.even * ce + x2.odd * co;
+                d2 += x2.even * de + x2.odd * do_;
+                let x3 = group_of(own3, a3, k, n, lanes);
+                c3 += x3.even * ce + x3.odd * co;
+                d3 += x3.even * de + x3.odd * do_;
+            }
         }
     }
 

@@ -26,3 +26,8 @@ fn sum4(value: vec4<f32>, lanes: Lanes) -> vec4<f32> {
     }
     return sum;
 }
+
+// What the n-th of eight neighbours has.
+fn neighbour(value: vec4<f32>, n: u32, lanes: Lanes) -> vec4<f32> {
+    return subgroupShuffle(value, (lanes.place & ~7u) + n);
+}

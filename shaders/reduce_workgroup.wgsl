@@ -20,3 +20,8 @@ fn sum4(value: vec4<f32>, lanes: Lanes) -> vec4<f32> {
     workgroupBarrier();
     return partial[0];
 }
+
+// What the n-th of eight neighbours has: only with subgroups.
+fn neighbour(value: vec4<f32>, n: u32, lanes: Lanes) -> vec4<f32> {
+    return value;
+}

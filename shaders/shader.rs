@@ -225,7 +225,7 @@ pub fn variants() -> Vec<Variant> {
                     }
                 }
                 name if name.ends_with(" matvec") => {
-                    for tile in tiles.iter().flat_map(|t| t.matvecs()) {
+                    for tile in tiles.iter().flat_map(|t| t.matvecs(subgroups)) {
                         let constants = tile.constants();
                         dtypes.iter().for_each(|&d| {
                             add(name, subgroups, [&[d], &constants[..]].concat());

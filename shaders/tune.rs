@@ -44,6 +44,7 @@ pub(crate) struct Matvec {
     lanes: u32,
     groups: u32,
     rows: u32,
+    share: bool,
 }
 
 /// Any form of a product.
@@ -81,7 +82,9 @@ impl Matmul {
 
 impl Matvec {
     pub(crate) fn constants(self) -> Constants {
-        let all = [("LANES", self.lanes), ("GROUPS", self.groups), ("ROWS", self.rows)];
+        let share = u32::from(self.share);
+        let all =
+            [("LANES", self.lanes), ("GROUPS", self.groups), ("ROWS", self.rows), ("SHARE", share)];
         all.map(|(n, v)| (n, v.into())).into()
     }
 }
@@ -191,7 +194,7 @@ impl Tiles {
     /// invocations.
     pub(crate) fn product(self, rows: u32, subgroup: u32) -> Form {
         if rows <= FEW_ROWS {
-            return Form::Few(self.matvec(rows.next_power_of_two()));
+            return Form::Few(self.matvec(rows.next_power_of_two(), subgroup));
         }
         let wy = rows.div_ceil(8).next_power_of_two();
         Form::Many(self.matmul_of(wy.min(self.matmul.isqrt()), subgroup))
@@ -206,9 +209,10 @@ impl Tiles {
         Matmul { wx, wy, staged, shuffle: self.shuffle && !staged && subgroup >= 8 }
     }
 
-    fn matvec(self, rows: u32) -> Matvec {
-        let groups = if self.lanes == 1 { 32 } else { 1 };
-        Matvec { lanes: self.lanes, groups, rows }
+    fn matvec(self, rows: u32, subgroup: u32) -> Matvec {
+        let alone = self.lanes == 1;
+        let share = alone && self.shuffle && subgroup >= 8;
+        Matvec { lanes: self.lanes, groups: if alone { 32 } else { 1 }, rows, share }
     }
 
     /// The launches of `attention` for heads of so many vectors of 4: 16 columns to an
@@ -236,7 +240,7 @@ impl Tiles {
         all.filter(|tile| tile.shuffle == subgroups).collect()
     }
 
-    pub(crate) fn matvecs(self) -> Vec<Matvec> {
-        [1, 2, 4].map(|rows| self.matvec(rows)).into()
+    pub(crate) fn matvecs(self, subgroups: bool) -> Vec<Matvec> {
+        [1, 2, 4].map(|rows| self.matvec(rows, if subgroups { 8 } else { 0 })).into()
     }
 }

@@ -1,11 +1,10 @@
 //! peer-cubecl: how fast cubecl multiplies matrices on wgpu, for comparison with our WGSL kernels.
 //!
 //! A (m, k) row-major times B in f32, with B as weights lie, (n, k), and as (k, n). Every strategy
-//! of cubek-matmul for matrices runs on both, `--autotune` adds the fastest of its newer routines.
-//! Each is checked against a product in f64 and timed twice; those close to the fastest are timed
-//! again, and a line per shape tells the fastest of them. The JSON has them all:
+//! of cubek-matmul runs on both, is checked against a product in f64 and timed once; the ones close
+//! to the fastest are timed again, and a line per shape tells the fastest. The JSON has them all:
 //!
-//!     cargo run --release -- [--adapter NAME] [--autotune] [--output FILE]
+//!     cargo run --release -- [--adapter NAME] [--output FILE]
 
 use std::fs;
 use std::num::NonZeroUsize;
@@ -18,17 +17,19 @@ use clap::Parser;
 use cubecl::prelude::*;
 use cubecl::std::tensor::TensorHandle;
 use cubecl::wgpu::{AutoGraphicsApi, WgpuDevice, init_setup, wgpu::PollType};
-use cubecl::{CubeTuneId, Device, client::Client, future};
-use cubek_matmul::kernels::plan::{MatmulCall, MatmulCallInput};
-use cubek_matmul::kernels::{CubeStagedMatmulRoutineSettings, UnitRegistersMatmulRoutineSettings};
-use cubek_matmul::kernels::{select::selector::MatmulTable, tensor::PlainTensor};
+use cubecl::{Device, client::Client, future};
+use cubek_matmul::definition::MatmulElems;
+use cubek_matmul::kernels::{CubeStagedMatmulRoutine, UnitRegistersMatmulRoutine};
+use cubek_matmul::launch::launch_ref;
+use cubek_matmul::multi_level::Strategy as Levels;
+use cubek_matmul::multi_level::routines::TileSizeSelection::{MaxTileSize, MinTileSize};
 use cubek_matmul::multi_level::routines::batch::double_unit::DoubleUnitSelectionArgs as DoubleUnit;
 use cubek_matmul::multi_level::routines::batch::simple::SimpleArgs;
 use cubek_matmul::multi_level::routines::batch::simple_unit::SimpleUnitSelectionArgs as SimpleUnit;
-use cubek_matmul::multi_level::{Strategy as Levels, routines::TileSizeSelection as Tile};
-use cubek_matmul::{definition::MatmulElems, launch::launch_ref, tiled::Strategy as Tiled};
-use cubek_matmul::{routine::BlueprintStrategy::Inferred, strategy::Strategy};
-use cubek_std::{Hardware, InputBinding};
+use cubek_matmul::routine::BlueprintStrategy::Inferred;
+use cubek_matmul::strategy::Strategy;
+use cubek_matmul::tiled::Strategy as Tiled;
+use cubek_std::{Hardware, InputBinding, routine::Routine};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde_json::{Value, json};
 
@@ -45,16 +46,16 @@ const SHAPES: [[usize; 3]; 5] = [
     [128, 2048, 5632],
 ];
 
+/// Strategies within this factor of the fastest are timed again: another program may have slowed one.
+const CLOSE: f64 = 2.0;
+
 /// Measures cubecl's matrix products on wgpu.
 #[derive(Parser)]
 struct Args {
     /// Part of the adapter's name; cubecl's default adapter otherwise
     #[arg(long)]
     adapter: Option<String>,
-    /// Add cubek-matmul's autotune: a hundred kernels a shape, minutes each on a software GPU
-    #[arg(long)]
-    autotune: bool,
-    /// Timed products of those close to the fastest
+    /// Timed products of each strategy that is close to the fastest
     #[arg(long, default_value = "10")]
     repeats: NonZeroUsize,
     /// Write the JSON here
@@ -74,10 +75,10 @@ fn main() -> Result<()> {
             thread::sleep(Duration::from_millis(1));
         }
     });
-    let gpu = Gpu { client: Device::Wgpu(device.clone()).client(), device };
-    let runtime = gpu.client.name();
+    let client = Device::Wgpu(device).client();
+    let runtime = client.name();
     println!("cubecl {VERSION}, cubek-matmul {MATMUL_VERSION}, {runtime}, {adapter}");
-    let rows = SHAPES.iter().map(|shape| measure(&gpu, *shape, &args));
+    let rows = SHAPES.iter().map(|shape| measure(&client, *shape, args.repeats.get()));
     let report = json!({
         "peer": "cubecl", "version": VERSION, "cubek-matmul": MATMUL_VERSION, "device": "wgpu",
         "adapter": adapter, "runtime": runtime, "dtype": "f32",
@@ -96,15 +97,15 @@ fn find(name: Option<&str>) -> Result<WgpuDevice> {
     Ok(found)
 }
 
-/// All strategies for matrices, with the settings that cubek-matmul's own benchmarks compare; those
-/// for vectors are left out.
-fn strategies() -> Vec<Strategy> {
+/// All strategies for matrices: the older ones with the settings that cubek-matmul's own benchmarks
+/// compare, the newer ones with all that its autotune races on wgpu. Those for vectors are left out.
+fn strategies(hw: &Hardware) -> Vec<Strategy> {
     let levels = [
         Levels::Naive,
-        Levels::SimpleUnit(Inferred(SimpleUnit { tile_size: Tile::MinTileSize })),
-        Levels::SimpleUnit(Inferred(SimpleUnit { tile_size: Tile::MaxTileSize })),
-        Levels::DoubleUnit(Inferred(DoubleUnit { tile_size: Tile::MinTileSize })),
-        Levels::DoubleUnit(Inferred(DoubleUnit { tile_size: Tile::MaxTileSize })),
+        Levels::SimpleUnit(Inferred(SimpleUnit { tile_size: MinTileSize })),
+        Levels::SimpleUnit(Inferred(SimpleUnit { tile_size: MaxTileSize })),
+        Levels::DoubleUnit(Inferred(DoubleUnit { tile_size: MinTileSize })),
+        Levels::DoubleUnit(Inferred(DoubleUnit { tile_size: MaxTileSize })),
         Levels::Gemm(Default::default()),
         Levels::SimpleCyclicCmma(Default::default()),
         Levels::SimpleCyclicCmma(Inferred(SimpleArgs { multi_rows: true, ..Default::default() })),
@@ -121,127 +122,92 @@ fn strategies() -> Vec<Strategy> {
         Levels::SpecializedTmaCmma(Default::default()),
         Levels::SpecializedTmaMma(Default::default()),
     ];
-    let others = [
-        Tiled::Cmma(CubeStagedMatmulRoutineSettings::DEFAULT).into(),
-        Tiled::CpuGemm(UnitRegistersMatmulRoutineSettings::DEFAULT).into(),
-        Strategy::Auto,
-    ];
-    levels.into_iter().map(Strategy::from).chain(others).collect()
+    let staged = CubeStagedMatmulRoutine.settings(hw).into_iter().map(Tiled::Cmma);
+    let registers = UnitRegistersMatmulRoutine.settings(hw).into_iter().map(Tiled::CpuGemm);
+    let mut all = vec![Strategy::Auto];
+    all.extend(levels.map(Strategy::from));
+    all.extend(staged.chain(registers).map(Strategy::from));
+    all
 }
 
-struct Gpu {
-    client: Client,
-    device: WgpuDevice,
-}
-
-impl Gpu {
-    fn tensor(&self, values: &[f32], shape: [usize; 2], strides: [usize; 2]) -> TensorHandle {
-        let memory = self.client.create_from_slice(f32::as_bytes(values));
-        TensorHandle::new(memory, shape, strides, f32::elem_type_native())
-    }
-
-    /// A, B and their product as autotune takes them.
-    fn call(&self, tensors: &[TensorHandle; 3]) -> MatmulCall {
-        let [lhs, rhs, out] = tensors.clone();
-        MatmulCall {
-            hw: Hardware::from_client(&self.client),
-            client: self.client.clone(),
-            tune_id: CubeTuneId::new(&self.client, &self.device),
-            lhs: MatmulCallInput::plain(PlainTensor::of_handle(lhs)),
-            rhs: MatmulCallInput::plain(PlainTensor::of_handle(rhs)),
-            out: out.dtype,
-            routes: None,
-            destination: Some(out),
-        }
-    }
-
-    /// Without a strategy by autotune's choice.
-    fn launch(&self, strategy: Option<&Strategy>, tensors: &[TensorHandle; 3]) -> Result<()> {
-        let Some(strategy) = strategy else {
-            MatmulTable::ManyRows.launch(&self.call(tensors), Default::default());
-            return Ok(());
-        };
-        let f32 = f32::elem_type_native();
-        let [a, b, out] = tensors.clone().map(TensorHandle::binding);
-        let (a, b) = (InputBinding::Normal(a, f32), InputBinding::Normal(b, f32));
-        launch_ref(strategy, &self.client, a, b, out, &mut MatmulElems::from_single_dtype(f32))
-            .map_err(|error| anyhow!("{}", error.to_string().trim_end()))
-    }
-
-    /// Autotune's choice, once it is made.
-    fn chosen(&self, lhs: &TensorHandle, rhs: &TensorHandle) -> String {
-        let call = self.call(&[lhs.clone(), rhs.clone(), lhs.clone()]);
-        let chosen = MatmulTable::ManyRows.fastest_routine(&call, Default::default());
-        chosen.map_or("autotune".into(), |(routine, _)| format!("autotune: {routine}"))
-    }
-}
-
-fn measure(gpu: &Gpu, [m, n, k]: [usize; 3], args: &Args) -> Result<Value> {
+fn measure(client: &Client, [m, n, k]: [usize; 3], repeats: usize) -> Result<Value> {
     let mut rng = StdRng::seed_from_u64(0);
     let mut random = |len| (0..len).map(|_| rng.random_range(-1.0..1.0)).collect::<Vec<f32>>();
     let (a, b) = (random(m * k), random(n * k));
     let transposed: Vec<f32> = (0..k * n).map(|i| b[i % n * k + i / n]).collect();
+    // Position, value, and the sum of the terms' magnitudes.
     let entry = |at: usize| -> (usize, f64, f64) {
         let (row, column) = (&a[at / n * k..][..k], &b[at % n * k..][..k]);
         let terms = row.iter().zip(column).map(|(&x, &y)| f64::from(x) * f64::from(y));
         (at, terms.clone().sum(), terms.map(f64::abs).sum())
     };
     let entries: Vec<_> = (0..500).map(|_| entry(rng.random_range(0..m * n))).collect();
-    let (lhs, rhs) = (gpu.tensor(&a, [m, k], [k, 1]), gpu.tensor(&b, [k, n], [1, k]));
-    let layouts = [("n,k", rhs), ("k,n", gpu.tensor(&transposed, [k, n], [n, 1]))];
 
+    let f32 = f32::elem_type_native();
+    let tensor = |values: &[f32], shape: [usize; 2], strides: [usize; 2]| {
+        let memory = client.create_from_slice(f32::as_bytes(values));
+        TensorHandle::new(memory, shape, strides, f32)
+    };
+    let lhs = tensor(&a, [m, k], [k, 1]);
+    let layouts =
+        [("n,k", tensor(&b, [k, n], [1, k])), ("k,n", tensor(&transposed, [k, n], [n, 1]))];
     // The least and the median seconds of `repeats` products, after one that is checked.
-    let time = |strategy: Option<&Strategy>, rhs: &TensorHandle, repeats: usize| -> Result<_> {
+    let time = |strategy: &Strategy, rhs: &TensorHandle, repeats: usize| -> Result<[f64; 2]> {
         // Not a number, so that no entry is right before it is computed.
-        let out = gpu.tensor(&vec![f32::NAN; m * n], [m, n], [n, 1]);
-        let tensors = [lhs.clone(), rhs.clone(), out.clone()];
-        gpu.launch(strategy, &tensors)?;
-        let out = gpu.client.read_one(out.handle)?;
+        let out = tensor(&vec![f32::NAN; m * n], [m, n], [n, 1]);
+        let multiply = || {
+            let [a, b, out] = [&lhs, rhs, &out].map(|x| x.clone().binding());
+            let (a, b) = (InputBinding::Normal(a, f32), InputBinding::Normal(b, f32));
+            launch_ref(strategy, client, a, b, out, &mut MatmulElems::from_single_dtype(f32))
+                .map_err(|error| anyhow!("{}", error.to_string().trim_end()))
+        };
+        multiply()?;
+        let values = client.read_one(out.handle.clone())?;
         for &(at, value, magnitude) in &entries {
-            let got = f32::from_bytes(&out)[at];
+            let got = f32::from_bytes(&values)[at];
             let near = (f64::from(got) - value).abs() <= 1e-6 * magnitude;
             ensure!(near, "entry {at} is {got}, not {value}");
         }
         let mut seconds = vec![0.0; repeats];
         for seconds in &mut seconds {
             let start = Instant::now();
-            gpu.launch(strategy, &tensors)?;
-            future::block_on(gpu.client.sync())?;
+            multiply()?;
+            future::block_on(client.sync())?;
             *seconds = start.elapsed().as_secs_f64();
         }
         seconds.sort_by(f64::total_cmp);
         Ok([seconds[0], seconds[(repeats - 1) / 2].midpoint(seconds[repeats / 2])])
     };
-    let mut strategies: Vec<_> = strategies().into_iter().map(Some).collect();
-    strategies.extend(args.autotune.then_some(None));
+
+    let strategies = strategies(&Hardware::from_client(client));
     let (mut timed, mut failed) = (Vec::new(), Vec::new());
     for (layout, rhs) in &layouts {
-        for strategy in strategies.iter().map(Option::as_ref) {
-            let seconds = time(strategy, rhs, 2);
-            let name = strategy.map_or_else(|| gpu.chosen(&lhs, rhs), Strategy::to_string);
-            match seconds {
-                Ok(seconds) => timed.push((seconds, name, layout, strategy, rhs)),
-                Err(error) => {
-                    let error = error.to_string();
-                    failed.push(json!({"strategy": name, "b": layout, "error": error}));
-                }
+        for strategy in &strategies {
+            match time(strategy, rhs, 1) {
+                Ok(seconds) => timed.push((seconds, strategy, layout, rhs)),
+                Err(error) => failed.push(json!({
+                    "strategy": strategy.to_string(), "b": layout, "error": error.to_string(),
+                })),
             }
         }
     }
     timed.sort_by(|x, y| x.0[0].total_cmp(&y.0[0]));
-    let bound = 1.2 * timed.first().context("no strategy works")?.0[0];
+    let bound = CLOSE * timed.first().context("no strategy works")?.0[0];
     let close = timed.partition_point(|x| x.0[0] <= bound);
-    for (seconds, _, _, strategy, rhs) in &mut timed[..close] {
-        *seconds = time(*strategy, rhs, args.repeats.get())?;
+    for (seconds, strategy, _, rhs) in &mut timed[..close] {
+        *seconds = time(strategy, rhs, repeats)?;
     }
-    timed[..close].sort_by(|x, y| x.0[1].total_cmp(&y.0[1]));
+    timed[..close].sort_by(|x, y| x.0[0].total_cmp(&y.0[0]));
 
-    let ([min, median], name, layout, ..) = &timed[0];
-    let (min, median, rate) = (min * 1e3, median * 1e3, (2 * m * n * k) as f64 / median / 1e9);
-    print!("m {m}, n {n}, k {k}: min {min:.1} ms, median {median:.1} ms, {rate:.1} GFLOP/s, ");
-    println!("{name}, B ({layout})");
-    let timed = timed.iter().map(|([min, median], name, layout, ..)| {
-        json!({"strategy": name, "b": layout, "min_s": min, "median_s": median})
+    let ([min, median], strategy, layout, _) = timed[0];
+    println!(
+        "m {m}, n {n}, k {k}: min {:.1} ms, median {:.1} ms, {:.1} GFLOP/s, {strategy}, B ({layout})",
+        min * 1e3,
+        median * 1e3,
+        (2 * m * n * k) as f64 / min / 1e9,
+    );
+    let timed = timed.iter().map(|([min, median], strategy, layout, _)| {
+        json!({"strategy": strategy.to_string(), "b": layout, "min_s": min, "median_s": median})
     });
     let timed: Vec<_> = timed.collect();
     Ok(json!({"m": m, "n": n, "k": k, "fastest_first": timed, "failed": failed}))
