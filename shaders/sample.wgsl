@@ -27,26 +27,34 @@ struct Draws {
 @group(0) @binding(4) var<storage, read_write> out: array<u32>;
 
 const WORDS = 10u;
-var<workgroup> best_order: array<u32, LANES>;
-var<workgroup> best_id: array<u32, LANES>;
+var<workgroup> best_of: array<Prefix, LANES>;
+var<workgroup> sum_of: vec4<f32>;
+
+// What invocations branch on is loaded with `workgroupUniformLoad`, which has barriers before and
+// after: else browsers cannot see that all take the same way to the next barrier.
 
 // The first in the order of all invocations' (order, id).
 fn first_of(order: u32, id: u32, index: u32) -> Prefix {
-    workgroupBarrier();
-    best_order[index] = order;
-    best_id[index] = id;
+    best_of[index] = Prefix(order, id);
     for (var half = LANES / 2u; half > 0u; half /= 2u) {
         workgroupBarrier();
         if index < half {
-            let other = Prefix(best_order[index + half], best_id[index + half]);
-            if !within(best_order[index], best_id[index], other) {
-                best_order[index] = other.order;
-                best_id[index] = other.id;
+            let other = best_of[index + half];
+            if !within(best_of[index].order, best_of[index].id, other) {
+                best_of[index] = other;
             }
         }
     }
-    workgroupBarrier();
-    return Prefix(best_order[0], best_id[0]);
+    return workgroupUniformLoad(&best_of[0]);
+}
+
+// The sum over all invocations.
+fn sum_all(value: vec4<f32>, lanes: Lanes) -> vec4<f32> {
+    let sum = sum4(value, lanes);
+    if lanes.index == 0u {
+        sum_of = sum;
+    }
+    return workgroupUniformLoad(&sum_of);
 }
 
 // The first in the order of the original logits, among those after `before`.
@@ -77,7 +85,7 @@ fn measure(row: Row, prefix: Prefix, order: u32, lanes: Lanes) -> vec2<f32> {
             sum += vec4(1.0, weight(row, own), 0.0, 0.0);
         }
     }
-    return sum4(sum, lanes).xy;
+    return sum_all(sum, lanes).xy;
 }
 
 // How many tokens within `prefix` have exactly this order and an id below `id`.
@@ -89,7 +97,7 @@ fn equals(row: Row, prefix: Prefix, order: u32, id: u32, lanes: Lanes) -> f32 {
             sum.x += 1.0;
         }
     }
-    return sum4(sum, lanes).x;
+    return sum_all(sum, lanes).x;
 }
 
 fn reached(found: vec2<f32>, by_weight: bool, bound: f32, beyond: bool) -> bool {
@@ -194,7 +202,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, lanes: Lanes) {
                     likely.x += 1.0;
                 }
             }
-            let count = max(sum4(likely, lanes).x, 1.0);
+            let count = max(sum_all(likely, lanes).x, 1.0);
             prefix = shorten(row, prefix, false, count, false, lanes);
         }
         let bound = bitcast<f32>(draws[draw + 7u]) * measure(row, prefix, 0u, lanes).y;

@@ -9,6 +9,7 @@
 use std::fs;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -46,7 +47,8 @@ const SHAPES: [[usize; 3]; 5] = [
     [128, 2048, 5632],
 ];
 
-/// Strategies within this factor of the fastest are timed again: another program may have slowed one.
+/// Strategies within this factor of the fastest are timed again; another program may have slowed
+/// them down.
 const CLOSE: f64 = 2.0;
 
 /// Measures cubecl's matrix products on wgpu.
@@ -63,8 +65,19 @@ struct Args {
     output: Option<PathBuf>,
 }
 
-fn main() -> Result<()> {
-    let args = Args::parse();
+fn main() -> ExitCode {
+    match run(&Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // The first line only: where RUST_BACKTRACE is set, a backtrace follows it.
+            let message = format!("{error:#}");
+            eprintln!("peer-cubecl: {}", message.lines().next().unwrap_or_default());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<()> {
     let device = find(args.adapter.as_deref())?;
     let setup = init_setup::<AutoGraphicsApi>(&device, Default::default());
     let adapter = setup.adapter.get_info().name;
@@ -85,7 +98,12 @@ fn main() -> Result<()> {
         "rows": rows.collect::<Result<Vec<Value>>>()?,
     });
     let Some(path) = &args.output else { return Ok(()) };
-    fs::write(path, format!("{report}\n")).with_context(|| format!("writing {}", path.display()))
+    // Renamed into place, so that a reader never sees half a report.
+    let temporary = path.with_added_extension(format!("{}.tmp", std::process::id()));
+    fs::write(&temporary, format!("{report}\n"))
+        .and_then(|()| fs::rename(&temporary, path))
+        .inspect_err(|_| drop(fs::remove_file(&temporary)))
+        .with_context(|| format!("writing {}", path.display()))
 }
 
 /// The first adapter with `name` in its name, capitals aside, or the default one.
@@ -97,8 +115,8 @@ fn find(name: Option<&str>) -> Result<WgpuDevice> {
     Ok(found)
 }
 
-/// All strategies for matrices: the older ones with the settings that cubek-matmul's own benchmarks
-/// compare, the newer ones with all that its autotune races on wgpu. Those for vectors are left out.
+/// All strategies for matrices, not those for vectors: the older ones with the settings that
+/// cubek-matmul's own benchmarks compare, the newer ones with all that its autotune races on wgpu.
 fn strategies(hw: &Hardware) -> Vec<Strategy> {
     let levels = [
         Levels::Naive,
@@ -200,12 +218,9 @@ fn measure(client: &Client, [m, n, k]: [usize; 3], repeats: usize) -> Result<Val
     timed[..close].sort_by(|x, y| x.0[0].total_cmp(&y.0[0]));
 
     let ([min, median], strategy, layout, _) = timed[0];
-    println!(
-        "m {m}, n {n}, k {k}: min {:.1} ms, median {:.1} ms, {:.1} GFLOP/s, {strategy}, B ({layout})",
-        min * 1e3,
-        median * 1e3,
-        (2 * m * n * k) as f64 / min / 1e9,
-    );
+    let (rate, min, median) = ((2 * m * n * k) as f64 / min / 1e9, min * 1e3, median * 1e3);
+    print!("m {m}, n {n}, k {k}: min {min:.1} ms, median {median:.1} ms, {rate:.1} GFLOP/s, ");
+    println!("B ({layout}), {strategy}");
     let timed = timed.iter().map(|([min, median], strategy, layout, _)| {
         json!({"strategy": strategy.to_string(), "b": layout, "min_s": min, "median_s": median})
     });
