@@ -58,7 +58,11 @@ struct Browser {
 impl Browser {
     fn open(program: &Path, url: &str) -> Self {
         let profile = tempfile::tempdir().unwrap();
-        let process = Command::new(program)
+        // A browser that is debugged through a pipe, descriptors 3 and 4, ends with the pipe: so it
+        // does also where this process is killed.
+        let process = Command::new("sh")
+            .args(["-c", r#"exec "$0" --remote-debugging-pipe "$@" 3<&0 4>&1"#])
+            .arg(program)
             // A browser that is killed leaves what it has there.
             .env("TMPDIR", profile.path())
             .args(["--headless", "--no-sandbox", "--disable-gpu-sandbox", "--no-first-run"])
@@ -67,7 +71,7 @@ impl Browser {
             .arg("--disable-component-update")
             .arg(format!("--user-data-dir={}", profile.path().display()))
             .arg(url)
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
@@ -178,19 +182,20 @@ fn object<T: Copy + Into<f64>>(constants: &[(&str, T)]) -> Value {
     Value::Object(constants.iter().map(value).collect())
 }
 
-/// Variants with each shader and each value of each constant among them. The ops' products share
-/// their constants. From the end, where the largest tiles are: each shader has its most demanding.
+/// Variants with each shader among them, and with each value of each constant; the ops' products
+/// share their constants. The last of a form has the largest tile, so it is there, too.
 fn some_of(all: &[Variant]) -> Vec<Variant> {
+    let form = |v: &Variant| (v.shader.rsplit(' ').next().unwrap(), v.subgroups);
+    let last = |v: &&Variant| all.iter().rfind(|other| form(other) == form(v)) == Some(*v);
     let mut seen = HashSet::new();
     let mut has_new = |v: &&Variant| {
-        let form = v.shader.rsplit(' ').next().unwrap();
-        let mut new = seen.insert((v.shader, v.subgroups, "", 0));
+        let mut new = seen.insert(((v.shader, v.subgroups), "", 0));
         for (name, value) in &v.constants {
-            new |= seen.insert((form, v.subgroups, name, value.to_bits()));
+            new |= seen.insert((form(v), *name, value.to_bits()));
         }
         new
     };
-    all.iter().rev().filter(|v| has_new(v)).cloned().collect()
+    all.iter().filter(last).chain(all).filter(|v| has_new(v)).cloned().collect()
 }
 
 /// One launch and what it should leave in its last buffer.

@@ -4,7 +4,7 @@
 //! of cubek-matmul runs on both, is checked against a product in f64 and timed once; the ones close
 //! to the fastest are timed again, and a line per shape tells the fastest. The JSON has them all:
 //!
-//!     cargo run --release -- [--adapter NAME] [--output FILE]
+//!     cargo run --release -- [--adapter NAME] [--only NAME] [--output FILE]
 
 use std::fs;
 use std::num::NonZeroUsize;
@@ -57,6 +57,9 @@ struct Args {
     /// Part of the adapter's name; cubecl's default adapter otherwise
     #[arg(long)]
     adapter: Option<String>,
+    /// Only strategies with this in their names
+    #[arg(long, default_value = "")]
+    only: String,
     /// Timed products of each strategy that is close to the fastest
     #[arg(long, default_value = "10")]
     repeats: NonZeroUsize,
@@ -91,7 +94,7 @@ fn run(args: &Args) -> Result<()> {
     let client = Device::Wgpu(device).client();
     let runtime = client.name();
     println!("cubecl {VERSION}, cubek-matmul {MATMUL_VERSION}, {runtime}, {adapter}");
-    let rows = SHAPES.iter().map(|shape| measure(&client, *shape, args.repeats.get()));
+    let rows = SHAPES.iter().map(|shape| measure(&client, *shape, args));
     let report = json!({
         "peer": "cubecl", "version": VERSION, "cubek-matmul": MATMUL_VERSION, "device": "wgpu",
         "adapter": adapter, "runtime": runtime, "dtype": "f32",
@@ -148,7 +151,7 @@ fn strategies(hw: &Hardware) -> Vec<Strategy> {
     all
 }
 
-fn measure(client: &Client, [m, n, k]: [usize; 3], repeats: usize) -> Result<Value> {
+fn measure(client: &Client, [m, n, k]: [usize; 3], args: &Args) -> Result<Value> {
     let mut rng = StdRng::seed_from_u64(0);
     let mut random = |len| (0..len).map(|_| rng.random_range(-1.0..1.0)).collect::<Vec<f32>>();
     let (a, b) = (random(m * k), random(n * k));
@@ -197,7 +200,8 @@ fn measure(client: &Client, [m, n, k]: [usize; 3], repeats: usize) -> Result<Val
         Ok([seconds[0], seconds[(repeats - 1) / 2].midpoint(seconds[repeats / 2])])
     };
 
-    let strategies = strategies(&Hardware::from_client(client));
+    let mut strategies = strategies(&Hardware::from_client(client));
+    strategies.retain(|strategy| strategy.to_string().contains(&args.only));
     let (mut timed, mut failed) = (Vec::new(), Vec::new());
     for (layout, rhs) in &layouts {
         for strategy in &strategies {
@@ -213,7 +217,7 @@ fn measure(client: &Client, [m, n, k]: [usize; 3], repeats: usize) -> Result<Val
     let bound = CLOSE * timed.first().context("no strategy works")?.0[0];
     let close = timed.partition_point(|x| x.0[0] <= bound);
     for (seconds, strategy, _, rhs) in &mut timed[..close] {
-        *seconds = time(strategy, rhs, repeats)?;
+        *seconds = time(strategy, rhs, args.repeats.get())?;
     }
     timed[..close].sort_by(|x, y| x.0[0].total_cmp(&y.0[0]));
 
