@@ -3,8 +3,9 @@
 //! * [`config`]: `config.json`, checked. * [`weights`]: mapped safetensors, checked.
 //! * [`tokenizer`]: text ↔ ids. * [`prompt`]: GritLM's formats.
 //! * [`ops`]: the fused operations of a forward pass, as a trait that each backend implements.
+//!   [`tiles`]: how GPU backends cut one of them, attention.
 //! * [`cpu`]: the same operations in plain Rust: the specification, and the fallback.
-//! * [`demo`]: a tiny model of GritLM's shape, in the binary.
+//! * [`demo`]: a tiny model of GritLM's shape, in the binary. * [`files`]: the cache folder.
 //!
 //! # Vocabulary
 //! One set of names for dimensions in all languages of the project; arrays are row-major, outermost
@@ -26,8 +27,10 @@ pub mod config;
 pub mod cpu;
 pub mod demo;
 mod error;
+pub mod files;
 pub mod ops;
 pub mod prompt;
+pub mod tiles;
 pub mod tokenizer;
 pub mod weights;
 

@@ -4,9 +4,9 @@
 use crate::gpu::{Grid, Raw, Use};
 use crate::params::params;
 use crate::profile::Work;
-use crate::tune::Attend as Tile;
 use crate::{Batch, Buffer, Pages, Wgpu, shader};
-use gritlm_model::ops::{Attention, Mask, PAGE, Result, Span};
+use gritlm_model::ops::{Attention, PAGE, Result};
+use gritlm_model::tiles::{List, mask_code};
 use std::sync::{Arc, PoisonError};
 
 /// Query vectors of a sequence and key/value head up to which the keys are split among workgroups
@@ -43,16 +43,10 @@ params! {
     }
 }
 
-/// Tiles of one mask and form.
+/// Tiles of one mask and form, and where they and their records are in the buffer.
 #[derive(Debug, Default)]
-struct List {
-    /// As the shader reads them: row, past, first vector, end, table, keys, window, first key, end.
-    tiles: Vec<[u32; 9]>,
-    /// For the split form: row, first vector, end, first tile, tiles.
-    records: Vec<[u32; 5]>,
-    /// Pairs of query and key that its tiles look at, for the profile.
-    pairs: u64,
-    /// Where both are in the buffer.
+struct Placed {
+    list: List,
     tiles_at: u32,
     records_at: u32,
 }
@@ -63,53 +57,7 @@ pub(crate) struct Lists {
     group: u32,
     raw: Arc<Raw>,
     /// By whether split, then by mask.
-    lists: [[List; 4]; 2],
-}
-
-/// The mask's number in the shader, and its window.
-fn mask_code(mask: Mask) -> (usize, u32) {
-    let (causal, window) = match mask {
-        Mask::Causal { window } => (1, window),
-        Mask::Bidirectional { window } => (0, window),
-    };
-    (causal + 2 * usize::from(window.is_some()), window.unwrap_or(0))
-}
-
-impl List {
-    fn add(&mut self, span: &Span, group: u32, tile: Tile, split: bool) {
-        let total = span.past + span.rows;
-        let vectors = span.rows * group;
-        let window = mask_code(span.mask).1;
-        for first in (0..vectors).step_by(tile.rows() as usize) {
-            let end = (first + tile.rows()).min(vectors);
-            let keys = |m: u32| span.mask.keys((span.past + m / group) as usize, total as usize);
-            // A later query sees no earlier first and no earlier last key.
-            let (first_key, end_key) = (keys(first).start as u32, keys(end - 1).end as u32);
-            let first_key = first_key / tile.block() * tile.block();
-            let begin = self.tiles.len() as u32;
-            let step = tile.keys(end_key - first_key).max(1);
-            for key in (first_key..end_key).step_by(step as usize) {
-                let until = (key + step).min(end_key);
-                let (row, past, table) = (span.row, span.past, span.table);
-                self.tiles.push([row, past, first, end, table, total, window, key, until]);
-            }
-            if split {
-                let count = self.tiles.len() as u32 - begin;
-                self.records.push([span.row, first, end, begin, count]);
-            }
-            self.pairs += u64::from(end - first) * u64::from(end_key - first_key);
-        }
-    }
-}
-
-/// The longest tile, the shortest, the second longest and so on: every stretch of the list is about
-/// the same work, for adapters that give each core a stretch, and the longest is not last, for those
-/// that give work to whoever is free. A causal mask's tiles grow from first to last.
-fn balance(tiles: &mut Vec<[u32; 9]>) {
-    tiles.sort_by_key(|t| std::cmp::Reverse((t[3] - t[2]) * (t[8] - t[7])));
-    let shortest_first: Vec<_> = tiles.drain(tiles.len().div_ceil(2)..).rev().collect();
-    let mut short = shortest_first.into_iter();
-    *tiles = tiles.drain(..).flat_map(|long| [Some(long), short.next()]).flatten().collect();
+    lists: [[Placed; 4]; 2],
 }
 
 impl Wgpu {
@@ -122,20 +70,20 @@ impl Wgpu {
             return Ok(Arc::clone(lists));
         }
         let tiles = self.tiles.attention(vectors, self.gpu.subgroup());
-        let mut lists: [[List; 4]; 2] = Default::default();
+        let mut lists: [[Placed; 4]; 2] = Default::default();
         for span in batch.spans.iter().filter(|s| s.rows > 0) {
             let split = usize::from(span.rows * group <= FEW_VECTORS);
-            let list = &mut lists[split][mask_code(span.mask).0];
-            list.add(span, group, tiles[split], split == 1);
+            let placed = &mut lists[split][mask_code(span.mask).0];
+            placed.list.add(span, group, tiles[split].shape());
         }
         // The split form's records name tiles by their place, and theirs are of one length.
-        lists[0].iter_mut().for_each(|list| balance(&mut list.tiles));
+        lists[0].iter_mut().for_each(|placed| placed.list.balance());
         let mut words = batch.tables.clone();
-        for list in lists.iter_mut().flatten() {
-            list.tiles_at = words.len() as u32;
-            words.extend(list.tiles.iter().flatten());
-            list.records_at = words.len() as u32;
-            words.extend(list.records.iter().flatten());
+        for Placed { list, tiles_at, records_at } in lists.iter_mut().flatten() {
+            *tiles_at = words.len() as u32;
+            words.extend_from_slice(bytemuck::cast_slice(&list.tiles));
+            *records_at = words.len() as u32;
+            words.extend_from_slice(bytemuck::cast_slice(&list.records));
         }
         let raw = self.gpu.send(bytemuck::cast_slice(&words))?;
         let lists = Arc::new(Lists { group, raw, lists });
@@ -159,7 +107,8 @@ impl Wgpu {
         let tiles = self.tiles.attention(pages.vectors, self.gpu.subgroup());
         let [keys, values] = pages.layer(p.layer);
         for (split, mask) in (0..2).flat_map(|split| (0..4).map(move |mask| (split, mask))) {
-            let (tile, list) = (tiles[split], &lists.lists[split][mask]);
+            let (tile, placed) = (tiles[split], &lists.lists[split][mask]);
+            let list = &placed.list;
             if list.tiles.is_empty() {
                 continue;
             }
@@ -175,13 +124,12 @@ impl Wgpu {
                 out_stride: out.stride,
                 part_stride,
                 tables: 0,
-                tiles: list.tiles_at,
+                tiles: placed.tiles_at,
                 scale: 1.0 / (p.head_dim as f32).sqrt(),
             };
             let dims = u64::from(p.kv_heads) * u64::from(p.head_dim);
-            let seen: u64 = list.tiles.iter().map(|t| u64::from(t[8] - t[7])).sum();
-            let work =
-                Work { op: "attention", bytes: 8 * dims * seen, flops: 4 * dims * list.pairs };
+            let (bytes, flops) = (8 * dims * list.keys(), 4 * dims * list.pairs);
+            let work = Work { op: "attention", bytes, flops };
             let mut constants = tile.constants();
             constants.push(("MASK", mask as f64));
             constants.push(("WHOLE", f64::from(u8::from(p.head_dim.is_multiple_of(4)))));
@@ -212,7 +160,7 @@ impl Wgpu {
                 vectors: pages.vectors,
                 out_stride: out.stride,
                 part_stride: part_stride / 4,
-                records: list.records_at,
+                records: placed.records_at,
                 yt: tile.yt,
             };
             let bytes = 4 * u64::from(parts.stride) * parts.rows as u64;

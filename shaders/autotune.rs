@@ -4,9 +4,9 @@
 //! since none depends on the others. A file that cannot be read, or is of another version, counts as
 //! none: the adapter then has its defaults.
 
-use crate::pipeline::cache_folder;
 use crate::tune::Tiles;
 use crate::{Buffer, Wgpu};
+use gritlm_model::files::{cache_folder, keep};
 use gritlm_model::ops::{Attention, Layout, LinearAdd, Mask, Ops, PAGE, PoolShape, Result, Span};
 use gritlm_model::weights::{Dtype, Tensor};
 use std::path::PathBuf;
@@ -26,19 +26,6 @@ fn file(label: &str) -> Option<PathBuf> {
 pub(crate) fn kept(label: &str) -> Option<Tiles> {
     let tiles: Tiles = serde_json::from_slice(&std::fs::read(file(label)?).ok()?).ok()?;
     Tiles::all().contains(&tiles).then_some(tiles)
-}
-
-/// Keeps them for the next start, whole or not at all; a full disk costs only another measurement.
-fn keep(label: &str, tiles: Tiles) {
-    let (Some(file), Ok(text)) = (file(label), serde_json::to_vec(&tiles)) else { return };
-    let part = file.with_extension(format!("{}.part", std::process::id()));
-    let written = (file.parent().map_or(Ok(()), std::fs::create_dir_all))
-        .and_then(|()| std::fs::write(&part, text))
-        .and_then(|()| std::fs::rename(&part, &file));
-    if written.is_err() {
-        // Nothing was there, or a part of it is.
-        let _ = std::fs::remove_file(&part);
-    }
 }
 
 impl Wgpu {
@@ -108,7 +95,12 @@ impl Wgpu {
         let attention = self.fastest(&both, same, &mut attend)?.attention;
         let tiles = Tiles { matmul, staged, shuffle: best.shuffle, lanes, attention };
         self.tiles = tiles;
-        keep(&self.gpu.adapter.label(), tiles);
+        // A full disk costs only another measurement.
+        if let (Some(file), Ok(text)) =
+            (file(&self.gpu.adapter.label()), serde_json::to_vec(&tiles))
+        {
+            let _ = keep(&file, &text);
+        }
         Ok(tiles)
     }
 

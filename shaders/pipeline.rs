@@ -2,6 +2,7 @@
 
 use crate::gpu::{Binding, one_line};
 use crate::shader::{Kind, Shader, Variant};
+use gritlm_model::files::{cache_folder, keep};
 use gritlm_model::ops::{DeviceError, Result};
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -68,16 +69,9 @@ impl Pipelines {
     /// Keeps what the driver has compiled for the next start. A full disk costs only time.
     fn save(&self) {
         let Some((cache, file)) = &self.cache else { return };
-        let (Some(data), Some(folder)) = (cache.get_data(), file.parent()) else { return };
-        if std::fs::read(file).is_ok_and(|old| old == data) {
-            return;
-        }
-        let part = file.with_extension(format!("{}.part", std::process::id()));
-        let written = std::fs::create_dir_all(folder)
-            .and_then(|()| std::fs::write(&part, data))
-            .and_then(|()| std::fs::rename(&part, file));
-        if written.is_err() {
-            let _ = std::fs::remove_file(&part);
+        let Some(data) = cache.get_data() else { return };
+        if !std::fs::read(file).is_ok_and(|old| old == data) {
+            let _ = keep(file, &data);
         }
     }
 }
@@ -86,15 +80,6 @@ impl Drop for Pipelines {
     fn drop(&mut self) {
         self.save();
     }
-}
-
-/// Where pipelines and tuned tiles are kept: `GRITLM_CACHE`, else `gritlm` in the user's cache.
-pub(crate) fn cache_folder() -> Option<PathBuf> {
-    let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    set("GRITLM_CACHE")
-        .or_else(|| Some(set("XDG_CACHE_HOME")?.join("gritlm")))
-        .or_else(|| Some(set("LOCALAPPDATA")?.join("gritlm")))
-        .or_else(|| Some(set("HOME")?.join(".cache/gritlm")))
 }
 
 /// Compiles a variant; an error names the shader and says what the driver said.

@@ -1,6 +1,7 @@
 //! Shapes of tiles: which there are, which an adapter gets, and the launch that follows from them.
 //! Pure functions, so that a choice can be printed and tested without a GPU.
 
+use gritlm_model::tiles::Shape;
 use serde::{Deserialize, Serialize};
 
 /// Invocations of a workgroup that normalises, pools, samples or searches.
@@ -145,13 +146,11 @@ impl Attend {
         8 * self.xt
     }
 
-    /// Keys of a tile, of a sequence with `keys` of them.
-    pub(crate) fn keys(self, keys: u32) -> u32 {
-        if !self.split {
-            return keys;
-        }
+    /// What its workgroups take on.
+    pub(crate) fn shape(self) -> Shape {
         let step = self.block() * self.yt;
-        SPLIT_KEYS.next_multiple_of(step)
+        let keys = self.split.then(|| SPLIT_KEYS.next_multiple_of(step));
+        Shape { rows: self.rows(), block: self.block(), keys }
     }
 }
 
