@@ -1,4 +1,443 @@
-//! The CUDA backend of `gritlm`. Its kernels are not built yet: opening it says so.
+//! The CUDA backend of `gritlm`: every operation as handwritten kernels for NVIDIA GPUs from Ampere
+//! (compute capability 8.0) on.
+//!
+//! * [`Cuda`] implements the operations; one Rust file per op picks the variant, sizes the grid and
+//!   notes the launch of the kernel of the same stem.
+//! * [`source`]: the table of kernels. [`compile`]: NVRTC and its cache. [`tune`]: forms and tiles.
+//! * [`devices`]: what there is to run on.
+//!
+//! The driver and NVRTC are found at run time: this builds, and says what is missing, where no CUDA
+//! is installed. The residual stream, norms, softmax, router and pooling are f32; the operands of
+//! matrix products, queries, keys and values are bf16, their sums f32. The same input gives the same
+//! bits.
 
-/// Why the CUDA backend cannot be opened.
-pub const NOT_BUILT: &str = "the CUDA backend is not built yet";
+mod attention;
+pub mod compile;
+mod driver;
+mod embed;
+mod expert;
+mod gate_up;
+mod gpu;
+mod linear_add;
+mod logits;
+mod matrix;
+mod narrow;
+pub mod params;
+mod pool;
+mod product;
+mod qkv;
+mod rmsnorm;
+mod route;
+mod sample;
+mod search;
+pub mod source;
+pub mod tune;
+
+pub use driver::{Device, devices};
+pub use matrix::Matrix;
+
+use driver::Driver;
+use gpu::{Gpu, Raw, Use};
+use gritlm_model::ops::{
+    Attention, Created, DeviceError, Draw, Drawn, Expert, GateUp, Layout, LinearAdd, Logits,
+    NO_PAGE, OpTime, Ops, PAGE, PoolShape, PoolSpan, Qkv, Result, RmsNorm, Route, Search, Span,
+};
+use gritlm_model::weights::Tensor;
+use half::bf16;
+use matrix::Ring;
+use rayon::prelude::*;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use tune::Form;
+
+/// How to open a GPU.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Options {
+    /// Its number.
+    pub ordinal: u32,
+    /// Time every launch; see [`Ops::profile`].
+    pub profile: bool,
+    /// A folder of compiled kernels (`gritlm kernels build`), instead of NVRTC.
+    pub kernels: Option<PathBuf>,
+    /// Compute every product in this form, instead of the one that [`Form::of`] chooses: for tests
+    /// and benches. A few-rows form is only for products that have no more rows.
+    pub form: Option<Form>,
+}
+
+/// A GPU with its kernels.
+pub struct Cuda {
+    gpu: Gpu,
+    ring: Ring,
+    form: Option<Form>,
+}
+
+/// What a buffer holds, which the op that writes it decides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Format {
+    F32,
+    Bf16,
+}
+
+/// Activations, rows padded to a multiple of 8 columns. There is always room for f32.
+#[derive(Debug)]
+pub struct Buffer {
+    raw: Arc<Raw>,
+    cols: usize,
+    /// Elements from row to row.
+    stride: u32,
+    format: Format,
+}
+
+/// Keys and values: per layer two buffers of `(pages, kv_heads, PAGE, width)` bf16.
+#[derive(Debug)]
+pub struct Pages {
+    shape: PoolShape,
+    layers: Vec<[Arc<Raw>; 2]>,
+    /// head_dim padded to a multiple of 8.
+    width: u32,
+}
+
+/// An uploaded [`Layout`].
+#[derive(Debug)]
+pub struct Batch {
+    /// Tokens, slots, and the rotary angles' cosines and sines.
+    raw: Arc<Raw>,
+    rows: u32,
+    slots: u32,
+    angles: u32,
+    spans: Vec<Span>,
+    tables: Vec<u32>,
+    lists: Mutex<Option<Arc<attention::Lists>>>,
+}
+
+/// Which experts each row goes through; its regions are described in expert_sort.cu.
+#[derive(Debug)]
+pub struct Routing {
+    logits: Buffer,
+    raw: Arc<Raw>,
+    /// Rows · top_k that there is room for.
+    assigned: u32,
+    experts: usize,
+}
+
+/// The widest head that attention.cu has a variant for.
+const MAX_HEAD_DIM: usize = 256;
+
+impl Cuda {
+    /// Opens a GPU.
+    ///
+    /// # Errors
+    /// When there is no driver, no such GPU, it is too old, or its kernels cannot be compiled.
+    pub fn open(options: &Options) -> Result<Self> {
+        let driver = Driver::open(options.ordinal)?;
+        let cubins = compile::cubins(driver.device.capability, options.kernels.as_deref())?;
+        let gpu = Gpu::new(driver, cubins, options.profile)?;
+        Ok(Self { gpu, ring: Ring::default(), form: options.form })
+    }
+
+    /// The GPU that was opened.
+    pub fn describe(&self) -> &Device {
+        &self.gpu.driver.device
+    }
+
+    /// Waits until everything noted is done.
+    ///
+    /// # Errors
+    /// With what has gone wrong since the last read.
+    pub fn finish(&self) -> Result<()> {
+        self.gpu.submit()?;
+        self.gpu.driver.wait()
+    }
+
+    /// A buffer with undefined contents.
+    fn buffer_of(&self, rows: usize, cols: usize) -> Result<Buffer> {
+        let stride = cols.next_multiple_of(8);
+        let raw = self.gpu.buffer(4 * (rows * stride) as u64)?;
+        Ok(Buffer { raw, cols, stride: stride as u32, format: Format::F32 })
+    }
+}
+
+impl Pages {
+    /// Keys and values of a layer.
+    fn layer(&self, layer: u32) -> [&Arc<Raw>; 2] {
+        self.layers[layer as usize].each_ref()
+    }
+
+    /// Bytes of one page of keys or of values.
+    fn page_bytes(&self) -> usize {
+        2 * self.shape.kv_heads * PAGE * self.width as usize
+    }
+
+    /// Where in a page's elements a head's token begins.
+    fn vector(&self, head: usize, token: usize) -> usize {
+        (head * PAGE + token % PAGE) * self.width as usize
+    }
+}
+
+impl Ops for Cuda {
+    type Matrix = Matrix;
+    type Buffer = Buffer;
+    type Pages = Pages;
+    type Batch = Batch;
+    type Routing = Routing;
+
+    fn device(&self) -> String {
+        let Device { ordinal, name, capability: (major, minor), .. } = self.describe();
+        format!("cuda:{ordinal} ({name}, compute capability {major}.{minor})")
+    }
+
+    fn submit(&self) -> Result<()> {
+        self.gpu.submit()
+    }
+
+    fn created(&self) -> Created {
+        self.gpu.created()
+    }
+
+    fn profile(&self) -> Vec<OpTime> {
+        self.gpu.profile()
+    }
+
+    fn matrix(&self, parts: &[Tensor]) -> Result<Matrix> {
+        matrix::upload(&self.gpu, &self.ring, parts)
+    }
+
+    fn buffer(&self, rows: usize, cols: usize) -> Result<Buffer> {
+        self.buffer_of(rows, cols)
+    }
+
+    fn upload(&self, rows: usize, cols: usize, values: &[f32]) -> Result<Buffer> {
+        debug_assert_eq!(rows * cols, values.len());
+        let buffer = self.buffer_of(rows, cols)?;
+        let stride = buffer.stride as usize;
+        if stride == cols {
+            self.gpu.write(&buffer.raw, 0, bytemuck::cast_slice(values))?;
+        } else if cols > 0 {
+            let mut padded = vec![0.0f32; rows * stride];
+            for (to, from) in padded.chunks_exact_mut(stride).zip(values.chunks_exact(cols)) {
+                to[..cols].copy_from_slice(from);
+            }
+            self.gpu.write(&buffer.raw, 0, bytemuck::cast_slice(&padded))?;
+        }
+        Ok(buffer)
+    }
+
+    fn pages(&self, shape: PoolShape) -> Result<Pages> {
+        let PoolShape { layers, pages, kv_heads, head_dim } = shape;
+        if head_dim > MAX_HEAD_DIM || head_dim % 2 != 0 {
+            return Err(DeviceError(format!(
+                "the CUDA kernels take heads of up to {MAX_HEAD_DIM} columns in pairs, and this \
+                 model's have {head_dim}; use --device cpu"
+            )));
+        }
+        let width = head_dim.next_multiple_of(8);
+        let bytes = 2 * (pages * kv_heads * PAGE * width) as u64;
+        let layer = |_| {
+            let keys = self.gpu.buffer_for(Use::Lasting, bytes)?;
+            Ok([keys, self.gpu.buffer_for(Use::Lasting, bytes)?])
+        };
+        let layers = (0..layers).map(layer).collect::<Result<Vec<_>>>()?;
+        Ok(Pages { shape, layers, width: width as u32 })
+    }
+
+    fn batch(&self, layout: &Layout) -> Result<Batch> {
+        // Loading is over.
+        self.ring.release();
+        let rows = layout.tokens.len();
+        let mut words = layout.tokens.clone();
+        words.extend(&layout.slots);
+        let angle = |(position, frequency): (f32, f32)| {
+            let (sine, cosine) = (frequency * position).sin_cos();
+            [cosine.to_bits(), sine.to_bits()]
+        };
+        let pairs = layout.positions.par_iter().with_min_len(64).flat_map_iter(|&position| {
+            layout.frequencies.iter().flat_map(move |&f| angle((position as f32, f)))
+        });
+        words.par_extend(pairs);
+        Ok(Batch {
+            raw: self.gpu.send(bytemuck::cast_slice(&words))?,
+            rows: rows as u32,
+            slots: rows as u32,
+            angles: 2 * rows as u32,
+            spans: layout.spans.clone(),
+            tables: layout.tables.clone(),
+            lists: Mutex::default(),
+        })
+    }
+
+    fn routing(&self, rows: usize, experts: usize, top_k: usize) -> Result<Routing> {
+        let assigned = rows * top_k;
+        let words = 4 * assigned + 2 * (experts + 1) + 3 * (assigned + experts);
+        Ok(Routing {
+            logits: self.buffer_of(rows, experts)?,
+            raw: self.gpu.buffer(4 * words as u64)?,
+            assigned: assigned as u32,
+            experts,
+        })
+    }
+
+    fn embed(&self, batch: &Batch, table: &Matrix, x: &mut Buffer) {
+        x.format = Format::F32;
+        self.embed_rows(batch, table, x);
+    }
+
+    fn rmsnorm(&self, p: RmsNorm, x: &Buffer, weight: &Matrix, h: &mut Buffer) {
+        self.norm_rows((p.rows, p.dim, p.eps), x, weight, None, h);
+    }
+
+    fn qkv(
+        &self,
+        p: Qkv,
+        h: &Buffer,
+        w: &Matrix,
+        batch: &Batch,
+        q: &mut Buffer,
+        pages: &mut Pages,
+    ) {
+        self.project(p, h, w, batch, q, pages);
+    }
+
+    fn attention(&self, p: Attention, q: &Buffer, pages: &Pages, batch: &Batch, out: &mut Buffer) {
+        self.attend(p, q, pages, batch, out);
+    }
+
+    fn linear_add(&self, p: LinearAdd, a: &Buffer, w: &Matrix, x: &mut Buffer) {
+        self.add_product(p, a, w, x);
+    }
+
+    fn gate_up(&self, p: GateUp, h: &Buffer, w: &Matrix, out: &mut Buffer) {
+        self.gated(p, h, w, out);
+    }
+
+    fn route(&self, p: Route, h: &Buffer, w: &Matrix, routing: &mut Routing) {
+        self.choose(p, h, w, routing);
+    }
+
+    fn expert_gate_up(
+        &self,
+        p: Expert,
+        h: &Buffer,
+        w: &Matrix,
+        routing: &Routing,
+        out: &mut Buffer,
+    ) {
+        self.experts_gate_up(p, h, w, routing, out);
+    }
+
+    fn expert_down_add(
+        &self,
+        p: Expert,
+        a: &Buffer,
+        w: &Matrix,
+        routing: &Routing,
+        x: &mut Buffer,
+    ) {
+        self.experts_down_add(p, a, w, routing, x);
+    }
+
+    fn pool(&self, dim: u32, spans: &[PoolSpan], h: &Buffer, out: &mut Buffer) {
+        out.format = Format::F32;
+        self.pooled(dim, spans, h, out);
+    }
+
+    fn logits(
+        &self,
+        p: Logits,
+        rows: &[u32],
+        x: &Buffer,
+        norm: &Matrix,
+        w: &Matrix,
+        out: &mut Buffer,
+    ) {
+        out.format = Format::F32;
+        self.last(p, rows, x, norm, w, out);
+    }
+
+    async fn sample(&self, vocab: u32, draws: &[Draw], logits: &Buffer) -> Result<Vec<Drawn>> {
+        self.drawn(vocab, draws, logits)
+    }
+
+    async fn search(
+        &self,
+        p: Search,
+        queries: &Buffer,
+        corpus: &Buffer,
+    ) -> Result<Vec<Vec<(u32, f32)>>> {
+        self.found(p, queries, corpus)
+    }
+
+    async fn read(&self, buffer: &Buffer, len: usize) -> Result<Vec<f32>> {
+        let (cols, stride) = (buffer.cols, buffer.stride as usize);
+        let values = len.div_ceil(cols.max(1)) * stride;
+        let stored: Vec<f32> = match buffer.format {
+            Format::F32 => {
+                let bytes = self.gpu.read(&buffer.raw, 0, 4 * values as u64)?;
+                bytes.as_chunks().0.iter().map(|&word| f32::from_ne_bytes(word)).collect()
+            }
+            Format::Bf16 => widened(&self.gpu.read(&buffer.raw, 0, 2 * values as u64)?),
+        };
+        let mut out: Vec<f32> = if stride == cols {
+            stored
+        } else {
+            stored.chunks_exact(stride).flat_map(|row| &row[..cols]).copied().collect()
+        };
+        out.truncate(len);
+        Ok(out)
+    }
+
+    async fn read_routing(&self, routing: &Routing, rows: usize) -> Result<Vec<f32>> {
+        self.read(&routing.logits, rows * routing.experts).await
+    }
+
+    async fn export_pages(&self, pages: &Pages, table: &[u32], tokens: usize) -> Result<Vec<f32>> {
+        let PoolShape { layers, kv_heads, head_dim, .. } = pages.shape;
+        let page = pages.page_bytes();
+        let used = &table[..tokens.div_ceil(PAGE)];
+        let mut out = Vec::with_capacity(layers * 2 * kv_heads * tokens * head_dim);
+        let together = self.gpu.buffer((page * used.len()) as u64)?;
+        for raw in pages.layers.iter().flatten() {
+            for (n, &number) in used.iter().enumerate() {
+                debug_assert_ne!(number, NO_PAGE);
+                let (from, to) = ((number as usize * page) as u64, (n * page) as u64);
+                self.gpu.copy((raw, from), (&together, to), page as u64)?;
+            }
+            let values = widened(&self.gpu.read(&together, 0, (page * used.len()) as u64)?);
+            for head in 0..kv_heads {
+                for t in 0..tokens {
+                    let at = t / PAGE * (page / 2) + pages.vector(head, t);
+                    out.extend_from_slice(&values[at..at + head_dim]);
+                }
+            }
+        }
+        Ok(out)
+    }
+
+    fn import_pages(&self, pages: &mut Pages, table: &[u32], tokens: usize, values: &[f32]) {
+        let PoolShape { kv_heads, head_dim, .. } = pages.shape;
+        let bytes = pages.page_bytes();
+        let mut page = vec![bf16::ZERO; bytes / 2];
+        let each = kv_heads * tokens * head_dim;
+        for (raw, values) in pages.layers.iter().flatten().zip(values.chunks_exact(each.max(1))) {
+            for (n, &number) in table[..tokens.div_ceil(PAGE)].iter().enumerate() {
+                for head in 0..kv_heads {
+                    for t in n * PAGE..((n + 1) * PAGE).min(tokens) {
+                        let from = &values[(head * tokens + t) * head_dim..][..head_dim];
+                        let to = pages.vector(head, t);
+                        for (to, &from) in page[to..to + head_dim].iter_mut().zip(from) {
+                            *to = bf16::from_f32(from);
+                        }
+                    }
+                }
+                let at = (number as usize * bytes) as u64;
+                if let Err(problem) = self.gpu.write(raw, at, bytemuck::cast_slice(&page)) {
+                    return self.gpu.fail(problem);
+                }
+            }
+        }
+    }
+}
+
+/// bf16 as f32.
+fn widened(bytes: &[u8]) -> Vec<f32> {
+    bytes.as_chunks().0.iter().map(|&pair| bf16::from_le_bytes(pair).to_f32()).collect()
+}

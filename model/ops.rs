@@ -314,8 +314,10 @@ pub struct Created {
     pub buffers: u64,
     /// Bind groups.
     pub bind_groups: u64,
-    /// Pipelines.
+    /// Pipelines, or kernels looked up.
     pub pipelines: u64,
+    /// Steps recorded, to be replayed (CUDA graphs).
+    pub graphs: u64,
     /// Command buffers submitted.
     pub submits: u64,
     /// Launches submitted.

@@ -76,10 +76,8 @@ pub fn devices() -> Vec<DeviceInfo> {
         available,
         description,
     };
-    let mut all = vec![
-        info("cpu", true, Cpu.device()),
-        info("cuda", false, gritlm_kernels::NOT_BUILT.into()),
-    ];
+    let mut all = vec![info("cpu", true, Cpu.device())];
+    all.extend(cuda::devices());
     all.extend(wgpu::devices());
     all
 }
@@ -103,22 +101,110 @@ impl Load<'_> {
             problem: format!("{problem}; use --device cpu"),
         };
         match asked {
-            Device::Cuda(_) => Err(missing(gritlm_kernels::NOT_BUILT.into())),
+            Device::Cuda(n) => {
+                let device = cuda::open(*n, self.options).map_err(missing)?;
+                self.onto(device, "as asked for".into())
+            }
             Device::Cpu => self.onto(Cpu, "as asked for".into()),
             Device::Wgpu(name) => {
                 let (device, why) = wgpu::open(name, self.options).map_err(missing)?;
                 self.onto(device, why)
             }
-            Device::Auto => match wgpu::open_gpu(self.options) {
-                Some(Ok((device, why))) => self.onto(device, why),
-                Some(Err(problem)) => self.onto(Cpu, format!("the GPU cannot be used: {problem}")),
-                None => self.onto(Cpu, "there is no GPU".into()),
+            Device::Auto => match cuda::open_gpu(self.options) {
+                Some(Ok(device)) => self.onto(device, "the first NVIDIA GPU".into()),
+                // Another driver may reach the same GPU.
+                Some(Err(problem)) => self.other_gpu(Some(problem)),
+                None => self.other_gpu(None),
             },
+        }
+    }
+
+    /// The best GPU that wgpu reaches, else the CPU; and why not CUDA, where it has a GPU.
+    fn other_gpu(self, not_cuda: Option<String>) -> Result<(Box<dyn Model>, String)> {
+        let not_cuda = not_cuda.map(|problem| format!("; not CUDA: {problem}")).unwrap_or_default();
+        match wgpu::open_gpu(self.options) {
+            Some(Ok((device, why))) => self.onto(device, why + &not_cuda),
+            Some(Err(problem)) => {
+                self.onto(Cpu, format!("the GPU cannot be used: {problem}{not_cuda}"))
+            }
+            None => self.onto(Cpu, format!("there is no GPU{not_cuda}")),
         }
     }
 
     fn onto<O: Ops + 'static>(self, ops: O, why: String) -> Result<(Box<dyn Model>, String)> {
         Ok((Box::new(Forward::load(ops, self)?), why))
+    }
+}
+
+/// The CUDA backend, where it is built in.
+#[cfg(feature = "cuda")]
+mod cuda {
+    use super::{DeviceInfo, Options};
+    use gritlm_kernels::{Cuda, Device, devices as gpus};
+
+    pub(super) fn devices() -> Vec<DeviceInfo> {
+        match gpus() {
+            Ok(gpus) if gpus.is_empty() => vec![unavailable("there is no NVIDIA GPU".into())],
+            Ok(gpus) => gpus.iter().map(describe).collect(),
+            Err(problem) => vec![unavailable(problem.to_string())],
+        }
+    }
+
+    fn unavailable(description: String) -> DeviceInfo {
+        DeviceInfo { device: "cuda".into(), available: false, description }
+    }
+
+    fn describe(gpu: &Device) -> DeviceInfo {
+        let (major, minor) = gpu.capability;
+        DeviceInfo {
+            device: format!("cuda:{}", gpu.ordinal),
+            available: gpu.capability >= (8, 0),
+            description: format!(
+                "{}, compute capability {major}.{minor}, {} MiB, {} multiprocessors, {} KiB of \
+                 shared memory a block",
+                gpu.name,
+                gpu.memory >> 20,
+                gpu.sms,
+                gpu.shared >> 10
+            ),
+        }
+    }
+
+    pub(super) fn open(ordinal: u32, options: &Options) -> Result<Cuda, String> {
+        let options = gritlm_kernels::Options {
+            ordinal,
+            profile: options.profile,
+            kernels: options.kernels.clone(),
+            form: None,
+        };
+        Cuda::open(&options).map_err(|e| e.to_string())
+    }
+
+    /// The first GPU; None where there is none.
+    pub(super) fn open_gpu(options: &Options) -> Option<Result<Cuda, String>> {
+        let found = gpus().is_ok_and(|gpus| !gpus.is_empty());
+        found.then(|| open(0, options))
+    }
+}
+
+/// What says that the CUDA backend is not built in.
+#[cfg(not(feature = "cuda"))]
+mod cuda {
+    use super::{Cpu, DeviceInfo, Options};
+
+    const MISSING: &str = "the CUDA backend is not built in (feature cuda)";
+
+    pub(super) fn devices() -> Vec<DeviceInfo> {
+        let description = MISSING.into();
+        vec![DeviceInfo { device: "cuda".into(), available: false, description }]
+    }
+
+    pub(super) fn open(_ordinal: u32, _options: &Options) -> Result<Cpu, String> {
+        Err(MISSING.into())
+    }
+
+    pub(super) fn open_gpu(_options: &Options) -> Option<Result<Cpu, String>> {
+        None
     }
 }
 

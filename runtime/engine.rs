@@ -72,6 +72,9 @@ pub struct Options {
     /// On a GPU, split weight matrices into buffers of at most so many bytes, where the adapter
     /// itself would take larger ones.
     pub matrix_bytes: Option<u64>,
+    /// On CUDA, a folder of kernels that `gritlm kernels build` has made, where the compiler (NVRTC)
+    /// is not to be asked.
+    pub kernels: Option<PathBuf>,
 }
 
 impl Default for Options {
@@ -88,6 +91,7 @@ impl Default for Options {
             tune: false,
             f16: false,
             matrix_bytes: None,
+            kernels: None,
         }
     }
 }

@@ -57,6 +57,9 @@ pub(super) struct Global {
     /// On a GPU, first measure which shapes of tiles are fastest, and keep them for later starts
     #[arg(long, global = true)]
     tune: bool,
+    /// On CUDA, kernels that `gritlm kernels build` has made, instead of compiling them here
+    #[arg(long, global = true, value_name = "DIR")]
+    kernels: Option<PathBuf>,
     /// What stdout gets
     #[arg(long, global = true, value_enum, default_value_t = Format::Text)]
     pub(super) format: Format,
@@ -72,6 +75,7 @@ impl Global {
             profile: self.profile,
             tune: self.tune,
             f16: self.f16,
+            kernels: self.kernels.clone(),
             ..Options::default()
         }
     }
@@ -118,6 +122,9 @@ Embeddings are kept beside PATH and made again only for what has changed.")]
         after_help = "Example:\n  gritlm synth --like gritlm-7b --layers 2 --output /tmp/small"
     )]
     Synth(Synth),
+    /// Compile the CUDA kernels, for machines that have no compiler
+    #[command(subcommand)]
+    Kernels(Kernels),
     /// Print a completion script for a shell
     #[command(
         after_help = "Example:\n  gritlm completions bash > ~/.local/share/bash-completion/completions/gritlm"
@@ -343,6 +350,22 @@ pub(super) struct Synth {
     /// The folder to make
     #[arg(long, value_name = "DIR")]
     pub(super) output: PathBuf,
+}
+
+#[derive(Subcommand)]
+pub(super) enum Kernels {
+    /// Compile every kernel and say what each takes of a multiprocessor
+    #[command(after_help = "Example:
+  gritlm kernels build --arch sm_80,sm_90a --output kernels
+  gritlm generate --device cuda --kernels kernels --prompt \"Once upon\"")]
+    Build {
+        /// Architectures: sm_80 is for A100, sm_89 for RTX 40, sm_90a for H100
+        #[arg(long, value_name = "A", value_delimiter = ',', default_value = "sm_80,sm_90a")]
+        arch: Vec<String>,
+        /// The folder for `--kernels`
+        #[arg(long, value_name = "DIR")]
+        output: PathBuf,
+    },
 }
 
 /// `none` or a number of tokens.

@@ -7,6 +7,7 @@ mod demo;
 mod embed;
 mod generate;
 mod inspect;
+mod kernels;
 mod output;
 mod rank;
 mod search;
@@ -81,6 +82,7 @@ fn run(args: Args) -> Result<()> {
         Command::Search(a) => search::run(&a, &global, &mut out),
         Command::Inspect(a) => inspect::inspect(&a, &global, &mut out),
         Command::Devices => inspect::devices(&mut out),
+        Command::Kernels(a) => kernels::run(&a, &mut out),
         Command::Synth(a) => inspect::synth(&a, &mut out),
         Command::Completions { shell } => {
             let mut script = Vec::new();

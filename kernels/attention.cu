@@ -1,0 +1,466 @@
+// attention: out = softmax(q kᵀ / √head_dim + mask) v over the KV pages, one pass, no score matrix.
+// q, out (rows, heads, head_dim) bf16   keys, values (pages, kv_heads, PAGE, width) bf16, one layer.
+//
+// The query heads of one key/value head are packed with the query tokens into one list of vectors,
+// m = token · group + head, so that they share every key and value that is loaded. A block of four
+// warps has one tile of the batch's list (tiles.rs) and one key/value head; it walks the tile's
+// keys, BLOCK at a time, with the online softmax: scores (mma.sync), the largest so far, weights
+// 2^(score − largest) rounded to bf16, weighted values (mma.sync) into f32 registers.
+// * Prefill: the warps split the vectors, 32 each (with 16, the tensor cores would wait for
+//   ldmatrix: every warp reads all keys and values).
+// * SPLIT: 16 vectors, and the warps split the keys of each block; tiles cover stretches of keys.
+//   `attention_reduce` adds up what is written to `parts`.
+// Blocks of keys and of values take turns in a ring that cp.async fills RING − 1 ahead. Rows in
+// shared memory are D columns, the 16-byte chunks of row r swapped by xor r % 8, so that neither
+// copies nor ldmatrix meet bank conflicts. What lies beyond a head's width or a tile's last key
+// becomes 0 there: pages may hold NaN. MASK is compiled in; blocks that no vector sees are not in
+// the tile, and only those that some vector sees a part of are compared key by key.
+// Bound by arithmetic with many vectors, by memory when decoding. Twin: model/cpu/attention.rs.
+// Params: attention.rs.
+#include "common.cuh"
+
+struct Attend {
+    Global<bf16> q;
+    Global<bf16> keys;
+    Global<bf16> values;
+    Global<bf16> out;     // without SPLIT
+    Global<float> parts;  // with SPLIT: (tile, kv_head, 16, width + 4): columns, largest, sum
+    Global<u32> words;    // the batch's page tables, then its tiles
+    u32 group;            // query heads per key/value head
+    u32 kv_heads;
+    u32 head_dim;
+    u32 width;  // of a cached head: head_dim rounded up to 8
+    u32 q_stride;
+    u32 out_stride;
+    u32 tiles;    // where this mask's tiles begin
+    float scale;  // log₂ e / √head_dim
+};
+
+// As tiles.rs lays it out; in a tile that only fills up a list, first = end.
+struct Tile {
+    u32 row, past, first, end, table, total, window, first_key, end_key;
+};
+
+constexpr u32 PAGE = 128;
+constexpr u32 WARPS = 4;
+constexpr u32 CAUSAL = 1;  // bits of MASK
+constexpr u32 WINDOW = 2;
+
+// The same numbers as `Form` in attention.rs.
+template <u32 WIDTH, u32 KIND, bool FEW> struct Form {
+    static constexpr u32 D = WIDTH;
+    static constexpr u32 MASK = KIND;
+    static constexpr bool SPLIT = FEW;
+    static constexpr u32 BLOCK = D == 256 && !SPLIT ? 32 : 64;  // keys
+    static constexpr u32 RING = !SPLIT ? 3 : D == 256 ? 2 : 4;
+    static constexpr u32 M = SPLIT || D == 256 ? 1 : 2;  // times 16 vectors of a warp
+    static constexpr u32 ROWS = SPLIT ? 16 : WARPS * 16 * M;
+    static constexpr u32 N = (SPLIT ? BLOCK / WARPS : BLOCK) / 8;  // times 8 keys of a warp
+    static constexpr u32 C = D / 8;                                // chunks of a row
+    static constexpr u32 QUERIES = RING * BLOCK * D * 2;           // after the ring
+    static constexpr u32 MERGED = WARPS * 16 * (D + 8) * 4;        // in place of the ring
+};
+
+// Where a chunk of 8 columns of a row lies in shared memory.
+template <u32 D> __device__ __forceinline__ u32 place(u32 row, u32 chunk) {
+    return row * D + (chunk ^ row % 8) * 8;
+}
+
+// All heads of a tile come one after the other, so that the longest tiles are first.
+__device__ __forceinline__ u32 head_at(const Attend &p) { return blockIdx.x % p.kv_heads; }
+
+__device__ __forceinline__ Tile tile_at(const Attend &p) {
+    Global<u32> w = p.words.from(p.tiles + blockIdx.x / p.kv_heads * 9);
+    // A window beyond every position is none; the sums below stay below 2³².
+    return {w[0], w[1], w[2], w[3], w[4], w[5], min(w[6], 1u << 30), w[7], w[8]};
+}
+
+// Where vector m begins in a buffer with this stride.
+__device__ __forceinline__ u64 vector_at(const Attend &p, const Tile &tile, u32 m, u32 stride) {
+    u32 column = (head_at(p) * p.group + m % p.group) * p.head_dim;
+    return u64(tile.row + m / p.group) * stride + column;
+}
+
+// The tile's queries to shared memory, zeros in rows and columns that there are not.
+template <class F>
+__device__ __forceinline__ void load_queries(const Attend &p, const Tile &tile, Shared<bf16> to) {
+    for (u32 i = threadIdx.x; i < F::ROWS * F::C; i += WARPS * WARP) {
+        u32 row = i / F::C, c = i % F::C, m = tile.first + row;
+        u64 at = vector_at(p, tile, min(m, tile.end - 1), p.q_stride) + 8 * c;
+        u32 columns = m < tile.end && 8 * c < p.head_dim ? min(p.head_dim - 8 * c, 8u) : 0;
+        if (p.head_dim % 8 == 0) {
+            cp_async16(to, place<F::D>(row, c), p.q, at, 2 * columns);
+            continue;
+        }
+        for (u32 d = 0; d < 8; d++) {
+            to.set(place<F::D>(row, c) + d, d < columns ? p.q[at + d] : bf16{0});
+        }
+    }
+}
+
+// The tile's blocks of keys and of values, in turn.
+template <class F> struct Ring {
+    const Attend &p;
+    u32 table;
+    u32 first_key;
+    u32 end_key;
+    u32 sent;
+    u32 page;  // of what is sent next, looked up early
+
+    __device__ __forceinline__ u32 start() const { return first_key + sent / 2 * F::BLOCK; }
+    __device__ __forceinline__ void look_up() {
+        page = p.words[table + min(start(), end_key - 1) / PAGE];
+    }
+
+    // Starts the next copy. A block lies in one page.
+    __device__ __forceinline__ void send() {
+        constexpr u32 ROWS = WARPS * WARP / F::C;  // at a time
+        u32 start = this->start(), row = threadIdx.x / F::C, c = threadIdx.x % F::C;
+        if (start < end_key) {
+            u64 from = (u64(page) * p.kv_heads + head_at(p)) * PAGE + start % PAGE + row;
+            Global<bf16> cached = (sent % 2 ? p.values : p.keys).from(from * p.width + 8 * c);
+            Shared<bf16> to{sent % F::RING * (F::BLOCK * F::D * 2)};
+            u32 bytes = 8 * c < p.width ? 16 : 0;
+#pragma unroll
+            for (u32 i = 0; i < F::BLOCK; i += ROWS) {
+                u32 there = start + row + i < end_key ? bytes : 0;
+                cp_async16(to, place<F::D>(row + i, c), cached, i * p.width, there);
+            }
+        }
+        cp_async_commit();
+        sent += 1;
+        look_up();
+    }
+
+    // The next block, when all of it has come; the last one may then be overwritten.
+    __device__ __forceinline__ Shared<bf16> next() {
+        cp_async_wait<F::RING - 2>();
+        __syncthreads();
+        send();
+        return {(sent - F::RING) % F::RING * (F::BLOCK * F::D * 2)};
+    }
+};
+
+// Scores of the warp's vectors, from row `row` on, and its keys, from `key` on.
+template <class F>
+__device__ __forceinline__ void multiply_keys(float (&s)[F::M][F::N][4], Shared<bf16> q, u32 row,
+                                              Shared<bf16> keys, u32 key) {
+#pragma unroll
+    for (u32 m = 0; m < F::M; m++) {
+#pragma unroll
+        for (u32 n = 0; n < F::N; n++) {
+            s[m][n][0] = s[m][n][1] = s[m][n][2] = s[m][n][3] = 0.0f;
+        }
+    }
+    u32 l = lane();
+    // Not unrolled wholly: the compiler would keep all of its addresses in registers.
+#pragma unroll 4
+    for (u32 d = 0; d < F::C; d += 2) {
+        u32 a[F::M][4];
+#pragma unroll
+        for (u32 m = 0; m < F::M; m++) {
+            ldmatrix4(a[m], q, place<F::D>(row + 16 * m + l % 16, d + l / 16));
+        }
+#pragma unroll
+        for (u32 n = 0; n < F::N; n += 2) {
+            u32 b[4];
+            ldmatrix4(b, keys, place<F::D>(key + 8 * n + l / 16 * 8 + l % 8, d + l / 8 % 2));
+#pragma unroll
+            for (u32 m = 0; m < F::M; m++) {
+                mma16x8x16(s[m][n], a[m], b[0], b[1]);
+                mma16x8x16(s[m][n + 1], a[m], b[2], b[3]);
+            }
+        }
+    }
+}
+
+// o += weights · values, the weights rounded to bf16.
+template <class F>
+__device__ __forceinline__ void add_values(float (&o)[F::M][F::C][4],
+                                           const float (&s)[F::M][F::N][4], Shared<bf16> values,
+                                           u32 key) {
+    u32 l = lane();
+#pragma unroll
+    for (u32 n = 0; n < F::N; n += 2) {
+        // Two tiles of scores lie in registers as one of a product's left side does.
+        u32 a[F::M][4];
+#pragma unroll
+        for (u32 m = 0; m < F::M; m++) {
+            a[m][0] = narrow2(s[m][n][0], s[m][n][1]);
+            a[m][1] = narrow2(s[m][n][2], s[m][n][3]);
+            a[m][2] = narrow2(s[m][n + 1][0], s[m][n + 1][1]);
+            a[m][3] = narrow2(s[m][n + 1][2], s[m][n + 1][3]);
+        }
+#pragma unroll
+        for (u32 d = 0; d < F::C; d += 2) {
+            u32 b[4];
+            ldmatrix4_trans(b, values, place<F::D>(key + 8 * n + l % 16, d + l / 16));
+#pragma unroll
+            for (u32 m = 0; m < F::M; m++) {
+                mma16x8x16(o[m][d], a[m], b[0], b[1]);
+                mma16x8x16(o[m][d + 1], a[m], b[2], b[3]);
+            }
+        }
+    }
+}
+
+struct Keys {
+    u32 first, end;
+};
+
+// Those of the tile's keys that position `at` sees; none where the end is not behind the first.
+template <class F> __device__ __forceinline__ Keys seen(const Tile &tile, u32 at) {
+    Keys keys{0, tile.end_key};
+    if (F::MASK & CAUSAL) {
+        keys.end = min(keys.end, at + 1);
+    }
+    if (F::MASK & WINDOW) {
+        keys.first = at + 1 - min(at + 1, tile.window);
+        keys.end = min(keys.end, at + tile.window);
+    }
+    return keys;
+}
+
+// −∞ for what a vector does not see. `row`, `key`: of this lane's first score. The tile is read
+// again and positions are computed again: there are no registers to keep them in.
+template <class F>
+__device__ __forceinline__ void mask(float (&s)[F::M][F::N][4], const Attend &p, u32 row, u32 key) {
+    Tile tile = tile_at(p);
+#pragma unroll
+    for (u32 m = 0; m < F::M; m++) {
+#pragma unroll
+        for (u32 half = 0; half < 2; half++) {
+            u32 vector = min(tile.first + row + 16 * m + 8 * half, tile.end - 1);
+            Keys keys = seen<F>(tile, tile.past + vector / p.group);
+            u32 count = keys.end - min(keys.first, keys.end);
+#pragma unroll
+            for (u32 n = 0; n < F::N; n++) {
+                // Below the first the difference wraps round.
+                if (key + 8 * n - keys.first >= count) {
+                    s[m][n][2 * half] = -infinity();
+                }
+                if (key + 8 * n + 1 - keys.first >= count) {
+                    s[m][n][2 * half + 1] = -infinity();
+                }
+            }
+        }
+    }
+}
+
+// The four lanes that have a row's scores.
+__device__ __forceinline__ float quad_max(float v) {
+    v = fmaxf(v, __shfl_xor_sync(ALL, v, 1));
+    return fmaxf(v, __shfl_xor_sync(ALL, v, 2));
+}
+__device__ __forceinline__ float quad_sum(float v) {
+    v += __shfl_xor_sync(ALL, v, 1);
+    return v + __shfl_xor_sync(ALL, v, 2);
+}
+
+// What exponents are taken relative to: a row that has seen nothing so far has no largest score.
+__device__ __forceinline__ float base_of(float largest) {
+    return largest == -infinity() ? 0.0f : largest;
+}
+
+// Scores to weights; what was added up so far is scaled down where a larger score has come.
+// `largest` is in powers of two, `sum` of this lane's keys only.
+template <class F>
+__device__ __forceinline__ void soften(float (&s)[F::M][F::N][4], float (&o)[F::M][F::C][4],
+                                       float (&largest)[F::M][2], float (&sum)[F::M][2],
+                                       float scale) {
+#pragma unroll
+    for (u32 m = 0; m < F::M; m++) {
+#pragma unroll
+        for (u32 half = 0; half < 2; half++) {
+            float top = -infinity();
+#pragma unroll
+            for (u32 n = 0; n < F::N; n++) {
+                top = fmaxf(top, fmaxf(s[m][n][2 * half], s[m][n][2 * half + 1]));
+            }
+            top = fmaxf(largest[m][half], quad_max(top) * scale);
+            float base = base_of(top);
+            float shrink = exp2_approx(largest[m][half] - base);
+            largest[m][half] = top;
+            sum[m][half] *= shrink;
+#pragma unroll
+            for (u32 n = 0; n < F::N; n++) {
+#pragma unroll
+                for (u32 i = 2 * half; i < 2 * half + 2; i++) {
+                    s[m][n][i] = exp2_approx(s[m][n][i] * scale - base);
+                    sum[m][half] += s[m][n][i];
+                }
+            }
+#pragma unroll
+            for (u32 d = 0; d < F::C; d++) {
+                o[m][d][2 * half] *= shrink;
+                o[m][d][2 * half + 1] *= shrink;
+            }
+        }
+    }
+}
+
+// Writes the warp's rows, from `row` on, by way of its queries' place.
+template <class F>
+__device__ __forceinline__ void write_rows(const Attend &p, const float (&o)[F::M][F::C][4],
+                                           const float (&sum)[F::M][2], Shared<bf16> rows,
+                                           u32 row) {
+    Tile tile = tile_at(p);
+    u32 g = lane() / 4, t = lane() % 4;
+#pragma unroll
+    for (u32 m = 0; m < F::M; m++) {
+#pragma unroll
+        for (u32 half = 0; half < 2; half++) {
+            float share = 1.0f / quad_sum(sum[m][half]);
+#pragma unroll
+            for (u32 d = 0; d < F::C; d++) {
+                u32 pair = narrow2(o[m][d][2 * half] * share, o[m][d][2 * half + 1] * share);
+                rows.store<u32>(place<F::D>(row + 16 * m + 8 * half + g, d) + 2 * t, pair);
+            }
+        }
+    }
+    __syncwarp();
+    for (u32 i = lane(); i < 16 * F::M * F::C; i += WARP) {
+        u32 from = row + i / F::C, c = i % F::C, m = tile.first + from;
+        if (m >= tile.end || 8 * c >= p.head_dim) {
+            continue;
+        }
+        u64 at = vector_at(p, tile, m, p.out_stride) + 8 * c;
+        if (p.head_dim % 8 == 0) {
+            p.out.store(at, rows.load<Vec16>(place<F::D>(from, c)));
+            continue;
+        }
+        for (u32 d = 0; d < 8 && 8 * c + d < p.head_dim; d++) {
+            p.out.set(at + d, rows[place<F::D>(from, c) + d]);
+        }
+    }
+}
+
+// Adds up what the warps have of the same vectors, and writes it as a part.
+template <class F>
+__device__ __forceinline__ void write_part(const Attend &p, const float (&o)[F::M][F::C][4],
+                                           const float (&largest)[F::M][2],
+                                           const float (&sum)[F::M][2]) {
+    constexpr u32 STRIDE = F::D + 8;  // eight rows begin in different banks
+    Shared<float> merged{0}, stats{F::MERGED};
+    u32 g = lane() / 4, t = lane() % 4;
+    // The ring has been read.
+    __syncthreads();
+#pragma unroll
+    for (u32 half = 0; half < 2; half++) {
+        u32 row = 16 * warp() + 8 * half + g;
+        float total = quad_sum(sum[0][half]);
+        if (t == 0) {
+            stats.set(2 * row, largest[0][half]);
+            stats.set(2 * row + 1, total);
+        }
+#pragma unroll
+        for (u32 d = 0; d < F::C; d++) {
+            Vec8 pair{__float_as_uint(o[0][d][2 * half]), __float_as_uint(o[0][d][2 * half + 1])};
+            merged.store(row * STRIDE + 8 * d + 2 * t, pair);
+        }
+    }
+    __syncthreads();
+    Tile tile = tile_at(p);
+    u32 row = threadIdx.x / 8;
+    if (row >= tile.end - tile.first) {
+        return;
+    }
+    float top = -infinity();
+    for (u32 w = 0; w < WARPS; w++) {
+        top = fmaxf(top, stats[2 * (16 * w + row)]);
+    }
+    float total = 0.0f, weight[WARPS];
+#pragma unroll
+    for (u32 w = 0; w < WARPS; w++) {
+        weight[w] = exp2_approx(stats[2 * (16 * w + row)] - base_of(top));
+        total += weight[w] * stats[2 * (16 * w + row) + 1];
+    }
+    Global<float> part = p.parts.from((u64(blockIdx.x) * 16 + row) * (p.width + 4));
+    for (u32 c = threadIdx.x % 8 * 4; c < p.width; c += 32) {
+        float v[4] = {};
+#pragma unroll
+        for (u32 w = 0; w < WARPS; w++) {
+            Vec16 four = merged.load<Vec16>((16 * w + row) * STRIDE + c);
+#pragma unroll
+            for (u32 i = 0; i < 4; i++) {
+                v[i] += weight[w] * __uint_as_float(four.word[i]);
+            }
+        }
+        part.store(c, Vec16{__float_as_uint(v[0]), __float_as_uint(v[1]), __float_as_uint(v[2]),
+                            __float_as_uint(v[3])});
+    }
+    if (threadIdx.x % 8 == 0) {
+        part.set(p.width, top);
+        part.set(p.width + 1, total);
+    }
+}
+
+template <u32 D, u32 MASK, bool SPLIT> __device__ void attend(const Attend &p) {
+    using F = Form<D, MASK, SPLIT>;
+    Tile tile = tile_at(p);
+    if (tile.first == tile.end) {
+        return;
+    }
+    Shared<bf16> q{F::QUERIES};
+    load_queries<F>(p, tile, q);
+    Ring<F> ring{p, tile.table, tile.first_key, tile.end_key, 0, 0};
+    ring.look_up();
+    for (u32 i = 0; i < F::RING - 1; i++) {
+        ring.send();
+    }
+    // What the first vector sees at the end and the last one at the beginning, all see.
+    u32 whole = seen<F>(tile, tile.past + (tile.end - 1) / p.group).first;
+    u32 whole_end = seen<F>(tile, tile.past + tile.first / p.group).end;
+
+    u32 row = SPLIT ? 0 : 16 * F::M * warp(), key = SPLIT ? 8 * F::N * warp() : 0;
+    float o[F::M][F::C][4], largest[F::M][2], sum[F::M][2];
+#pragma unroll
+    for (u32 m = 0; m < F::M; m++) {
+        largest[m][0] = largest[m][1] = -infinity();
+        sum[m][0] = sum[m][1] = 0.0f;
+#pragma unroll
+        for (u32 d = 0; d < F::C; d++) {
+            o[m][d][0] = o[m][d][1] = o[m][d][2] = o[m][d][3] = 0.0f;
+        }
+    }
+    for (u32 start = tile.first_key; start < tile.end_key; start += F::BLOCK) {
+        float s[F::M][F::N][4];
+        multiply_keys<F>(s, q, row, ring.next(), key);
+        if (start < whole || start + F::BLOCK > whole_end) {
+            mask<F>(s, p, row + lane() / 4, start + key + lane() % 4 * 2);
+        }
+        soften<F>(s, o, largest, sum, p.scale);
+        add_values<F>(o, s, ring.next(), key);
+    }
+    cp_async_wait<0>();
+    if (SPLIT) {
+        write_part<F>(p, o, largest, sum);
+    } else {
+        write_rows<F>(p, o, sum, q, row);
+    }
+}
+
+KERNEL(attention_64_both, Attend, 128, 2, attend<64, 0, false>)
+KERNEL(attention_64_causal, Attend, 128, 2, attend<64, 1, false>)
+KERNEL(attention_64_both_window, Attend, 128, 2, attend<64, 2, false>)
+KERNEL(attention_64_causal_window, Attend, 128, 2, attend<64, 3, false>)
+KERNEL(attention_64_both_split, Attend, 128, 4, attend<64, 0, true>)
+KERNEL(attention_64_causal_split, Attend, 128, 4, attend<64, 1, true>)
+KERNEL(attention_64_both_window_split, Attend, 128, 4, attend<64, 2, true>)
+KERNEL(attention_64_causal_window_split, Attend, 128, 4, attend<64, 3, true>)
+KERNEL(attention_128_both, Attend, 128, 2, attend<128, 0, false>)
+KERNEL(attention_128_causal, Attend, 128, 2, attend<128, 1, false>)
+KERNEL(attention_128_both_window, Attend, 128, 2, attend<128, 2, false>)
+KERNEL(attention_128_causal_window, Attend, 128, 2, attend<128, 3, false>)
+KERNEL(attention_128_both_split, Attend, 128, 3, attend<128, 0, true>)
+KERNEL(attention_128_causal_split, Attend, 128, 3, attend<128, 1, true>)
+KERNEL(attention_128_both_window_split, Attend, 128, 3, attend<128, 2, true>)
+KERNEL(attention_128_causal_window_split, Attend, 128, 3, attend<128, 3, true>)
+KERNEL(attention_256_both, Attend, 128, 2, attend<256, 0, false>)
+KERNEL(attention_256_causal, Attend, 128, 2, attend<256, 1, false>)
+KERNEL(attention_256_both_window, Attend, 128, 2, attend<256, 2, false>)
+KERNEL(attention_256_causal_window, Attend, 128, 2, attend<256, 3, false>)
+KERNEL(attention_256_both_split, Attend, 128, 2, attend<256, 0, true>)
+KERNEL(attention_256_causal_split, Attend, 128, 2, attend<256, 1, true>)
+KERNEL(attention_256_both_window_split, Attend, 128, 2, attend<256, 2, true>)
+KERNEL(attention_256_causal_window_split, Attend, 128, 2, attend<256, 3, true>)

@@ -1,0 +1,375 @@
+//! attention: its forms, tile lists, made once per batch, and the launches over them; see
+//! attention.cu and attention_reduce.cu.
+
+use crate::driver::Grid;
+use crate::gpu::{Kernel, Raw, Work};
+use crate::params::{Pointer, params};
+use crate::{Batch, Buffer, Cuda, Format, Pages};
+use gritlm_model::ops::{Attention, PAGE, Result, Span};
+use gritlm_model::tiles::{List, Record, Shape, Tile, mask_code};
+use std::sync::{Arc, PoisonError};
+
+/// The masks, in the names of the entry points.
+const MASKS: [&str; 4] = ["both", "causal", "both_window", "causal_window"];
+
+params! {
+    /// Parameters; the fields are described in attention.cu.
+    Attend {
+        q: Pointer,
+        keys: Pointer,
+        values: Pointer,
+        out: Pointer,
+        parts: Pointer,
+        words: Pointer,
+        group: u32,
+        kv_heads: u32,
+        head_dim: u32,
+        width: u32,
+        q_stride: u32,
+        out_stride: u32,
+        tiles: u32,
+        scale: f32,
+    }
+}
+
+params! {
+    /// Parameters of the reduction; the fields are described in attention_reduce.cu.
+    Reduce {
+        parts: Pointer,
+        words: Pointer,
+        out: Pointer,
+        group: u32,
+        kv_heads: u32,
+        head_dim: u32,
+        width: u32,
+        out_stride: u32,
+        records: u32,
+        rows: u32,
+        unused: u32,
+    }
+}
+
+/// A variant of the kernel, apart from the mask.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Form {
+    /// Columns of a row in shared memory.
+    pub(crate) width: u32,
+    /// Whether a tile has few vectors and a stretch of the keys.
+    pub(crate) split: bool,
+}
+
+impl Form {
+    /// The form for heads of this width.
+    pub(crate) fn of(head_dim: u32, split: bool) -> Self {
+        Self { width: head_dim.next_power_of_two().max(64), split }
+    }
+
+    /// Query vectors of a tile.
+    pub(crate) fn rows(self) -> u32 {
+        match (self.split, self.width) {
+            (true, _) => 16,
+            (false, 256) => 64,
+            (false, _) => 128,
+        }
+    }
+
+    /// Keys of a block.
+    pub(crate) fn block(self) -> u32 {
+        if self.width == 256 && !self.split { 32 } else { 64 }
+    }
+
+    /// Blocks of keys or values in shared memory.
+    fn ring(self) -> u32 {
+        match (self.split, self.width) {
+            (false, _) => 3,
+            (true, 256) => 2,
+            (true, _) => 4,
+        }
+    }
+
+    /// Bytes of shared memory of a block of threads.
+    pub(crate) fn shared(self) -> u32 {
+        let walking = 2 * self.width * (self.ring() * self.block() + self.rows());
+        // The warps' sums, and two numbers for each of their rows.
+        let merging = 4 * 4 * 16 * (self.width + 8 + 2);
+        if self.split { walking.max(merging) } else { walking }
+    }
+
+    /// The entry point for a mask.
+    pub(crate) fn entry(self, mask: usize) -> String {
+        let split = if self.split { "_split" } else { "" };
+        format!("attention_{}_{}{split}", self.width, MASKS[mask])
+    }
+}
+
+/// Whether a sequence's keys are split among blocks of threads, in a batch that without would have
+/// so many of them. 16 vectors are one tile of the tensor cores. More, up to the 128 of a prefill
+/// tile, read the keys once per 16, but by as many multiprocessors as there are: worth it while
+/// half of them would have nothing to do, and keys are many.
+pub(crate) fn split(vectors: u32, keys: u32, blocks: u64, sms: u32) -> bool {
+    vectors <= 16 || (vectors <= 128 && keys >= 8 * vectors && 2 * blocks <= u64::from(sms))
+}
+
+/// Keys of a tile of the split form, for so many keys of all tiles: two blocks of threads for each
+/// multiprocessor, rounded to a power of two, so that decoding launches the same grid for long.
+/// Fewer than 128 keys cost more to merge than to walk.
+pub(crate) fn split_keys(keys: u64, kv_heads: u32, sms: u32) -> u32 {
+    let tiles = 1 << (2 * sms / kv_heads).max(1).ilog2();
+    let each = keys.div_ceil(tiles).next_multiple_of(64).max(128);
+    u32::try_from(each).unwrap_or(1 << 30)
+}
+
+/// Tiles of one mask and form, and where they and their records are in the words. The split form's
+/// lists are filled up with empty ones to a power of two: a step of decoding launches the same grid
+/// as the step before, and can be replayed.
+#[derive(Debug, Default)]
+struct Placed {
+    list: List,
+    tiles_at: u32,
+    records_at: u32,
+    /// With those that fill up.
+    tiles: u32,
+    records: u32,
+    /// Vectors of a record, at most.
+    rows: u32,
+}
+
+/// A batch's tiles on the device.
+#[derive(Debug)]
+pub(crate) struct Lists {
+    group: u32,
+    width: u32,
+    raw: Arc<Raw>,
+    /// By whether split, then by mask.
+    lists: [[Placed; 4]; 2],
+}
+
+/// Fills up to a power of two.
+fn fill<T: Clone + Default>(list: &mut Vec<T>) {
+    if !list.is_empty() {
+        list.resize(list.len().next_power_of_two(), T::default());
+    }
+}
+
+/// Appends to the words, and says where.
+fn append<T: bytemuck::Pod>(words: &mut Vec<u32>, list: &[T]) -> u32 {
+    words.extend_from_slice(bytemuck::cast_slice(list));
+    (words.len() - list.len() * size_of::<T>() / 4) as u32
+}
+
+/// The lists and all words of a batch: page tables, then tiles and records. What changes from token
+/// to token keeps its place until it has doubled.
+fn lay_out(
+    spans: &[Span],
+    tables: &[u32],
+    (group, kv_heads, head_dim): (u32, u32, u32),
+    sms: u32,
+) -> ([[Placed; 4]; 2], Vec<u32>) {
+    let forms = [false, true].map(|split| Form::of(head_dim, split));
+    let spans = || spans.iter().filter(|s| s.rows > 0);
+    let tiles = spans().map(|s| u64::from((s.rows * group).div_ceil(forms[0].rows())));
+    let blocks = tiles.sum::<u64>() * u64::from(kv_heads);
+    let seen = |s: &Span| {
+        let (past, total) = (s.past as usize, (s.past + s.rows) as usize);
+        (s.mask.keys(total - 1, total).end - s.mask.keys(past, total).start) as u32
+    };
+    let splits = |s: &Span| split(s.rows * group, seen(s), blocks, sms);
+    let work = |s: &Span| u64::from((s.rows * group).div_ceil(16)) * u64::from(seen(s));
+    let step = split_keys(spans().filter(|s| splits(s)).map(work).sum(), kv_heads, sms);
+
+    let mut lists: [[Placed; 4]; 2] = Default::default();
+    for span in spans() {
+        let split = splits(span);
+        let form = forms[usize::from(split)];
+        let shape = Shape { rows: form.rows(), block: form.block(), keys: split.then_some(step) };
+        lists[usize::from(split)][mask_code(span.mask).0].list.add(span, group, shape);
+    }
+    let mut words = tables.to_vec();
+    fill(&mut words);
+    for (split, placed) in (0..2).flat_map(|n| (0..4).map(move |mask| (n, mask))) {
+        let placed = &mut lists[split][placed];
+        if split == 0 {
+            placed.list.longest_first();
+        }
+        let (mut tiles, mut records): (Vec<Tile>, Vec<Record>) =
+            (placed.list.tiles.clone(), placed.list.records.clone());
+        if split == 1 {
+            fill(&mut tiles);
+            fill(&mut records);
+        }
+        placed.tiles_at = append(&mut words, &tiles);
+        placed.records_at = append(&mut words, &records);
+        (placed.tiles, placed.records) = (tiles.len() as u32, records.len() as u32);
+        placed.rows = records.iter().map(|r| r.end - r.first).max().unwrap_or(0);
+    }
+    fill(&mut words);
+    (lists, words)
+}
+
+impl Cuda {
+    /// The batch's tiles for heads like these, made on the first call.
+    fn lists(&self, batch: &Batch, p: Attention) -> Result<Arc<Lists>> {
+        let (group, width) = (p.heads / p.kv_heads, Form::of(p.head_dim, false).width);
+        let mut kept = batch.lists.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(lists) = kept.as_ref()
+            && (lists.group, lists.width) == (group, width)
+        {
+            return Ok(Arc::clone(lists));
+        }
+        let heads = (group, p.kv_heads, p.head_dim);
+        let (lists, words) = lay_out(&batch.spans, &batch.tables, heads, self.gpu.sms());
+        let raw = self.gpu.send(bytemuck::cast_slice(&words))?;
+        let lists = Arc::new(Lists { group, width, raw, lists });
+        *kept = Some(Arc::clone(&lists));
+        Ok(lists)
+    }
+
+    pub(crate) fn attend(
+        &self,
+        p: Attention,
+        q: &Buffer,
+        pages: &Pages,
+        batch: &Batch,
+        out: &mut Buffer,
+    ) {
+        out.format = Format::Bf16;
+        let Some(q) = self.narrowed(q, batch.rows) else { return };
+        if let Err(problem) = self.attend_tiles(p, &q, pages, batch, out) {
+            self.gpu.fail(problem);
+        }
+    }
+
+    fn attend_tiles(
+        &self,
+        p: Attention,
+        q: &crate::narrow::Rows,
+        pages: &Pages,
+        batch: &Batch,
+        out: &Buffer,
+    ) -> Result<()> {
+        let lists = self.lists(batch, p)?;
+        let Attention { kv_heads, head_dim, .. } = p;
+        let (group, width) = (lists.group, pages.width);
+        let [keys, values] = pages.layer(p.layer);
+        // A cached head's columns, the largest score, the sum of weights, and two more.
+        let part = u64::from(width + 4) * 4;
+        let dims = u64::from(kv_heads) * u64::from(head_dim);
+        for (split, mask) in (0..2).flat_map(|split| (0..4).map(move |mask| (split, mask))) {
+            let (form, placed) = (Form::of(head_dim, split == 1), &lists.lists[split][mask]);
+            if placed.tiles == 0 {
+                continue;
+            }
+            let blocks = placed.tiles * kv_heads;
+            let parts = match split {
+                0 => None,
+                _ => Some(self.gpu.buffer(u64::from(blocks) * 16 * part)?),
+            };
+            let parts_at = parts.as_ref().map_or(Pointer::NULL, |parts| parts.pointer());
+            let params = Attend {
+                q: q.raw.pointer(),
+                keys: keys.pointer(),
+                values: values.pointer(),
+                out: out.raw.pointer(),
+                parts: parts_at,
+                words: lists.raw.pointer(),
+                group,
+                kv_heads,
+                head_dim,
+                width,
+                q_stride: q.stride,
+                out_stride: out.stride,
+                tiles: placed.tiles_at,
+                scale: std::f32::consts::LOG2_E / (head_dim as f32).sqrt(),
+            };
+            let (bytes, flops) = (4 * dims * placed.list.keys(), 4 * dims * placed.list.pairs);
+            self.gpu.launch(
+                Kernel { source: "attention", entry: form.entry(mask).into() },
+                Grid { blocks: [blocks, 1, 1], threads: 128, shared: form.shared() },
+                &params,
+                Work { op: "attention", bytes, flops },
+            );
+            if parts.is_none() {
+                continue;
+            }
+            let params = Reduce {
+                parts: parts_at,
+                words: lists.raw.pointer(),
+                out: out.raw.pointer(),
+                group,
+                kv_heads,
+                head_dim,
+                width,
+                out_stride: out.stride,
+                records: placed.records_at,
+                rows: placed.rows,
+                unused: 0,
+            };
+            let vectors: u64 = placed.list.tiles.iter().map(|t| u64::from(t.end - t.first)).sum();
+            let bytes = vectors * u64::from(kv_heads) * part;
+            self.gpu.launch(
+                Kernel { source: "attention_reduce", entry: "attention_reduce_parts".into() },
+                Grid {
+                    blocks: [placed.records * placed.rows, kv_heads, 1],
+                    threads: 128,
+                    shared: 4 * 4 * width,
+                },
+                &params,
+                Work { op: "attention", bytes, flops: 0 },
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Tokens of a page, as the kernels have it.
+const _: () = assert!(PAGE == 128);
+
+#[cfg(test)]
+mod tests {
+    use super::{Form, lay_out, split, split_keys};
+    use gritlm_model::ops::{Mask, Span};
+
+    #[test]
+    fn forms_fit_every_gpu() {
+        for (head_dim, width) in [(6, 64), (64, 64), (80, 128), (128, 128), (160, 256)] {
+            for split in [false, true] {
+                let form = Form::of(head_dim, split);
+                assert_eq!(form.width, width);
+                // What compute capability 8.6 has.
+                assert!(form.shared() <= 99 << 10);
+            }
+        }
+        assert_eq!(Form::of(96, true).entry(3), "attention_128_causal_window_split");
+    }
+
+    #[test]
+    fn keys_are_split_where_multiprocessors_are_idle() {
+        assert!(split(4, 10, 8, 132));
+        assert!(split(120, 4096, 8, 132));
+        assert!(!split(120, 4096, 512, 132));
+        assert!(!split(120, 120, 8, 132));
+        assert_eq!(split_keys(1000, 8, 132), 128);
+        assert_eq!(split_keys(5000, 8, 132), 192);
+        assert_eq!(split_keys(32 * 4096, 8, 132), 4096);
+        assert_eq!(split_keys(4096, 300, 132), 4096);
+    }
+
+    /// From token to token neither grids nor places change, except where something has doubled.
+    #[test]
+    fn decoding_keeps_its_grid() {
+        let mut layouts = Vec::new();
+        for past in 2100..4000 {
+            let mask = Mask::Causal { window: Some(4096) };
+            let span = Span { row: 0, rows: 1, past, table: 0, mask };
+            let tables = vec![0; past as usize / 128 + 1];
+            let (lists, words) = lay_out(&[span], &tables, (4, 8, 128), 132);
+            let p = &lists[1][3];
+            let layout = (p.tiles_at, p.tiles, p.records_at, p.records, p.rows, words.len());
+            assert!(p.list.tiles.len() <= 32 && lists[0].iter().all(|p| p.tiles == 0));
+            if layouts.last() != Some(&layout) {
+                layouts.push(layout);
+            }
+        }
+        assert_eq!(layouts, [(32, 32, 320, 1, 4, 512)]);
+    }
+}

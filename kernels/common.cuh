@@ -1,0 +1,95 @@
+// common: conversions, sums over warps and blocks, and how a kernel is declared.
+#pragma once
+
+#include "ptx.cuh"
+
+constexpr u32 WARP = 32;
+constexpr u32 ALL = 0xffffffffu;  // every lane of a warp
+__device__ __forceinline__ float infinity() { return __uint_as_float(0x7f800000u); }
+
+// KERNEL(name, Params, threads, blocks, body): an entry point `name` that calls `body(p)`, with so
+// many threads a block and at least so many blocks an SM (which bounds the registers). `body` may
+// have template arguments with commas. The emulator declares it its own way (emulator/cuda.h).
+#ifndef GRITLM_EMULATOR
+#define KERNEL(name, Params, threads, blocks, ...)                                                 \
+    extern "C" __global__ void __launch_bounds__(threads, blocks)                                  \
+        name(const __grid_constant__ Params p) {                                                   \
+        __VA_ARGS__(p);                                                                            \
+    }
+#endif
+
+__device__ __forceinline__ float widen(bf16 v) { return __uint_as_float(u32(v.bits) << 16); }
+__device__ __forceinline__ float widen(float v) { return v; }
+// The two halves of a pair of bf16.
+__device__ __forceinline__ float widen_low(u32 pair) { return __uint_as_float(pair << 16); }
+__device__ __forceinline__ float widen_high(u32 pair) { return __uint_as_float(pair & 0xffff0000u); }
+__device__ __forceinline__ bf16 narrow(float v) { return {u16(narrow2(v, 0.0f))}; }
+
+__device__ __forceinline__ u32 lane() { return threadIdx.x % WARP; }
+__device__ __forceinline__ u32 warp() { return threadIdx.x / WARP; }
+__device__ __forceinline__ u32 ceil_div(u32 a, u32 b) { return (a + b - 1) / b; }
+
+// The sum over a warp; every lane gets it. Always in the same order.
+__device__ __forceinline__ float warp_sum(float v) {
+    for (u32 step = WARP / 2; step > 0; step /= 2) {
+        v += __shfl_xor_sync(ALL, v, step);
+    }
+    return v;
+}
+
+__device__ __forceinline__ float warp_max(float v) {
+    for (u32 step = WARP / 2; step > 0; step /= 2) {
+        v = fmaxf(v, __shfl_xor_sync(ALL, v, step));
+    }
+    return v;
+}
+
+// The sum over a block; every thread gets it. `scratch` has a float for each warp; a barrier before
+// and after lets it be used again at once.
+__device__ __forceinline__ float block_sum(float v, Shared<float> scratch) {
+    v = warp_sum(v);
+    __syncthreads();
+    if (lane() == 0) {
+        scratch.set(warp(), v);
+    }
+    __syncthreads();
+    float sum = 0.0f;
+    for (u32 w = 0; w < blockDim.x / WARP; w++) {
+        sum += scratch[w];
+    }
+    return sum;
+}
+
+// x / (1 + e⁻ˣ); e⁻ˣ may overflow, which gives −0.
+__device__ __forceinline__ float silu(float x) { return x / (1.0f + __expf(-x)); }
+
+// Adds to a counter and returns what it was. Integers only: their sum has no order.
+__device__ __forceinline__ u32 atomic_add(Global<u32> to, u64 i, u32 v) {
+    return atomicAdd(global_write<u32>(to.first + i, sizeof(u32)), v);
+}
+__device__ __forceinline__ u32 atomic_add(Shared<u32> to, u32 i, u32 v) {
+    return atomicAdd(shared_write<u32>(to.at(i), sizeof(u32)), v);
+}
+
+// The same elements as another type.
+template <class T, class From> __device__ __forceinline__ Global<T> as(Global<From> from) {
+    return {reinterpret_cast<T *>(from.first)};
+}
+
+// Eight values from element i on, a multiple of 8, as floats.
+__device__ __forceinline__ void load8(float (&out)[8], Global<bf16> from, u64 i) {
+    Vec16 v = from.load<Vec16>(i);
+#pragma unroll
+    for (u32 j = 0; j < 4; j++) {
+        out[2 * j] = widen_low(v.word[j]);
+        out[2 * j + 1] = widen_high(v.word[j]);
+    }
+}
+__device__ __forceinline__ void load8(float (&out)[8], Global<float> from, u64 i) {
+    Vec16 low = from.load<Vec16>(i), high = from.load<Vec16>(i + 4);
+#pragma unroll
+    for (u32 j = 0; j < 4; j++) {
+        out[j] = __uint_as_float(low.word[j]);
+        out[j + 4] = __uint_as_float(high.word[j]);
+    }
+}

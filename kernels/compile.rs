@@ -1,0 +1,389 @@
+//! Compiled kernels: from a folder of prebuilt ones, else from the cache folder, else by NVRTC. The
+//! only file with `unsafe` calls into NVRTC.
+
+use crate::source::{self, HEADERS, Source, hash};
+use cudarc::nvrtc::result::{self, NvrtcError};
+use cudarc::nvrtc::sys::{self, nvrtcProgram};
+use gritlm_model::files::{cache_folder, keep};
+use gritlm_model::ops::{DeviceError, Result};
+use rayon::prelude::*;
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::{CStr, CString, c_char, c_int};
+use std::path::{Path, PathBuf};
+use std::ptr::null_mut;
+
+/// What every kernel is compiled with, besides the architecture. With `-v` the log has what
+/// [`Usage`] says.
+const OPTIONS: [&str; 2] = ["--std=c++17", "--ptxas-options=-v"];
+
+/// From NVRTC 13 on: one source on all cores. The attention alone takes half of the time that all
+/// sources take.
+const SPLIT: &str = "--split-compile=0";
+
+/// The oldest NVRTC that has all that the sources use.
+const OLDEST: (i32, i32) = (12, 0);
+
+/// The file of a prebuilt folder that says what the others were built from.
+const MANIFEST: &str = "kernels.json";
+
+/// A source compiled for one architecture.
+#[derive(Clone, Debug)]
+pub struct Compiled {
+    /// What the driver loads.
+    pub cubin: Vec<u8>,
+    /// What each entry point takes.
+    pub usage: Vec<Usage>,
+}
+
+/// What an entry point takes of a multiprocessor.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Usage {
+    /// Its name.
+    pub entry: String,
+    /// Registers of a thread.
+    pub registers: u32,
+    /// Bytes of registers that a thread writes to memory and reads back, for want of registers.
+    pub spills: u32,
+    /// Bytes of a thread's stack.
+    pub stack: u32,
+}
+
+/// The cubins of all sources by stem, for a device of this compute capability: those of the folder
+/// `prebuilt`, where it is given.
+///
+/// # Errors
+/// When the folder has not all of them, or those of another version; without a folder, when there
+/// is no NVRTC that knows the device, or a source does not compile.
+pub fn cubins(
+    capability: (u32, u32),
+    prebuilt: Option<&Path>,
+) -> Result<HashMap<&'static str, Vec<u8>>> {
+    if let Some(folder) = prebuilt {
+        return load(folder, &architectures(capability));
+    }
+    let nvrtc = Nvrtc::open()?;
+    let arch = nvrtc.architecture(capability)?;
+    let cache = cache_folder();
+    let compiled = source::all().par_iter();
+    compiled.map(|s| Ok((s.stem, nvrtc.cubin(s, &arch, cache.as_deref())?))).collect()
+}
+
+/// The architectures whose cubins a device can run, the best one first: its own (on Hopper with the
+/// instructions that no other has), else an older one of its major version.
+fn architectures((major, minor): (u32, u32)) -> Vec<String> {
+    let own = ((major, minor) == (9, 0)).then(|| "sm_90a".into());
+    own.into_iter().chain((0..=minor).rev().map(|minor| format!("sm_{major}{minor}"))).collect()
+}
+
+/// NVIDIA's compiler, which is a library.
+#[derive(Debug)]
+pub struct Nvrtc {
+    version: (i32, i32),
+    /// The architectures that it compiles for: 80 for `sm_80`.
+    known: Vec<c_int>,
+}
+
+impl Nvrtc {
+    /// Finds it where the system looks for libraries, else where CUDA is usually installed.
+    ///
+    /// # Errors
+    /// When it is not there, or too old.
+    pub fn open() -> Result<Self> {
+        // SAFETY: it loads NVRTC, whose initialisers are NVIDIA's.
+        let present = || unsafe { sys::is_culib_present() };
+        if !present() {
+            load_installed();
+            if !present() {
+                return Err(DeviceError(
+                    "NVRTC, which compiles the CUDA kernels, is not found (libnvrtc of CUDA 12 or \
+                     13; LD_LIBRARY_PATH or CUDA_HOME may say where); install it, or take kernels \
+                     built elsewhere with --kernels DIR"
+                        .into(),
+                ));
+            }
+        }
+        let (mut version, mut count) = ((0, 0), 0);
+        // SAFETY: each call writes what it is given room for.
+        let known = unsafe {
+            said(sys::nvrtcVersion(&mut version.0, &mut version.1).result())?;
+            if version < OLDEST {
+                return Err(DeviceError(format!(
+                    "NVRTC {}.{} is too old for the CUDA kernels; install {}.{} or newer, or take \
+                     kernels built elsewhere with --kernels DIR",
+                    version.0, version.1, OLDEST.0, OLDEST.1
+                )));
+            }
+            said(sys::nvrtcGetNumSupportedArchs(&mut count).result())?;
+            let mut known = vec![0; count.max(0) as usize];
+            said(sys::nvrtcGetSupportedArchs(known.as_mut_ptr()).result())?;
+            known
+        };
+        Ok(Self { version, known })
+    }
+
+    /// Major and minor version.
+    pub fn version(&self) -> (i32, i32) {
+        self.version
+    }
+
+    /// The best architecture for a device of this compute capability.
+    ///
+    /// # Errors
+    /// When this NVRTC is older than the device.
+    pub fn architecture(&self, capability: (u32, u32)) -> Result<String> {
+        let all = architectures(capability);
+        let known = all.iter().find(|arch| self.knows(arch));
+        known.cloned().ok_or_else(|| self.unknown(&all[0]))
+    }
+
+    /// Whether it compiles for this architecture, and the kernels can be.
+    ///
+    /// # Errors
+    /// When not; with those that are known.
+    pub fn check(&self, arch: &str) -> Result<()> {
+        if self.knows(arch) { Ok(()) } else { Err(self.unknown(arch)) }
+    }
+
+    fn options(&self, arch: &str) -> Vec<String> {
+        let split = (self.version >= (13, 0)).then_some(SPLIT);
+        let rest = OPTIONS.into_iter().chain(split).map(String::from);
+        std::iter::once(format!("--gpu-architecture={arch}")).chain(rest).collect()
+    }
+
+    fn knows(&self, arch: &str) -> bool {
+        let number = arch.strip_prefix("sm_").map(|n| n.strip_suffix('a').unwrap_or(n));
+        number.and_then(|n| n.parse().ok()).is_some_and(|n| self.known.contains(&n) && n >= 80)
+    }
+
+    fn unknown(&self, arch: &str) -> DeviceError {
+        let known: Vec<String> =
+            self.known.iter().filter(|n| **n >= 80).map(|n| format!("sm_{n}")).collect();
+        DeviceError(format!(
+            "architecture {arch}: expected one that NVRTC {}.{} and the CUDA kernels know: {}",
+            self.version.0,
+            self.version.1,
+            known.join(", ")
+        ))
+    }
+
+    /// The cubin from the cache, else compiled and kept there. A file that is not whole, or is not
+    /// the one of this source, compiler and architecture, counts as none.
+    ///
+    /// # Errors
+    /// When the source does not compile.
+    pub fn cubin(&self, source: &Source, arch: &str, cache: Option<&Path>) -> Result<Vec<u8>> {
+        let mut parts = vec![source::key(source, arch), format!("{:?}", self.version)];
+        parts.extend(self.options(arch));
+        let key = hash(parts.iter().map(String::as_bytes));
+        let name = format!("{}.{arch}.{key}.cubin", source.stem);
+        let file = cache.map(|folder| folder.join("kernels").join(name));
+        if let Some(cubin) = file.as_deref().and_then(|file| kept(file, &key)) {
+            return Ok(cubin);
+        }
+        let Compiled { cubin, .. } = self.compile(source, arch)?;
+        if let Some(file) = file {
+            // A full disk costs only another compilation.
+            let _ = keep(&file, &[head(&key, &cubin).as_bytes(), &cubin].concat());
+        }
+        Ok(cubin)
+    }
+
+    /// Compiles a source.
+    ///
+    /// # Errors
+    /// When it does not compile for this architecture; with the compiler's first words.
+    pub fn compile(&self, source: &Source, arch: &str) -> Result<Compiled> {
+        self.check(arch)?;
+        let program = Program::new(&format!("{}.cu", source.stem), &source::text(source))?;
+        let options = self.options(arch);
+        // SAFETY: the program is alive, and every length is the one that NVRTC asks for.
+        unsafe {
+            let compiled = result::compile_program(program.0, &options);
+            let log = said(result::get_program_log(program.0))?;
+            let log: Vec<u8> = log.into_iter().map(|c| c as u8).collect();
+            let log = String::from_utf8_lossy(&log);
+            compiled.map_err(|e| {
+                let line = log.lines().find(|line| line.contains("error"));
+                DeviceError(format!(
+                    "NVRTC {}.{} does not compile {}.cu for {arch} ({})",
+                    self.version.0,
+                    self.version.1,
+                    source.stem,
+                    line.map_or_else(|| e.to_string(), |line| line.trim().into())
+                ))
+            })?;
+            let mut size = 0;
+            said(sys::nvrtcGetCUBINSize(program.0, &mut size).result())?;
+            let mut cubin = vec![0; size];
+            said(sys::nvrtcGetCUBIN(program.0, cubin.as_mut_ptr().cast()).result())?;
+            Ok(Compiled { cubin, usage: usage(&log) })
+        }
+    }
+}
+
+/// A program that NVRTC gives up in the end.
+struct Program(nvrtcProgram);
+
+impl Program {
+    fn new(name: &str, text: &str) -> Result<Self> {
+        let c = |text: &str| {
+            CString::new(text).map_err(|e| DeviceError(format!("{name} holds a zero: {e}")))
+        };
+        let names = HEADERS.iter().map(|(name, _)| c(name)).collect::<Result<Vec<_>>>()?;
+        let texts = HEADERS.iter().map(|(_, text)| c(text)).collect::<Result<Vec<_>>>()?;
+        let pointers = |all: &[CString]| -> Vec<*const c_char> {
+            all.iter().map(|one| CStr::as_ptr(one)).collect()
+        };
+        let mut program = null_mut();
+        // SAFETY: all texts end with a zero and outlive the call, which copies them.
+        let created = unsafe {
+            sys::nvrtcCreateProgram(
+                &mut program,
+                c(text)?.as_ptr(),
+                c(name)?.as_ptr(),
+                HEADERS.len() as c_int,
+                pointers(&texts).as_ptr(),
+                pointers(&names).as_ptr(),
+            )
+        };
+        said(created.result())?;
+        Ok(Self(program))
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        // SAFETY: it was created and is given up once. An error leaves nothing to do.
+        let _ = unsafe { result::destroy_program(self.0) };
+    }
+}
+
+fn said<T>(by_nvrtc: std::result::Result<T, NvrtcError>) -> Result<T> {
+    by_nvrtc.map_err(|e| DeviceError(format!("NVRTC, which compiles the CUDA kernels: {e}")))
+}
+
+/// Loads NVRTC from where CUDA is usually installed. From then on the system finds it by name.
+fn load_installed() {
+    let homes = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(std::env::var_os);
+    let usual = ["/usr/local/cuda", "/opt/cuda"].map(PathBuf::from);
+    let homes: Vec<PathBuf> = homes.map(PathBuf::from).chain(usual).collect();
+    for folder in homes.iter().flat_map(|home| [home.join("lib64"), home.join("lib")]) {
+        let names = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        let wanted = |path: &PathBuf| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            name.starts_with("libnvrtc") && name.contains(".so") && !name.contains(".alt.")
+        };
+        let mut libraries: Vec<PathBuf> = names.map(|f| f.path()).filter(wanted).collect();
+        // `libnvrtc-builtins` first: NVRTC looks for it by name only.
+        libraries.sort();
+        for library in libraries {
+            // SAFETY: NVIDIA's library, as above; it stays loaded.
+            if let Ok(library) = unsafe { libloading::Library::new(library) } {
+                std::mem::forget(library);
+            }
+        }
+    }
+}
+
+/// What `--ptxas-options=-v` says of each entry point.
+fn usage(log: &str) -> Vec<Usage> {
+    let mut all: Vec<Usage> = Vec::new();
+    for line in log.lines() {
+        // The number before these words.
+        let number = |words: &str| -> u32 {
+            let before =
+                line.split_once(words).and_then(|(before, _)| before.split(' ').next_back());
+            before.and_then(|n| n.parse().ok()).unwrap_or(0)
+        };
+        if let Some((_, rest)) = line.split_once("Compiling entry function '") {
+            let entry = rest.split('\'').next().unwrap_or(rest).into();
+            all.push(Usage { entry, ..Usage::default() });
+        } else if let Some(last) = all.last_mut() {
+            // Functions that are called, and not inlined, come after their entry point.
+            last.registers = last.registers.max(number(" registers"));
+            last.stack += number(" bytes stack frame");
+            last.spills += number(" bytes spill stores") + number(" bytes spill loads");
+        }
+    }
+    all
+}
+
+/// What stands before a kept cubin.
+fn head(key: &str, cubin: &[u8]) -> String {
+    format!("gritlm kernel {key} {}\n", hash([cubin]))
+}
+
+/// A cubin of the cache, if it is this one and whole.
+fn kept(file: &Path, key: &str) -> Option<Vec<u8>> {
+    let mut bytes = std::fs::read(file).ok()?;
+    let cubin = bytes.split_off(bytes.iter().position(|byte| *byte == b'\n')? + 1);
+    (bytes == head(key, &cubin).as_bytes()).then_some(cubin)
+}
+
+/// The file of a compiled source in a prebuilt folder.
+fn file_name(stem: &str, arch: &str) -> String {
+    format!("{stem}.{arch}.cubin")
+}
+
+/// Files and the [`source::key`] of what each was built from.
+type Manifest = BTreeMap<String, String>;
+
+fn manifest(folder: &Path) -> Result<Manifest> {
+    let file = folder.join(MANIFEST);
+    let wrong = |problem: String| DeviceError(format!("{}: {problem}", file.display()));
+    let bytes = std::fs::read(&file).map_err(|e| wrong(e.to_string()))?;
+    serde_json::from_slice(&bytes).map_err(|e| wrong(format!("expected files and keys: {e}")))
+}
+
+/// Writes compiled sources to a folder that [`cubins`] takes. What it has for other architectures
+/// stays.
+///
+/// # Errors
+/// When the folder cannot be written.
+pub fn save(folder: &Path, kernels: &[(&Source, &str, &[u8])]) -> Result<()> {
+    let write = |name: &str, bytes: &[u8]| {
+        let file = folder.join(name);
+        keep(&file, bytes).map_err(|e| DeviceError(format!("{}: {e}", file.display())))
+    };
+    // One that is missing or damaged is made anew.
+    let mut manifest = manifest(folder).unwrap_or_default();
+    for (source, arch, cubin) in kernels {
+        let name = file_name(source.stem, arch);
+        write(&name, cubin)?;
+        manifest.insert(name, source::key(source, arch));
+    }
+    let text = serde_json::to_string_pretty(&manifest);
+    write(MANIFEST, text.map_err(|e| DeviceError(e.to_string()))?.as_bytes())
+}
+
+/// Reads what [`save`] has written, for the first of the architectures that is there.
+fn load(folder: &Path, archs: &[String]) -> Result<HashMap<&'static str, Vec<u8>>> {
+    let manifest = manifest(folder)?;
+    let has = |arch: &&String| {
+        source::all().iter().any(|s| manifest.contains_key(&file_name(s.stem, arch)))
+    };
+    let Some(arch) = archs.iter().find(has) else {
+        return Err(DeviceError(format!(
+            "{}: expected kernels for {}, found none; make them with `gritlm kernels build --arch \
+             {} --output DIR`",
+            folder.join(MANIFEST).display(),
+            archs.join(" or "),
+            archs[0]
+        )));
+    };
+    let read = |source: &'static Source| {
+        let name = file_name(source.stem, arch);
+        let file = folder.join(&name);
+        if manifest.get(&name) != Some(&source::key(source, arch)) {
+            return Err(DeviceError(format!(
+                "{}: expected kernels of this version of the program, found those of another; make \
+                 them again with `gritlm kernels build --arch {arch} --output DIR`",
+                file.display()
+            )));
+        }
+        let cubin = std::fs::read(&file);
+        let cubin = cubin.map_err(|e| DeviceError(format!("{}: {e}", file.display())))?;
+        Ok((source.stem, cubin))
+    };
+    source::all().iter().map(read).collect()
+}

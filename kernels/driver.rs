@@ -1,0 +1,285 @@
+//! The CUDA driver behind safe functions: the only file with `unsafe` calls into it.
+//!
+//! One context, one stream: everything is done in the order in which it is asked for, so memory may
+//! be given up and taken again without waiting. cudarc's own tracking of reads and writes is off.
+
+use crate::params::Pointer;
+use cudarc::driver::result::{self, DriverError};
+use cudarc::driver::sys::{
+    self, CUdevice_attribute as Attribute, CUfunction_attribute, CUgraphInstantiate_flags,
+    CUstreamCaptureMode, is_culib_present,
+};
+use cudarc::driver::{
+    CudaContext, CudaEvent, CudaFunction, CudaGraph, CudaModule, CudaSlice, CudaStream, DevicePtr,
+    LaunchConfig, PinnedHostSlice, PushKernelArg,
+};
+use cudarc::nvrtc::Ptx;
+use gritlm_model::ops::{DeviceError, Result};
+use std::sync::Arc;
+
+/// What a GPU is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// Its number.
+    pub ordinal: u32,
+    /// Its name.
+    pub name: String,
+    /// Compute capability: 9, 0 for Hopper.
+    pub capability: (u32, u32),
+    /// Bytes of memory.
+    pub memory: u64,
+    /// Multiprocessors.
+    pub sms: u32,
+    /// Shared memory that a block may have, in bytes.
+    pub shared: u32,
+}
+
+/// How many blocks of how many threads, with how many bytes of shared memory each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Grid {
+    pub(crate) blocks: [u32; 3],
+    pub(crate) threads: u32,
+    pub(crate) shared: u32,
+}
+
+/// A stretch of device memory.
+#[derive(Debug)]
+pub(crate) struct Memory {
+    slice: CudaSlice<u8>,
+    first: u64,
+}
+
+impl Memory {
+    pub(crate) fn pointer(&self, at: u64) -> Pointer {
+        Pointer(self.first + at)
+    }
+
+    pub(crate) fn bytes(&self) -> u64 {
+        self.slice.len() as u64
+    }
+}
+
+/// An opened GPU.
+pub(crate) struct Driver {
+    pub(crate) device: Device,
+    context: Arc<CudaContext>,
+    stream: Arc<CudaStream>,
+}
+
+/// A graph of launches. Used under the lock of [`crate::gpu::Gpu`] only.
+pub(crate) struct Graph(CudaGraph);
+
+// SAFETY: a graph may be used by any thread, by one at a time; it is only reached through a mutex.
+unsafe impl Send for Graph {}
+
+/// The driver's own words for an error.
+pub(crate) fn said(doing: &str, error: DriverError) -> DeviceError {
+    let name = error.error_name().map(|n| n.to_string_lossy().into_owned());
+    DeviceError(format!("the CUDA driver {doing}: {}", name.unwrap_or_else(|_| "unknown".into())))
+}
+
+/// Whether there is a driver; else why not.
+fn present() -> Result<()> {
+    // SAFETY: it loads the driver's library, whose initialisers are NVIDIA's.
+    if unsafe { is_culib_present() } {
+        return Ok(());
+    }
+    let library = if cfg!(windows) { "nvcuda.dll" } else { "libcuda.so" };
+    Err(DeviceError(format!("there is no NVIDIA driver: {library} is not found")))
+}
+
+/// The GPUs that the driver has, or why there are none.
+///
+/// # Errors
+/// When there is no driver, or it refuses.
+pub fn devices() -> Result<Vec<Device>> {
+    present()?;
+    let refuses = |e| said("refuses to start", e);
+    result::init().map_err(refuses)?;
+    let count = result::device::get_count().map_err(refuses)?;
+    (0..count.max(0) as u32).map(describe).collect()
+}
+
+fn describe(ordinal: u32) -> Result<Device> {
+    let refuses = |e| said("does not describe the GPU", e);
+    let device = result::device::get(ordinal as i32).map_err(refuses)?;
+    let attribute = |which: Attribute| -> Result<u32> {
+        // SAFETY: `device` is one that the driver has just named.
+        let value = unsafe { result::device::get_attribute(device, which) };
+        value.map(|v| v.max(0) as u32).map_err(refuses)
+    };
+    Ok(Device {
+        ordinal,
+        name: result::device::get_name(device).map_err(refuses)?,
+        capability: (
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+        ),
+        // SAFETY: as above.
+        memory: unsafe { result::device::total_mem(device) }.map_err(refuses)? as u64,
+        sms: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+        shared: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
+    })
+}
+
+impl Driver {
+    pub(crate) fn open(ordinal: u32) -> Result<Self> {
+        let all = devices()?;
+        let device = all.get(ordinal as usize).cloned().ok_or_else(|| {
+            let found = match all.len() {
+                0 => "no GPU".into(),
+                1 => "one GPU, number 0".into(),
+                n => format!("{n} GPUs, numbers 0 to {}", n - 1),
+            };
+            DeviceError(format!("expected a GPU number {ordinal}, found {found}"))
+        })?;
+        if device.capability < (8, 0) {
+            let (major, minor) = device.capability;
+            return Err(DeviceError(format!(
+                "the CUDA kernels need compute capability 8.0 (Ampere) or newer, and {} has \
+                 {major}.{minor}; use --device wgpu",
+                device.name
+            )));
+        }
+        let refuses = |e| said("refuses to open the GPU", e);
+        let context = CudaContext::new(ordinal as usize).map_err(refuses)?;
+        // SAFETY: there is one stream, so nothing has to be ordered by events.
+        unsafe { context.disable_event_tracking() };
+        let stream = context.new_stream().map_err(refuses)?;
+        Ok(Self { device, context, stream })
+    }
+
+    /// Makes this thread's calls go to this GPU.
+    fn bind(&self) -> Result<()> {
+        self.context.bind_to_thread().map_err(|e| said("does not take this thread", e))
+    }
+
+    /// Memory with undefined contents; None where there is no room.
+    pub(crate) fn alloc(&self, bytes: u64) -> Result<Option<Memory>> {
+        // SAFETY: undefined contents are what is promised.
+        match unsafe { self.stream.alloc::<u8>(bytes as usize) } {
+            Ok(slice) => {
+                let first = slice.device_ptr(&self.stream).0;
+                Ok(Some(Memory { slice, first }))
+            }
+            Err(DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => Ok(None),
+            Err(e) => Err(said("refuses memory", e)),
+        }
+    }
+
+    /// Bytes that are free now, and in all.
+    pub(crate) fn free_memory(&self) -> Result<(u64, u64)> {
+        let (free, all) =
+            self.context.mem_get_info().map_err(|e| said("does not tell the memory", e))?;
+        Ok((free as u64, all as u64))
+    }
+
+    /// Write-combined memory that the GPU copies from at full speed.
+    pub(crate) fn pinned(&self, bytes: usize) -> Result<PinnedHostSlice<u8>> {
+        // SAFETY: bytes have no invalid values, and it is written before it is read.
+        unsafe { self.context.alloc_pinned::<u8>(bytes) }
+            .map_err(|e| said("refuses pinned memory", e))
+    }
+
+    /// Writes `bytes` from byte `at` on. They may change as soon as this returns (the driver has its
+    /// own copy), but if they are pinned, only after an event that is recorded now.
+    pub(crate) fn upload(&self, to: &Memory, at: u64, bytes: &[u8]) -> Result<()> {
+        debug_assert!(at + bytes.len() as u64 <= to.bytes());
+        self.bind()?;
+        // SAFETY: the range is inside the allocation, which outlives the copy: it is freed in the
+        // order of the same stream.
+        unsafe { result::memcpy_htod_async(to.first + at, bytes, self.stream.cu_stream()) }
+            .map_err(|e| said("cannot write to the GPU", e))
+    }
+
+    /// An event at this point of the stream.
+    pub(crate) fn event(&self) -> Result<CudaEvent> {
+        self.stream.record_event(None).map_err(|e| said("cannot record an event", e))
+    }
+
+    /// Reads from byte `at` on, after everything that was asked for before.
+    pub(crate) fn download(&self, from: &Memory, at: u64, to: &mut [u8]) -> Result<()> {
+        debug_assert!(at + to.len() as u64 <= from.bytes());
+        self.bind()?;
+        // SAFETY: the range is inside the allocation; `to` is borrowed until the copy is done.
+        unsafe { result::memcpy_dtoh_async(to, from.first + at, self.stream.cu_stream()) }
+            .map_err(|e| said("cannot read from the GPU", e))?;
+        self.wait()
+    }
+
+    /// Copies `bytes` on the device.
+    pub(crate) fn copy(&self, from: (&Memory, u64), to: (&Memory, u64), bytes: u64) -> Result<()> {
+        debug_assert!(from.1 + bytes <= from.0.bytes() && to.1 + bytes <= to.0.bytes());
+        self.bind()?;
+        let (from, to) = (from.0.pointer(from.1), to.0.pointer(to.1));
+        // SAFETY: both ranges are inside allocations that outlive the copy in the stream's order.
+        unsafe { result::memcpy_dtod_async(to.0, from.0, bytes as usize, self.stream.cu_stream()) }
+            .map_err(|e| said("cannot copy on the GPU", e))
+    }
+
+    /// Waits for everything that was asked for.
+    pub(crate) fn wait(&self) -> Result<()> {
+        self.stream.synchronize().map_err(|e| {
+            let DeviceError(text) = said("reports a failed kernel", e);
+            DeviceError(format!("{text}; the program has to be started again"))
+        })
+    }
+
+    /// A compiled module.
+    pub(crate) fn module(&self, cubin: Vec<u8>) -> Result<Arc<CudaModule>> {
+        self.context
+            .load_module(Ptx::from_binary(cubin))
+            .map_err(|e| said("refuses a compiled kernel", e))
+    }
+
+    /// A kernel of a module, which may then use all shared memory that a block can have.
+    pub(crate) fn function(&self, module: &Arc<CudaModule>, entry: &str) -> Result<CudaFunction> {
+        let refuses = |e| said(&format!("does not find the kernel {entry}"), e);
+        let function = module.load_function(entry).map_err(refuses)?;
+        let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        function.set_attribute(attribute, self.device.shared as i32).map_err(refuses)?;
+        Ok(function)
+    }
+
+    /// Launches a kernel; with `timed`, between two events.
+    pub(crate) fn launch(
+        &self,
+        function: &CudaFunction,
+        grid: Grid,
+        params: &[u64],
+        timed: bool,
+    ) -> Result<Option<(CudaEvent, CudaEvent)>> {
+        let [x, y, z] = grid.blocks;
+        let config = LaunchConfig {
+            grid_dim: (x, y, z),
+            block_dim: (grid.threads, 1, 1),
+            shared_mem_bytes: grid.shared,
+        };
+        let mut builder = self.stream.launch_builder(function);
+        // The one parameter is the struct whose first word this is.
+        builder.arg(&params[0]);
+        if timed {
+            builder.record_kernel_launch(sys::CUevent_flags::CU_EVENT_DEFAULT);
+        }
+        // SAFETY: every entry takes one struct by value; its layout is asserted when the kernel is
+        // compiled (`source::text`), its pointers come from buffers that are alive until the stream
+        // has passed this launch, and its sizes are those of the buffers (`Gpu::launch`).
+        unsafe { builder.launch(config) }.map_err(|e| said("refuses a launch", e))
+    }
+
+    /// Records what `launches` launches instead of running it.
+    pub(crate) fn capture(&self, launches: impl FnOnce() -> Result<()>) -> Result<Option<Graph>> {
+        let refuses = |e| said("refuses a graph", e);
+        let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        self.stream.begin_capture(mode).map_err(refuses)?;
+        let launched = launches();
+        let flags = CUgraphInstantiate_flags(0);
+        let graph = self.stream.end_capture(flags).map_err(refuses)?;
+        launched?;
+        Ok(graph.map(Graph))
+    }
+
+    pub(crate) fn replay(&self, graph: &Graph) -> Result<()> {
+        graph.0.launch().map_err(|e| said("refuses a graph", e))
+    }
+}

@@ -1,0 +1,530 @@
+// driver: the functions of the CUDA driver API that cudarc's safe layer calls, over the engine.
+// Work is done when it is asked for, unless its stream is captured: then it is kept as a step of a
+// graph. A fault of a kernel is told once, by the next call on its stream.
+
+#include "run.h"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <dlfcn.h>
+#include <elf.h>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <sys/mman.h>
+#include <unistd.h>
+
+using namespace emulator;
+
+using CUresult = int;
+using CUdeviceptr = u64;
+
+namespace {
+
+enum : CUresult {
+    SUCCESS = 0,
+    INVALID_VALUE = 1,
+    OUT_OF_MEMORY = 2,
+    NOT_INITIALIZED = 3,
+    INVALID_DEVICE = 101,
+    INVALID_IMAGE = 200,
+    INVALID_CONTEXT = 201,
+    NO_BINARY_FOR_GPU = 209,
+    INVALID_HANDLE = 400,
+    NOT_FOUND = 500,
+    ILLEGAL_ADDRESS = 700,
+    NOT_SUPPORTED = 801,
+    CAPTURE_UNSUPPORTED = 900,
+    CAPTURE_UNMATCHED = 903,
+};
+
+using Step = std::function<bool()>;  // false after a fault
+using Steps = std::vector<Step>;
+
+struct Stream {
+    std::unique_ptr<Steps> capture;
+    std::atomic<bool> faulted{false};
+    u64 launches = 0;
+};
+
+struct Event {
+    std::chrono::steady_clock::time_point at;
+};
+
+struct Function {
+    const Entry *entry;
+    std::string name;
+    std::atomic<u32> shared_most{48 << 10};
+};
+
+struct Module {
+    void *library;
+    std::map<std::string, Function> functions;
+};
+
+struct Graph {
+    Steps steps;
+};
+
+constexpr u32 SHARED_MOST = 163 << 10;
+
+std::mutex lock;
+std::map<std::string, void *> libraries;  // by their bytes; never closed
+Stream null_stream;
+std::set<Stream *> streams{&null_stream};
+char context;  // the one context is this address
+thread_local void *current = nullptr;
+
+Stream &stream_of(void *handle) {
+    // 1 and 2 name the legacy and the per-thread default stream.
+    return u64(handle) <= 2 ? null_stream : *static_cast<Stream *>(handle);
+}
+
+// The fault of the stream, once.
+CUresult told(Stream &stream) { return stream.faulted.exchange(false) ? ILLEGAL_ADDRESS : SUCCESS; }
+
+// Does the step now, or keeps it while the stream is captured.
+CUresult enqueue(void *handle, Step step) {
+    Stream &stream = stream_of(handle);
+    if (!current) {
+        return INVALID_CONTEXT;
+    }
+    if (CUresult fault = told(stream)) {
+        return fault;
+    }
+    if (stream.capture) {
+        stream.capture->push_back(std::move(step));
+    } else if (!step()) {
+        stream.faulted = true;
+    }
+    return SUCCESS;
+}
+
+CUresult wait(void *handle) {
+    Stream &stream = stream_of(handle);
+    return !current ? INVALID_CONTEXT : stream.capture ? CAPTURE_UNSUPPORTED : told(stream);
+}
+
+void *pointer(CUdeviceptr at) { return reinterpret_cast<void *>(at); }
+
+CUresult copy(void *to, const void *from, u64 bytes, bool to_device, bool from_device,
+              void *stream) {
+    auto there = [=] {
+        return !bytes || ((!to_device || owned(to, bytes)) && (!from_device || owned(from, bytes)));
+    };
+    if (!there()) {
+        return INVALID_VALUE;
+    }
+    return enqueue(stream, [=] {
+        if (!there()) {
+            return complain("a graph copies memory that has been freed");
+        }
+        memmove(to, from, bytes);
+        return true;
+    });
+}
+
+template <class T> CUresult fill(CUdeviceptr to, T value, u64 count, void *stream) {
+    auto there = [=] { return !count || owned(pointer(to), count * sizeof(T)); };
+    if (!there()) {
+        return INVALID_VALUE;
+    }
+    return enqueue(stream, [=] {
+        if (!there()) {
+            return complain("a graph fills memory that has been freed");
+        }
+        std::fill_n(static_cast<T *>(pointer(to)), count, value);
+        return true;
+    });
+}
+
+// A shared library in memory, opened. Its size is where its table of sections ends.
+CUresult open(const void *image, void *&library) {
+    auto header = static_cast<const Elf64_Ehdr *>(image);
+    if (!image || memcmp(header->e_ident, ELFMAG, SELFMAG)) {
+        return INVALID_IMAGE;
+    }
+    if (header->e_machine != EM_X86_64) {
+        return NO_BINARY_FOR_GPU;
+    }
+    u64 size = header->e_shoff + u64(header->e_shnum) * header->e_shentsize;
+    std::string bytes(static_cast<const char *>(image), size);
+    std::lock_guard<std::mutex> guard(lock);
+    void *&known = libraries[bytes];
+    if (!known) {
+        int file = memfd_create("cubin", 0);
+        // The file stays open: dlopen takes an equal name for the same library.
+        std::string path = "/proc/self/fd/" + std::to_string(file);
+        if (write(file, bytes.data(), size) != ssize_t(size)) {
+            return OUT_OF_MEMORY;
+        }
+        known = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+        if (!known) {
+            fprintf(stderr, "emulator: %s\n", dlerror());
+            return INVALID_IMAGE;
+        }
+    }
+    library = known;
+    return SUCCESS;
+}
+
+// Kernels find the engine's symbols only if this library's are global, however it was opened.
+__attribute__((constructor)) void make_global() {
+    Dl_info info;
+    if (dladdr(&context, &info)) {
+        dlopen(info.dli_fname, RTLD_NOW | RTLD_GLOBAL | RTLD_NOLOAD);
+    }
+}
+
+u32 attribute(int which) {
+    switch (which) {
+    case 1: return MAX_THREADS;              // threads a block
+    case 2: case 3: return 1024;             // x, y of a block
+    case 4: return 64;                       // z of a block
+    case 5: return 0x7fffffff;               // x of the grid
+    case 6: case 7: return 65535;            // y, z of the grid
+    case 8: return 48 << 10;                 // shared memory a block, without opting in
+    case 10: return LANES;
+    case 12: case 82: return 65536;          // registers
+    case 13: case 36: return 1000000;        // clocks, kHz
+    case 16: return 4;                       // multiprocessors
+    case 37: return 1024;                    // bus width, bits
+    case 38: return 4 << 20;                 // L2
+    case 39: return 2048;                    // threads a multiprocessor
+    case 41: return 1;                       // unified addressing
+    case 75: return 8;                       // compute capability
+    case 76: return 0;
+    case 81: return 164 << 10;               // shared memory of a multiprocessor
+    case 97: return SHARED_MOST;             // shared memory a block may opt in to
+    case 106: return 32;                     // blocks a multiprocessor
+    case 111: return 1 << 10;                // shared memory the system takes of each block
+    case 115: return 1;                      // memory pools: allocation in stream order
+    default: return 0;
+    }
+}
+
+struct Name {
+    CUresult code;
+    const char *name, *text;
+};
+const Name NAMES[] = {
+    {SUCCESS, "CUDA_SUCCESS", "no error"},
+    {INVALID_VALUE, "CUDA_ERROR_INVALID_VALUE", "invalid argument"},
+    {OUT_OF_MEMORY, "CUDA_ERROR_OUT_OF_MEMORY", "out of memory"},
+    {NOT_INITIALIZED, "CUDA_ERROR_NOT_INITIALIZED", "initialization error"},
+    {INVALID_DEVICE, "CUDA_ERROR_INVALID_DEVICE", "invalid device ordinal"},
+    {INVALID_IMAGE, "CUDA_ERROR_INVALID_IMAGE", "device kernel image is invalid"},
+    {INVALID_CONTEXT, "CUDA_ERROR_INVALID_CONTEXT", "invalid device context"},
+    {NO_BINARY_FOR_GPU, "CUDA_ERROR_NO_BINARY_FOR_GPU", "no kernel image for this device"},
+    {INVALID_HANDLE, "CUDA_ERROR_INVALID_HANDLE", "invalid resource handle"},
+    {NOT_FOUND, "CUDA_ERROR_NOT_FOUND", "named symbol not found"},
+    {ILLEGAL_ADDRESS, "CUDA_ERROR_ILLEGAL_ADDRESS", "an illegal memory access was encountered"},
+    {NOT_SUPPORTED, "CUDA_ERROR_NOT_SUPPORTED", "operation not supported"},
+    {CAPTURE_UNSUPPORTED, "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED",
+     "operation not permitted when stream is capturing"},
+    {CAPTURE_UNMATCHED, "CUDA_ERROR_STREAM_CAPTURE_UNMATCHED", "the capture was not begun"},
+};
+
+const Name *name_of(CUresult code) {
+    for (const Name &name : NAMES) {
+        if (name.code == code) {
+            return &name;
+        }
+    }
+    return nullptr;
+}
+
+template <class T> CUresult give(T *to, T value) {
+    return to ? (*to = value, SUCCESS) : INVALID_VALUE;
+}
+
+CUresult allocate_to(CUdeviceptr *to, u64 bytes) {
+    if (!current) {
+        return INVALID_CONTEXT;
+    }
+    if (!bytes) {
+        return INVALID_VALUE;
+    }
+    void *at = allocate(bytes);
+    return at ? give(to, CUdeviceptr(at)) : OUT_OF_MEMORY;
+}
+
+CUresult device(int number) { return number == 0 ? SUCCESS : INVALID_DEVICE; }
+
+bool exceeds(const Index &size, u32 x, u32 y, u32 z) {
+    return !size.x || !size.y || !size.z || size.x > x || size.y > y || size.z > z;
+}
+
+}  // namespace
+
+extern "C" {
+
+CUresult cuInit(u32) { return SUCCESS; }
+CUresult cuDriverGetVersion(int *version) { return give(version, 13000); }
+CUresult cuGetErrorName(CUresult code, const char **text) {
+    const Name *name = name_of(code);
+    return name ? give(text, name->name) : INVALID_VALUE;
+}
+CUresult cuGetErrorString(CUresult code, const char **text) {
+    const Name *name = name_of(code);
+    return name ? give(text, name->text) : INVALID_VALUE;
+}
+
+// Only those see the device who ask for the emulator: other tests of the same process choose their
+// device as on a machine without one.
+static thread_local bool shown = false;
+void emulator_show() { shown = true; }
+CUresult cuDeviceGetCount(int *count) {
+    return give(count, shown || getenv("GRITLM_EMULATOR") ? 1 : 0);
+}
+CUresult cuDeviceGet(int *to, int number) { return number ? INVALID_DEVICE : give(to, 0); }
+CUresult cuDeviceGetName(char *to, int room, int number) {
+    snprintf(to, size_t(room), "emulator");
+    return device(number);
+}
+CUresult cuDeviceGetUuid_v2(char *to, int number) {
+    memcpy(to, "gritlm emulator", 16);
+    return device(number);
+}
+CUresult cuDeviceGetUuid(char *to, int number) { return cuDeviceGetUuid_v2(to, number); }
+CUresult cuDeviceTotalMem_v2(size_t *bytes, int number) {
+    return number ? INVALID_DEVICE : give(bytes, size_t(MEMORY));
+}
+CUresult cuDeviceGetAttribute(int *to, int which, int number) {
+    return number ? INVALID_DEVICE : give(to, int(attribute(which)));
+}
+
+CUresult cuDevicePrimaryCtxRetain(void **to, int number) {
+    return number ? INVALID_DEVICE : give(to, static_cast<void *>(&context));
+}
+CUresult cuDevicePrimaryCtxRelease_v2(int number) { return device(number); }
+CUresult cuCtxSetCurrent(void *to) { return current = to, SUCCESS; }
+CUresult cuCtxGetCurrent(void **to) { return give(to, current); }
+CUresult cuCtxGetDevice(int *to) { return current ? give(to, 0) : INVALID_CONTEXT; }
+CUresult cuCtxSynchronize() {
+    std::lock_guard<std::mutex> guard(lock);
+    CUresult result = SUCCESS;
+    for (Stream *stream : streams) {
+        result = std::max(result, wait(stream));
+    }
+    return result;
+}
+CUresult cuCtxGetStreamPriorityRange(int *least, int *greatest) {
+    return give(least, 0), give(greatest, 0);
+}
+
+CUresult cuStreamCreateWithPriority(void **to, u32, int) {
+    if (!current) {
+        return INVALID_CONTEXT;
+    }
+    auto stream = new Stream;
+    std::lock_guard<std::mutex> guard(lock);
+    streams.insert(stream);
+    return give(to, static_cast<void *>(stream));
+}
+CUresult cuStreamCreate(void **to, u32 flags) { return cuStreamCreateWithPriority(to, flags, 0); }
+CUresult cuStreamDestroy_v2(void *stream) {
+    std::lock_guard<std::mutex> guard(lock);
+    if (!streams.erase(static_cast<Stream *>(stream))) {
+        return INVALID_HANDLE;
+    }
+    return delete static_cast<Stream *>(stream), SUCCESS;
+}
+CUresult cuStreamSynchronize(void *stream) { return wait(stream); }
+CUresult cuStreamQuery(void *stream) { return wait(stream); }
+CUresult cuStreamWaitEvent(void *, void *, u32) { return SUCCESS; }
+CUresult cuLaunchHostFunc(void *stream, void (*call)(void *), void *with) {
+    return enqueue(stream, [=] { return call(with), true; });
+}
+
+CUresult cuEventCreate(void **to, u32) { return give(to, static_cast<void *>(new Event())); }
+CUresult cuEventDestroy_v2(void *event) { return delete static_cast<Event *>(event), SUCCESS; }
+CUresult cuEventRecord(void *event, void *stream) {
+    return enqueue(stream, [=] {
+        static_cast<Event *>(event)->at = std::chrono::steady_clock::now();
+        return true;
+    });
+}
+CUresult cuEventSynchronize(void *) { return SUCCESS; }
+CUresult cuEventQuery(void *) { return SUCCESS; }
+CUresult cuEventElapsedTime_v2(float *to, void *start, void *end) {
+    std::chrono::duration<float, std::milli> time =
+        static_cast<Event *>(end)->at - static_cast<Event *>(start)->at;
+    return give(to, time.count());
+}
+CUresult cuEventElapsedTime(float *to, void *start, void *end) {
+    return cuEventElapsedTime_v2(to, start, end);
+}
+
+CUresult cuMemGetInfo_v2(size_t *available, size_t *all) {
+    return give(available, size_t(MEMORY - allocated())), give(all, size_t(MEMORY));
+}
+CUresult cuMemAlloc_v2(CUdeviceptr *to, size_t bytes) {
+    return null_stream.capture ? CAPTURE_UNSUPPORTED : allocate_to(to, bytes);
+}
+CUresult cuMemFree_v2(CUdeviceptr at) {
+    return !at || release(pointer(at)) ? SUCCESS : INVALID_VALUE;
+}
+CUresult cuMemAllocAsync(CUdeviceptr *to, size_t bytes, void *stream) {
+    return stream_of(stream).capture ? CAPTURE_UNSUPPORTED : allocate_to(to, bytes);
+}
+CUresult cuMemFreeAsync(CUdeviceptr at, void *stream) {
+    return stream_of(stream).capture ? CAPTURE_UNSUPPORTED : cuMemFree_v2(at);
+}
+CUresult cuMemHostAlloc(void **to, size_t bytes, u32) {
+    return give(to, aligned_alloc(4096, (bytes + 4095) & -4096ull));
+}
+CUresult cuMemFreeHost(void *at) { return free(at), SUCCESS; }
+CUresult cuMemHostGetFlags(u32 *to, void *) { return give(to, 0u); }
+
+CUresult cuMemcpyHtoDAsync_v2(CUdeviceptr to, const void *from, size_t n, void *stream) {
+    return copy(pointer(to), from, n, true, false, stream);
+}
+CUresult cuMemcpyDtoHAsync_v2(void *to, CUdeviceptr from, size_t n, void *stream) {
+    return copy(to, pointer(from), n, false, true, stream);
+}
+CUresult cuMemcpyDtoDAsync_v2(CUdeviceptr to, CUdeviceptr from, size_t n, void *stream) {
+    return copy(pointer(to), pointer(from), n, true, true, stream);
+}
+CUresult cuMemcpyHtoD_v2(CUdeviceptr to, const void *from, size_t n) {
+    return cuMemcpyHtoDAsync_v2(to, from, n, nullptr);
+}
+CUresult cuMemcpyDtoH_v2(void *to, CUdeviceptr from, size_t n) {
+    return cuMemcpyDtoHAsync_v2(to, from, n, nullptr);
+}
+CUresult cuMemcpyDtoD_v2(CUdeviceptr to, CUdeviceptr from, size_t n) {
+    return cuMemcpyDtoDAsync_v2(to, from, n, nullptr);
+}
+CUresult cuMemsetD8Async(CUdeviceptr to, unsigned char v, size_t n, void *stream) {
+    return fill(to, v, n, stream);
+}
+CUresult cuMemsetD8_v2(CUdeviceptr to, unsigned char v, size_t n) {
+    return fill(to, v, n, nullptr);
+}
+CUresult cuMemsetD32Async(CUdeviceptr to, u32 v, size_t n, void *stream) {
+    return fill(to, v, n, stream);
+}
+CUresult cuMemsetD32_v2(CUdeviceptr to, u32 v, size_t n) { return fill(to, v, n, nullptr); }
+
+CUresult cuModuleLoadData(void **to, const void *image) {
+    void *library = nullptr;
+    if (CUresult error = current ? open(image, library) : INVALID_CONTEXT) {
+        return error;
+    }
+    return give(to, static_cast<void *>(new Module{library, {}}));
+}
+CUresult cuModuleLoadDataEx(void **to, const void *image, u32, void *, void *) {
+    return cuModuleLoadData(to, image);
+}
+CUresult cuModuleUnload(void *module) { return delete static_cast<Module *>(module), SUCCESS; }
+CUresult cuModuleGetFunction(void **to, void *handle, const char *name) {
+    Module &module = *static_cast<Module *>(handle);
+    auto entry = static_cast<const Entry *>(dlsym(module.library, name));
+    // dlsym looks into the libraries that the kernel's needs, too.
+    Dl_info found;
+    if (!entry || !dladdr(entry, &found) || strncmp(found.dli_fname, "/proc/self/fd/", 14)) {
+        return NOT_FOUND;
+    }
+    std::lock_guard<std::mutex> guard(lock);
+    Function &function = module.functions[name];
+    function.entry = entry;
+    function.name = name;
+    return give(to, static_cast<void *>(&function));
+}
+CUresult cuFuncGetAttribute(int *to, int which, void *handle) {
+    const Function &function = *static_cast<Function *>(handle);
+    return which == 0   ? give(to, int(function.entry->threads))
+           : which == 8 ? give(to, int(function.shared_most))
+                        : give(to, which == 4 ? 64 : 0);
+}
+CUresult cuFuncSetAttribute(void *handle, int which, int value) {
+    if (which == 8) {
+        if (value < 0 || value > int(SHARED_MOST)) {
+            return INVALID_VALUE;
+        }
+        static_cast<Function *>(handle)->shared_most = u32(value);
+    }
+    return SUCCESS;
+}
+CUresult cuFuncSetCacheConfig(void *, int) { return SUCCESS; }
+CUresult cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int *to, void *, int threads,
+                                                              size_t shared, u32) {
+    return give(to, int(std::min<size_t>(2048 / threads, (164 << 10) / (shared + 1024))));
+}
+CUresult cuOccupancyMaxActiveBlocksPerMultiprocessor(int *to, void *function, int threads,
+                                                     size_t shared) {
+    return cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(to, function, threads, shared, 0);
+}
+
+CUresult cuLaunchKernel(void *handle, u32 gx, u32 gy, u32 gz, u32 bx, u32 by, u32 bz, u32 shared,
+                        void *stream, void **params, void **) {
+    if (!handle) {
+        return INVALID_HANDLE;
+    }
+    const Function &function = *static_cast<Function *>(handle);
+    Index grid{gx, gy, gz}, block{bx, by, bz};
+    if (exceeds(grid, 0x7fffffff, 65535, 65535) || exceeds(block, 1024, 1024, 64) ||
+        u64(bx) * by * bz > std::min(function.entry->threads, MAX_THREADS) ||
+        shared > function.shared_most) {
+        return INVALID_VALUE;
+    }
+    u32 bytes = function.entry->bytes;
+    std::vector<u64> copied((bytes + 7) / 8);
+    memcpy(copied.data(), params[0], bytes);
+    Stream &on = stream_of(stream);
+    u64 number = on.launches++;
+    return enqueue(stream, [=, &function] {
+        u64 drawn = seed() * 0x9e3779b97f4a7c15ull + number;
+        return run({function.entry, function.name, grid, block, shared, copied, drawn});
+    });
+}
+
+CUresult cuStreamBeginCapture_v2(void *stream, int) {
+    Stream &on = stream_of(stream);
+    if (u64(stream) <= 2 || on.capture) {
+        return CAPTURE_UNSUPPORTED;
+    }
+    on.capture.reset(new Steps);
+    return SUCCESS;
+}
+CUresult cuStreamEndCapture(void *stream, void **to) {
+    Stream &on = stream_of(stream);
+    if (!on.capture) {
+        return CAPTURE_UNMATCHED;
+    }
+    auto graph = new Graph{std::move(*on.capture)};
+    on.capture.reset();
+    return give(to, static_cast<void *>(graph));
+}
+CUresult cuStreamIsCapturing(void *stream, int *to) {
+    return give(to, stream_of(stream).capture ? 1 : 0);
+}
+CUresult cuGraphGetNodes(void *graph, void **, size_t *count) {
+    return give(count, static_cast<Graph *>(graph)->steps.size());
+}
+CUresult cuGraphInstantiateWithFlags(void **to, void *graph, u64) {
+    return give(to, static_cast<void *>(new Graph(*static_cast<Graph *>(graph))));
+}
+CUresult cuGraphInstantiate_v2(void **to, void *graph, void *, char *, size_t) {
+    return cuGraphInstantiateWithFlags(to, graph, 0);
+}
+CUresult cuGraphUpload(void *, void *) { return SUCCESS; }
+CUresult cuGraphLaunch(void *graph, void *stream) {
+    const Steps &steps = static_cast<Graph *>(graph)->steps;
+    return enqueue(stream, [&steps] {
+        for (const Step &step : steps) {
+            if (!step()) {
+                return false;
+            }
+        }
+        return true;
+    });
+}
+CUresult cuGraphExecDestroy(void *graph) { return delete static_cast<Graph *>(graph), SUCCESS; }
+CUresult cuGraphDestroy(void *graph) { return delete static_cast<Graph *>(graph), SUCCESS; }
+}

@@ -1,0 +1,32 @@
+// run: what the driver's half of the library asks of the half that runs kernels.
+#pragma once
+
+#include "engine.h"
+
+#include <string>
+#include <vector>
+
+namespace emulator {
+
+struct Launch {
+    const Entry *entry;
+    std::string kernel;
+    Index grid, block;
+    u32 shared_bytes;
+    std::vector<u64> params;
+    u64 seed;
+};
+
+bool run(const Launch &launch);   // false after a fault
+bool complain(const char *fault);  // false
+
+// Allocations. `owned` tells whether a whole range lies within one.
+void *allocate(u64 bytes);  // null when there is no more
+bool release(void *at);
+bool owned(const void *at, u64 bytes);
+u64 allocated();
+constexpr u64 MEMORY = 8ull << 30;
+
+u64 seed();
+
+}  // namespace emulator

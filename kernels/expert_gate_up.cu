@@ -1,0 +1,26 @@
+// expert_gate_up: gate_up of each row's experts, rows sorted by expert: out[place] =
+// silu(a[row] · w1ᵀ) ⊙ (a[row] · w3ᵀ) with the expert's w1 and w3; a (rows, inner) bf16, w (experts,
+// 2 · hidden, inner) bf16, out (rows · top_k, hidden) bf16. The row of a place and the tiles are in
+// the routing (expert_sort.cu).
+// Twin: model/cpu/expert.rs. Params: product.rs. Tiles and threads: matmul.cuh, matvec.cuh.
+#include "matmul.cuh"
+#include "matvec.cuh"
+
+struct ExpertGateUp {
+    static constexpr bool PAIR = true;
+    static constexpr bool GROUPED = true;
+
+    __device__ __forceinline__ static u32 a_row(const Product &p, u32 m) {
+        return sorted_row(p, m);
+    }
+    __device__ __forceinline__ static u32 w_row(const Product &p, u32 expert, u32 member, u32 j) {
+        return (2 * expert + member) * p.hidden + j;
+    }
+    __device__ __forceinline__ static void store(
+        const Product &p, u32 m, u32 j, float gate, float up) {
+        p.out.set(u64(m) * p.out_stride + j, narrow(silu(gate) * up));
+    }
+};
+
+MATMULS(expert_gate_up, ExpertGateUp)
+MATVECS(expert_gate_up, ExpertGateUp)

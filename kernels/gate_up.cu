@@ -1,0 +1,22 @@
+// gate_up: out = silu(a · w1ᵀ) ⊙ (a · w3ᵀ); a (rows, inner) bf16, w = [w1; w3] (2 · hidden, inner)
+// bf16, out (rows, hidden) bf16.
+// Twin: model/cpu/gate_up.rs. Params: product.rs. Tiles and threads: matmul.cuh, matvec.cuh.
+#include "matmul.cuh"
+#include "matvec.cuh"
+
+struct GateUp {
+    static constexpr bool PAIR = true;
+    static constexpr bool GROUPED = false;
+
+    __device__ __forceinline__ static u32 a_row(const Product &, u32 m) { return m; }
+    __device__ __forceinline__ static u32 w_row(const Product &p, u32, u32 member, u32 j) {
+        return member * p.hidden + j;
+    }
+    __device__ __forceinline__ static void store(
+        const Product &p, u32 m, u32 j, float gate, float up) {
+        p.out.set(u64(m) * p.out_stride + j, narrow(silu(gate) * up));
+    }
+};
+
+MATMULS(gate_up, GateUp)
+MATVECS(gate_up, GateUp)

@@ -1,0 +1,396 @@
+//! The GPU: buffers that come back, launches recorded and sent in one go, steps replayed as graphs.
+//!
+//! * **Recording.** [`Gpu::launch`] notes a launch; nothing runs before [`Gpu::submit`] or a read.
+//!   What the host sends is written first, for which those buffers are used by nothing else until
+//!   then.
+//! * **Graphs.** A submit whose launches are the ones of the submit before, down to the last
+//!   parameter, is captured as a CUDA graph; from then on it is replayed, at a fraction of the cost
+//!   on the host (some 2 µs a launch). What changes from step to step is in what was sent. Equality
+//!   is checked on every launch, so a graph is never replayed for another step than its own.
+//! * **Steady state.** A buffer that is dropped is kept and handed out again, the lowest address
+//!   first: a step like the last one gets the same addresses, whatever order they came back in, and
+//!   allocates nothing; [`Gpu::created`] counts.
+//! * **Errors.** What goes wrong is kept and comes back from the next read or submit.
+
+use crate::driver::{Driver, Graph, Grid, Memory};
+use crate::params::Pointer;
+use bytemuck::Pod;
+use cudarc::driver::{CudaEvent, CudaFunction, CudaModule};
+use gritlm_model::ops::{Created, DeviceError, OpTime, Result};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Fewer launches than this are not worth a graph.
+const FEW_LAUNCHES: usize = 8;
+
+/// Graphs that are kept; the oldest goes. Decoding at one batch size needs one for each number of
+/// attention tiles, which doubles with the context.
+const GRAPHS: usize = 16;
+
+/// What a buffer is for; buffers come back only to their own kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Use {
+    /// Weights and KV pages: given up when dropped.
+    Lasting,
+    /// Written and read by kernels, in the order of the stream.
+    Work,
+    /// Written by the host before the launches of a submit.
+    Sent,
+}
+
+/// Buffers that nobody uses now, by use and size, then by address.
+type Free = HashMap<(Use, u64), BTreeMap<Pointer, Memory>>;
+
+/// A buffer on the GPU. Dropping it keeps it for the next that asks for its size.
+#[derive(Debug)]
+pub(crate) struct Raw {
+    /// None only while it is dropped.
+    memory: Option<Memory>,
+    first: Pointer,
+    what: Use,
+    free: Arc<Mutex<Free>>,
+}
+
+impl Raw {
+    pub(crate) fn pointer(&self) -> Pointer {
+        self.first
+    }
+
+    /// The address of this byte.
+    pub(crate) fn at(&self, byte: u64) -> Pointer {
+        Pointer(self.first.0 + byte)
+    }
+
+    fn memory(&self) -> &Memory {
+        self.memory.as_ref().expect("a buffer has its memory until it is dropped")
+    }
+}
+
+impl Drop for Raw {
+    fn drop(&mut self) {
+        if let Some(memory) = self.memory.take()
+            && self.what != Use::Lasting
+        {
+            let key = (self.what, memory.bytes());
+            lock(&self.free).entry(key).or_default().insert(self.first, memory);
+        }
+    }
+}
+
+/// Which kernel.
+#[derive(Clone, Debug)]
+pub(crate) struct Kernel {
+    /// The stem of its source.
+    pub(crate) source: &'static str,
+    /// Its entry point.
+    pub(crate) entry: Cow<'static, str>,
+}
+
+/// What a launch is for, and what it moves and computes at least.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Work {
+    /// The op.
+    pub(crate) op: &'static str,
+    /// Bytes read and written.
+    pub(crate) bytes: u64,
+    /// Additions and multiplications.
+    pub(crate) flops: u64,
+}
+
+/// One noted launch; its parameters are words of [`State::params`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Launch {
+    function: usize,
+    grid: Grid,
+    params: (usize, usize),
+}
+
+/// What is sent in one go.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Step {
+    launches: Vec<Launch>,
+    params: Vec<u64>,
+}
+
+#[derive(Default)]
+struct State {
+    step: Step,
+    work: Vec<Work>,
+    /// What the host writes before the launches.
+    sent: Vec<(Arc<Raw>, Vec<u8>)>,
+    /// The last step, to see whether this one is the same.
+    last: Step,
+    graphs: Vec<(Step, Graph)>,
+    modules: HashMap<&'static str, Arc<CudaModule>>,
+    /// Kernels by entry point, and all of them by number.
+    numbers: HashMap<Cow<'static, str>, usize>,
+    functions: Vec<CudaFunction>,
+    timed: Vec<(Work, CudaEvent, CudaEvent)>,
+}
+
+/// An opened GPU with its kernels.
+pub(crate) struct Gpu {
+    pub(crate) driver: Driver,
+    profile: bool,
+    state: Mutex<State>,
+    free: Arc<Mutex<Free>>,
+    trouble: Mutex<Option<DeviceError>>,
+    counts: Mutex<Created>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Whatever panicked while it held the lock has left a whole value.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Gpu {
+    /// Takes compiled kernels, by stem.
+    pub(crate) fn new(
+        driver: Driver,
+        cubins: HashMap<&'static str, Vec<u8>>,
+        profile: bool,
+    ) -> Result<Self> {
+        let load = |(stem, cubin)| Ok((stem, driver.module(cubin)?));
+        let modules = cubins.into_iter().map(load).collect::<Result<_>>()?;
+        Ok(Self {
+            driver,
+            profile,
+            state: Mutex::new(State { modules, ..State::default() }),
+            free: Arc::default(),
+            trouble: Mutex::default(),
+            counts: Mutex::default(),
+        })
+    }
+
+    /// Multiprocessors.
+    pub(crate) fn sms(&self) -> u32 {
+        self.driver.device.sms
+    }
+
+    /// Bytes of shared memory that a block may have.
+    pub(crate) fn shared_limit(&self) -> u32 {
+        self.driver.device.shared
+    }
+
+    pub(crate) fn created(&self) -> Created {
+        *lock(&self.counts)
+    }
+
+    /// A buffer of at least `bytes` for kernels to work with, its contents undefined.
+    pub(crate) fn buffer(&self, bytes: u64) -> Result<Arc<Raw>> {
+        self.buffer_for(Use::Work, bytes)
+    }
+
+    pub(crate) fn buffer_for(&self, what: Use, bytes: u64) -> Result<Arc<Raw>> {
+        let size = match what {
+            Use::Lasting => bytes.next_multiple_of(256).max(256),
+            // Eight sizes to a doubling: at most an eighth is wasted, and sizes come again.
+            _ => {
+                let grain = (bytes.max(2048).next_power_of_two() / 16).max(256);
+                bytes.max(1).next_multiple_of(grain)
+            }
+        };
+        let raw = |memory: Memory| {
+            let (first, free) = (memory.pointer(0), Arc::clone(&self.free));
+            Arc::new(Raw { memory: Some(memory), first, what, free })
+        };
+        if what != Use::Lasting
+            && let Some(free) = lock(&self.free).get_mut(&(what, size))
+            && let Some((_, memory)) = free.pop_first()
+        {
+            return Ok(raw(memory));
+        }
+        let mut memory = self.driver.alloc(size)?;
+        if memory.is_none() {
+            // What is kept for later may be what is missing now.
+            self.submit()?;
+            self.driver.wait()?;
+            lock(&self.free).clear();
+            memory = self.driver.alloc(size)?;
+        }
+        let Some(memory) = memory else {
+            let (free, all) = self.driver.free_memory()?;
+            return Err(DeviceError(format!(
+                "{} has no room for {:.1} MiB more ({} of {} MiB are free); use a smaller \
+                 --kv-tokens or --batch-tokens, or another --device",
+                self.driver.device.name,
+                size as f64 / f64::from(1 << 20),
+                free >> 20,
+                all >> 20
+            )));
+        };
+        lock(&self.counts).buffers += 1;
+        Ok(raw(memory))
+    }
+
+    /// A buffer with these bytes, for launches that are noted from now on.
+    pub(crate) fn send(&self, bytes: &[u8]) -> Result<Arc<Raw>> {
+        let raw = self.buffer_for(Use::Sent, bytes.len() as u64)?;
+        if !bytes.is_empty() {
+            lock(&self.state).sent.push((Arc::clone(&raw), bytes.to_vec()));
+        }
+        Ok(raw)
+    }
+
+    /// Keeps a problem for the next read or submit.
+    pub(crate) fn fail(&self, problem: DeviceError) {
+        lock(&self.trouble).get_or_insert(problem);
+    }
+
+    /// Notes a launch; an empty grid is none.
+    pub(crate) fn launch<P: Pod>(&self, kernel: Kernel, grid: Grid, params: &P, work: Work) {
+        if grid.blocks.contains(&0) {
+            return;
+        }
+        let mut state = lock(&self.state);
+        let function = match self.number(&mut state, kernel) {
+            Ok(function) => function,
+            Err(problem) => {
+                drop(state);
+                return self.fail(problem);
+            }
+        };
+        let first = state.step.params.len();
+        let words = bytemuck::bytes_of(params).as_chunks().0;
+        state.step.params.extend(words.iter().map(|&word| u64::from_ne_bytes(word)));
+        let params = (first, state.step.params.len());
+        state.step.launches.push(Launch { function, grid, params });
+        state.work.push(work);
+    }
+
+    /// The number of a kernel, which is looked up once.
+    fn number(&self, state: &mut State, kernel: Kernel) -> Result<usize> {
+        if let Some(&number) = state.numbers.get(&kernel.entry) {
+            return Ok(number);
+        }
+        let module = state.modules.get(kernel.source).ok_or_else(|| {
+            DeviceError(format!("the kernel {}.cu has not been compiled", kernel.source))
+        })?;
+        let function = self.driver.function(module, &kernel.entry)?;
+        state.functions.push(function);
+        let number = state.functions.len() - 1;
+        state.numbers.insert(kernel.entry, number);
+        lock(&self.counts).pipelines += 1;
+        Ok(number)
+    }
+
+    /// Sends what has been noted on its way.
+    ///
+    /// # Errors
+    /// With what has gone wrong since the last read.
+    pub(crate) fn submit(&self) -> Result<()> {
+        if let Some(problem) = lock(&self.trouble).take() {
+            let mut state = lock(&self.state);
+            (state.step, state.work) = Default::default();
+            state.sent.clear();
+            return Err(problem);
+        }
+        let mut state = lock(&self.state);
+        let state = &mut *state;
+        for (raw, bytes) in state.sent.drain(..) {
+            self.driver.upload(raw.memory(), 0, &bytes)?;
+        }
+        if state.step.launches.is_empty() {
+            return Ok(());
+        }
+        let (step, work) = (std::mem::take(&mut state.step), std::mem::take(&mut state.work));
+        {
+            let mut counts = lock(&self.counts);
+            counts.submits += 1;
+            counts.launches += step.launches.len() as u64;
+        }
+        if self.profile {
+            for (launch, work) in step.launches.iter().zip(work) {
+                if let Some((start, end)) =
+                    self.send_launch(&state.functions, &step, launch, true)?
+                {
+                    state.timed.push((work, start, end));
+                }
+            }
+            return Ok(());
+        }
+        if let Some((_, graph)) = state.graphs.iter().find(|(known, _)| *known == step) {
+            return self.driver.replay(graph);
+        }
+        let launch_all = || {
+            step.launches.iter().try_for_each(|launch| {
+                self.send_launch(&state.functions, &step, launch, false).map(|_| ())
+            })
+        };
+        if step.launches.len() < FEW_LAUNCHES || step != state.last {
+            launch_all()?;
+            state.last = step;
+            return Ok(());
+        }
+        if let Some(graph) = self.driver.capture(launch_all)? {
+            self.driver.replay(&graph)?;
+            if state.graphs.len() == GRAPHS {
+                state.graphs.remove(0);
+            }
+            lock(&self.counts).graphs += 1;
+            state.graphs.push((step, graph));
+        }
+        Ok(())
+    }
+
+    fn send_launch(
+        &self,
+        functions: &[CudaFunction],
+        step: &Step,
+        launch: &Launch,
+        timed: bool,
+    ) -> Result<Option<(CudaEvent, CudaEvent)>> {
+        let params = &step.params[launch.params.0..launch.params.1];
+        self.driver.launch(&functions[launch.function], launch.grid, params, timed)
+    }
+
+    /// Bytes of a buffer, after everything noted so far.
+    pub(crate) fn read(&self, from: &Arc<Raw>, at: u64, bytes: u64) -> Result<Vec<u8>> {
+        self.submit()?;
+        let mut out = vec![0; bytes as usize];
+        if bytes > 0 {
+            self.driver.download(from.memory(), at, &mut out)?;
+        }
+        Ok(out)
+    }
+
+    /// Writes to a buffer, after everything noted so far.
+    pub(crate) fn write(&self, to: &Arc<Raw>, at: u64, bytes: &[u8]) -> Result<()> {
+        self.submit()?;
+        self.driver.upload(to.memory(), at, bytes)
+    }
+
+    /// Copies `bytes` bytes, after everything noted so far.
+    pub(crate) fn copy(
+        &self,
+        from: (&Arc<Raw>, u64),
+        to: (&Arc<Raw>, u64),
+        bytes: u64,
+    ) -> Result<()> {
+        self.submit()?;
+        self.driver.copy((from.0.memory(), from.1), (to.0.memory(), to.1), bytes)
+    }
+
+    /// The memory of a buffer that nothing else uses yet.
+    pub(crate) fn upload(&self, to: &Raw, at: u64, bytes: &[u8]) -> Result<()> {
+        self.driver.upload(to.memory(), at, bytes)
+    }
+
+    /// What each op took since the last call, those that took longest first.
+    pub(crate) fn profile(&self) -> Vec<OpTime> {
+        let mut rows: BTreeMap<&str, OpTime> = BTreeMap::new();
+        for (work, start, end) in lock(&self.state).timed.drain(..) {
+            let new = OpTime { op: work.op, ..OpTime::default() };
+            let row = rows.entry(work.op).or_insert(new);
+            row.launches += 1;
+            // A failed launch has been reported by the read before.
+            row.nanoseconds += start.elapsed_ms(&end).map_or(0.0, |ms| f64::from(ms) * 1e6);
+            row.bytes += work.bytes;
+            row.flops += work.flops;
+        }
+        let mut rows: Vec<OpTime> = rows.into_values().collect();
+        rows.sort_by(|a, b| b.nanoseconds.total_cmp(&a.nanoseconds));
+        rows
+    }
+}

@@ -1,0 +1,18 @@
+// logits: out = a · wᵀ; a (rows, inner) bf16 (normed rows), w (vocab, inner) bf16, out (rows, vocab)
+// f32. Twin: model/cpu/logits.rs. Params: product.rs. Tiles and threads: matmul.cuh, matvec.cuh.
+#include "matmul.cuh"
+#include "matvec.cuh"
+
+struct Logits {
+    static constexpr bool PAIR = false;
+    static constexpr bool GROUPED = false;
+
+    __device__ __forceinline__ static u32 a_row(const Product &, u32 m) { return m; }
+    __device__ __forceinline__ static u32 w_row(const Product &, u32, u32, u32 j) { return j; }
+    __device__ __forceinline__ static void store(const Product &p, u32 m, u32 j, float v, float) {
+        p.sum.set(u64(m) * p.out_stride + j, v);
+    }
+};
+
+MATMULS(logits, Logits)
+MATVECS(logits, Logits)

@@ -1,0 +1,128 @@
+//! Weights on the GPU: bf16, rows padded with zeros to a multiple of 8 columns.
+//!
+//! They go from the mapped files through a small ring of pinned buffers: all threads fill one (a
+//! copy, or a rounding of f16 and f32), the GPU copies it while they fill the next. Pinning the files
+//! themselves would cost more than it saves (some 2 GB/s), and copying from pages that are not
+//! pinned reaches a third of the rate.
+
+use crate::driver::{Driver, said};
+use crate::gpu::{Gpu, Raw, Use};
+use cudarc::driver::{CudaEvent, PinnedHostSlice};
+use gritlm_model::ops::{DeviceError, Result};
+use gritlm_model::weights::{Dtype, Tensor};
+use half::{bf16, f16};
+use rayon::prelude::*;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Buffers of the ring, and bytes of each: the copy of one hides the filling of the next.
+const SLOTS: usize = 4;
+const SLOT_BYTES: usize = 8 << 20;
+
+/// Bytes that a thread fills at a time.
+const PIECE: usize = 128 << 10;
+
+/// One weight matrix, possibly several stacked.
+#[derive(Debug)]
+pub struct Matrix {
+    pub(crate) raw: Arc<Raw>,
+    pub(crate) cols: u32,
+    /// Elements from row to row.
+    pub(crate) stride: u32,
+}
+
+/// A pinned buffer, and the end of the copy from it.
+struct Slot {
+    pinned: PinnedHostSlice<u8>,
+    copied: Option<CudaEvent>,
+}
+
+/// The pinned buffers; empty before the first matrix and after the last.
+#[derive(Default)]
+pub(crate) struct Ring(Mutex<Vec<Slot>>);
+
+impl Ring {
+    /// Gives the pinned memory back: loading is over.
+    pub(crate) fn release(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+}
+
+fn waited(problem: cudarc::driver::DriverError) -> DeviceError {
+    said("does not finish a copy", problem)
+}
+
+impl Slot {
+    fn new(driver: &Driver) -> Result<Self> {
+        Ok(Self { pinned: driver.pinned(SLOT_BYTES)?, copied: None })
+    }
+
+    /// Fills it once the copy from it is done, and starts the next copy.
+    fn send(
+        &mut self,
+        gpu: &Gpu,
+        (to, at): (&Raw, u64),
+        bytes: usize,
+        fill: impl FnOnce(&mut [u8]),
+    ) -> Result<()> {
+        if let Some(copied) = self.copied.take() {
+            copied.synchronize().map_err(waited)?;
+        }
+        let all = self.pinned.as_mut_slice().map_err(waited)?;
+        fill(&mut all[..bytes]);
+        gpu.upload(to, at, &all[..bytes])?;
+        self.copied = Some(gpu.driver.event()?);
+        Ok(())
+    }
+}
+
+/// Uploads matrices of equal width, stacked by rows.
+pub(crate) fn upload(gpu: &Gpu, ring: &Ring, parts: &[Tensor]) -> Result<Matrix> {
+    let cols = parts.first().map_or(0, |part| part.matrix_shape().1);
+    let stride = cols.next_multiple_of(8);
+    let rows: usize = parts.iter().map(|part| part.matrix_shape().0).sum();
+    let raw = gpu.buffer_for(Use::Lasting, 2 * (rows * stride) as u64)?;
+    let mut ring = ring.0.lock().unwrap_or_else(PoisonError::into_inner);
+    while ring.len() < SLOTS {
+        ring.push(Slot::new(&gpu.driver)?);
+    }
+    let mut at = 0;
+    for part in parts {
+        // Whole rows where they are padded; else bytes as they come.
+        let (row, padded) = (cols * part.dtype().bytes(), 2 * stride);
+        let plain = part.dtype() == Dtype::Bf16 && cols == stride;
+        let rows_at_once = if plain { 1 } else { (SLOT_BYTES / padded).max(1) };
+        let step = if plain { SLOT_BYTES } else { rows_at_once * row };
+        if padded > SLOT_BYTES {
+            return Err(DeviceError(format!("a row of {cols} weights is wider than supported")));
+        }
+        for from in part.bytes().chunks(step.max(1)) {
+            ring.rotate_left(1);
+            let bytes = if plain { from.len() } else { from.len() / row * padded };
+            ring[SLOTS - 1].send(gpu, (&raw, at), bytes, |to| {
+                if plain {
+                    let pieces = to.par_chunks_mut(PIECE).zip(from.par_chunks(PIECE));
+                    pieces.for_each(|(to, from)| to.copy_from_slice(from));
+                } else {
+                    let rows = to.par_chunks_mut(padded).zip(from.par_chunks(row));
+                    rows.for_each(|(to, from)| narrow_row(part.dtype(), from, to));
+                }
+            })?;
+            at += bytes as u64;
+        }
+    }
+    Ok(Matrix { raw, cols: cols as u32, stride: stride as u32 })
+}
+
+/// A row rounded to bf16, and zeros up to the stride. Checkpoints may begin at any address.
+fn narrow_row(dtype: Dtype, from: &[u8], to: &mut [u8]) {
+    let value = |bytes: &[u8]| match (dtype, bytes) {
+        (Dtype::Bf16, &[a, b]) => bf16::from_le_bytes([a, b]),
+        (Dtype::F16, &[a, b]) => bf16::from_f32(f16::from_le_bytes([a, b]).to_f32()),
+        (Dtype::F32, &[a, b, c, d]) => bf16::from_f32(f32::from_le_bytes([a, b, c, d])),
+        _ => bf16::ZERO,
+    };
+    let values = from.chunks_exact(dtype.bytes()).map(value);
+    for (to, value) in to.chunks_exact_mut(2).zip(values.chain(std::iter::repeat(bf16::ZERO))) {
+        to.copy_from_slice(&value.to_le_bytes());
+    }
+}

@@ -1,0 +1,52 @@
+//! rmsnorm: rows divided by their root mean square; see rmsnorm.cu.
+
+use crate::driver::Grid;
+use crate::gpu::{Kernel, Raw, Work};
+use crate::params::{Pointer, params};
+use crate::{Buffer, Cuda, Format, Matrix};
+use std::sync::Arc;
+
+params! {
+    /// Parameters; the fields are described in rmsnorm.cu.
+    Norm {
+        x: Pointer,
+        weight: Pointer,
+        h: Pointer,
+        rows_of: Pointer,
+        dim: u32,
+        x_stride: u32,
+        h_stride: u32,
+        eps: f32,
+    }
+}
+
+impl Cuda {
+    /// All rows in order, or those that `rows_of` names.
+    pub(crate) fn norm_rows(
+        &self,
+        (rows, dim, eps): (u32, u32, f32),
+        x: &Buffer,
+        weight: &Matrix,
+        rows_of: Option<&Arc<Raw>>,
+        h: &mut Buffer,
+    ) {
+        let params = Norm {
+            x: x.raw.pointer(),
+            weight: weight.raw.pointer(),
+            h: h.raw.pointer(),
+            rows_of: rows_of.map_or(Pointer::NULL, |raw| raw.pointer()),
+            dim,
+            x_stride: x.stride,
+            h_stride: h.stride,
+            eps,
+        };
+        let values = u64::from(rows) * u64::from(dim);
+        self.gpu.launch(
+            Kernel { source: "rmsnorm", entry: "rmsnorm_rows".into() },
+            Grid { blocks: [rows, 1, 1], threads: 512, shared: 4 * 512 / 32 },
+            &params,
+            Work { op: "rmsnorm", bytes: 6 * values, flops: 4 * values },
+        );
+        h.format = Format::Bf16;
+    }
+}

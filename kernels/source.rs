@@ -1,0 +1,116 @@
+//! The table of CUDA sources. What compiles one, NVRTC or the emulator's g++, gets [`text`] and
+//! [`HEADERS`], and with them a comparison of its parameter structs with Rust's.
+
+use crate::attention::{Attend, Reduce};
+use crate::embed::Embed;
+use crate::narrow::Narrow;
+use crate::params::Layout;
+use crate::pool::Pool;
+use crate::product::Product;
+use crate::rmsnorm::Norm;
+use crate::route::{Add, Choose, Sort};
+use crate::sample::Draws;
+use crate::search::{Scores, Select};
+
+/// One source, with all entry points of one stem.
+#[derive(Debug)]
+pub struct Source {
+    /// The stem of its file.
+    pub stem: &'static str,
+    /// The text of its file.
+    pub file: &'static str,
+    /// The structs that its entry points take.
+    pub params: &'static [Layout],
+}
+
+/// A stem and the parameter structs in it, one source a line.
+macro_rules! sources {
+    ($($stem:ident: $($params:ty),*;)*) => {
+        static SOURCES: &[Source] = &[$(Source {
+            stem: stringify!($stem),
+            file: include_str!(concat!(stringify!($stem), ".cu")),
+            params: &[$(<$params>::LAYOUT),*],
+        }),*];
+    };
+}
+
+macro_rules! headers {
+    ($($stem:ident)*) => {
+        /// What the sources include: names and texts.
+        pub static HEADERS: &[(&str, &str)] = &[$((
+            concat!(stringify!($stem), ".cuh"),
+            include_str!(concat!(stringify!($stem), ".cuh")),
+        )),*];
+    };
+}
+
+sources! {
+    attention: Attend;
+    attention_reduce: Reduce;
+    embed: Embed;
+    expert_add: Add;
+    expert_down: Product;
+    expert_gate_up: Product;
+    expert_sort: Sort;
+    gate_up: Product;
+    linear_add: Product;
+    logits: Product;
+    narrow: Narrow;
+    pool: Pool;
+    qkv: Product;
+    rmsnorm: Norm;
+    route: Choose;
+    sample: Draws;
+    search: Scores, Select;
+}
+
+headers!(common matmul matvec memory order product ptx);
+
+/// All sources.
+pub fn all() -> &'static [Source] {
+    SOURCES
+}
+
+/// Where a field is, as each compiler knows it: NVRTC has no `offsetof`.
+const OFFSET: &str = "
+#ifdef __CUDACC_RTC__
+#define OFFSET(type, field) __INTADDR__(&static_cast<type *>(0)->field)
+#else
+#define OFFSET(type, field) __builtin_offsetof(type, field)
+#endif
+";
+
+/// What is compiled: the file, then assertions that its structs are those of Rust.
+pub fn text(source: &Source) -> String {
+    let mut text = source.file.to_string() + OFFSET;
+    let mut assert = |condition: String, what: String| {
+        text += &format!("static_assert({condition}, \"{what} is not the one of Rust\");\n");
+    };
+    for Layout { name, fields, size } in source.params {
+        assert(format!("sizeof({name}) == {size}"), name.to_string());
+        for (field, offset) in *fields {
+            assert(format!("OFFSET({name}, {field}) == {offset}"), format!("{name}::{field}"));
+        }
+    }
+    text
+}
+
+/// What tells this source, compiled for this architecture, from other versions of it; whatever
+/// compiled it. The manifest of a folder of compiled kernels has it.
+pub fn key(source: &Source, arch: &str) -> String {
+    let text = text(source);
+    let headers = HEADERS.iter().flat_map(|(name, text)| [*name, *text]);
+    hash([source.stem, &text, arch].into_iter().chain(headers).map(str::as_bytes))
+}
+
+/// 128-bit FNV-1a over the parts and their lengths, in hexadecimal: the same in every version of
+/// this program, unlike what the standard library has.
+pub(crate) fn hash<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
+    let mut hash = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d_u128;
+    for part in parts {
+        for &byte in (part.len() as u64).to_le_bytes().iter().chain(part) {
+            hash = (hash ^ u128::from(byte)).wrapping_mul((1 << 88) + 0x13b);
+        }
+    }
+    format!("{hash:032x}")
+}
