@@ -26,6 +26,10 @@ pub(crate) struct Case {
     pub(crate) dtype: Dtype,
     /// Multiplies the activations, whose mean square is 1 without it.
     pub(crate) scale: f32,
+    /// Rounds activations, weights, keys and values to bf16, for a backend that computes with them
+    /// so: what is measured is then its own error, not that of the rounding, which no op can undo
+    /// (of a score of 100 it changes e^score by half).
+    pub(crate) bf16: bool,
     pub(crate) seed: u64,
 }
 
@@ -107,7 +111,7 @@ impl Case {
         let seed = name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
             (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
         });
-        Self { name, op, dtype, scale, seed }
+        Self { name, op, dtype, scale, bf16: false, seed }
     }
 
     /// What the op reads and writes at least: weights as stored, activations in f32, each once;
@@ -527,7 +531,12 @@ impl Case {
     /// Activations with a mean square of `scale`².
     fn activations(&self, stream: u64, len: u32) -> Vec<f32> {
         let mut random = self.random(stream);
-        (0..len).map(|_| random.unit() * 3f32.sqrt() * self.scale).collect()
+        (0..len).map(|_| self.kept(random.unit() * 3f32.sqrt() * self.scale)).collect()
+    }
+
+    /// A value as the backend takes it.
+    fn kept(&self, value: f32) -> f32 {
+        rounded(if self.bf16 { Dtype::Bf16 } else { Dtype::F32 }, value)
     }
 
     /// Quarters from −½ to ½: inner products are exact in every format, and many are equal.
@@ -549,7 +558,7 @@ impl Case {
     fn stored(&self, stream: u64, rows: u32, cols: u32, f: impl Fn(f32) -> f32) -> Weight {
         let (dtype, mut random) = (self.dtype, self.random(stream));
         let len = rows as usize * cols as usize;
-        let values = (0..len).map(|_| rounded(dtype, f(random.unit()))).collect();
+        let values = (0..len).map(|_| rounded(dtype, self.kept(f(random.unit())))).collect();
         Weight { dtype, cols: cols as usize, values }
     }
 
@@ -602,7 +611,7 @@ impl Case {
     fn cache(&self, pool: &PoolShape, scale: f32) -> Vec<f32> {
         let mut random = self.random(10);
         let len = pool.layers * 2 * pool.kv_heads * pool.pages * PAGE * pool.head_dim;
-        (0..len).map(|_| random.unit() * 3f32.sqrt() * scale).collect()
+        (0..len).map(|_| self.kept(random.unit() * 3f32.sqrt() * scale)).collect()
     }
 
     /// Activations, router, and each row's experts with their weights. A row whose choice a
@@ -613,7 +622,7 @@ impl Case {
         let (mut h, mut chosen) = (Vec::new(), Vec::new());
         while chosen.len() < rows {
             let row: Vec<f32> =
-                (0..dim).map(|_| random.unit() * 3f32.sqrt() * self.scale).collect();
+                (0..dim).map(|_| self.kept(random.unit() * 3f32.sqrt() * self.scale)).collect();
             let logits = router.times(&row, 0, p.experts);
             let mut order: Vec<usize> = (0..experts).collect();
             order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));

@@ -5,8 +5,11 @@ mod bad_input; // whatever comes in: one line, the right exit code, nothing half
 mod browser; // the shaders in a browser's WebGPU, where there is one
 mod cases; // every op, its inputs and what should come out
 mod cli; // the program itself: commands, flags, JSON
+mod cuda; // the CUDA backend, on an emulator or a GPU
+mod emulator; // builds the emulator, and makes sure that it finds what it should
 mod golden; // equal to Hugging Face, on its own outputs
 mod hub; // `--model owner/name`: cache, download, resume, bad servers
+mod kernels; // CUDA sources: every one compiles, without spills; cache, prebuilt kernels
 mod mixing; // one batch, many masks; same bits alone and together
 mod ops; // the table on every backend
 mod properties; // random input

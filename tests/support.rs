@@ -55,9 +55,13 @@ impl Reference {
     }
 
     pub(crate) fn open_on(name: &str, device: Device) -> Self {
+        Self::open_with(name, Options { device, ..Options::default() })
+    }
+
+    pub(crate) fn open_with(name: &str, options: Options) -> Self {
         // The script that made the references cast each model to bf16 and back, and with it the
         // rotary frequencies.
-        let options = Options { device, bf16_frequencies: true, ..Options::default() };
+        let options = Options { bf16_frequencies: true, ..options };
         let engine = Engine::open(data(name).to_str().unwrap(), &options).unwrap();
         Self { engine, bytes: std::fs::read(data(name).join("cases.safetensors")).unwrap() }
     }

@@ -1,0 +1,316 @@
+//! The CUDA backend: the case table, the reference models, replayed steps, errors. On the emulator,
+//! which is built here (`emulator.rs`); with `GRITLM_TEST_CUDA=gpu` on the machine's NVIDIA GPU.
+
+use crate::cases::Op;
+use crate::emulator::{self, Emulator};
+use crate::ops::check;
+use crate::support::{Reference, close, error, say};
+use gritlm::batch::{Output, Sequence, Want};
+use gritlm::model::ops::{Created, Mask, Ops};
+use gritlm::model::weights::Dtype;
+use gritlm::{Device, Embed, Engine, Options as EngineOptions, Prompt, Sampling, Stage};
+use gritlm_kernels::tune::{Form, TILES};
+use gritlm_kernels::{Cuda, Options};
+use std::path::PathBuf;
+
+/// Largest relative error of an op whose operands, or whose result, are bf16.
+const BF16: f64 = 8e-3;
+
+/// Orders of threads and blocks that the emulator tries.
+const SEEDS: [u64; 3] = [1, 2, 3];
+
+/// Where the backend runs here.
+struct Place {
+    /// None on a GPU.
+    emulator: Option<&'static Emulator>,
+}
+
+impl Place {
+    /// None where there is neither a compiler for the emulator nor a GPU asked for: the test is then
+    /// skipped by name, and in CI fails.
+    fn find(test: &str) -> Option<Self> {
+        if std::env::var("GRITLM_TEST_CUDA").is_ok_and(|v| v == "gpu") {
+            return Some(Self { emulator: None });
+        }
+        emulator::install(test).map(|emulator| Self { emulator: Some(emulator) })
+    }
+
+    fn seeds(&self) -> &[u64] {
+        if self.emulator.is_some() { &SEEDS } else { &SEEDS[..1] }
+    }
+
+    fn seed(&self, seed: u64) {
+        if let Some(emulator) = self.emulator {
+            emulator.seed(seed);
+        }
+    }
+
+    fn kernels(&self) -> Option<PathBuf> {
+        self.emulator.map(|emulator| emulator.kernels().into())
+    }
+
+    fn open(&self, form: Option<Form>) -> Cuda {
+        let kernels = self.kernels();
+        Cuda::open(&Options { kernels, form, ..Options::default() }).unwrap()
+    }
+
+    fn engine_options(&self) -> EngineOptions {
+        EngineOptions {
+            device: Device::Cuda(0),
+            kernels: self.kernels(),
+            ..EngineOptions::default()
+        }
+    }
+
+    fn reference(&self, name: &str) -> Reference {
+        Reference::open_with(name, self.engine_options())
+    }
+}
+
+#[test]
+fn every_case_on_cuda() {
+    let Some(place) = Place::find("cuda::every_case_on_cuda") else { return };
+    for &seed in place.seeds() {
+        place.seed(seed);
+        say(&format!("cuda: thread order of seed {seed}"));
+        check(&place.open(None), BF16, |case| {
+            case.bf16 = true;
+            true
+        });
+    }
+}
+
+/// The chooser takes one form for each shape; here every form computes every product that it may.
+#[test]
+fn every_form_of_a_product() {
+    let Some(place) = Place::find("cuda::every_form_of_a_product") else { return };
+    let tiles = TILES.iter().map(|tile| (Form::Many(*tile), u32::MAX));
+    let few = [1, 2, 4].map(|rows| (Form::Few(rows), rows));
+    for (form, most) in tiles.chain(few) {
+        say(&format!("cuda: products as {form}"));
+        check(&place.open(Some(form)), BF16, |case| {
+            case.bf16 = true;
+            case.dtype == Dtype::Bf16
+                && match &case.op {
+                    Op::Qkv(p, _) => p.rows <= most,
+                    Op::LinearAdd(p) => p.rows <= most,
+                    Op::GateUp(p) => p.rows <= most,
+                    Op::Logits { rows, .. } => rows.len() <= most as usize,
+                    // An expert's rows are taken so many at a time.
+                    Op::Expert(_) => true,
+                    _ => false,
+                }
+        });
+    }
+}
+
+/// Hidden states and embeddings are nearer to the f32 truth than Hugging Face's own in bf16, whose
+/// error the references hold.
+#[test]
+fn closer_than_hugging_face_in_bf16() {
+    let Some(place) = Place::find("cuda::closer_than_hugging_face_in_bf16") else { return };
+    for (&seed, model) in SEEDS.iter().zip(["mistral-tiny", "mistral-odd", "mixtral-tiny"]) {
+        place.seed(seed);
+        let reference = place.reference(model);
+        let columns = reference.engine.config().dim;
+        let window = reference.engine.config().window.map(|w| w as u32);
+        let masks = [
+            ("causal", Mask::Causal { window: None }),
+            ("causal_window", Mask::Causal { window }),
+            ("bidirectional", Mask::Bidirectional { window: None }),
+            ("bidirectional_window", Mask::Bidirectional { window }),
+        ];
+        for (name, mask) in masks {
+            if !reference.has(&format!("hf_bf16_error.{name}.hidden")) {
+                continue;
+            }
+            let bound = f64::from(reference.f32(&format!("hf_bf16_error.{name}.hidden"))[0]);
+            let hidden = run(&reference, mask, &Want::Hidden);
+            let expected = reference.unpadded(&format!("{name}.hidden"), columns);
+            let found = error(&hidden, &expected);
+            say(&format!("cuda: {model} {name}: error {found:.2e}, Hugging Face's {bound:.2e}"));
+            close(&format!("{model} {name}.hidden"), &hidden, &expected, bound);
+        }
+        let name = "embedding.mean.normalized";
+        let bound = f64::from(reference.f32(&format!("hf_bf16_error.{name}"))[0]);
+        let skips = reference.ids("instruction_lengths");
+        let texts = reference.texts();
+        let mut caches: Vec<_> = texts.iter().map(|_| reference.engine.cache()).collect();
+        let mut sequences: Vec<Sequence<'_>> = (texts.iter().zip(&mut caches).zip(skips))
+            .map(|((tokens, cache), skip)| Sequence {
+                tokens,
+                cache,
+                mask: Mask::Bidirectional { window: None },
+                want: Want::Embedding {
+                    skip: skip as usize,
+                    pooling: gritlm::Pooling::Mean,
+                    normalize: true,
+                },
+            })
+            .collect();
+        let vectors = values(reference.engine.run(&mut sequences).unwrap());
+        close(&format!("{model} {name}"), &vectors, &reference.f32(name), bound);
+    }
+}
+
+/// The reference's texts as one packed batch.
+fn run(reference: &Reference, mask: Mask, want: &Want) -> Vec<f32> {
+    let texts = reference.texts();
+    let mut caches: Vec<_> = texts.iter().map(|_| reference.engine.cache()).collect();
+    let mut sequences: Vec<Sequence<'_>> = texts
+        .iter()
+        .zip(&mut caches)
+        .map(|(tokens, cache)| Sequence { tokens, cache, mask, want: want.clone() })
+        .collect();
+    values(reference.engine.run_probed(&mut sequences, &mut |_: Stage, _| {}).unwrap())
+}
+
+fn values(outputs: Vec<Output>) -> Vec<f32> {
+    let values = outputs.into_iter().flat_map(|output| match output {
+        Output::Hidden(values) | Output::Logits(values) | Output::Embedding(values) => values,
+        other => panic!("expected numbers, found {other:?}"),
+    });
+    values.collect()
+}
+
+/// Greedy tokens of the references: those of the f32 truth, but where two tokens' logits are nearer
+/// to each other than bf16 can tell (then the test says so and follows the reference no further).
+#[test]
+fn greedy_tokens_and_document_caches() {
+    let Some(place) = Place::find("cuda::greedy_tokens_and_document_caches") else { return };
+    for model in ["mistral-tiny", "mistral-odd", "mixtral-tiny"] {
+        let reference = place.reference(model);
+        let engine = &reference.engine;
+        let document = reference.ids("doc_cache.document");
+        let mut read = engine.cache();
+        let (mask, want) = (Mask::Bidirectional { window: None }, Want::Nothing);
+        engine.run(&mut [Sequence { tokens: &document, cache: &mut read, mask, want }]).unwrap();
+        let stored = engine.import(&engine.export(&read).unwrap()).unwrap();
+        for (name, cache) in [("generate", engine.cache()), ("doc_cache", stored)] {
+            let expected = reference.ids(&format!("{name}.tokens"));
+            let how = Sampling {
+                max_tokens: expected.len(),
+                ignore_eos: true,
+                logprobs: 2,
+                ..Sampling::greedy()
+            };
+            let prompt = Prompt::Tokens(reference.ids(&format!("{name}.prompt")));
+            let pieces = engine.generate_after(cache, &prompt, &how).unwrap().map(Result::unwrap);
+            let mut same = 0;
+            for (piece, &token) in pieces.zip(&expected) {
+                let [(_, first), (_, second)] = piece.token.top[..] else {
+                    panic!("two likeliest")
+                };
+                if piece.token.token != token {
+                    let margin = first - second;
+                    assert!(margin < 0.05, "{model} {name}: token {same}, margin {margin}");
+                    break;
+                }
+                same += 1;
+            }
+            say(&format!("cuda: {model} {name}: {same} of {} greedy tokens", expected.len()));
+            assert!(same >= 8, "{model} {name}: {same} of {}", expected.len());
+        }
+    }
+}
+
+/// Decode steps of one shape are launched one by one twice at most, then replayed as a graph: with
+/// the same tokens, and without a new buffer.
+#[test]
+fn steps_are_replayed() {
+    let Some(place) = Place::find("cuda::steps_are_replayed") else { return };
+    let how = Sampling { max_tokens: 24, ignore_eos: true, ..Sampling::greedy() };
+    let tokens = |engine: &Engine| -> (Vec<u32>, Vec<Created>) {
+        let pieces = engine.generate(&Prompt::raw("A walk in the"), &how).unwrap();
+        pieces.map(|piece| (piece.unwrap().token.token, engine.created())).unzip()
+    };
+    let engine = Engine::open("demo", &place.engine_options()).unwrap();
+    let (replayed, created) = tokens(&engine);
+    let (half, last) = (created[12], created[23]);
+    assert!(last.graphs > 0, "{last:?}");
+    assert_eq!((half.buffers, half.graphs), (last.buffers, last.graphs));
+    // Each step is one launch of a graph, and counts the launches in it.
+    assert!(last.launches - half.launches > 11 * 8, "{half:?} {last:?}");
+
+    let one_by_one = EngineOptions { profile: true, ..place.engine_options() };
+    let engine = Engine::open("demo", &one_by_one).unwrap();
+    let (launched, created) = tokens(&engine);
+    assert_eq!(created[23].graphs, 0);
+    assert_eq!(launched, replayed);
+}
+
+/// The same batch of every kind of sequence twice: the same bits.
+#[test]
+fn same_bits_twice() {
+    let Some(place) = Place::find("cuda::same_bits_twice") else { return };
+    let reference = place.reference("mixtral-tiny");
+    let mut runs = Vec::new();
+    for &seed in &SEEDS {
+        place.seed(seed);
+        let hidden = run(&reference, Mask::Bidirectional { window: None }, &Want::Hidden);
+        let logits = run(&reference, Mask::Causal { window: None }, &Want::AllLogits);
+        runs.push([hidden, logits].map(|v| v.iter().map(|v| v.to_bits()).collect::<Vec<_>>()));
+    }
+    assert!(runs.windows(2).all(|pair| pair[0] == pair[1]));
+}
+
+/// The demo model on CUDA finds what it finds on the CPU.
+#[test]
+fn demo_embeddings_are_near_the_cpus() {
+    let Some(place) = Place::find("cuda::demo_embeddings_are_near_the_cpus") else { return };
+    let texts = ["chess interface for the desktop", "Generic Mapping Tools", "a"];
+    let on = |options: EngineOptions| {
+        let engine = Engine::open("demo", &options).unwrap();
+        let found = engine.embed(&texts, &Embed::default()).unwrap();
+        found.into_iter().flat_map(|e| e.vector).collect::<Vec<f32>>()
+    };
+    let cpu = EngineOptions { device: Device::Cpu, ..EngineOptions::default() };
+    close("demo embeddings", &on(place.engine_options()), &on(cpu), BF16);
+}
+
+#[test]
+fn what_does_not_fit_is_one_line() {
+    let Some(place) = Place::find("cuda::what_does_not_fit_is_one_line") else { return };
+    let options = EngineOptions { kv_tokens: 1 << 30, ..place.engine_options() };
+    let problem = Engine::open("demo", &options).err().unwrap().to_string();
+    assert!(problem.contains("has no room for") && !problem.contains('\n'), "{problem}");
+    // The device works on.
+    let engine = Engine::open("demo", &place.engine_options()).unwrap();
+    assert_eq!(engine.embed(&["a"], &Embed::default()).unwrap().len(), 1);
+
+    let missing = Options { ordinal: 99, ..Options::default() };
+    let problem = Cuda::open(&missing).err().unwrap().to_string();
+    assert!(problem.contains("expected a GPU number 99"), "{problem}");
+}
+
+/// Loading goes through pinned buffers of 8 MiB: a matrix of several, padded rows, other types.
+#[test]
+fn matrices_arrive_whole() {
+    let Some(place) = Place::find("cuda::matrices_arrive_whole") else { return };
+    let cuda = place.open(None);
+    let (rows, cols) = (3001, 1999);
+    let value = |i: usize| ((i * 7919) % 257) as f32 - 128.0;
+    let values: Vec<f32> = (0..rows * cols).map(value).collect();
+    for dtype in [Dtype::Bf16, Dtype::F16, Dtype::F32] {
+        let bytes = crate::cases::stored_bytes(dtype, &values);
+        let tensor = |first: usize, rows: usize| {
+            let (from, to) = (first * cols * dtype.bytes(), (first + rows) * cols * dtype.bytes());
+            gritlm::model::weights::Tensor::from_bytes(dtype, &[rows, cols], &bytes[from..to])
+        };
+        let table = cuda.matrix(&[tensor(0, 1000), tensor(1000, rows - 1000)]).unwrap();
+        let tokens: Vec<u32> = (0..rows as u32).collect();
+        let layout = gritlm::model::ops::Layout {
+            positions: tokens.clone(),
+            slots: tokens.clone(),
+            spans: vec![],
+            tables: vec![],
+            frequencies: vec![],
+            tokens,
+        };
+        let batch = cuda.batch(&layout).unwrap();
+        let mut x = cuda.buffer(rows, cols).unwrap();
+        cuda.embed(&batch, &table, &mut x);
+        let found = pollster::block_on(cuda.read(&x, rows * cols)).unwrap();
+        assert!(found == values, "{dtype}");
+    }
+}

@@ -1,0 +1,625 @@
+//! The CUDA kernels without a GPU: `kernels/emulator` stands in for the driver's library and runs the
+//! same sources, compiled by g++. Here it is built and installed for all tests, and shown to find
+//! what it is for: mistakes that leave most results right.
+
+use crate::support::say;
+use gritlm_kernels::compile;
+use gritlm_kernels::source::{self, HEADERS};
+use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW, Symbol};
+use rayon::prelude::*;
+use std::collections::BTreeSet;
+use std::ffi::{CStr, CString, OsStr, c_char, c_int, c_uint, c_void};
+use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::ptr::{from_ref, null_mut};
+use std::sync::{Mutex, MutexGuard, OnceLock};
+
+const LIBRARY: [&str; 6] =
+    ["-O2", "-std=c++17", "-shared", "-fPIC", "-pthread", "-Wl,-soname,libcuda.so"];
+const KERNEL: [&str; 9] = [
+    "-O2",
+    "-march=native",
+    "-std=c++17",
+    "-w",
+    "-shared",
+    "-fPIC",
+    "-DGRITLM_EMULATOR",
+    "-x",
+    "c++",
+];
+
+/// The emulator's device.
+const ARCH: &str = "sm_80";
+
+/// The emulator, loaded as the driver of this process.
+pub(crate) struct Emulator {
+    library: Library,
+    folder: PathBuf,
+}
+
+/// Loads the emulator before anything looks for a driver; call it first in every test that opens a
+/// CUDA device. Without g++ there is none, which is an error where `GRITLM_EXPECT_CUDA` is set.
+pub(crate) fn install(test: &str) -> Option<&'static Emulator> {
+    static EMULATOR: OnceLock<Option<Emulator>> = OnceLock::new();
+    let emulator = EMULATOR.get_or_init(|| {
+        let Ok(version) = Command::new("g++").arg("--version").output() else {
+            let expected = std::env::var_os("GRITLM_EXPECT_CUDA").is_some();
+            assert!(!expected, "GRITLM_EXPECT_CUDA is set, and there is no g++ for the emulator");
+            return None;
+        };
+        let folder = build(&version.stdout);
+        let path = folder.join("libcuda.so");
+        // SAFETY: the library's initialisers only reserve memory. It stays loaded.
+        let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_GLOBAL) }.unwrap();
+        Some(Emulator { library, folder })
+    });
+    if emulator.is_none() {
+        say(&format!("SKIPPED {test}: no g++ here, which builds the emulator"));
+    }
+    // SAFETY: the function has this type (kernels/emulator/driver.cpp).
+    let show = |e: &Emulator| unsafe { e.symbol::<unsafe extern "C" fn()>("emulator_show")() };
+    emulator.as_ref().inspect(|e| show(e))
+}
+
+fn kernels() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels")
+}
+
+/// The folder with the library and all kernels, built once for what they are built from.
+fn build(compiler: &[u8]) -> PathBuf {
+    let files = fs::read_dir(kernels().join("emulator")).unwrap().map(|f| f.unwrap().path());
+    let files: BTreeSet<PathBuf> = files.collect();
+    let sources: Vec<&PathBuf> =
+        files.iter().filter(|f| f.extension() == Some(OsStr::new("cpp"))).collect();
+    let mut hasher = DefaultHasher::new();
+    (LIBRARY, KERNEL, compiler).hash(&mut hasher);
+    files.iter().for_each(|f| fs::read(f).unwrap().hash(&mut hasher));
+    source::all().iter().for_each(|s| source::key(s, ARCH).hash(&mut hasher));
+    // What `-march=native` means.
+    let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    cpu.lines().find(|line| line.starts_with("flags")).hash(&mut hasher);
+
+    let all = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let folder = all.join(format!("emulator-{:016x}", hasher.finish()));
+    if !folder.exists() {
+        let new = tempfile::tempdir_in(all).unwrap();
+        let library = || {
+            let to = new.path().join("libcuda.so");
+            gpp(Command::new("g++").args(LIBRARY).args(sources).arg("-o").arg(to));
+        };
+        let cubins = || -> Vec<Vec<u8>> {
+            let all = source::all().par_iter();
+            all.map(|s| cubin(s.stem, &source::text(s), &headers())).collect()
+        };
+        let (cubins, ()) = rayon::join(cubins, library);
+        save(new.path(), &cubins);
+        // Another process may have been first.
+        let _ = fs::rename(new.path(), &folder);
+    }
+    folder
+}
+
+/// A folder of kernels as `--kernels` takes it.
+fn save(folder: &Path, cubins: &[Vec<u8>]) {
+    let all: Vec<_> =
+        source::all().iter().zip(cubins).map(|(s, bytes)| (s, ARCH, &bytes[..])).collect();
+    compile::save(folder, &all).unwrap();
+}
+
+fn headers() -> Vec<(&'static str, String)> {
+    HEADERS.iter().map(|(name, text)| (*name, text.to_string())).collect()
+}
+
+/// A source with these headers, compiled for the emulator.
+fn cubin(stem: &str, text: &str, headers: &[(&str, String)]) -> Vec<u8> {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str| folder.path().join(name);
+    headers.iter().for_each(|(name, text)| fs::write(file(name), text).unwrap());
+    let (from, to) = (file(&format!("{stem}.cu")), file("cubin"));
+    fs::write(&from, text).unwrap();
+    let words = kernels().join("emulator/cuda.h");
+    let mut gpp_ = Command::new("g++");
+    gpp_.args(KERNEL).arg("-I").arg(folder.path()).arg("-I").arg(kernels());
+    gpp(gpp_.arg("-include").arg(words).arg(from).arg("-o").arg(&to));
+    fs::read(to).unwrap()
+}
+
+fn gpp(command: &mut Command) {
+    let out = command.output().unwrap();
+    assert!(out.status.success(), "{command:?}: {}", String::from_utf8_lossy(&out.stderr));
+}
+
+impl Emulator {
+    /// All kernels, compiled for the emulator; what `--kernels` takes.
+    pub(crate) fn kernels(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The order of threads and blocks is drawn from this.
+    pub(crate) fn seed(&self, seed: u64) {
+        // SAFETY: the function has this type (kernels/emulator/engine.cpp).
+        unsafe { self.symbol::<unsafe extern "C" fn(u64)>("emulator_seed")(seed) }
+    }
+
+    /// Whether faults are expected, and not written to stderr.
+    pub(crate) fn quiet(&self, quiet: bool) {
+        // SAFETY: as above.
+        unsafe { self.symbol::<unsafe extern "C" fn(bool)>("emulator_quiet")(quiet) }
+    }
+
+    /// What the last kernel that failed did; empty if none did. Forgotten once told.
+    pub(crate) fn fault(&self) -> String {
+        // SAFETY: the functions have these types; the text stays until the next call here.
+        unsafe {
+            let fault = self.symbol::<unsafe extern "C" fn() -> *const c_char>("emulator_fault")();
+            let fault = CStr::from_ptr(fault).to_string_lossy().into_owned();
+            self.symbol::<unsafe extern "C" fn()>("emulator_clear")();
+            fault
+        }
+    }
+
+    /// # Safety
+    /// The function must have this type.
+    unsafe fn symbol<F>(&self, name: &str) -> Symbol<F> {
+        // SAFETY: as the caller promises.
+        unsafe { self.library.get(name.as_bytes()) }.unwrap()
+    }
+}
+
+type Result = std::result::Result<(), c_int>;
+
+fn said(code: c_int) -> Result {
+    if code == 0 { Ok(()) } else { Err(code) }
+}
+
+/// The driver API as far as these tests need it, for one test at a time: there is one last fault.
+struct Raw {
+    emulator: &'static Emulator,
+    module: *mut c_void,
+    stream: *mut c_void,
+    _alone: MutexGuard<'static, ()>,
+}
+
+impl Drop for Raw {
+    fn drop(&mut self) {
+        self.emulator.quiet(false);
+    }
+}
+
+/// Calls a function of the driver API; all arguments must have its types.
+macro_rules! call {
+    ($raw:expr, $name:ident($($arg:expr => $type:ty),*)) => {{
+        // SAFETY: the types are those of the driver API, pointers point at what it expects.
+        said(unsafe {
+            $raw.symbol::<unsafe extern "C" fn($($type),*) -> c_int>(stringify!($name))($($arg),*)
+        })
+    }};
+}
+
+impl Raw {
+    fn open(test: &str, cubin: &[u8]) -> Option<Self> {
+        static ALONE: Mutex<()> = Mutex::new(());
+        let emulator = install(test)?;
+        let alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let (mut context, mut module, mut stream) = (null_mut(), null_mut(), null_mut());
+        call!(emulator, cuDevicePrimaryCtxRetain(&mut context => *mut *mut c_void, 0 => c_int))
+            .unwrap();
+        call!(emulator, cuCtxSetCurrent(context => *mut c_void)).unwrap();
+        call!(emulator, cuModuleLoadData(&mut module => *mut *mut c_void,
+            cubin.as_ptr() => *const u8))
+        .unwrap();
+        call!(emulator, cuStreamCreate(&mut stream => *mut *mut c_void, 0 => c_uint)).unwrap();
+        emulator.fault();
+        emulator.quiet(true);
+        Some(Self { emulator, module, stream, _alone: alone })
+    }
+
+    fn function(&self, entry: &str) -> std::result::Result<*mut c_void, c_int> {
+        let (entry, mut function) = (CString::new(entry).unwrap(), null_mut());
+        call!(self.emulator, cuModuleGetFunction(&mut function => *mut *mut c_void,
+            self.module => *mut c_void, entry.as_ptr() => *const c_char))?;
+        Ok(function)
+    }
+
+    /// Launches with one parameter struct, without waiting.
+    fn start<P>(&self, entry: &str, blocks: u32, threads: u32, shared: u32, params: &P) -> Result {
+        let mut params = [from_ref(params).cast::<c_void>().cast_mut()];
+        call!(self.emulator, cuLaunchKernel(self.function(entry)? => *mut c_void,
+            blocks => c_uint, 1 => c_uint, 1 => c_uint, threads => c_uint, 1 => c_uint, 1 => c_uint,
+            shared => c_uint, self.stream => *mut c_void, params.as_mut_ptr() => *mut *mut c_void,
+            null_mut() => *mut *mut c_void))
+    }
+
+    fn wait(&self) -> Result {
+        call!(self.emulator, cuStreamSynchronize(self.stream => *mut c_void))
+    }
+
+    fn buffer<T>(&self, values: &[T]) -> u64 {
+        let (mut at, bytes) = (0, size_of_val(values));
+        call!(self.emulator, cuMemAlloc_v2(&mut at => *mut u64, bytes => usize)).unwrap();
+        call!(self.emulator, cuMemcpyHtoD_v2(at => u64, values.as_ptr() => *const T,
+            bytes => usize))
+        .unwrap();
+        at
+    }
+
+    fn read<T>(&self, at: u64, values: &mut [T]) {
+        call!(self.emulator, cuMemcpyDtoH_v2(values.as_mut_ptr() => *mut T, at => u64,
+            size_of_val(values) => usize))
+        .unwrap();
+    }
+
+    fn free(&self, at: u64) {
+        call!(self.emulator, cuMemFree_v2(at => u64)).unwrap();
+    }
+}
+
+/// Parameters of the snippets below.
+#[repr(C)]
+struct Snippet {
+    /// 64 words, all 7.
+    from: u64,
+    /// 256 words, unwritten.
+    to: u64,
+}
+
+/// Small kernels, right and wrong.
+const SNIPPETS: &str = r#"
+#include "common.cuh"
+struct Snippet { Global<u32> in; Global<u32> out; };
+constexpr Shared<u32> words{0};
+constexpr u32 N = 128;
+#define SNIPPET(name) \
+    __device__ void name##_body(const Snippet &p); \
+    KERNEL(name, Snippet, N, 1, name##_body) \
+    __device__ void name##_body(const Snippet &p)
+__device__ u32 me() { return threadIdx.x; }
+__device__ void copy(const Snippet &p) { cp_async16(words, 4 * me(), p.in, 4 * (me() % 16), 16); }
+
+SNIPPET(write_beyond) { p.out.set(me() + 129, me()); }
+SNIPPET(read_before) { p.out.set(me(), p.in.from(-1ull)[0]); }
+SNIPPET(read_misaligned) { p.out.set(me(), p.in.load<Vec16>(2).word[0]); }
+SNIPPET(read_null) { p.out.set(me(), Global<u32>{nullptr}[me()]); }
+SNIPPET(unwritten_global) { p.out.set(me(), p.out[me() + 128]); }
+
+SNIPPET(shared_beyond) { words.set(me() + 1, me()); }
+SNIPPET(shared_misaligned) { words.store(me() * 4 + 1, Vec16{}); }
+SNIPPET(shared_unwritten) { words.set(me(), me()); p.out.set(me(), words[me() < 127 ? me() : 200]); }
+
+SNIPPET(reads_without_barrier) { words.set(me(), me()); p.out.set(me(), words[(me() + 64) % N]); }
+SNIPPET(reads_with_barrier) {
+    words.set(me(), me());
+    __syncthreads();
+    p.out.set(me(), words[(me() + 64) % N]);
+}
+SNIPPET(writes_over_reads) {
+    words.set(me(), me());
+    __syncthreads();
+    u32 v = words[(me() + 64) % N];
+    words.set(me(), v);
+}
+SNIPPET(writes_over_reads_in_order) {
+    words.set(me(), me());
+    for (u32 i = 0; i < 300; i++) {
+        __syncthreads();
+        u32 v = words[(me() + 64) % N];
+        __syncthreads();
+        words.set(me(), v);
+    }
+    p.out.set(me(), words[me()]);
+}
+SNIPPET(writes_over_writes) { words.set(me() / 2, 1); }
+SNIPPET(half_words_side_by_side) {
+    Shared<bf16>{0}.set(me(), {u16(me())});
+    __syncthreads();
+    p.out.set(me(), words[me() / 2] >> me() % 2 * 16 & 0xffff);
+}
+SNIPPET(lanes_without_syncwarp) { words.set(me(), me()); p.out.set(me(), words[me() ^ 1]); }
+SNIPPET(lanes_with_syncwarp) {
+    for (u32 i = 0; i < 100; i++) {
+        words.set(me(), me());
+        __syncwarp();
+        p.out.set(me(), words[me() ^ 31]);
+        __syncwarp();
+    }
+}
+SNIPPET(warps_with_syncwarp) {
+    words.set(me(), me());
+    __syncwarp();
+    p.out.set(me(), words[me() ^ 32]);
+}
+SNIPPET(adds) {
+    words.set(me(), 0);
+    __syncthreads();
+    atomic_add(words, me() % 2, 1);
+    __syncthreads();
+    p.out.set(me(), words[me() % 2] + N / 2 * atomic_add(p.out, 128 + me(), 1));
+}
+SNIPPET(reads_while_adding) {
+    words.set(me(), 0);
+    __syncthreads();
+    atomic_add(words, 5, 1);
+    p.out.set(me(), words[5]);
+}
+
+SNIPPET(counts) { atomic_add(p.out, me(), 1); }
+
+SNIPPET(copies) {
+    copy(p);
+    cp_async_commit();
+    cp_async_wait<0>();
+    __syncthreads();
+    p.out.set(me(), words[(4 * me() + 64) % 512]);
+}
+SNIPPET(copies_part_of_nothing) {
+    cp_async16(words, 4 * me(), p.in, me() ? 1ull << 40 : 60, me() ? 0 : 8);
+    cp_async_commit();
+    cp_async_wait<0>();
+    p.out.set(me(), words[4 * me()] + words[4 * me() + 3]);
+}
+SNIPPET(copy_read_before_wait) { copy(p); cp_async_commit(); p.out.set(me(), words[4 * me()]); }
+SNIPPET(copy_waits_for_another) {
+    copy(p);
+    cp_async_commit();
+    cp_async_commit();
+    cp_async_wait<2>();
+    p.out.set(me(), words[4 * me()]);
+}
+SNIPPET(copy_written_before_wait) { copy(p); words.set(4 * me() + 1, 1); }
+SNIPPET(copy_without_barrier) {
+    copy(p);
+    cp_async_commit();
+    cp_async_wait<0>();
+    p.out.set(me(), words[4 * (me() ^ 64)]);
+}
+SNIPPET(copy_not_committed) { copy(p); cp_async_wait<0>(); }
+SNIPPET(copy_not_waited_for) { copy(p); cp_async_commit(); }
+SNIPPET(copy_from_beyond) { cp_async16(words, 4 * me(), p.in, 64, 2); }
+SNIPPET(copy_misaligned) { cp_async16(words, 4 * me() + 2, p.in, 0, 16); }
+SNIPPET(copy_from_misaligned) { cp_async16(words, 4 * me(), p.in, 1, 16); }
+SNIPPET(copy_over_a_read) {
+    words.set(me(), me());
+    __syncthreads();
+    u32 v = words[me() ^ 127];
+    __syncwarp();
+    copy(p);
+    cp_async_commit();
+    cp_async_wait<0>();
+    p.out.set(me(), v);
+}
+
+SNIPPET(barrier_by_some) { if (me() < 96) { __syncthreads(); } p.out.set(me(), 7); }
+SNIPPET(shuffle_by_some) {
+    u32 v = me();
+    if (me() % 32 != 5) { v = __shfl_xor_sync(ALL, v, 1); }
+    __syncthreads();
+    p.out.set(me(), v);
+}
+SNIPPET(shuffle_with_mask) { p.out.set(me(), __shfl_down_sync(0xffffu, me(), 1)); }
+SNIPPET(shuffle_meets_vote) {
+    p.out.set(me(), me() % 2 ? __ballot_sync(ALL, 1) : __shfl_sync(ALL, me(), 1));
+}
+SNIPPET(shuffles) {
+    u32 lane = me() % 32, v = __shfl_xor_sync(ALL, me(), 3), sum = 0;
+    sum += v == (me() ^ 3u);
+    sum += __shfl_up_sync(ALL, me(), 2) == (lane < 2 ? me() : me() - 2);
+    sum += __shfl_down_sync(ALL, me(), 2, 16) == (lane % 16 > 13 ? me() : me() + 2);
+    sum += __shfl_sync(ALL, me(), 9) == me() - lane + 9;
+    sum += __ballot_sync(ALL, lane % 3 == 0) == 0x49249249u;
+    sum += __any_sync(ALL, lane == 4) && !__any_sync(ALL, 0);
+    sum += __all_sync(ALL, 1) && !__all_sync(ALL, lane);
+    p.out.set(me(), sum);
+}
+SNIPPET(misaligned_matrix) {
+    words.store(4 * me(), Vec16{});
+    __syncthreads();
+    u32 m[4];
+    ldmatrix4(m, {0}, me() % 32 * 8 + 4);
+}
+SNIPPET(matrix_without_barrier) {
+    words.store(4 * me(), Vec16{});
+    u32 m[4];
+    ldmatrix4(m, {0}, me() % 32 * 8);
+}
+SNIPPET(fragments) {
+    Shared<bf16> a{0};
+    for (u32 i = me(); i < 256; i += N) {
+        words.set(i, p.out[i]);
+    }
+    __syncthreads();
+    u32 lane = me() % 32, fa[4], fb[4];
+    float d[4] = {1.0f, 2.0f, 3.0f, 4.0f};
+    ldmatrix4(fa, a, lane % 16 * 16 + lane / 16 * 8);
+    ldmatrix4_trans(fb, a.from(256), lane % 16 * 16 + lane / 16 * 8);
+    mma16x8x16(d, fa, fb[me() / 64 * 2], fb[me() / 64 * 2 + 1]);
+    __syncthreads();
+    for (u32 i = 0; i < 4; i++) {
+        u32 row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2 + me() / 64 * 8;
+        p.out.set(row * 16 + column, __float_as_uint(d[i]));
+    }
+}
+"#;
+
+fn snippets() -> &'static [u8] {
+    static SNIPPET: OnceLock<Vec<u8>> = OnceLock::new();
+    SNIPPET.get_or_init(|| cubin("snippets", SNIPPETS, &headers()))
+}
+
+/// Snippets with a mistake, and the words of the fault.
+const WRONG: [(&str, &str); 29] = [
+    ("write_beyond", "writes 4 bytes of global memory outside every allocation"),
+    ("read_before", "reads 4 bytes of global memory outside every allocation"),
+    ("read_misaligned", "reads 16 bytes at 8 of a global allocation of 256 bytes, misaligned"),
+    ("read_null", "which is null"),
+    ("shared_beyond", "thread 127: writes 4 bytes at 512 of shared memory, outside its 512 bytes"),
+    ("shared_misaligned", "of shared memory, misaligned"),
+    ("shared_unwritten", "thread 127: reads 4 bytes at 800 of shared memory, never written"),
+    ("reads_without_barrier", "of shared memory"),
+    ("writes_over_reads", "race, thread"),
+    ("writes_over_writes", "wrote it and no barrier lies between"),
+    ("lanes_without_syncwarp", "of shared memory"),
+    ("warps_with_syncwarp", "of shared memory"),
+    ("reads_while_adding", "added to it and no barrier lies between"),
+    ("copy_read_before_wait", "where a cp.async is under way"),
+    ("copy_waits_for_another", "where a cp.async is under way"),
+    ("copy_written_before_wait", "where a cp.async is under way"),
+    ("copy_without_barrier", "of shared memory"),
+    ("copy_not_committed", "ends with 1 cp.async not waited for"),
+    ("copy_not_waited_for", "ends with 1 cp.async not waited for"),
+    ("copy_from_beyond", "reads 2 bytes of global memory outside every allocation"),
+    ("copy_misaligned", "starts a cp.async to 16 bytes at"),
+    ("copy_from_misaligned", "misaligned"),
+    ("copy_over_a_read", "race"),
+    ("barrier_by_some", "__syncthreads is reached by 96 of 128 threads; 32 have ended"),
+    ("shuffle_by_some", "a shuffle is reached by 31 of 32 lanes of warp"),
+    ("shuffle_with_mask", "a shuffle with mask 0000ffff"),
+    ("shuffle_meets_vote", "while other lanes of its warp are at"),
+    ("misaligned_matrix", "misaligned"),
+    ("matrix_without_barrier", "of shared memory"),
+];
+
+/// Snippets without one, and what thread i writes.
+const RIGHT: [(&str, fn(u32) -> u32); 9] = [
+    ("unwritten_global", |_| u32::MAX),
+    ("reads_with_barrier", |i| (i + 64) % 128),
+    ("writes_over_reads_in_order", |i| i),
+    ("half_words_side_by_side", |i| i),
+    ("lanes_with_syncwarp", |i| i ^ 31),
+    ("adds", |_| 0),
+    ("copies", |_| 7),
+    ("copies_part_of_nothing", |i| if i == 0 { 7 } else { 0 }),
+    ("shuffles", |_| 7),
+];
+
+const ILLEGAL_ADDRESS: Result = Err(700);
+const INVALID_VALUE: Result = Err(1);
+const NOT_FOUND: Result = Err(500);
+
+/// Parameters with an unwritten second buffer.
+fn fresh(raw: &Raw) -> Snippet {
+    let mut to = 0;
+    call!(raw.emulator, cuMemAlloc_v2(&mut to => *mut u64, 1024 => usize)).unwrap();
+    Snippet { from: raw.buffer(&[7u32; 64]), to }
+}
+
+/// Every mistake is a fault, told once, in every order of the threads; then all goes on as before.
+#[test]
+fn mistakes_are_found() {
+    let Some(raw) = Raw::open("emulator::mistakes_are_found", snippets()) else { return };
+    for (seed, (entry, words)) in (1..6).flat_map(|seed| WRONG.map(|wrong| (seed, wrong))) {
+        raw.emulator.seed(seed);
+        let params = fresh(&raw);
+        let shared = if entry == "shared_beyond" { 512 } else { 4096 };
+        raw.start(entry, 3, 128, shared, &params).unwrap();
+        assert_eq!(raw.wait(), ILLEGAL_ADDRESS, "{entry}");
+        let fault = raw.emulator.fault();
+        assert!(fault.starts_with(&format!("{entry} block ")) && fault.contains(words), "{fault}");
+        assert_eq!(raw.wait(), Ok(()));
+        raw.start("reads_with_barrier", 1, 128, shared, &params).unwrap();
+        assert_eq!((raw.wait(), raw.emulator.fault().as_str()), (Ok(()), ""));
+        raw.free(params.to);
+        raw.start("reads_with_barrier", 1, 128, shared, &params).unwrap();
+        assert_eq!(raw.wait(), ILLEGAL_ADDRESS);
+        raw.emulator.fault();
+    }
+}
+
+#[test]
+fn what_is_right_passes() {
+    let Some(raw) = Raw::open("emulator::what_is_right_passes", snippets()) else { return };
+    for (seed, (entry, expected)) in (1..6).flat_map(|seed| RIGHT.map(|right| (seed, right))) {
+        raw.emulator.seed(seed);
+        let params = fresh(&raw);
+        raw.start(entry, 1, 128, 4096, &params).unwrap();
+        assert_eq!(raw.wait(), Ok(()), "{entry}: {}", raw.emulator.fault());
+        let mut values = [0u32; 128];
+        raw.read(params.to, &mut values);
+        assert_eq!(values.to_vec(), (0..128).map(expected).collect::<Vec<_>>(), "{entry}");
+    }
+}
+
+/// What cannot be launched is refused, as the driver does.
+#[test]
+fn launches_have_limits() {
+    let Some(raw) = Raw::open("emulator::launches_have_limits", snippets()) else { return };
+    let params = fresh(&raw);
+    let start = |entry, blocks, threads, shared| {
+        raw.start(entry, blocks, threads, shared, &params).and_then(|()| raw.wait())
+    };
+    assert_eq!(start("no_such_kernel", 1, 128, 0), NOT_FOUND);
+    assert_eq!(start("counts", 0, 128, 0), INVALID_VALUE);
+    assert_eq!(start("counts", 1, 0, 0), INVALID_VALUE);
+    assert_eq!(start("counts", 1, 129, 0), INVALID_VALUE);
+    assert_eq!(start("counts", 1, 128, 49_153), INVALID_VALUE);
+    let allow = |bytes| {
+        call!(raw.emulator, cuFuncSetAttribute(raw.function("counts").unwrap() => *mut c_void,
+            8 => c_int, bytes => c_int))
+    };
+    assert_eq!((allow(166_913), allow(49_160)), (INVALID_VALUE, Ok(())));
+    assert_eq!(start("counts", 1, 128, 49_153), Ok(()));
+    assert_eq!(start("counts", 1, 128, 49_161), INVALID_VALUE);
+    let image = [0u8; 64];
+    let mut module = null_mut();
+    let loaded = call!(raw.emulator, cuModuleLoadData(&mut module => *mut *mut c_void,
+        image.as_ptr() => *const u8));
+    assert_eq!(loaded, Err(200));
+}
+
+/// A graph does later, and again, what was asked for while it was captured.
+#[test]
+fn graphs_are_replayed() {
+    let Some(raw) = Raw::open("emulator::graphs_are_replayed", snippets()) else { return };
+    let params = Snippet { from: 0, to: raw.buffer(&[5u32; 128]) };
+    let (stream, mut graph, mut replay) = (raw.stream, null_mut(), null_mut());
+    let count = |expected: u32| {
+        let mut values = [0u32; 128];
+        raw.read(params.to, &mut values);
+        assert_eq!(values, [expected; 128]);
+    };
+    call!(raw.emulator, cuStreamBeginCapture_v2(stream => *mut c_void, 1 => c_int)).unwrap();
+    for _ in 0..3 {
+        raw.start("counts", 1, 128, 0, &params).unwrap();
+    }
+    assert_eq!(raw.wait(), Err(900));
+    call!(raw.emulator, cuStreamEndCapture(stream => *mut c_void,
+        &mut graph => *mut *mut c_void))
+    .unwrap();
+    call!(raw.emulator, cuGraphInstantiateWithFlags(&mut replay => *mut *mut c_void,
+        graph => *mut c_void, 0 => u64))
+    .unwrap();
+    call!(raw.emulator, cuGraphDestroy(graph => *mut c_void)).unwrap();
+    count(5);
+    for times in 1..3 {
+        call!(raw.emulator, cuGraphLaunch(replay => *mut c_void, stream => *mut c_void)).unwrap();
+        assert_eq!(raw.wait(), Ok(()));
+        count(5 + 3 * times);
+    }
+    raw.free(params.to);
+    call!(raw.emulator, cuGraphLaunch(replay => *mut c_void, stream => *mut c_void)).unwrap();
+    assert_eq!(raw.wait(), ILLEGAL_ADDRESS);
+    call!(raw.emulator, cuGraphExecDestroy(replay => *mut c_void)).unwrap();
+    raw.emulator.fault();
+}
+
+/// ldmatrix (also transposed) and mma, by the layouts of their fragments, are a matrix product.
+#[test]
+fn fragments_are_matrices() {
+    let Some(raw) = Raw::open("emulator::fragments_are_matrices", snippets()) else { return };
+    // Small integers: every sum is exact.
+    let value = |i: usize| (i * 29 % 31) as f32 - 15.0;
+    let halves: Vec<u16> = (0..512).map(|i| (value(i).to_bits() >> 16) as u16).collect();
+    let params = Snippet { from: 0, to: raw.buffer(&halves) };
+    raw.start("fragments", 1, 128, 1024, &params).unwrap();
+    assert_eq!(raw.wait(), Ok(()), "{}", raw.emulator.fault());
+    let mut out = [0f32; 256];
+    raw.read(params.to, &mut out);
+    for (at, &got) in out.iter().enumerate() {
+        let (m, n) = (at / 16, at % 16);
+        let product: f32 = (0..16).map(|k| value(m * 16 + k) * value(256 + k * 16 + n)).sum();
+        // What d was before, by the lane's place.
+        let before = (1 + n % 2 + m / 8 * 2) as f32;
+        assert_eq!(got, before + product, "row {m}, column {n}");
+    }
+}

@@ -1,0 +1,274 @@
+//! The CUDA kernels without a GPU: every source compiles, to no more than the registers there are;
+//! compiled ones are kept, and taken from a folder.
+
+use crate::cli::{objects, run};
+use crate::support::say;
+use gritlm_kernels::compile::{Nvrtc, cubins, save};
+use gritlm_kernels::params::Layout;
+use gritlm_kernels::source::{Source, all};
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+/// One of each tier, and one between.
+const ARCHS: [&str; 3] = ["sm_80", "sm_89", "sm_90a"];
+
+/// A kernel that takes no time to compile.
+const SMALL: Source = Source {
+    stem: "small",
+    file: r#"
+        #include "memory.cuh"
+        struct Small { Global<float> x; u32 n; u32 unused; };
+        extern "C" __global__ void small(Small p) { if (threadIdx.x < p.n) p.x.set(threadIdx.x, 1.0f); }
+    "#,
+    params: &[Layout { name: "Small", fields: &[("x", 0), ("n", 8), ("unused", 12)], size: 16 }],
+};
+
+/// NVRTC; without it the test is skipped, unless `GRITLM_EXPECT_CUDA` says that it must be here.
+fn nvrtc(test: &str) -> Option<Nvrtc> {
+    match Nvrtc::open() {
+        Ok(nvrtc) => Some(nvrtc),
+        Err(problem) if std::env::var_os("GRITLM_EXPECT_CUDA").is_none() => {
+            say(&format!("SKIPPED kernels::{test}: {problem}"));
+            None
+        }
+        Err(problem) => panic!("{problem}"),
+    }
+}
+
+/// The files of a folder.
+fn files(folder: &Path) -> Vec<PathBuf> {
+    fs::read_dir(folder).unwrap().map(|file| file.unwrap().path()).collect()
+}
+
+/// A problem in one line that says all `parts`.
+#[track_caller]
+fn says(problem: impl ToString, parts: &[&str]) {
+    let problem = problem.to_string();
+    assert!(!problem.contains('\n'), "{problem}");
+    for part in parts {
+        assert!(problem.contains(part), "expected {part:?} in: {problem}");
+    }
+}
+
+/// What does not compile is one line that says where and why; so is a struct that is not Rust's.
+#[test]
+fn what_does_not_compile_is_named() {
+    let Some(nvrtc) = nvrtc("what_does_not_compile_is_named") else { return };
+    assert_eq!(nvrtc.compile(&SMALL, "sm_80").unwrap().usage[0].entry, "small");
+    let broken = Source { file: "\n__device__ int x = y;\n", params: &[], ..SMALL };
+    says(nvrtc.compile(&broken, "sm_80").unwrap_err(), &["small.cu(2)", "sm_80", "\"y\""]);
+    let layouts: [(&'static [Layout], _); 3] = [
+        (&[Layout { name: "Small", fields: &[("x", 0), ("n", 12)], size: 16 }], "Small::n"),
+        (&[Layout { name: "Small", fields: &[], size: 24 }], "Small is"),
+        (&[Layout { name: "Small", fields: &[("m", 8)], size: 16 }], "\"m\""),
+    ];
+    for (params, part) in layouts {
+        let other = Source { params, ..SMALL };
+        says(nvrtc.compile(&other, "sm_80").unwrap_err(), &["small.cu", part]);
+    }
+    for arch in ["sm_75", "sm_70", "sm_8x", "hopper", ""] {
+        let problem = nvrtc.compile(&SMALL, arch).unwrap_err();
+        says(problem, &["architecture", arch, "sm_80, ", "NVRTC"]);
+    }
+}
+
+/// The best architecture that both the device and the compiler know.
+#[test]
+fn architectures_follow_the_device() {
+    let Some(nvrtc) = nvrtc("architectures_follow_the_device") else { return };
+    let known = [(8, 0, "sm_80"), (8, 6, "sm_86"), (8, 9, "sm_89"), (9, 0, "sm_90a")];
+    // Devices that are not made yet run what their major version runs.
+    for (major, minor, arch) in known.into_iter().chain([(9, 7, "sm_90")]) {
+        assert_eq!(nvrtc.architecture((major, minor)).unwrap(), arch);
+    }
+    says(nvrtc.architecture((99, 0)).unwrap_err(), &["sm_990", "NVRTC"]);
+    says(nvrtc.architecture((7, 5)).unwrap_err(), &["sm_75", "sm_80"]);
+}
+
+/// A second start reads what the first has kept; whatever is not that is compiled again and
+/// replaced, and where nothing can be kept, it is compiled all the same.
+#[test]
+fn compiled_kernels_are_kept() {
+    let Some(nvrtc) = nvrtc("compiled_kernels_are_kept") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let cached = |arch| nvrtc.cubin(&SMALL, arch, Some(folder.path())).unwrap();
+    let cubin = cached("sm_80");
+    assert_eq!(cubin, nvrtc.compile(&SMALL, "sm_80").unwrap().cubin);
+    let [file] = &files(&folder.path().join("kernels"))[..] else { panic!("expected one file") };
+    let kept = fs::read(file).unwrap();
+
+    let old = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+    let age = || File::options().write(true).open(file).unwrap().set_modified(old).unwrap();
+    let is_old = || fs::metadata(file).unwrap().modified().unwrap() == old;
+    age();
+    assert_eq!(cached("sm_80"), cubin);
+    assert!(is_old());
+
+    let flipped = |at: usize| {
+        let mut bytes = kept.clone();
+        bytes[at] ^= 1;
+        bytes
+    };
+    let head = kept.len() - cubin.len();
+    let mut wrong: Vec<Vec<u8>> =
+        [0, 20, head - 2, head - 1, head, head + 999, kept.len() - 1].map(flipped).into();
+    wrong.extend([0, 1, head, kept.len() / 2, kept.len() - 1].map(|len| kept[..len].to_vec()));
+    wrong.extend([[&kept[..], b"\0"].concat(), cubin.clone()]);
+    // Another's, whole: of another architecture, of another source.
+    cached("sm_89");
+    let other = Source {
+        file: concat!("#include \"memory.cuh\"\n", "extern \"C\" __global__ void k() {}"),
+        params: &[],
+        ..SMALL
+    };
+    nvrtc.cubin(&other, "sm_80", Some(folder.path())).unwrap();
+    let others = files(&folder.path().join("kernels"));
+    assert_eq!(others.len(), 3);
+    wrong.extend(others.iter().filter(|f| *f != file).map(|f| fs::read(f).unwrap()));
+    for bytes in wrong {
+        fs::write(file, &bytes).unwrap();
+        age();
+        assert_eq!(cached("sm_80"), cubin);
+        assert!(!is_old());
+        assert_eq!(fs::read(file).unwrap(), kept);
+    }
+
+    // A folder where the file should be, and a file where the folder should be.
+    fs::remove_file(file).unwrap();
+    fs::create_dir(file).unwrap();
+    assert_eq!(cached("sm_80"), cubin);
+    assert_eq!(files(&folder.path().join("kernels")).len(), 3);
+    assert_eq!(nvrtc.cubin(&SMALL, "sm_80", Some(&others[0])).unwrap(), cubin);
+    assert_eq!(nvrtc.cubin(&SMALL, "sm_80", None).unwrap(), cubin);
+}
+
+/// Many that start at the same time: each gets the kernel, and one whole file is left.
+#[test]
+fn many_may_compile_at_the_same_time() {
+    let Some(nvrtc) = nvrtc("many_may_compile_at_the_same_time") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let cubin = nvrtc.compile(&SMALL, "sm_80").unwrap().cubin;
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                for _ in 0..8 {
+                    assert_eq!(nvrtc.cubin(&SMALL, "sm_80", Some(folder.path())).unwrap(), cubin);
+                    files(&folder.path().join("kernels")).iter().for_each(|file| {
+                        // Already gone, where another has just replaced it.
+                        let _ = fs::remove_file(file);
+                    });
+                }
+            });
+        }
+    });
+    nvrtc.cubin(&SMALL, "sm_80", Some(folder.path())).unwrap();
+    assert_eq!(files(&folder.path().join("kernels")).len(), 1);
+}
+
+/// A folder of compiled kernels: for one's device, of this version, and whole; else one line says
+/// what is wrong, and how to make it.
+#[test]
+fn folders_of_compiled_kernels_are_checked() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path();
+    let problem = |capability| cubins(capability, Some(dir)).unwrap_err();
+    let manifest = dir.join("kernels.json");
+    says(problem((8, 0)), &["kernels.json", "No such file"]);
+
+    let bytes: Vec<_> = all().iter().map(|s| format!("{} compiled", s.stem)).collect();
+    let kernels = |arch| all().iter().zip(&bytes).map(move |(s, b)| (s, arch, b.as_bytes()));
+    save(dir, &kernels("sm_80").collect::<Vec<_>>()).unwrap();
+    for capability in [(8, 0), (8, 6), (8, 9)] {
+        let found = cubins(capability, Some(dir)).unwrap();
+        assert_eq!(found.len(), all().len());
+        assert_eq!(found["rmsnorm"], b"rmsnorm compiled");
+    }
+    let parts = ["sm_90a or sm_90", "gritlm kernels build --arch sm_90a --output"];
+    says(problem((9, 0)), &parts);
+    // More is added, and the best is taken.
+    let hopper: Vec<_> = all().iter().map(|s| (s, "sm_90a", &b"for Hopper"[..])).collect();
+    save(dir, &hopper).unwrap();
+    assert_eq!(cubins((9, 0), Some(dir)).unwrap()["rmsnorm"], b"for Hopper");
+    assert_eq!(cubins((8, 0), Some(dir)).unwrap()["rmsnorm"], b"rmsnorm compiled");
+
+    let whole = fs::read_to_string(&manifest).unwrap();
+    let at = whole.find("rmsnorm.sm_80.cubin\": \"").unwrap() + 24;
+    let mut other = whole.clone();
+    other.replace_range(at..at + 1, if &whole[at..=at] == "0" { "1" } else { "0" });
+    fs::write(&manifest, &other).unwrap();
+    says(problem((8, 0)), &["rmsnorm.sm_80.cubin", "this version", "gritlm kernels build"]);
+    fs::write(&manifest, whole.replace("rmsnorm.sm_80", "rmsnorm.sm_81")).unwrap();
+    says(problem((8, 0)), &["rmsnorm.sm_80.cubin", "gritlm kernels build"]);
+    for text in ["", "[1]", "{\"a\":1}", "{", "\u{0}"] {
+        fs::write(&manifest, text).unwrap();
+        says(problem((8, 0)), &["kernels.json"]);
+    }
+    fs::write(&manifest, whole).unwrap();
+    fs::remove_file(dir.join("search.sm_80.cubin")).unwrap();
+    says(problem((8, 0)), &["search.sm_80.cubin", "No such file"]);
+}
+
+/// `gritlm kernels build` compiles every source, with its structs compared with Rust's, for each
+/// tier: no register is spilled, and nothing lies on a stack. It says so to programs and to people,
+/// and its folder is taken.
+#[test]
+fn every_source_compiles() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("new/kernels");
+    let build = |more: &[&str]| {
+        let args = ["kernels", "build", "--output", output.to_str().unwrap()];
+        run(&[&args, more].concat(), "")
+    };
+    let Some(_) = nvrtc("every_source_compiles") else {
+        return build(&[]).fails(1, &["NVRTC", "--kernels DIR"]);
+    };
+    let lines = objects(&build(&["--arch", &ARCHS.join(","), "--format", "json"]).ok());
+    let mut entries = BTreeMap::new();
+    for line in &lines {
+        let [arch, source, entry] = ["arch", "source", "entry"].map(|k| line[k].as_str().unwrap());
+        assert_eq!((&line["spills"], &line["stack"]), (&0.into(), &0.into()), "{line}");
+        let registers = line["registers"].as_u64().unwrap();
+        assert!(registers > 0 && entry.starts_with(source), "{line}");
+        let other = entries.insert((arch, entry), registers);
+        assert!(other.is_none(), "an entry point belongs to one source: {line}");
+    }
+    for arch in ARCHS {
+        let registers = entries.iter().filter(|((a, _), _)| *a == arch);
+        let registers: Vec<_> = registers.map(|((_, e), n)| format!("{e} {n}")).collect();
+        assert_eq!(registers.len(), lines.len() / ARCHS.len());
+        say(&format!("registers, {arch}: {}", registers.join(", ")));
+    }
+    for capability in [(8, 0), (8, 6), (8, 9), (9, 0)] {
+        let built = cubins(capability, Some(&output)).unwrap();
+        assert_eq!(built.len(), all().len());
+        assert!(built.values().all(|cubin| cubin.starts_with(b"\x7fELF")));
+    }
+    let built = cubins((8, 0), Some(&output)).unwrap();
+    assert_eq!(lines[0]["bytes"], built[lines[0]["source"].as_str().unwrap()].len());
+
+    let text = build(&["--arch", "sm_86"]).ok();
+    assert_eq!(text.lines().count(), 1 + lines.len() / ARCHS.len());
+    assert!(text.starts_with("arch "), "{text}");
+    assert_eq!(files(&output).len(), 1 + 4 * all().len());
+}
+
+/// What `gritlm kernels build` is given is checked before anything is compiled.
+#[test]
+fn kernels_build_checks_its_options() {
+    run(&["kernels", "build"], "").fails(2, &["--output"]);
+    if nvrtc("kernels_build_checks_its_options").is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("file");
+    fs::write(&file, "").unwrap();
+    let build = |arch: &str, output: &Path| {
+        run(&["kernels", "build", "--arch", arch, "--output", output.to_str().unwrap()], "")
+    };
+    build("sm_80,sm_1", folder.path()).fails(1, &["sm_1:", "sm_80, "]);
+    build("sm_80", &file).fails(1, &["file"]);
+    build("sm_80", &file.join("in it")).fails(1, &["file"]);
+    assert_eq!(files(folder.path()).len(), 1);
+}
