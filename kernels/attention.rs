@@ -153,8 +153,9 @@ fn fill<T: Clone + Default>(list: &mut Vec<T>) {
 
 /// Appends to the words, and says where.
 fn append<T: bytemuck::Pod>(words: &mut Vec<u32>, list: &[T]) -> u32 {
+    let at = words.len() as u32;
     words.extend_from_slice(bytemuck::cast_slice(list));
-    (words.len() - list.len() * size_of::<T>() / 4) as u32
+    at
 }
 
 /// The lists and all words of a batch: page tables, then tiles and records. What changes from token

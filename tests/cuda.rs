@@ -11,6 +11,7 @@ use gritlm::model::weights::Dtype;
 use gritlm::{Device, Embed, Engine, Options as EngineOptions, Prompt, Sampling, Stage};
 use gritlm_kernels::tune::{Form, TILES};
 use gritlm_kernels::{Cuda, Options};
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 /// Largest relative error of an op whose operands, or whose result, are bf16.
@@ -125,10 +126,18 @@ fn closer_than_hugging_face_in_bf16() {
                 continue;
             }
             let bound = f64::from(reference.f32(&format!("hf_bf16_error.{name}.hidden"))[0]);
-            let hidden = run(&reference, mask, &Want::Hidden);
+            let mut routers = Vec::new();
+            let hidden = run(&reference, mask, &Want::Hidden, &mut routers);
             let expected = reference.unpadded(&format!("{name}.hidden"), columns);
             let found = error(&hidden, &expected);
             say(&format!("cuda: {model} {name}: error {found:.2e}, Hugging Face's {bound:.2e}"));
+            let rows = hidden.len() / columns;
+            let other = rows_of_other_experts(&reference, name, &routers, rows);
+            let kept = |values: &[f32]| -> Vec<f32> {
+                let rows = values.chunks(columns).enumerate();
+                rows.filter(|(r, _)| !other.contains(r)).flat_map(|(_, v)| v).copied().collect()
+            };
+            let (hidden, expected) = (kept(&hidden), kept(&expected));
             close(&format!("{model} {name}.hidden"), &hidden, &expected, bound);
         }
         let name = "embedding.mean.normalized";
@@ -153,8 +162,40 @@ fn closer_than_hugging_face_in_bf16() {
     }
 }
 
+/// Rows that go through other experts than in f32 in some layer. It begins with a row whose second
+/// and third expert are nearer to each other than bf16 tells apart; rows that see it may follow.
+fn rows_of_other_experts(
+    reference: &Reference,
+    mask: &str,
+    routers: &[f32],
+    rows: usize,
+) -> BTreeSet<usize> {
+    let Some(experts) = reference.engine.config().experts else { return BTreeSet::new() };
+    let truth = reference.unpadded(&format!("{mask}.router_logits"), experts.count);
+    let order = |logits: &[f32]| {
+        let mut order: Vec<usize> = (0..experts.count).collect();
+        order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
+        order
+    };
+    let (mut other, mut first) = (BTreeSet::new(), None);
+    let pairs = truth.chunks(experts.count).zip(routers.chunks(experts.count));
+    for (n, (truth, found)) in pairs.enumerate() {
+        let [order, found] = [truth, found].map(order);
+        let (chosen, rest) = order.split_at(experts.top_k);
+        if chosen.iter().any(|e| !found[..experts.top_k].contains(e)) {
+            other.insert(n % rows);
+            first.get_or_insert(truth[chosen[experts.top_k - 1]] - truth[rest[0]]);
+        }
+    }
+    if let Some(margin) = first {
+        say(&format!("cuda: {} of {rows} rows choose otherwise, first by {margin}", other.len()));
+        assert!(margin < 0.02 && other.len() * 20 < rows);
+    }
+    other
+}
+
 /// The reference's texts as one packed batch.
-fn run(reference: &Reference, mask: Mask, want: &Want) -> Vec<f32> {
+fn run(reference: &Reference, mask: Mask, want: &Want, routers: &mut Vec<f32>) -> Vec<f32> {
     let texts = reference.texts();
     let mut caches: Vec<_> = texts.iter().map(|_| reference.engine.cache()).collect();
     let mut sequences: Vec<Sequence<'_>> = texts
@@ -162,7 +203,12 @@ fn run(reference: &Reference, mask: Mask, want: &Want) -> Vec<f32> {
         .zip(&mut caches)
         .map(|(tokens, cache)| Sequence { tokens, cache, mask, want: want.clone() })
         .collect();
-    values(reference.engine.run_probed(&mut sequences, &mut |_: Stage, _| {}).unwrap())
+    let mut probe = |stage, values: Vec<f32>| {
+        if let Stage::RouterLogits(_) = stage {
+            routers.extend(values);
+        }
+    };
+    values(reference.engine.run_probed(&mut sequences, &mut probe).unwrap())
 }
 
 fn values(outputs: Vec<Output>) -> Vec<f32> {
@@ -247,8 +293,10 @@ fn same_bits_twice() {
     let mut runs = Vec::new();
     for &seed in &SEEDS {
         place.seed(seed);
-        let hidden = run(&reference, Mask::Bidirectional { window: None }, &Want::Hidden);
-        let logits = run(&reference, Mask::Causal { window: None }, &Want::AllLogits);
+        let hidden =
+            run(&reference, Mask::Bidirectional { window: None }, &Want::Hidden, &mut Vec::new());
+        let logits =
+            run(&reference, Mask::Causal { window: None }, &Want::AllLogits, &mut Vec::new());
         runs.push([hidden, logits].map(|v| v.iter().map(|v| v.to_bits()).collect::<Vec<_>>()));
     }
     assert!(runs.windows(2).all(|pair| pair[0] == pair[1]));
