@@ -13,6 +13,7 @@ use gritlm_model::weights::Weights;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Which attention embeds and which generates, in the original's letters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -119,6 +120,7 @@ pub struct Engine {
     pool: Arc<Pool>,
     options: Options,
     why_device: String,
+    loading: (u64, Duration),
     fingerprint: u128,
 }
 
@@ -185,7 +187,9 @@ impl Engine {
         }
         let load =
             Load { options, config: &config, weights: &weights, frequencies, pool: &pool, pages };
+        let start = Instant::now();
         let (loaded, why_device) = load.run()?;
+        let loading = (weights.bytes(), start.elapsed());
         Ok(Self {
             name: model.into(),
             config,
@@ -194,6 +198,7 @@ impl Engine {
             pool,
             options: options.clone(),
             why_device,
+            loading,
             fingerprint,
         })
     }
@@ -201,6 +206,12 @@ impl Engine {
     /// The model as it was asked for.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Bytes of weights, and how long they took to the device, with its opening; next to nothing on
+    /// the CPU, which computes on the mapped files.
+    pub fn loading(&self) -> (u64, Duration) {
+        self.loading
     }
 
     /// The checked config.

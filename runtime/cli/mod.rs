@@ -118,7 +118,13 @@ impl Drop for Opened {
 /// Opens the model and says once on stderr what it runs on.
 fn open(global: &Global) -> Result<Opened> {
     let engine = Engine::open(&global.model, &global.options())?;
-    note(format_args!("{} on {}", engine.name(), engine.device()));
+    let (bytes, seconds) = (engine.loading().0 as f64 / 1e9, engine.loading().1.as_secs_f64());
+    let loaded = if engine.device().starts_with("cpu") {
+        String::new()
+    } else {
+        format!(", {bytes:.2} GB loaded in {seconds:.2} s ({:.2} GB/s)", bytes / seconds)
+    };
+    note(format_args!("{} on {}{loaded}", engine.name(), engine.device()));
     handle_interrupt();
     Ok(Opened { engine, profile: global.profile })
 }
