@@ -7,12 +7,12 @@
 //! Each case is checked against its formula before it is timed. Throughput is the bytes that the
 //! op must move at least; with many rows its FLOPs (in the name, in GFLOP) are what bounds it.
 
-#[expect(dead_code, reason = "the tests use all of the table, the benches a part")]
 #[path = "../tests/cases.rs"]
-mod cases;
+mod formulas;
 
-use cases::{Case, Op, Seq, Step, cases};
 use criterion::{Criterion, Throughput};
+use formulas::{Expected, cases};
+use gritlm::bench::case::{Case, Op, Seq, Step};
 use gritlm::model::cpu::Cpu;
 use gritlm::model::ops::{Attention, GateUp, LinearAdd, Mask};
 use gritlm::model::weights::Dtype;
@@ -58,8 +58,8 @@ fn main() {
         group.bench_function(name, |bencher| {
             // Only what the filter lets through comes here.
             check(&case);
-            let mut step = case.ready(&Cpu);
-            bencher.iter(|| step(Step::Launch));
+            let mut step = case.ready(&Cpu).expect("room");
+            bencher.iter(|| step(Step::Launch).expect("a result"));
         });
     }
     criterion.final_summary();
@@ -67,7 +67,7 @@ fn main() {
 
 fn check(case: &Case) {
     let (mut difference, mut length) = (0.0, 0.0);
-    for (a, b) in case.run(&Cpu).into_iter().zip(case.expected()) {
+    for (a, b) in case.run(&Cpu).expect("a result").into_iter().zip(case.expected()) {
         difference += (f64::from(a) - f64::from(b)).powi(2);
         length += f64::from(b).powi(2);
     }

@@ -22,6 +22,7 @@
 
 mod backend;
 pub mod batch;
+pub mod bench;
 pub mod cache;
 pub mod cli;
 mod embed;

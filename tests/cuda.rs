@@ -1,11 +1,11 @@
 //! The CUDA backend: the case table, the reference models, replayed steps, errors. On the emulator,
 //! which is built here (`emulator.rs`); with `GRITLM_TEST_CUDA=gpu` on the machine's NVIDIA GPU.
 
-use crate::cases::Op;
 use crate::emulator::{self, Emulator};
 use crate::ops::check;
 use crate::support::{Reference, close, error, say};
 use gritlm::batch::{Output, Sequence, Want};
+use gritlm::bench::case::Op;
 use gritlm::model::ops::{Created, Mask, Ops};
 use gritlm::model::weights::Dtype;
 use gritlm::{Device, Embed, Engine, Options as EngineOptions, Prompt, Sampling, Stage};
@@ -65,6 +65,15 @@ impl Place {
 
     fn reference(&self, name: &str) -> Reference {
         Reference::open_with(name, self.engine_options())
+    }
+}
+
+impl Drop for Place {
+    /// The next test of this thread chooses its device as on a machine without the emulator.
+    fn drop(&mut self) {
+        if let Some(emulator) = self.emulator {
+            emulator.show(false);
+        }
     }
 }
 
@@ -360,5 +369,40 @@ fn matrices_arrive_whole() {
         cuda.embed(&batch, &table, &mut x);
         let found = pollster::block_on(cuda.read(&x, rows * cols)).unwrap();
         assert!(found == values, "{dtype}");
+    }
+}
+
+/// The program itself: `devices` lists the GPU, `auto` takes it, it generates what the library does,
+/// and `--profile` has a row for every op.
+#[test]
+fn the_program_finds_the_gpu() {
+    let Some(place) = Place::find("cuda::the_program_finds_the_gpu") else { return };
+    let run = |args: &[&str]| {
+        let mut command = assert_cmd::Command::new(env!("CARGO_BIN_EXE_gritlm"));
+        command.args(args);
+        if let Some(kernels) = place.kernels() {
+            command.env("GRITLM_EMULATOR", "1").env("LD_LIBRARY_PATH", kernels);
+        }
+        let output = command.output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        (text(&output.stdout), text(&output.stderr))
+    };
+    let listed = run(&["devices", "--format", "json"]).0;
+    assert!(listed.contains(r#""device":"cuda:0""#), "{listed}");
+
+    let folder = place.kernels().map(|k| k.to_str().unwrap().to_string());
+    let kernels: Vec<&str> = folder.iter().flat_map(|f| ["--kernels", f]).collect();
+    let ask = ["generate", "--prompt", "Describe the package knights.", "--max-tokens", "8"];
+    let json = ["--format", "json", "--profile"];
+    let (out, notes) = run(&[&ask[..], &json, &kernels].concat());
+    let found: serde_json::Value = serde_json::from_str(&out).unwrap();
+    let engine = Engine::open("demo", &place.engine_options()).unwrap();
+    let how = Sampling { max_tokens: 8, ..Sampling::greedy() };
+    let pieces = engine.generate(&Prompt::user("Describe the package knights."), &how).unwrap();
+    let tokens: Vec<u32> = pieces.map(|piece| piece.unwrap().token.token).collect();
+    assert_eq!(found["tokens"], serde_json::json!(tokens));
+    for part in ["cuda:0", "GB/s", "attention", "linear_add", "sample"] {
+        assert!(notes.contains(part), "{notes}");
     }
 }

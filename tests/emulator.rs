@@ -2,15 +2,17 @@
 //! same sources, compiled by g++. Here it is built and installed for all tests, and shown to find
 //! what it is for: mistakes that leave most results right.
 
-use crate::support::say;
-use gritlm_kernels::compile;
-use gritlm_kernels::source::{self, HEADERS};
+use crate::cases::cases;
+use crate::support::{error, say};
+use gritlm_kernels::source::{self, HEADERS, Source};
+use gritlm_kernels::{Cuda, Options, compile};
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW, Symbol};
 use rayon::prelude::*;
 use std::collections::BTreeSet;
 use std::ffi::{CStr, CString, OsStr, c_char, c_int, c_uint, c_void};
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::ptr::{from_ref, null_mut};
@@ -58,9 +60,7 @@ pub(crate) fn install(test: &str) -> Option<&'static Emulator> {
     if emulator.is_none() {
         say(&format!("SKIPPED {test}: no g++ here, which builds the emulator"));
     }
-    // SAFETY: the function has this type (kernels/emulator/driver.cpp).
-    let show = |e: &Emulator| unsafe { e.symbol::<unsafe extern "C" fn()>("emulator_show")() };
-    emulator.as_ref().inspect(|e| show(e))
+    emulator.as_ref().inspect(|e| e.show(true))
 }
 
 fn kernels() -> PathBuf {
@@ -137,6 +137,12 @@ impl Emulator {
         &self.folder
     }
 
+    /// Whether this thread sees the device.
+    pub(crate) fn show(&self, yes: bool) {
+        // SAFETY: the function has this type (kernels/emulator/driver.cpp).
+        unsafe { self.symbol::<unsafe extern "C" fn(c_int)>("emulator_show")(c_int::from(yes)) }
+    }
+
     /// The order of threads and blocks is drawn from this.
     pub(crate) fn seed(&self, seed: u64) {
         // SAFETY: the function has this type (kernels/emulator/engine.cpp).
@@ -174,18 +180,32 @@ fn said(code: c_int) -> Result {
     if code == 0 { Ok(()) } else { Err(code) }
 }
 
-/// The driver API as far as these tests need it, for one test at a time: there is one last fault.
+/// For a test that expects faults. One at a time: there is one last fault.
+struct Alone(&'static Emulator, #[expect(dead_code, reason = "held")] MutexGuard<'static, ()>);
+
+impl Alone {
+    fn install(test: &str) -> Option<Self> {
+        static ALONE: Mutex<()> = Mutex::new(());
+        let emulator = install(test)?;
+        let alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        emulator.quiet(true);
+        emulator.fault();
+        Some(Self(emulator, alone))
+    }
+}
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        self.0.quiet(false);
+    }
+}
+
+/// The driver API as far as these tests need it.
 struct Raw {
     emulator: &'static Emulator,
     module: *mut c_void,
     stream: *mut c_void,
-    _alone: MutexGuard<'static, ()>,
-}
-
-impl Drop for Raw {
-    fn drop(&mut self) {
-        self.emulator.quiet(false);
-    }
+    _alone: Alone,
 }
 
 /// Calls a function of the driver API; all arguments must have its types.
@@ -200,9 +220,8 @@ macro_rules! call {
 
 impl Raw {
     fn open(test: &str, cubin: &[u8]) -> Option<Self> {
-        static ALONE: Mutex<()> = Mutex::new(());
-        let emulator = install(test)?;
-        let alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let alone = Alone::install(test)?;
+        let emulator = alone.0;
         let (mut context, mut module, mut stream) = (null_mut(), null_mut(), null_mut());
         call!(emulator, cuDevicePrimaryCtxRetain(&mut context => *mut *mut c_void, 0 => c_int))
             .unwrap();
@@ -211,8 +230,6 @@ impl Raw {
             cubin.as_ptr() => *const u8))
         .unwrap();
         call!(emulator, cuStreamCreate(&mut stream => *mut *mut c_void, 0 => c_uint)).unwrap();
-        emulator.fault();
-        emulator.quiet(true);
         Some(Self { emulator, module, stream, _alone: alone })
     }
 
@@ -283,6 +300,25 @@ SNIPPET(read_before) { p.out.set(me(), p.in.from(-1ull)[0]); }
 SNIPPET(read_misaligned) { p.out.set(me(), p.in.load<Vec16>(2).word[0]); }
 SNIPPET(read_null) { p.out.set(me(), Global<u32>{nullptr}[me()]); }
 SNIPPET(unwritten_global) { p.out.set(me(), p.out[me() + 128]); }
+
+SNIPPET(global_without_barrier) {
+    p.out.set(me(), me());
+    p.out.set(128 + me(), p.out[(me() + 64) % N]);
+}
+SNIPPET(global_written_twice) { p.out.set(me() / 2, 1); }
+SNIPPET(global_between_blocks) {
+    if (me() == 0) {
+        p.out.set(blockIdx.x, blockIdx.x);
+        p.out.set(128 + blockIdx.x, p.out[0] + p.out[1] + p.out[2]);
+    }
+}
+SNIPPET(global_with_barrier) {
+    p.out.set(me(), me());
+    __syncthreads();
+    u32 v = p.out[(me() + 64) % N];
+    __syncthreads();
+    p.out.set(me(), v);
+}
 
 SNIPPET(shared_beyond) { words.set(me() + 1, me()); }
 SNIPPET(shared_misaligned) { words.store(me() * 4 + 1, Vec16{}); }
@@ -435,7 +471,7 @@ SNIPPET(fragments) {
     ldmatrix4_trans(fb, a.from(256), lane % 16 * 16 + lane / 16 * 8);
     mma16x8x16(d, fa, fb[me() / 64 * 2], fb[me() / 64 * 2 + 1]);
     __syncthreads();
-    for (u32 i = 0; i < 4; i++) {
+    for (u32 i = 0; me() / 32 % 2 == 0 && i < 4; i++) {
         u32 row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2 + me() / 64 * 8;
         p.out.set(row * 16 + column, __float_as_uint(d[i]));
     }
@@ -448,11 +484,14 @@ fn snippets() -> &'static [u8] {
 }
 
 /// Snippets with a mistake, and the words of the fault.
-const WRONG: [(&str, &str); 29] = [
+const WRONG: [(&str, &str); 32] = [
     ("write_beyond", "writes 4 bytes of global memory outside every allocation"),
     ("read_before", "reads 4 bytes of global memory outside every allocation"),
     ("read_misaligned", "reads 16 bytes at 8 of a global allocation of 256 bytes, misaligned"),
     ("read_null", "which is null"),
+    ("global_without_barrier", "wrote it in this launch and no barrier lies between"),
+    ("global_written_twice", "wrote it in this launch and no barrier lies between"),
+    ("global_between_blocks", "wrote it in this launch and no barrier lies between"),
     ("shared_beyond", "thread 127: writes 4 bytes at 512 of shared memory, outside its 512 bytes"),
     ("shared_misaligned", "of shared memory, misaligned"),
     ("shared_unwritten", "thread 127: reads 4 bytes at 800 of shared memory, never written"),
@@ -481,8 +520,9 @@ const WRONG: [(&str, &str); 29] = [
 ];
 
 /// Snippets without one, and what thread i writes.
-const RIGHT: [(&str, fn(u32) -> u32); 9] = [
+const RIGHT: [(&str, fn(u32) -> u32); 10] = [
     ("unwritten_global", |_| u32::MAX),
+    ("global_with_barrier", |i| (i + 64) % 128),
     ("reads_with_barrier", |i| (i + 64) % 128),
     ("writes_over_reads_in_order", |i| i),
     ("half_words_side_by_side", |i| i),
@@ -621,5 +661,91 @@ fn fragments_are_matrices() {
         // What d was before, by the lane's place.
         let before = (1 + n % 2 + m / 8 * 2) as f32;
         assert_eq!(got, before + product, "row {m}, column {n}");
+    }
+}
+
+/// A kernel with a mistake: in this file, as far as it is part of this source, a text is another.
+struct Mutant {
+    stem: &'static str,
+    file: &'static str,
+    /// Which time the text occurs.
+    nth: usize,
+    from: String,
+    to: &'static str,
+}
+
+impl Mutant {
+    fn name(&self) -> String {
+        format!("{}: {} (number {}) -> {:?}", self.file, self.from, self.nth, self.to)
+    }
+
+    /// The source with the mistake, compiled.
+    fn cubin(&self) -> Vec<u8> {
+        let source = source::all().iter().find(|s| s.stem == self.stem).unwrap();
+        let (mut text, mut headers) = (source::text(source), headers());
+        let header = headers.iter_mut().find(|(name, _)| *name == self.file);
+        let changed = header.map_or(&mut text, |(_, text)| text);
+        let at = changed.match_indices(&self.from).nth(self.nth);
+        let (at, _) = at.unwrap_or_else(|| panic!("not there: {}", self.name()));
+        changed.replace_range(at..at + self.from.len(), self.to);
+        cubin(self.stem, &text, &headers)
+    }
+
+    /// The fault or the error that the case table finds; empty if none.
+    fn found(&self, emulator: &Emulator, cubin: Vec<u8>, bound: f64) -> String {
+        let folder = tempfile::tempdir().unwrap();
+        let kept =
+            |s: &Source| fs::read(emulator.kernels().join(format!("{}.{ARCH}.cubin", s.stem)));
+        let kernel =
+            |s: &Source| if s.stem == self.stem { cubin.clone() } else { kept(s).unwrap() };
+        save(folder.path(), &source::all().iter().map(kernel).collect::<Vec<_>>());
+        let kernels = Some(folder.path().into());
+        let cuda = Cuda::open(&Options { kernels, ..Options::default() }).unwrap();
+        let op = self.stem.split('_').next().unwrap();
+        for mut case in cases().into_iter().filter(|case| case.name.starts_with(op)) {
+            case.bf16 = true;
+            let out = catch_unwind(AssertUnwindSafe(|| case.run(&cuda)));
+            let fault = emulator.fault();
+            if out.is_err() || !fault.is_empty() {
+                return fault;
+            }
+            let (out, expected) = (out.unwrap_or_default(), case.expected());
+            let exact = case.exact();
+            let same = out.len() == expected.len() && out[..exact] == expected[..exact];
+            if !same || (out != expected && error(&out[exact..], &expected[exact..]) > bound) {
+                return format!("{}: a wrong result", case.name);
+            }
+        }
+        String::new()
+    }
+}
+
+/// Without any one of the barriers and waits in the kernels, the emulator finds a fault.
+#[test]
+fn every_barrier_is_needed() {
+    let Some(alone) = Alone::install("emulator::every_barrier_is_needed") else { return };
+    let barriers = ["__syncthreads();", "__syncwarp();", "cp_async_wait<"];
+    let mut mutants = Vec::new();
+    let files = source::all().iter().map(|s| (s.stem, s.stem, source::text(s)));
+    let headers = [("pool", "common.cuh"), ("sample", "order.cuh"), ("linear_add", "matmul.cuh")];
+    let headers = headers.map(|(stem, name)| {
+        let text = HEADERS.iter().find(|(n, _)| *n == name).unwrap().1;
+        (stem, name, text.to_string())
+    });
+    for (stem, file, text) in files.chain(headers) {
+        for barrier in barriers {
+            for (nth, (at, _)) in text.match_indices(barrier).enumerate() {
+                let end = at + text[at..].find(';').unwrap() + 1;
+                let from = text[at..end].to_string();
+                let nth = text[..at].matches(&from).count().min(nth);
+                mutants.push(Mutant { stem, file, nth, from, to: ";" });
+            }
+        }
+    }
+    let cubins: Vec<_> = mutants.par_iter().map(Mutant::cubin).collect();
+    for (mutant, cubin) in mutants.iter().zip(cubins) {
+        let t = std::time::Instant::now();
+        let found = mutant.found(alone.0, cubin, 8e-3);
+        say(&format!("{:.1?} {} => {found}", t.elapsed(), mutant.name()));
     }
 }

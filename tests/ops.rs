@@ -1,8 +1,9 @@
 //! Every op on every backend: the case table against the formulas in f64.
 
-use crate::cases::{Case, cases, stored_bytes};
+use crate::cases::{Expected, cases, stored_bytes};
 use crate::shaders::{covered, open_all};
 use crate::support::{error, say};
+use gritlm::bench::case::Case;
 use gritlm::model::config::Config;
 use gritlm::model::cpu::Cpu;
 use gritlm::model::ops::{LinearAdd, Ops};
@@ -21,9 +22,9 @@ pub(crate) fn check<O: Ops>(ops: &O, bound: f64, chosen: impl FnMut(&mut Case) -
     let mut all = cases();
     all = all.extract_if(.., chosen).collect();
     for case in &all {
-        let (out, expected) = (case.run(ops), case.expected());
+        let (out, expected) = (case.run(ops).unwrap(), case.expected());
         let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
-        if bits(&case.run(ops)) != bits(&out) {
+        if bits(&case.run(ops).unwrap()) != bits(&out) {
             failed.push(format!("{}: other bits the second time", case.name));
         }
         let exact = case.exact();

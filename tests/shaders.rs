@@ -1,9 +1,10 @@
 //! The WGSL backend: every variant is valid, its parameters are the shader's, and the adapters that
 //! are here compute the case table.
 
-use crate::cases::{Case, Op, Seq};
+use crate::cases::Expected;
 use crate::support::{Reference, devices, say};
 use gritlm::batch::{Output, Sequence, Want};
+use gritlm::bench::case::{Case, Op, Seq};
 use gritlm::cache::KvCache;
 use gritlm::model::ops::{Attention, Draw, GateUp, LinearAdd, Mask, Ops, PoolShape, Pooling};
 use gritlm::model::weights::{Dtype, Tensor};
@@ -327,7 +328,7 @@ fn half_precision_is_close() {
             continue;
         }
         let case = Case::new(Op::GateUp(GateUp { rows: 40, dim: 160, hidden: 208 }), Dtype::Bf16);
-        let (whole, half) = (case.run(&open(false).unwrap()), case.run(&open(true).unwrap()));
+        let [whole, half] = [false, true].map(|f16| case.run(&open(f16).unwrap()).unwrap());
         crate::support::close(&adapter.label(), &half, &case.expected(), 2e-3);
         assert_ne!(whole, half);
         covered.push(adapter.label());
@@ -372,7 +373,7 @@ fn every_tile_computes_the_same() {
             let mask = Mask::Causal { window: Some(60) };
             let p = Attention { heads: 4, kv_heads: 2, head_dim: 64, layer: 1 };
             let seqs = vec![Seq { past: 30, rows: 130, mask }, Seq { past: 300, rows: 1, mask }];
-            out.extend(Case::new(Op::Attention(p, seqs), Dtype::F32).run(&gpu));
+            out.extend(Case::new(Op::Attention(p, seqs), Dtype::F32).run(&gpu).unwrap());
             if let Some(first) = seen.first() {
                 let name = format!("{tiles:?} on {}", gpu.device());
                 crate::support::close(&name, &out, first, 2e-6);

@@ -26,22 +26,15 @@ using CUdeviceptr = u64;
 
 namespace {
 
-enum : CUresult {
-    SUCCESS = 0,
-    INVALID_VALUE = 1,
-    OUT_OF_MEMORY = 2,
-    NOT_INITIALIZED = 3,
-    INVALID_DEVICE = 101,
-    INVALID_IMAGE = 200,
-    INVALID_CONTEXT = 201,
-    NO_BINARY_FOR_GPU = 209,
-    INVALID_HANDLE = 400,
-    NOT_FOUND = 500,
-    ILLEGAL_ADDRESS = 700,
-    NOT_SUPPORTED = 801,
-    CAPTURE_UNSUPPORTED = 900,
-    CAPTURE_UNMATCHED = 903,
-};
+// The errors that are returned: CUDA_ERROR_…
+#define ERRORS(E)                                                                                  \
+    E(INVALID_VALUE, 1) E(OUT_OF_MEMORY, 2) E(INVALID_DEVICE, 101) E(INVALID_IMAGE, 200)           \
+    E(INVALID_CONTEXT, 201) E(NO_BINARY_FOR_GPU, 209) E(INVALID_HANDLE, 400) E(NOT_FOUND, 500)     \
+    E(ILLEGAL_ADDRESS, 700) E(STREAM_CAPTURE_UNSUPPORTED, 900) E(STREAM_CAPTURE_UNMATCHED, 903)
+#define CODE(name, code) name = code,
+#define NAME(name, code) {code, "CUDA_ERROR_" #name},
+enum : CUresult { SUCCESS = 0, ERRORS(CODE) };
+const std::map<CUresult, const char *> names{{SUCCESS, "CUDA_SUCCESS"}, ERRORS(NAME)};
 
 using Step = std::function<bool()>;  // false after a fault
 using Steps = std::vector<Step>;
@@ -79,6 +72,9 @@ Stream null_stream;
 std::set<Stream *> streams{&null_stream};
 char context;  // the one context is this address
 thread_local void *current = nullptr;
+// The device is there only for threads that ask for it, or with GRITLM_EMULATOR for the process:
+// what picks a device by itself must not end up here.
+thread_local bool shown = false;
 
 Stream &stream_of(void *handle) {
     // 1 and 2 name the legacy and the per-thread default stream.
@@ -107,7 +103,7 @@ CUresult enqueue(void *handle, Step step) {
 
 CUresult wait(void *handle) {
     Stream &stream = stream_of(handle);
-    return !current ? INVALID_CONTEXT : stream.capture ? CAPTURE_UNSUPPORTED : told(stream);
+    return !current ? INVALID_CONTEXT : stream.capture ? STREAM_CAPTURE_UNSUPPORTED : told(stream);
 }
 
 void *pointer(CUdeviceptr at) { return reinterpret_cast<void *>(at); }
@@ -181,22 +177,15 @@ __attribute__((constructor)) void make_global() {
     }
 }
 
-u32 attribute(int which) {
+int attribute(int which) {
     switch (which) {
     case 1: return MAX_THREADS;              // threads a block
-    case 2: case 3: return 1024;             // x, y of a block
-    case 4: return 64;                       // z of a block
-    case 5: return 0x7fffffff;               // x of the grid
-    case 6: case 7: return 65535;            // y, z of the grid
     case 8: return 48 << 10;                 // shared memory a block, without opting in
     case 10: return LANES;
     case 12: case 82: return 65536;          // registers
-    case 13: case 36: return 1000000;        // clocks, kHz
     case 16: return 4;                       // multiprocessors
-    case 37: return 1024;                    // bus width, bits
-    case 38: return 4 << 20;                 // L2
+    case 38: return 4 << 20;                 // bytes of L2
     case 39: return 2048;                    // threads a multiprocessor
-    case 41: return 1;                       // unified addressing
     case 75: return 8;                       // compute capability
     case 76: return 0;
     case 81: return 164 << 10;               // shared memory of a multiprocessor
@@ -206,37 +195,6 @@ u32 attribute(int which) {
     case 115: return 1;                      // memory pools: allocation in stream order
     default: return 0;
     }
-}
-
-struct Name {
-    CUresult code;
-    const char *name, *text;
-};
-const Name NAMES[] = {
-    {SUCCESS, "CUDA_SUCCESS", "no error"},
-    {INVALID_VALUE, "CUDA_ERROR_INVALID_VALUE", "invalid argument"},
-    {OUT_OF_MEMORY, "CUDA_ERROR_OUT_OF_MEMORY", "out of memory"},
-    {NOT_INITIALIZED, "CUDA_ERROR_NOT_INITIALIZED", "initialization error"},
-    {INVALID_DEVICE, "CUDA_ERROR_INVALID_DEVICE", "invalid device ordinal"},
-    {INVALID_IMAGE, "CUDA_ERROR_INVALID_IMAGE", "device kernel image is invalid"},
-    {INVALID_CONTEXT, "CUDA_ERROR_INVALID_CONTEXT", "invalid device context"},
-    {NO_BINARY_FOR_GPU, "CUDA_ERROR_NO_BINARY_FOR_GPU", "no kernel image for this device"},
-    {INVALID_HANDLE, "CUDA_ERROR_INVALID_HANDLE", "invalid resource handle"},
-    {NOT_FOUND, "CUDA_ERROR_NOT_FOUND", "named symbol not found"},
-    {ILLEGAL_ADDRESS, "CUDA_ERROR_ILLEGAL_ADDRESS", "an illegal memory access was encountered"},
-    {NOT_SUPPORTED, "CUDA_ERROR_NOT_SUPPORTED", "operation not supported"},
-    {CAPTURE_UNSUPPORTED, "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED",
-     "operation not permitted when stream is capturing"},
-    {CAPTURE_UNMATCHED, "CUDA_ERROR_STREAM_CAPTURE_UNMATCHED", "the capture was not begun"},
-};
-
-const Name *name_of(CUresult code) {
-    for (const Name &name : NAMES) {
-        if (name.code == code) {
-            return &name;
-        }
-    }
-    return nullptr;
 }
 
 template <class T> CUresult give(T *to, T value) {
@@ -264,21 +222,16 @@ bool exceeds(const Index &size, u32 x, u32 y, u32 z) {
 
 extern "C" {
 
+void emulator_show(int yes) { shown = yes != 0; }
+
 CUresult cuInit(u32) { return SUCCESS; }
 CUresult cuDriverGetVersion(int *version) { return give(version, 13000); }
 CUresult cuGetErrorName(CUresult code, const char **text) {
-    const Name *name = name_of(code);
-    return name ? give(text, name->name) : INVALID_VALUE;
+    auto found = names.find(code);
+    return found == names.end() ? INVALID_VALUE : give(text, found->second);
 }
-CUresult cuGetErrorString(CUresult code, const char **text) {
-    const Name *name = name_of(code);
-    return name ? give(text, name->text) : INVALID_VALUE;
-}
+CUresult cuGetErrorString(CUresult code, const char **text) { return cuGetErrorName(code, text); }
 
-// Only those see the device who ask for the emulator: other tests of the same process choose their
-// device as on a machine without one.
-static thread_local bool shown = false;
-void emulator_show() { shown = true; }
 CUresult cuDeviceGetCount(int *count) {
     return give(count, shown || getenv("GRITLM_EMULATOR") ? 1 : 0);
 }
@@ -291,12 +244,11 @@ CUresult cuDeviceGetUuid_v2(char *to, int number) {
     memcpy(to, "gritlm emulator", 16);
     return device(number);
 }
-CUresult cuDeviceGetUuid(char *to, int number) { return cuDeviceGetUuid_v2(to, number); }
 CUresult cuDeviceTotalMem_v2(size_t *bytes, int number) {
     return number ? INVALID_DEVICE : give(bytes, size_t(MEMORY));
 }
 CUresult cuDeviceGetAttribute(int *to, int which, int number) {
-    return number ? INVALID_DEVICE : give(to, int(attribute(which)));
+    return number ? INVALID_DEVICE : give(to, attribute(which));
 }
 
 CUresult cuDevicePrimaryCtxRetain(void **to, int number) {
@@ -305,7 +257,6 @@ CUresult cuDevicePrimaryCtxRetain(void **to, int number) {
 CUresult cuDevicePrimaryCtxRelease_v2(int number) { return device(number); }
 CUresult cuCtxSetCurrent(void *to) { return current = to, SUCCESS; }
 CUresult cuCtxGetCurrent(void **to) { return give(to, current); }
-CUresult cuCtxGetDevice(int *to) { return current ? give(to, 0) : INVALID_CONTEXT; }
 CUresult cuCtxSynchronize() {
     std::lock_guard<std::mutex> guard(lock);
     CUresult result = SUCCESS;
@@ -314,11 +265,8 @@ CUresult cuCtxSynchronize() {
     }
     return result;
 }
-CUresult cuCtxGetStreamPriorityRange(int *least, int *greatest) {
-    return give(least, 0), give(greatest, 0);
-}
 
-CUresult cuStreamCreateWithPriority(void **to, u32, int) {
+CUresult cuStreamCreate(void **to, u32) {
     if (!current) {
         return INVALID_CONTEXT;
     }
@@ -327,7 +275,6 @@ CUresult cuStreamCreateWithPriority(void **to, u32, int) {
     streams.insert(stream);
     return give(to, static_cast<void *>(stream));
 }
-CUresult cuStreamCreate(void **to, u32 flags) { return cuStreamCreateWithPriority(to, flags, 0); }
 CUresult cuStreamDestroy_v2(void *stream) {
     std::lock_guard<std::mutex> guard(lock);
     if (!streams.erase(static_cast<Stream *>(stream))) {
@@ -338,9 +285,6 @@ CUresult cuStreamDestroy_v2(void *stream) {
 CUresult cuStreamSynchronize(void *stream) { return wait(stream); }
 CUresult cuStreamQuery(void *stream) { return wait(stream); }
 CUresult cuStreamWaitEvent(void *, void *, u32) { return SUCCESS; }
-CUresult cuLaunchHostFunc(void *stream, void (*call)(void *), void *with) {
-    return enqueue(stream, [=] { return call(with), true; });
-}
 
 CUresult cuEventCreate(void **to, u32) { return give(to, static_cast<void *>(new Event())); }
 CUresult cuEventDestroy_v2(void *event) { return delete static_cast<Event *>(event), SUCCESS; }
@@ -357,30 +301,26 @@ CUresult cuEventElapsedTime_v2(float *to, void *start, void *end) {
         static_cast<Event *>(end)->at - static_cast<Event *>(start)->at;
     return give(to, time.count());
 }
-CUresult cuEventElapsedTime(float *to, void *start, void *end) {
-    return cuEventElapsedTime_v2(to, start, end);
-}
 
 CUresult cuMemGetInfo_v2(size_t *available, size_t *all) {
     return give(available, size_t(MEMORY - allocated())), give(all, size_t(MEMORY));
 }
 CUresult cuMemAlloc_v2(CUdeviceptr *to, size_t bytes) {
-    return null_stream.capture ? CAPTURE_UNSUPPORTED : allocate_to(to, bytes);
+    return null_stream.capture ? STREAM_CAPTURE_UNSUPPORTED : allocate_to(to, bytes);
 }
 CUresult cuMemFree_v2(CUdeviceptr at) {
     return !at || release(pointer(at)) ? SUCCESS : INVALID_VALUE;
 }
 CUresult cuMemAllocAsync(CUdeviceptr *to, size_t bytes, void *stream) {
-    return stream_of(stream).capture ? CAPTURE_UNSUPPORTED : allocate_to(to, bytes);
+    return stream_of(stream).capture ? STREAM_CAPTURE_UNSUPPORTED : allocate_to(to, bytes);
 }
 CUresult cuMemFreeAsync(CUdeviceptr at, void *stream) {
-    return stream_of(stream).capture ? CAPTURE_UNSUPPORTED : cuMemFree_v2(at);
+    return stream_of(stream).capture ? STREAM_CAPTURE_UNSUPPORTED : cuMemFree_v2(at);
 }
 CUresult cuMemHostAlloc(void **to, size_t bytes, u32) {
     return give(to, aligned_alloc(4096, (bytes + 4095) & -4096ull));
 }
 CUresult cuMemFreeHost(void *at) { return free(at), SUCCESS; }
-CUresult cuMemHostGetFlags(u32 *to, void *) { return give(to, 0u); }
 
 CUresult cuMemcpyHtoDAsync_v2(CUdeviceptr to, const void *from, size_t n, void *stream) {
     return copy(pointer(to), from, n, true, false, stream);
@@ -451,15 +391,6 @@ CUresult cuFuncSetAttribute(void *handle, int which, int value) {
     }
     return SUCCESS;
 }
-CUresult cuFuncSetCacheConfig(void *, int) { return SUCCESS; }
-CUresult cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int *to, void *, int threads,
-                                                              size_t shared, u32) {
-    return give(to, int(std::min<size_t>(2048 / threads, (164 << 10) / (shared + 1024))));
-}
-CUresult cuOccupancyMaxActiveBlocksPerMultiprocessor(int *to, void *function, int threads,
-                                                     size_t shared) {
-    return cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(to, function, threads, shared, 0);
-}
 
 CUresult cuLaunchKernel(void *handle, u32 gx, u32 gy, u32 gz, u32 bx, u32 by, u32 bz, u32 shared,
                         void *stream, void **params, void **) {
@@ -479,15 +410,17 @@ CUresult cuLaunchKernel(void *handle, u32 gx, u32 gy, u32 gz, u32 bx, u32 by, u3
     Stream &on = stream_of(stream);
     u64 number = on.launches++;
     return enqueue(stream, [=, &function] {
+        static std::atomic<u64> launches{0};
         u64 drawn = seed() * 0x9e3779b97f4a7c15ull + number;
-        return run({function.entry, function.name, grid, block, shared, copied, drawn});
+        return run(
+            {function.entry, function.name, grid, block, shared, copied, drawn, ++launches});
     });
 }
 
 CUresult cuStreamBeginCapture_v2(void *stream, int) {
     Stream &on = stream_of(stream);
     if (u64(stream) <= 2 || on.capture) {
-        return CAPTURE_UNSUPPORTED;
+        return STREAM_CAPTURE_UNSUPPORTED;
     }
     on.capture.reset(new Steps);
     return SUCCESS;
@@ -495,7 +428,7 @@ CUresult cuStreamBeginCapture_v2(void *stream, int) {
 CUresult cuStreamEndCapture(void *stream, void **to) {
     Stream &on = stream_of(stream);
     if (!on.capture) {
-        return CAPTURE_UNMATCHED;
+        return STREAM_CAPTURE_UNMATCHED;
     }
     auto graph = new Graph{std::move(*on.capture)};
     on.capture.reset();
@@ -504,14 +437,8 @@ CUresult cuStreamEndCapture(void *stream, void **to) {
 CUresult cuStreamIsCapturing(void *stream, int *to) {
     return give(to, stream_of(stream).capture ? 1 : 0);
 }
-CUresult cuGraphGetNodes(void *graph, void **, size_t *count) {
-    return give(count, static_cast<Graph *>(graph)->steps.size());
-}
 CUresult cuGraphInstantiateWithFlags(void **to, void *graph, u64) {
     return give(to, static_cast<void *>(new Graph(*static_cast<Graph *>(graph))));
-}
-CUresult cuGraphInstantiate_v2(void **to, void *graph, void *, char *, size_t) {
-    return cuGraphInstantiateWithFlags(to, graph, 0);
 }
 CUresult cuGraphUpload(void *, void *) { return SUCCESS; }
 CUresult cuGraphLaunch(void *graph, void *stream) {

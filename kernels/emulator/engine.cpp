@@ -168,6 +168,13 @@ u32 lanes_of(const Worker &block, u32 warp) {
     return lanes == LANES ? ~0u : (1u << lanes) - 1;
 }
 
+const char *doing(Access access) {
+    return access == Access::Read     ? "reads"
+           : access == Access::Write  ? "writes"
+           : access == Access::Atomic ? "adds to"
+                                      : "starts a cp.async to";
+}
+
 // Nothing can go on: some threads wait for others that have ended or wait elsewhere.
 [[noreturn]] void stuck(Worker &block) {
     for (u32 w = 0; w < block.warp_count; w++) {
@@ -232,6 +239,8 @@ void prepare(Worker &block, const Launch &launch, u64 number) {
     block.warp_count = (block.threads + LANES - 1) / LANES;
     block.shared_bytes = launch.shared_bytes;
     block.clock = block.barrier = CLOCK_START;
+    block.past = 0;
+    block.name = launch.number << LAUNCH_NAME | number % 1024 << BLOCK_NAME;
     block.random = mixed(launch.seed, number);
     block.waiting = block.ended = 0;
     memset(block.shared, 0xff, launch.shared_bytes);
@@ -293,20 +302,17 @@ void meeting_fault(Meeting meeting, u32 mask) {
 }
 
 void shared_fault(u32 offset, u32 bytes, Access access, const Thread &t, u32 written, u32 read) {
-    const char *doing = access == Access::Read     ? "reads"
-                        : access == Access::Write  ? "writes"
-                        : access == Access::Atomic ? "adds to"
-                                                   : "starts a cp.async to";
+    const char *does = doing(access);
     u32 limit = t.block->shared_bytes;
     if (u64(offset) + bytes > limit) {
-        fault_of(t, "%s %u bytes at %u of shared memory, outside its %u bytes", doing, bytes,
+        fault_of(t, "%s %u bytes at %u of shared memory, outside its %u bytes", does, bytes,
                  offset, limit);
     }
     if (offset % bytes) {
-        fault_of(t, "%s %u bytes at %u of shared memory, misaligned", doing, bytes, offset);
+        fault_of(t, "%s %u bytes at %u of shared memory, misaligned", does, bytes, offset);
     }
     char place[96];
-    snprintf(place, sizeof place, "%s %u bytes at %u of shared memory", doing, bytes, offset);
+    snprintf(place, sizeof place, "%s %u bytes at %u of shared memory", does, bytes, offset);
     if (written == UNDER_WAY) {
         fault_of(t, "%s, where a cp.async is under way", place);
     }
@@ -370,6 +376,7 @@ void syncthreads() {
             mark = mark == 0 || mark == UNDER_WAY ? mark : PAST;
             block.read[i] = 0;
         }
+        block.past += block.clock - CLOCK_START;
         block.clock = CLOCK_START;
     }
     block.barrier = block.clock;
@@ -386,8 +393,10 @@ void copy_start(u32 to, const void *from, u32 bytes) {
         fault("a cp.async of %u bytes", bytes);
     }
     shared_check<Access::Copy, 16>(t, to);
-    if (bytes && (u64(from) % 16 || !owned(from, bytes))) {
-        global_fault(from, bytes, false);
+    if (bytes == 16) {
+        global_check<Access::Read, 16>(from);
+    } else if (bytes && (u64(from) % 16 || !owned(from, bytes))) {
+        global_fault(from, bytes, Access::Read, 0);
     }
     memset(t.block->shared + to, 0xff, 16);
     t.copies->started.push_back({to, from, bytes});
@@ -477,6 +486,7 @@ std::map<u64, u64> allocations;  // start → bytes, both relative to the base
 u64 next_start = 4096, total;
 }  // namespace
 const u16 *const global_bytes = global_used;
+u64 *const global_written = reinterpret_cast<u64 *>(reserve(GLOBAL_RANGE / 2 * sizeof(u64)));
 
 void *allocate(u64 bytes) {
     std::lock_guard<std::mutex> lock(memory_lock);
@@ -505,6 +515,7 @@ bool release(void *at) {
     u64 bytes = found->second;
     memset(global_used + start / 256, 0, (bytes + 255) / 256 * sizeof(u16));
     madvise(global_base + start, (bytes + 4095) & -4096ull, MADV_DONTNEED);
+    madvise(global_written + start / 2, 4 * ((bytes + 4095) & -4096ull), MADV_DONTNEED);
     total -= bytes;
     allocations.erase(found);
     return true;
@@ -539,11 +550,11 @@ u64 allocated() {
     return total;
 }
 
-void global_fault(const void *at, u32 bytes, bool write) {
-    const char *doing = write ? "writes" : "reads";
+void global_fault(const void *at, u32 bytes, Access access, u64 mark) {
+    const char *does = doing(access);
     u64 place = u64(static_cast<const unsigned char *>(at) - global_base);
     if (place >= GLOBAL_RANGE) {
-        fault("%s %u bytes at address %#llx of global memory, which is %s", doing, bytes, u64(at),
+        fault("%s %u bytes at address %#llx of global memory, which is %s", does, bytes, u64(at),
               u64(at) < 4096 ? "null" : "not the device's");
     }
     std::pair<u64, u64> near;
@@ -552,12 +563,20 @@ void global_fault(const void *at, u32 bytes, bool write) {
         near = before(place);
     }
     auto [start, size] = near;
-    if (size && place + bytes <= start + size) {
-        fault("%s %u bytes at %llu of a global allocation of %llu bytes, misaligned", doing, bytes,
-              place - start, size);
+    place -= start;
+    if (!size || place + bytes > size) {
+        fault("%s %u bytes of global memory outside every allocation, at %llu of one of %llu bytes",
+              does, bytes, place, size);
     }
-    fault("%s %u bytes of global memory outside every allocation, at %llu of one of %llu bytes",
-          doing, bytes, place - start, size);
+    char what[96];
+    snprintf(what, sizeof what, "%s %u bytes at %llu of a global allocation of %llu bytes", does,
+             bytes, place, size);
+    if (!mark) {
+        fault("%s, misaligned", what);
+    }
+    fault("%s: race, thread %llu of block %llu %s it in this launch and no barrier lies between",
+          what, mark % MAX_THREADS, (mark >> BLOCK_NAME) % 1024,
+          mark & BY_GLOBAL_ATOMIC ? "added to" : "wrote");
 }
 
 u64 seed() { return seed_now; }

@@ -72,6 +72,8 @@ struct Block {
     Index at, size, grid;
     u32 threads, shared_bytes;
     u32 clock, barrier;  // now, and at the last __syncthreads
+    u32 past;            // what the clock has been set back by
+    u64 name;            // of the launch and the block, as in GlobalMark
     u32 *written, *read;  // the marks, one per granule
     unsigned char *shared;
     Thread *thread;
@@ -82,14 +84,18 @@ struct Block {
 extern __thread Thread *self __attribute__((tls_model("initial-exec")));
 
 // Global memory lies in one reserved range; `global_bytes` tells how many bytes, counted from its
-// start, are allocated of each 256.
+// start, are allocated of each 256, `global_written` who wrote each 2 last: bits 0-9 the thread,
+// 10 several, 11 by an atomic, 12-35 the clock, 36-45 the block, 46-63 the launch (both modulo).
 extern unsigned char *const global_base;
 extern const u16 *const global_bytes;
-constexpr u64 GLOBAL_RANGE = 1ull << 38;
+extern u64 *const global_written;
+constexpr u64 GLOBAL_RANGE = 1ull << 37;
+constexpr u64 BY_SEVERAL = 1 << 10, BY_GLOBAL_ATOMIC = 1 << 11;
+constexpr u32 GLOBAL_CLOCK = 12, BLOCK_NAME = 36, LAUNCH_NAME = 46;
 
-[[noreturn]] void fault(const char *format, ...) __attribute__((cold, format(printf, 1, 2)));
-[[noreturn]] void global_fault(const void *at, u32 bytes, bool write) __attribute__((cold));
 enum class Access : u32 { Read, Write, Atomic, Copy };
+[[noreturn]] void fault(const char *format, ...) __attribute__((cold, format(printf, 1, 2)));
+[[noreturn]] void global_fault(const void *at, u32 bytes, Access, u64 mark) __attribute__((cold));
 [[noreturn]] void shared_fault(u32 offset, u32 bytes, Access, const Thread &, u32 written, u32 read)
     __attribute__((cold));
 [[noreturn]] void meeting_fault(Meeting meeting, u32 mask) __attribute__((cold));
@@ -174,12 +180,44 @@ template <Access ACCESS, u32 BYTES> inline void shared_check(const Thread &t, u3
     }
 }
 
-template <u32 BYTES> inline void global_check(const void *at, bool write) {
-    static_assert(BYTES <= 16);
-    u64 place = static_cast<const unsigned char *>(at) - global_base;
+// As Marks::past, of a mark of this launch.
+inline bool global_past(const Thread &t, u64 mark) {
+    const Block &block = *t.block;
+    u32 time = u32(mark >> GLOBAL_CLOCK) % (1 << (BLOCK_NAME - GLOBAL_CLOCK));
+    u32 by = mark % MAX_THREADS;
+    bool mine = by == t.id && !(mark & BY_SEVERAL);
+    bool of_warp = by / LANES == t.id / LANES && time < block.past + t.warp->ordered;
+    return (mark ^ block.name) >> BLOCK_NAME == 0 &&
+           (mine || of_warp || time < block.past + block.barrier);
+}
+
+// An access to global memory: within an allocation, aligned, not of what another thread has written
+// in this launch, unless a barrier lies between. (What it has read is not known: it would be a fault
+// in another order of the threads.)
+template <Access ACCESS, u32 BYTES> inline void global_check(const void *at) {
+    constexpr u32 N = BYTES < 2 ? 1 : BYTES / 2;
+    u64 place = u64(static_cast<const unsigned char *>(at) - global_base);
     if (__builtin_expect(place >= GLOBAL_RANGE || place % BYTES ||
                              place % 256 + BYTES > global_bytes[place / 256], 0)) {
-        global_fault(at, BYTES, write);
+        global_fault(at, BYTES, ACCESS, 0);
+    }
+    const Thread &t = *self;
+    u64 name = t.block->name, *marks = global_written + place / 2;
+    u64 now = name | u64(t.block->past + t.block->clock) << GLOBAL_CLOCK | t.id;
+    bool others = false;
+    for (u32 i = 0; i < N; i++) {
+        others |= (marks[i] ^ name) >> LAUNCH_NAME == 0;
+    }
+    for (u32 i = 0; others && i < N; i++) {
+        bool is_past = (marks[i] ^ name) >> LAUNCH_NAME || global_past(t, marks[i]);
+        bool among = ACCESS == Access::Atomic && (marks[i] & BY_GLOBAL_ATOMIC);
+        if (__builtin_expect(!is_past && !among, 0)) {
+            global_fault(at, BYTES, ACCESS, marks[i]);
+        }
+        now |= is_past ? 0 : BY_SEVERAL;
+    }
+    for (u32 i = 0; ACCESS != Access::Read && i < N; i++) {
+        marks[i] = ACCESS == Access::Atomic ? now | BY_GLOBAL_ATOMIC : now;
     }
 }
 

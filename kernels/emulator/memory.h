@@ -16,7 +16,7 @@ template <class T, Space SPACE> struct Place {
         if constexpr (SPACE == Space::Shared) {
             shared_check<ACCESS, sizeof(T)>(*self, offset);
         } else {
-            global_check<sizeof(T)>(at, ACCESS != Access::Read);
+            global_check<ACCESS, sizeof(T)>(at);
         }
     }
     const Place &operator*() const { return *this; }

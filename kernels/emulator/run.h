@@ -15,6 +15,7 @@ struct Launch {
     u32 shared_bytes;
     std::vector<u64> params;
     u64 seed;
+    u64 number;  // of all launches of the process
 };
 
 bool run(const Launch &launch);   // false after a fault

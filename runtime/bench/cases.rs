@@ -1,0 +1,194 @@
+//! The table: every op in the shapes that find mistakes. Odd sizes, one row, empty batches, sizes that
+//! no tile divides, grouped queries from 1:1 to 8:1, windows shorter than a tile, pages in random
+//! order. Every backend is tested with it, and `gritlm bench ops` times it.
+
+use super::case::{Case, LAYERS, Op, Seq};
+use gritlm_model::ops::{
+    Attention, Draw, Expert, GateUp, LinearAdd, Logits, Mask, PoolSpan, Pooling, Qkv, RmsNorm,
+    Search,
+};
+use gritlm_model::weights::Dtype;
+
+const CAUSAL: Mask = Mask::Causal { window: None };
+const BOTH: Mask = Mask::Bidirectional { window: None };
+
+fn causal(window: u32) -> Mask {
+    Mask::Causal { window: Some(window) }
+}
+
+fn both(window: u32) -> Mask {
+    Mask::Bidirectional { window: Some(window) }
+}
+
+/// The table.
+pub fn cases() -> Vec<Case> {
+    let mut all = cases_without_weights();
+    for dtype in [Dtype::Bf16, Dtype::F16, Dtype::F32] {
+        all.extend(cases_with_weights(dtype));
+    }
+    all
+}
+
+fn seqs(of: &[(u32, u32, Mask)]) -> Vec<Seq> {
+    of.iter().map(|&(past, rows, mask)| Seq { past, rows, mask }).collect()
+}
+
+fn cases_with_weights(dtype: Dtype) -> Vec<Case> {
+    let mut all = Vec::new();
+    let eps = 1e-5;
+    for (rows, vocab, dim) in [(0, 9, 160), (1, 97, 33), (5, 1, 1), (130, 300, 208)] {
+        all.push(Case::new(Op::Embed { rows, vocab, dim }, dtype));
+    }
+    for (rows, dim) in [(0, 160), (1, 1), (1, 4096), (3, 33), (7, 160), (40, 1025), (130, 208)] {
+        all.push(Case::new(Op::RmsNorm(RmsNorm { rows, dim, eps }), dtype));
+    }
+    for scale in [1e-3, 1e4] {
+        // Where eps counts, and where squares are large.
+        all.push(Case::scaled(Op::RmsNorm(RmsNorm { rows: 2, dim: 100, eps }), dtype, scale));
+    }
+
+    let passes = [
+        seqs(&[(0, 1, CAUSAL)]),
+        seqs(&[(0, 5, BOTH), (126, 4, CAUSAL), (700, 1, causal(130)), (32700, 3, causal(12))]),
+        seqs(&[(250, 40, CAUSAL), (0, 90, both(3))]),
+    ];
+    for (dim, heads, kv_heads, head_dim) in
+        [(160, 4, 4, 64), (33, 4, 2, 6), (1025, 4, 1, 80), (208, 8, 1, 128)]
+    {
+        for pass in &passes {
+            let rows = pass.iter().map(|s| s.rows).sum();
+            let p = Qkv { rows, dim, heads, kv_heads, head_dim, layer: LAYERS as u32 - 1 };
+            all.push(Case::new(Op::Qkv(p, pass.clone()), dtype));
+        }
+    }
+
+    for (inner, outer) in
+        [(1, 1), (31, 33), (100, 160), (160, 208), (1024, 64), (1025, 7), (2100, 65)]
+    {
+        for rows in [1, 2, 3, 4, 5, 6, 7, 8, 40, 130] {
+            all.push(Case::new(Op::LinearAdd(LinearAdd { rows, inner, outer }), dtype));
+        }
+    }
+    for (dim, hidden) in [(31, 33), (160, 208), (1025, 1), (2100, 100)] {
+        for rows in [1, 4, 5, 8, 40, 130] {
+            all.push(Case::new(Op::GateUp(GateUp { rows, dim, hidden }), dtype));
+        }
+    }
+    // Gates of which e⁻ˣ overflows.
+    let p = GateUp { rows: 3, dim: 160, hidden: 208 };
+    all.push(Case::scaled(Op::GateUp(p), dtype, 60.0));
+
+    for (rows, dim, hidden, experts, top_k) in [
+        (1, 160, 208, 8, 2),
+        (2, 33, 31, 3, 1),
+        (7, 100, 1, 4, 4),
+        (40, 1025, 65, 8, 2),
+        (130, 160, 100, 8, 2),
+        (5, 64, 1100, 5, 3),
+    ] {
+        all.push(Case::new(Op::Expert(Expert { rows, dim, hidden, experts, top_k }), dtype));
+    }
+    for (rows, dim, vocab) in [
+        (vec![0], 160, 97),
+        (vec![5, 0, 5, 3], 1025, 333),
+        (vec![2], 33, 1),
+        (vec![9, 8, 7, 6, 1, 0, 12], 2100, 65),
+    ] {
+        all.push(Case::new(Op::Logits { p: Logits { dim, vocab, eps }, rows }, dtype));
+    }
+    all
+}
+
+fn cases_without_weights() -> Vec<Case> {
+    let mut all = Vec::new();
+    let mut add = |op: Op, scale: f32| all.push(Case::scaled(op, Dtype::F32, scale));
+
+    let batches = [
+        seqs(&[]),
+        seqs(&[(0, 1, CAUSAL)]),
+        seqs(&[(0, 40, causal(1)), (0, 40, causal(3)), (0, 41, both(1)), (0, 39, both(12))]),
+        seqs(&[(0, 300, CAUSAL), (0, 261, BOTH)]),
+        seqs(&[(127, 1, CAUSAL), (128, 1, CAUSAL), (1000, 1, causal(130)), (255, 1, BOTH)]),
+        seqs(&[(126, 5, CAUSAL), (250, 40, BOTH), (300, 130, causal(130)), (513, 7, both(130))]),
+        seqs(&[(0, 17, BOTH), (260, 3, causal(3)), (400, 1, causal(1)), (0, 129, causal(12))]),
+    ];
+    for (heads, kv_heads, head_dim) in
+        [(4, 4, 64), (4, 2, 128), (8, 2, 80), (8, 1, 64), (4, 1, 6), (8, 1, 128)]
+    {
+        for batch in &batches {
+            let p = Attention { heads, kv_heads, head_dim, layer: LAYERS as u32 - 1 };
+            add(Op::Attention(p, batch.clone()), 1.0);
+        }
+    }
+    // Scores whose exponentials overflow unless the largest is subtracted.
+    let p = Attention { heads: 4, kv_heads: 1, head_dim: 64, layer: LAYERS as u32 - 1 };
+    add(Op::Attention(p, seqs(&[(0, 150, BOTH), (3, 20, causal(12))])), 40.0);
+
+    let span =
+        |row, rows, skip, pooling, normalize| PoolSpan { row, rows, skip, pooling, normalize };
+    let poolings = [Pooling::Mean, Pooling::WeightedMean, Pooling::Cls, Pooling::LastToken];
+    for dim in [1, 160, 1025] {
+        add(Op::Pool { dim, spans: vec![] }, 1.0);
+        add(Op::Pool { dim, spans: vec![span(2, 1, 0, Pooling::Mean, true)] }, 1.0);
+        // Rows between spans, which NaN fills; every pooling with and without skip.
+        for normalize in [false, true] {
+            let mut spans = vec![span(1000, 513, 100, Pooling::WeightedMean, normalize)];
+            for (i, pooling) in (0..).zip(poolings) {
+                for (row, rows, skip) in [(0, 1, 0), (1, 40, 0), (45, 9, 8), (54, 33, 5)] {
+                    spans.push(span(100 * i + row, rows, skip, pooling, normalize));
+                }
+            }
+            add(Op::Pool { dim, spans }, 1.0);
+        }
+    }
+
+    let greedy = Draw {
+        seen: vec![],
+        penalty: 1.0,
+        temperature: 0.0,
+        top_k: 0,
+        top_p: 1.0,
+        min_p: 0.0,
+        uniform: 0.5,
+        logprobs: 0,
+    };
+    let warm = Draw { temperature: 0.8, ..greedy.clone() };
+    let draws = vec![
+        Draw { logprobs: 5, ..greedy.clone() },
+        Draw { uniform: 0.0, logprobs: 1, ..warm.clone() },
+        Draw { uniform: 0.77, ..warm.clone() },
+        Draw { temperature: 2.0, top_k: 1, uniform: 0.99, ..warm.clone() },
+        Draw { temperature: 5.0, top_k: 7, uniform: 0.999_999_94, ..warm.clone() },
+        Draw { temperature: 1.5, top_p: 0.9, uniform: 0.83, logprobs: 20, ..warm.clone() },
+        Draw { top_p: 0.0, uniform: 0.9, ..warm.clone() },
+        Draw { temperature: 1.7, min_p: 0.05, uniform: 0.97, ..warm.clone() },
+        Draw { top_k: 30, top_p: 0.95, min_p: 0.01, uniform: 0.61, ..warm.clone() },
+        Draw { seen: (0..50).collect(), penalty: 1.3, logprobs: 2, ..greedy.clone() },
+        Draw { seen: vec![0, 3, 31], penalty: 0.5, top_k: 20, uniform: 0.4, ..warm.clone() },
+        // Flat enough that negative logits, which a penalty multiplies, decide.
+        Draw { seen: (0..40).collect(), penalty: 3.0, temperature: 9.0, ..warm.clone() },
+    ];
+    for (vocab, step) in [(333, 0.0), (1000, 0.0), (1025, 0.5), (50, 4.0)] {
+        add(Op::Sample { vocab, draws: draws.clone(), step }, 1.0);
+    }
+    add(Op::Sample { vocab: 1, draws: vec![Draw { logprobs: 3, ..warm.clone() }], step: 0.0 }, 1.0);
+    add(
+        Op::Sample { vocab: 32000, draws: vec![greedy, Draw { top_k: 50, ..warm }], step: 0.0 },
+        1.0,
+    );
+    add(Op::Sample { vocab: 100, draws: vec![], step: 0.0 }, 1.0);
+
+    for (queries, documents, dim, top_k) in [
+        (1, 1, 1, 1),
+        (2, 5, 33, 10),
+        (3, 4097, 3, 17),
+        (5, 10000, 100, 100),
+        (1, 9000, 2, 1),
+        (130, 70, 64, 8),
+        (2, 0, 16, 4),
+        (0, 7, 16, 4),
+    ] {
+        add(Op::Search(Search { queries, documents, dim, top_k }), 1.0);
+    }
+    all
+}

@@ -1,0 +1,5 @@
+//! Speed, beside its limits and beside others: what `gritlm bench` measures and reports.
+
+pub mod case;
+pub mod cases;
+pub mod record;
