@@ -127,6 +127,8 @@ struct State {
     numbers: HashMap<Cow<'static, str>, usize>,
     functions: Vec<CudaFunction>,
     timed: Vec<(Work, CudaEvent, CudaEvent)>,
+    /// The launches that were timed last.
+    launched: Vec<Launch>,
 }
 
 /// An opened GPU with its kernels.
@@ -308,6 +310,7 @@ impl Gpu {
                     state.timed.push((work, start, end));
                 }
             }
+            state.launched = step.launches;
             return Ok(());
         }
         if let Some((_, graph)) = state.graphs.iter().find(|(known, _)| *known == step) {
@@ -375,6 +378,20 @@ impl Gpu {
     /// The memory of a buffer that nothing else uses yet.
     pub(crate) fn upload(&self, to: &Raw, at: u64, bytes: &[u8]) -> Result<()> {
         self.driver.upload(to.memory(), at, bytes)
+    }
+
+    /// The kernels of the last submit that was timed, and their grids.
+    pub(crate) fn launched(&self) -> Vec<String> {
+        let state = lock(&self.state);
+        let name = |number: usize| {
+            let found = state.numbers.iter().find(|(_, n)| **n == number);
+            found.map_or("", |(name, _)| name)
+        };
+        let tell = |launch: &Launch| {
+            let Grid { blocks: [x, y, z], threads, shared } = launch.grid;
+            format!("{} grid {x}x{y}x{z} of {threads}, {shared} B shared", name(launch.function))
+        };
+        state.launched.iter().map(tell).collect()
     }
 
     /// What each op took since the last call, those that took longest first.

@@ -26,6 +26,7 @@ pub mod params;
 mod pool;
 mod product;
 mod qkv;
+mod rates;
 mod rmsnorm;
 mod route;
 mod sample;
@@ -140,15 +141,6 @@ impl Cuda {
         &self.gpu.driver.device
     }
 
-    /// Waits until everything noted is done.
-    ///
-    /// # Errors
-    /// With what has gone wrong since the last read.
-    pub fn finish(&self) -> Result<()> {
-        self.gpu.submit()?;
-        self.gpu.driver.wait()
-    }
-
     /// A buffer with undefined contents.
     fn buffer_of(&self, rows: usize, cols: usize) -> Result<Buffer> {
         let stride = cols.next_multiple_of(8);
@@ -188,6 +180,23 @@ impl Ops for Cuda {
 
     fn submit(&self) -> Result<()> {
         self.gpu.submit()
+    }
+
+    fn finish(&self) -> Result<()> {
+        self.gpu.submit()?;
+        self.gpu.driver.wait()
+    }
+
+    fn copy_rate(&self, bytes: u64) -> Result<f64> {
+        self.copies(bytes)
+    }
+
+    fn displace(&self, bytes: u64) -> Result<()> {
+        self.displaced(bytes / 2)
+    }
+
+    fn launched(&self) -> Vec<String> {
+        self.gpu.launched()
     }
 
     fn created(&self) -> Created {

@@ -355,6 +355,33 @@ pub trait Ops: Send {
         Ok(())
     }
 
+    /// Waits until everything recorded is done.
+    ///
+    /// # Errors
+    /// With what has gone wrong since the last read.
+    fn finish(&self) -> Result<()> {
+        self.submit()
+    }
+
+    /// Bytes per second, read and written, of the device's own copy of `bytes` bytes: the median of
+    /// five.
+    ///
+    /// # Errors
+    /// When the device has no room.
+    fn copy_rate(&self, bytes: u64) -> Result<f64>;
+
+    /// Reads and writes so many bytes, so that no cache holds anything else.
+    ///
+    /// # Errors
+    /// When the device has no room.
+    fn displace(&self, bytes: u64) -> Result<()>;
+
+    /// The kernels of the last submit with the shapes of their launches, where the device was opened
+    /// to measure.
+    fn launched(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// What each op took since the last call, where the device was opened to measure it.
     fn profile(&self) -> Vec<OpTime> {
         Vec::new()

@@ -446,6 +446,17 @@ impl Gpu {
         }
         if let Some(profile) = &self.profile {
             profile.resolve(&mut encoder);
+            let tell = |command: &Command| match command {
+                Command::Launch { pipeline, grid: Grid::Of(x, y), .. } => {
+                    Some(format!("{} grid {x}x{y}", pipeline.name))
+                }
+                Command::Launch { pipeline, .. } => Some(format!("{} grid by device", pipeline.name)),
+                _ => None,
+            };
+            let told: Vec<String> = commands.iter().filter_map(tell).collect();
+            if !told.is_empty() {
+                profile.tell(told);
+            }
         }
         self.queue.submit([encoder.finish()]);
         // The queue holds on to what it needs; from here on the host may write them again.

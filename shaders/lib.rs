@@ -172,36 +172,6 @@ impl Wgpu {
         self.gpu.launch(shader, &[], params, &bindings, gpu::Grid::Of(x, y), work);
     }
 
-    /// Waits until everything recorded is done.
-    ///
-    /// # Errors
-    /// With what has gone wrong since the last read.
-    pub fn finish(&self) -> Result<()> {
-        self.gpu.submit()?;
-        self.gpu.wait()
-    }
-
-    /// Bytes per second that the adapter's own copy of `bytes` bytes reads and writes together, the
-    /// median of five.
-    ///
-    /// # Errors
-    /// When there is no room, or the device is lost.
-    pub fn copy_rate(&self, bytes: u64) -> Result<f64> {
-        let [a, b] = [self.gpu.buffer(Use::Work, bytes)?, self.gpu.buffer(Use::Work, bytes)?];
-        let mut times = Vec::new();
-        // The first one also fills both with zeros.
-        for _ in 0..6 {
-            let start = Instant::now();
-            self.gpu.copy(&a, 0, &b, 0, bytes);
-            self.gpu.submit()?;
-            self.gpu.wait()?;
-            times.push(start.elapsed().as_secs_f64());
-        }
-        times.remove(0);
-        times.sort_by(f64::total_cmp);
-        Ok(2.0 * bytes as f64 / times[2])
-    }
-
     fn buffer_of(&self, rows: usize, cols: usize, what: Use) -> Result<Buffer> {
         let stride = cols.next_multiple_of(8);
         let bytes = 4 * rows as u64 * stride as u64;
@@ -279,6 +249,37 @@ impl Ops for Wgpu {
 
     fn created(&self) -> Created {
         self.gpu.created()
+    }
+
+    fn finish(&self) -> Result<()> {
+        self.gpu.submit()?;
+        self.gpu.wait()
+    }
+
+    fn copy_rate(&self, bytes: u64) -> Result<f64> {
+        let [a, b] = [self.gpu.buffer(Use::Work, bytes)?, self.gpu.buffer(Use::Work, bytes)?];
+        let mut times = Vec::new();
+        // The first one also fills both with zeros.
+        for _ in 0..6 {
+            let start = Instant::now();
+            self.gpu.copy(&a, 0, &b, 0, bytes);
+            self.finish()?;
+            times.push(start.elapsed().as_secs_f64());
+        }
+        times.remove(0);
+        times.sort_by(f64::total_cmp);
+        Ok(2.0 * bytes as f64 / times[2])
+    }
+
+    fn displace(&self, bytes: u64) -> Result<()> {
+        let half = bytes / 2;
+        let [a, b] = [self.gpu.buffer(Use::Work, half)?, self.gpu.buffer(Use::Work, half)?];
+        self.gpu.copy(&a, 0, &b, 0, half);
+        self.finish()
+    }
+
+    fn launched(&self) -> Vec<String> {
+        self.gpu.profile.as_ref().map(|p| p.launched()).unwrap_or_default()
     }
 
     fn profile(&self) -> Vec<OpTime> {

@@ -15,6 +15,8 @@ pub(crate) struct Pipeline {
     pub(crate) pipeline: wgpu::ComputePipeline,
     layout: wgpu::BindGroupLayout,
     pub(crate) id: u64,
+    /// The shader and its constants, for people.
+    pub(crate) name: String,
 }
 
 /// All compiled variants of one device.
@@ -142,7 +144,7 @@ pub(crate) fn compile(
     });
     let errors = [pollster::block_on(validation.pop()), pollster::block_on(internal.pop())];
     match errors.into_iter().flatten().next() {
-        None => Ok(Pipeline { pipeline, layout, id }),
+        None => Ok(Pipeline { pipeline, layout, id, name: variant.to_string() }),
         Some(error) => Err(DeviceError(format!(
             "shader {} does not compile for this adapter ({}); please report it, and use --device \
              cpu until then",

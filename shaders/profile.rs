@@ -27,6 +27,8 @@ pub(crate) struct Profile {
     /// Nanoseconds of a tick.
     period: f64,
     noted: Mutex<Vec<Work>>,
+    /// The launches of the last submit, for people.
+    launched: Mutex<Vec<String>>,
     rows: Mutex<BTreeMap<&'static str, OpTime>>,
 }
 
@@ -71,6 +73,7 @@ impl Profile {
             back: buffer(BufferUsages::MAP_READ | BufferUsages::COPY_DST),
             period: f64::from(queue.get_timestamp_period()),
             noted: Mutex::default(),
+            launched: Mutex::default(),
             rows: Mutex::default(),
         })
     }
@@ -86,6 +89,16 @@ impl Profile {
             noted.push(work);
             Stamps { queries: &self.queries, first }
         })
+    }
+
+    /// What the last submit launched.
+    pub(crate) fn launched(&self) -> Vec<String> {
+        self.launched.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Tells what a submit launches.
+    pub(crate) fn tell(&self, launches: Vec<String>) {
+        *self.launched.lock().unwrap_or_else(PoisonError::into_inner) = launches;
     }
 
     /// Records the way back of this submit's time stamps.

@@ -78,6 +78,17 @@ pub struct Variant {
     pub constants: Vec<(&'static str, f64)>,
 }
 
+/// "matmul BM=64 BN=64", for people.
+impl std::fmt::Display for Variant {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.shader)?;
+        if self.subgroups {
+            f.write_str(" subgroups")?;
+        }
+        self.constants.iter().try_for_each(|(name, value)| write!(f, " {name}={value}"))
+    }
+}
+
 use Kind::{Params, Read, Write};
 
 const PRODUCT: &str = include_str!("product.wgsl");

@@ -26,6 +26,9 @@ use crate::ops::{
     PAGE, PoolShape, PoolSpan, Qkv, Result, RmsNorm, Route, Search,
 };
 use crate::weights::{Dtype, Tensor};
+use rayon::prelude::*;
+use std::hint::black_box;
+use std::time::Instant;
 
 /// The CPU backend. Threads are rayon's.
 #[derive(Clone, Copy, Debug, Default)]
@@ -111,6 +114,12 @@ pub struct Routing {
     assigned: Vec<(usize, usize, f32)>,
 }
 
+/// By all threads.
+fn copy(from: &[u8], to: &mut [u8]) {
+    let pieces = to.par_chunks_mut(1 << 20).zip(from.par_chunks(1 << 20));
+    pieces.for_each(|(to, from)| to.copy_from_slice(from));
+}
+
 impl Ops for Cpu {
     type Matrix = Matrix;
     type Buffer = Vec<f32>;
@@ -126,6 +135,28 @@ impl Ops for Cpu {
         // From outside, each parallel loop would wake the pool and sleep until it is done: some 160
         // times in a decode step of 22 layers.
         rayon::scope(|_| pass())
+    }
+
+    fn copy_rate(&self, bytes: u64) -> Result<f64> {
+        let (from, mut to) = (vec![1u8; bytes as usize], vec![0u8; bytes as usize]);
+        let mut times: Vec<f64> = (0..6)
+            .map(|_| {
+                let start = Instant::now();
+                copy(&from, &mut to);
+                start.elapsed().as_secs_f64()
+            })
+            .collect();
+        // The first one also brings the pages in.
+        times.remove(0);
+        times.sort_by(f64::total_cmp);
+        Ok(2.0 * bytes as f64 / times[2])
+    }
+
+    fn displace(&self, bytes: u64) -> Result<()> {
+        let (from, mut to) = (vec![1u8; bytes as usize / 2], vec![0u8; bytes as usize / 2]);
+        copy(&from, &mut to);
+        black_box(&to);
+        Ok(())
     }
 
     fn matrix(&self, parts: &[Tensor]) -> Result<Matrix> {
