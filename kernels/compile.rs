@@ -12,13 +12,13 @@ use std::ffi::{CStr, CString, c_char, c_int};
 use std::path::{Path, PathBuf};
 use std::ptr::null_mut;
 
-/// What every kernel is compiled with, besides the architecture. With `-v` the log has what
-/// [`Usage`] says.
-const OPTIONS: [&str; 2] = ["--std=c++17", "--ptxas-options=-v"];
-
-/// From NVRTC 13 on: one source on all cores. The attention alone takes half of the time that all
-/// sources take.
-const SPLIT: &str = "--split-compile=0";
+/// What every source is compiled with. With `-v` the log has what [`Usage`] says. Not with
+/// `--split-compile`, which compiles one source on several cores: it leaves calls, and with them
+/// stacks, where without it everything is inlined.
+fn options(arch: &str) -> [String; 3] {
+    let arch = format!("--gpu-architecture={arch}");
+    [arch, "--std=c++17".into(), "--ptxas-options=-v".into()]
+}
 
 /// The oldest NVRTC that has all that the sources use.
 const OLDEST: (i32, i32) = (12, 0);
@@ -133,7 +133,12 @@ impl Nvrtc {
     pub fn architecture(&self, capability: (u32, u32)) -> Result<String> {
         let all = architectures(capability);
         let known = all.iter().find(|arch| self.knows(arch));
-        known.cloned().ok_or_else(|| self.unknown(&all[0]))
+        known.cloned().ok_or_else(|| {
+            let DeviceError(problem) = self.unknown(&all[0]);
+            DeviceError(format!(
+                "{problem}; install a newer one, or take kernels built elsewhere with --kernels DIR"
+            ))
+        })
     }
 
     /// Whether it compiles for this architecture, and the kernels can be.
@@ -142,12 +147,6 @@ impl Nvrtc {
     /// When not; with those that are known.
     pub fn check(&self, arch: &str) -> Result<()> {
         if self.knows(arch) { Ok(()) } else { Err(self.unknown(arch)) }
-    }
-
-    fn options(&self, arch: &str) -> Vec<String> {
-        let split = (self.version >= (13, 0)).then_some(SPLIT);
-        let rest = OPTIONS.into_iter().chain(split).map(String::from);
-        std::iter::once(format!("--gpu-architecture={arch}")).chain(rest).collect()
     }
 
     fn knows(&self, arch: &str) -> bool {
@@ -173,7 +172,7 @@ impl Nvrtc {
     /// When the source does not compile.
     pub fn cubin(&self, source: &Source, arch: &str, cache: Option<&Path>) -> Result<Vec<u8>> {
         let mut parts = vec![source::key(source, arch), format!("{:?}", self.version)];
-        parts.extend(self.options(arch));
+        parts.extend(options(arch));
         let key = hash(parts.iter().map(String::as_bytes));
         let name = format!("{}.{arch}.{key}.cubin", source.stem);
         let file = cache.map(|folder| folder.join("kernels").join(name));
@@ -195,7 +194,7 @@ impl Nvrtc {
     pub fn compile(&self, source: &Source, arch: &str) -> Result<Compiled> {
         self.check(arch)?;
         let program = Program::new(&format!("{}.cu", source.stem), &source::text(source))?;
-        let options = self.options(arch);
+        let options = options(arch);
         // SAFETY: the program is alive, and every length is the one that NVRTC asks for.
         unsafe {
             let compiled = result::compile_program(program.0, &options);

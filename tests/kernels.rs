@@ -1,7 +1,8 @@
 //! The CUDA kernels without a GPU: every source compiles, to no more than the registers there are;
 //! compiled ones are kept, and taken from a folder.
 
-use crate::cli::{objects, run};
+use crate::cli::{Ran, objects, run};
+use crate::emulator;
 use crate::support::say;
 use gritlm_kernels::compile::{Nvrtc, cubins, save};
 use gritlm_kernels::params::Layout;
@@ -20,7 +21,7 @@ const SMALL: Source = Source {
     file: r#"
         #include "memory.cuh"
         struct Small { Global<float> x; u32 n; u32 unused; };
-        extern "C" __global__ void small(Small p) { if (threadIdx.x < p.n) p.x.set(threadIdx.x, 1.0f); }
+        extern "C" __global__ void small(Small p) { p.x.set(threadIdx.x % p.n, 1.0f); }
     "#,
     params: &[Layout { name: "Small", fields: &[("x", 0), ("n", 8), ("unused", 12)], size: 16 }],
 };
@@ -83,7 +84,7 @@ fn architectures_follow_the_device() {
     for (major, minor, arch) in known.into_iter().chain([(9, 7, "sm_90")]) {
         assert_eq!(nvrtc.architecture((major, minor)).unwrap(), arch);
     }
-    says(nvrtc.architecture((99, 0)).unwrap_err(), &["sm_990", "NVRTC"]);
+    says(nvrtc.architecture((99, 0)).unwrap_err(), &["sm_990", "NVRTC", "newer", "--kernels"]);
     says(nvrtc.architecture((7, 5)).unwrap_err(), &["sm_75", "sm_80"]);
 }
 
@@ -118,11 +119,7 @@ fn compiled_kernels_are_kept() {
     wrong.extend([[&kept[..], b"\0"].concat(), cubin.clone()]);
     // Another's, whole: of another architecture, of another source.
     cached("sm_89");
-    let other = Source {
-        file: concat!("#include \"memory.cuh\"\n", "extern \"C\" __global__ void k() {}"),
-        params: &[],
-        ..SMALL
-    };
+    let other = Source { file: "extern \"C\" __global__ void k() {}", params: &[], ..SMALL };
     nvrtc.cubin(&other, "sm_80", Some(folder.path())).unwrap();
     let others = files(&folder.path().join("kernels"));
     assert_eq!(others.len(), 3);
@@ -271,4 +268,31 @@ fn kernels_build_checks_its_options() {
     build("sm_80", &file).fails(1, &["file"]);
     build("sm_80", &file.join("in it")).fails(1, &["file"]);
     assert_eq!(files(folder.path()).len(), 1);
+}
+
+/// `--kernels DIR` through the program: what is wrong with the folder is its one line.
+#[test]
+fn the_program_checks_its_kernels() {
+    let Some(emulator) = emulator::install("kernels::the_program_checks_its_kernels") else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let refuses = |parts: &[&str]| {
+        let mut command = assert_cmd::Command::new(env!("CARGO_BIN_EXE_gritlm"));
+        command.args(["embed", "a text", "--device", "cuda", "--kernels"]).arg(folder.path());
+        command.env("GRITLM_EMULATOR", "1").env("LD_LIBRARY_PATH", emulator.kernels());
+        let output = command.output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        let code = output.status.code().unwrap();
+        let (stdout, stderr) = (text(output.stdout), text(output.stderr));
+        Ran { code, stdout, stderr }.fails(1, parts);
+    };
+    refuses(&["kernels.json", "No such file"]);
+    let kernels: Vec<_> = all().iter().map(|s| (s, "sm_80", &b"not compiled"[..])).collect();
+    save(folder.path(), &kernels[1..]).unwrap();
+    refuses(&[&format!("{}.sm_80.cubin", all()[0].stem), "gritlm kernels build --arch sm_80"]);
+    save(folder.path(), &kernels).unwrap();
+    refuses(&["refuses a compiled kernel"]);
+    fs::remove_file(folder.path().join("rmsnorm.sm_80.cubin")).unwrap();
+    refuses(&["rmsnorm.sm_80.cubin", "No such file"]);
 }
