@@ -178,6 +178,10 @@ impl Ops for Cuda {
         format!("cuda:{ordinal} ({name}, compute capability {major}.{minor})")
     }
 
+    fn bound(&self) -> f64 {
+        8e-3
+    }
+
     fn submit(&self) -> Result<()> {
         self.gpu.submit()
     }

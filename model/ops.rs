@@ -341,6 +341,11 @@ pub trait Ops: Send {
     /// The device, for people: "cpu (AVX-512, 2 threads)".
     fn device(&self) -> String;
 
+    /// The largest relative error of an op, by the numbers that it computes with: f32 here.
+    fn bound(&self) -> f64 {
+        1e-5
+    }
+
     /// Runs a whole pass. A backend whose threads are a pool enters the pool here, once, instead of
     /// at each operation.
     fn enter<R: Send>(pass: impl FnOnce() -> R + Send) -> R {

@@ -92,47 +92,57 @@ pub(crate) struct Load<'a> {
     pub(crate) pages: usize,
 }
 
-impl Load<'_> {
-    /// Loads the model onto the device. Also says why this one.
-    pub(crate) fn run(self) -> Result<(Box<dyn Model>, String)> {
-        let asked = &self.options.device;
-        let missing = |problem: String| Error::NoDevice {
-            asked: asked.to_string(),
-            problem: format!("{problem}; use --device cpu"),
-        };
-        match asked {
-            Device::Cuda(n) => {
-                let device = cuda::open(*n, self.options).map_err(missing)?;
-                self.onto(device, "as asked for".into())
-            }
-            Device::Cpu => self.onto(Cpu, "as asked for".into()),
-            Device::Wgpu(name) => {
-                let (device, why) = wgpu::open(name, self.options).map_err(missing)?;
-                self.onto(device, why)
-            }
-            Device::Auto => match cuda::open_gpu(self.options) {
-                Some(Ok(device)) => self.onto(device, "the first NVIDIA GPU".into()),
-                // Another driver may reach the same GPU.
-                Some(Err(problem)) => self.other_gpu(Some(problem)),
-                None => self.other_gpu(None),
-            },
-        }
-    }
+impl Visit for Load<'_> {
+    /// The model on the device, and why on this one.
+    type Out = (Box<dyn Model>, String);
 
-    /// The best GPU that wgpu reaches, else the CPU; and why not CUDA, where it has a GPU.
-    fn other_gpu(self, not_cuda: Option<String>) -> Result<(Box<dyn Model>, String)> {
-        let not_cuda = not_cuda.map(|problem| format!("; not CUDA: {problem}")).unwrap_or_default();
-        match wgpu::open_gpu(self.options) {
-            Some(Ok((device, why))) => self.onto(device, why + &not_cuda),
-            Some(Err(problem)) => {
-                self.onto(Cpu, format!("the GPU cannot be used: {problem}{not_cuda}"))
-            }
-            None => self.onto(Cpu, format!("there is no GPU{not_cuda}")),
-        }
-    }
-
-    fn onto<O: Ops + 'static>(self, ops: O, why: String) -> Result<(Box<dyn Model>, String)> {
+    fn visit<O: Ops + 'static>(self, ops: O, why: String) -> Result<Self::Out> {
         Ok((Box::new(Forward::load(ops, self)?), why))
+    }
+}
+
+/// What is to be done with a device, whichever backend it belongs to.
+pub(crate) trait Visit {
+    type Out;
+
+    /// `why` says why this device.
+    fn visit<O: Ops + 'static>(self, ops: O, why: String) -> Result<Self::Out>;
+}
+
+/// Opens the device that the options ask for.
+pub(crate) fn open<V: Visit>(options: &Options, visitor: V) -> Result<V::Out> {
+    let asked = &options.device;
+    let missing = |problem: String| Error::NoDevice {
+        asked: asked.to_string(),
+        problem: format!("{problem}; use --device cpu"),
+    };
+    match asked {
+        Device::Cuda(n) => {
+            let device = cuda::open(*n, options).map_err(missing)?;
+            visitor.visit(device, "as asked for".into())
+        }
+        Device::Cpu => visitor.visit(Cpu, "as asked for".into()),
+        Device::Wgpu(name) => {
+            let (device, why) = wgpu::open(name, options).map_err(missing)?;
+            visitor.visit(device, why)
+        }
+        Device::Auto => match cuda::open_gpu(options) {
+            Some(Ok(device)) => visitor.visit(device, "the first NVIDIA GPU".into()),
+            // Another driver may reach the same GPU.
+            Some(Err(problem)) => open_other(options, visitor, format!("; not CUDA: {problem}")),
+            None => open_other(options, visitor, String::new()),
+        },
+    }
+}
+
+/// The best GPU that wgpu reaches, else the CPU; `but` says why not CUDA, where it has a GPU.
+fn open_other<V: Visit>(options: &Options, visitor: V, but: String) -> Result<V::Out> {
+    match wgpu::open_gpu(options) {
+        Some(Ok((device, why))) => visitor.visit(device, why + &but),
+        Some(Err(problem)) => {
+            visitor.visit(Cpu, format!("the GPU cannot be used: {problem}{but}"))
+        }
+        None => visitor.visit(Cpu, format!("there is no GPU{but}")),
     }
 }
 

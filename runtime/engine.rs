@@ -1,6 +1,6 @@
 //! The engine: one loaded copy of the weights, for embedding and for generating.
 
-use crate::backend::{Device, Load};
+use crate::backend::{self, Device, Load};
 use crate::batch::{Output, Sequence};
 use crate::cache::{Cache, KvCache, Pool};
 use crate::forward::{Model, Probe};
@@ -188,7 +188,7 @@ impl Engine {
         let load =
             Load { options, config: &config, weights: &weights, frequencies, pool: &pool, pages };
         let start = Instant::now();
-        let (loaded, why_device) = load.run()?;
+        let (loaded, why_device) = backend::open(options, load)?;
         let loading = (weights.bytes(), start.elapsed());
         Ok(Self {
             name: model.into(),

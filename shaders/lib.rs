@@ -243,6 +243,10 @@ impl Ops for Wgpu {
         format!("wgpu ({}, {}{kind})", a.name, a.backend)
     }
 
+    fn bound(&self) -> f64 {
+        if self.f16 { 2e-3 } else { 1e-5 }
+    }
+
     fn submit(&self) -> Result<()> {
         self.gpu.submit()
     }

@@ -2,4 +2,8 @@
 
 pub mod case;
 pub mod cases;
+pub mod limits;
+pub mod ops;
 pub mod record;
+pub mod shape;
+pub mod time;

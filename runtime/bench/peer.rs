@@ -1,0 +1,157 @@
+//! What other programs measured: `--peer FILE`.
+//!
+//! A file holds one of these, told apart by its fields:
+//! - a [`Record`], of which the peers are taken;
+//! - peers, [`Peer`] by [`Peer`], as an array or a line each. `device` may be missing. Fields beside
+//!   these are left alone, and `{"peer": …, "op": …, "shape": …, "not_measured": "why"}` says that there is
+//!   no figure and becomes a line of [`Record::missing`]. So the scripts of `benches/peers` write;
+//! - what `llama-bench -o json` or `-o jsonl` prints. A test that generates (`-n`) is a
+//!   [`decode`](shape::decode) of one sequence with `-d` tokens before it, its time that of one
+//!   token; a test of a prompt (`-p`) is a [`prefill`](shape::prefill). Where the name of the
+//!   model's file has in it that of a model measured here, [`shape::of`] it.
+
+use super::record::{Peer, Record};
+use super::report::{input, not_json};
+use super::shape;
+use crate::{Error, Result};
+use serde::Deserialize;
+use serde_json::Value;
+use std::fs::read;
+use std::path::Path;
+
+/// A row of `benches/peers`.
+#[derive(Deserialize)]
+struct Line {
+    peer: String,
+    #[serde(default)]
+    device: String,
+    op: String,
+    shape: String,
+    us: Option<f64>,
+    not_measured: Option<String>,
+}
+
+/// A test of `llama-bench`, as far as it is needed.
+#[derive(Deserialize)]
+struct LlamaBench {
+    #[serde(default)]
+    build_number: u64,
+    #[serde(default)]
+    cpu_info: String,
+    #[serde(default)]
+    gpu_info: String,
+    #[serde(default)]
+    backends: String,
+    #[serde(default)]
+    model_filename: String,
+    model_type: String,
+    #[serde(default)]
+    n_gpu_layers: i64,
+    n_prompt: u64,
+    n_gen: u64,
+    #[serde(default)]
+    n_depth: u64,
+    avg_ns: f64,
+    #[serde(default)]
+    samples_ns: Vec<f64>,
+}
+
+/// Takes into the record what a peer's file says. A figure that is there already, of the same peer
+/// on the same device, gives way.
+///
+/// # Errors
+/// One line that names the file and the row: not JSON, none of the known forms, a time that is no
+/// number above 0. The record then is as it was.
+pub fn merge(record: &mut Record, path: &Path) -> Result<()> {
+    let bytes = read(path).map_err(Error::io(path))?;
+    let (mut peers, mut missing) = (Vec::new(), Vec::new());
+    let rows = match serde_json::from_slice::<Value>(&bytes) {
+        Ok(Value::Object(fields)) if fields.contains_key("version") && !fields.contains_key("op") => {
+            peers = Record::parse(&bytes, path)?.peers;
+            Vec::new()
+        }
+        Ok(Value::Array(rows)) => rows,
+        Ok(row) => vec![row],
+        Err(whole) => lines(&bytes).ok_or_else(|| input(path, not_json(&whole)))?,
+    };
+    for (index, row) in rows.into_iter().enumerate() {
+        let wrong = |problem| input(path, format!("row {}: {problem}", index + 1));
+        match take(record, row).map_err(wrong)? {
+            Taken::Peer(peer) if peer.us.is_finite() && peer.us > 0.0 => peers.push(peer),
+            Taken::Peer(peer) => {
+                return Err(wrong(format!("us: expected a number above 0, found {}", peer.us)));
+            }
+            Taken::Missing(line) => missing.push(line),
+        }
+    }
+    for peer in peers {
+        let work = |p: &Peer| [&p.peer, &p.device, &p.op, &p.shape].map(String::clone);
+        record.peers.retain(|other| work(other) != work(&peer));
+        record.peers.push(peer);
+    }
+    missing.retain(|line| !record.missing.contains(line));
+    record.missing.append(&mut missing);
+    Ok(())
+}
+
+/// JSON a line; nothing where a line is none.
+fn lines(bytes: &[u8]) -> Option<Vec<Value>> {
+    let text = std::str::from_utf8(bytes).ok()?;
+    let lines = text.lines().filter(|line| !line.trim().is_empty());
+    let rows: Vec<Value> = lines.map(serde_json::from_str).collect::<Result<_, _>>().ok()?;
+    (!rows.is_empty()).then_some(rows)
+}
+
+enum Taken {
+    Peer(Peer),
+    Missing(String),
+}
+
+fn take(record: &Record, row: Value) -> Result<Taken, String> {
+    if row.get("n_gen").is_some() && row.get("n_prompt").is_some() {
+        let test = serde_json::from_value(row).map_err(|e| format!("llama-bench: {e}"))?;
+        return Ok(llama_bench(record, test));
+    }
+    let known = "expected peer, op, shape and us, or what llama-bench -o json prints";
+    let row: Line = serde_json::from_value(row).map_err(|e| format!("{known}: {e}"))?;
+    let Line { peer, device, op, shape, us, not_measured } = row;
+    match (us, not_measured) {
+        (Some(us), _) => Ok(Taken::Peer(Peer { peer, device, op, shape, us })),
+        (None, Some(why)) => Ok(Taken::Missing(format!("{peer}, {op} {shape}: {why}"))),
+        (None, None) => Err(format!("{known}: missing field `us`")),
+    }
+}
+
+fn llama_bench(record: &Record, test: LlamaBench) -> Taken {
+    let peer = format!("llama.cpp {}, {}", test.build_number, test.model_type);
+    // Medians stand in the record; the average is for files without the samples.
+    let mut samples = test.samples_ns;
+    samples.sort_by(f64::total_cmp);
+    let (low, high) = (samples.len().saturating_sub(1) / 2, samples.len() / 2);
+    let ns = match samples.get(low..=high) {
+        Some(middle) => middle.iter().sum::<f64>() / middle.len() as f64,
+        None => test.avg_ns,
+    };
+    let (op, shape, times) = match (test.n_prompt, test.n_gen, test.n_depth) {
+        (0, 0, _) => return Taken::Missing(format!("{peer}: a test of no tokens")),
+        (0, tokens, depth) => ("decode", shape::decode(1, depth), tokens),
+        (tokens, 0, 0) => ("prefill", shape::prefill(1, tokens), 1),
+        (prompt, tokens, depth) => {
+            let what = format!("-p {prompt} -n {tokens} -d {depth}");
+            return Taken::Missing(format!("{peer}: {what} is no row of ours"));
+        }
+    };
+    let on_cpu = test.gpu_info.is_empty() || test.n_gpu_layers == 0;
+    let (kind, name) = match on_cpu {
+        true => ("CPU", test.cpu_info),
+        false => (test.backends.as_str(), test.gpu_info),
+    };
+    let device = if name.is_empty() { kind.into() } else { format!("{kind} ({name})") };
+    // The file of a peer's weights is seldom called quite as ours.
+    let letters = |text: &str| text.to_lowercase().replace(['_', ' '], "-");
+    let file = letters(&test.model_filename);
+    let models = record.rows.iter().filter_map(|r| r.shape.rsplit_once(" of ").map(|(_, m)| m));
+    let model = models.filter(|m| file.contains(&letters(m))).max_by_key(|m| m.len());
+    let shape = model.map_or(shape.clone(), |model| shape::of(&shape, model));
+    Taken::Peer(Peer { peer, device, op: op.into(), shape, us: ns / 1e3 / times as f64 })
+}

@@ -1,0 +1,235 @@
+//! A [`Record`] as a file, and what every form of the report says of it.
+
+use super::record::{Limits, Peer, Record, Row, VERSION};
+use crate::{Error, Result};
+use gritlm_model::files::keep;
+use serde_json::Value;
+use std::fs::read;
+use std::path::Path;
+
+impl Record {
+    /// Reads a file that [`Record::write`] has written.
+    ///
+    /// # Errors
+    /// When it cannot be read, and as [`Record::parse`].
+    pub fn read(path: &Path) -> Result<Self> {
+        Self::parse(&read(path).map_err(Error::io(path))?, path)
+    }
+
+    /// A record from the bytes of the file `path`.
+    ///
+    /// # Errors
+    /// One line that names the file and the field: not JSON, of another version, fields that are
+    /// missing or of another type, figures that cannot have been measured.
+    pub fn parse(bytes: &[u8], path: &Path) -> Result<Self> {
+        let wrong = |problem| input(path, problem);
+        let value: Value = serde_json::from_slice(bytes).map_err(|e| wrong(not_json(&e)))?;
+        let object = "a record of gritlm bench, a JSON object with version";
+        let version = value.get("version").ok_or_else(|| wrong(format!("expected {object}")))?;
+        if version.as_u64() != Some(VERSION.into()) {
+            return Err(wrong(format!("version: expected {VERSION}, found {version}")));
+        }
+        // From the text and not from the value, so that the message has line and column.
+        let record: Self = serde_json::from_slice(bytes)
+            .map_err(|e| wrong(format!("not a record of gritlm bench: {e}")))?;
+        record.check(path)?;
+        Ok(record)
+    }
+
+    /// Writes it as JSON, whole or not at all, with the folders that it is in.
+    ///
+    /// # Errors
+    /// When it cannot be written, or holds what [`Record::parse`] would refuse.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        self.check(path)?;
+        let mut text = self.json();
+        text.push('\n');
+        keep(path, text.as_bytes()).map_err(Error::io(path))
+    }
+
+    /// As JSON, a field a line.
+    pub fn json(&self) -> String {
+        // Strings and numbers only: nothing that JSON could refuse.
+        serde_json::to_string_pretty(self).unwrap_or_default()
+    }
+
+    /// What divides and is divided must be numbers, and times above 0.
+    fn check(&self, path: &Path) -> Result<()> {
+        let figure = |name: String, value: f64, least: &str| {
+            let right = value.is_finite() && if least == "above 0" { value > 0.0 } else { value >= 0.0 };
+            match right {
+                true => Ok(()),
+                false => Err(input(path, format!("{name}: expected a number {least}, found {value}"))),
+            }
+        };
+        for limits in &self.devices {
+            let name = |field| format!("devices, {}, {field}", limits.device);
+            figure(name("copy_gb_s"), limits.copy_gb_s, "from 0")?;
+            figure(name("matmul_gflop_s"), limits.matmul_gflop_s, "from 0")?;
+        }
+        for row in &self.rows {
+            let name = |field| format!("rows, {} {} {}, {field}", row.device, row.op, row.shape);
+            figure(name("us"), row.us, "above 0")?;
+            for (field, value) in [
+                ("spread", row.spread),
+                ("bytes", row.bytes),
+                ("flops", row.flops),
+                ("share", row.share),
+                ("tokens_s", row.tokens_s.unwrap_or(0.0)),
+                ("error", row.error.unwrap_or(0.0)),
+            ] {
+                figure(name(field), value, "from 0")?;
+            }
+        }
+        for step in &self.steps {
+            for op in &step.ops {
+                let name = |field| format!("steps, {} {} {}, {field}", step.device, step.step, op.op);
+                figure(name("us"), op.us, "from 0")?;
+                figure(name("bytes"), op.bytes, "from 0")?;
+                figure(name("flops"), op.flops, "from 0")?;
+            }
+        }
+        for peer in &self.peers {
+            let name = format!("peers, {} {} {}, us", peer.peer, peer.op, peer.shape);
+            figure(name, peer.us, "above 0")?;
+        }
+        Ok(())
+    }
+
+    /// What is known of a device; its name alone where its limits were not measured.
+    pub fn limits(&self, device: &str) -> Limits {
+        let known = self.devices.iter().find(|l| l.device == device).cloned();
+        known.unwrap_or_else(|| Limits { device: device.into(), ..Limits::default() })
+    }
+
+    /// The devices that anything is said of, those with limits first.
+    pub fn all_devices(&self) -> Vec<Limits> {
+        let named = self.devices.iter().map(|l| &l.device);
+        let rows = self.rows.iter().map(|r| &r.device);
+        let all = unique(named.chain(rows).chain(self.steps.iter().map(|s| &s.device)));
+        all.into_iter().map(|device| self.limits(device)).collect()
+    }
+
+    /// The suites of a device, each with its rows, in the order in which they were measured.
+    pub fn suites(&self, device: &str) -> Vec<(&str, Vec<&Row>)> {
+        let rows = || self.rows.iter().filter(|r| r.device == device);
+        let suites = unique(rows().map(|r| &r.suite)).into_iter();
+        suites.map(|s| (s.as_str(), rows().filter(|r| &r.suite == s).collect())).collect()
+    }
+
+    /// The peers that did the same work on such a device, the fastest first.
+    pub fn beside(&self, row: &Row) -> Vec<&Peer> {
+        let limits = self.limits(&row.device);
+        let same = |p: &&Peer| p.op == row.op && p.shape == row.shape && ran_on(p, &limits);
+        let mut peers: Vec<&Peer> = self.peers.iter().filter(same).collect();
+        peers.sort_by(|a, b| a.us.total_cmp(&b.us));
+        peers
+    }
+
+    /// The peers' figures that stand beside none of ours.
+    pub fn alone(&self) -> Vec<&Peer> {
+        let beside: Vec<&Peer> = self.rows.iter().flat_map(|row| self.beside(row)).collect();
+        let is_beside = |peer: &Peer| beside.iter().any(|other| std::ptr::eq(*other, peer));
+        self.peers.iter().filter(|peer| !is_beside(peer)).collect()
+    }
+}
+
+/// Whether a peer ran on this device, or on its like: it names the device as `--device` takes it
+/// (`cuda`, `cpu`) or as people do (`NVIDIA H100`), in whole or in part. A peer that names none is
+/// believed to have.
+fn ran_on(peer: &Peer, limits: &Limits) -> bool {
+    let [said, device, name] =
+        [&peer.device, &limits.device, &limits.name].map(|text| text.trim().to_lowercase());
+    let kind = device.split(':').next().unwrap_or_default();
+    let has = |text: &str, part: &str| !part.is_empty() && text.contains(part);
+    match said.as_str() {
+        "" => true,
+        // A software GPU has `CPU` in its name and is none of these.
+        "cpu" | "cuda" | "wgpu" => said == kind,
+        _ => said == device || has(&said, &name) || has(&name, &said),
+    }
+}
+
+/// How much faster than a peer we are: its time by ours.
+pub(super) fn ratio(peer: &Peer, row: &Row) -> f64 {
+    peer.us / row.us
+}
+
+/// Each once, in the order in which they come.
+fn unique<'a>(texts: impl Iterator<Item = &'a String>) -> Vec<&'a String> {
+    let mut all = Vec::new();
+    for text in texts {
+        if !all.contains(&text) {
+            all.push(text);
+        }
+    }
+    all
+}
+
+/// An error in a file.
+pub(super) fn input(path: &Path, problem: String) -> Error {
+    Error::Input { what: path.display().to_string(), problem }
+}
+
+/// Why a file is no JSON, in one line.
+pub(super) fn not_json(error: &serde_json::Error) -> String {
+    match error.is_eof() {
+        true => format!("not JSON: it ends too early: {error}"),
+        false => format!("not JSON: {error}"),
+    }
+}
+
+/// Three digits that count.
+pub(super) fn digits(value: f64) -> String {
+    let decimals = match value.abs() {
+        v if v >= 99.95 => 0,
+        v if v >= 9.995 => 1,
+        v if v >= 0.9995 || v == 0.0 => 2,
+        v if v >= 0.0005 => 3,
+        _ => return format!("{value:.1e}"),
+    };
+    if value == 0.0 { "0".into() } else { format!("{value:.decimals$}") }
+}
+
+/// With the largest of these units that leaves at least 1; each is so much of `value`'s own.
+fn scaled(value: f64, units: &[(f64, &str)]) -> String {
+    // What would be shown as 1000 belongs to the next unit.
+    let fits = |&&(size, _): &&(f64, &str)| value >= 0.9995 * size;
+    let (size, unit) = units.iter().rev().find(fits).unwrap_or(&units[0]);
+    format!("{} {unit}", digits(value / size))
+}
+
+/// A time in microseconds.
+pub(super) fn time(us: f64) -> String {
+    scaled(us, &[(1e-3, "ns"), (1.0, "µs"), (1e3, "ms"), (1e6, "s")])
+}
+
+/// Bytes.
+pub(super) fn bytes(bytes: f64) -> String {
+    scaled(bytes, &[(1.0, "B"), (1e3, "kB"), (1e6, "MB"), (1e9, "GB"), (1e12, "TB")])
+}
+
+/// Operations.
+pub(super) fn flops(flops: f64) -> String {
+    let units =
+        [(1.0, "FLOP"), (1e3, "kFLOP"), (1e6, "MFLOP"), (1e9, "GFLOP"), (1e12, "TFLOP")];
+    scaled(flops, &units)
+}
+
+/// 10⁹ bytes a second.
+pub(super) fn gb_s(rate: f64) -> String {
+    scaled(rate, &[(1e-3, "MB/s"), (1.0, "GB/s")])
+}
+
+/// 10⁹ operations a second.
+pub(super) fn gflop_s(rate: f64) -> String {
+    scaled(rate, &[(1e-3, "MFLOP/s"), (1.0, "GFLOP/s"), (1e3, "TFLOP/s")])
+}
+
+/// A share or a spread.
+pub(super) fn percent(share: f64) -> String {
+    match 100.0 * share {
+        p if p >= 9.95 || p == 0.0 => format!("{p:.0} %"),
+        p => format!("{p:.1} %"),
+    }
+}

@@ -1,0 +1,66 @@
+//! The texts of [`Row::shape`](super::record::Row::shape). The same text is the same work, so our
+//! benches, peers and the reader of llama.cpp's files take it from here; `benches/peers/torch`
+//! writes the same.
+
+/// A product of `rows` rows with an (outer, inner) matrix: `qkv`, `linear_add`, `gate_up` (both
+/// halves in `outer`), `logits`, `route`.
+pub fn product(rows: u64, inner: u64, outer: u64) -> String {
+    format!("{rows} x {inner} -> {outer}")
+}
+
+/// One of `experts` (outer, inner) matrices for each of the `top` experts of each row.
+pub fn experts(rows: u64, inner: u64, experts: u64, outer: u64, top: u64) -> String {
+    format!("{rows} x {inner} -> {experts} x {outer}, top {top}")
+}
+
+/// Heads of queries and of keys, and their width.
+pub fn heads(heads: u64, kv_heads: u64, head_dim: u64) -> String {
+    format!("{heads}:{kv_heads} x {head_dim}")
+}
+
+/// Attention of one whole sequence; `of` is from [`heads`].
+pub fn attention(tokens: u64, of: &str) -> String {
+    format!("T {tokens}, {of}")
+}
+
+/// Attention of one token of each of `batch` sequences; `of` is from [`heads`].
+pub fn attention_decode(batch: u64, context: u64, of: &str) -> String {
+    format!("{}, {of}", decode(batch, context))
+}
+
+/// Rows of so many values: `rmsnorm`, `embed`, `sample`.
+pub fn rows(rows: u64, cols: u64) -> String {
+    format!("{rows} x {cols}")
+}
+
+/// A pool of `texts` texts of `tokens` rows each.
+pub fn pool(texts: u64, tokens: u64, dim: u64) -> String {
+    format!("{texts} x {tokens} x {dim}")
+}
+
+/// An exact search for the `top` nearest.
+pub fn search(queries: u64, documents: u64, dim: u64, top: u64) -> String {
+    format!("{queries} x {documents} x {dim}, top {top}")
+}
+
+/// A model's `decode`: one step of `batch` sequences. `context` counts the tokens that each has
+/// before the first step that is timed; the time is that of one step.
+pub fn decode(batch: u64, context: u64) -> String {
+    format!("batch {batch}, context {context}")
+}
+
+/// A model's `prefill`: `batch` prompts of `tokens` tokens, to the logits of their last.
+pub fn prefill(batch: u64, tokens: u64) -> String {
+    format!("{batch} x {tokens} tokens")
+}
+
+/// A model's `embed`: `texts` texts of `tokens` tokens, in one pass.
+pub fn embed(texts: u64, tokens: u64) -> String {
+    format!("{texts} x {tokens} tokens")
+}
+
+/// A shape of the suite `model`, told from the same shape of another model: `batch 1, context 0 of
+/// gritlm-7b`.
+pub fn of(shape: &str, model: &str) -> String {
+    format!("{shape} of {model}")
+}

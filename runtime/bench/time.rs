@@ -1,0 +1,65 @@
+//! Repeated times: their median, and how far they spread.
+
+use crate::Result;
+use gritlm_model::ops::Ops;
+use std::time::Instant;
+
+/// The times of the repeats, in microseconds.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Times(Vec<f64>);
+
+impl Times {
+    /// In any order; not empty.
+    pub fn new(mut microseconds: Vec<f64>) -> Self {
+        microseconds.sort_by(f64::total_cmp);
+        Self(microseconds)
+    }
+
+    /// The middle one.
+    pub fn median(&self) -> f64 {
+        self.quantile(0.5)
+    }
+
+    /// (Third quartile − first) / median.
+    pub fn spread(&self) -> f64 {
+        (self.quantile(0.75) - self.quantile(0.25)) / self.median()
+    }
+
+    /// Between the two times that are nearest.
+    fn quantile(&self, share: f64) -> f64 {
+        let place = share * (self.0.len() - 1) as f64;
+        let (low, high) = (self.0[place.floor() as usize], self.0[place.ceil() as usize]);
+        low + (high - low) * place.fract()
+    }
+}
+
+/// Times what `launch` does on a device, `repeats` times after one that does not count; `displaced`
+/// bytes take what the caches hold before each. The device's own clock, where it was opened to
+/// measure; else the host's, from the call until the device is done.
+///
+/// # Errors
+/// When the device refuses.
+pub fn timed<O: Ops>(
+    ops: &O,
+    repeats: u32,
+    displaced: u64,
+    mut launch: impl FnMut() -> gritlm_model::ops::Result<()>,
+) -> Result<Times> {
+    let mut all = Vec::new();
+    for repeat in 0..=repeats.max(1) {
+        if displaced > 0 {
+            ops.displace(displaced)?;
+        }
+        ops.finish()?;
+        ops.profile();
+        let start = Instant::now();
+        launch()?;
+        ops.finish()?;
+        let host = start.elapsed().as_secs_f64() * 1e6;
+        let device: f64 = ops.profile().iter().map(|op| op.nanoseconds / 1e3).sum();
+        if repeat > 0 {
+            all.push(if device > 0.0 { device } else { host });
+        }
+    }
+    Ok(Times::new(all))
+}
