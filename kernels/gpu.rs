@@ -31,7 +31,7 @@ const GRAPHS: usize = 16;
 /// What a buffer is for; buffers come back only to their own kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Use {
-    /// Weights and KV pages: given up when dropped.
+    /// Weights and KV pages: given up when dropped and what was noted before is sent.
     Lasting,
     /// Written and read by kernels, in the order of the stream.
     Work,
@@ -39,8 +39,14 @@ pub(crate) enum Use {
     Sent,
 }
 
-/// Buffers that nobody uses now, by use and size, then by address.
-type Free = HashMap<(Use, u64), BTreeMap<Pointer, Memory>>;
+/// Memory that nobody holds any more.
+#[derive(Debug, Default)]
+struct Free {
+    /// For the next that asks, by use and size, then by address.
+    kept: HashMap<(Use, u64), BTreeMap<Pointer, Memory>>,
+    /// To be given up; what has been noted, and not sent, may still name it.
+    dropped: Vec<Memory>,
+}
 
 /// A buffer on the GPU. Dropping it keeps it for the next that asks for its size.
 #[derive(Debug)]
@@ -69,11 +75,14 @@ impl Raw {
 
 impl Drop for Raw {
     fn drop(&mut self) {
-        if let Some(memory) = self.memory.take()
-            && self.what != Use::Lasting
-        {
-            let key = (self.what, memory.bytes());
-            lock(&self.free).entry(key).or_default().insert(self.first, memory);
+        let Some(memory) = self.memory.take() else { return };
+        let mut free = lock(&self.free);
+        match self.what {
+            Use::Lasting => free.dropped.push(memory),
+            what => {
+                let key = (what, memory.bytes());
+                free.kept.entry(key).or_default().insert(self.first, memory);
+            }
         }
     }
 }
@@ -198,7 +207,7 @@ impl Gpu {
             Arc::new(Raw { memory: Some(memory), first, what, free })
         };
         if what != Use::Lasting
-            && let Some(free) = lock(&self.free).get_mut(&(what, size))
+            && let Some(free) = lock(&self.free).kept.get_mut(&(what, size))
             && let Some((_, memory)) = free.pop_first()
         {
             return Ok(raw(memory));
@@ -208,7 +217,7 @@ impl Gpu {
             // What is kept for later may be what is missing now.
             self.submit()?;
             self.driver.wait()?;
-            lock(&self.free).clear();
+            *lock(&self.free) = Free::default();
             memory = self.driver.alloc(size)?;
         }
         let Some(memory) = memory else {
@@ -282,6 +291,13 @@ impl Gpu {
     /// # Errors
     /// With what has gone wrong since the last read.
     pub(crate) fn submit(&self) -> Result<()> {
+        let sent = self.send_noted();
+        // Given up in the order of the stream: after what names it.
+        lock(&self.free).dropped.clear();
+        sent
+    }
+
+    fn send_noted(&self) -> Result<()> {
         if let Some(problem) = lock(&self.trouble).take() {
             let mut state = lock(&self.state);
             (state.step, state.work) = Default::default();

@@ -191,6 +191,14 @@ impl Ops for Cuda {
         self.gpu.driver.wait()
     }
 
+    fn free_memory(&self) -> Option<u64> {
+        self.gpu.driver.free_memory().ok().map(|(free, _)| free)
+    }
+
+    fn cached_bytes(&self) -> usize {
+        2
+    }
+
     fn copy_rate(&self, bytes: u64) -> Result<f64> {
         self.copies(bytes)
     }

@@ -10,8 +10,8 @@ use std::time::Instant;
 const COPIES: usize = 8;
 
 impl Cuda {
-    /// Bytes per second, read and written, of copies of so many bytes on the GPU: the median of five
-    /// runs.
+    /// Bytes per second, read and written, of copies of so many bytes on the GPU: the median of
+    /// five runs.
     ///
     /// # Errors
     /// When there is no room.

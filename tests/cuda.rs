@@ -6,7 +6,7 @@ use crate::ops::check;
 use crate::support::{Reference, close, error, say};
 use gritlm::batch::{Output, Sequence, Want};
 use gritlm::bench::case::Op;
-use gritlm::model::ops::{Created, Mask, Ops};
+use gritlm::model::ops::{Created, LinearAdd, Mask, Ops};
 use gritlm::model::weights::Dtype;
 use gritlm::{Device, Embed, Engine, Options as EngineOptions, Prompt, Sampling, Stage};
 use gritlm_kernels::tune::{Form, TILES};
@@ -370,6 +370,28 @@ fn matrices_arrive_whole() {
         let found = pollster::block_on(cuda.read(&x, rows * cols)).unwrap();
         assert!(found == values, "{dtype}");
     }
+}
+
+/// What has been noted runs later: a matrix that is dropped meanwhile is given up after it.
+#[test]
+fn a_dropped_matrix_is_used_to_the_end() {
+    let Some(place) = Place::find("cuda::a_dropped_matrix_is_used_to_the_end") else { return };
+    let cuda = place.open(None);
+    let (rows, inner, outer) = (3, 64, 96);
+    let [values, a] = [96 * 64, 3 * 64].map(|n| (0..n).map(|i| (i % 7) as f32 - 3.0).collect());
+    let values: Vec<f32> = values;
+    let w = gritlm::model::weights::Tensor::from_f32(&[96, 64], &values);
+    let multiply = |ops: &Cuda, dropped: bool| {
+        let a = ops.upload(3, 64, &a).unwrap();
+        let mut x = ops.upload(3, 96, &[0.0; 3 * 96]).unwrap();
+        let matrix = ops.matrix(&[w.clone()]).unwrap();
+        ops.linear_add(LinearAdd { rows, inner, outer }, &a, &matrix, &mut x);
+        let kept = (!dropped).then_some(matrix);
+        let found = pollster::block_on(ops.read(&x, 3 * 96)).unwrap();
+        drop(kept);
+        found
+    };
+    assert_eq!(multiply(&cuda, true), multiply(&cuda, false));
 }
 
 /// The program itself: `devices` lists the GPU, `auto` takes it, it generates what the library does,
