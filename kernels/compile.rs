@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::path::{Path, PathBuf};
 use std::ptr::null_mut;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What every source is compiled with. With `-v` the log has what [`Usage`] says. Not with
 /// `--split-compile`, which compiles one source on several cores: it leaves calls, and with them
@@ -332,6 +333,54 @@ fn manifest(folder: &Path) -> Result<Manifest> {
     let wrong = |problem: String| DeviceError(format!("{}: {problem}", file.display()));
     let bytes = std::fs::read(&file).map_err(|e| wrong(e.to_string()))?;
     serde_json::from_slice(&bytes).map_err(|e| wrong(format!("expected files and keys: {e}")))
+}
+
+/// A source as [`build`] has compiled it.
+#[derive(Clone, Debug)]
+pub struct Built {
+    /// For which architecture.
+    pub arch: String,
+    /// The stem of the source.
+    pub source: &'static str,
+    /// What each of its entry points takes.
+    pub usage: Vec<Usage>,
+    /// Bytes of the cubin.
+    pub bytes: usize,
+}
+
+/// Compiles all sources for these architectures into a folder that [`cubins`] takes. `progress` is
+/// told how many of how many are done, from any thread, and ends everything by an error.
+///
+/// # Errors
+/// When there is no NVRTC that knows the architectures, or the folder cannot be written; before
+/// anything is compiled, as far as that can be known.
+pub fn build<E: From<DeviceError> + Send>(
+    archs: &[String],
+    folder: &Path,
+    progress: impl Fn(u64, u64) -> std::result::Result<(), E> + Sync,
+) -> std::result::Result<Vec<Built>, E> {
+    let nvrtc = Nvrtc::open()?;
+    archs.iter().try_for_each(|arch| nvrtc.check(arch))?;
+    let cannot = |e: std::io::Error| DeviceError(format!("{}: {e}", folder.display()));
+    std::fs::create_dir_all(folder).map_err(cannot)?;
+    let of_arch = |arch| source::all().iter().map(move |source| (arch, source));
+    let wanted: Vec<(&String, &Source)> = archs.iter().flat_map(of_arch).collect();
+    let (done, all) = (AtomicU64::new(0), wanted.len() as u64);
+    let compiled = wanted.into_par_iter().map(|(arch, source)| {
+        let compiled = nvrtc.compile(source, arch)?;
+        progress(done.fetch_add(1, Ordering::Relaxed) + 1, all)?;
+        Ok((source, arch.as_str(), compiled))
+    });
+    let compiled = compiled.collect::<std::result::Result<Vec<_>, E>>()?;
+    let files: Vec<_> = compiled.iter().map(|(s, arch, c)| (*s, *arch, &c.cubin[..])).collect();
+    save(folder, &files)?;
+    let built = compiled.into_iter().map(|(source, arch, compiled)| Built {
+        arch: arch.into(),
+        source: source.stem,
+        bytes: compiled.cubin.len(),
+        usage: compiled.usage,
+    });
+    Ok(built.collect())
 }
 
 /// Writes compiled sources to a folder that [`cubins`] takes. What it has for other architectures

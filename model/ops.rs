@@ -368,6 +368,21 @@ pub trait Ops: Send {
         self.submit()
     }
 
+    /// Bytes that are free on the device, where it tells.
+    fn free_memory(&self) -> Option<u64> {
+        None
+    }
+
+    /// Whether it computes on a tensor's own bytes, of which it makes no copy.
+    fn in_place(&self) -> bool {
+        false
+    }
+
+    /// Bytes of a number in the KV pages.
+    fn cached_bytes(&self) -> usize {
+        4
+    }
+
     /// Bytes per second, read and written, of the device's own copy of `bytes` bytes: the median of
     /// five.
     ///

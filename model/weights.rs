@@ -50,7 +50,7 @@ impl fmt::Display for Dtype {
 enum Source {
     Map(Arc<Mmap>),
     Static(&'static [u8]),
-    Heap(Arc<[u8]>),
+    Heap(Arc<Vec<u8>>),
 }
 
 impl Source {
@@ -81,8 +81,15 @@ impl Tensor {
     /// A tensor of its own bytes, for tests and tools.
     pub fn from_bytes(dtype: Dtype, shape: &[usize], bytes: &[u8]) -> Self {
         debug_assert_eq!(shape.iter().product::<usize>() * dtype.bytes(), bytes.len());
-        let source = Source::Heap(bytes.into());
-        Self { dtype, shape: shape.to_vec(), source, range: 0..bytes.len() }
+        Self::of_block(dtype, shape, &Arc::new(bytes.to_vec()), 0)
+    }
+
+    /// A tensor of a part of `block`, from byte `at` on; others may share it.
+    pub fn of_block(dtype: Dtype, shape: &[usize], block: &Arc<Vec<u8>>, at: usize) -> Self {
+        let range = at..at + shape.iter().product::<usize>() * dtype.bytes();
+        debug_assert!(range.end <= block.len());
+        let source = Source::Heap(Arc::clone(block));
+        Self { dtype, shape: shape.to_vec(), source, range }
     }
 
     /// How the elements are stored.
@@ -239,6 +246,21 @@ impl Weights {
     pub fn from_static(bytes: &'static [u8], path: &Path, config: &Config) -> Result<Self> {
         let mut weights = Self { path: path.into(), tensors: BTreeMap::new(), shards: Vec::new() };
         weights.add(Source::Static(bytes), path, None)?;
+        weights.check(config)?;
+        Ok(weights)
+    }
+
+    /// Tensors that lie in no file: `make` makes each that the config asks for, in its shape.
+    ///
+    /// # Errors
+    /// When it is of another shape.
+    pub fn made(config: &Config, make: impl Fn(&Expected) -> Tensor) -> Result<Self> {
+        let tensors = expected(config).into_iter().map(|want| {
+            let tensor = make(&want);
+            (want.name, tensor)
+        });
+        let tensors = tensors.collect();
+        let weights = Self { path: "memory".into(), tensors, shards: Vec::new() };
         weights.check(config)?;
         Ok(weights)
     }

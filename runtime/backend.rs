@@ -2,7 +2,7 @@
 
 use crate::cache::Pool;
 use crate::forward::{Forward, Model};
-use crate::{Error, Options, Result};
+use crate::{Error, Options, Result, synth};
 use gritlm_model::config::Config;
 use gritlm_model::cpu::Cpu;
 use gritlm_model::ops::Ops;
@@ -10,6 +10,7 @@ use gritlm_model::weights::Weights;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// A device as asked for: `auto`, `cpu`, `cuda[:N]` or `wgpu[:NAME]`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -86,19 +87,39 @@ pub fn devices() -> Vec<DeviceInfo> {
 pub(crate) struct Load<'a> {
     pub(crate) options: &'a Options,
     pub(crate) config: &'a Config,
-    pub(crate) weights: &'a Weights,
+    /// None for random ones.
+    pub(crate) weights: Option<&'a Weights>,
     pub(crate) frequencies: Vec<f32>,
     pub(crate) pool: &'a Arc<Pool>,
     pub(crate) pages: usize,
 }
 
 impl Visit for Load<'_> {
-    /// The model on the device, and why on this one.
-    type Out = (Box<dyn Model>, String);
+    type Out = Loaded;
 
-    fn visit<O: Ops + 'static>(self, ops: O, why: String) -> Result<Self::Out> {
-        Ok((Box::new(Forward::load(ops, self)?), why))
+    fn visit<O: Ops + 'static>(self, ops: O, why: String) -> Result<Loaded> {
+        let made;
+        let weights = match self.weights {
+            Some(weights) => weights,
+            None => {
+                synth::check_memory(&ops, self.config, self.options)?;
+                made = synth::weights(self.config, ops.in_place())?;
+                &made
+            }
+        };
+        let start = Instant::now();
+        let model = Box::new(Forward::load(ops, self, weights)?);
+        Ok(Loaded { model, why, loading: (weights.bytes(), start.elapsed()) })
     }
+}
+
+/// A model on a device.
+pub(crate) struct Loaded {
+    pub(crate) model: Box<dyn Model>,
+    /// Why on this device.
+    pub(crate) why: String,
+    /// Bytes of weights, and how long they took once the device was open.
+    pub(crate) loading: (u64, Duration),
 }
 
 /// What is to be done with a device, whichever backend it belongs to.
@@ -139,17 +160,18 @@ pub(crate) fn open<V: Visit>(options: &Options, visitor: V) -> Result<V::Out> {
 fn open_other<V: Visit>(options: &Options, visitor: V, but: String) -> Result<V::Out> {
     match wgpu::open_gpu(options) {
         Some(Ok((device, why))) => visitor.visit(device, why + &but),
-        Some(Err(problem)) => {
-            visitor.visit(Cpu, format!("the GPU cannot be used: {problem}{but}"))
-        }
+        Some(Err(problem)) => visitor.visit(Cpu, format!("the GPU cannot be used: {problem}{but}")),
         None => visitor.visit(Cpu, format!("there is no GPU{but}")),
     }
 }
+
+pub(crate) use cuda::build as build_kernels;
 
 /// The CUDA backend, where it is built in.
 #[cfg(feature = "cuda")]
 mod cuda {
     use super::{DeviceInfo, Options};
+    pub(crate) use gritlm_kernels::compile::build;
     use gritlm_kernels::{Cuda, Device, devices as gpus};
 
     pub(super) fn devices() -> Vec<DeviceInfo> {
@@ -203,6 +225,30 @@ mod cuda {
     use super::{Cpu, DeviceInfo, Options};
 
     const MISSING: &str = "the CUDA backend is not built in (feature cuda)";
+
+    /// What nothing has built.
+    pub(crate) struct Built {
+        pub(crate) arch: String,
+        pub(crate) source: &'static str,
+        pub(crate) usage: Vec<Usage>,
+        pub(crate) bytes: usize,
+    }
+
+    /// What nothing takes.
+    pub(crate) struct Usage {
+        pub(crate) entry: String,
+        pub(crate) registers: u32,
+        pub(crate) spills: u32,
+        pub(crate) stack: u32,
+    }
+
+    pub(crate) fn build(
+        _archs: &[String],
+        _folder: &std::path::Path,
+        _progress: impl Fn(u64, u64) -> crate::Result<()> + Sync,
+    ) -> crate::Result<Vec<Built>> {
+        Err(gritlm_model::ops::DeviceError(MISSING.into()).into())
+    }
 
     pub(super) fn devices() -> Vec<DeviceInfo> {
         let description = MISSING.into();

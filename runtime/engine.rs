@@ -1,10 +1,10 @@
 //! The engine: one loaded copy of the weights, for embedding and for generating.
 
-use crate::backend::{self, Device, Load};
+use crate::backend::{self, Device, Load, Loaded};
 use crate::batch::{Output, Sequence};
 use crate::cache::{Cache, KvCache, Pool};
 use crate::forward::{Model, Probe};
-use crate::{Error, Result, hub};
+use crate::{Error, Result, hub, synth};
 use gritlm_model::config::Config;
 use gritlm_model::demo;
 use gritlm_model::ops::{Created, Mask, OpTime, PAGE, Search};
@@ -13,7 +13,7 @@ use gritlm_model::weights::Weights;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Which attention embeds and which generates, in the original's letters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -97,6 +97,27 @@ impl Default for Options {
     }
 }
 
+impl Options {
+    fn check(&self) -> Result<()> {
+        for (option, tokens) in
+            [("--batch-tokens", self.batch_tokens), ("--kv-tokens", self.kv_tokens)]
+        {
+            if tokens == 0 {
+                let expected = "a positive number of tokens".into();
+                return Err(Error::Option { option, expected, found: "0".into() });
+            }
+        }
+        if self.kv_tokens > MAX_KV_TOKENS {
+            return Err(Error::Option {
+                option: "--kv-tokens",
+                expected: format!("at most {MAX_KV_TOKENS}"),
+                found: self.kv_tokens.to_string(),
+            });
+        }
+        Ok(())
+    }
+}
+
 /// A loaded model.
 ///
 /// ```
@@ -160,44 +181,59 @@ impl Engine {
     /// # Errors
     /// When there is no such model or device, or the checkpoint is not as it should be.
     pub fn open(model: &str, options: &Options) -> Result<Self> {
-        let positive = |option, value: usize| match value {
-            0 => Err(Error::Option {
-                option,
-                expected: "a positive number of tokens".into(),
-                found: "0".into(),
-            }),
-            _ => Ok(()),
-        };
-        positive("--batch-tokens", options.batch_tokens)?;
-        positive("--kv-tokens", options.kv_tokens)?;
-        if options.kv_tokens > MAX_KV_TOKENS {
-            return Err(Error::Option {
-                option: "--kv-tokens",
-                expected: format!("at most {MAX_KV_TOKENS}"),
-                found: options.kv_tokens.to_string(),
-            });
-        }
+        options.check()?;
         let Checkpoint { config, tokenizer, weights } = Checkpoint::open(model, options.progress)?;
-        let fingerprint = fingerprint(&config, &weights);
+        Self::load(model.into(), config, tokenizer, Some(&weights), options)
+    }
+
+    /// A model of one of [`synth::SHAPES`] with random weights and no file, to measure: it answers
+    /// nonsense, in the time that a model of this shape takes. `layers` replaces the shape's own
+    /// number. Texts are tokenized byte by byte.
+    ///
+    /// A GPU gets its matrices from one random block in memory, which saves the time of making them
+    /// apart; the CPU, which would find a block that is read again and again in its caches, has a
+    /// block for each.
+    ///
+    /// # Errors
+    /// When there is no such shape or device, or the device tells its memory and the model with its
+    /// KV pages does not fit; the message says how many layers would.
+    pub fn random(like: &str, layers: Option<usize>, options: &Options) -> Result<Self> {
+        options.check()?;
+        let config = synth::config(like, layers)?;
+        let tokenizer = synth::tokenizer(&config)?;
+        let name = match layers {
+            Some(1) => format!("{like} with 1 layer"),
+            Some(layers) => format!("{like} with {layers} layers"),
+            None => like.into(),
+        };
+        Self::load(name, config, tokenizer, None, options)
+    }
+
+    /// `weights`: None for random ones.
+    fn load(
+        name: String,
+        config: Config,
+        tokenizer: Tokenizer,
+        weights: Option<&Weights>,
+        options: &Options,
+    ) -> Result<Self> {
+        let fingerprint = fingerprint(&config, weights);
         let pages = options.kv_tokens.div_ceil(PAGE);
         let pool = Pool::new(pages);
         let mut frequencies = config.rope_frequencies();
         if options.bf16_frequencies {
             frequencies.iter_mut().for_each(|f| *f = half::bf16::from_f32(*f).to_f32());
         }
-        let load =
-            Load { options, config: &config, weights: &weights, frequencies, pool: &pool, pages };
-        let start = Instant::now();
-        let (loaded, why_device) = backend::open(options, load)?;
-        let loading = (weights.bytes(), start.elapsed());
+        let load = Load { options, config: &config, weights, frequencies, pool: &pool, pages };
+        let Loaded { model, why, loading } = backend::open(options, load)?;
         Ok(Self {
-            name: model.into(),
+            name,
             config,
             tokenizer,
-            model: Mutex::new(loaded),
+            model: Mutex::new(model),
             pool,
             options: options.clone(),
-            why_device,
+            why_device: why,
             loading,
             fingerprint,
         })
@@ -208,7 +244,7 @@ impl Engine {
         &self.name
     }
 
-    /// Bytes of weights, and how long they took to the device, with its opening; next to nothing on
+    /// Bytes of weights, and how long they took to the device once it was open; next to nothing on
     /// the CPU, which computes on the mapped files.
     pub fn loading(&self) -> (u64, Duration) {
         self.loading
@@ -227,6 +263,11 @@ impl Engine {
     /// The device in use and why: "cpu (AVX-512, 2 threads): there is no GPU".
     pub fn device(&self) -> String {
         format!("{}: {}", self.model().device(), self.why_device)
+    }
+
+    /// Bytes that the KV pages take for one token.
+    pub fn kv_bytes_per_token(&self) -> usize {
+        self.config.kv_bytes_per_token(self.model().cached_bytes())
     }
 
     /// Tells this checkpoint from others: a hash of its config and of the head of every tensor.
@@ -360,9 +401,9 @@ impl Engine {
         self.model().created()
     }
 
-    /// Pages that no cache holds.
-    pub(crate) fn free_pages(&self) -> usize {
-        self.pool.free_pages()
+    /// The KV pages.
+    pub(crate) fn pool(&self) -> &Pool {
+        &self.pool
     }
 
     fn model(&self) -> MutexGuard<'_, Box<dyn Model>> {
@@ -372,9 +413,9 @@ impl Engine {
 }
 
 /// Some 64 bytes of each tensor tell two trained models apart without reading 14 GB.
-fn fingerprint(config: &Config, weights: &Weights) -> u128 {
+fn fingerprint(config: &Config, weights: Option<&Weights>) -> u128 {
     let mut seen = format!("{config:?}").into_bytes();
-    for (name, tensor) in weights.tensors() {
+    for (name, tensor) in weights.into_iter().flat_map(Weights::tensors) {
         let bytes = tensor.bytes();
         seen.extend(name.bytes());
         seen.extend(&bytes[..bytes.len().min(64)]);

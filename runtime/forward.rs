@@ -9,7 +9,7 @@ use gritlm_model::ops::{
     Attention, Created, Expert, GateUp, LinearAdd, Logits, Mask, OpTime, Ops, PAGE, PoolShape, Qkv,
     RmsNorm, Route, Search,
 };
-use gritlm_model::weights::Tensor;
+use gritlm_model::weights::{Tensor, Weights};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
 use std::sync::Arc;
@@ -29,6 +29,7 @@ pub type Probe<'a> = dyn FnMut(Stage, Vec<f32>) + Send + 'a;
 /// A loaded model on some device, whatever the backend.
 pub(crate) trait Model: Send {
     fn device(&self) -> String;
+    fn cached_bytes(&self) -> usize;
     fn run(
         &mut self,
         sequences: &mut [Sequence<'_>],
@@ -85,9 +86,10 @@ pub(crate) struct Forward<O: Ops> {
 }
 
 impl<O: Ops> Forward<O> {
-    /// Takes the checked weights; the pool has room for `pages` pages.
-    pub(crate) fn load(ops: O, load: Load<'_>) -> Result<Self> {
-        let Load { options, config, weights, frequencies, pool, pages } = load;
+    /// Takes the checked weights, and returns when they are there; the pool has room for `pages`
+    /// pages.
+    pub(crate) fn load(ops: O, load: Load<'_>, weights: &Weights) -> Result<Self> {
+        let Load { options, config, frequencies, pool, pages, .. } = load;
         // On terminals only; the CPU, which has nothing to load, is done before it is drawn.
         let seen = options.progress && std::io::stderr().is_terminal();
         let bar = if seen { progress(weights.bytes()) } else { ProgressBar::hidden() };
@@ -140,6 +142,7 @@ impl<O: Ops> Forward<O> {
         let layers = layers.collect::<Result<_>>()?;
         let norm = one("model.norm.weight")?;
         let head = if config.tied { None } else { Some(one("lm_head.weight")?) };
+        ops.finish()?;
         bar.finish_and_clear();
         Ok(Self {
             table,
@@ -297,6 +300,10 @@ fn progress(bytes: u64) -> ProgressBar {
 impl<O: Ops> Model for Forward<O> {
     fn device(&self) -> String {
         self.ops.device()
+    }
+
+    fn cached_bytes(&self) -> usize {
+        self.ops.cached_bytes()
     }
 
     fn profile(&self) -> Vec<OpTime> {

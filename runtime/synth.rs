@@ -1,16 +1,19 @@
 //! Random checkpoints in the published layout, for benchmarks and capacity tests: speed and memory
 //! depend on a model's shape, not on what it has learnt.
 
-use crate::{Error, Result};
+use crate::engine::fnv1a;
+use crate::{Error, Options, Result};
 use gritlm_model::config::{Config, Experts};
+use gritlm_model::ops::Ops;
 use gritlm_model::tokenizer::Tokenizer;
-use gritlm_model::weights::{Expected, expected};
+use gritlm_model::weights::{Dtype, Expected, Tensor, Weights, expected};
 use rayon::prelude::*;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Names that [`shape`] knows.
 pub const SHAPES: [&str; 5] = ["gritlm-7b", "gritlm-8x7b", "1b", "tiny", "tiny-moe"];
@@ -18,6 +21,8 @@ pub const SHAPES: [&str; 5] = ["gritlm-7b", "gritlm-8x7b", "1b", "tiny", "tiny-m
 /// Bytes that are filled while as many are written. Few enough to be in a cache still: with 4 MiB,
 /// 4.4 GB cost 2.9 s of system time instead of 1.3 s (medians of 8, on a busy machine).
 const BLOCK: usize = 1 << 20;
+/// Bytes for whatever else is in the memory that a model is in.
+const ROOM: u64 = 256 << 20;
 /// Bytes that a thread fills at a time: they fit its own cache.
 const PIECE: usize = 64 << 10;
 
@@ -61,6 +66,23 @@ pub fn shape(like: &str) -> Option<Config> {
     })
 }
 
+/// [`shape`] with another number of layers.
+///
+/// # Errors
+/// When there is no such shape, or `layers` is not from 1 to 1024.
+pub fn config(like: &str, layers: Option<usize>) -> Result<Config> {
+    let Some(mut config) = shape(like) else {
+        let (expected, found) = (format!("one of {}", SHAPES.join(", ")), like.into());
+        return Err(Error::Option { option: "--like", expected, found });
+    };
+    config.layers = layers.unwrap_or(config.layers);
+    if !(1..=1024).contains(&config.layers) {
+        let (expected, found) = ("a number from 1 to 1024".into(), config.layers.to_string());
+        return Err(Error::Option { option: "--layers", expected, found });
+    }
+    Ok(config)
+}
+
 /// Writes a checkpoint of one of [`SHAPES`] to the folder `output`, which must be empty or not
 /// exist. `layers` replaces the shape's own number; `progress` hears bytes done and bytes in all,
 /// and its error ends the work.
@@ -77,16 +99,7 @@ pub fn write(
     output: &Path,
     progress: &mut dyn FnMut(u64, u64) -> Result<()>,
 ) -> Result<Report> {
-    let Some(mut config) = shape(like) else {
-        let (expected, found) = (format!("one of {}", SHAPES.join(", ")), like.into());
-        return Err(Error::Option { option: "--like", expected, found });
-    };
-    config.layers = layers.unwrap_or(config.layers);
-    if !(1..=1024).contains(&config.layers) {
-        let (expected, found) = ("a number from 1 to 1024".into(), config.layers.to_string());
-        return Err(Error::Option { option: "--layers", expected, found });
-    }
-    write_config(&config, seed, output, 5_000_000_000, progress) // Hugging Face's "5GB"
+    write_config(&config(like, layers)?, seed, output, 5_000_000_000, progress) // Hugging Face's "5GB"
 }
 
 /// As [`write()`], for any shape, in files of at most `shard_bytes` of tensors (or one tensor).
@@ -143,6 +156,76 @@ pub fn write_config(
     let _ = fs::remove_dir(&output); // not every system renames over an empty folder
     fs::rename(&partial.0, &output).map_err(Error::io(&output))?;
     Ok(Report { files, bytes: total, parameters: config.parameters() })
+}
+
+/// The tokenizer that [`write()`] writes.
+pub(crate) fn tokenizer(config: &Config) -> Result<Tokenizer> {
+    let text = tokenizer_json(config.vocab).to_string();
+    Ok(Tokenizer::parse(text.as_bytes(), Path::new("tokenizer.json"), config)?)
+}
+
+/// Random weights in memory. `apart`: every tensor has its own bytes, those that [`write()`] writes
+/// with seed 0; else all matrices are parts of one block as large as the largest, and products are
+/// as large as their input where that has `dim` columns.
+pub(crate) fn weights(config: &Config, apart: bool) -> Result<Weights> {
+    let make = |tensor: &Expected| {
+        let (mut block, fill) = (vec![0; bytes(tensor) as usize], filler(tensor, 0));
+        let pieces = block.par_chunks_mut(PIECE).enumerate();
+        pieces.for_each(|(i, piece)| fill((i * PIECE) as u64, piece));
+        Arc::new(block)
+    };
+    let own = |tensor: &Expected| Tensor::of_block(Dtype::Bf16, &tensor.shape, &make(tensor), 0);
+    if apart {
+        return Ok(Weights::made(config, own)?);
+    }
+    let largest = expected(config).iter().map(bytes).max().unwrap_or_default();
+    let rows = largest.div_ceil(2 * config.dim as u64) as usize;
+    let block = make(&Expected { name: "block".into(), shape: vec![rows, config.dim] });
+    Ok(Weights::made(config, |tensor| {
+        // The norms are near 1, and small.
+        if tensor.shape.len() == 1 {
+            return own(tensor);
+        }
+        let places = (block.len() as u64 - bytes(tensor)) / 64 + 1;
+        let at = fnv1a(tensor.name.as_bytes()) as u64 % places * 64;
+        Tensor::of_block(Dtype::Bf16, &tensor.shape, &block, at as usize)
+    })?)
+}
+
+/// Refuses a model of random weights that does not fit the device, where that tells its memory.
+pub(crate) fn check_memory<O: Ops>(ops: &O, config: &Config, options: &Options) -> Result<()> {
+    let Some(free) = ops.free_memory() else { return Ok(()) };
+    let c = config;
+    let kv = (options.kv_tokens * c.kv_bytes_per_token(ops.cached_bytes())) as u64;
+    let all: u64 = expected(c).iter().map(bytes).sum();
+    let one: u64 = expected(&Config { layers: 1, ..c.clone() }).iter().map(bytes).sum();
+    let none: u64 = expected(&Config { layers: 0, ..c.clone() }).iter().map(bytes).sum();
+    debug_assert_eq!(all, none + c.layers as u64 * (one - none));
+    // x, h, q, what attention makes, and what lies inside the feed-forward.
+    let row = 2 * c.dim + 2 * c.heads * c.head_dim + c.experts.map_or(1, |e| e.top_k) * c.hidden;
+    let rest = none + (options.batch_tokens * row * 4) as u64 + ROOM;
+    fits(c.layers, one - none + kv / c.layers as u64, rest, free)
+}
+
+/// Whether so many layers of so many bytes, and the rest, fit so many free bytes.
+///
+/// # Errors
+/// When they do not; the message says how many layers would.
+pub fn fits(layers: usize, layer: u64, rest: u64, free: u64) -> Result<()> {
+    let needed = rest.saturating_add(layer.saturating_mul(layers as u64));
+    if needed <= free {
+        return Ok(());
+    }
+    let gb = |bytes: u64| format!("{:.1} GB", bytes as f64 / 1e9);
+    let would = match free.saturating_sub(rest) / layer.max(1) {
+        0 => "not even --layers 1 would fit; lower --kv-tokens".into(),
+        layers => format!("--layers {layers} would fit"),
+    };
+    Err(Error::Option {
+        option: "--like",
+        expected: format!("a model that fits the {} of memory that are free ({would})", gb(free)),
+        found: format!("one of {layers} layers that takes {} with its KV pages", gb(needed)),
+    })
 }
 
 /// A folder that goes when this goes, unless it has been renamed.

@@ -38,7 +38,7 @@ struct Report {
 }
 
 /// `CHROMIUM`, else where Debian puts it, else what is on the path.
-fn chromium() -> Option<PathBuf> {
+pub(crate) fn chromium() -> Option<PathBuf> {
     if let Some(set) = std::env::var_os("CHROMIUM").filter(|set| !set.is_empty()) {
         return Some(set.into());
     }
@@ -47,6 +47,22 @@ fn chromium() -> Option<PathBuf> {
     std::iter::once("/usr/bin/chromium".into())
         .chain(folders.flat_map(|f| ["chromium", "google-chrome"].map(|name| f.join(name))))
         .find(|file| file.is_file())
+}
+
+/// A browser without a window, debugged through a pipe: its stdin and stdout. It ends with the
+/// pipe: so it does also where this process is killed.
+pub(crate) fn command(program: &Path, profile: &Path) -> Command {
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", r#"exec "$0" --remote-debugging-pipe "$@" 3<&0 4>&1 1>&2"#])
+        .arg(program)
+        // A browser that is killed leaves what it has there.
+        .env("TMPDIR", profile)
+        .args(["--headless", "--no-sandbox", "--disable-gpu-sandbox", "--no-first-run"])
+        .args(["--disable-quic", "--disable-sync", "--disable-background-networking"])
+        .arg("--disable-component-update")
+        .arg(format!("--user-data-dir={}", profile.display()));
+    command
 }
 
 /// A browser on a page, ended when dropped.
@@ -58,18 +74,8 @@ struct Browser {
 impl Browser {
     fn open(program: &Path, url: &str) -> Self {
         let profile = tempfile::tempdir().unwrap();
-        // A browser that is debugged through a pipe, descriptors 3 and 4, ends with the pipe: so it
-        // does also where this process is killed.
-        let process = Command::new("sh")
-            .args(["-c", r#"exec "$0" --remote-debugging-pipe "$@" 3<&0 4>&1"#])
-            .arg(program)
-            // A browser that is killed leaves what it has there.
-            .env("TMPDIR", profile.path())
-            .args(["--headless", "--no-sandbox", "--disable-gpu-sandbox", "--no-first-run"])
+        let process = command(program, profile.path())
             .args(["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"])
-            .args(["--disable-quic", "--disable-sync", "--disable-background-networking"])
-            .arg("--disable-component-update")
-            .arg(format!("--user-data-dir={}", profile.path().display()))
             .arg(url)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())

@@ -1,7 +1,6 @@
 //! What every case of the table should give: the op's formula in f64, from the definitions in
 //! `model/ops.rs`, sharing nothing with a backend.
 
-pub(crate) use gritlm::bench::case::stored_bytes;
 use gritlm::bench::case::{
     BEFORE, Case, Op, Seq, Weight, cached, dot, drawn_values, found_values, pooled,
 };

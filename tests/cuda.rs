@@ -349,7 +349,7 @@ fn matrices_arrive_whole() {
     let value = |i: usize| ((i * 7919) % 257) as f32 - 128.0;
     let values: Vec<f32> = (0..rows * cols).map(value).collect();
     for dtype in [Dtype::Bf16, Dtype::F16, Dtype::F32] {
-        let bytes = crate::cases::stored_bytes(dtype, &values);
+        let bytes = gritlm::bench::case::stored_bytes(dtype, &values);
         let tensor = |first: usize, rows: usize| {
             let (from, to) = (first * cols * dtype.bytes(), (first + rows) * cols * dtype.bytes());
             gritlm::model::weights::Tensor::from_bytes(dtype, &[rows, cols], &bytes[from..to])
@@ -384,7 +384,7 @@ fn a_dropped_matrix_is_used_to_the_end() {
     let multiply = |ops: &Cuda, dropped: bool| {
         let a = ops.upload(3, 64, &a).unwrap();
         let mut x = ops.upload(3, 96, &[0.0; 3 * 96]).unwrap();
-        let matrix = ops.matrix(&[w.clone()]).unwrap();
+        let matrix = ops.matrix(std::slice::from_ref(&w)).unwrap();
         ops.linear_add(LinearAdd { rows, inner, outer }, &a, &matrix, &mut x);
         let kept = (!dropped).then_some(matrix);
         let found = pollster::block_on(ops.read(&x, 3 * 96)).unwrap();

@@ -1,9 +1,9 @@
 //! Every op on every backend: the case table against the formulas in f64.
 
-use crate::cases::{Expected, cases, stored_bytes};
+use crate::cases::{Expected, cases};
 use crate::shaders::{covered, open_all};
 use crate::support::{error, say};
-use gritlm::bench::case::Case;
+use gritlm::bench::case::{Case, stored_bytes};
 use gritlm::model::config::Config;
 use gritlm::model::cpu::Cpu;
 use gritlm::model::ops::{LinearAdd, Ops};

@@ -3,10 +3,10 @@
 //! A row counts as changed where its time moved by more than [`allowed`]: one and a half times both
 //! spreads together, and 5 % at least. A spread is the distance of the quartiles, 1.35 σ of a
 //! normal distribution; with the same spread in both records the bound is 4 σ of a single timing,
-//! and a median of seven moves by 0.5 σ. So wide because quartiles know of the noise within a run only:
-//! clocks, other programs and where memory happened to lie differ from run to run. The 5 % are for
-//! the same, where the repeats agree to a per mille. Slower and faster have the same bound, as a
-//! ratio: a record compared both ways round tells the same rows.
+//! while a median of seven moves by 0.5 σ. So wide because quartiles know of the noise within a run
+//! only: clocks, other programs and where memory happened to lie differ from run to run. The 5 %
+//! are for the same, where the repeats agree to a per mille. Slower and faster have the same bound,
+//! as a ratio: a record compared both ways round tells the same rows.
 
 use super::record::{Limits, Record, Row};
 use super::report::{gb_s, gflop_s, percent, time};
@@ -63,9 +63,8 @@ pub fn allowed(old: &Row, new: &Row) -> f64 {
 /// Compares the rows that both have: of the same device, suite, op and shape.
 pub fn compare(old: &Record, new: &Record) -> Comparison {
     let key = |row: &Row| [&row.device, &row.suite, &row.op, &row.shape].map(String::clone);
-    let find = |record: &'_ Record, row: &Row| {
-        record.rows.iter().position(|other| key(other) == key(row))
-    };
+    let find =
+        |record: &'_ Record, row: &Row| record.rows.iter().position(|other| key(other) == key(row));
     let mut found = Comparison { notes: notes(old, new), ..Comparison::default() };
     for now in &new.rows {
         let row = key(now);
@@ -133,7 +132,10 @@ impl fmt::Display for Change {
         let factor = self.factor();
         match self.kind {
             Kind::Regression => {
-                write!(f, "REGRESSION {row}: {old} -> {new}, {factor:.2}x slower (allowed {allowed})")
+                write!(
+                    f,
+                    "REGRESSION {row}: {old} -> {new}, {factor:.2}x slower (allowed {allowed})"
+                )
             }
             Kind::Improvement => {
                 write!(f, "faster {row}: {old} -> {new}, {factor:.2}x faster (allowed {allowed})")

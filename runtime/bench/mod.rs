@@ -2,8 +2,17 @@
 
 pub mod case;
 pub mod cases;
+pub mod compare;
 pub mod limits;
+pub mod load;
+pub mod model;
 pub mod ops;
+pub mod page;
+pub mod peer;
+mod plot;
 pub mod record;
+pub mod report;
+pub mod results;
 pub mod shape;
+pub mod table;
 pub mod time;

@@ -8,7 +8,7 @@ use crate::{Error, Result};
 use gritlm_model::config::Config;
 use gritlm_model::cpu::Cpu;
 use gritlm_model::ops::{
-    Attention, Expert, GateUp, LinearAdd, Logits, Mask, Ops, Pooling, PoolSpan, Qkv, RmsNorm,
+    Attention, Expert, GateUp, LinearAdd, Logits, Mask, Ops, PoolSpan, Pooling, Qkv, RmsNorm,
 };
 use gritlm_model::weights::Dtype;
 
@@ -210,8 +210,7 @@ pub fn row<O: Ops>(
         }
     };
     let error = error(&found, &expected);
-    // NaN fails, too.
-    if !(error <= bound) {
+    if error.is_nan() || error > bound {
         return Err(Error::Input {
             what: format!("{} {} on {}", named.op, named.shape, limits.device),
             problem: format!("expected the CPU's result within {bound:.0e}, found {error:.1e} off"),

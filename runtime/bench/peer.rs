@@ -2,9 +2,10 @@
 //!
 //! A file holds one of these, told apart by its fields:
 //! - a [`Record`], of which the peers are taken;
-//! - peers, [`Peer`] by [`Peer`], as an array or a line each. `device` may be missing. Fields beside
-//!   these are left alone, and `{"peer": …, "op": …, "shape": …, "not_measured": "why"}` says that there is
-//!   no figure and becomes a line of [`Record::missing`]. So the scripts of `benches/peers` write;
+//! - peers, [`Peer`] by [`Peer`], as an array or a line each. `device` may be missing. Other
+//!   fields are left alone, and `{"peer": …, "op": …, "shape": …, "not_measured": "why"}` says that
+//!   there is no figure and becomes a line of [`Record::missing`]. The scripts of `benches/peers`
+//!   write so;
 //! - what `llama-bench -o json` or `-o jsonl` prints. A test that generates (`-n`) is a
 //!   [`decode`](shape::decode) of one sequence with `-d` tokens before it, its time that of one
 //!   token; a test of a prompt (`-p`) is a [`prefill`](shape::prefill). Where the name of the
@@ -66,7 +67,9 @@ pub fn merge(record: &mut Record, path: &Path) -> Result<()> {
     let bytes = read(path).map_err(Error::io(path))?;
     let (mut peers, mut missing) = (Vec::new(), Vec::new());
     let rows = match serde_json::from_slice::<Value>(&bytes) {
-        Ok(Value::Object(fields)) if fields.contains_key("version") && !fields.contains_key("op") => {
+        Ok(Value::Object(fields))
+            if fields.contains_key("version") && !fields.contains_key("op") =>
+        {
             peers = Record::parse(&bytes, path)?.peers;
             Vec::new()
         }

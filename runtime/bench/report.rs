@@ -56,10 +56,13 @@ impl Record {
     /// What divides and is divided must be numbers, and times above 0.
     fn check(&self, path: &Path) -> Result<()> {
         let figure = |name: String, value: f64, least: &str| {
-            let right = value.is_finite() && if least == "above 0" { value > 0.0 } else { value >= 0.0 };
+            let right =
+                value.is_finite() && if least == "above 0" { value > 0.0 } else { value >= 0.0 };
             match right {
                 true => Ok(()),
-                false => Err(input(path, format!("{name}: expected a number {least}, found {value}"))),
+                false => {
+                    Err(input(path, format!("{name}: expected a number {least}, found {value}")))
+                }
             }
         };
         for limits in &self.devices {
@@ -83,7 +86,8 @@ impl Record {
         }
         for step in &self.steps {
             for op in &step.ops {
-                let name = |field| format!("steps, {} {} {}, {field}", step.device, step.step, op.op);
+                let name =
+                    |field| format!("steps, {} {} {}, {field}", step.device, step.step, op.op);
                 figure(name("us"), op.us, "from 0")?;
                 figure(name("bytes"), op.bytes, "from 0")?;
                 figure(name("flops"), op.flops, "from 0")?;
@@ -135,18 +139,21 @@ impl Record {
 }
 
 /// Whether a peer ran on this device, or on its like: it names the device as `--device` takes it
-/// (`cuda`, `cpu`) or as people do (`NVIDIA H100`), in whole or in part. A peer that names none is
-/// believed to have.
+/// (`cuda`, `cpu`) or as people do (`NVIDIA H100`, `CUDA (NVIDIA H100)`), in whole or in part. A
+/// peer that names none is believed to have.
 fn ran_on(peer: &Peer, limits: &Limits) -> bool {
     let [said, device, name] =
         [&peer.device, &limits.device, &limits.name].map(|text| text.trim().to_lowercase());
     let kind = device.split(':').next().unwrap_or_default();
+    let inner = said.split_once(" (").and_then(|(_, inner)| inner.strip_suffix(')'));
+    let inner = inner.unwrap_or(&said);
     let has = |text: &str, part: &str| !part.is_empty() && text.contains(part);
     match said.as_str() {
         "" => true,
-        // A software GPU has `CPU` in its name and is none of these.
-        "cpu" | "cuda" | "wgpu" => said == kind,
-        _ => said == device || has(&said, &name) || has(&name, &said),
+        "cuda" | "wgpu" => said == kind,
+        // We do not know our CPU's name; and a software GPU has `CPU` in its own.
+        cpu if cpu == "cpu" || cpu.starts_with("cpu ") => kind == "cpu",
+        _ => said == device || has(inner, &name) || has(&name, inner),
     }
 }
 
@@ -211,8 +218,7 @@ pub(super) fn bytes(bytes: f64) -> String {
 
 /// Operations.
 pub(super) fn flops(flops: f64) -> String {
-    let units =
-        [(1.0, "FLOP"), (1e3, "kFLOP"), (1e6, "MFLOP"), (1e9, "GFLOP"), (1e12, "TFLOP")];
+    let units = [(1.0, "FLOP"), (1e3, "kFLOP"), (1e6, "MFLOP"), (1e9, "GFLOP"), (1e12, "TFLOP")];
     scaled(flops, &units)
 }
 
@@ -224,6 +230,16 @@ pub(super) fn gb_s(rate: f64) -> String {
 /// 10⁹ operations a second.
 pub(super) fn gflop_s(rate: f64) -> String {
     scaled(rate, &[(1e-3, "MFLOP/s"), (1.0, "GFLOP/s"), (1e3, "TFLOP/s")])
+}
+
+/// The unit for a column of such figures, in 10⁹ operations a second: its name and size.
+pub(super) fn column_unit(rates: impl Iterator<Item = f64>) -> (&'static str, f64) {
+    if rates.fold(0.0, f64::max) < 1e4 { ("GFLOP/s", 1.0) } else { ("TFLOP/s", 1e3) }
+}
+
+/// A relative error.
+pub(super) fn error(error: f64) -> String {
+    if error == 0.0 { "0".into() } else { format!("{error:.0e}") }
 }
 
 /// A share or a spread.

@@ -27,15 +27,16 @@ impl Records {
     ///
     /// # Errors
     /// When a folder or a file cannot be read, or is neither a record nor of the older form: a JSON
-    /// object with `rows` and without a version.
+    /// object without a number for a version.
     pub fn read(folder: &Path) -> Result<Self> {
         let mut found = Self::default();
         for path in files(folder)? {
-            let name = path.strip_prefix(folder).unwrap_or(&path).to_string_lossy().replace('\\', "/");
+            let name =
+                path.strip_prefix(folder).unwrap_or(&path).to_string_lossy().replace('\\', "/");
             let bytes = fs::read(&path).map_err(Error::io(&path))?;
             let value: Option<Value> = serde_json::from_slice(&bytes).ok();
             match value {
-                Some(v) if v.get("rows").is_some() && v.get("version").is_none_or(Value::is_string) => {
+                Some(v) if v.is_object() && !v["version"].is_number() => {
                     found.older.push(name);
                 }
                 _ => found.records.push((name, Record::parse(&bytes, &path)?)),
@@ -76,7 +77,10 @@ fn section(path: &str, record: &Record) -> String {
     for limits in record.all_devices() {
         text += &format!("\n### {}\n", cell(&heading(&limits).join("; ")));
         for (suite, rows) in record.suites(&limits.device) {
-            text += &format!("\n| {} | shape | median | spread | rate | share | beside |\n", cell(suite));
+            text += &format!(
+                "\n| {} | shape | median | spread | rate | share | beside |\n",
+                cell(suite)
+            );
             text += "|---|---|---:|---:|---:|---:|---|\n";
             rows.iter().for_each(|row| text += &line(record, row));
         }
@@ -127,13 +131,12 @@ fn cell(text: &str) -> String {
 /// # Errors
 /// When one of the two markers is missing, or they are the wrong way round.
 pub fn splice(text: &str, generated: &str, path: &Path) -> Result<String> {
-    let part = format!("{BEGIN}\n\n{}\n{END}\n", generated.trim_end().to_string() + "\n");
+    let part = format!("{BEGIN}\n\n{}\n\n{END}", generated.trim_end());
     match (text.find(BEGIN), text.find(END)) {
         (Some(begin), Some(end)) if begin < end => {
-            let after = text[end + END.len()..].trim_start_matches('\n');
-            Ok(format!("{}{part}{after}", &text[..begin]))
+            Ok(format!("{}{part}{}", &text[..begin], &text[end + END.len()..]))
         }
-        (None, None) => Ok(format!("{}\n\n{part}", text.trim_end())),
+        (None, None) => Ok(format!("{}\n\n{part}\n", text.trim_end())),
         _ => Err(input(path, format!("expected {BEGIN} and after it {END}, found only one"))),
     }
 }

@@ -23,7 +23,8 @@ pub fn attention(tokens: u64, of: &str) -> String {
     format!("T {tokens}, {of}")
 }
 
-/// Attention of one token of each of `batch` sequences; `of` is from [`heads`].
+/// Attention of one token of each of `batch` sequences to `context` keys, its own among them; `of`
+/// is from [`heads`].
 pub fn attention_decode(batch: u64, context: u64, of: &str) -> String {
     format!("{}, {of}", decode(batch, context))
 }

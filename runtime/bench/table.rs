@@ -1,7 +1,10 @@
 //! A record as text for a terminal: at most [`WIDTH`] columns, a block for each suite of a device.
 
+use super::page::rate;
 use super::record::{Limits, Record, Row, Step};
-use super::report::{bytes, digits, flops, gb_s, gflop_s, percent, ratio, time};
+use super::report::{
+    bytes, column_unit, digits, error, flops, gb_s, gflop_s, percent, ratio, time,
+};
 
 /// Columns of the widest line.
 pub const WIDTH: usize = 110;
@@ -10,15 +13,7 @@ pub const WIDTH: usize = 110;
 const NAMES: usize = 40;
 
 /// Of each figure; two spaces stand between.
-const COLUMNS: [(&str, usize); 7] = [
-    ("median", 7),
-    ("spread", 6),
-    ("bytes", 7),
-    ("flops", 10),
-    ("GB/s", 6),
-    ("GFLOP/s", 7),
-    ("share", 11),
-];
+const COLUMNS: [usize; 7] = [7, 6, 7, 10, 6, 7, 11];
 
 /// The whole report.
 pub fn table(record: &Record) -> String {
@@ -30,9 +25,18 @@ pub fn table(record: &Record) -> String {
         out.wrapped(0, "", &heading(&device));
         for (suite, rows) in record.suites(&device.device) {
             out.line(String::new());
-            let columns = COLUMNS.map(|(name, width)| format!("  {name:>width$}"));
-            out.line(format!("{:NAMES$}{}", plain(suite), columns.concat()));
-            rows.into_iter().for_each(|row| row_lines(&mut out, record, row));
+            // One unit for all of a suite, so that figures can be compared down the column.
+            let (rate, size) = column_unit(rows.iter().map(|row| row.gflop_s()));
+            let names = ["median", "spread", "bytes", "flops", "GB/s", rate, "share"];
+            out.line(format!("{:NAMES$}{}", plain(suite), columns(names)));
+            // Shapes begin in one column where that leaves them room.
+            let length = |text: &str| plain(text).chars().count();
+            let op = rows.iter().map(|row| length(&row.op)).max().unwrap_or(0);
+            let shape = rows.iter().map(|row| length(&row.shape)).max().unwrap_or(0);
+            let op = if op + 2 + shape <= NAMES { op } else { 0 };
+            for row in rows {
+                row_lines(&mut out, record, row, op, size);
+            }
         }
         for step in record.steps.iter().filter(|s| s.device == device.device) {
             out.line(String::new());
@@ -58,10 +62,14 @@ pub fn table(record: &Record) -> String {
 
 /// A device and its limits.
 pub(super) fn heading(limits: &Limits) -> Vec<String> {
-    let mut parts = vec![format!("{}: {}", plain(&limits.device), plain(&limits.name))];
-    if limits.name.is_empty() {
-        parts = vec![plain(&limits.device)];
-    }
+    let [device, name] = [&limits.device, &limits.name].map(|text| plain(text));
+    let kind = device.split(':').next().unwrap_or_default();
+    let mut parts = vec![match (name.is_empty(), name.starts_with(kind)) {
+        (true, _) => device,
+        // `cuda:0 (NVIDIA H100)` says enough.
+        (false, true) => name,
+        (false, false) => format!("{device}: {name}"),
+    }];
     if limits.copy_gb_s > 0.0 {
         parts.push(format!("copies {}", gb_s(limits.copy_gb_s)));
     }
@@ -72,7 +80,7 @@ pub(super) fn heading(limits: &Limits) -> Vec<String> {
 }
 
 /// The figures of one row; beneath, what has no column.
-fn row_lines(out: &mut Lines, record: &Record, row: &Row) {
+fn row_lines(out: &mut Lines, record: &Record, row: &Row, width: usize, size: f64) {
     let or_empty = |value: f64, text: String| if value > 0.0 { text } else { String::new() };
     let figures = [
         time(row.us),
@@ -80,14 +88,16 @@ fn row_lines(out: &mut Lines, record: &Record, row: &Row) {
         or_empty(row.bytes, bytes(row.bytes)),
         or_empty(row.flops, flops(row.flops)),
         or_empty(row.bytes, digits(row.gb_s())),
-        or_empty(row.flops, digits(row.gflop_s())),
+        or_empty(row.flops, digits(row.gflop_s() / size)),
         share(row),
     ];
-    let columns = figures.iter().zip(COLUMNS).map(|(figure, (_, width))| format!("  {figure:>width$}"));
-    let columns: String = columns.collect();
-    let name = format!("{}  {}", plain(&row.op), plain(&row.shape));
+    let columns = columns(figures.each_ref().map(String::as_str));
+    let name = format!("{:width$}  {}", plain(&row.op), plain(&row.shape));
     if name.chars().count() > NAMES {
-        out.wrapped(0, "", &[name]);
+        match name.chars().count() > WIDTH {
+            true => out.wrapped(0, "", &[name]),
+            false => out.line(name),
+        }
         out.line(format!("{:NAMES$}{columns}", ""));
     } else {
         out.line(format!("{name:NAMES$}{columns}"));
@@ -96,13 +106,18 @@ fn row_lines(out: &mut Lines, record: &Record, row: &Row) {
         .map(|peer| format!("{:.2}x {}", ratio(peer, row), plain(&peer.peer)))
         .collect();
     more.extend(row.tokens_s.map(|rate| format!("{} tokens/s", digits(rate))));
-    more.extend(row.error.map(|error| format!("error {error:.0e}")));
+    more.extend(row.error.map(|e| format!("error {}", error(e))));
     if !row.variant.is_empty() {
         more.push(plain(&row.variant));
     }
     if !more.is_empty() {
         out.wrapped(4, "", &more);
     }
+}
+
+fn columns(figures: [&str; 7]) -> String {
+    let each = figures.iter().zip(COLUMNS).map(|(figure, width)| format!("  {figure:>width$}"));
+    each.collect()
 }
 
 /// `92 % copy`.
@@ -116,22 +131,19 @@ pub(super) fn share(row: &Row) -> String {
 fn step_lines(out: &mut Lines, step: &Step) {
     let total: f64 = step.ops.iter().map(|op| op.us).sum();
     out.wrapped(0, "", &[format!("{}: {}", plain(&step.step), time(total))]);
-    let columns = [("launches", 9), ("time", 9), ("of all", 7), ("GB/s", 8), ("GFLOP/s", 9)];
+    let (unit, size) = column_unit(step.ops.iter().map(|op| op.flops / op.us / 1e3));
+    let columns = [("launches", 9), ("time", 9), ("of all", 7), ("GB/s", 8), (unit, 9)];
     let columns = columns.map(|(name, width)| format!("  {name:>width$}"));
     out.line(format!("  {:22}{}", "", columns.concat()));
     for op in &step.ops {
-        let rate = |count: f64| match count > 0.0 && op.us > 0.0 {
-            true => digits(count / op.us / 1e3),
-            false => String::new(),
-        };
         let of_all = if total > 0.0 { percent(op.us / total) } else { String::new() };
         out.line(format!(
             "  {:22}  {:>9}  {:>9}  {of_all:>7}  {:>8}  {:>9}",
             plain(&op.op),
             op.launches,
             time(op.us),
-            rate(op.bytes),
-            rate(op.flops)
+            rate(op.bytes, op.us * 1e3),
+            rate(op.flops, op.us * 1e3 * size)
         ));
     }
 }

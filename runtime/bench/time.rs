@@ -15,6 +15,16 @@ impl Times {
         Self(microseconds)
     }
 
+    /// How many there are.
+    pub fn count(&self) -> u32 {
+        self.0.len() as u32
+    }
+
+    /// The shortest.
+    pub fn best(&self) -> f64 {
+        self.0[0]
+    }
+
     /// The middle one.
     pub fn median(&self) -> f64 {
         self.quantile(0.5)
@@ -31,6 +41,29 @@ impl Times {
         let (low, high) = (self.0[place.floor() as usize], self.0[place.ceil() as usize]);
         low + (high - low) * place.fract()
     }
+}
+
+/// The seconds that `run` says it took: `repeats` times, fewer where one takes a larger part of
+/// `budget` seconds; after `warm` times that do not count.
+///
+/// # Errors
+/// That of `run`.
+pub fn repeated(
+    repeats: u32,
+    warm: u32,
+    budget: f64,
+    mut run: impl FnMut() -> Result<f64>,
+) -> Result<Times> {
+    for _ in 0..warm {
+        run()?;
+    }
+    let (mut all, mut wanted) = (Vec::new(), repeats.max(1));
+    while all.len() < wanted as usize {
+        let seconds = run()?;
+        wanted = wanted.min((budget / seconds).clamp(1.0, 1e6) as u32);
+        all.push(seconds * 1e6);
+    }
+    Ok(Times::new(all))
 }
 
 /// Times what `launch` does on a device, `repeats` times after one that does not count; `displaced`

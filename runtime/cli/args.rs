@@ -39,9 +39,9 @@ pub(super) struct Global {
     /// A checkpoint's folder, a Hugging Face id (cache first, then download), or `demo`
     #[arg(long, global = true, value_name = "M", default_value = "demo", env = "GRITLM_MODEL")]
     pub(super) model: String,
-    /// auto, cpu, cuda[:N] or wgpu[:NAME]; see `gritlm devices`
-    #[arg(long, global = true, value_name = "D", default_value = "auto", value_parser = parse::<Device>)]
-    device: Device,
+    /// auto, cpu, cuda[:N] or wgpu[:NAME]; see `gritlm devices`. For `bench` several, with commas
+    #[arg(long, global = true, value_name = "D", default_value = "auto", value_parser = parse::<Devices>)]
+    pub(super) device: Devices,
     /// Tokens of one pass; more are faster and take more memory
     #[arg(long, global = true, value_name = "N", default_value_t = Options::default().batch_tokens)]
     batch_tokens: usize,
@@ -68,7 +68,7 @@ pub(super) struct Global {
 impl Global {
     pub(super) fn options(&self) -> Options {
         Options {
-            device: self.device.clone(),
+            device: self.device.0[0].clone(),
             batch_tokens: self.batch_tokens,
             kv_tokens: self.kv_tokens,
             progress: true,
@@ -122,6 +122,15 @@ Embeddings are kept beside PATH and made again only for what has changed.")]
         after_help = "Example:\n  gritlm synth --like gritlm-7b --layers 2 --output /tmp/small"
     )]
     Synth(Synth),
+    /// Measure ops, models and loading beside the device's limits and other programs
+    #[command(
+        subcommand,
+        after_help = "Examples:
+  gritlm bench ops --device cpu,wgpu,cuda --like gritlm-7b --html report.html
+  gritlm bench model --model DIR --json now.json --compare before.json --fail-on-regression
+  gritlm bench load --model DIR"
+    )]
+    Bench(Bench),
     /// Compile the CUDA kernels, for machines that have no compiler
     #[command(subcommand)]
     Kernels(Kernels),
@@ -353,6 +362,99 @@ pub(super) struct Synth {
 }
 
 #[derive(Subcommand)]
+pub(super) enum Bench {
+    /// Single operations: the case table, a model's shapes (`--like`), or your own (`--shape`)
+    Ops {
+        /// The ops of this shape of model: gritlm-7b, gritlm-8x7b, 1b, tiny or tiny-moe
+        #[arg(long, value_name = "SHAPE", conflicts_with = "shape")]
+        like: Option<String>,
+        /// An op and its sizes, as linear_add:128x4096x14336 (rows, inner, outer); several allowed
+        #[arg(long, value_name = "OP:SIZES")]
+        shape: Vec<String>,
+        /// Rows of a pass, with `--like`
+        #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [1, 4, 16, 64, 512])]
+        rows: Vec<u32>,
+        /// Lengths of the sequences of attention, with `--like`
+        #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [512, 2048])]
+        contexts: Vec<u32>,
+        /// Only ops and shapes that contain this
+        #[arg(long, value_name = "TEXT", default_value = "")]
+        filter: String,
+        #[command(flatten)]
+        how: BenchHow,
+    },
+    /// A whole model: embedding, prefill, decoding, time to the first token
+    Model {
+        /// Random weights of this shape, instead of `--model`
+        #[arg(long, value_name = "SHAPE")]
+        like: Option<String>,
+        /// Layers of it, instead of all
+        #[arg(long, value_name = "N", requires = "like")]
+        layers: Option<usize>,
+        /// The smallest sizes only
+        #[arg(long)]
+        quick: bool,
+        #[command(flatten)]
+        how: BenchHow,
+    },
+    /// From files to the first answer, with cold and with warm files
+    Load {
+        /// Random weights of this shape, instead of `--model`
+        #[arg(long, value_name = "SHAPE")]
+        like: Option<String>,
+        /// Layers of it, instead of all
+        #[arg(long, value_name = "N", requires = "like")]
+        layers: Option<usize>,
+        #[command(flatten)]
+        how: BenchHow,
+    },
+    /// A record of before, as table, page or comparison
+    Show {
+        /// What `--json` has written
+        record: PathBuf,
+        #[command(flatten)]
+        output: BenchOutput,
+    },
+    /// Write the tables of a folder of records into its RESULTS.md
+    Results {
+        /// The folder
+        #[arg(default_value = "benches/record")]
+        records: PathBuf,
+    },
+}
+
+#[derive(Group)]
+pub(super) struct BenchHow {
+    /// Times of each figure
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(super) repeats: u32,
+    /// MiB that are copied before each time, so that no cache holds what is read
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    pub(super) displace: u64,
+    #[command(flatten)]
+    pub(super) output: BenchOutput,
+}
+
+#[derive(Group)]
+pub(super) struct BenchOutput {
+    /// Write the record to this file
+    #[arg(long, value_name = "FILE")]
+    pub(super) json: Option<PathBuf>,
+    /// Write a page with plots to this file
+    #[arg(long, value_name = "FILE")]
+    pub(super) html: Option<PathBuf>,
+    /// What another program needs for the same: its JSON, or llama-bench's; several allowed
+    #[arg(long, value_name = "FILE")]
+    pub(super) peer: Vec<PathBuf>,
+    /// A record of before, to compare with
+    #[arg(long, value_name = "FILE")]
+    pub(super) compare: Option<PathBuf>,
+    /// Exit with 1 if anything is slower than there by more than the spread
+    #[arg(long, requires = "compare")]
+    pub(super) fail_on_regression: bool,
+}
+
+#[derive(Subcommand)]
 pub(super) enum Kernels {
     /// Compile every kernel and say what each takes of a multiprocessor
     #[command(after_help = "Example:
@@ -366,6 +468,29 @@ pub(super) enum Kernels {
         #[arg(long, value_name = "DIR")]
         output: PathBuf,
     },
+}
+
+/// One device or several, separated by commas; a comma may also be in an adapter's name.
+#[derive(Clone, Debug)]
+pub(super) struct Devices(pub(super) Vec<Device>);
+
+impl FromStr for Devices {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let mut parts: Vec<String> = Vec::new();
+        for part in text.split(',') {
+            let kind = part.split(':').next().unwrap_or_default();
+            match parts.last_mut() {
+                Some(name) if !["auto", "cpu", "cuda", "wgpu"].contains(&kind) => {
+                    *name += ",";
+                    *name += part;
+                }
+                _ => parts.push(part.into()),
+            }
+        }
+        Ok(Self(parts.iter().map(|part| part.parse()).collect::<Result<_>>()?))
+    }
 }
 
 /// `none` or a number of tokens.

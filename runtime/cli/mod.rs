@@ -2,6 +2,7 @@
 //! (usage).
 
 mod args;
+mod bench;
 mod chat;
 mod demo;
 mod embed;
@@ -72,6 +73,14 @@ fn note(line: impl std::fmt::Display) {
 fn run(args: Args) -> Result<()> {
     let Args { command, global } = args;
     let mut out = Out::new(global.format);
+    if global.device.0.len() > 1 && !matches!(command, Command::Bench(_)) {
+        let found: Vec<String> = global.device.0.iter().map(ToString::to_string).collect();
+        return Err(Error::Option {
+            option: "--device",
+            expected: "one device; only bench takes several".into(),
+            found: found.join(","),
+        });
+    }
     match command {
         Command::Demo(a) => demo::run(&a, &global, &mut out),
         Command::Embed(a) => embed::run(&a, &global, &mut out),
@@ -82,6 +91,7 @@ fn run(args: Args) -> Result<()> {
         Command::Search(a) => search::run(&a, &global, &mut out),
         Command::Inspect(a) => inspect::inspect(&a, &global, &mut out),
         Command::Devices => inspect::devices(&mut out),
+        Command::Bench(a) => bench::run(&a, &global, &mut out),
         Command::Kernels(a) => kernels::run(&a, &mut out),
         Command::Synth(a) => inspect::synth(&a, &mut out),
         Command::Completions { shell } => {

@@ -6,7 +6,8 @@
 //!           of the median repeat over all texts.
 //!
 //! Reads a folder in the published layout (config.json, model.safetensors or its shards), feeds
-//! seeded random token ids, warms each operation up once, and writes one JSON object:
+//! seeded random token ids, warms each operation up once, and writes JSON that
+//! `gritlm bench --peer` takes:
 //!
 //!     RUSTFLAGS="-C target-cpu=native" cargo run --release -- --model DIR [--dtype f32|bf16]
 
@@ -118,18 +119,20 @@ fn run(args: &Args) -> Result<()> {
 
     // Absolute, so that `.` has a name too.
     let folder = std::path::absolute(&args.model)?;
-    let report = json!({
-        "peer": "candle", "version": CANDLE_VERSION, "device": "cpu",
-        "threads": candle_core::utils::get_num_threads(),
-        "dtype": args.dtype, "model": folder.file_name().unwrap_or_default().to_string_lossy(),
-        "rows": [
-            {"op": "decode", "tokens_per_s": 1.0 / decode_s.median, "median_s": decode_s.median,
-             "min_s": decode_s.min, "max_s": decode_s.max, "steps": steps},
-            {"op": "embed", "texts": texts, "length": length,
-             "tokens_per_s": (texts * length) as f64 / embed_s.median, "median_s": embed_s.median,
-             "min_s": embed_s.min, "max_s": embed_s.max},
-        ],
-    });
+    let model = folder.file_name().unwrap_or_default().to_string_lossy();
+    let row = |op: &str, shape: String, tokens: usize, seconds: &Spread| {
+        json!({
+            "peer": format!("candle {CANDLE_VERSION}, {}", args.dtype), "device": "cpu",
+            "op": op, "shape": format!("{shape} of {model}"), "us": seconds.median * 1e6,
+            "tokens_s": tokens as f64 / seconds.median,
+            "min_us": seconds.min * 1e6, "max_us": seconds.max * 1e6,
+            "threads": candle_core::utils::get_num_threads(),
+        })
+    };
+    let report = json!([
+        row("decode", format!("batch 1, context {prompt}"), 1, &decode_s),
+        row("embed", format!("{texts} x {length} tokens"), texts * length, &embed_s),
+    ]);
     write(&report, args.output.as_deref())
 }
 

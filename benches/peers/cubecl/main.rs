@@ -2,7 +2,8 @@
 //!
 //! A (m, k) row-major times B in f32, with B as weights lie, (n, k), and as (k, n). Every strategy
 //! of cubek-matmul runs on both, is checked against a product in f64 and timed once; the ones close
-//! to the fastest are timed again, and a line per shape tells the fastest. The JSON has them all:
+//! to the fastest are timed again, and a line per shape tells the fastest. The JSON has them all,
+//! the fastest's median as `gritlm bench --peer` takes it:
 //!
 //!     cargo run --release -- [--adapter NAME] [--only NAME] [--output FILE]
 
@@ -38,13 +39,14 @@ use serde_json::{Value, json};
 const VERSION: &str = "0.12.0-pre.1";
 const MATMUL_VERSION: &str = "0.4.0-pre.1";
 
-/// m, n, k: a square, and 128 rows times the matrices of a model of about a billion parameters.
-const SHAPES: [[usize; 3]; 5] = [
-    [1024, 1024, 1024],
-    [128, 3072, 2048],
-    [128, 2048, 2048],
-    [128, 11264, 2048],
-    [128, 2048, 5632],
+/// gritlm's op and m, n, k: a square, and 128 rows times the matrices of a model of about a billion
+/// parameters.
+const SHAPES: [(&str, [usize; 3]); 5] = [
+    ("linear_add", [1024, 1024, 1024]),
+    ("qkv", [128, 3072, 2048]),
+    ("linear_add", [128, 2048, 2048]),
+    ("gate_up", [128, 11264, 2048]),
+    ("linear_add", [128, 2048, 5632]),
 ];
 
 /// Strategies within this factor of the fastest are timed again; another program may have slowed
@@ -94,12 +96,16 @@ fn run(args: &Args) -> Result<()> {
     let client = Device::Wgpu(device).client();
     let runtime = client.name();
     println!("cubecl {VERSION}, cubek-matmul {MATMUL_VERSION}, {runtime}, {adapter}");
-    let rows = SHAPES.iter().map(|shape| measure(&client, *shape, args));
-    let report = json!({
-        "peer": "cubecl", "version": VERSION, "cubek-matmul": MATMUL_VERSION, "device": "wgpu",
-        "adapter": adapter, "runtime": runtime, "dtype": "f32",
-        "rows": rows.collect::<Result<Vec<Value>>>()?,
+    let rows = SHAPES.iter().map(|(op, shape)| {
+        let mut row = measure(&client, *shape, args)?;
+        let [m, n, k] = shape;
+        row["peer"] = json!(format!("cubecl {VERSION}, f32"));
+        row["device"] = json!(format!("wgpu ({adapter})"));
+        (row["op"], row["shape"]) = (json!(op), json!(format!("{m} x {k} -> {n}")));
+        (row["cubek-matmul"], row["runtime"]) = (json!(MATMUL_VERSION), json!(runtime));
+        Ok(row)
     });
+    let report = json!(rows.collect::<Result<Vec<Value>>>()?);
     let Some(path) = &args.output else { return Ok(()) };
     // Renamed into place, so that a reader never sees half a report.
     let temporary = path.with_added_extension(format!("{}.tmp", std::process::id()));
@@ -229,5 +235,5 @@ fn measure(client: &Client, [m, n, k]: [usize; 3], args: &Args) -> Result<Value>
         json!({"strategy": strategy.to_string(), "b": layout, "min_s": min, "median_s": median})
     });
     let timed: Vec<_> = timed.collect();
-    Ok(json!({"m": m, "n": n, "k": k, "fastest_first": timed, "failed": failed}))
+    Ok(json!({"us": median * 1e3, "fastest_first": timed, "failed": failed}))
 }

@@ -1,0 +1,294 @@
+//! `bench load`: from a checkpoint's files to the first answer, with files that are in memory
+//! (warm) and that are not (cold).
+//!
+//! * `load`: the weights on the open device, and a token drawn with them; the CPU, which computes
+//!   on the mapped files, reads them only then, and of a mixture those experts that the token needs.
+//! * `first answer`: the program itself, from its start until the answer of one token has come.
+//!
+//! The limit of both is reading the same files by all threads, the best of all times: from the map
+//! where they are warm, with read calls where they are cold.
+
+use super::model::{Bench, Decoding, short_name};
+use super::record::{Record, Row};
+use super::shape;
+use super::time::{Times, repeated};
+use crate::engine::Checkpoint;
+use crate::{Engine, Error, Options, Result};
+use gritlm_model::weights::Weights;
+use rayon::prelude::*;
+use std::fs::File;
+use std::hint::black_box;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+/// How to measure loading.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LoadPlan {
+    /// The program that is started, for [`std::env::current_exe`].
+    pub program: PathBuf,
+    /// Times of each figure, where its seconds suffice.
+    pub repeats: u32,
+    /// Seconds for a figure; one time is always taken.
+    pub seconds: f64,
+}
+
+/// Bytes that a thread reads of a cold file in order, and at a time.
+const PIECE: u64 = 64 << 20;
+const BLOCK: usize = 1 << 20;
+
+/// Adds to the record how fast a checkpoint loads onto the device that the options ask for, named
+/// `device`, and what cannot be measured. `progress` hears figures done and figures in all; its
+/// error ends the work.
+///
+/// # Errors
+/// That of `progress`; when the model is no checkpoint in files, or a device cannot be opened.
+pub fn load(
+    model: &str,
+    options: &Options,
+    device: &str,
+    plan: &LoadPlan,
+    record: &mut Record,
+    progress: &mut dyn FnMut(u64, u64) -> Result<()>,
+) -> Result<()> {
+    let options = Options { progress: false, profile: false, ..options.clone() };
+    let Checkpoint { config, weights, .. } = Checkpoint::open(model, options.progress)?;
+    let shards: Vec<PathBuf> = weights.shards().iter().map(|(path, _)| path.clone()).collect();
+    let Some(folder) = shards[0].parent().filter(|_| shards[0].exists()) else {
+        let expected = "a checkpoint in files".into();
+        return Err(Error::Option { option: "--model", expected, found: model.into() });
+    };
+    let mut bytes = weights.bytes() as f64;
+    let shape = shape::of(&format!("{:.2} GB", bytes / 1e9), &short_name(model));
+    let mut files = Files { folder, shards: &shards, config: &config, mapped: Some(weights) };
+    let mut done = 0;
+    for (heat, cold) in [("warm", false), ("cold", true)] {
+        // Memory holds what a time that does not count has read.
+        let (limit, warm) = (files.rate(cold, plan), u32::from(!cold));
+        for op in ["load", "first answer"] {
+            let times = match (&limit, op) {
+                (Err(problem), _) => Err(problem.to_string()),
+                (Ok(_), "load") => repeated(plan.repeats, warm, plan.seconds, || {
+                    files.ready(cold)?;
+                    load_once(model, &options, &mut bytes)
+                })
+                .map_err(|problem| problem.to_string()),
+                (Ok(_), _) => repeated(plan.repeats, warm, plan.seconds, || {
+                    files.ready(cold)?;
+                    first_answer(&plan.program, model, &options)
+                })
+                .map_err(|problem| problem.to_string()),
+            };
+            match (times, &limit) {
+                (Ok(times), Ok(limit)) => record.rows.push(Row {
+                    op: format!("{op} {heat}"),
+                    limit: "reading".into(),
+                    share: bytes / times.median() * 1e6 / limit,
+                    ..row(device, &shape, bytes, &times)
+                }),
+                (Err(problem), _) => {
+                    record.missing.push(format!("{device} {op} {heat}: {problem}"));
+                }
+                (Ok(_), Err(_)) => {}
+            }
+            done += 1;
+            progress(done, 4)?;
+        }
+    }
+    Ok(())
+}
+
+/// Adds to the record how fast random weights go from memory onto the device that the options ask
+/// for, named `device`; see [`Engine::random`].
+///
+/// # Errors
+/// As [`Engine::random`], and that of `progress`.
+pub fn upload(
+    (like, layers): (&str, Option<usize>),
+    options: &Options,
+    device: &str,
+    plan: &LoadPlan,
+    record: &mut Record,
+    progress: &mut dyn FnMut(u64, u64) -> Result<()>,
+) -> Result<()> {
+    let options = Options { progress: false, profile: false, ..options.clone() };
+    let engine = Engine::random(like, layers, &options)?;
+    let (bytes, name) = (engine.loading().0 as f64, engine.name().to_string());
+    if engine.device().starts_with("cpu") {
+        let why = "it computes on the weights where they are";
+        record.missing.push(format!("{device} upload of {name}: {why}"));
+        return progress(1, 1);
+    }
+    drop(engine);
+    let times = repeated(plan.repeats, 0, plan.seconds, || {
+        let engine = Engine::random(like, layers, &options)?;
+        Ok(engine.loading().1.as_secs_f64())
+    })?;
+    let shape = shape::of(&format!("{:.2} GB", bytes / 1e9), &name);
+    record.rows.push(Row { op: "upload".into(), ..row(device, &shape, bytes, &times) });
+    progress(1, 1)
+}
+
+fn row(device: &str, shape: &str, bytes: f64, times: &Times) -> Row {
+    Row {
+        device: device.into(),
+        suite: "load".into(),
+        shape: shape.into(),
+        us: times.median(),
+        spread: times.spread(),
+        repeats: times.count(),
+        bytes,
+        ..Row::default()
+    }
+}
+
+/// Seconds until the weights are on the open device and a token has come of them; and which bytes
+/// it takes.
+fn load_once(model: &str, options: &Options, bytes: &mut f64) -> Result<f64> {
+    let engine = Engine::open(model, options)?;
+    let bench = Bench::new(&engine);
+    if engine.device().starts_with("cpu") {
+        *bytes = bench.decode_cost(1, 0).bytes;
+    }
+    let start = Instant::now();
+    Decoding::fresh(&bench).step(&bench)?;
+    Ok((engine.loading().1 + start.elapsed()).as_secs_f64())
+}
+
+/// Seconds from the program's start to the first byte of its answer.
+fn first_answer(program: &Path, model: &str, options: &Options) -> Result<f64> {
+    let mut command = Command::new(program);
+    command.args(["generate", "--prompt", "Hello", "--max-tokens", "1", "--format", "json"]);
+    command.args(["--model", model, "--device", &options.device.to_string()]);
+    command.args(["--batch-tokens", &options.batch_tokens.to_string()]);
+    command.args(["--kv-tokens", &options.kv_tokens.to_string()]);
+    command.args(options.f16.then_some("--f16"));
+    command
+        .args(options.kernels.iter().flat_map(|folder| ["--kernels".as_ref(), folder.as_os_str()]));
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let start = Instant::now();
+    let mut child = command.spawn().map_err(Error::io(program))?;
+    // No answer is no byte; what the program says of it comes with its end.
+    let first = child.stdout.as_mut().map(|out| out.read(&mut [0]));
+    let seconds = start.elapsed().as_secs_f64();
+    let output = child.wait_with_output().map_err(Error::io(program))?;
+    match first {
+        Some(Ok(1)) if output.status.success() => Ok(seconds),
+        _ => {
+            let said = String::from_utf8_lossy(&output.stderr);
+            let said = said.lines().last().unwrap_or_default();
+            let problem = format!("no answer ({}): {said}", output.status);
+            Err(Error::Input { what: format!("{} generate", program.display()), problem })
+        }
+    }
+}
+
+/// A checkpoint's files.
+struct Files<'a> {
+    folder: &'a Path,
+    shards: &'a [PathBuf],
+    config: &'a gritlm_model::config::Config,
+    /// While they are mapped their pages stay.
+    mapped: Option<Weights>,
+}
+
+impl Files<'_> {
+    /// Puts them into memory, or out of it.
+    fn ready(&mut self, cold: bool) -> Result<()> {
+        self.mapped = None;
+        if !cold {
+            // What was read just now still is there, as far as the memory goes.
+            return Ok(());
+        }
+        self.shards.iter().try_for_each(|path| forget(path))
+    }
+
+    /// Bytes per second of reading them.
+    fn rate(&mut self, cold: bool, plan: &LoadPlan) -> Result<f64> {
+        let mut bytes = 0;
+        let warm = u32::from(!cold);
+        let times = repeated(plan.repeats, warm, plan.seconds, || {
+            self.ready(cold)?;
+            let start = Instant::now();
+            bytes = if cold { self.read(plan.seconds)? } else { self.sum()? };
+            Ok(start.elapsed().as_secs_f64())
+        })?;
+        // A limit is what can be reached.
+        Ok(bytes as f64 / times.best() * 1e6)
+    }
+
+    /// Adds up all words of all tensors, by all threads.
+    fn sum(&self) -> Result<u64> {
+        let weights = Weights::open(self.folder, self.config)?;
+        let sum = |bytes: &[u8]| {
+            let words = bytes.as_chunks::<8>().0;
+            words.iter().fold(0u64, |sum, &word| sum.wrapping_add(u64::from_le_bytes(word)))
+        };
+        for (_, tensor) in weights.tensors() {
+            let parts = tensor.bytes().par_chunks(1 << 19);
+            black_box(parts.map(sum).reduce(|| 0, u64::wrapping_add));
+        }
+        Ok(weights.bytes())
+    }
+
+    /// Reads pieces in order, each by one of all threads, as far as the seconds go.
+    fn read(&self, seconds: f64) -> Result<u64> {
+        let start = Instant::now();
+        let mut pieces = Vec::new();
+        for path in self.shards {
+            let length = path.metadata().map_err(Error::io(path))?.len();
+            pieces.extend((0..length).step_by(PIECE as usize).map(|at| (path, at)));
+        }
+        let read = |&(path, at): &(&PathBuf, u64)| -> std::io::Result<u64> {
+            let (mut file, mut bytes, mut block) = (File::open(path)?, 0, vec![0; BLOCK]);
+            file.seek(SeekFrom::Start(at))?;
+            let mut piece = file.take(PIECE);
+            while start.elapsed().as_secs_f64() < seconds {
+                match piece.read(&mut block)? {
+                    0 => break,
+                    read => bytes += read as u64,
+                }
+            }
+            Ok(bytes)
+        };
+        let bytes = pieces.par_iter().map(|piece| read(piece).map_err(Error::io(piece.0)));
+        bytes.try_reduce(|| 0, |a, b| Ok(a + b))
+    }
+}
+
+/// Drops a file's pages from memory, and makes sure that they are gone.
+#[cfg(target_os = "linux")]
+fn forget(path: &Path) -> Result<()> {
+    use rustix::fs::{Advice, fadvise};
+    use rustix::io::{Errno, ReadWriteFlags, preadv2};
+    use std::io::IoSliceMut;
+
+    /// Places of the file that are looked at.
+    const LOOKS: u64 = 16;
+
+    let file = File::open(path).map_err(Error::io(path))?;
+    // Pages that are not on disk yet stay.
+    file.sync_all().map_err(Error::io(path))?;
+    fadvise(&file, 0, None, Advice::DontNeed).map_err(|e| Error::io(path)(e.into()))?;
+    let length = file.metadata().map_err(Error::io(path))?.len();
+    // From the end, because what is not there is read, with what follows it.
+    let there = (0..LOOKS).rev().map(|look| {
+        let at = length * look / LOOKS;
+        preadv2(&file, &mut [IoSliceMut::new(&mut [0])], at, ReadWriteFlags::NOWAIT)
+    });
+    let there = there.filter(|look| !matches!(look, Err(Errno::AGAIN))).count() as u64;
+    if there * 8 > LOOKS {
+        let problem = "its pages stay in memory: it is on a RAM disk, or another program has it \
+                       mapped, or the file system does not say";
+        return Err(Error::Input { what: path.display().to_string(), problem: problem.into() });
+    }
+    Ok(())
+}
+
+/// Elsewhere there is no call for it.
+#[cfg(not(target_os = "linux"))]
+fn forget(path: &Path) -> Result<()> {
+    let problem = "only Linux drops a file's pages from memory when asked".into();
+    Err(Error::Input { what: path.display().to_string(), problem })
+}

@@ -1,0 +1,547 @@
+//! `bench model`: a whole model on a device, through [`Engine::run`], as every caller meets it.
+//!
+//! Bytes and operations are what the formulas need at least. A pass reads its weights once: the
+//! layers' matrices and norms, its tokens' rows of the table, and the head where logits are wanted.
+//! Of E experts a pass of n tokens that go through k each reads E · (1 − (1 − k/E)ⁿ), which is
+//! how many are expected to differ where routing is even. Keys and values are written once and read
+//! once by every sequence that sees them.
+
+use super::record::{Limits, Record, Row, Step, StepOp};
+use super::shape;
+use super::time::repeated;
+use crate::batch::{Output, Sequence, Want};
+use crate::cache::Cache;
+use crate::{Engine, Result};
+use gritlm_model::config::Config;
+use gritlm_model::ops::{Draw, Mask, PAGE, Pooling};
+use std::ops::Range;
+use std::path::Path;
+use std::time::Instant;
+
+/// What to measure. Pairs are sequences and tokens of each.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelPlan {
+    /// Texts to embed in one pass.
+    pub embed: Vec<(usize, usize)>,
+    /// Prompts, to the logits of their last token.
+    pub prefill: Vec<(usize, usize)>,
+    /// Tokens of the prompt whose answer's first token is waited for.
+    pub first_token: usize,
+    /// Steps of one token, with so many tokens before it.
+    pub decode: Vec<(usize, usize)>,
+    /// The step of decoding and the pass of embedding that [`steps`] takes apart.
+    pub apart: [(usize, usize); 2],
+    /// Times of each figure, where its seconds suffice.
+    pub repeats: u32,
+    /// Seconds for a figure. One that takes longer at the device's limits is left out.
+    pub seconds: f64,
+}
+
+/// Lengths of texts to embed.
+const LENGTHS: [usize; 4] = [32, 128, 512, 2048];
+
+/// Sequences that decode together, and tokens before the step.
+const BATCHES: [usize; 4] = [1, 4, 16, 64];
+const CONTEXTS: [usize; 3] = [128, 1024, 4096];
+
+/// Steps before those that are timed: the device chooses its kernels in the first, and may record
+/// the second to replay it.
+const WARM: usize = 2;
+
+impl ModelPlan {
+    /// Everything, for an engine that has so many tokens in a pass.
+    pub fn new(batch_tokens: usize, repeats: u32) -> Self {
+        let fill = |tokens: usize| ((batch_tokens / tokens).max(1), tokens);
+        let alone = LENGTHS.map(|tokens| (1, tokens));
+        let mut embed: Vec<_> = alone.into_iter().chain(LENGTHS.map(fill)).collect();
+        embed.sort_by_key(|&(texts, tokens)| (tokens, texts));
+        embed.dedup();
+        let decode = BATCHES.iter().flat_map(|&batch| CONTEXTS.map(|context| (batch, context)));
+        Self {
+            embed,
+            prefill: vec![(1, 512), (1, 2048), (1, 4096), (4, 512)],
+            first_token: 512,
+            // Other programs count from an empty context.
+            decode: [(1, 0)].into_iter().chain(decode).collect(),
+            apart: [(1, 1024), fill(512)],
+            repeats,
+            seconds: 20.0,
+        }
+    }
+
+    /// Little of everything.
+    pub fn quick(repeats: u32) -> Self {
+        Self {
+            embed: vec![(4, 32)],
+            prefill: vec![(1, 64)],
+            first_token: 32,
+            decode: vec![(1, 16), (4, 16)],
+            apart: [(1, 16), (4, 32)],
+            repeats,
+            seconds: 10.0,
+        }
+    }
+}
+
+/// Adds to the record what the plan asks for, and what cannot be measured. `progress` hears figures
+/// done and figures in all; its error ends the work.
+///
+/// # Errors
+/// That of `progress`.
+pub fn model(
+    engine: &Engine,
+    limits: &Limits,
+    plan: &ModelPlan,
+    record: &mut Record,
+    progress: &mut dyn FnMut(u64, u64) -> Result<()>,
+) -> Result<()> {
+    let bench = Bench::new(engine);
+    let of = |op: &'static str, pairs: &[(usize, usize)]| {
+        pairs.iter().map(|&pair| (op, pair)).collect::<Vec<_>>()
+    };
+    let first = [(1, plan.first_token)];
+    let figures = [
+        of("embed", &plan.embed),
+        of("prefill", &plan.prefill),
+        of("first token", &first),
+        of("decode", &plan.decode),
+    ];
+    let figures = figures.concat();
+    for (done, &(op, (sequences, tokens))) in (1..).zip(&figures) {
+        match bench.row(op, sequences, tokens, limits, plan) {
+            Ok(row) => record.rows.push(row),
+            Err(problem) => {
+                let shape = named_shape(op, sequences, tokens, &bench.name);
+                record.missing.push(format!("{} {op} {shape}: {problem}", limits.device));
+            }
+        }
+        progress(done, figures.len() as u64)?;
+    }
+    Ok(())
+}
+
+/// Adds to the record where the time of a step of decoding and of a pass of embedding goes, op by
+/// op; nothing on the CPU. The engine was opened with [`profile`](crate::Options::profile), which
+/// is why it is not one whose speed [`model`] should measure.
+///
+/// # Errors
+/// When a pass fails.
+pub fn steps(engine: &Engine, device: &str, plan: &ModelPlan, record: &mut Record) -> Result<()> {
+    let bench = Bench::new(engine);
+    let [(batch, context), (texts, tokens)] = plan.apart;
+    let mut decoding = Decoding::new(&bench, batch, context)?;
+    engine.profile();
+    decoding.step(&bench)?;
+    record.steps.extend(step(engine, device, "decode", &bench, batch, context));
+    drop(decoding);
+
+    let text = Prompts::new(&bench, texts, tokens);
+    bench.embed(&text)?;
+    engine.profile();
+    bench.embed(&text)?;
+    record.steps.extend(step(engine, device, "embed", &bench, texts, tokens));
+    Ok(())
+}
+
+/// What the device has measured since it was last asked; None where it does not.
+fn step(
+    engine: &Engine,
+    device: &str,
+    op: &'static str,
+    bench: &Bench<'_>,
+    sequences: usize,
+    tokens: usize,
+) -> Option<Step> {
+    let ops = engine.profile().into_iter().map(|time| StepOp {
+        op: time.op.into(),
+        launches: time.launches,
+        us: time.nanoseconds / 1e3,
+        bytes: time.bytes as f64,
+        flops: time.flops as f64,
+    });
+    let ops: Vec<StepOp> = ops.collect();
+    let step = format!("{op}, {}", named_shape(op, sequences, tokens, &bench.name));
+    (!ops.is_empty()).then(|| Step { device: device.into(), step, ops })
+}
+
+fn named_shape(op: &str, sequences: usize, tokens: usize, model: &str) -> String {
+    let [sequences, tokens] = [sequences, tokens].map(|n| n as u64);
+    let shape = match op {
+        "decode" => shape::decode(sequences, tokens),
+        "embed" => shape::embed(sequences, tokens),
+        _ => shape::prefill(sequences, tokens),
+    };
+    shape::of(&shape, model)
+}
+
+/// The model's name in shapes: `gritlm-7b` of `GritLM/GritLM-7B` and of `/models/GritLM-7B`.
+pub(super) fn short_name(model: &str) -> String {
+    let last = Path::new(model).file_name().map(|name| name.to_string_lossy().to_lowercase());
+    last.unwrap_or_else(|| model.to_lowercase())
+}
+
+/// What a pass needs at least.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Cost {
+    pub(super) bytes: f64,
+    pub(super) flops: f64,
+}
+
+/// An engine, and what its formulas need.
+pub(super) struct Bench<'a> {
+    engine: &'a Engine,
+    config: &'a Config,
+    pub(super) name: String,
+    /// Bytes of a weight, and of a token's keys and values.
+    weight: f64,
+    cached: f64,
+}
+
+/// Prompts of random ids, and in which passes they are run.
+struct Prompts {
+    ids: Vec<Vec<u32>>,
+    passes: Vec<(Range<usize>, Range<usize>)>,
+}
+
+impl Prompts {
+    /// In passes of the engine's size: several short ones together, long ones in parts.
+    fn new(bench: &Bench<'_>, sequences: usize, tokens: usize) -> Self {
+        let ids = |n: usize| random(tokens, n as u64, bench.config.vocab);
+        let budget = bench.engine.options().batch_tokens;
+        let (together, part) = ((budget / tokens.max(1)).max(1), budget.min(tokens).max(1));
+        let cut = |all: usize, by: usize| {
+            (0..all).step_by(by).map(move |start| start..(start + by).min(all))
+        };
+        let passes =
+            cut(sequences, together).flat_map(|s| cut(tokens, part).map(move |t| (s.clone(), t)));
+        Self { ids: (0..sequences).map(ids).collect(), passes: passes.collect() }
+    }
+}
+
+impl<'a> Bench<'a> {
+    pub(super) fn new(engine: &'a Engine) -> Self {
+        let config = engine.config();
+        Self {
+            engine,
+            config,
+            name: short_name(engine.name()),
+            weight: engine.loading().0 as f64 / config.parameters() as f64,
+            cached: engine.kv_bytes_per_token() as f64,
+        }
+    }
+
+    /// One figure, or why there is none.
+    fn row(
+        &self,
+        op: &'static str,
+        sequences: usize,
+        tokens: usize,
+        limits: &Limits,
+        plan: &ModelPlan,
+    ) -> Result<Row, String> {
+        let more = if op == "decode" { WARM + plan.repeats as usize } else { 0 };
+        let needed = sequences * (tokens + more).next_multiple_of(PAGE);
+        let room = self.engine.options().kv_tokens.next_multiple_of(PAGE);
+        if needed > room {
+            return Err(format!("{needed} tokens of KV pages, --kv-tokens has {room}"));
+        }
+        let prompts = Prompts::new(self, sequences, tokens);
+        let (before, cost) = match op {
+            "embed" => (Cost::default(), self.embed_cost(sequences, tokens)),
+            "decode" => (self.prompts_cost(&prompts), self.decode_cost(sequences, tokens)),
+            _ => (Cost::default(), self.prompts_cost(&prompts)),
+        };
+        // At the limit; a rate that was never measured bounds nothing.
+        let least = |cost: Cost| limits.share(cost.bytes, cost.flops, 1e6).1;
+        let least = least(before) + least(cost);
+        if least.is_finite() && least > plan.seconds {
+            return Err(format!(
+                "{least:.0} s at the device's limits, more than {:.0}",
+                plan.seconds
+            ));
+        }
+
+        let said = |problem: crate::Error| problem.to_string();
+        let mut run: Box<dyn FnMut() -> Result<()>> = match op {
+            "embed" => Box::new(|| self.embed(&prompts)),
+            "prefill" => Box::new(|| {
+                self.prompt(&prompts, &mut self.caches(sequences), &Want::Logits).map(drop)
+            }),
+            "decode" => {
+                let mut decoding = Decoding::new(self, sequences, tokens).map_err(said)?;
+                Box::new(move || decoding.step(self))
+            }
+            _ => {
+                Box::new(|| self.prompt(&prompts, &mut self.caches(sequences), &greedy()).map(drop))
+            }
+        };
+        // Decoding has had its steps that do not count: another would be one token further.
+        let warm = u32::from(op != "decode");
+        let times = repeated(plan.repeats, warm, plan.seconds, || {
+            let start = Instant::now();
+            run()?;
+            Ok(start.elapsed().as_secs_f64())
+        });
+        let times = times.map_err(said)?;
+        let us = times.median();
+        let (limit, share) = limits.share(cost.bytes, cost.flops, us);
+        let made = match op {
+            "decode" => Some(sequences),
+            "first token" => None,
+            _ => Some(sequences * tokens),
+        };
+        Ok(Row {
+            device: limits.device.clone(),
+            suite: "model".into(),
+            op: op.into(),
+            shape: named_shape(op, sequences, tokens, &self.name),
+            us,
+            spread: times.spread(),
+            repeats: times.count(),
+            bytes: cost.bytes,
+            flops: cost.flops,
+            limit,
+            share,
+            tokens_s: made.map(|tokens| tokens as f64 / us * 1e6),
+            variant: String::new(),
+            error: None,
+        })
+    }
+
+    fn caches(&self, sequences: usize) -> Vec<Cache> {
+        (0..sequences).map(|_| self.engine.cache()).collect()
+    }
+
+    /// One pass, whatever its size.
+    fn embed(&self, texts: &Prompts) -> Result<()> {
+        let mask = self.engine.embedding_mask(self.engine.options().attn);
+        let want = Want::Embedding { skip: 0, pooling: Pooling::Mean, normalize: true };
+        let mut caches = self.caches(texts.ids.len());
+        let sequences = texts.ids.iter().zip(&mut caches);
+        let mut sequences: Vec<Sequence<'_>> = sequences
+            .map(|(tokens, cache)| Sequence { tokens, cache, mask, want: want.clone() })
+            .collect();
+        self.engine.run(&mut sequences).map(drop)
+    }
+
+    /// Runs prompts into caches; of the last tokens comes back what is wanted.
+    fn prompt(&self, prompts: &Prompts, caches: &mut [Cache], want: &Want) -> Result<Vec<Output>> {
+        let (mask, mut outputs) = (self.engine.generation_mask(), Vec::new());
+        for (sequences, tokens) in &prompts.passes {
+            let ids = &prompts.ids[sequences.clone()];
+            let last = ids.iter().any(|ids| ids.len() == tokens.end);
+            let want = if last { want } else { &Want::Nothing };
+            let pairs = ids.iter().zip(&mut caches[sequences.clone()]);
+            let mut pass: Vec<Sequence<'_>> = pairs
+                .map(|(ids, cache)| {
+                    let (tokens, want) = (&ids[tokens.clone()], want.clone());
+                    Sequence { tokens, cache, mask, want }
+                })
+                .collect();
+            let found = self.engine.run(&mut pass)?;
+            if last {
+                outputs.extend(found);
+            }
+        }
+        Ok(outputs)
+    }
+
+    fn embed_cost(&self, texts: usize, tokens: usize) -> Cost {
+        let mask = self.engine.embedding_mask(self.engine.options().attn);
+        self.pass_cost(mask, texts, 0, tokens, 0)
+    }
+
+    pub(super) fn decode_cost(&self, batch: usize, context: usize) -> Cost {
+        self.pass_cost(self.engine.generation_mask(), batch, context, 1, batch)
+    }
+
+    fn prompts_cost(&self, prompts: &Prompts) -> Cost {
+        let mask = self.engine.generation_mask();
+        let costs = prompts.passes.iter().map(|(sequences, tokens)| {
+            let last = tokens.end == prompts.ids[0].len();
+            let wanted = if last { sequences.len() } else { 0 };
+            self.pass_cost(mask, sequences.len(), tokens.start, tokens.len(), wanted)
+        });
+        costs.fold(Cost::default(), |sum, cost| Cost {
+            bytes: sum.bytes + cost.bytes,
+            flops: sum.flops + cost.flops,
+        })
+    }
+
+    /// A pass of `rows` tokens of each of some sequences, all with `past` tokens before them, that
+    /// brings back the logits of `wanted` tokens.
+    fn pass_cost(
+        &self,
+        mask: Mask,
+        sequences: usize,
+        past: usize,
+        rows: usize,
+        wanted: usize,
+    ) -> Cost {
+        let c = self.config;
+        let all_rows = (sequences * rows) as f64;
+        let [dim, hidden, vocab, heads, qkv] =
+            [c.dim, c.hidden, c.vocab, c.heads * c.head_dim, c.qkv_rows()].map(|n| n as f64);
+        let (attention, one) = (dim * (qkv + heads), 3.0 * dim * hidden);
+        // What a pass reads of the feed-forward, and what each row goes through.
+        let (read, through) = match c.experts {
+            None => (one, one),
+            Some(e) => {
+                let (count, top_k) = (e.count as f64, e.top_k as f64);
+                let used = count * (1.0 - (1.0 - top_k / count).powf(all_rows));
+                (count * dim + used * one, count * dim + top_k * one)
+            }
+        };
+        let head = if wanted > 0 { vocab * dim } else { 0.0 };
+        let layers = c.layers as f64;
+        let weights = layers * (attention + read + 2.0 * dim) + head + dim + all_rows * dim;
+
+        let keys: Vec<Range<usize>> =
+            (past..past + rows).map(|position| mask.keys(position, past + rows)).collect();
+        let pairs: usize = keys.iter().map(Range::len).sum();
+        let first = keys.iter().map(|k| k.start).min().unwrap_or(0);
+        let seen = keys.iter().map(|k| k.end).max().unwrap_or(0) - first;
+        let cached = (sequences * (seen + rows)) as f64;
+        let products = 2.0 * all_rows * (attention + through);
+        let scores = 4.0 * heads * (sequences * pairs) as f64;
+        Cost {
+            bytes: weights * self.weight + cached * self.cached,
+            flops: layers * (products + scores) + 2.0 * wanted as f64 * head,
+        }
+    }
+}
+
+/// Sequences that decode together.
+pub(super) struct Decoding {
+    caches: Vec<Cache>,
+    /// The token that each goes on with.
+    tokens: Vec<u32>,
+}
+
+impl Decoding {
+    /// With `context` tokens before the next step, and the steps that do not count behind it.
+    fn new(bench: &Bench<'_>, batch: usize, context: usize) -> Result<Self> {
+        let start = |tokens: usize| -> Result<Self> {
+            let mut caches = bench.caches(batch);
+            bench.prompt(&Prompts::new(bench, batch, tokens), &mut caches, &Want::Nothing)?;
+            Ok(Self { caches, tokens: random(batch, 0, bench.config.vocab) })
+        };
+        // Where the context has no room for them, others take them.
+        let warm = if context < WARM { 0 } else { WARM };
+        let mut decoding = start(context - warm)?;
+        let mut other = if warm == 0 { Some(start(context)?) } else { None };
+        for _ in 0..WARM {
+            other.as_mut().unwrap_or(&mut decoding).step(bench)?;
+        }
+        Ok(decoding)
+    }
+
+    /// From nothing, and nothing run before.
+    pub(super) fn fresh(bench: &Bench<'_>) -> Self {
+        Self { caches: bench.caches(1), tokens: vec![bench.config.bos] }
+    }
+
+    pub(super) fn step(&mut self, bench: &Bench<'_>) -> Result<()> {
+        let mask = bench.engine.generation_mask();
+        let pairs = self.tokens.chunks(1).zip(&mut self.caches);
+        let mut sequences: Vec<Sequence<'_>> =
+            pairs.map(|(tokens, cache)| Sequence { tokens, cache, mask, want: greedy() }).collect();
+        let outputs = bench.engine.run(&mut sequences)?;
+        for (token, output) in self.tokens.iter_mut().zip(outputs) {
+            if let Output::Token(drawn) = output {
+                *token = drawn.token;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn greedy() -> Want {
+    Want::Token(Draw {
+        seen: Vec::new(),
+        penalty: 1.0,
+        temperature: 0.0,
+        top_k: 0,
+        top_p: 1.0,
+        min_p: 0.0,
+        uniform: 0.0,
+        logprobs: 0,
+    })
+}
+
+/// Ids that no tokenizer would give, the same in each run.
+fn random(n: usize, seed: u64, vocab: usize) -> Vec<u32> {
+    let mut x = (seed + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut next = || {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        (x % vocab as u64) as u32
+    };
+    (0..n).map(|_| next()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Device, Options};
+
+    fn engine(like: &str) -> Engine {
+        let options = Options { device: Device::Cpu, batch_tokens: 64, ..Options::default() };
+        Engine::random(like, Some(2), &options).unwrap()
+    }
+
+    #[test]
+    fn a_step_reads_what_the_model_has() {
+        let engine = engine("tiny");
+        let bench = Bench::new(&engine);
+        let c = engine.config();
+        assert_eq!(bench.weight, 2.0);
+        // Everything but the table, of which it takes a row; and one token's keys and values.
+        let parameters = c.parameters() as f64 - (c.vocab * c.dim) as f64 + c.dim as f64;
+        let kv = (2 * c.layers * c.kv_heads * c.head_dim * 4) as f64;
+        let cost = bench.decode_cost(1, 99);
+        assert_eq!(cost.bytes, parameters * 2.0 + 101.0 * kv);
+        let norms = ((2 * c.layers + 1) * c.dim) as f64;
+        let products = 2.0 * (parameters - norms - c.dim as f64);
+        let scores = (4 * c.heads * c.head_dim * 100 * c.layers) as f64;
+        assert_eq!(cost.flops, products + scores);
+    }
+
+    #[test]
+    fn a_prompt_in_parts_computes_the_same_and_reads_more() {
+        let engine = engine("tiny");
+        let bench = Bench::new(&engine);
+        let parts = bench.prompts_cost(&Prompts::new(&bench, 1, 200));
+        let whole = bench.pass_cost(engine.generation_mask(), 1, 0, 200, 1);
+        assert_eq!(parts.flops, whole.flops);
+        assert!(parts.bytes > 2.0 * whole.bytes, "{parts:?} {whole:?}");
+        let passes = Prompts::new(&bench, 5, 30).passes;
+        assert_eq!(passes, [(0..2, 0..30), (2..4, 0..30), (4..5, 0..30)]);
+        let passes = Prompts::new(&bench, 2, 100).passes;
+        assert_eq!(passes, [(0..1, 0..64), (0..1, 64..100), (1..2, 0..64), (1..2, 64..100)]);
+    }
+
+    #[test]
+    fn experts_are_counted_as_often_as_they_differ() {
+        let engine = engine("tiny-moe");
+        let bench = Bench::new(&engine);
+        let c = engine.config();
+        let one = (3 * c.dim * c.hidden * c.layers) as f64 * 2.0;
+        let experts = |rows: usize| {
+            let pass = |rows| bench.pass_cost(engine.generation_mask(), rows, 0, 1, 0).bytes;
+            let others = (rows - 1) as f64 * (c.dim as f64 * 2.0 + 2.0 * bench.cached);
+            (pass(rows) - pass(1) - others) / one + 2.0
+        };
+        assert!((experts(2) - 3.5).abs() < 1e-9, "{}", experts(2));
+        assert!((experts(400) - 8.0).abs() < 1e-9, "{}", experts(400));
+    }
+
+    #[test]
+    fn names_are_those_of_peers() {
+        for model in ["gritlm-7b", "GritLM/GritLM-7B", "/models/GritLM-7B/"] {
+            assert_eq!(short_name(model), "gritlm-7b");
+        }
+        assert_eq!(short_name(".."), "..");
+    }
+}

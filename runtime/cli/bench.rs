@@ -1,0 +1,247 @@
+//! `gritlm bench`: measures, then shows, writes and compares the record.
+
+use super::args::{Bench, BenchHow, BenchOutput, Global};
+use super::output::{Out, Progress};
+use super::{handle_interrupt, note};
+use crate::backend::{self, Visit};
+use crate::bench::compare::compare;
+use crate::bench::limits::measure;
+use crate::bench::load::{self, LoadPlan};
+use crate::bench::model::{self, ModelPlan};
+use crate::bench::ops::{self, Named};
+use crate::bench::record::{Limits, Record, VERSION};
+use crate::bench::{page, peer, results, table};
+use crate::{Engine, Error, Options, Result, synth};
+use gritlm_model::files::keep;
+use gritlm_model::ops::Ops;
+use std::fs;
+use std::path::Path;
+
+pub(super) fn run(command: &Bench, global: &Global, out: &mut Out) -> Result<()> {
+    match command {
+        Bench::Show { record, output } => report(Record::read(record)?, output, out),
+        Bench::Results { records } => write_results(records),
+        Bench::Ops { like, shape, rows, contexts, filter, how } => {
+            let named = match (like, &shape[..]) {
+                (Some(like), _) => ops::model(&synth::config(like, None)?, rows, contexts),
+                (None, []) => ops::table(),
+                (None, shapes) => {
+                    shapes.iter().map(|s| Named::parse(s)).collect::<Result<Vec<_>>>()?
+                }
+            };
+            let wanted = |n: &Named| format!("{} {}", n.op, n.shape).contains(filter.as_str());
+            let named: Vec<Named> = named.into_iter().filter(wanted).collect();
+            let run = |options: &Options, device: &str, record: &mut Record| {
+                backend::open(options, Single { device, named: &named, how, record })
+            };
+            report(on_each_device(global, run)?, &how.output, out)
+        }
+        Bench::Model { like, layers, quick, how } => {
+            let source = Source { global, like: like.as_deref(), layers: *layers };
+            let plan = if *quick {
+                ModelPlan::quick(how.repeats)
+            } else {
+                ModelPlan::new(global.options().batch_tokens, how.repeats)
+            };
+            let run = |options: &Options, device: &str, record: &mut Record| {
+                measure_model(&source, options, device, &plan, record)
+            };
+            report(on_each_device(global, run)?, &how.output, out)
+        }
+        Bench::Load { like, layers, how } => {
+            let program = std::env::current_exe().map_err(Error::io("this program"))?;
+            let plan = LoadPlan { program, repeats: how.repeats, seconds: 30.0 };
+            let run = |options: &Options, device: &str, record: &mut Record| {
+                let mut progress = Progress::new("loading", 0);
+                let mut at = |done, all| progress.of(done, all);
+                match like {
+                    Some(like) => {
+                        load::upload((like, *layers), options, device, &plan, record, &mut at)
+                    }
+                    None => load::load(&global.model, options, device, &plan, record, &mut at),
+                }
+            };
+            report(on_each_device(global, run)?, &how.output, out)
+        }
+    }
+}
+
+/// Which model.
+struct Source<'a> {
+    global: &'a Global,
+    like: Option<&'a str>,
+    layers: Option<usize>,
+}
+
+impl Source<'_> {
+    fn open(&self, options: &Options) -> Result<Engine> {
+        match self.like {
+            Some(like) => Engine::random(like, self.layers, options),
+            None => Engine::open(&self.global.model, options),
+        }
+    }
+}
+
+fn measure_model(
+    source: &Source<'_>,
+    options: &Options,
+    device: &str,
+    plan: &ModelPlan,
+    record: &mut Record,
+) -> Result<()> {
+    let limits = backend::open(options, Limit { device })?;
+    // Timing every launch costs time, so what a step's ops take is measured apart.
+    let engine = source.open(&Options { profile: false, ..options.clone() })?;
+    note(format_args!("note: measuring {} on {}", engine.name(), engine.device()));
+    let mut progress = Progress::new("model", 0);
+    record.devices.push(limits.clone());
+    model::model(&engine, &limits, plan, record, &mut |done, all| progress.of(done, all))?;
+    drop(engine);
+    if device.starts_with("cpu") {
+        return Ok(());
+    }
+    model::steps(&source.open(options)?, device, plan, record)
+}
+
+/// The limits of a device, which is closed again.
+struct Limit<'a> {
+    device: &'a str,
+}
+
+impl Visit for Limit<'_> {
+    type Out = Limits;
+
+    fn visit<O: Ops + 'static>(self, ops: O, _why: String) -> Result<Limits> {
+        measure(&ops, self.device)
+    }
+}
+
+/// A record of what `run` measures on each device; what it cannot is a line of the record.
+fn on_each_device(
+    global: &Global,
+    run: impl Fn(&Options, &str, &mut Record) -> Result<()>,
+) -> Result<Record> {
+    handle_interrupt();
+    let mut record = new_record();
+    for options in devices(global) {
+        let device = options.device.to_string();
+        if let Err(problem) = run(&options, &device, &mut record) {
+            record.missing.push(missing(&device, problem)?);
+        }
+    }
+    Ok(record)
+}
+
+/// The options of each device that was given, opened to measure.
+fn devices(global: &Global) -> impl Iterator<Item = Options> {
+    let options = Options { profile: true, ..global.options() };
+    global.device.0.iter().map(move |device| Options { device: device.clone(), ..options.clone() })
+}
+
+/// What could not be measured, as a line; but Ctrl-C ends everything.
+fn missing(device: &str, problem: Error) -> Result<String> {
+    match problem {
+        Error::Interrupted => Err(Error::Interrupted),
+        // It names the device already.
+        Error::NoDevice { .. } => Ok(problem.to_string()),
+        _ => Ok(format!("{device}: {problem}")),
+    }
+}
+
+/// The ops on one device.
+struct Single<'a> {
+    device: &'a str,
+    named: &'a [Named],
+    how: &'a BenchHow,
+    record: &'a mut Record,
+}
+
+impl Visit for Single<'_> {
+    type Out = ();
+
+    fn visit<O: Ops + 'static>(self, ops: O, _why: String) -> Result<()> {
+        let device = self.device;
+        note(format_args!("note: measuring {}", ops.device()));
+        let limits = measure(&ops, device)?;
+        let mut progress = Progress::new("ops", self.named.len() as u64);
+        let how = (self.how.repeats, self.how.displace << 20);
+        for (n, named) in (1..).zip(self.named) {
+            match ops::row(&ops, &limits, named, how) {
+                Ok(row) => self.record.rows.push(row),
+                Err(problem) => {
+                    let what = format!("{device} {} {}", named.op, named.shape);
+                    self.record.missing.push(missing(&what, problem)?);
+                }
+            }
+            progress.at(n)?;
+        }
+        self.record.devices.push(limits);
+        Ok(())
+    }
+}
+
+fn new_record() -> Record {
+    let commit = std::env::var("GRITLM_COMMIT").map(|c| format!(" ({c})")).unwrap_or_default();
+    Record {
+        version: VERSION,
+        date: now(),
+        program: format!("gritlm {}{commit}", env!("CARGO_PKG_VERSION")),
+        host: host(),
+        ..Record::default()
+    }
+}
+
+/// The machine, as far as the system tells.
+fn host() -> String {
+    let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = cpu.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    let model = model.map_or(std::env::consts::ARCH, |(_, name)| name.trim());
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+    format!("{model}, {threads} threads, {}", std::env::consts::OS)
+}
+
+/// `2026-11-25T17:00:00Z`.
+fn now() -> String {
+    let now = time::OffsetDateTime::now_utc();
+    let (date, [h, m, s]) = (now.date(), [now.hour(), now.minute(), now.second()]);
+    format!("{date}T{h:02}:{m:02}:{s:02}Z")
+}
+
+/// Shows the record, and writes and compares it as asked.
+fn report(mut record: Record, how: &BenchOutput, out: &mut Out) -> Result<()> {
+    for path in &how.peer {
+        peer::merge(&mut record, path)?;
+    }
+    if let Some(path) = &how.json {
+        record.write(path)?;
+    }
+    if let Some(path) = &how.html {
+        keep(path, page::page(&record).as_bytes()).map_err(Error::io(path))?;
+    }
+    if out.json() {
+        out.object(&record)?;
+    } else {
+        out.line(table::table(&record).trim_end())?;
+    }
+    let Some(path) = &how.compare else { return Ok(()) };
+    let found = compare(&Record::read(path)?, &record);
+    for line in found.lines() {
+        if out.json() { note(line) } else { out.line(line)? }
+    }
+    out.finish()?;
+    if how.fail_on_regression && found.has_regression() {
+        return Err(Error::Input {
+            what: format!("beside {}", path.display()),
+            problem: "something is slower by more than the spread".into(),
+        });
+    }
+    Ok(())
+}
+
+fn write_results(folder: &Path) -> Result<()> {
+    let found = results::Records::read(folder)?;
+    let path = folder.join("RESULTS.md");
+    let text = fs::read_to_string(&path).map_err(Error::io(&path))?;
+    let text = results::splice(&text, &results::results(&found.records), &path)?;
+    keep(&path, text.as_bytes()).map_err(Error::io(&path))
+}

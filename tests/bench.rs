@@ -1,0 +1,127 @@
+//! `gritlm bench` as a program: devices, shapes, records, comparison, exit codes.
+
+use crate::cli::run;
+use crate::support::say;
+use gritlm::bench::ops::{Named, row, table};
+use gritlm::bench::record::{Limits, Record};
+use gritlm::model::cpu::Cpu;
+use serde_json::Value;
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+/// Small, quick, and with its result compared.
+const SHAPES: [&str; 8] = [
+    "--shape",
+    "linear_add:5x64x96",
+    "--shape",
+    "attention:40",
+    "--shape",
+    "rmsnorm:3x100",
+    "--shape",
+    "gate_up:2x32x48",
+];
+const QUICK: [&str; 4] = ["--repeats", "2", "--displace", "1"];
+
+fn bench<'a>(device: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    [&["bench", "ops", "--device", device][..], &SHAPES, &QUICK, more].concat()
+}
+
+fn read(path: &Path) -> Value {
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+}
+
+/// Rows of every device that is there, checked against the CPU, with limit, share and the kernels
+/// that were chosen; a line for the one that is not.
+#[test]
+fn ops_on_every_device() {
+    let folder = tempfile::tempdir().unwrap();
+    let [json, html] = ["new.json", "page.html"].map(|name| folder.path().join(name));
+    let here = gritlm::devices().into_iter().filter(|d| d.available);
+    let here: Vec<String> = here.map(|d| d.device).collect();
+    let devices = format!("{},wgpu:no such adapter", here.join(","));
+    let [json_name, html_name] = [&json, &html].map(|path| path.to_str().unwrap());
+    let shown = run(&bench(&devices, &["--json", json_name, "--html", html_name]), "").ok();
+    let record = read(&json);
+    for device in &here {
+        let rows = record["rows"].as_array().unwrap().iter();
+        let rows: Vec<&Value> = rows.filter(|row| row["device"] == **device).collect();
+        assert_eq!(rows.len(), 4, "{device}");
+        for row in rows {
+            for field in ["us", "bytes", "flops", "share"] {
+                assert!(row[field].as_f64().unwrap() > 0.0, "{device} {field}: {row}");
+            }
+            assert!(row["error"].as_f64().unwrap() < 1e-5, "{row}");
+            assert!(device == "cpu" || row["variant"].as_str().unwrap().contains("grid"), "{row}");
+        }
+        assert!(shown.contains(device), "{shown}");
+    }
+    let missing = record["missing"].as_array().unwrap();
+    assert!(missing.iter().any(|line| line.as_str().unwrap().contains("no such adapter")));
+    assert!(shown.contains("Not measured"), "{shown}");
+    assert!(fs::read_to_string(&html).unwrap().contains("<svg"));
+    say(&format!("bench ops covered: {}", here.join("; ")));
+}
+
+/// A record from before that was twice as fast: shown, and with the flag exit code 1; against itself
+/// nothing has changed.
+#[test]
+fn a_regression_is_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let [new, old] = ["new.json", "old.json"].map(|name| folder.path().join(name));
+    let [new_name, old_name] = [&new, &old].map(|path| path.to_str().unwrap());
+    run(&bench("cpu", &["--json", new_name]), "").ok();
+    let mut record = Record::read(&new).unwrap();
+    // What a busy machine spreads must not explain it.
+    record.rows.iter_mut().for_each(|row| row.spread = 0.01);
+    record.write(&new).unwrap();
+    record.rows[1].us /= 2.0;
+    record.write(&old).unwrap();
+    let show = ["bench", "show", new_name, "--compare", old_name];
+    let lines = run(&show, "").ok();
+    assert!(lines.contains("attention") && lines.contains("slower"), "{lines}");
+    let failing = [&show[..], &["--fail-on-regression"]].concat();
+    let ran = run(&failing, "");
+    assert_eq!((ran.code, ran.problems().len()), (1, 1), "{}", ran.stderr);
+    assert!(ran.problems()[0].contains("old.json") && ran.stdout.contains("slower"));
+    let same = ["bench", "show", new_name, "--compare", new_name, "--fail-on-regression"];
+    run(&same, "").ok();
+}
+
+#[test]
+fn bad_arguments_are_one_line() {
+    for (args, parts) in [
+        (&["bench", "ops", "--shape", "linear_add:5x6"][..], &["--shape", "linear_add:5x6"][..]),
+        (&["bench", "ops", "--shape", "conv:1x2x3"], &["conv:1x2x3"]),
+        (&["bench", "ops", "--shape", "rmsnorm:0x3"], &["rmsnorm:0x3"]),
+        (&["bench", "ops", "--like", "gpt"], &["--like", "gpt", "tiny-moe"]),
+        (&["bench", "ops", "--device", "cpu,tpu"], &["--device", "tpu"]),
+        (&["embed", "x", "--device", "cpu,cuda"], &["--device", "only bench takes several"]),
+        (&["bench", "model", "--layers", "2"], &["--like"]),
+        (&["bench", "ops", "--fail-on-regression"], &["--compare"]),
+        (&["bench", "ops", "--repeats", "0"], &["--repeats"]),
+    ] {
+        run(args, "").fails(2, parts);
+    }
+    run(&["bench", "show", "nothing.json"], "").fails(1, &["nothing.json"]);
+}
+
+/// Every case of the table has a name of its own and can be timed; one that is wrong is an error.
+#[test]
+fn the_table_is_benched() {
+    let all = table();
+    let names: BTreeSet<(&str, &str)> =
+        all.iter().map(|n| (n.op.as_str(), n.shape.as_str())).collect();
+    assert_eq!(names.len(), all.len());
+    let limits = Limits { copy_gb_s: 1.0, matmul_gflop_s: 1.0, ..Limits::default() };
+    let named = all.iter().find(|n| n.op == "qkv").unwrap();
+    let found = row(&Cpu, &limits, named, (1, 0)).unwrap();
+    assert_eq!((found.op.as_str(), found.error), ("qkv", Some(0.0)));
+    // At 1 GB/s and 1 GFLOP/s the limit is time itself.
+    let expected = found.bytes.max(found.flops) / 1e3 / found.us;
+    assert!((found.share - expected).abs() < 1e-9 * expected);
+    let mut wrong = Named::parse("linear_add:3x8x8").unwrap();
+    wrong.checked =
+        Some(gritlm::bench::ops::Check::Rows(Named::parse("linear_add:2x8x9").unwrap().case));
+    assert!(row(&Cpu, &limits, &wrong, (1, 0)).unwrap_err().to_string().contains("linear_add"));
+}
