@@ -6,16 +6,12 @@
 #include <cmath>
 
 #define __device__ __attribute__((visibility("hidden")))
-#define __host__
 #define __global__
 #define __shared__ static_assert(false, "only dynamic shared memory, through Shared<T>")
-#define __constant__ static const
 #define __grid_constant__
 #define __forceinline__ inline __attribute__((always_inline))
-#define __noinline__ __attribute__((noinline))
 #define __launch_bounds__(...)
 #define __align__(n) __attribute__((aligned(n)))
-#define __restrict__ __restrict
 
 #define KERNEL(name, Params, threads, blocks, ...)                                                 \
     static void name##_call(const void *params) {                                                  \
@@ -28,11 +24,8 @@
 #define blockIdx (::emulator::self->block->at)
 #define blockDim (::emulator::self->block->size)
 #define gridDim (::emulator::self->block->grid)
-constexpr int warpSize = 32;
 
 inline void __syncthreads() { emulator::syncthreads(); }
-inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
-inline void __threadfence_block() {}
 inline void __syncwarp(u32 mask = ~0u) {
     emulator::meet(emulator::Meeting::Syncwarp, mask, emulator::nothing, emulator::nothing);
 }
@@ -43,9 +36,8 @@ namespace emulator {
 // outside the group.
 template <class T, class From> inline T shuffle(u32 mask, T value, int width, From from) {
     static_assert(sizeof(T) <= 8);
-    const Exchange &e = meet(
-        Meeting::Shuffle, mask, [&](Exchange &e) { memcpy(&e.word[self->lane], &value, sizeof value); },
-        nothing);
+    auto put = [&](Exchange &e) { memcpy(&e.word[self->lane], &value, sizeof value); };
+    const Exchange &e = meet(Meeting::Shuffle, mask, put, nothing);
     int lane = int(self->lane), group = lane & -width, other = from(lane, group);
     memcpy(&value, &e.word[other >= group && other < group + width ? other : lane], sizeof value);
     return value;
@@ -93,22 +85,13 @@ inline float __uint_as_float(u32 v) { return emulator_bits<float>(v); }
 inline float __int_as_float(int v) { return emulator_bits<float>(v); }
 
 inline float __expf(float x) { return expf(x); }
-inline float __exp2f(float x) { return exp2f(x); }
 inline float __logf(float x) { return logf(x); }
-inline float __log2f(float x) { return log2f(x); }
-inline float __sinf(float x) { return sinf(x); }
-inline float __cosf(float x) { return cosf(x); }
 inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
-inline float __frsqrt_rn(float x) { return 1.0f / sqrtf(x); }
 inline float __frcp_rn(float x) { return 1.0f / x; }
 inline float __fdividef(float a, float b) { return a / b; }
-inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
-inline float __saturatef(float x) { return fminf(fmaxf(x, 0.0f), 1.0f); }
 
 inline int __clz(int v) { return v ? __builtin_clz(u32(v)) : 32; }
 inline int __popc(u32 v) { return __builtin_popcount(v); }
-inline int __ffs(int v) { return __builtin_ffs(v); }
-inline u32 __umulhi(u32 a, u32 b) { return u32(u64(a) * b >> 32); }
 inline u32 __brev(u32 v) {
     v = __builtin_bswap32(v);
     v = (v >> 4 & 0x0f0f0f0fu) | (v & 0x0f0f0f0fu) << 4;

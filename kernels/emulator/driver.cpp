@@ -45,9 +45,7 @@ struct Stream {
     u64 launches = 0;
 };
 
-struct Event {
-    std::chrono::steady_clock::time_point at;
-};
+using Event = std::chrono::steady_clock::time_point;
 
 struct Function {
     const Entry *entry;
@@ -58,10 +56,6 @@ struct Function {
 struct Module {
     void *library;
     std::map<std::string, Function> functions;
-};
-
-struct Graph {
-    Steps steps;
 };
 
 constexpr u32 SHARED_MOST = 163 << 10;
@@ -110,33 +104,18 @@ void *pointer(CUdeviceptr at) { return reinterpret_cast<void *>(at); }
 
 CUresult copy(void *to, const void *from, u64 bytes, bool to_device, bool from_device,
               void *stream) {
-    auto there = [=] {
-        return !bytes || ((!to_device || owned(to, bytes)) && (!from_device || owned(from, bytes)));
-    };
-    if (!there()) {
+    if (bytes && ((to_device && !owned(to, bytes)) || (from_device && !owned(from, bytes)))) {
         return INVALID_VALUE;
     }
-    return enqueue(stream, [=] {
-        if (!there()) {
-            return complain("a graph copies memory that has been freed");
-        }
-        memmove(to, from, bytes);
-        return true;
-    });
+    return enqueue(stream, [=] { return memmove(to, from, bytes), true; });
 }
 
 template <class T> CUresult fill(CUdeviceptr to, T value, u64 count, void *stream) {
-    auto there = [=] { return !count || owned(pointer(to), count * sizeof(T)); };
-    if (!there()) {
+    T *first = static_cast<T *>(pointer(to));
+    if (count && !owned(first, count * sizeof(T))) {
         return INVALID_VALUE;
     }
-    return enqueue(stream, [=] {
-        if (!there()) {
-            return complain("a graph fills memory that has been freed");
-        }
-        std::fill_n(static_cast<T *>(pointer(to)), count, value);
-        return true;
-    });
+    return enqueue(stream, [=] { return std::fill_n(first, count, value), true; });
 }
 
 // A shared library in memory, opened. Its size is where its table of sections ends.
@@ -290,15 +269,14 @@ CUresult cuEventCreate(void **to, u32) { return give(to, static_cast<void *>(new
 CUresult cuEventDestroy_v2(void *event) { return delete static_cast<Event *>(event), SUCCESS; }
 CUresult cuEventRecord(void *event, void *stream) {
     return enqueue(stream, [=] {
-        static_cast<Event *>(event)->at = std::chrono::steady_clock::now();
-        return true;
+        return *static_cast<Event *>(event) = std::chrono::steady_clock::now(), true;
     });
 }
 CUresult cuEventSynchronize(void *) { return SUCCESS; }
 CUresult cuEventQuery(void *) { return SUCCESS; }
 CUresult cuEventElapsedTime_v2(float *to, void *start, void *end) {
     std::chrono::duration<float, std::milli> time =
-        static_cast<Event *>(end)->at - static_cast<Event *>(start)->at;
+        *static_cast<Event *>(end) - *static_cast<Event *>(start);
     return give(to, time.count());
 }
 
@@ -430,28 +408,21 @@ CUresult cuStreamEndCapture(void *stream, void **to) {
     if (!on.capture) {
         return STREAM_CAPTURE_UNMATCHED;
     }
-    auto graph = new Graph{std::move(*on.capture)};
-    on.capture.reset();
-    return give(to, static_cast<void *>(graph));
+    return give(to, static_cast<void *>(on.capture.release()));
 }
 CUresult cuStreamIsCapturing(void *stream, int *to) {
     return give(to, stream_of(stream).capture ? 1 : 0);
 }
 CUresult cuGraphInstantiateWithFlags(void **to, void *graph, u64) {
-    return give(to, static_cast<void *>(new Graph(*static_cast<Graph *>(graph))));
+    return give(to, static_cast<void *>(new Steps(*static_cast<Steps *>(graph))));
 }
 CUresult cuGraphUpload(void *, void *) { return SUCCESS; }
 CUresult cuGraphLaunch(void *graph, void *stream) {
-    const Steps &steps = static_cast<Graph *>(graph)->steps;
+    const Steps &steps = *static_cast<Steps *>(graph);
     return enqueue(stream, [&steps] {
-        for (const Step &step : steps) {
-            if (!step()) {
-                return false;
-            }
-        }
-        return true;
+        return std::all_of(steps.begin(), steps.end(), [](const Step &step) { return step(); });
     });
 }
-CUresult cuGraphExecDestroy(void *graph) { return delete static_cast<Graph *>(graph), SUCCESS; }
-CUresult cuGraphDestroy(void *graph) { return delete static_cast<Graph *>(graph), SUCCESS; }
+CUresult cuGraphExecDestroy(void *graph) { return delete static_cast<Steps *>(graph), SUCCESS; }
+CUresult cuGraphDestroy(void *graph) { return delete static_cast<Steps *>(graph), SUCCESS; }
 }

@@ -93,7 +93,6 @@ struct Worker : Block {
     std::unique_ptr<Warp[]> warps{new Warp[MAX_WARPS]()};
     std::vector<u32> marks = std::vector<u32>(SHARED_MOST);
     unsigned char *stacks = reserve(STACK * MAX_THREADS);
-    u32 stacks_used = 0;
     const Launch *launch;
     std::atomic<bool> *stop;
     void *home;
@@ -138,7 +137,11 @@ Worker &worker() { return static_cast<Worker &>(*self->block); }
                      block.launch->kernel.c_str(), block.at.x, block.at.y, block.at.z, t.id);
     vsnprintf(text + n, sizeof text - n, format, list);
     if (!block.stop->exchange(true)) {
-        complain(text);
+        std::lock_guard<std::mutex> lock(fault_lock);
+        fault_text = text;
+        if (!quiet) {
+            fprintf(stderr, "emulator: %s\n", text);
+        }
     }
     leave(block);
 }
@@ -278,15 +281,6 @@ void run_block(Worker &block, const Launch &launch, u64 number) {
 
 }  // namespace
 
-bool complain(const char *fault) {
-    std::lock_guard<std::mutex> lock(fault_lock);
-    fault_text = fault;
-    if (!quiet) {
-        fprintf(stderr, "emulator: %s\n", fault);
-    }
-    return false;
-}
-
 void fault(const char *format, ...) {
     va_list list;
     va_start(list, format);
@@ -347,10 +341,12 @@ void met(Warp &warp) {
     warp.met = 0;
     warp.turn ^= 1;
     warp.ready = ~0u;
-    warp.ordered = ++block.clock;
+    // Shuffles, votes and matrix instructions order no memory: __syncwarp alone does.
+    if (warp.meeting == Meeting::Syncwarp) {
+        warp.ordered = ++block.clock;
+    }
     if (block.clock >= CLOCK_LIMIT) {
-        fault("more than %u meetings of warps without a __syncthreads: the emulator's limit",
-              CLOCK_LIMIT);
+        fault("more than %u __syncwarp without a __syncthreads: the emulator's limit", CLOCK_LIMIT);
     }
     u32 drawn = block.draw();
     warp.rotation = drawn / 8 % LANES;

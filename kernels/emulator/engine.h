@@ -20,7 +20,8 @@ constexpr u32 BY_LANES = 1 << 10, BY_WARPS = 1 << 11, BY_ATOMIC = 1 << 12, CLOCK
 // A mark of its own: the destination of a cp.async that is not waited for. Ordered before nothing.
 constexpr u32 UNDER_WAY = ~0u;
 // At a barrier all that was written is past, so the clock may start anew.
-constexpr u32 PAST = 1 << CLOCK, CLOCK_START = 2, CLOCK_RENEW = 1 << 18, CLOCK_LIMIT = (1 << 19) - 2;
+constexpr u32 PAST = 1 << CLOCK, CLOCK_START = 2;
+constexpr u32 CLOCK_RENEW = 1 << 18, CLOCK_LIMIT = (1 << 19) - 2;
 
 struct Index {
     u32 x, y, z;
@@ -34,8 +35,8 @@ struct Entry {
 };
 
 enum class Meeting : u32 { Syncwarp, Shuffle, Vote, Ldmatrix, LdmatrixTrans, Mma };
-inline const char *const MEETINGS[] = {"__syncwarp",       "a shuffle",          "a vote",
-                                       "ldmatrix4", "ldmatrix4_trans", "mma16x8x16"};
+inline const char *const MEETINGS[] = {"__syncwarp", "a shuffle",       "a vote",
+                                       "ldmatrix4",  "ldmatrix4_trans", "mma16x8x16"};
 
 // What the lanes of a warp hand over and get back when they meet. There are two, used in turn: a
 // lane can be at most one meeting ahead of another.
@@ -49,7 +50,7 @@ struct alignas(64) Exchange {
 struct Warp {
     u32 ready;     // lanes that can go on
     u32 met;       // lanes that wait at the meeting
-    u32 ordered;   // the clock at the last meeting: what the warp did before is past for the warp
+    u32 ordered;   // the clock at the last __syncwarp: what the warp did before is past for it
     u32 rotation;  // of the order in which lanes are chosen
     u32 turn;
     Meeting meeting;
@@ -116,7 +117,7 @@ struct Marks {
 
     bool of_warp(u32 mark) const { return mark / LANES % LANES == warp && !(mark & BY_WARPS); }
 
-    // Whether a barrier lies between the mark and now, or a meeting of the warp that made it, or
+    // Whether a barrier lies between the mark and now, or a __syncwarp of the warp that made it, or
     // this thread itself made it.
     bool past(u32 mark) const {
         u32 time = mark >> CLOCK;
@@ -192,8 +193,8 @@ inline bool global_past(const Thread &t, u64 mark) {
 }
 
 // An access to global memory: within an allocation, aligned, not of what another thread has written
-// in this launch, unless a barrier lies between. (What it has read is not known: it would be a fault
-// in another order of the threads.)
+// in this launch, unless a barrier lies between. (What it has read is not known: that is a fault in
+// another order of the threads.)
 template <Access ACCESS, u32 BYTES> inline void global_check(const void *at) {
     constexpr u32 N = BYTES < 2 ? 1 : BYTES / 2;
     u64 place = u64(static_cast<const unsigned char *>(at) - global_base);

@@ -18,8 +18,7 @@ struct Launch {
     u64 number;  // of all launches of the process
 };
 
-bool run(const Launch &launch);   // false after a fault
-bool complain(const char *fault);  // false
+bool run(const Launch &launch);  // false after a fault
 
 // Allocations. `owned` tells whether a whole range lies within one.
 void *allocate(u64 bytes);  // null when there is no more
