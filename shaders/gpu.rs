@@ -450,7 +450,9 @@ impl Gpu {
                 Command::Launch { pipeline, grid: Grid::Of(x, y), .. } => {
                     Some(format!("{} grid {x}x{y}", pipeline.name))
                 }
-                Command::Launch { pipeline, .. } => Some(format!("{} grid by device", pipeline.name)),
+                Command::Launch { pipeline, .. } => {
+                    Some(format!("{} grid by device", pipeline.name))
+                }
                 _ => None,
             };
             let told: Vec<String> = commands.iter().filter_map(tell).collect();

@@ -2,13 +2,18 @@
 
 use crate::cli::run;
 use crate::support::say;
-use gritlm::bench::ops::{Named, row, table};
+use gritlm::bench::case::Op;
+use gritlm::bench::model::ModelPlan;
+use gritlm::bench::ops::{Named, model, row, table};
 use gritlm::bench::record::{Limits, Record};
+use gritlm::bench::shape;
 use gritlm::model::cpu::Cpu;
+use gritlm::synth;
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 /// Small, quick, and with its result compared.
 const SHAPES: [&str; 8] = [
@@ -54,7 +59,9 @@ fn ops_on_every_device() {
             assert!(row["error"].as_f64().unwrap() < 1e-5, "{row}");
             assert!(device == "cpu" || row["variant"].as_str().unwrap().contains("grid"), "{row}");
         }
-        assert!(shown.contains(device), "{shown}");
+        let measured = record["devices"].as_array().unwrap().iter();
+        let name = measured.filter(|d| d["device"] == **device).map(|d| d["name"].as_str());
+        assert!(name.flatten().any(|name| shown.contains(name)), "{device}: {shown}");
     }
     let missing = record["missing"].as_array().unwrap();
     assert!(missing.iter().any(|line| line.as_str().unwrap().contains("no such adapter")));
@@ -124,4 +131,97 @@ fn the_table_is_benched() {
     wrong.checked =
         Some(gritlm::bench::ops::Check::Rows(Named::parse("linear_add:2x8x9").unwrap().case));
     assert!(row(&Cpu, &limits, &wrong, (1, 0)).unwrap_err().to_string().contains("linear_add"));
+}
+
+/// Every op of a model has rows, all are checked, and no two have one name.
+#[test]
+fn a_models_ops_are_benched() {
+    let folder = tempfile::tempdir().unwrap();
+    for (like, own) in [("tiny", "gate_up"), ("tiny-moe", "expert")] {
+        let json = folder.path().join(like);
+        let args = ["bench", "ops", "--device", "cpu", "--like", like, "--rows", "1,5"];
+        let sizes = ["--contexts", "40", "--batches", "1,3", "--repeats", "1", "--displace", "0"];
+        run(&[&args[..], &sizes, &["--json", json.to_str().unwrap()]].concat(), "").ok();
+        let record = Record::read(&json).unwrap();
+        assert!(record.missing.is_empty(), "{:?}", record.missing);
+        assert!(record.rows.iter().all(|row| row.error.is_some() && row.us > 0.0));
+        let ops: BTreeSet<&str> = record.rows.iter().map(|row| row.op.as_str()).collect();
+        let mut all = BTreeSet::from(["qkv", "linear_add", "logits", "attention", "rmsnorm"]);
+        all.extend(["embed", "pool", "sample", "search", own]);
+        assert_eq!(ops, all);
+        let names: BTreeSet<(&str, &str)> =
+            record.rows.iter().map(|row| (row.op.as_str(), row.shape.as_str())).collect();
+        assert_eq!(names.len(), record.rows.len());
+    }
+}
+
+/// What is too large for the CPU twin is compared in part, or in a smaller shape.
+#[test]
+fn what_is_large_is_checked_in_part() {
+    let [dense, mixture] = ["gritlm-7b", "gritlm-8x7b"].map(|m| synth::config(m, None).unwrap());
+    for config in [dense, mixture] {
+        for named in model(&config, &[1, 4096], &[16384], &[1, 32]) {
+            let (op, shape) = (&named.op, &named.shape);
+            let checked = named.checked.as_ref().map_or(&named.case, |check| check.case());
+            assert!(checked.flops() <= 20_000_000_000, "{op} {shape}");
+            if let Op::Attention(_, sequences) = &checked.op {
+                assert!(sequences.iter().map(|s| s.past).sum::<u32>() <= 1 << 16, "{op} {shape}");
+            }
+        }
+    }
+}
+
+/// The keys that are counted for bytes and operations are those of the masks' definition.
+#[test]
+fn keys_are_counted_as_defined() {
+    for named in table() {
+        if let Op::Attention(_, sequences) = &named.case.op {
+            for sequence in sequences {
+                let ranges: Vec<Vec<usize>> = sequence.ranges().map(Iterator::collect).collect();
+                assert_eq!(ranges, sequence.keys().collect::<Vec<_>>(), "{sequence:?}");
+            }
+        }
+    }
+}
+
+/// Peers are put beside our rows by name, so every name that PyTorch's scripts have must be one of
+/// ours, in the sizes that `benches/device.sh` asks for.
+#[test]
+fn peers_have_our_names() {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/peers/torch/shapes.py");
+    for more in [&[][..], &["--quick"]] {
+        let Ok(output) = Command::new("python3").arg(script).args(more).output() else {
+            return say("SKIPPED bench::peers_have_our_names: no python3");
+        };
+        let sizes: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let list =
+            |name: &str| -> Vec<u32> { serde_json::from_value(sizes[name].clone()).unwrap() };
+        let text = |name: &str| sizes[name].as_str().unwrap().to_string();
+        let config = |name: &str| synth::config(&text(name), None).unwrap();
+        let (rows, batches) = (list("rows"), list("batches"));
+        let contexts = [list("prefill"), list("contexts")].concat();
+        let mut ours = model(&config("like"), &rows, &contexts, &batches);
+        ours.extend(model(&config("mixture"), &list("expert_rows"), &[], &[]));
+        let mut ours: BTreeSet<(String, String)> =
+            ours.into_iter().map(|named| (named.op, named.shape)).collect();
+        let plan = match more {
+            [] => ModelPlan::new(sizes["batch_tokens"].as_u64().unwrap() as usize, 1),
+            _ => ModelPlan::quick(1),
+        };
+        let like = text("like");
+        let mut add = |op: &str, pairs: &[(usize, usize)], shape: fn(u64, u64) -> String| {
+            for &(sequences, tokens) in pairs {
+                let shape = shape(sequences as u64, tokens as u64);
+                ours.insert((op.into(), shape::of(&shape, &like)));
+            }
+        };
+        add("embed", &plan.embed, shape::embed);
+        add("prefill", &plan.prefill, shape::prefill);
+        add("decode", &plan.decode, shape::decode);
+        let theirs = [&sizes["ops"], &sizes["model"]].map(|names| names.as_array().unwrap());
+        for name in theirs.into_iter().flatten() {
+            let name: (String, String) = serde_json::from_value(name.clone()).unwrap();
+            assert!(ours.contains(&name), "{name:?} is no row of ours");
+        }
+    }
 }

@@ -4,9 +4,6 @@
 
 use crate::cases::{Expected, cases};
 use crate::support::{error, say};
-use gritlm::bench::case::{Case, Op};
-use gritlm::model::ops::Expert;
-use gritlm::model::weights::Dtype;
 use gritlm_kernels::source::{self, HEADERS, Source};
 use gritlm_kernels::{Cuda, Options, compile};
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW, Symbol};
@@ -728,10 +725,7 @@ impl Mutant {
             "route" => "expert",
             stem => stem.split('_').next().unwrap(),
         };
-        // More than one pass over the rows, and over the experts.
-        let sorted = Expert { rows: 600, dim: 8, hidden: 8, experts: 17, top_k: 2 };
-        let all = cases().into_iter().chain([Case::new(Op::Expert(sorted), Dtype::Bf16)]);
-        for mut case in all.filter(|case| case.name.starts_with(op)) {
+        for mut case in cases().into_iter().filter(|case| case.name.starts_with(op)) {
             case.bf16 = true;
             let out = case.run(&cuda);
             let fault = emulator.fault();

@@ -3,6 +3,7 @@
 mod api; // the library's behaviour: streaming, chat, budgets, names of architectures
 mod bad_input; // whatever comes in: one line, the right exit code, nothing half written
 mod bench; // `gritlm bench`: devices, shapes, records, comparison
+mod bench_model; // whole models, loading, random weights: all rows there, or said to be missing
 mod bench_report; // its table, page, comparison and peers
 mod browser; // the shaders in a browser's WebGPU, where there is one
 mod cases; // every op, its inputs and what should come out
