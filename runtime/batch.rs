@@ -140,19 +140,32 @@ impl Plan {
 }
 
 fn check(s: &Sequence<'_>, config: &Config, pool: &Arc<Pool>) -> std::result::Result<(), String> {
-    if s.tokens.is_empty() {
+    let skip = match s.want {
+        Want::Embedding { skip, .. } => skip,
+        _ => 0,
+    };
+    check_tokens(s.tokens, skip, config)?;
+    match s.cache.belongs_to(pool) {
+        true => Ok(()),
+        false => Err("its cache belongs to another engine".into()),
+    }
+}
+
+/// Whether a model with this config can run the tokens, and something is left of them behind the
+/// first `skip`.
+pub(crate) fn check_tokens(
+    tokens: &[u32],
+    skip: usize,
+    config: &Config,
+) -> std::result::Result<(), String> {
+    if tokens.is_empty() {
         return Err("expected at least one token, found none".into());
     }
-    if let Some(id) = s.tokens.iter().find(|&&id| id as usize >= config.vocab) {
+    if let Some(id) = tokens.iter().find(|&&id| id as usize >= config.vocab) {
         return Err(format!("expected token ids below {}, found {id}", config.vocab));
     }
-    if !s.cache.belongs_to(pool) {
-        return Err("its cache belongs to another engine".into());
+    if skip >= tokens.len() {
+        return Err(format!("nothing to pool: {skip} of {} tokens are left out", tokens.len()));
     }
-    match s.want {
-        Want::Embedding { skip, .. } if skip >= s.tokens.len() => {
-            Err(format!("nothing to pool: {skip} of {} tokens are left out", s.tokens.len()))
-        }
-        _ => Ok(()),
-    }
+    Ok(())
 }

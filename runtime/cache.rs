@@ -4,33 +4,62 @@
 //! them. A request takes all the pages that it will need before anything is computed, so nothing is
 //! ever written past the pool and a refused request changes nothing. Dropping a cache gives its
 //! pages back.
+//!
+//! Full pages may be shared: a page is free when its last holder has given it back. Nobody writes a
+//! shared page, because tokens are only ever added, and those go into pages taken since; the last
+//! page of a shared prefix that is not full is computed again instead of copied.
 
 use crate::{Error, Result};
 use gritlm_model::ops::{NO_PAGE, PAGE};
 use half::bf16;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// The pages that nobody owns.
+/// The device's pages, and how many caches hold each.
 #[derive(Debug)]
 pub(crate) struct Pool {
-    /// Free pages, highest first: low ones are reused, so memory stays small.
-    free: Mutex<Vec<u32>>,
+    state: Mutex<State>,
     pages: usize,
+}
+
+#[derive(Debug)]
+struct State {
+    /// Pages without holder, highest first: low ones are reused, so memory stays small.
+    free: Vec<u32>,
+    holders: Vec<u32>,
 }
 
 impl Pool {
     pub(crate) fn new(pages: usize) -> Arc<Self> {
-        Arc::new(Self { free: Mutex::new((0..pages as u32).rev().collect()), pages })
+        let state = State { free: (0..pages as u32).rev().collect(), holders: vec![0; pages] };
+        Arc::new(Self { state: Mutex::new(state), pages })
     }
 
-    /// Pages that nobody owns now.
+    /// All pages, free or not.
+    pub(crate) fn pages(&self) -> usize {
+        self.pages
+    }
+
+    /// Pages that nobody holds now.
     pub(crate) fn free_pages(&self) -> usize {
-        self.free().len()
+        self.state().free.len()
     }
 
-    fn free(&self) -> std::sync::MutexGuard<'_, Vec<u32>> {
-        // The list is whole between any two statements, so a panic elsewhere does not spoil it.
-        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Gives back each page, the last first, so that the first is the next to be taken.
+    fn give_back(&self, pages: impl DoubleEndedIterator<Item = u32>) {
+        let mut state = self.state();
+        for page in pages.rev().filter(|&p| p != NO_PAGE) {
+            let holders = &mut state.holders[page as usize];
+            *holders -= 1;
+            if *holders == 0 {
+                state.free.push(page);
+            }
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // The lists are whole between any two calls, so a panic elsewhere does not spoil them.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -68,10 +97,15 @@ impl Cache {
         &self.table
     }
 
+    /// Pages that `more` tokens beyond those in the cache need and it does not hold yet.
+    pub(crate) fn lacks(&self, more: usize) -> usize {
+        (self.tokens + more).div_ceil(PAGE).saturating_sub(self.table.len())
+    }
+
     /// Takes the pages for `more` tokens beyond those in the cache; all or none.
     pub(crate) fn reserve(&mut self, more: usize) -> Result<()> {
-        let pages = (self.tokens + more).div_ceil(PAGE).saturating_sub(self.table.len());
-        let mut free = self.pool.free();
+        let pages = self.lacks(more);
+        let State { free, holders } = &mut *self.pool.state();
         if pages > free.len() {
             let spare = self.table.len() * PAGE - self.tokens;
             return Err(Error::NoRoom {
@@ -81,14 +115,17 @@ impl Cache {
             });
         }
         let rest = free.len() - pages;
-        self.table.extend(free.drain(rest..).rev());
+        for page in free.drain(rest..).rev() {
+            holders[page as usize] = 1;
+            self.table.push(page);
+        }
         Ok(())
     }
 
     /// Gives back all but the first `pages` pages, which hold no token yet.
     pub(crate) fn give_back(&mut self, pages: usize) {
         debug_assert!(pages * PAGE >= self.tokens);
-        self.pool.free().extend(self.table.drain(pages..).rev());
+        self.pool.give_back(self.table.drain(pages..));
     }
 
     /// Pages held.
@@ -104,22 +141,45 @@ impl Cache {
     /// Frees the pages whose every token stands before `position`; no later query may see them.
     pub(crate) fn forget_before(&mut self, position: usize) {
         let pages = (position / PAGE).min(self.table.len());
-        for page in self.table[..pages].iter_mut().filter(|p| **p != NO_PAGE) {
-            self.pool.free().push(*page);
-            *page = NO_PAGE;
-        }
+        self.pool.give_back(self.table[..pages].iter().copied());
+        self.table[..pages].fill(NO_PAGE);
     }
 
     /// Whether a sliding window has freed a part of it.
     pub(crate) fn has_holes(&self) -> bool {
         self.table.contains(&NO_PAGE)
     }
+
+    /// Holds the given pages, which are full, as well as this cache does; None where a window has
+    /// freed one.
+    pub(crate) fn share(&self, pages: Range<usize>) -> Option<Self> {
+        debug_assert!(pages.end * PAGE <= self.tokens);
+        let table = self.table[pages].to_vec();
+        if table.contains(&NO_PAGE) {
+            return None;
+        }
+        let mut state = self.pool.state();
+        table.iter().for_each(|&page| state.holders[page as usize] += 1);
+        Some(Self { pool: Arc::clone(&self.pool), tokens: table.len() * PAGE, table })
+    }
+
+    /// Appends the pages of a cache that follows this one, both full to their last page.
+    pub(crate) fn append(&mut self, mut next: Self) {
+        debug_assert!(self.tokens == self.table.len() * PAGE);
+        self.tokens += next.tokens;
+        self.table.append(&mut next.table);
+    }
+
+    /// Whether no other cache holds any of its pages.
+    pub(crate) fn is_sole_holder(&self) -> bool {
+        let state = self.pool.state();
+        self.table.iter().all(|&p| p == NO_PAGE || state.holders[p as usize] == 1)
+    }
 }
 
 impl Drop for Cache {
     fn drop(&mut self) {
-        let mut free = self.pool.free();
-        free.extend(self.table.iter().rev().filter(|&&p| p != NO_PAGE));
+        self.pool.give_back(self.table.iter().copied());
     }
 }
 

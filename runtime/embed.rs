@@ -52,6 +52,23 @@ impl Embed {
     pub fn with_instruction(instruction: impl Into<String>) -> Self {
         Self { instruction: instruction.into(), ..Self::default() }
     }
+
+    /// Whether every option means something to a model of this width.
+    pub(crate) fn check(&self, dim: usize) -> Result<()> {
+        match self.dimensions {
+            Some(n) if !(1..=dim).contains(&n) => Err(Error::Option {
+                option: "--dimensions",
+                expected: format!("1 to {dim}"),
+                found: n.to_string(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Numbers to keep, where that is not all.
+    fn cut(&self, dim: usize) -> Option<usize> {
+        self.dimensions.filter(|&n| n < dim)
+    }
 }
 
 /// A text's vector.
@@ -63,6 +80,45 @@ pub struct Embedding {
     pub tokens: usize,
     /// Tokens that were cut off.
     pub truncated: usize,
+}
+
+/// A text's tokens, ready to be embedded; see [`Engine::encode_texts`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Encoded {
+    /// `<s>`, tags, instruction and text.
+    pub tokens: Vec<u32>,
+    /// How many of them, from the first, pooling leaves out.
+    pub skip: usize,
+    /// Tokens that were cut off.
+    pub truncated: usize,
+}
+
+impl Encoded {
+    /// What a pass is to bring back. A vector that is cut gets its length afterwards.
+    pub(crate) fn want(&self, how: &Embed, dim: usize) -> Want {
+        let normalize = how.normalize && how.cut(dim).is_none();
+        Want::Embedding { skip: self.skip, pooling: how.pooling, normalize }
+    }
+
+    /// Text `index`'s embedding from what the pass brought back.
+    pub(crate) fn finish(
+        &self,
+        index: usize,
+        mut vector: Vec<f32>,
+        how: &Embed,
+    ) -> Result<Embedding> {
+        if !vector.iter().all(|v| v.is_finite()) {
+            return Err(Error::NotFinite { what: format!("text {index}") });
+        }
+        if let Some(n) = how.cut(vector.len()) {
+            vector.truncate(n);
+            if how.normalize {
+                let length = dot(&vector, &vector).sqrt().max(1e-12);
+                vector.iter_mut().for_each(|v| *v /= length);
+            }
+        }
+        Ok(Embedding { vector, tokens: self.tokens.len(), truncated: self.truncated })
+    }
 }
 
 impl Engine {
@@ -86,16 +142,42 @@ impl Engine {
         how: &Embed,
         done: &mut dyn FnMut(usize) -> Result<()>,
     ) -> Result<Vec<Embedding>> {
-        let dim = self.config().dim;
-        if let Some(n) = how.dimensions
-            && !(1..=dim).contains(&n)
-        {
-            return Err(Error::Option {
-                option: "--dimensions",
-                expected: format!("1 to {dim}"),
-                found: n.to_string(),
-            });
+        let encoded = self.encode_texts(texts, how)?;
+        let mask = self.mask_for(how);
+        let mut found: Vec<Option<Embedding>> = vec![None; texts.len()];
+        let tokens: Vec<&[u32]> = encoded.iter().map(|e| e.tokens.as_slice()).collect();
+        for batch in self.batches(&tokens) {
+            let mut caches: Vec<_> = batch.iter().map(|_| self.cache()).collect();
+            let mut sequences: Vec<Sequence<'_>> = batch
+                .iter()
+                .zip(&mut caches)
+                .map(|(&i, cache)| Sequence {
+                    tokens: tokens[i],
+                    cache,
+                    mask,
+                    want: encoded[i].want(how, self.config().dim),
+                })
+                .collect();
+            for (&i, output) in batch.iter().zip(self.run(&mut sequences)?) {
+                if let Output::Embedding(vector) = output {
+                    found[i] = Some(encoded[i].finish(i, vector, how)?);
+                }
+            }
+            done(batch.len())?;
         }
+        Ok(found.into_iter().flatten().collect())
+    }
+
+    /// Makes texts ready to be embedded: instruction, tokens, what is cut off.
+    ///
+    /// # Errors
+    /// When a text is empty, the instruction fills the length, or an option means nothing.
+    pub fn encode_texts(
+        &self,
+        texts: &[impl AsRef<str> + Sync],
+        how: &Embed,
+    ) -> Result<Vec<Encoded>> {
+        how.check(self.config().dim)?;
         let prefix = embed_prefix(&how.instruction);
         // Counted as the original counts: the instruction alone, with `<s>`.
         let instruction = self.tokenizer().encode(&prefix)?;
@@ -103,66 +185,31 @@ impl Engine {
         if skip >= how.max_length {
             return Err(Error::LongInstruction { tokens: skip, limit: how.max_length });
         }
-        let mut encoded = texts
+        let encoded = texts
             .par_iter()
             .map(|text| {
                 let text = text.as_ref();
-                if self.config().instruction_apart {
-                    let text = self.tokenizer().encode_continued(text)?;
-                    return Ok([instruction.as_slice(), &text].concat());
-                }
-                Ok(self.tokenizer().encode(&format!("{prefix}{text}"))?)
-            })
-            .collect::<Result<Vec<Vec<u32>>>>()?;
-        let lengths: Vec<usize> = encoded.iter().map(Vec::len).collect();
-        encoded.iter_mut().for_each(|ids| ids.truncate(how.max_length));
-        if let Some(index) = encoded.iter().position(|ids| ids.len() <= skip) {
-            return Err(Error::EmptyText { index });
-        }
-
-        let mask = how
-            .mask
-            .unwrap_or_else(|| self.embedding_mask(how.attn.unwrap_or(self.options().attn)));
-        let cut = how.dimensions.filter(|&n| n < dim);
-        let want = Want::Embedding {
-            skip,
-            pooling: how.pooling,
-            normalize: how.normalize && cut.is_none(),
-        };
-        let mut vectors: Vec<Vec<f32>> = vec![Vec::new(); texts.len()];
-        for batch in self.batches(&encoded) {
-            let mut caches: Vec<_> = batch.iter().map(|_| self.cache()).collect();
-            let mut sequences: Vec<Sequence<'_>> = batch
-                .iter()
-                .zip(&mut caches)
-                .map(|(&i, cache)| Sequence {
-                    tokens: &encoded[i],
-                    cache,
-                    mask,
-                    want: want.clone(),
-                })
-                .collect();
-            for (&i, output) in batch.iter().zip(self.run(&mut sequences)?) {
-                if let Output::Embedding(vector) = output {
-                    if !vector.iter().all(|v| v.is_finite()) {
-                        return Err(Error::NotFinite { what: format!("text {i}") });
+                let mut tokens = match self.config().instruction_apart {
+                    true => {
+                        let text = self.tokenizer().encode_continued(text)?;
+                        [instruction.as_slice(), &text].concat()
                     }
-                    vectors[i] = vector;
-                }
-            }
-            done(batch.len())?;
+                    false => self.tokenizer().encode(&format!("{prefix}{text}"))?,
+                };
+                let length = tokens.len();
+                tokens.truncate(how.max_length);
+                Ok(Encoded { truncated: length - tokens.len(), tokens, skip })
+            })
+            .collect::<Result<Vec<Encoded>>>()?;
+        match encoded.iter().position(|e| e.tokens.len() <= skip) {
+            Some(index) => Err(Error::EmptyText { index }),
+            None => Ok(encoded),
         }
-        let finish = |(mut vector, (ids, length)): (Vec<f32>, (&Vec<u32>, usize))| {
-            if let Some(n) = cut {
-                vector.truncate(n);
-                if how.normalize {
-                    let length = dot(&vector, &vector).sqrt().max(1e-12);
-                    vector.iter_mut().for_each(|v| *v /= length);
-                }
-            }
-            Embedding { vector, tokens: ids.len(), truncated: length - ids.len() }
-        };
-        Ok(vectors.into_iter().zip(encoded.iter().zip(lengths)).map(finish).collect())
+    }
+
+    /// The mask of an embedding pass.
+    pub(crate) fn mask_for(&self, how: &Embed) -> Mask {
+        how.mask.unwrap_or_else(|| self.embedding_mask(how.attn.unwrap_or(self.options().attn)))
     }
 }
 
@@ -176,10 +223,10 @@ impl Engine {
     /// one goes alone) that find free pages. Nothing is padded, so length matters for one thing
     /// only: an attention task is as long as its sequence, and equal ones share the threads
     /// evenly. Longest first, so that memory shows its peak at the start.
-    pub(crate) fn batches(&self, sequences: &[Vec<u32>]) -> Vec<Vec<usize>> {
+    pub(crate) fn batches(&self, sequences: &[&[u32]]) -> Vec<Vec<usize>> {
         let mut order: Vec<usize> = (0..sequences.len()).collect();
         order.sort_by_key(|&i| std::cmp::Reverse(sequences[i].len()));
-        let (budget, free) = (self.options().batch_tokens, self.free_pages());
+        let (budget, free) = (self.options().batch_tokens, self.pool().free_pages());
         let mut batches: Vec<Vec<usize>> = Vec::new();
         let (mut tokens, mut pages) = (0, 0);
         for i in order {

@@ -101,6 +101,9 @@ pub enum Error {
         /// What the system said.
         source: std::io::Error,
     },
+    /// The request's deadline came before its end. Allow more time, or ask when less waits.
+    #[error("the deadline passed before the request was done")]
+    Expired,
     /// The user pressed Ctrl-C.
     #[error("interrupted")]
     Interrupted,

@@ -1,11 +1,11 @@
 //! Generation: prompt in, text out piece by piece; and chat, which goes on from turn to turn.
 
-use crate::batch::{Output, Sequence, Want};
+use crate::batch::Output;
 use crate::cache::Cache;
+use crate::continuation::{Context, Continuation};
 use crate::{Engine, Error, Result};
-use gritlm_model::ops::{Draw, Drawn, Mask};
+use gritlm_model::ops::{Drawn, Mask};
 use gritlm_model::prompt;
-use gritlm_model::tokenizer::Stream;
 
 /// What to generate from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -129,34 +129,6 @@ pub struct Piece {
     pub finish: Option<Finish>,
 }
 
-/// A sequence that is being generated: what is in the cache, and what is not yet.
-#[derive(Debug)]
-struct Context {
-    cache: Cache,
-    /// Tokens still to be run: the prompt's, then each drawn one.
-    pending: Vec<u32>,
-    /// Ids that occurred, sorted, for the repetition penalty.
-    seen: Vec<u32>,
-}
-
-impl Context {
-    fn new(cache: Cache) -> Self {
-        Self { cache, pending: Vec::new(), seen: Vec::new() }
-    }
-
-    fn push(&mut self, id: u32) {
-        self.pending.push(id);
-        if let Err(at) = self.seen.binary_search(&id) {
-            self.seen.insert(at, id);
-        }
-    }
-
-    /// Tokens so far, run or not.
-    fn tokens(&self) -> usize {
-        self.cache.tokens() + self.pending.len()
-    }
-}
-
 /// An answer's own context, or a chat's.
 #[derive(Debug)]
 enum Held<'a> {
@@ -177,128 +149,38 @@ impl Held<'_> {
 pub struct Generation<'a> {
     engine: &'a Engine,
     context: Held<'a>,
-    how: Sampling,
-    text: Stream<'a>,
-    /// Decoded text that might be the beginning of a stop text.
-    held: String,
-    prompt_tokens: usize,
-    /// Tokens that may be drawn: `max_tokens`, or fewer where positions run out.
-    limit: usize,
-    drawn: usize,
-    over: bool,
+    answer: Continuation<'a>,
+    failed: bool,
 }
 
 impl<'a> Generation<'a> {
     /// Answers what `ids` add to the context. On an error the context is as before.
     fn new(engine: &'a Engine, mut context: Held<'a>, ids: &[u32], how: &Sampling) -> Result<Self> {
-        how.check()?;
         let c = context.get();
-        let (tokens, positions) = (c.tokens() + ids.len(), engine.config().max_positions);
-        if tokens >= positions {
-            return Err(Error::LongPrompt { tokens, limit: positions });
-        }
-        let limit = how.max_tokens.min(positions - tokens);
-        // Room for the whole answer now, rather than an error in the middle of it. The last token
-        // drawn is never run.
-        c.cache.reserve(tokens - c.cache.tokens() + limit.saturating_sub(1))?;
+        let answer = Continuation::new(engine, how, c.tokens() + ids.len())?;
+        // Room for the whole answer now, rather than an error in the middle of it.
+        c.cache.reserve(answer.room() - c.cache.tokens())?;
         ids.iter().for_each(|&id| c.push(id));
-        Ok(Self {
-            prompt_tokens: tokens,
-            context,
-            how: how.clone(),
-            text: engine.tokenizer().stream(),
-            held: String::new(),
-            limit,
-            drawn: 0,
-            over: limit == 0,
-            engine,
-        })
+        Ok(Self { engine, context, answer, failed: false })
     }
 
     /// Tokens of the prompt, `<s>`, tags and, in a chat, earlier turns counted.
     pub fn prompt_tokens(&self) -> usize {
-        self.prompt_tokens
-    }
-
-    fn step(&mut self) -> Result<Piece> {
-        let token = self.draw()?;
-        let id = token.token;
-        self.drawn += 1;
-        self.context.get().push(id);
-        let ended = self.engine.tokenizer().is_eos(id) && !self.how.ignore_eos;
-        let mut finish = None;
-        if ended {
-            finish = Some(Finish::Stop);
-        } else {
-            self.held += &self.text.push(id)?;
-            if self.drawn == self.limit {
-                finish = Some(Finish::Length);
-            }
-        }
-        if finish.is_some() {
-            self.held += &self.text.finish()?;
-        }
-        let text = match self.stop_at() {
-            Some(at) => {
-                self.held.truncate(at);
-                finish = Some(Finish::Stop);
-                std::mem::take(&mut self.held)
-            }
-            None if finish.is_some() => std::mem::take(&mut self.held),
-            None => {
-                let certain = self.held.len() - self.might_stop();
-                self.held.drain(..certain).collect()
-            }
-        };
-        self.over = finish.is_some();
-        Ok(Piece { text, token, finish })
+        self.answer.prompt_tokens()
     }
 
     /// Runs what is pending, in passes of the engine's batch size, and draws the next token.
-    fn draw(&mut self) -> Result<Drawn> {
-        let draw = Draw {
-            seen: match self.how.repetition_penalty {
-                1.0 => Vec::new(),
-                _ => self.context.get().seen.clone(),
-            },
-            penalty: self.how.repetition_penalty,
-            temperature: self.how.temperature,
-            top_k: self.how.top_k,
-            top_p: self.how.top_p,
-            min_p: self.how.min_p,
-            uniform: uniform(self.how.seed, self.drawn as u64),
-            logprobs: self.how.logprobs,
-        };
-        let (engine, budget) = (self.engine, self.engine.options().batch_tokens);
-        let mask = self.how.mask.unwrap_or_else(|| engine.generation_mask());
-        let Context { cache, pending, .. } = self.context.get();
+    fn step(&mut self) -> Result<Piece> {
+        let budget = self.engine.options().batch_tokens;
+        let context = self.context.get();
         loop {
-            let last = pending.len() <= budget;
-            let tokens: Vec<u32> = pending[..pending.len().min(budget)].to_vec();
-            let want = if last { Want::Token(draw.clone()) } else { Want::Nothing };
-            let outputs = engine.run(&mut [Sequence { tokens: &tokens, cache, mask, want }])?;
-            pending.drain(..tokens.len());
+            let tokens = context.part(budget, &self.answer);
+            let outputs = self.engine.run(&mut [context.sequence(tokens, &self.answer)])?;
+            context.ran(tokens);
             if let Some(Output::Token(token)) = outputs.into_iter().next() {
-                if !token.logprob.is_finite() {
-                    return Err(Error::NotFinite { what: "answer".into() });
-                }
-                return Ok(token);
+                return self.answer.push(token, context);
             }
         }
-    }
-
-    /// Where the first stop text begins in the held text.
-    fn stop_at(&self) -> Option<usize> {
-        self.how.stop.iter().filter_map(|stop| self.held.find(stop.as_str())).min()
-    }
-
-    /// Bytes at the end of the held text that a stop text might begin with.
-    fn might_stop(&self) -> usize {
-        let starts = |stop: &String| {
-            let ends = stop.char_indices().map(|(i, _)| i).skip(1);
-            ends.filter(|&i| self.held.ends_with(&stop[..i])).max()
-        };
-        self.how.stop.iter().filter_map(starts).max().unwrap_or(0)
     }
 }
 
@@ -306,22 +188,13 @@ impl Iterator for Generation<'_> {
     type Item = Result<Piece>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.over {
+        if self.failed || self.answer.is_over() {
             return None;
         }
         let step = self.step();
-        self.over |= step.is_err();
+        self.failed = step.is_err();
         Some(step)
     }
-}
-
-/// A number in [0, 1) from seed and step alone, so that an answer does not depend on what else is
-/// being generated. SplitMix64's output function; 24 bits, all that an f32 can hold.
-fn uniform(seed: u64, step: u64) -> f32 {
-    let mut z = seed.wrapping_add((step + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
-    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    ((z ^ (z >> 31)) >> 40) as f32 / (1u32 << 24) as f32
 }
 
 /// A conversation on one KV cache: each turn computes only what is new.
@@ -349,9 +222,9 @@ impl<'a> Chat<'a> {
     /// When an option means nothing or the conversation no longer fits; then it is as before.
     pub fn say(&mut self, text: &str, how: &Sampling) -> Result<Generation<'_>> {
         let tokenizer = self.engine.tokenizer();
-        let ids = match self.context.pending.last() {
+        let ids = match self.context.last() {
             None => tokenizer.encode(&prompt::user(text))?,
-            Some(&last) => {
+            Some(last) => {
                 // An answer that was cut short gets its end, as in training.
                 let end = self.engine.config().eos.first().filter(|_| !tokenizer.is_eos(last));
                 let mut ids: Vec<u32> = end.copied().into_iter().collect();
@@ -388,20 +261,29 @@ impl Engine {
         prompt: &Prompt,
         how: &Sampling,
     ) -> Result<Generation<'_>> {
-        let encode = |text: &str| match cache.is_empty() {
-            true => self.tokenizer().encode(text),
-            false => self.tokenizer().encode_continued(text),
-        };
-        let ids = match prompt {
-            Prompt::User(text) => encode(&prompt::user(text))?,
-            Prompt::Raw(text) => encode(text)?,
-            Prompt::Tokens(ids) => ids.clone(),
-        };
+        let ids = self.tokenize_prompt(prompt, !cache.is_empty())?;
         if ids.is_empty() {
             let problem = "expected at least one token, found none".into();
             return Err(Error::Input { what: "prompt".into(), problem });
         }
         Generation::new(self, Held::Own(Context::new(cache)), &ids, how)
+    }
+
+    /// The ids of a prompt, as [`Engine::generate`] runs them; where it `continues` a cache,
+    /// nothing goes in front.
+    ///
+    /// # Errors
+    /// When the tokenizer has no token for some part of a text.
+    pub fn tokenize_prompt(&self, prompt: &Prompt, continues: bool) -> Result<Vec<u32>> {
+        let encode = |text: &str| match continues {
+            false => self.tokenizer().encode(text),
+            true => self.tokenizer().encode_continued(text),
+        };
+        Ok(match prompt {
+            Prompt::User(text) => encode(&prompt::user(text))?,
+            Prompt::Raw(text) => encode(text)?,
+            Prompt::Tokens(ids) => ids.clone(),
+        })
     }
 
     /// Starts a conversation.

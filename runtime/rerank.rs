@@ -28,18 +28,14 @@ impl Engine {
             .map(|p| Ok(self.tokenizer().encode(&prompt::rerank(query, p.as_ref()))?))
             .collect::<Result<Vec<Vec<u32>>>>()?;
         let mut ranked = Vec::with_capacity(passages.len());
-        for batch in self.batches(&prompts) {
+        let tokens: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
+        for batch in self.batches(&tokens) {
             let mut caches: Vec<_> = batch.iter().map(|_| self.cache()).collect();
             let mask = self.generation_mask();
             let mut sequences: Vec<Sequence<'_>> = batch
                 .iter()
                 .zip(&mut caches)
-                .map(|(&i, cache)| Sequence {
-                    tokens: &prompts[i],
-                    cache,
-                    mask,
-                    want: Want::Logits,
-                })
+                .map(|(&i, cache)| Sequence { tokens: tokens[i], cache, mask, want: Want::Logits })
                 .collect();
             for (&index, output) in batch.iter().zip(self.run(&mut sequences)?) {
                 if let Output::Logits(logits) = output {

@@ -1,0 +1,209 @@
+//! What becomes of drawn tokens: text piece by piece, stop texts held back, the end. One answer at
+//! a time or many in a batch, [`Engine::generate`] and the scheduler go through here.
+
+use crate::batch::{Sequence, Want};
+use crate::cache::Cache;
+use crate::{Engine, Error, Finish, Piece, Result, Sampling};
+use gritlm_model::ops::{Draw, Drawn, Mask};
+use gritlm_model::tokenizer::{Stream, Tokenizer};
+
+/// A sequence that is being generated: what is in the cache, and what is not yet.
+#[derive(Debug)]
+pub(crate) struct Context {
+    pub(crate) cache: Cache,
+    /// Tokens still to be run: the prompt's, then each drawn one.
+    pending: Vec<u32>,
+    /// Ids that occurred, sorted, for the repetition penalty.
+    seen: Vec<u32>,
+}
+
+impl Context {
+    pub(crate) fn new(cache: Cache) -> Self {
+        Self { cache, pending: Vec::new(), seen: Vec::new() }
+    }
+
+    /// Adds a token that is to be run.
+    pub(crate) fn push(&mut self, id: u32) {
+        self.pending.push(id);
+        self.see(id);
+    }
+
+    /// Counts a token, which the cache may hold already, for the repetition penalty.
+    pub(crate) fn see(&mut self, id: u32) {
+        if let Err(at) = self.seen.binary_search(&id) {
+            self.seen.insert(at, id);
+        }
+    }
+
+    /// Tokens so far, run or not.
+    pub(crate) fn tokens(&self) -> usize {
+        self.cache.tokens() + self.pending.len()
+    }
+
+    /// The last token, where it has not been run.
+    pub(crate) fn last(&self) -> Option<u32> {
+        self.pending.last().copied()
+    }
+
+    /// Tokens of the next pass: as many as the budget has, unless the mask lets tokens see later
+    /// ones, which must then be there.
+    pub(crate) fn part(&self, budget: usize, answer: &Continuation<'_>) -> usize {
+        match answer.mask {
+            Mask::Causal { .. } => self.pending.len().min(budget),
+            Mask::Bidirectional { .. } => self.pending.len(),
+        }
+    }
+
+    /// The next `tokens` tokens; with the last of them the next token is drawn.
+    pub(crate) fn sequence(&mut self, tokens: usize, answer: &Continuation<'_>) -> Sequence<'_> {
+        let want = match tokens == self.pending.len() {
+            true => Want::Token(answer.draw(&self.seen)),
+            false => Want::Nothing,
+        };
+        let tokens = &self.pending[..tokens];
+        Sequence { tokens, cache: &mut self.cache, mask: answer.mask, want }
+    }
+
+    /// Counts tokens that a pass has run.
+    pub(crate) fn ran(&mut self, tokens: usize) {
+        self.pending.drain(..tokens);
+    }
+}
+
+/// An answer's course, whoever runs the passes.
+pub(crate) struct Continuation<'a> {
+    tokenizer: &'a Tokenizer,
+    how: Sampling,
+    mask: Mask,
+    text: Stream<'a>,
+    /// Decoded text that might be the beginning of a stop text.
+    held: String,
+    prompt_tokens: usize,
+    /// Tokens that may be drawn: `max_tokens`, or fewer where positions run out.
+    limit: usize,
+    drawn: usize,
+    over: bool,
+}
+
+impl<'a> Continuation<'a> {
+    /// After `prompt_tokens` tokens.
+    ///
+    /// # Errors
+    /// When an option means nothing, or the model has no more positions.
+    pub(crate) fn new(engine: &'a Engine, how: &Sampling, prompt_tokens: usize) -> Result<Self> {
+        how.check()?;
+        let positions = engine.config().max_positions;
+        if prompt_tokens >= positions {
+            return Err(Error::LongPrompt { tokens: prompt_tokens, limit: positions });
+        }
+        let limit = how.max_tokens.min(positions - prompt_tokens);
+        Ok(Self {
+            tokenizer: engine.tokenizer(),
+            how: how.clone(),
+            mask: how.mask.unwrap_or_else(|| engine.generation_mask()),
+            text: engine.tokenizer().stream(),
+            held: String::new(),
+            prompt_tokens,
+            limit,
+            drawn: 0,
+            over: limit == 0,
+        })
+    }
+
+    pub(crate) fn prompt_tokens(&self) -> usize {
+        self.prompt_tokens
+    }
+
+    /// Tokens that the cache will hold at most; the last one drawn is never run.
+    pub(crate) fn room(&self) -> usize {
+        self.prompt_tokens + self.limit.saturating_sub(1)
+    }
+
+    pub(crate) fn mask(&self) -> Mask {
+        self.mask
+    }
+
+    /// Tokens drawn so far.
+    pub(crate) fn drawn(&self) -> usize {
+        self.drawn
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.over
+    }
+
+    /// How the next token is drawn.
+    fn draw(&self, seen: &[u32]) -> Draw {
+        let how = &self.how;
+        Draw {
+            seen: if how.repetition_penalty == 1.0 { Vec::new() } else { seen.to_vec() },
+            penalty: how.repetition_penalty,
+            temperature: how.temperature,
+            top_k: how.top_k,
+            top_p: how.top_p,
+            min_p: how.min_p,
+            uniform: uniform(how.seed, self.drawn as u64),
+            logprobs: how.logprobs,
+        }
+    }
+
+    /// Takes the token just drawn, adds it to the context, and says what it makes certain.
+    pub(crate) fn push(&mut self, token: Drawn, context: &mut Context) -> Result<Piece> {
+        if !token.logprob.is_finite() {
+            return Err(Error::NotFinite { what: "answer".into() });
+        }
+        let id = token.token;
+        self.drawn += 1;
+        context.push(id);
+        let ended = self.tokenizer.is_eos(id) && !self.how.ignore_eos;
+        let mut finish = None;
+        if ended {
+            finish = Some(Finish::Stop);
+        } else {
+            self.held += &self.text.push(id)?;
+            if self.drawn == self.limit {
+                finish = Some(Finish::Length);
+            }
+        }
+        if finish.is_some() {
+            self.held += &self.text.finish()?;
+        }
+        let text = match self.stop_at() {
+            Some(at) => {
+                self.held.truncate(at);
+                finish = Some(Finish::Stop);
+                std::mem::take(&mut self.held)
+            }
+            None if finish.is_some() => std::mem::take(&mut self.held),
+            None => {
+                let certain = self.held.len() - self.might_stop();
+                self.held.drain(..certain).collect()
+            }
+        };
+        self.over = finish.is_some();
+        Ok(Piece { text, token, finish })
+    }
+
+    /// Where the first stop text begins in the held text.
+    fn stop_at(&self) -> Option<usize> {
+        self.how.stop.iter().filter_map(|stop| self.held.find(stop.as_str())).min()
+    }
+
+    /// Bytes at the end of the held text that a stop text might begin with.
+    fn might_stop(&self) -> usize {
+        let starts = |stop: &String| {
+            let ends = stop.char_indices().map(|(i, _)| i).skip(1);
+            ends.filter(|&i| self.held.ends_with(&stop[..i])).max()
+        };
+        self.how.stop.iter().filter_map(starts).max().unwrap_or(0)
+    }
+}
+
+/// A number in [0, 1) from seed and step alone, so that an answer does not depend on what else is
+/// being generated. SplitMix64's output function; 24 bits, all that an f32 can hold.
+fn uniform(seed: u64, step: u64) -> f32 {
+    let mut z = seed.wrapping_add((step + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    ((z ^ (z >> 31)) >> 40) as f32 / (1u32 << 24) as f32
+}

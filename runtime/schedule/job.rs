@@ -1,0 +1,226 @@
+//! Requests in the scheduler's hands: one that waits, an answer under way, texts.
+
+use super::prefix::Prefixes;
+use super::{Event, Summary, Timings, Work};
+use crate::batch::Output;
+use crate::cache::Cache;
+use crate::continuation::{Context, Continuation};
+use crate::{Embed, Embedding, Encoded, Error, Piece, Result};
+use gritlm_model::ops::{Mask, PAGE};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+/// Order within a kind, the smallest first: the step of arrival, earlier by [`AGE`] for each level
+/// of priority, and the number of the request. It never changes, so who has waited long enough
+/// stands before whoever comes.
+pub(super) type Rank = (i64, u64);
+
+/// Steps of waiting that a level of priority is worth.
+pub(super) const AGE: i64 = 64;
+
+/// A request on its way to the thread.
+pub(super) struct Arrival {
+    pub(super) id: u64,
+    pub(super) priority: i32,
+    pub(super) work: Work,
+    pub(super) client: Client,
+}
+
+/// Who asked: where events go, and until when.
+pub(super) struct Client {
+    sink: Box<dyn FnMut(Event) + Send>,
+    gone: Arc<AtomicBool>,
+    deadline: Option<Instant>,
+    submitted: Instant,
+    /// Step at arrival.
+    pub(super) arrived: u64,
+    /// First pass: when, and its step.
+    started: Option<(Instant, u64)>,
+    /// When the first token was drawn.
+    first: Option<Instant>,
+    /// Events of this step; they go out when the step has been counted.
+    out: Vec<Event>,
+    ended: bool,
+}
+
+impl Client {
+    pub(super) fn new(
+        sink: Box<dyn FnMut(Event) + Send>,
+        gone: Arc<AtomicBool>,
+        deadline: Option<Instant>,
+    ) -> Self {
+        let submitted = Instant::now();
+        let (started, first, out) = (None, None, Vec::new());
+        let (arrived, ended) = (0, false);
+        Self { sink, gone, deadline, submitted, arrived, started, first, out, ended }
+    }
+
+    pub(super) fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn is_late(&self, now: Instant) -> bool {
+        self.deadline.is_some_and(|deadline| now >= deadline)
+    }
+
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended
+    }
+
+    /// Counts the first pass, where this is it.
+    pub(super) fn start(&mut self, step: u64) {
+        self.started.get_or_insert_with(|| (Instant::now(), step));
+    }
+
+    pub(super) fn send(&mut self, event: Event) {
+        if matches!(event, Event::Piece(_)) {
+            self.first.get_or_insert_with(Instant::now);
+        }
+        self.out.push(event);
+    }
+
+    pub(super) fn fail(&mut self, error: Error) {
+        self.send(Event::Failed(error));
+        self.ended = true;
+    }
+
+    /// `step`: the last one's number.
+    pub(super) fn finish(&mut self, step: u64, mut summary: Summary) {
+        let now = Instant::now();
+        let (started, first_step) = self.started.unwrap_or((now, step + 1));
+        let first = self.first.unwrap_or(now);
+        summary.queued_steps = first_step - 1 - self.arrived;
+        summary.steps = step + 1 - first_step;
+        summary.timings = Timings {
+            queued: started - self.submitted,
+            prefill: first - started,
+            decode: now - first,
+        };
+        self.send(Event::Finished(summary));
+        self.ended = true;
+    }
+
+    pub(super) fn deliver(&mut self) {
+        for event in self.out.drain(..) {
+            (self.sink)(event);
+        }
+    }
+}
+
+/// A prompt that waits for pages.
+pub(super) struct Prompting<'a> {
+    pub(super) client: Client,
+    pub(super) prompt: Vec<u32>,
+    pub(super) answer: Continuation<'a>,
+}
+
+impl Prompting<'_> {
+    /// The window within which beginnings may be shared; None where they may not.
+    pub(super) fn window(&self) -> Option<Option<u32>> {
+        match self.answer.mask() {
+            Mask::Causal { window } => Some(window),
+            Mask::Bidirectional { .. } => None,
+        }
+    }
+}
+
+/// An answer that has its pages.
+pub(super) struct Answering<'a> {
+    pub(super) client: Client,
+    pub(super) context: Context,
+    pub(super) answer: Continuation<'a>,
+    /// Tokens in this step's pass.
+    pub(super) part: usize,
+    window: Option<Option<u32>>,
+    /// All tokens, run or not.
+    ids: Vec<u32>,
+    /// Full pages that the prefixes know.
+    known: usize,
+    cached_tokens: usize,
+}
+
+impl<'a> Answering<'a> {
+    /// With a cache that holds a beginning of the prompt, and pages for the rest and the answer.
+    pub(super) fn new(waiting: Prompting<'a>, cache: Cache) -> Self {
+        let window = waiting.window();
+        let Prompting { client, prompt, answer } = waiting;
+        let cached_tokens = cache.tokens();
+        let mut context = Context::new(cache);
+        prompt[..cached_tokens].iter().for_each(|&id| context.see(id));
+        prompt[cached_tokens..].iter().for_each(|&id| context.push(id));
+        let known = cached_tokens / PAGE;
+        Self { client, context, answer, part: 0, window, ids: prompt, known, cached_tokens }
+    }
+
+    /// Whether the prompt has been run.
+    pub(super) fn decodes(&self) -> bool {
+        self.answer.drawn() > 0
+    }
+
+    /// Takes what the pass has brought.
+    pub(super) fn settle(
+        &mut self,
+        result: Result<Output>,
+        prefixes: &mut Prefixes,
+    ) -> Result<Option<Piece>> {
+        let output = result?;
+        self.context.ran(self.part);
+        let tokens = self.context.cache.tokens();
+        if let Some(window) = self.window
+            && tokens / PAGE > self.known
+        {
+            self.known = tokens / PAGE;
+            prefixes.insert(window, &self.ids[..tokens], &self.context.cache);
+        }
+        let Output::Token(token) = output else { return Ok(None) };
+        self.ids.push(token.token);
+        self.answer.push(token, &mut self.context).map(Some)
+    }
+
+    pub(super) fn summary(&self) -> Summary {
+        Summary {
+            prompt_tokens: self.answer.prompt_tokens(),
+            cached_tokens: self.cached_tokens,
+            output_tokens: self.answer.drawn(),
+            ..Summary::default()
+        }
+    }
+}
+
+/// Texts to embed.
+pub(super) struct Texts {
+    pub(super) client: Client,
+    pub(super) texts: Vec<Encoded>,
+    pub(super) how: Embed,
+    pub(super) mask: Mask,
+    /// The first that has not been in a pass.
+    pub(super) next: usize,
+    /// Tokens from there on.
+    pub(super) left: usize,
+}
+
+impl Texts {
+    /// Takes what the pass has brought for a text.
+    pub(super) fn settle(&mut self, index: usize, result: Result<Output>) -> Result<Embedding> {
+        match result? {
+            Output::Embedding(vector) => self.texts[index].finish(index, vector, &self.how),
+            other => Err(Error::Input {
+                what: format!("text {index}"),
+                problem: format!("expected an embedding, found {other:?}"),
+            }),
+        }
+    }
+
+    pub(super) fn summary(&self) -> Summary {
+        let prompt_tokens = self.texts.iter().map(|t| t.tokens.len()).sum();
+        Summary { prompt_tokens, ..Summary::default() }
+    }
+}
+
+/// A text in a pass.
+pub(super) struct Part {
+    pub(super) rank: Rank,
+    pub(super) index: usize,
+    pub(super) cache: Cache,
+}

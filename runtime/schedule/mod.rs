@@ -1,0 +1,323 @@
+//! The scheduler: many requests, one copy of the weights, one batch.
+//!
+//! A thread of its own owns the device and goes on step by step. A step is one pass over a packed
+//! batch: the next token of every answer under way, parts of prompts, and whole texts to embed,
+//! each with its own mask. See [`Limits::batch_tokens`] for how a step is shared.
+//!
+//! ```
+//! use gritlm::schedule::{Event, Limits, Scheduler, Work};
+//! use gritlm::{Embed, Engine, Options, Prompt, Sampling};
+//!
+//! let engine = Engine::open("demo", &Options::default())?;
+//! let how = Embed::default();
+//! let texts = engine.encode_texts(&["chess interface"], &how)?;
+//! let prompt = engine.tokenize_prompt(&Prompt::user("Describe the package pdfgrep."), false)?;
+//!
+//! let scheduler = Scheduler::start(engine, Limits::default())?;
+//! let answer = Work::Generate { prompt, how: Sampling { max_tokens: 8, ..Sampling::greedy() } };
+//! let answer = scheduler.submit(answer.into())?;
+//! let vectors = scheduler.submit(Work::Embed { texts, how }.into())?;
+//! for event in answer.chain(vectors) {
+//!     match event {
+//!         Event::Piece(piece) => print!("{}", piece.text),
+//!         Event::Embedding { embedding, .. } => println!("{} numbers", embedding.vector.len()),
+//!         Event::Finished(summary) => println!("{} tokens in", summary.prompt_tokens),
+//!         Event::Failed(error) => return Err(error.into()),
+//!     }
+//! }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod job;
+mod prefix;
+mod request;
+mod stats;
+mod step;
+
+use crate::batch::check_tokens;
+use crate::continuation::Continuation;
+use crate::{Engine, Error, Result};
+use gritlm_model::ops::{DeviceError, PAGE};
+use job::{Arrival, Client};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+pub use request::{Event, Refused, Request, Work};
+pub use stats::{Refusals, Stats, StepTokens, Summary, Timings};
+
+/// Each kind of work gets something of every step from here on.
+const MIN_BATCH_TOKENS: usize = 16;
+
+/// How much at once, and how much may wait.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Tokens of a step. First comes one for each answer under way, of which there are at most half
+    /// as many. While both wait, prompts and texts get half of the rest each, and either gets what
+    /// the other leaves. Prompts come in parts; texts come whole. One that is longer than its share
+    /// saves up the shares of steps that it sits out, and then runs beyond the budget if it must:
+    /// no text is too long for a step.
+    pub batch_tokens: usize,
+    /// Requests that may wait.
+    pub queue_requests: usize,
+    /// Tokens that they may have together; a single one may have more.
+    pub queue_tokens: usize,
+    /// For tests: a pass with a sequence of tokens for which this is true fails as on the device.
+    #[doc(hidden)]
+    pub fault: Option<fn(&[u32]) -> bool>,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { batch_tokens: 1024, queue_requests: 512, queue_tokens: 1 << 20, fault: None }
+    }
+}
+
+/// A handle of a scheduler; clones are handles of the same one. When the last is dropped, it
+/// finishes what it has taken and ends.
+#[derive(Clone)]
+pub struct Scheduler {
+    handle: Arc<Handle>,
+}
+
+struct Handle {
+    engine: Arc<Engine>,
+    limits: Limits,
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.shared.close();
+    }
+}
+
+/// What the engine's thread and the handles see.
+struct Shared {
+    inbox: Mutex<Inbox>,
+    wake: Condvar,
+}
+
+struct Inbox {
+    arrivals: Vec<Arrival>,
+    /// Requests taken so far; the next one's number.
+    taken: u64,
+    closed: bool,
+    refused: Refusals,
+    /// As the thread last told it; it does not know of the arrivals.
+    told: Stats,
+}
+
+impl Shared {
+    fn inbox(&self) -> MutexGuard<'_, Inbox> {
+        // Whole between any two statements, so a panic elsewhere does not spoil it.
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn close(&self) {
+        self.inbox().closed = true;
+        self.wake.notify_all();
+    }
+}
+
+impl Scheduler {
+    /// Starts the thread that from now on has the engine to itself.
+    ///
+    /// # Errors
+    /// When the budget of a step is too small, or the system gives no thread.
+    pub fn start(engine: Engine, limits: Limits) -> Result<Self> {
+        if limits.batch_tokens < MIN_BATCH_TOKENS {
+            return Err(Error::Option {
+                option: "--batch-tokens",
+                expected: format!("at least {MIN_BATCH_TOKENS} tokens in a step"),
+                found: limits.batch_tokens.to_string(),
+            });
+        }
+        let (engine, told) = (Arc::new(engine), Stats::default());
+        let (arrivals, refused) = (Vec::new(), Refusals::default());
+        let inbox = Mutex::new(Inbox { arrivals, taken: 0, closed: false, refused, told });
+        let shared = Arc::new(Shared { inbox, wake: Condvar::new() });
+        let run = {
+            let (engine, limits, shared) =
+                (Arc::clone(&engine), limits.clone(), Arc::clone(&shared));
+            move || step::run(&engine, &limits, &shared)
+        };
+        let thread = std::thread::Builder::new()
+            .name("gritlm-engine".into())
+            .spawn(run)
+            .map_err(|e| DeviceError(format!("no thread for the scheduler: {e}")))?;
+        let thread = Mutex::new(Some(thread));
+        Ok(Self { handle: Arc::new(Handle { engine, limits, shared, thread }) })
+    }
+
+    /// The engine, for its config, tokenizer and device. Passes that are run past the scheduler
+    /// wait for its own, and their pages are missing in its count.
+    pub fn engine(&self) -> &Engine {
+        &self.handle.engine
+    }
+
+    /// How much at once, and how much may wait.
+    pub fn limits(&self) -> &Limits {
+        &self.handle.limits
+    }
+
+    /// Takes a request; its events come through a channel without bound, so that no step waits for
+    /// a slow reader. For blocking code.
+    ///
+    /// # Errors
+    /// When it cannot be taken.
+    pub fn submit(&self, request: Request) -> Result<Events, Refused> {
+        let (sender, receiver) = channel();
+        let ticket = self.submit_to(request, move |event| {
+            // A receiver that is gone has dropped its ticket, too.
+            let _ = sender.send(event);
+        })?;
+        Ok(Events { receiver, _ticket: ticket })
+    }
+
+    /// Takes a request whose events go to `sink`. It is called on the engine's thread between two
+    /// steps and must not wait: an unbounded sender of whatever kind, for instance. It is dropped
+    /// after the last event.
+    ///
+    /// # Errors
+    /// When it cannot be taken.
+    pub fn submit_to(
+        &self,
+        request: Request,
+        sink: impl FnMut(Event) + Send + 'static,
+    ) -> Result<Ticket, Refused> {
+        let checked = self.check(&request.work);
+        let shared = &self.handle.shared;
+        let mut inbox = shared.inbox();
+        if let Err(refused) = checked.and_then(|()| self.room(&inbox, request.work.tokens())) {
+            inbox.refused.count(&refused);
+            return Err(refused);
+        }
+        let gone = Arc::new(AtomicBool::new(false));
+        let client = Client::new(Box::new(sink), Arc::clone(&gone), request.deadline);
+        let id = inbox.taken;
+        inbox.arrivals.push(Arrival { id, priority: request.priority, work: request.work, client });
+        inbox.taken += 1;
+        drop(inbox);
+        shared.wake.notify_all();
+        Ok(Ticket { gone })
+    }
+
+    /// Whether the request means something and could be done by an idle scheduler.
+    fn check(&self, work: &Work) -> Result<(), Refused> {
+        let engine = self.engine();
+        let config = engine.config();
+        let long = |tokens, limit| Err(Refused::TooLong { tokens, limit });
+        let invalid = |problem| Error::Input { what: "request".into(), problem };
+        let room = match work {
+            Work::Embed { texts, how } => {
+                let limit = config.max_positions;
+                for text in texts {
+                    check_tokens(&text.tokens, text.skip, config).map_err(invalid)?;
+                    if text.tokens.len() > limit {
+                        return long(text.tokens.len(), limit);
+                    }
+                }
+                how.check(config.dim)?;
+                let longest = texts.iter().map(|t| t.tokens.len()).max();
+                longest.ok_or_else(|| invalid("expected at least one text, found none".into()))?
+            }
+            Work::Generate { prompt, how } => {
+                check_tokens(prompt, 0, config).map_err(invalid)?;
+                match Continuation::new(engine, how, prompt.len()) {
+                    Err(Error::LongPrompt { tokens, limit }) => return long(tokens, limit),
+                    answer => answer?.room(),
+                }
+            }
+        };
+        let pages = engine.pool().pages();
+        match room.div_ceil(PAGE) > pages {
+            true => Err(Refused::NeverFits { tokens: room, kv_tokens: pages * PAGE }),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether a request with so many tokens may wait, too.
+    fn room(&self, inbox: &Inbox, more: usize) -> Result<(), Refused> {
+        if inbox.closed {
+            return Err(Refused::Draining);
+        }
+        let limits = self.limits();
+        let stats = inbox.stats(self.engine());
+        let (requests, tokens) =
+            (stats.waiting_generate + stats.waiting_embed, stats.waiting_tokens);
+        let full = requests >= limits.queue_requests
+            || requests > 0 && tokens + more > limits.queue_tokens;
+        match full {
+            true => {
+                Err(Refused::QueueFull { requests, tokens, retry_after: stats.time_for(tokens) })
+            }
+            false => Ok(()),
+        }
+    }
+
+    /// What it does, and has done.
+    pub fn stats(&self) -> Stats {
+        self.handle.shared.inbox().stats(self.engine())
+    }
+
+    /// Refuses what comes from now on, and waits until everything that was taken is done.
+    pub fn drain(&self) {
+        self.handle.shared.close();
+        let mut thread = self.handle.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(thread) = thread.take() {
+            // Its panic has been reported on stderr, and its requests' events have ended.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Inbox {
+    fn stats(&self, engine: &Engine) -> Stats {
+        let mut stats = self.told.clone();
+        for arrival in &self.arrivals {
+            match arrival.work {
+                Work::Embed { .. } => stats.waiting_embed += 1,
+                Work::Generate { .. } => stats.waiting_generate += 1,
+            }
+            stats.waiting_tokens += arrival.work.tokens();
+        }
+        stats.submitted = self.taken;
+        stats.refused = self.refused;
+        stats.pages = engine.pool().pages();
+        stats.pages_free = engine.pool().free_pages();
+        stats
+    }
+}
+
+/// A request's stake. Dropping it gives the request up: it leaves the batch at the next step, and
+/// its pages are free.
+#[derive(Debug)]
+#[must_use = "dropping it cancels the request"]
+pub struct Ticket {
+    gone: Arc<AtomicBool>,
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.gone.store(true, Ordering::Relaxed);
+    }
+}
+
+/// A request's events as they come; the iterator waits for the next. Dropping it gives the request
+/// up.
+#[derive(Debug)]
+pub struct Events {
+    receiver: Receiver<Event>,
+    _ticket: Ticket,
+}
+
+impl Iterator for Events {
+    type Item = Event;
+
+    fn next(&mut self) -> Option<Event> {
+        self.receiver.recv().ok()
+    }
+}

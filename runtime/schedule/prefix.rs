@@ -1,0 +1,111 @@
+//! Beginnings that prompts have in common: full pages, kept for the next prompt that begins alike.
+//!
+//! A tree for each window, because keys and values depend on every token before them and on what
+//! those saw; a level is a page. Tokens are compared, not hashes of them, so no client gets another
+//! prompt's keys. Bidirectional passes neither use nor feed it: there every token depends on all.
+
+use crate::Engine;
+use crate::cache::{Cache, Pool};
+use gritlm_model::ops::PAGE;
+use std::collections::HashMap;
+
+/// By the page's tokens.
+type Level = HashMap<Box<[u32]>, Node>;
+
+struct Node {
+    page: Cache,
+    /// The last look-up or insertion that came by; never less than below.
+    used: u64,
+    next: Level,
+}
+
+/// The tree, which holds its pages like any sequence does.
+#[derive(Default)]
+pub(super) struct Prefixes {
+    windows: HashMap<Option<u32>, Level>,
+    pages: usize,
+    clock: u64,
+}
+
+impl Prefixes {
+    /// Pages held, others' share in them or not.
+    pub(super) fn pages(&self) -> usize {
+        self.pages
+    }
+
+    /// A cache of the longest known beginning, less than the whole: the last token must be run for
+    /// its logits.
+    pub(super) fn find(&mut self, engine: &Engine, window: Option<u32>, ids: &[u32]) -> Cache {
+        self.clock += 1;
+        let mut cache = engine.cache();
+        let mut level = self.windows.get_mut(&window);
+        for tokens in ids[..ids.len().saturating_sub(1)].chunks_exact(PAGE) {
+            let Some(node) = level.and_then(|l| l.get_mut(tokens)) else { break };
+            let Some(page) = node.page.share(0..1) else { break };
+            cache.append(page);
+            node.used = self.clock;
+            level = Some(&mut node.next);
+        }
+        cache
+    }
+
+    /// Keeps the full pages of a sequence; `ids` are the tokens in its cache.
+    pub(super) fn insert(&mut self, window: Option<u32>, ids: &[u32], cache: &Cache) {
+        self.clock += 1;
+        let mut level = self.windows.entry(window).or_default();
+        for (i, tokens) in ids.chunks_exact(PAGE).enumerate() {
+            if !level.contains_key(tokens) {
+                // What a window has passed by is not there any more.
+                let Some(page) = cache.share(i..i + 1) else { return };
+                level.insert(tokens.into(), Node { page, used: 0, next: Level::new() });
+                self.pages += 1;
+            }
+            let Some(node) = level.get_mut(tokens) else { return };
+            node.used = self.clock;
+            level = &mut node.next;
+        }
+    }
+
+    /// Sees to it that so many pages are free, if giving up prefixes that no sequence uses can do
+    /// that; the longest unused go first.
+    pub(super) fn make_room(&mut self, pool: &Pool, pages: usize) -> bool {
+        let free = pool.free_pages();
+        if pages <= free {
+            return true;
+        }
+        if pages > free + self.windows.values().map(unused).sum::<usize>() {
+            return false;
+        }
+        while pool.free_pages() < pages {
+            let Some(oldest) = self.windows.values().filter_map(oldest).min() else { return false };
+            self.windows.values_mut().for_each(|level| forget(level, oldest));
+            self.pages -= 1;
+        }
+        true
+    }
+}
+
+/// Pages below that nobody else holds.
+fn unused(level: &Level) -> usize {
+    let count = |n: &Node| usize::from(n.page.is_sole_holder()) + unused(&n.next);
+    level.values().map(count).sum()
+}
+
+/// When the longest unused of the last pages below was used. One number stands for one path, so
+/// for one last page.
+fn oldest(level: &Level) -> Option<u64> {
+    let oldest = |n: &Node| match n.next.is_empty() {
+        true => n.page.is_sole_holder().then_some(n.used),
+        false => oldest(&n.next),
+    };
+    level.values().filter_map(oldest).min()
+}
+
+/// Removes the last page that was used then.
+fn forget(level: &mut Level, used: u64) {
+    level.retain(|_, node| {
+        let last = node.next.is_empty();
+        forget(&mut node.next, used);
+        !(last && node.used == used)
+    });
+}

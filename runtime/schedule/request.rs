@@ -1,0 +1,114 @@
+//! What the scheduler is asked, and what it answers.
+
+use super::Summary;
+use crate::{Embed, Embedding, Encoded, Error, Piece, Sampling};
+use std::time::{Duration, Instant};
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Work {
+    /// Embed texts; one [`Event::Embedding`] each, in order.
+    Embed {
+        /// From [`crate::Engine::encode_texts`] with the same `how`.
+        texts: Vec<Encoded>,
+        /// How; instruction and length are in the texts already.
+        how: Embed,
+    },
+    /// Generate an answer; one [`Event::Piece`] per token.
+    Generate {
+        /// From [`crate::Engine::tokenize_prompt`].
+        prompt: Vec<u32>,
+        /// How.
+        how: Sampling,
+    },
+}
+
+impl Work {
+    /// Tokens to be computed before the first result that needs them all.
+    pub(super) fn tokens(&self) -> usize {
+        match self {
+            Self::Embed { texts, .. } => texts.iter().map(|t| t.tokens.len()).sum(),
+            Self::Generate { prompt, .. } => prompt.len(),
+        }
+    }
+}
+
+/// Work, and when it is wanted.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Request {
+    /// What.
+    pub work: Work,
+    /// Higher is earlier. One level is worth 64 steps of waiting, so nothing waits for ever.
+    pub priority: i32,
+    /// When the answer is of no use any more: it fails with [`Error::Expired`].
+    pub deadline: Option<Instant>,
+}
+
+impl From<Work> for Request {
+    fn from(work: Work) -> Self {
+        Self { work, priority: 0, deadline: None }
+    }
+}
+
+/// What comes of a request. The last one is [`Event::Finished`] or [`Event::Failed`].
+#[derive(Debug)]
+pub enum Event {
+    /// A piece of the answer.
+    Piece(Piece),
+    /// A text's vector.
+    Embedding {
+        /// Which text, from 0.
+        index: usize,
+        /// Its embedding.
+        embedding: Embedding,
+    },
+    /// All is done.
+    Finished(Summary),
+    /// Nothing more will come.
+    Failed(Error),
+}
+
+/// Why a request is not taken.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refused {
+    /// As much waits as may wait. Come back later.
+    #[error(
+        "the queue is full: {requests} requests with {tokens} tokens wait; try again in {} s",
+        retry_after.as_secs()
+    )]
+    QueueFull {
+        /// Requests that wait.
+        requests: usize,
+        /// Their tokens.
+        tokens: usize,
+        /// How long what waits will take at the pace so far; 1 to 60 s.
+        retry_after: Duration,
+    },
+    /// A text or prompt is longer than the model's positions. Shorten it.
+    #[error("the input has {tokens} tokens; the model has {limit} positions")]
+    TooLong {
+        /// Its tokens.
+        tokens: usize,
+        /// The model's `max_position_embeddings`.
+        limit: usize,
+    },
+    /// The KV pages would not suffice if they were all free. Ask for less, or open the engine with
+    /// more.
+    #[error(
+        "the request needs room for {tokens} tokens, and the KV cache holds {kv_tokens}; shorten \
+         it, ask for fewer tokens or raise --kv-tokens"
+    )]
+    NeverFits {
+        /// Tokens of the longest sequence, those to be generated counted.
+        tokens: usize,
+        /// Tokens of the whole pool.
+        kv_tokens: usize,
+    },
+    /// The scheduler ends: it finishes what it has and takes no more.
+    #[error("the server is shutting down")]
+    Draining,
+    /// The request means nothing.
+    #[error(transparent)]
+    Invalid(#[from] Error),
+}

@@ -1,0 +1,142 @@
+//! Counters: of the scheduler, and of one request.
+
+use super::Refused;
+use serde::Serialize;
+use std::time::Duration;
+
+/// Tokens that were computed, by kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct StepTokens {
+    /// Of answers, one a step each.
+    pub decode: u64,
+    /// Of prompts.
+    pub prefill: u64,
+    /// Of texts.
+    pub embed: u64,
+}
+
+impl StepTokens {
+    /// All kinds.
+    pub fn sum(self) -> u64 {
+        self.decode + self.prefill + self.embed
+    }
+
+    pub(super) fn add(&mut self, step: Self) {
+        self.decode += step.decode;
+        self.prefill += step.prefill;
+        self.embed += step.embed;
+    }
+}
+
+/// Requests that were not taken, by reason; see [`Refused`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Refusals {
+    /// The queue was full.
+    pub queue_full: u64,
+    /// Beyond the model's positions.
+    pub too_long: u64,
+    /// Beyond all KV pages.
+    pub never_fits: u64,
+    /// The scheduler was ending.
+    pub draining: u64,
+    /// They meant nothing.
+    pub invalid: u64,
+}
+
+impl Refusals {
+    pub(super) fn count(&mut self, refused: &Refused) {
+        *match refused {
+            Refused::QueueFull { .. } => &mut self.queue_full,
+            Refused::TooLong { .. } => &mut self.too_long,
+            Refused::NeverFits { .. } => &mut self.never_fits,
+            Refused::Draining => &mut self.draining,
+            Refused::Invalid(_) => &mut self.invalid,
+        } += 1;
+    }
+}
+
+/// What the scheduler does and has done. Whoever has a request's last event finds it counted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Stats {
+    /// Prompts that wait for pages.
+    pub waiting_generate: usize,
+    /// Requests with texts that wait for their turn.
+    pub waiting_embed: usize,
+    /// Tokens of all that waits.
+    pub waiting_tokens: usize,
+    /// Answers under way.
+    pub running: usize,
+    /// Passes.
+    pub steps: u64,
+    /// Tokens of the last pass.
+    pub last: StepTokens,
+    /// Tokens of all passes.
+    pub total: StepTokens,
+    /// Time in passes.
+    pub busy: Duration,
+    /// KV pages.
+    pub pages: usize,
+    /// Those that nobody holds.
+    pub pages_free: usize,
+    /// Those that hold prefixes for prompts to come; given back when pages run short.
+    pub pages_prefix: usize,
+    /// Tokens of prompts that were found in such pages and not computed again.
+    pub prefix_tokens: u64,
+    /// Requests taken.
+    pub submitted: u64,
+    /// Requests done.
+    pub finished: u64,
+    /// Requests that the device or the model failed.
+    pub failed: u64,
+    /// Requests whose client went away.
+    pub cancelled: u64,
+    /// Requests that missed their deadline.
+    pub expired: u64,
+    /// Requests that were not taken.
+    pub refused: Refusals,
+}
+
+impl Stats {
+    /// How long so many tokens take at the pace so far, in whole seconds that a client may wait.
+    pub(super) fn time_for(&self, tokens: usize) -> Duration {
+        let pace = self.total.sum() as f64 / self.busy.as_secs_f64();
+        let seconds = tokens as f64 / pace;
+        // No pace yet is no number, which becomes 0.
+        Duration::from_secs((seconds.ceil() as u64).clamp(1, 60))
+    }
+}
+
+/// What a request took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Summary {
+    /// Tokens of the prompt or of all texts.
+    pub prompt_tokens: usize,
+    /// Those of a prompt that were found computed.
+    pub cached_tokens: usize,
+    /// Tokens drawn.
+    pub output_tokens: usize,
+    /// Passes that began while it waited.
+    pub queued_steps: u64,
+    /// Passes from its first to its last.
+    pub steps: u64,
+    /// Time, by stage.
+    pub timings: Timings,
+}
+
+/// Where a request's time went; together, from submission to the last event.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Timings {
+    /// Until its first pass.
+    pub queued: Duration,
+    /// From there until the first token was drawn, or the last text was embedded.
+    pub prefill: Duration,
+    /// From there to the end.
+    pub decode: Duration,
+}
+
+impl Timings {
+    /// From submission to the first token.
+    pub fn first_token(&self) -> Duration {
+        self.queued + self.prefill
+    }
+}

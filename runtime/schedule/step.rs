@@ -1,0 +1,373 @@
+//! The step loop: who takes part in a pass, and what becomes of its outcome.
+
+use super::job::{AGE, Answering, Arrival, Client, Part, Prompting, Rank, Texts};
+use super::prefix::Prefixes;
+use super::{Event, Limits, Shared, Stats, StepTokens, Summary, Work};
+use crate::batch::{Output, Sequence};
+use crate::continuation::Continuation;
+use crate::{Engine, Error, Result};
+use gritlm_model::ops::{DeviceError, PAGE};
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::PoisonError;
+use std::time::{Duration, Instant};
+
+/// Steps until the handles are gone or closed, and everything is done.
+pub(super) fn run(engine: &Engine, limits: &Limits, shared: &Shared) {
+    // Whatever ends this thread, nobody is to wait for it.
+    let _end = End(shared);
+    let mut steps = Steps {
+        engine,
+        limits,
+        shared,
+        prompts: BTreeMap::new(),
+        texts: BTreeMap::new(),
+        running: BTreeMap::new(),
+        leaving: Vec::new(),
+        prefixes: Prefixes::default(),
+        credit: 0,
+        short: None,
+        stuck: false,
+        stats: Stats::default(),
+    };
+    while steps.receive() {
+        steps.sweep();
+        steps.admit();
+        let parts = steps.pack();
+        // What has its pages or is in the pass leaves room in the queue.
+        steps.tell();
+        steps.pass(parts);
+        steps.tell();
+        steps.deliver();
+    }
+}
+
+struct End<'a>(&'a Shared);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        let mut inbox = self.0.inbox();
+        inbox.closed = true;
+        inbox.arrivals.clear();
+    }
+}
+
+struct Steps<'a> {
+    engine: &'a Engine,
+    limits: &'a Limits,
+    shared: &'a Shared,
+    prompts: BTreeMap<Rank, Prompting<'a>>,
+    texts: BTreeMap<Rank, Texts>,
+    running: BTreeMap<Rank, Answering<'a>>,
+    /// Clients whose last event is on its way.
+    leaving: Vec<Client>,
+    prefixes: Prefixes,
+    /// What the first text, too long for its share, has saved up.
+    credit: usize,
+    /// The text that found no pages in the last step. Prompts behind it wait: their answers would
+    /// take the pages as soon as they are free, each time.
+    short: Option<Rank>,
+    /// Nothing could run although something waits, because pages are used past the scheduler.
+    stuck: bool,
+    stats: Stats,
+}
+
+impl Steps<'_> {
+    /// Takes what has arrived, and waits for it where nothing else is to do; false at the end.
+    fn receive(&mut self) -> bool {
+        let shared = self.shared;
+        let mut inbox = shared.inbox();
+        if self.stuck {
+            let wait = shared.wake.wait_timeout(inbox, Duration::from_millis(10));
+            inbox = wait.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        let idle = self.prompts.is_empty() && self.texts.is_empty() && self.running.is_empty();
+        while idle && inbox.arrivals.is_empty() {
+            if inbox.closed {
+                return false;
+            }
+            inbox = shared.wake.wait(inbox).unwrap_or_else(PoisonError::into_inner);
+        }
+        for arrival in std::mem::take(&mut inbox.arrivals) {
+            self.accept(arrival);
+        }
+        inbox.told = self.told();
+        true
+    }
+
+    fn accept(&mut self, arrival: Arrival) {
+        let Arrival { id, priority, work, mut client } = arrival;
+        client.arrived = self.stats.steps;
+        let rank = (self.stats.steps as i64 - i64::from(priority) * AGE, id);
+        let left = work.tokens();
+        match work {
+            Work::Embed { texts, how } => {
+                let mask = self.engine.mask_for(&how);
+                self.texts.insert(rank, Texts { client, texts, how, mask, next: 0, left });
+            }
+            Work::Generate { prompt, how } => {
+                match Continuation::new(self.engine, &how, prompt.len()) {
+                    Ok(answer) if answer.is_over() => {
+                        let summary = Summary { prompt_tokens: left, ..Summary::default() };
+                        client.finish(self.stats.steps, summary);
+                        self.stats.finished += 1;
+                        self.leaving.push(client);
+                    }
+                    Ok(answer) => {
+                        self.prompts.insert(rank, Prompting { client, prompt, answer });
+                    }
+                    Err(error) => {
+                        client.fail(error);
+                        self.stats.failed += 1;
+                        self.leaving.push(client);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Drops requests whose client is gone, and fails those that are late; their pages are free.
+    fn sweep(&mut self) {
+        let now = Instant::now();
+        let over = |c: &Client| c.is_gone() || c.is_late(now);
+        let prompts = self.prompts.extract_if(.., |_, job| over(&job.client));
+        let mut left: Vec<Client> = prompts.map(|(_, job)| job.client).collect();
+        let texts = self.texts.extract_if(.., |_, job| over(&job.client));
+        left.extend(texts.map(|(_, job)| job.client));
+        let running = self.running.extract_if(.., |_, job| over(&job.client));
+        left.extend(running.map(|(_, job)| job.client));
+        for mut client in left {
+            if client.is_gone() {
+                self.stats.cancelled += 1;
+            } else {
+                client.fail(Error::Expired);
+                self.stats.expired += 1;
+                self.leaving.push(client);
+            }
+        }
+    }
+
+    /// Gives prompts the pages for themselves and their whole answers, so that no answer ends for
+    /// lack of them; those that a window passes by come back on the way. In order: who comes next
+    /// is not overtaken by a smaller one.
+    fn admit(&mut self) {
+        while self.running.len() < self.limits.batch_tokens / 2
+            && let Some(entry) = self.prompts.first_entry()
+            && self.short.is_none_or(|short| *entry.key() < short)
+        {
+            let waiting = entry.get();
+            let mut cache = match waiting.window() {
+                Some(window) => self.prefixes.find(self.engine, window, &waiting.prompt),
+                None => self.engine.cache(),
+            };
+            let more = waiting.answer.room() - cache.tokens();
+            if !self.prefixes.make_room(self.engine.pool(), cache.lacks(more))
+                || cache.reserve(more).is_err()
+            {
+                break;
+            }
+            self.stats.prefix_tokens += cache.tokens() as u64;
+            let (rank, waiting) = entry.remove_entry();
+            self.running.insert(rank, Answering::new(waiting, cache));
+        }
+    }
+
+    /// Shares the step's tokens out; see [`Limits::batch_tokens`].
+    fn pack(&mut self) -> Vec<Part> {
+        self.short = None;
+        let (mut decode, mut prefills) = (0, false);
+        for job in self.running.values_mut() {
+            job.part = usize::from(job.decodes());
+            decode += job.part;
+            prefills |= !job.decodes();
+        }
+        let rest = self.limits.batch_tokens - decode;
+
+        let (share, credit) = match prefills {
+            true => (rest / 2, self.credit.saturating_add(rest / 2)),
+            false => (rest, usize::MAX),
+        };
+        let mut parts = Vec::new();
+        let mut embed = self.pack_texts(&mut parts, 0, share, credit);
+        self.credit = match parts.is_empty() && prefills && !self.texts.is_empty() {
+            true => credit,
+            false => 0,
+        };
+        let (mut left, mut prefill) = (rest.saturating_sub(embed), 0);
+        for job in self.running.values_mut().filter(|job| !job.decodes()) {
+            if left == 0 {
+                break;
+            }
+            job.part = job.context.part(left, &job.answer);
+            prefill += job.part;
+            left = left.saturating_sub(job.part);
+        }
+        if left > 0 {
+            embed = self.pack_texts(&mut parts, embed, embed + left, 0);
+        }
+        let [decode, prefill, embed] = [decode, prefill, embed].map(|tokens| tokens as u64);
+        self.stats.last = StepTokens { decode, prefill, embed };
+        parts
+    }
+
+    /// Adds texts in order to the `used` tokens of them in the pass, until they would be more than
+    /// `share`; a single one may have `credit`.
+    fn pack_texts(
+        &mut self,
+        parts: &mut Vec<Part>,
+        mut used: usize,
+        share: usize,
+        credit: usize,
+    ) -> usize {
+        for (&rank, job) in &mut self.texts {
+            while let Some(text) = job.texts.get(job.next) {
+                let tokens = text.tokens.len();
+                if used + tokens > share && !(parts.is_empty() && tokens <= credit) {
+                    return used;
+                }
+                let mut cache = self.engine.cache();
+                if !self.prefixes.make_room(self.engine.pool(), tokens.div_ceil(PAGE))
+                    || cache.reserve(tokens).is_err()
+                {
+                    self.short = Some(rank);
+                    return used;
+                }
+                job.client.start(self.stats.steps + 1);
+                parts.push(Part { rank, index: job.next, cache });
+                job.next += 1;
+                job.left -= tokens;
+                used += tokens;
+            }
+        }
+        used
+    }
+
+    fn pass(&mut self, mut parts: Vec<Part>) {
+        let dim = self.engine.config().dim;
+        let mut sequences = Vec::new();
+        for job in self.running.values_mut().filter(|job| job.part > 0) {
+            job.client.start(self.stats.steps + 1);
+            sequences.push(job.context.sequence(job.part, &job.answer));
+        }
+        for Part { rank, index, cache } in &mut parts {
+            let job = &self.texts[rank];
+            let text = &job.texts[*index];
+            let want = text.want(&job.how, dim);
+            sequences.push(Sequence { tokens: &text.tokens, cache, mask: job.mask, want });
+        }
+        let waits = !(self.prompts.is_empty() && self.texts.is_empty());
+        self.stuck = sequences.is_empty() && waits;
+        if sequences.is_empty() {
+            return;
+        }
+        let start = Instant::now();
+        let results = outcomes(self.engine, self.limits, &mut sequences);
+        self.stats.busy += start.elapsed();
+        self.stats.steps += 1;
+        self.stats.total.add(self.stats.last);
+        self.settle(parts, results);
+    }
+
+    fn settle(&mut self, parts: Vec<Part>, results: Vec<Result<Output>>) {
+        let (stats, mut results) = (&mut self.stats, results.into_iter());
+        for job in self.running.values_mut().filter(|job| job.part > 0) {
+            let Some(result) = results.next() else { break };
+            match job.settle(result, &mut self.prefixes) {
+                Ok(None) => {}
+                Ok(Some(piece)) => {
+                    job.client.send(Event::Piece(piece));
+                    if job.answer.is_over() {
+                        let summary = job.summary();
+                        job.client.finish(stats.steps, summary);
+                        stats.finished += 1;
+                    }
+                }
+                Err(error) => {
+                    job.client.fail(error);
+                    stats.failed += 1;
+                }
+            }
+        }
+        for (Part { rank, index, .. }, result) in parts.into_iter().zip(results) {
+            // Another of its texts may have failed just now.
+            let Some(job) = self.texts.get_mut(&rank).filter(|job| !job.client.has_ended()) else {
+                continue;
+            };
+            match job.settle(index, result) {
+                Ok(embedding) => {
+                    job.client.send(Event::Embedding { index, embedding });
+                    if index + 1 == job.texts.len() {
+                        let summary = job.summary();
+                        job.client.finish(stats.steps, summary);
+                        stats.finished += 1;
+                    }
+                }
+                Err(error) => {
+                    job.client.fail(error);
+                    stats.failed += 1;
+                }
+            }
+        }
+        let running = self.running.extract_if(.., |_, job| job.client.has_ended());
+        self.leaving.extend(running.map(|(_, job)| job.client));
+        let texts = self.texts.extract_if(.., |_, job| job.client.has_ended());
+        self.leaving.extend(texts.map(|(_, job)| job.client));
+    }
+
+    fn told(&self) -> Stats {
+        let texts = || self.texts.values().filter(|job| job.left > 0);
+        let prompts: usize = self.prompts.values().map(|job| job.prompt.len()).sum();
+        Stats {
+            waiting_generate: self.prompts.len(),
+            waiting_embed: texts().count(),
+            waiting_tokens: prompts + texts().map(|job| job.left).sum::<usize>(),
+            running: self.running.len(),
+            pages_prefix: self.prefixes.pages(),
+            ..self.stats.clone()
+        }
+    }
+
+    fn tell(&self) {
+        self.shared.inbox().told = self.told();
+    }
+
+    /// Sends the step's events, which its counts are there before.
+    fn deliver(&mut self) {
+        self.running.values_mut().for_each(|job| job.client.deliver());
+        self.texts.values_mut().for_each(|job| job.client.deliver());
+        self.leaving.drain(..).for_each(|mut client| client.deliver());
+    }
+}
+
+/// Runs a pass; where it fails, each sequence again on its own, to find out who is at fault. A
+/// failed pass has advanced no cache.
+fn outcomes(
+    engine: &Engine,
+    limits: &Limits,
+    sequences: &mut [Sequence<'_>],
+) -> Vec<Result<Output>> {
+    match attempt(engine, limits, sequences) {
+        Ok(outputs) => outputs.into_iter().map(Ok).collect(),
+        Err(error) if sequences.len() == 1 => vec![Err(error)],
+        Err(_) => sequences.chunks_mut(1).flat_map(|one| outcomes(engine, limits, one)).collect(),
+    }
+}
+
+/// A panic is a failure like any other: a server goes on.
+fn attempt(
+    engine: &Engine,
+    limits: &Limits,
+    sequences: &mut [Sequence<'_>],
+) -> Result<Vec<Output>> {
+    let pass = || match limits.fault {
+        Some(fault) if sequences.iter().any(|s| fault(s.tokens)) => {
+            Err(DeviceError("the pass failed, as it was to".into()).into())
+        }
+        _ => engine.run(sequences),
+    };
+    catch_unwind(AssertUnwindSafe(pass)).unwrap_or_else(|panic| {
+        let said = panic.downcast_ref::<&str>().map(|s| (*s).to_string());
+        let said = said.or_else(|| panic.downcast_ref::<String>().cloned());
+        Err(DeviceError(format!("the pass panicked: {}", said.unwrap_or_default())).into())
+    })
+}
