@@ -4,7 +4,8 @@ usage='Usage: benches/device.sh pack [DIR]   where cargo is: builds, strips and 
        benches/device.sh OUT [DIR]    where the GPU is: runs it all, in less than nine minutes
 
 DIR is target/device, or GRITLM_BINARIES. It gets binaries.tar.xz (or has the programs themselves:
-tests, cuda, gpu, gritlm). OUT gets table.md, all.csv, all.json, parts.csv and logs.tar.gz.
+tests, gpu, gritlm). OUT gets report.html, table.md, merged.json (a record, for `gritlm bench show`),
+parts.csv and logs.tar.gz.
 
 Run it from a checkout of the same commit. Needs bash, Python 3 and coreutils; the CUDA compiler
 library (NVRTC) from CUDA or from Python packages; and for its parts compute-sanitizer, a Vulkan
@@ -36,7 +37,7 @@ pack() {
     set -e
     local to=$1 name built
     mkdir -p "$to"
-    for name in gritlm tests cuda gpu; do
+    for name in gritlm tests gpu; do
         case $name in
         gritlm) built=$(executable gritlm build --release --bin gritlm) ;;
         tests) built=$(executable tests test --release --no-run --test tests) ;;
@@ -52,7 +53,7 @@ pack() {
 import lzma, os, sys, tarfile
 folder = sys.argv[1]
 filters = [{"id": lzma.FILTER_LZMA2, "preset": 4, "dict_size": 192 << 20}]
-names = ["gritlm", "tests", "cuda", "gpu", "commit", "root"]
+names = ["gritlm", "tests", "gpu", "commit", "root"]
 with lzma.open(f"{folder}/binaries.tar.xz", "wb", filters=filters) as to:
     with tarfile.open(fileobj=to, mode="w") as tar:
         for name in names:
@@ -126,7 +127,9 @@ row() {
         >>"$OUT/parts.csv"
     echo "[$SECONDS s] $1: $2 ($3 s) $4"
     # After each part, so that whatever ends this script leaves what is known by then.
-    "$PYTHON" benches/device/merge.py "$WORK" "$OUT" ${EMULATOR:+--quick} || true
+    "$PYTHON" benches/device/merge.py "$WORK" "$OUT" &&
+        "$BIN/gritlm" bench show "$OUT/merged.json" --html "$OUT/report.html" \
+            >"$LOGS/report.log" 2>&1 || echo "no report.html" >&2
     tar -czf "$OUT/logs.tar.gz" -C "$WORK" logs
 }
 
@@ -144,7 +147,7 @@ part() {
     timeout -k 5 "$limit" "$@" >"$LOGS/$name.log" 2>&1 </dev/null
     code=$?
     note=$(grep -aE 'test result:|SKIPPED|not measured: |SUMMARY|panicked|[Ee]rror' \
-        "$LOGS/$name.log" | grep -av 'relative error' | tail -n 1)
+        "$LOGS/$name.log" | grep -avE 'relative error|^ *error [0-9]' | tail -n 1)
     case $code in
     0) status=ok ;;
     124 | 137) status="stopped after $limit s" ;;
@@ -153,6 +156,11 @@ part() {
     # A test that was skipped has shown nothing, nor has a filter that fits none.
     if grep -aqE '^SKIPPED|test result: ok\. 0 passed' "$LOGS/$name.log"; then
         status='not measured'
+    fi
+    # `gritlm bench` names what it could not measure, and goes on.
+    if [ "$status" = ok ] && grep -aq '^Not measured' "$LOGS/$name.log"; then
+        status='partly measured'
+        note=$(grep -aA 1 '^Not measured' "$LOGS/$name.log" | tail -n 1)
     fi
     row "$name" "$status" $((SECONDS - begun)) "$note"
     [ "$status" = ok ]
@@ -244,11 +252,26 @@ sanitized() {
     cuda "$name" "$limit" "$SANITIZER" --tool "$tool" --error-exitcode 9 --print-limit 20 \
         "$BIN/tests" --test-threads 1 "$@"
 }
+# $1 part, $2 seconds, $3… what `gritlm bench` is to do on the GPU. It writes at its end, so that a
+# part that is stopped has no rows: hence many small parts.
 bench() {
     local name=$1 limit=$2
     shift 2
-    cuda "$name" "$limit" "$BIN/cuda" "$@" --output "$WORK/$name.jsonl" \
-        ${EMULATOR:+--quick --kernels "$EMULATOR"}
+    cuda "$name" "$limit" env GRITLM_COMMIT="$commit" "$BIN/gritlm" bench "$@" --device cuda:0 \
+        --json "$WORK/$name.json" ${EMULATOR:+--kernels "$EMULATOR"}
+}
+# The shapes that the peers have, too.
+sizes() {
+    "$PYTHON" benches/peers/torch/shapes.py ${EMULATOR:+--quick} "$1"
+}
+LIKE=$(sizes like) || exit 2
+HOW=(--repeats 7)
+[ -z "$EMULATOR" ] || HOW=(--repeats 1 --displace 0)
+# $1 part, $2 seconds, $3 filter, $4… more arguments.
+ops() {
+    local name=$1 limit=$2 filter=$3
+    shift 3
+    bench "$name" "$limit" ops --filter "$filter" --batches "$(sizes batches)" "${HOW[@]}" "$@"
 }
 
 # 1. Is it right?
@@ -290,19 +313,23 @@ else
     sanitized racecheck-model 45 racecheck cuda::same_bits_twice
 fi
 
-# 3. How fast? A process for each group of ops.
+# 3. How fast? A process for each group of ops, which also measures the limits beside it.
 if [ -n "$GPU$EMULATOR" ]; then
-    bench cuda-qkv 20 qkv
-    bench cuda-linear-add 25 linear_add
-    bench cuda-gate-up 20 gate_up
-    bench cuda-logits 25 logits
-    bench cuda-attention 30 'attention causal' 'attention bidirectional'
-    bench cuda-decode 40 'attention decode'
-    bench cuda-experts 40 route expert_
-    bench cuda-small 30 rmsnorm embed pool sample search
+    dense=(--like "$LIKE" --rows "$(sizes rows)")
+    ops cuda-qkv 25 qkv "${dense[@]}"
+    ops cuda-linear-add 35 linear_add "${dense[@]}"
+    ops cuda-gate-up 30 gate_up "${dense[@]}"
+    ops cuda-logits 30 logits "${dense[@]}"
+    ops cuda-attention 30 'attention T' --like "$LIKE" --contexts "$(sizes prefill)"
+    for context in $(sizes contexts | tr , ' '); do
+        ops "cuda-decode-$context" 40 'attention batch' --like "$LIKE" --contexts "$context"
+    done
+    ops cuda-experts 60 expert --like "$(sizes mixture)" --rows "$(sizes expert_rows)"
+    for op in rmsnorm embed pool sample search; do
+        ops "cuda-$op" 20 "$op " "${dense[@]}"
+    done
 else
-    absent 'no NVIDIA GPU' cuda-qkv cuda-linear-add cuda-gate-up cuda-logits cuda-attention \
-        cuda-decode cuda-experts cuda-small
+    absent 'no NVIDIA GPU' cuda-ops
 fi
 
 # 4. And PyTorch?
@@ -317,39 +344,36 @@ else
         --output "$WORK/torch-ops.jsonl"
 fi
 
-# 5. A whole model, with random weights, from memory where there is room.
-model_folder() {
-    local folder free
-    for folder in ${TMPDIR:+"$TMPDIR"} /dev/shm /tmp "$WORK"; do
-        free=$(df -Pk "$folder" 2>/dev/null | awk 'NR == 2 { print $4 }')
-        if [ "${free:-0}" -gt $((18 * 1024 * 1024)) ] || [ -n "$EMULATOR" ]; then
-            mktemp -d "$folder/gritlm-device.XXXXXX" && return
-        fi
-    done
-}
-if [ -n "$GPU$EMULATOR" ] && MODEL=$(model_folder) && [ -n "$MODEL" ]; then
-    like=gritlm-7b
-    [ -z "$EMULATOR" ] || like=tiny
-    if part synth 60 "$BIN/gritlm" synth --like $like --output "$MODEL/model"; then
-        bench cuda-model 50 --model "$MODEL/model"
-    else
-        absent 'no checkpoint' cuda-model
-    fi
-    rm -rf "$MODEL"
+# 5. A whole model, with random weights: little of it, then all; how they get to the GPU.
+if [ -n "$GPU$EMULATOR" ]; then
+    bench cuda-model-quick 45 model --like "$LIKE" --quick "${HOW[@]}"
+    [ -n "$EMULATOR" ] || bench cuda-model 100 model --like "$LIKE" --repeats 3 \
+        --batch-tokens "$(sizes batch_tokens)"
+    bench cuda-upload 40 load --like "$LIKE" --repeats 3
 else
-    absent 'no NVIDIA GPU, or no room for a checkpoint' synth cuda-model
+    absent 'no NVIDIA GPU' cuda-model-quick cuda-model cuda-upload
 fi
 
 # 6. The WGSL backend on the same GPU.
+wgsl_ops() {
+    local name=$1 limit=$2 filter=$3
+    shift 3
+    part "$name" "$limit" env GRITLM_COMMIT="$commit" "$BIN/gritlm" bench ops --like "$LIKE" \
+        --device "wgpu:$ADAPTER" --filter "$filter" --batches 1 "${HOW[@]}" \
+        --json "$WORK/$name.json" "$@"
+}
 if [ -n "$GPU" ]; then
+    wgsl_ops vulkan-linear-add 30 linear_add --rows 1,16,512
+    wgsl_ops vulkan-attention 30 attention --contexts 512
     part vulkan-bench 45 "$BIN/gpu" matmul matvec attention --device "$ADAPTER" \
         --output "$WORK/gpu-ops.json"
     part vulkan-decode 45 "$BIN/gpu" decode --device "$ADAPTER" --output "$WORK/gpu-decode.json"
 elif [ -n "$EMULATOR" ]; then
+    wgsl_ops vulkan-linear-add 30 linear_add --rows "$(sizes rows)"
     part vulkan-bench 45 "$BIN/gpu" matvec --device "$ADAPTER" --repeats 1 \
         --output "$WORK/gpu-ops.json"
 else
-    absent 'no NVIDIA GPU' vulkan-bench vulkan-decode
+    absent 'no NVIDIA GPU' vulkan-linear-add vulkan-attention vulkan-bench vulkan-decode
 fi
 
 # 7. The same model by Hugging Face.
@@ -360,6 +384,27 @@ elif grep -q '^PyTorch=not' "$WORK/env.txt"; then
 else
     part torch-model 60 "$PYTHON" benches/peers/torch/model.py "${on[@]}" \
         --output "$WORK/torch-model.jsonl"
+fi
+
+# 8. Loading from files, which are written for it: to memory where there is room.
+model_folder() {
+    local folder free
+    for folder in ${TMPDIR:+"$TMPDIR"} /dev/shm /tmp "$WORK"; do
+        free=$(df -Pk "$folder" 2>/dev/null | awk 'NR == 2 { print $4 }')
+        if [ "${free:-0}" -gt $((18 * 1024 * 1024)) ] || [ -n "$EMULATOR" ]; then
+            mktemp -d "$folder/gritlm-device.XXXXXX" && return
+        fi
+    done
+}
+if [ -n "$GPU$EMULATOR" ] && MODEL=$(model_folder) && [ -n "$MODEL" ]; then
+    if part synth 60 "$BIN/gritlm" synth --like "$LIKE" --output "$MODEL/$LIKE"; then
+        bench cuda-load 60 load --model "$MODEL/$LIKE" --repeats 1
+    else
+        absent 'no checkpoint' cuda-load
+    fi
+    rm -rf "$MODEL"
+else
+    absent 'no NVIDIA GPU, or no room for a checkpoint' synth cuda-load
 fi
 
 if [ -n "$GPU" ] && [ -n "$SANITIZER" ]; then

@@ -203,6 +203,10 @@ impl Ops for Cuda {
         self.copies(bytes)
     }
 
+    fn pinned_rate(&self, bytes: u64) -> Result<Option<f64>> {
+        self.pinned(bytes).map(Some)
+    }
+
     fn displace(&self, bytes: u64) -> Result<()> {
         self.displaced(bytes / 2)
     }

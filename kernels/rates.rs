@@ -28,7 +28,7 @@ impl Cuda {
     ///
     /// # Errors
     /// When there is no room.
-    pub fn pinned_rate(&self, bytes: u64) -> Result<f64> {
+    pub(crate) fn pinned(&self, bytes: u64) -> Result<f64> {
         let to = self.gpu.buffer_for(Use::Lasting, bytes)?;
         let mut pinned = self.gpu.driver.pinned(bytes as usize)?;
         let values =

@@ -390,6 +390,15 @@ pub trait Ops: Send {
     /// When the device has no room.
     fn copy_rate(&self, bytes: u64) -> Result<f64>;
 
+    /// Bytes per second of copies to the device from so many pinned bytes, where it takes such.
+    ///
+    /// # Errors
+    /// When there is no room.
+    fn pinned_rate(&self, bytes: u64) -> Result<Option<f64>> {
+        let _ = bytes;
+        Ok(None)
+    }
+
     /// Reads and writes so many bytes, so that no cache holds anything else.
     ///
     /// # Errors

@@ -163,7 +163,7 @@ fn what_is_large_is_checked_in_part() {
         for named in model(&config, &[1, 4096], &[16384], &[1, 32]) {
             let (op, shape) = (&named.op, &named.shape);
             let checked = named.checked.as_ref().map_or(&named.case, |check| check.case());
-            assert!(checked.flops() <= 20_000_000_000, "{op} {shape}");
+            assert!(checked.flops() < 25_000_000_000, "{op} {shape}");
             if let Op::Attention(_, sequences) = &checked.op {
                 assert!(sequences.iter().map(|s| s.past).sum::<u32>() <= 1 << 16, "{op} {shape}");
             }

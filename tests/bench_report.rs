@@ -35,7 +35,8 @@ fn sample() -> Record {
         [("cuda", "Example GPU 9000", 2900.0, 670e3), ("cpu", "Example CPU", 46.0, 388.0)]
     {
         let (device, name) = (device.to_string(), name.to_string());
-        record.devices.push(Limits { device: device.clone(), name, copy_gb_s, matmul_gflop_s });
+        let device_limits = Limits { name, copy_gb_s, matmul_gflop_s, ..Limits::default() };
+        record.devices.push(Limits { device: device.clone(), ..device_limits });
         let of = shape::heads(32, 8, 128);
         let mut works = Vec::new();
         for rows in [1, 16, 512, 4096] {

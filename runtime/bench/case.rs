@@ -12,6 +12,9 @@ use gritlm_model::ops::{
 use gritlm_model::weights::{Dtype, Tensor};
 use half::{bf16, f16};
 use pollster::block_on;
+use rayon::prelude::*;
+use std::ops::Range;
+use std::sync::Arc;
 
 /// One op with its shape, the type of its weights, and a seed for its inputs.
 #[derive(Clone, Debug)]
@@ -87,6 +90,9 @@ pub enum Step<'a> {
 
 /// A case with its inputs on a device.
 pub type Ready<'a> = Box<dyn FnMut(Step<'_>) -> Result<()> + 'a>;
+
+/// Values that a thread makes at a time.
+const PIECE: usize = 1 << 16;
 
 /// Rows of every buffer beyond those in use.
 const SPARE: usize = 3;
@@ -191,7 +197,8 @@ impl Case {
             Op::RmsNorm(p) => product(p.rows, p.dim, 2),
             Op::Qkv(p, _) => product(p.rows, p.dim, (p.heads + 2 * p.kv_heads) * p.head_dim),
             Op::Attention(p, sequences) => {
-                let pairs: usize = sequences.iter().flat_map(Seq::keys).map(|k| k.len()).sum();
+                let pairs: usize =
+                    sequences.iter().flat_map(Seq::ranges).map(|keys| keys.len()).sum();
                 2 * product(p.heads, p.head_dim, 1) * pairs as u64
             }
             Op::LinearAdd(p) => product(p.rows, p.inner, p.outer),
@@ -430,8 +437,21 @@ impl Case {
 
     /// Activations with a mean square of `scale`².
     pub fn activations(&self, stream: u64, len: u32) -> Vec<f32> {
-        let mut random = self.random(stream);
-        (0..len).map(|_| self.kept(random.unit() * 3f32.sqrt() * self.scale)).collect()
+        self.values(stream, len as usize, |random| {
+            self.kept(random.unit() * 3f32.sqrt() * self.scale)
+        })
+    }
+
+    /// A stream's values, the same with any number of threads: the generator counts, so a piece can
+    /// begin anywhere. One number is drawn for each.
+    fn values(&self, stream: u64, len: usize, f: impl Fn(&mut Random) -> f32 + Sync) -> Vec<f32> {
+        let start = self.random(stream);
+        let mut values = vec![0.0; len];
+        values.par_chunks_mut(PIECE).enumerate().for_each(|(n, piece)| {
+            let mut random = start.after((n * PIECE) as u64);
+            piece.fill_with(|| f(&mut random));
+        });
+        values
     }
 
     /// A value as the backend takes it.
@@ -441,8 +461,7 @@ impl Case {
 
     /// Quarters from −½ to ½: inner products are exact in every format, and many are equal.
     pub fn steps(&self, stream: u64, len: u32) -> Vec<f32> {
-        let mut random = self.random(stream);
-        (0..len).map(|_| random.below(5) as f32 / 4.0 - 0.5).collect()
+        self.values(stream, len as usize, |random| random.below(5) as f32 / 4.0 - 0.5)
     }
 
     /// A matrix that keeps the mean square of what it is multiplied by.
@@ -456,11 +475,10 @@ impl Case {
         self.stored(stream, 1, dim, |unit| 1.0 + unit / 2.0)
     }
 
-    fn stored(&self, stream: u64, rows: u32, cols: u32, f: impl Fn(f32) -> f32) -> Weight {
-        let (dtype, mut random) = (self.dtype, self.random(stream));
-        let len = rows as usize * cols as usize;
-        let values = (0..len).map(|_| rounded(dtype, self.kept(f(random.unit())))).collect();
-        Weight { dtype, cols: cols as usize, values }
+    fn stored(&self, stream: u64, rows: u32, cols: u32, f: impl Fn(f32) -> f32 + Sync) -> Weight {
+        let (dtype, len) = (self.dtype, rows as usize * cols as usize);
+        let value = |random: &mut Random| rounded(dtype, self.kept(f(random.unit())));
+        Weight { dtype, cols: cols as usize, values: self.values(stream, len, value) }
     }
 
     /// Tokens for `embed`, as one sequence.
@@ -510,9 +528,8 @@ impl Case {
 
     /// Something in every slot of the pool, in the order of an export of all pages.
     pub fn cache(&self, pool: &PoolShape, scale: f32) -> Vec<f32> {
-        let mut random = self.random(10);
         let len = pool.layers * 2 * pool.kv_heads * pool.pages * PAGE * pool.head_dim;
-        (0..len).map(|_| self.kept(random.unit() * 3f32.sqrt() * scale)).collect()
+        self.values(10, len, |random| self.kept(random.unit() * 3f32.sqrt() * scale))
     }
 
     /// Activations, router, and each row's experts with their weights. A row whose choice a
@@ -644,15 +661,30 @@ impl Seq {
             .map(move |i| (0..total).filter(|&j| sees(i as i64, j as i64)).collect())
     }
 
-    /// How many keys any row sees; they are adjacent.
+    /// [`Seq::keys`], which are adjacent, without looking at each.
+    pub fn ranges(&self) -> impl Iterator<Item = Range<usize>> {
+        let (mask, total) = (self.mask, (self.past + self.rows) as usize);
+        (self.past as usize..total).map(move |i| {
+            let (window, end) = match mask {
+                Mask::Causal { window } => (window, i + 1),
+                Mask::Bidirectional { window } => {
+                    (window, window.map_or(total, |w| total.min(i + w as usize)))
+                }
+            };
+            window.map_or(0, |w| (i + 1).saturating_sub(w as usize))..end
+        })
+    }
+
+    /// How many keys any row sees.
     fn seen(&self) -> usize {
-        let ends = self.keys().map(|keys| (keys[0], keys[keys.len() - 1]));
-        let (first, last) = ends.fold((usize::MAX, 0), |a, b| (a.0.min(b.0), a.1.max(b.1)));
-        last + 1 - first
+        let ends = |all: Range<usize>, keys: Range<usize>| {
+            all.start.min(keys.start)..all.end.max(keys.end)
+        };
+        self.ranges().reduce(ends).map_or(0, |keys| keys.len())
     }
 
     /// Logical pages that exist: a causal window frees those that it has left behind.
-    fn live_pages(&self) -> std::ops::Range<usize> {
+    fn live_pages(&self) -> Range<usize> {
         let first = match self.mask {
             Mask::Causal { window: Some(w) } => (self.past + 1).saturating_sub(w) as usize / PAGE,
             _ => 0,
@@ -667,9 +699,17 @@ pub type Chosen = Vec<(usize, f64)>;
 /// SplitMix64.
 struct Random(u64);
 
+/// What its state grows by with each number.
+const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+
 impl Random {
+    /// As it is after so many numbers.
+    fn after(&self, numbers: u64) -> Self {
+        Self(self.0.wrapping_add(STEP.wrapping_mul(numbers)))
+    }
+
     fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        self.0 = self.0.wrapping_add(STEP);
         let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
@@ -715,7 +755,7 @@ impl Weight {
             let (values, after) = rest.split_at(rows as usize * self.cols);
             rest = after;
             let shape = [rows as usize, self.cols];
-            Tensor::from_bytes(self.dtype, &shape, &stored_bytes(self.dtype, values))
+            Tensor::of_block(self.dtype, &shape, &Arc::new(stored_bytes(self.dtype, values)), 0)
         });
         parts.collect()
     }
@@ -731,11 +771,19 @@ fn rounded(dtype: Dtype, value: f32) -> f32 {
 
 /// The values as a checkpoint has them.
 pub fn stored_bytes(dtype: Dtype, values: &[f32]) -> Vec<u8> {
-    match dtype {
-        Dtype::Bf16 => values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
-        Dtype::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
-        Dtype::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-    }
+    let each = dtype.bytes();
+    let mut bytes = vec![0; values.len() * each];
+    let pieces = bytes.par_chunks_mut(PIECE * each).zip(values.par_chunks(PIECE));
+    pieces.for_each(|(bytes, values)| {
+        for (to, &value) in bytes.chunks_exact_mut(each).zip(values) {
+            match dtype {
+                Dtype::Bf16 => to.copy_from_slice(&bf16::from_f32(value).to_le_bytes()),
+                Dtype::F16 => to.copy_from_slice(&f16::from_f32(value).to_le_bytes()),
+                Dtype::F32 => to.copy_from_slice(&value.to_le_bytes()),
+            }
+        }
+    });
+    bytes
 }
 
 fn count<T>(of: &[T]) -> u32 {
@@ -771,11 +819,11 @@ fn poison_unused(layout: &Layout, pool: &PoolShape, cache: &mut [f32]) {
         }
     }
     let layer = cache.len() / LAYERS;
-    for (i, vector) in cache.chunks_mut(pool.head_dim).enumerate() {
+    cache.par_chunks_mut(pool.head_dim).enumerate().for_each(|(i, vector)| {
         if i * pool.head_dim < layer * (LAYERS - 1) || !used[i % used.len()] {
             vector.fill(f32::NAN);
         }
-    }
+    });
 }
 
 /// The inner product, in f64.

@@ -85,6 +85,8 @@ fn cases_with_weights(dtype: Dtype) -> Vec<Case> {
         (40, 1025, 65, 8, 2),
         (130, 160, 100, 8, 2),
         (5, 64, 1100, 5, 3),
+        // More rows and more experts than a block takes at once.
+        (600, 8, 8, 17, 2),
     ] {
         all.push(Case::new(Op::Expert(Expert { rows, dim, hidden, experts, top_k }), dtype));
     }

@@ -13,7 +13,7 @@ const COPY: u64 = 256 << 20;
 
 /// The product is as large as takes about this long, in microseconds, so that small devices do not
 /// take minutes and large ones are busy.
-const ENOUGH: f64 = 50_000.0;
+const ENOUGH: f64 = 400_000.0;
 
 /// Rows, inner and outer of the products that are tried, each 8 times the one before.
 const SIZES: [[u32; 3]; 4] =
@@ -40,6 +40,7 @@ pub fn measure<O: Ops>(ops: &O, device: &str) -> Result<Limits> {
         name: ops.device(),
         copy_gb_s: copy / 1e9,
         matmul_gflop_s: rate,
+        pinned_gb_s: ops.pinned_rate(COPY)?.map(|rate| rate / 1e9),
     })
 }
 

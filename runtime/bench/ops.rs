@@ -8,7 +8,8 @@ use crate::{Error, Result};
 use gritlm_model::config::Config;
 use gritlm_model::cpu::Cpu;
 use gritlm_model::ops::{
-    Attention, Expert, GateUp, LinearAdd, Logits, Mask, Ops, PoolSpan, Pooling, Qkv, RmsNorm,
+    Attention, Draw, Expert, GateUp, LinearAdd, Logits, Mask, Ops, PoolSpan, Pooling, Qkv, RmsNorm,
+    Search,
 };
 use gritlm_model::weights::Dtype;
 
@@ -35,8 +36,20 @@ pub enum Check {
     Instead(Case),
 }
 
+impl Check {
+    /// The case that the CPU twin computes.
+    pub fn case(&self) -> &Case {
+        match self {
+            Self::Rows(case) | Self::Instead(case) => case,
+        }
+    }
+}
+
 /// The most operations that the CPU twin is asked for.
 const TWIN: u64 = 20_000_000_000;
+
+/// The most keys in the pages that are compared: a layer of a large model then has half a gigabyte.
+const SEEN: u32 = 1 << 16;
 
 /// Rows of a product that are compared where all would take too long.
 const COMPARED: u32 = 32;
@@ -51,90 +64,154 @@ pub fn table() -> Vec<Named> {
     .collect()
 }
 
-/// A model's ops, for so many rows of one pass each, and its attention.
-pub fn model(config: &Config, rows: &[u32], contexts: &[u32]) -> Vec<Named> {
+/// A model's ops, for so many rows of one pass each, and its attention: of one sequence of each of
+/// the `contexts`, and of one token of each of so many sequences (`batches`) that have so many.
+/// What costs next to nothing has one shape: `embed`, `pool` of 8 texts, `search`.
+pub fn model(config: &Config, rows: &[u32], contexts: &[u32], batches: &[u32]) -> Vec<Named> {
     let c = config;
     let [dim, heads, kv_heads, head_dim, hidden, vocab] =
         [c.dim, c.heads, c.kv_heads, c.head_dim, c.hidden, c.vocab].map(|n| n as u32);
     let (eps, layer) = (c.norm_eps, super::case::LAYERS as u32 - 1);
-    let width = (heads + 2 * kv_heads) * head_dim;
-    let causal = Mask::Causal { window: None };
-    let mut all = Vec::new();
-    let mut add = |op: Op, shape: String| all.push(Named::new(op, shape));
+    let (inner, width) = (heads * head_dim, (heads + 2 * kv_heads) * head_dim);
+    let mut all: Vec<Named> = Vec::new();
+    // Where two matrices have the same shape, one of them is measured.
+    let mut add = |op: Op, shape: String| {
+        let named = Named::new(op, shape);
+        if !all.iter().any(|other| (&other.op, &other.shape) == (&named.op, &named.shape)) {
+            all.push(named);
+        }
+    };
+    let product =
+        |rows: u32, inner: u32, outer: u32| shape::product(rows.into(), inner.into(), outer.into());
     for &rows in rows {
-        let [r, d, h, v] = [rows, dim, hidden, vocab].map(u64::from);
-        let product = |inner: u32, outer: u32| shape::product(r, inner.into(), outer.into());
-        add(Op::RmsNorm(RmsNorm { rows, dim, eps }), shape::rows(r, d));
-        add(
-            Op::Qkv(
-                Qkv { rows, dim, heads, kv_heads, head_dim, layer },
-                vec![Seq { past: 0, rows, mask: causal }],
-            ),
-            product(dim, width),
-        );
-        let inner = heads * head_dim;
-        add(Op::LinearAdd(LinearAdd { rows, inner, outer: dim }), product(inner, dim));
+        let sequences = vec![Seq { past: 0, rows, mask: CAUSAL }];
+        let p = Qkv { rows, dim, heads, kv_heads, head_dim, layer };
+        add(Op::Qkv(p, sequences), product(rows, dim, width));
+    }
+    for (inner, wanted) in [(inner, true), (hidden, c.experts.is_none())] {
+        for &rows in rows.iter().filter(|_| wanted) {
+            let p = LinearAdd { rows, inner, outer: dim };
+            add(Op::LinearAdd(p), product(rows, inner, dim));
+        }
+    }
+    for &rows in rows {
         if let Some(e) = c.experts {
             let (experts, top_k) = (e.count as u32, e.top_k as u32);
-            add(
-                Op::Expert(Expert { rows, dim, hidden, experts, top_k }),
-                shape::experts(r, d, experts.into(), h, top_k.into()),
-            );
+            let p = Expert { rows, dim, hidden, experts, top_k };
+            add(Op::Expert(p), shape_of_experts(p));
         } else {
-            add(Op::GateUp(GateUp { rows, dim, hidden }), product(dim, 2 * hidden));
-            add(Op::LinearAdd(LinearAdd { rows, inner: hidden, outer: dim }), product(hidden, dim));
+            let p = GateUp { rows, dim, hidden };
+            add(Op::GateUp(p), product(rows, dim, 2 * hidden));
         }
-        if rows <= 64 {
-            let p = Logits { dim, vocab, eps };
-            add(Op::Logits { p, rows: (0..rows).collect() }, shape::product(r, d, v));
-        }
-        let (pooling, normalize) = (Pooling::Mean, true);
-        let span = PoolSpan { row: 0, rows, skip: 0, pooling, normalize };
-        add(Op::Pool { dim, spans: vec![span] }, shape::pool(1, r, d));
+    }
+    // No pass wants those of more rows.
+    for &rows in rows.iter().filter(|&&rows| rows <= 64) {
+        let p = Logits { dim, vocab, eps };
+        add(Op::Logits { p, rows: (0..rows).collect() }, product(rows, dim, vocab));
     }
     let p = Attention { heads, kv_heads, head_dim, layer };
     let of = shape::heads(heads.into(), kv_heads.into(), head_dim.into());
-    for &context in contexts {
-        for (name, mask) in [("causal", causal), ("bidirectional", BOTH)] {
-            let shape = format!("{}, {name}", shape::attention(context.into(), &of));
-            let op = |rows| Op::Attention(p, vec![Seq { past: 0, rows, mask }]);
-            let mut named = Named::new(op(context), shape);
-            if named.case.flops() > TWIN {
-                named.checked = Some(Check::Instead(Case::new(op(512), Dtype::F32)));
-            }
-            all.push(named);
+    for &rows in contexts {
+        for (name, mask) in [("causal", CAUSAL), ("bidirectional", BOTH)] {
+            let shape = format!("{}, {name}", shape::attention(rows.into(), &of));
+            add(Op::Attention(p, vec![Seq { past: 0, rows, mask }]), shape);
         }
-        let decode = Op::Attention(p, vec![Seq { past: context - 1, rows: 1, mask: causal }]);
-        all.push(Named::new(decode, shape::attention_decode(1, (context - 1).into(), &of)));
+    }
+    for &batch in batches {
+        for &context in contexts {
+            let sequences = vec![Seq { past: context - 1, rows: 1, mask: CAUSAL }; batch as usize];
+            let shape = shape::attention_decode(batch.into(), context.into(), &of);
+            add(Op::Attention(p, sequences), shape);
+        }
+    }
+    for &rows in rows {
+        add(Op::RmsNorm(RmsNorm { rows, dim, eps }), shape::rows(rows.into(), dim.into()));
+    }
+    if let Some(&rows) = rows.iter().max() {
+        add(Op::Embed { rows, vocab, dim }, shape::rows(rows.into(), dim.into()));
+        let (texts, rows) = (8, (rows / 8).max(1));
+        let (skip, pooling, normalize) = (0, Pooling::Mean, true);
+        let span = |n| PoolSpan { row: n * rows, rows, skip, pooling, normalize };
+        let spans = (0..texts).map(span).collect();
+        add(Op::Pool { dim, spans }, shape::pool(texts.into(), rows.into(), dim.into()));
+    }
+    for (how, drawn) in [("greedy", false), ("top-k top-p", true)] {
+        for &batch in batches {
+            let draws = (0..batch).map(|n| draw(drawn, n as f32 / batch as f32)).collect();
+            let shape = shape::sample(batch.into(), vocab.into(), how);
+            add(Op::Sample { vocab, draws, step: 0.0 }, shape);
+        }
+    }
+    for queries in [1, 16] {
+        let p = Search { queries, documents: 10_000, dim, top_k: 10 };
+        let [n, documents, dim, top] = [queries, p.documents, dim, p.top_k].map(u64::from);
+        add(Op::Search(p), shape::search(n, documents, dim, top));
     }
     all
 }
 
+const CAUSAL: Mask = Mask::Causal { window: None };
 const BOTH: Mask = Mask::Bidirectional { window: None };
+
+fn shape_of_experts(p: Expert) -> String {
+    let [rows, dim, hidden, experts, top] =
+        [p.rows, p.dim, p.hidden, p.experts, p.top_k].map(u64::from);
+    shape::experts(rows, dim, experts, hidden, top)
+}
+
+/// The likeliest token, or one as most people draw it.
+fn draw(drawn: bool, uniform: f32) -> Draw {
+    Draw {
+        seen: Vec::new(),
+        penalty: 1.0,
+        temperature: if drawn { 0.7 } else { 0.0 },
+        top_k: if drawn { 50 } else { 0 },
+        top_p: if drawn { 0.9 } else { 1.0 },
+        min_p: 0.0,
+        uniform,
+        logprobs: 0,
+    }
+}
 
 impl Named {
     fn new(op: Op, shape: String) -> Self {
         let case = Case::new(op, Dtype::Bf16);
         let name = case.name.split(' ').next().unwrap_or_default().to_string();
         let mut fewer = case.clone();
-        let clipped = match &mut fewer.op {
+        let first_rows = match &mut fewer.op {
             Op::LinearAdd(p) => std::mem::replace(&mut p.rows, COMPARED) > COMPARED,
             Op::GateUp(p) => std::mem::replace(&mut p.rows, COMPARED) > COMPARED,
-            _ => false,
-        };
-        let checked = match &case.op {
-            _ if case.flops() <= TWIN => None,
-            _ if clipped => Some(Check::Rows(fewer)),
-            Op::Qkv(p, _) => {
-                let rows = COMPARED.min(p.rows);
-                let sequences = vec![Seq { past: 0, rows, mask: BOTH }];
-                Some(Check::Instead(Case::new(Op::Qkv(Qkv { rows, ..*p }, sequences), case.dtype)))
+            Op::Logits { rows, .. } => {
+                let more = rows.len() > COMPARED as usize;
+                rows.truncate(COMPARED as usize);
+                more
+            }
+            Op::Qkv(p, sequences) => {
+                p.rows = COMPARED.min(p.rows);
+                *sequences = vec![Seq { past: 0, rows: p.rows, mask: BOTH }];
+                false
             }
             Op::Expert(p) => {
-                let p = Expert { rows: COMPARED.min(p.rows), ..*p };
-                Some(Check::Instead(Case::new(Op::Expert(p), case.dtype)))
+                p.rows = COMPARED.min(p.rows);
+                false
             }
-            _ => None,
+            Op::Attention(_, sequences) => {
+                let past = SEEN / sequences.len() as u32;
+                for s in sequences {
+                    *s = Seq { past: s.past.min(past), rows: s.rows.min(512), ..*s };
+                }
+                false
+            }
+            _ => false,
+        };
+        let seen = match &case.op {
+            Op::Attention(_, sequences) => sequences.iter().map(|s| s.past).sum(),
+            _ => 0,
+        };
+        let checked = match first_rows {
+            _ if case.flops() <= TWIN && seen <= SEEN => None,
+            true => Some(Check::Rows(fewer)),
+            false => Some(Check::Instead(fewer)),
         };
         Self { case, op: name, shape, checked }
     }
@@ -146,8 +223,8 @@ impl Named {
     pub fn parse(text: &str) -> Result<Self> {
         let wrong = || Error::Option {
             option: "--shape",
-            expected: "linear_add or gate_up with ROWSxINNERxOUTER, attention with TOKENS or \
-                       rmsnorm with ROWSxDIM, as in linear_add:128x4096x4096"
+            expected: "linear_add, gate_up or logits with ROWSxINNERxOUTER, attention with TOKENS \
+                       or rmsnorm with ROWSxDIM, as in linear_add:128x4096x4096"
                 .into(),
             found: text.into(),
         };
@@ -163,6 +240,11 @@ impl Named {
             ("gate_up", &[rows, dim, hidden]) => {
                 let shape = shape::product(rows.into(), dim.into(), 2 * u64::from(hidden));
                 Self::new(Op::GateUp(GateUp { rows, dim, hidden }), shape)
+            }
+            ("logits", &[rows, dim, vocab]) => {
+                let shape = shape::product(rows.into(), dim.into(), vocab.into());
+                let p = Logits { dim, vocab, eps };
+                Self::new(Op::Logits { p, rows: (0..rows).collect() }, shape)
             }
             ("rmsnorm", &[rows, dim]) => {
                 let shape = shape::rows(rows.into(), dim.into());

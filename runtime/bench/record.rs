@@ -45,6 +45,9 @@ pub struct Limits {
     pub copy_gb_s: f64,
     /// 10⁹ operations a second of a large matrix product.
     pub matmul_gflop_s: f64,
+    /// 10⁹ bytes a second of a copy to the device from pinned memory, where it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pinned_gb_s: Option<f64>,
 }
 
 /// One figure.
@@ -68,7 +71,8 @@ pub struct Row {
     pub bytes: f64,
     /// Additions and multiplications.
     pub flops: f64,
-    /// What bounds it: `copy` or `matmul`; empty for neither.
+    /// What bounds it: `copy` or `matmul`; of loading, `reading` the files or a `pinned` copy; empty
+    /// for none of them.
     pub limit: String,
     /// Its rate as a share of that limit.
     pub share: f64,

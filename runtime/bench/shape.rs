@@ -29,9 +29,14 @@ pub fn attention_decode(batch: u64, context: u64, of: &str) -> String {
     format!("{}, {of}", decode(batch, context))
 }
 
-/// Rows of so many values: `rmsnorm`, `embed`, `sample`.
+/// Rows of so many values: `rmsnorm`, `embed`.
 pub fn rows(rows: u64, cols: u64) -> String {
     format!("{rows} x {cols}")
+}
+
+/// Tokens drawn from `rows` rows of logits; `how` is `greedy` or `top-k top-p`.
+pub fn sample(rows: u64, vocab: u64, how: &str) -> String {
+    format!("{}, {how}", self::rows(rows, vocab))
 }
 
 /// A pool of `texts` texts of `tokens` rows each.

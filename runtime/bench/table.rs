@@ -76,6 +76,7 @@ pub(super) fn heading(limits: &Limits) -> Vec<String> {
     if limits.matmul_gflop_s > 0.0 {
         parts.push(format!("matmul {}", gflop_s(limits.matmul_gflop_s)));
     }
+    parts.extend(limits.pinned_gb_s.map(|rate| format!("from pinned memory {}", gb_s(rate))));
     parts
 }
 

@@ -372,11 +372,17 @@ pub(super) enum Bench {
         #[arg(long, value_name = "OP:SIZES")]
         shape: Vec<String>,
         /// Rows of a pass, with `--like`
-        #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [1, 4, 16, 64, 512])]
+        #[arg(long, value_name = "N", value_delimiter = ',', value_parser = count())]
+        #[arg(default_values_t = [1, 4, 16, 64, 512])]
         rows: Vec<u32>,
         /// Lengths of the sequences of attention, with `--like`
-        #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [512, 2048])]
+        #[arg(long, value_name = "N", value_delimiter = ',', value_parser = count())]
+        #[arg(default_values_t = [512, 2048])]
         contexts: Vec<u32>,
+        /// Sequences that attention decodes together, with `--like`
+        #[arg(long, value_name = "N", value_delimiter = ',', value_parser = count())]
+        #[arg(default_values_t = [1, 8, 32])]
+        batches: Vec<u32>,
         /// Only ops and shapes that contain this
         #[arg(long, value_name = "TEXT", default_value = "")]
         filter: String,
@@ -511,6 +517,11 @@ impl FromStr for Window {
             }),
         }
     }
+}
+
+/// Rows, tokens or sequences: with any of them a buffer's values can be counted in 32 bits.
+fn count() -> clap::builder::RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(1..=1 << 17)
 }
 
 /// clap wants the error as text.

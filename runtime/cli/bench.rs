@@ -21,9 +21,9 @@ pub(super) fn run(command: &Bench, global: &Global, out: &mut Out) -> Result<()>
     match command {
         Bench::Show { record, output } => report(Record::read(record)?, output, out),
         Bench::Results { records } => write_results(records),
-        Bench::Ops { like, shape, rows, contexts, filter, how } => {
+        Bench::Ops { like, shape, rows, contexts, batches, filter, how } => {
             let named = match (like, &shape[..]) {
-                (Some(like), _) => ops::model(&synth::config(like, None)?, rows, contexts),
+                (Some(like), _) => ops::model(&synth::config(like, None)?, rows, contexts, batches),
                 (None, []) => ops::table(),
                 (None, shapes) => {
                     shapes.iter().map(|s| Named::parse(s)).collect::<Result<Vec<_>>>()?
@@ -52,14 +52,24 @@ pub(super) fn run(command: &Bench, global: &Global, out: &mut Out) -> Result<()>
             let program = std::env::current_exe().map_err(Error::io("this program"))?;
             let plan = LoadPlan { program, repeats: how.repeats, seconds: 30.0 };
             let run = |options: &Options, device: &str, record: &mut Record| {
+                let limits = backend::open(options, Limit { device })?;
                 let mut progress = Progress::new("loading", 0);
                 let mut at = |done, all| progress.of(done, all);
+                record.devices.push(limits.clone());
                 match like {
                     Some(like) => {
                         load::upload((like, *layers), options, device, &plan, record, &mut at)
                     }
                     None => load::load(&global.model, options, device, &plan, record, &mut at),
+                }?;
+                // From memory nothing is faster than a copy from memory that is pinned.
+                if let Some(pinned) = limits.pinned_gb_s {
+                    let of = record.rows.iter_mut().filter(|r| r.device == device);
+                    for row in of.filter(|row| row.limit.is_empty()) {
+                        (row.limit, row.share) = ("pinned".into(), row.gb_s() / pinned);
+                    }
                 }
+                Ok(())
             };
             report(on_each_device(global, run)?, &how.output, out)
         }

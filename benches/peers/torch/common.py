@@ -18,12 +18,15 @@ def arguments(what):
 
 
 class Rows:
-    def __init__(self, path):
+    def __init__(self, path, device):
         self.file = open(path, "w") if path else None
+        # As people name it: gritlm compares what ran on the like.
+        cuda = device == "cuda" and torch.cuda.is_available()
+        self.device = torch.cuda.get_device_name() if cuda else device
 
     def put(self, **row):
         if self.file:
-            self.file.write(json.dumps(row) + "\n")
+            self.file.write(json.dumps({**row, "device": self.device}) + "\n")
             self.file.flush()
         name = f"{row['op']}, {row['shape']}, {row['peer']}"
         if "not_measured" in row:

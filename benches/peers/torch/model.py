@@ -2,8 +2,8 @@
 
     python3 benches/peers/torch/model.py [--device cpu] [--quick] [--output FILE]
 
-The same three passes as `benches/cuda.rs --model`: 8 texts of 512 tokens, a prompt of 4096, and
-decoding one sequence. Embedding runs the body without its head, with the causal mask that Hugging
+Three figures of `gritlm bench model --batch-tokens 4096`: 8 texts of 512 tokens, a prompt of 4096,
+and decoding one sequence with 1024 tokens before it. Embedding runs the body without its head, with the causal mask that Hugging
 Face's Mistral has (GritLM's own code makes it bidirectional, which costs up to as much again in
 attention). Decoding is `model(token, past_key_values)` step by step, its host time included, as
 anyone who calls it has it.
@@ -23,7 +23,7 @@ def build():
     from transformers import MistralConfig, MistralForCausalLM
 
     at = Sizes(quick)
-    sizes = dict(hidden_size=at.dim, num_hidden_layers=2 if quick else 32,
+    sizes = dict(hidden_size=at.dim, num_hidden_layers=at.layers,
                  num_attention_heads=at.heads, num_key_value_heads=at.kv_heads,
                  intermediate_size=at.hidden, vocab_size=at.vocab)
     config = MistralConfig(**sizes, max_position_embeddings=32768, sliding_window=4096,
@@ -38,10 +38,12 @@ def build():
 
 
 def main():
-    rows = Rows(args.output)
+    rows = Rows(args.output, device)
     if device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("not measured: PyTorch finds no CUDA device")
-    tokens, names = Sizes(quick).tokens, Sizes(quick).model()
+    at = Sizes(quick)
+    (batch, context), (texts, each), (prompts, length), names = (
+        at.decodes, at.texts, at.prompts, at.model())
     try:
         import transformers
 
@@ -60,16 +62,16 @@ def main():
         return torch.randint(0, vocab, shape, device=device)
 
     def embed():
-        texts = ids(8, tokens // 8)
-        return lambda: model.model(input_ids=texts, use_cache=False).last_hidden_state.mean(1)
+        tokens = ids(texts, each)
+        return lambda: model.model(input_ids=tokens, use_cache=False).last_hidden_state.mean(1)
 
     def prefill():
-        prompt = ids(1, tokens)
+        prompt = ids(prompts, length)
         return lambda: model.lm_head(
             model.model(input_ids=prompt, use_cache=True).last_hidden_state[:, -1]).argmax(1)
 
     def decode():
-        state = model(input_ids=ids(1, 16), use_cache=True)
+        state = model(input_ids=ids(batch, context), use_cache=True)
         last = {"token": state.logits[:, -1:].argmax(2), "past": state.past_key_values}
 
         def run():
@@ -81,11 +83,12 @@ def main():
         return run
 
     with torch.inference_mode():
-        (op, shape), clock = names[0], walls(device, 5, 2 if quick else 16)
-        rows.measure(op, shape, PEER, decode, clock, 2 * used, 2 * used, tokens=1)
-        clock = walls(device, 5)
-        for (op, shape), make in zip(names[1:], [prefill, embed]):
+        clock, passes = walls(device, 5), [(prefill, prompts * length), (embed, texts * each)]
+        rows.measure(*names[0], PEER, decode, walls(device, 5, 2 if quick else 16), 2 * used,
+                     2 * used * batch, tokens=batch)
+        for (op, shape), (make, tokens) in zip(names[1:], passes):
             rows.measure(op, shape, PEER, make, clock, 2 * body, 2 * body * tokens, tokens=tokens)
+
 
 
 main()

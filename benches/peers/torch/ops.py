@@ -1,12 +1,12 @@
-"""PyTorch's ops at the shapes of benches/cuda.rs, random inputs, L2 cold.
+"""PyTorch's ops at the shapes of `gritlm bench ops`, random inputs, L2 cold.
 
     python3 benches/peers/torch/ops.py [--device cpu] [--quick] [--output FILE]
 
 Products are torch.matmul alone (cuBLAS): without the rotation, addition or activation that gritlm's
 ops also do. Attention is F.scaled_dot_product_attention by backend, on keys and values in one piece
 (gritlm reads them from pages); 8 heads of keys for 32 of queries by enable_gqa, and where a backend
-refuses that, repeated beforehand ("repeated" in the peer's name: four times the bytes). An expert's
-products are one grouped product over rows sorted by expert, without routing, sorting or activation.
+refuses that, repeated beforehand ("repeated" in the peer's name: four times the bytes). Experts are
+two grouped products over rows sorted by expert, without routing, sorting or activation.
 """
 
 import math
@@ -17,12 +17,12 @@ import torch.nn.functional as F
 from common import Rows, arguments, cold, walls, why
 from shapes import Sizes
 
-args = arguments("PyTorch's ops at the shapes of benches/cuda.rs")
+args = arguments("PyTorch's ops at the shapes of gritlm bench ops")
 device, quick = args.device, args.quick
 bf16 = torch.bfloat16
 
 at = Sizes(quick)
-DIM, HEADS, KV_HEADS, HEAD = at.dim, at.heads, at.kv_heads, at.head_dim
+DIM, HIDDEN, HEADS, KV_HEADS, HEAD = at.dim, at.hidden, at.heads, at.kv_heads, at.head_dim
 VOCAB, EXPERTS, TOP, DOCUMENTS = at.vocab, at.experts, at.top_k, at.documents
 COPIED, SQUARE = at.copied, at.square
 
@@ -62,9 +62,9 @@ def limits(rows):
 
 
 def products(rows, clock):
-    for op, inner, outer in at.products:
+    for op, inner, outer, counts in at.products():
         w = weight(outer, inner)
-        for n in at.rows:
+        for n in counts:
             def make(n=n):
                 a = uniform(n, inner)
                 return lambda: torch.matmul(a, w.t())
@@ -79,7 +79,7 @@ def attention(rows, clock):
     if device != "cuda":
         backends = [("math", "MATH")]
 
-    def all_backends(op, shape, batch, queries, keys, causal, bytes, flops):
+    def all_backends(shape, batch, queries, keys, causal, bytes, flops):
         for name, backend in backends:
             def make(repeated=False):
                 q = uniform(batch, HEADS, queries, HEAD, scale=math.sqrt(3))
@@ -103,19 +103,18 @@ def attention(rows, clock):
                 make()
             except Exception:
                 peer, how = f"SDPA {name}, repeated", lambda: make(True)
-            rows.measure(op, shape, peer, how, clock, bytes=bytes, flops=flops)
+            rows.measure("attention", shape, peer, how, clock, bytes=bytes, flops=flops)
 
     for tokens in at.prefill:
-        for op, causal in [("attention causal", True), ("attention bidirectional", False)]:
+        for causal in [True, False]:
             pairs = tokens * (tokens + 1) // 2 if causal else tokens * tokens
             bytes = 4 * tokens * HEAD * (HEADS + KV_HEADS)
-            all_backends(op, f"T {tokens}, {at.attention}", 1, tokens, tokens, causal, bytes,
+            all_backends(at.whole(tokens, causal), 1, tokens, tokens, causal, bytes,
                          4 * pairs * HEADS * HEAD)
     for batch in at.batches:
         for context in at.contexts:
-            shape = f"batch {batch}, context {context}, {at.attention}"
             bytes = 4 * batch * HEAD * (KV_HEADS * context + HEADS)
-            all_backends("attention decode", shape, batch, 1, context, False, bytes,
+            all_backends(at.decode(batch, context), batch, 1, context, False, bytes,
                          4 * batch * context * HEADS * HEAD)
 
 
@@ -127,31 +126,32 @@ def experts(rows, clock):
             return F.grouped_mm
         raise NotImplementedError("this PyTorch has no torch._grouped_mm")
 
-    for op, inner, outer in at.halves:
-        try:
-            w = torch.stack([weight(outer, inner) for _ in range(EXPERTS)])
-        except Exception:
-            w = None  # the rows below say that there is no room
-        for n in at.expert_rows:
-            def make(n=n):
-                run = grouped()
-                chosen = torch.rand(n, EXPERTS).topk(TOP, 1).indices.flatten()
-                offsets = torch.bincount(chosen, minlength=EXPERTS).cumsum(0)
-                offsets = offsets.to(device=device, dtype=torch.int32)
-                a, turned = uniform(n * TOP, inner), w.transpose(1, 2)
-                return lambda: run(a, turned, offs=offsets)
+    halves = [(DIM, 2 * HIDDEN), (HIDDEN, DIM)]
+    try:
+        weights = [torch.stack([weight(outer, inner) for _ in range(EXPERTS)])
+                   for inner, outer in halves]
+    except Exception:
+        weights = []  # the rows below say that there is no room
+    for n in at.expert_rows:
+        def make(n=n):
+            run = grouped()
+            chosen = torch.rand(n, EXPERTS).topk(TOP, 1).indices.flatten()
+            offsets = torch.bincount(chosen, minlength=EXPERTS).cumsum(0)
+            offsets = offsets.to(device=device, dtype=torch.int32)
+            gate_up, down = (w.transpose(1, 2) for w in weights)
+            h, inner = uniform(n * TOP, DIM), uniform(n * TOP, HIDDEN)
+            return lambda: (run(h, gate_up, offs=offsets), run(inner, down, offs=offsets))
 
-            used = min(EXPERTS, n * TOP)
-            rows.measure(op, at.half(n, inner, outer), "torch._grouped_mm", make, clock,
-                         bytes=2 * (used * inner * outer + n * TOP * (inner + outer)),
-                         flops=2 * n * TOP * inner * outer)
-        del w
+        used = min(EXPERTS, n * TOP)
+        rows.measure("expert", at.expert(n), "torch._grouped_mm, both", make, clock,
+                     bytes=2 * (used * 3 * DIM * HIDDEN + n * TOP * (2 * DIM + 3 * HIDDEN)),
+                     flops=2 * n * TOP * 3 * DIM * HIDDEN)
 
 
 def small(rows, clock):
     most = at.rows[-1]
 
-    for n in at.norms():
+    for n in at.rows:
         def norm(n=n):
             x, w = uniform(n, DIM, dtype=torch.float32), torch.ones(DIM, device=device)
             return lambda: F.rms_norm(x, (DIM,), w, 1e-5)
@@ -170,10 +170,10 @@ def small(rows, clock):
         h = uniform(8, most // 8, DIM)
         return lambda: F.normalize(h.mean(1), dim=1)
 
-    rows.measure("pool", f"8 x {most // 8} x {DIM}", "mean, F.normalize", pool, clock,
+    rows.measure("pool", at.pool(), "mean, F.normalize", pool, clock,
                  bytes=2 * most * DIM)
 
-    for n in [1, 32]:
+    for n in at.batches:
         def greedy(n=n):
             logits = uniform(n, VOCAB, dtype=torch.float32, scale=8)
             return lambda: logits.argmax(1)
@@ -189,9 +189,9 @@ def small(rows, clock):
 
             return run
 
-        shape, bytes = f"{n} x {VOCAB}", 4 * n * VOCAB
-        rows.measure("sample greedy", shape, "argmax", greedy, clock, bytes=bytes)
-        rows.measure("sample top-k top-p", shape, "topk, multinomial", drawn, clock, bytes=bytes)
+        bytes = 4 * n * VOCAB
+        rows.measure("sample", at.sample(n, False), "argmax", greedy, clock, bytes=bytes)
+        rows.measure("sample", at.sample(n, True), "topk, multinomial", drawn, clock, bytes=bytes)
 
     for n in [1, 16]:
         def search(n=n):
@@ -203,7 +203,7 @@ def small(rows, clock):
 
 
 def main():
-    rows = Rows(args.output)
+    rows = Rows(args.output, device)
     print(f"PyTorch {torch.__version__}, CUDA {torch.version.cuda}", flush=True)
     if device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("not measured: PyTorch finds no CUDA device")
