@@ -50,7 +50,7 @@ impl Wgpu {
         let bytes = 8 * u64::from(count) * u64::from(vocab);
         self.gpu.launch(
             &shader::SAMPLE,
-            &[("LANES", f64::from(tune::LANES))],
+            &[("LANES", f64::from(tune::SORT_LANES))],
             bytemuck::bytes_of(&params),
             &[(&logits.raw).into(), (&sent).into(), (&changed).into(), (&out).into()],
             Grid::Of(count, 1),

@@ -140,7 +140,8 @@ fn shorten(
             id |= bit;
         }
     }
-    return Prefix(order, id);
+    // Where rounding asks for one more than there are: no further than `prefix`.
+    return Prefix(order, select(id, min(id, prefix.id), order == prefix.order));
 }
 
 @compute @workgroup_size(LANES)

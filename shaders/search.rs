@@ -74,7 +74,7 @@ impl Wgpu {
                 Work { op: "search", bytes: 4 * u64::from(p.queries) * u64::from(count), flops: 0 };
             self.gpu.launch(
                 &shader::SEARCH,
-                &[("LANES", f64::from(tune::LANES))],
+                &[("LANES", f64::from(tune::SORT_LANES))],
                 bytemuck::bytes_of(&params),
                 &[(&scores.raw).into(), (&best).into(), (&after).into()],
                 Grid::Of(p.queries, 1),

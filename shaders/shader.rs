@@ -5,7 +5,7 @@
 //! two variants are `override` constants. [`variants`] lists every variant that this crate can ask
 //! a driver for, so that tests compile them all, with naga and in a browser.
 
-use crate::tune::{LANES, Tiles};
+use crate::tune::{LANES, SORT_LANES, Tiles};
 use gritlm_model::weights::Dtype;
 
 /// What a binding is.
@@ -264,6 +264,9 @@ pub fn variants() -> Vec<Variant> {
                     for (d, gather) in dtypes.iter().flat_map(|&d| [(d, 0.0), (d, 1.0)]) {
                         add(name, subgroups, vec![d, lanes, ("GATHER", gather)]);
                     }
+                }
+                "sample" | "search" => {
+                    add(name, subgroups, vec![("LANES", f64::from(SORT_LANES))]);
                 }
                 name if shader.has_forms() => add(name, subgroups, vec![lanes]),
                 name => add(name, subgroups, vec![]),

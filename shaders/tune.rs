@@ -4,8 +4,13 @@
 use gritlm_model::tiles::Shape;
 use serde::{Deserialize, Serialize};
 
-/// Invocations of a workgroup that normalises, pools, samples or searches.
+/// Invocations of a workgroup that normalises or pools.
 pub(crate) const LANES: u32 = 64;
+
+/// Invocations of a workgroup that samples or searches, which goes over a row up to 140 times. Mesa's
+/// llvmpipe ends an invocation's loops, without a word, after 65,535 turns in all: 32,000 tokens by
+/// 64 invocations would take 70,000.
+pub(crate) const SORT_LANES: u32 = 256;
 
 /// Rows that `matvec` takes at most; more go to `matmul`.
 pub(crate) const FEW_ROWS: u32 = 4;

@@ -29,8 +29,9 @@ pub(crate) fn check<O: Ops>(ops: &O, bound: f64, chosen: impl FnMut(&mut Case) -
         }
         let exact = case.exact();
         if out.len() != expected.len() || out[..exact] != expected[..exact] {
-            let differ = out.iter().zip(&expected).position(|(a, b)| a != b);
-            failed.push(format!("{}: other ids, first at {differ:?}", case.name));
+            let mut pairs = out.iter().zip(&expected).enumerate();
+            let differ = pairs.find(|(_, (a, b))| a != b);
+            failed.push(format!("{}: other ids, first {differ:?}", case.name));
         } else if out != expected {
             // Only here: of nothing, or of zeros, there is no relative error.
             let error = error(&out[exact..], &expected[exact..]);

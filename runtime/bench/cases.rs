@@ -174,10 +174,14 @@ fn cases_without_weights() -> Vec<Case> {
         add(Op::Sample { vocab, draws: draws.clone(), step }, 1.0);
     }
     add(Op::Sample { vocab: 1, draws: vec![Draw { logprobs: 3, ..warm.clone() }], step: 0.0 }, 1.0);
-    add(
-        Op::Sample { vocab: 32000, draws: vec![greedy, Draw { top_k: 50, ..warm }], step: 0.0 },
-        1.0,
-    );
+    let usual = Draw { temperature: 0.7, top_k: 50, top_p: 0.9, ..warm.clone() };
+    let draws = vec![
+        greedy,
+        Draw { top_k: 50, ..warm },
+        Draw { uniform: 0.0, ..usual.clone() },
+        Draw { uniform: 0.49, ..usual },
+    ];
+    add(Op::Sample { vocab: 32000, draws, step: 0.0 }, 1.0);
     add(Op::Sample { vocab: 100, draws: vec![], step: 0.0 }, 1.0);
 
     for (queries, documents, dim, top_k) in [
