@@ -239,7 +239,7 @@ cuda() {
     local name=$1 limit=$2
     shift 2
     part "$name" "$limit" env LD_LIBRARY_PATH="$LIBRARIES" \
-        ${EMULATOR:+GRITLM_EMULATOR=1} ${GPU:+GRITLM_TEST_CUDA=gpu} "$@"
+        ${EMULATOR:+GRITLM_EMULATOR=1} "$@"
 }
 tests() {
     local name=$1 limit=$2

@@ -1,5 +1,5 @@
 //! The CUDA backend: the case table, the reference models, replayed steps, errors. On the emulator,
-//! which is built here (`emulator.rs`); with `GRITLM_TEST_CUDA=gpu` on the machine's NVIDIA GPU.
+//! which is built here (`emulator.rs`); on a machine with an NVIDIA GPU on that.
 
 use crate::emulator::{self, Emulator};
 use crate::ops::check;
@@ -27,11 +27,15 @@ struct Place {
 }
 
 impl Place {
-    /// None where there is neither a compiler for the emulator nor a GPU asked for: the test is then
-    /// skipped by name, and in CI fails.
+    /// None where there is neither a GPU, with its compiler, nor a compiler for the emulator: the test
+    /// is then skipped by name, and in CI fails.
     fn find(test: &str) -> Option<Self> {
-        if std::env::var("GRITLM_TEST_CUDA").is_ok_and(|v| v == "gpu") {
-            return Some(Self { emulator: None });
+        if emulator::has_gpu() {
+            let nvrtc = gritlm_kernels::compile::Nvrtc::open();
+            if let Err(problem) = &nvrtc {
+                say(&format!("SKIPPED {test}: {problem}"));
+            }
+            return nvrtc.is_ok().then_some(Self { emulator: None });
         }
         emulator::install(test).map(|emulator| Self { emulator: Some(emulator) })
     }

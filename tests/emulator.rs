@@ -43,9 +43,34 @@ pub(crate) struct Emulator {
     folder: PathBuf,
 }
 
+/// Whether NVIDIA's driver is here and has a GPU. The emulator stands aside then: a process has one
+/// driver, and whichever test asks first would decide which.
+pub(crate) fn has_gpu() -> bool {
+    static FOUND: OnceLock<bool> = OnceLock::new();
+    *FOUND.get_or_init(|| {
+        type Init = unsafe extern "C" fn(c_uint) -> c_int;
+        type Count = unsafe extern "C" fn(*mut c_int) -> c_int;
+        // SAFETY: the library's initialisers are NVIDIA's, and the functions have these types.
+        unsafe {
+            let Ok(driver) = Library::open(Some("libcuda.so.1"), RTLD_NOW) else { return false };
+            // It stays: what has been started in it may still run.
+            let driver = std::mem::ManuallyDrop::new(driver);
+            let init = driver.get::<Init>(b"cuInit");
+            let count = driver.get::<Count>(b"cuDeviceGetCount");
+            let (Ok(init), Ok(count)) = (init, count) else { return false };
+            let mut gpus = 0;
+            init(0) == 0 && count(&mut gpus) == 0 && gpus > 0
+        }
+    })
+}
+
 /// Loads the emulator before anything looks for a driver; call it first in every test that opens a
 /// CUDA device. Without g++ there is none, which is an error where `GRITLM_EXPECT_CUDA` is set.
 pub(crate) fn install(test: &str) -> Option<&'static Emulator> {
+    if has_gpu() {
+        say(&format!("SKIPPED {test}: there is an NVIDIA GPU, on which the kernels are tested"));
+        return None;
+    }
     static EMULATOR: OnceLock<Option<Emulator>> = OnceLock::new();
     let emulator = EMULATOR.get_or_init(|| {
         let Ok(version) = Command::new("g++").arg("--version").output() else {
