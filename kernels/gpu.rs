@@ -43,45 +43,39 @@ pub(crate) enum Use {
 #[derive(Debug, Default)]
 struct Free {
     /// For the next that asks, by use and size, then by address.
-    kept: HashMap<(Use, u64), BTreeMap<Pointer, Memory>>,
+    kept: HashMap<(Use, u64), BTreeMap<Pointer, Arc<Memory>>>,
     /// To be given up; what has been noted, and not sent, may still name it.
-    dropped: Vec<Memory>,
+    dropped: Vec<Arc<Memory>>,
 }
 
 /// A buffer on the GPU. Dropping it keeps it for the next that asks for its size.
 #[derive(Debug)]
 pub(crate) struct Raw {
-    /// None only while it is dropped.
-    memory: Option<Memory>,
-    first: Pointer,
+    memory: Arc<Memory>,
     what: Use,
     free: Arc<Mutex<Free>>,
 }
 
 impl Raw {
     pub(crate) fn pointer(&self) -> Pointer {
-        self.first
+        self.memory.pointer(0)
     }
 
     /// The address of this byte.
     pub(crate) fn at(&self, byte: u64) -> Pointer {
-        Pointer(self.first.0 + byte)
-    }
-
-    fn memory(&self) -> &Memory {
-        self.memory.as_ref().expect("a buffer has its memory until it is dropped")
+        self.memory.pointer(byte)
     }
 }
 
 impl Drop for Raw {
     fn drop(&mut self) {
-        let Some(memory) = self.memory.take() else { return };
+        let memory = Arc::clone(&self.memory);
         let mut free = lock(&self.free);
         match self.what {
             Use::Lasting => free.dropped.push(memory),
             what => {
                 let key = (what, memory.bytes());
-                free.kept.entry(key).or_default().insert(self.first, memory);
+                free.kept.entry(key).or_default().insert(self.pointer(), memory);
             }
         }
     }
@@ -202,10 +196,8 @@ impl Gpu {
                 bytes.max(1).next_multiple_of(grain)
             }
         };
-        let raw = |memory: Memory| {
-            let (first, free) = (memory.pointer(0), Arc::clone(&self.free));
-            Arc::new(Raw { memory: Some(memory), first, what, free })
-        };
+        let raw =
+            |memory: Arc<Memory>| Arc::new(Raw { memory, what, free: Arc::clone(&self.free) });
         if what != Use::Lasting
             && let Some(free) = lock(&self.free).kept.get_mut(&(what, size))
             && let Some((_, memory)) = free.pop_first()
@@ -232,7 +224,7 @@ impl Gpu {
             )));
         };
         lock(&self.counts).buffers += 1;
-        Ok(raw(memory))
+        Ok(raw(Arc::new(memory)))
     }
 
     /// A buffer with these bytes, for launches that are noted from now on.
@@ -307,7 +299,7 @@ impl Gpu {
         let mut state = lock(&self.state);
         let state = &mut *state;
         for (raw, bytes) in state.sent.drain(..) {
-            self.driver.upload(raw.memory(), 0, &bytes)?;
+            self.driver.upload(&raw.memory, 0, &bytes)?;
         }
         if state.step.launches.is_empty() {
             return Ok(());
@@ -369,7 +361,7 @@ impl Gpu {
         self.submit()?;
         let mut out = vec![0; bytes as usize];
         if bytes > 0 {
-            self.driver.download(from.memory(), at, &mut out)?;
+            self.driver.download(&from.memory, at, &mut out)?;
         }
         Ok(out)
     }
@@ -377,7 +369,7 @@ impl Gpu {
     /// Writes to a buffer, after everything noted so far.
     pub(crate) fn write(&self, to: &Arc<Raw>, at: u64, bytes: &[u8]) -> Result<()> {
         self.submit()?;
-        self.driver.upload(to.memory(), at, bytes)
+        self.driver.upload(&to.memory, at, bytes)
     }
 
     /// Copies `bytes` bytes, after everything noted so far.
@@ -388,12 +380,12 @@ impl Gpu {
         bytes: u64,
     ) -> Result<()> {
         self.submit()?;
-        self.driver.copy((from.0.memory(), from.1), (to.0.memory(), to.1), bytes)
+        self.driver.copy((&from.0.memory, from.1), (&to.0.memory, to.1), bytes)
     }
 
     /// The memory of a buffer that nothing else uses yet.
     pub(crate) fn upload(&self, to: &Raw, at: u64, bytes: &[u8]) -> Result<()> {
-        self.driver.upload(to.memory(), at, bytes)
+        self.driver.upload(&to.memory, at, bytes)
     }
 
     /// The kernels of the last submit that was timed, and their grids.

@@ -46,7 +46,6 @@ use gritlm_model::ops::{
 use gritlm_model::weights::Tensor;
 use half::bf16;
 use matrix::Ring;
-use rayon::prelude::*;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use tune::Form;
@@ -269,18 +268,8 @@ impl Ops for Cuda {
         // Loading is over.
         self.ring.release();
         let rows = layout.tokens.len();
-        let mut words = layout.tokens.clone();
-        words.extend(&layout.slots);
-        let angle = |(position, frequency): (f32, f32)| {
-            let (sine, cosine) = (frequency * position).sin_cos();
-            [cosine.to_bits(), sine.to_bits()]
-        };
-        let pairs = layout.positions.par_iter().with_min_len(64).flat_map_iter(|&position| {
-            layout.frequencies.iter().flat_map(move |&f| angle((position as f32, f)))
-        });
-        words.par_extend(pairs);
         Ok(Batch {
-            raw: self.gpu.send(bytemuck::cast_slice(&words))?,
+            raw: self.gpu.send(bytemuck::cast_slice(&layout.words()))?,
             rows: rows as u32,
             slots: rows as u32,
             angles: 2 * rows as u32,

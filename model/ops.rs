@@ -10,6 +10,7 @@
 //! accumulates in f32. A buffer may be longer than the rows that an operation names.
 
 use crate::weights::Tensor;
+use rayon::prelude::*;
 use std::future::Future;
 use std::ops::Range;
 
@@ -92,6 +93,25 @@ pub struct Layout {
     pub tables: Vec<u32>,
     /// Rotary frequencies, `(head_dim / 2)`: pair d of a row turns by position · frequency d.
     pub frequencies: Vec<f32>,
+}
+
+impl Layout {
+    /// What a GPU gets of it: tokens, slots, then for each row and pair the bits of the angle's cosine
+    /// and sine, `(rows, head_dim / 2, 2)`. Angles here, because a shader's sine is too coarse for
+    /// large ones.
+    pub fn words(&self) -> Vec<u32> {
+        let mut words = self.tokens.clone();
+        words.extend(&self.slots);
+        let angle = |position: f32, frequency: f32| {
+            let (sine, cosine) = (frequency * position).sin_cos();
+            [cosine.to_bits(), sine.to_bits()]
+        };
+        let pairs = self.positions.par_iter().with_min_len(64).flat_map_iter(|&position| {
+            self.frequencies.iter().flat_map(move |&f| angle(position as f32, f))
+        });
+        words.par_extend(pairs);
+        words
+    }
 }
 
 /// Shape of the KV pools: per layer keys and values of `(pages, kv_heads, PAGE, head_dim)`.

@@ -43,7 +43,6 @@ use gritlm_model::ops::{
 };
 use gritlm_model::weights::Tensor;
 use matrix::Ring;
-use rayon::prelude::*;
 use shader::Shader;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -354,17 +353,7 @@ impl Ops for Wgpu {
         // Loading is over.
         self.ring.release();
         let rows = layout.tokens.len();
-        let mut words = layout.tokens.clone();
-        words.extend(&layout.slots);
-        let angle = |(position, frequency): (f32, f32)| {
-            let (sine, cosine) = (frequency * position).sin_cos();
-            [cosine.to_bits(), sine.to_bits()]
-        };
-        let pairs = layout.positions.par_iter().with_min_len(64).flat_map_iter(|&position| {
-            layout.frequencies.iter().flat_map(move |&f| angle((position as f32, f)))
-        });
-        words.par_extend(pairs);
-        let raw = self.gpu.send(bytemuck::cast_slice(&words))?;
+        let raw = self.gpu.send(bytemuck::cast_slice(&layout.words()))?;
         Ok(Batch {
             raw,
             rows: rows as u32,
