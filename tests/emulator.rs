@@ -591,7 +591,10 @@ fn mistakes_are_found() {
         raw.emulator.seed(seed);
         let params = fresh(&raw);
         let shared = if entry == "shared_beyond" { 512 } else { 4096 };
-        raw.start(entry, 3, 128, shared, &params).unwrap();
+        // Elsewhere several blocks, run side by side, would race in what they write, a fault that
+        // could come before the one that is meant.
+        let several = ["global_between_blocks", "shared_beyond"].contains(&entry);
+        raw.start(entry, if several { 3 } else { 1 }, 128, shared, &params).unwrap();
         assert_eq!(raw.wait(), ILLEGAL_ADDRESS, "{entry}");
         let fault = raw.emulator.fault();
         assert!(fault.starts_with(&format!("{entry} block ")) && fault.contains(words), "{fault}");
