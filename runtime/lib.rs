@@ -34,6 +34,7 @@ mod generate;
 mod hub;
 mod rerank;
 pub mod schedule;
+pub mod serve;
 pub mod synth;
 
 pub use backend::{Device, DeviceInfo, devices};

@@ -18,6 +18,7 @@ mod ops; // the table on every backend
 mod properties; // random input
 mod published; // GritLM-7B's published values, where its weights are at hand
 mod schedule; // the scheduler: values under load, fairness, bounds, pages, failures
+mod serve; // `gritlm serve`: start, statuses, limits, draining
 mod shaders; // the WGSL backend: variants, parameters, limits, errors
 mod support; // error measure, reference files
 mod synth; // random checkpoints: right, repeatable, whole or not at all

@@ -1,10 +1,13 @@
 //! Arguments, as `--help` shows them. Names and meanings are a contract; see the README.
 
+use crate::schedule::Limits;
+use crate::serve::Settings;
 use crate::{Attn, Device, Embed, Error, Options, Pooling, Result, Sampling};
 use clap::{Args as Group, Parser, Subcommand, ValueEnum};
 use gritlm_model::ops::Mask;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 /// Serves GritLM from one copy of the weights: embeddings and generation.
 #[derive(Parser)]
@@ -41,24 +44,27 @@ pub(super) struct Global {
     pub(super) model: String,
     /// auto, cpu, cuda[:N] or wgpu[:NAME]; see `gritlm devices`. For `bench` several, with commas
     #[arg(long, global = true, value_name = "D", default_value = "auto", value_parser = parse::<Devices>)]
+    #[arg(env = "GRITLM_DEVICE")]
     pub(super) device: Devices,
     /// Tokens of one pass; more are faster and take more memory
     #[arg(long, global = true, value_name = "N", default_value_t = Options::default().batch_tokens)]
+    #[arg(env = "GRITLM_BATCH_TOKENS")]
     batch_tokens: usize,
     /// Tokens that the KV pages hold
     #[arg(long, global = true, value_name = "N", default_value_t = Options::default().kv_tokens)]
+    #[arg(env = "GRITLM_KV_TOKENS")]
     kv_tokens: usize,
     /// On a GPU, say on stderr at the end where its time went, op by op
     #[arg(long, global = true)]
     pub(super) profile: bool,
     /// On a GPU, multiply in half precision: faster where the adapter has it, about 1e-3 off
-    #[arg(long, global = true)]
+    #[arg(long, global = true, env = "GRITLM_F16")]
     f16: bool,
     /// On a GPU, first measure which shapes of tiles are fastest, and keep them for later starts
-    #[arg(long, global = true)]
+    #[arg(long, global = true, env = "GRITLM_TUNE")]
     tune: bool,
     /// On CUDA, kernels that `gritlm kernels build` has made, instead of compiling them here
-    #[arg(long, global = true, value_name = "DIR")]
+    #[arg(long, global = true, value_name = "DIR", env = "GRITLM_KERNELS")]
     kernels: Option<PathBuf>,
     /// What stdout gets
     #[arg(long, global = true, value_enum, default_value_t = Format::Text)]
@@ -113,6 +119,14 @@ Embeddings are kept beside PATH and made again only for what has changed.")]
     /// Order passages by relevance to a query, by asking the model yes or no
     #[command(after_help = "Example:\n  gritlm rerank \"who wrote it?\" --input passages.txt")]
     Rerank(Rerank),
+    /// Serve embeddings and answers over HTTP, to OpenAI's, TEI's and Cohere's clients
+    #[command(after_help = "Examples:
+  gritlm serve --model GritLM/GritLM-7B --port 8080
+  gritlm serve --port 0 --api-key \"$KEY\" --max-queue 64
+
+The first line on stdout is the address. SIGTERM or Ctrl-C: what is under way is finished, within
+--grace; a second one ends at once. Pages: / to try it, /docs, /metrics.")]
+    Serve(Serve),
     /// Config, tensors, sizes and memory of a checkpoint
     Inspect(Inspect),
     /// Every backend, and whether it can be used here
@@ -339,6 +353,58 @@ pub(super) struct Rerank {
 }
 
 #[derive(Group)]
+#[command(next_help_heading = "Serving")]
+pub(super) struct Serve {
+    /// Address to listen on; 0.0.0.0 for all of this machine's
+    #[arg(long, value_name = "H", default_value = "127.0.0.1", env = "GRITLM_HOST")]
+    pub(super) host: String,
+    /// Port to listen on; 0 for a free one
+    #[arg(long, value_name = "P", default_value_t = 8080, env = "GRITLM_PORT")]
+    pub(super) port: u16,
+    /// The model's name in requests and answers [default: --model, of a folder its last part]
+    #[arg(long, value_name = "NAME", env = "GRITLM_MODEL_NAME")]
+    pub(super) model_name: Option<String>,
+    /// A key that requests must bear; several with commas, or given again
+    #[arg(long, value_name = "K", env = "GRITLM_API_KEY", hide_env_values = true)]
+    #[arg(value_delimiter = ',')]
+    pub(super) api_key: Vec<String>,
+    /// An origin whose pages may call, or *; several with commas, or given again
+    #[arg(long, value_name = "URL", env = "GRITLM_CORS_ORIGIN", value_delimiter = ',')]
+    pub(super) cors_origin: Vec<String>,
+    /// Requests that may wait; more are refused with 429
+    #[arg(long, value_name = "N", env = "GRITLM_MAX_QUEUE")]
+    #[arg(default_value_t = Limits::default().queue_requests)]
+    pub(super) max_queue: usize,
+    /// Tokens that may wait, in all requests together
+    #[arg(long, value_name = "N", env = "GRITLM_MAX_QUEUE_TOKENS")]
+    #[arg(default_value_t = Limits::default().queue_tokens)]
+    pub(super) max_queue_tokens: usize,
+    /// Tokens of a step, of all requests together [default: --batch-tokens]
+    #[arg(long, value_name = "N", env = "GRITLM_MAX_BATCH_TOKENS")]
+    pub(super) max_batch_tokens: Option<usize>,
+    /// Inputs of one request; more are refused with 413
+    #[arg(long, value_name = "N", env = "GRITLM_MAX_INPUTS")]
+    #[arg(default_value_t = Settings::default().max_inputs)]
+    pub(super) max_inputs: usize,
+    /// Bytes of a request's body; more are refused with 413
+    #[arg(long, value_name = "N", env = "GRITLM_MAX_BODY_BYTES")]
+    #[arg(default_value_t = Settings::default().max_body_bytes)]
+    pub(super) max_body_bytes: usize,
+    /// Connections at once; more wait
+    #[arg(long, value_name = "N", env = "GRITLM_MAX_CONNECTIONS")]
+    #[arg(default_value_t = Settings::default().connections)]
+    pub(super) max_connections: usize,
+    /// Seconds that a client may take to send a request's head, and then its body
+    #[arg(long, value_name = "S", env = "GRITLM_PATIENCE", default_value = "30")]
+    #[arg(value_parser = seconds)]
+    pub(super) patience: Duration,
+    /// Seconds that requests under way have after SIGTERM
+    #[arg(long, value_name = "S", env = "GRITLM_GRACE", default_value = "30")]
+    #[arg(value_parser = seconds)]
+    pub(super) grace: Duration,
+}
+
+#[derive(Group)]
 pub(super) struct Inspect {
     /// List every tensor
     #[arg(long)]
@@ -522,6 +588,11 @@ impl FromStr for Window {
 /// Rows, tokens or sequences: with any of them a buffer's values can be counted in 32 bits.
 fn count() -> clap::builder::RangedI64ValueParser<u32> {
     clap::value_parser!(u32).range(1..=1 << 17)
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse::<f64>().ok().and_then(|s| Duration::try_from_secs_f64(s).ok());
+    seconds.ok_or_else(|| format!("expected seconds, 0 or more, found {text:?}"))
 }
 
 /// clap wants the error as text.

@@ -12,6 +12,7 @@ mod kernels;
 mod output;
 mod rank;
 mod search;
+mod serve;
 
 use crate::{Engine, Error, Result};
 use args::{Args, Command, Global};
@@ -91,6 +92,7 @@ fn run(args: Args) -> Result<()> {
         Command::Search(a) => search::run(&a, &global, &mut out),
         Command::Inspect(a) => inspect::inspect(&a, &global, &mut out),
         Command::Devices => inspect::devices(&mut out),
+        Command::Serve(a) => serve::run(a, &global, &mut out),
         Command::Bench(a) => bench::run(&a, &global, &mut out),
         Command::Kernels(a) => kernels::run(&a, &mut out),
         Command::Synth(a) => inspect::synth(&a, &mut out),
@@ -128,6 +130,13 @@ impl Drop for Opened {
 /// Opens the model and says once on stderr what it runs on.
 fn open(global: &Global) -> Result<Opened> {
     let engine = Engine::open(&global.model, &global.options())?;
+    opened(&engine);
+    handle_interrupt();
+    Ok(Opened { engine, profile: global.profile })
+}
+
+/// Says on stderr what the model runs on.
+fn opened(engine: &Engine) {
     let (bytes, seconds) = (engine.loading().0 as f64 / 1e9, engine.loading().1.as_secs_f64());
     let loaded = if engine.device().starts_with("cpu") {
         String::new()
@@ -135,8 +144,6 @@ fn open(global: &Global) -> Result<Opened> {
         format!(", {bytes:.2} GB loaded in {seconds:.2} s ({:.2} GB/s)", bytes / seconds)
     };
     note(format_args!("{} on {}{loaded}", engine.name(), engine.device()));
-    handle_interrupt();
-    Ok(Opened { engine, profile: global.profile })
 }
 
 /// Where the device's time went, op by op; also as a share of all of it.

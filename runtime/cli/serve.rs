@@ -1,0 +1,79 @@
+//! `gritlm serve`.
+
+use super::args::{Global, Serve};
+use super::output::Out;
+use super::{note, opened};
+use crate::schedule::Limits;
+use crate::serve::{Server, Settings};
+use crate::{Engine, Result};
+use std::path::Path;
+
+pub(super) fn run(args: Serve, global: &Global, out: &mut Out) -> Result<()> {
+    let options = global.options();
+    let settings = Settings {
+        name: args.model_name.unwrap_or_else(|| name(&global.model)),
+        api_keys: args.api_key,
+        cors: args.cors_origin,
+        max_body_bytes: args.max_body_bytes,
+        max_inputs: args.max_inputs,
+        connections: args.max_connections,
+        patience: args.patience,
+        grace: args.grace,
+        limits: Limits {
+            batch_tokens: args.max_batch_tokens.unwrap_or(options.batch_tokens),
+            queue_requests: args.max_queue,
+            queue_tokens: args.max_queue_tokens,
+            ..Limits::default()
+        },
+    };
+    let server = Server::bind(&args.host, args.port, settings)?;
+    out.line(&format!("http://{}", server.address()))?;
+    out.finish()?;
+    let model = global.model.clone();
+    let load = move || {
+        let engine = Engine::open(&model, &options)?;
+        opened(&engine);
+        Ok(engine)
+    };
+    server.run(load, stopped())
+}
+
+/// A folder's last part, or the id as it is.
+fn name(model: &str) -> String {
+    match Path::new(model).canonicalize() {
+        Ok(folder) if model != "demo" => {
+            folder.file_name().map_or(model.into(), |name| name.to_string_lossy().into_owned())
+        }
+        _ => model.into(),
+    }
+}
+
+/// Ready when the process is asked to end; asked again, it ends at once.
+async fn stopped() {
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        // Without a handler the signal ends the process, as it does any other.
+        let (Ok(mut end), Ok(mut interrupt)) =
+            (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+        else {
+            return std::future::pending().await;
+        };
+        tokio::select! { _ = end.recv() => {}, _ = interrupt.recv() => {} }
+        tokio::spawn(async move {
+            tokio::select! { _ = end.recv() => {}, _ = interrupt.recv() => {} }
+            std::process::exit(1);
+        });
+    }
+    #[cfg(not(unix))]
+    {
+        if tokio::signal::ctrl_c().await.is_err() {
+            return std::future::pending().await;
+        }
+        tokio::spawn(async {
+            let _ = tokio::signal::ctrl_c().await;
+            std::process::exit(1);
+        });
+    }
+    note("note: finishing what is under way");
+}

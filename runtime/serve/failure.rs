@@ -1,0 +1,259 @@
+//! What a client is told when it does not get what it asked for: a status, and a body in OpenAI's
+//! shape.
+
+use crate::Error;
+use crate::schedule::Refused;
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use std::time::Duration;
+use utoipa::{IntoResponses, ToSchema};
+
+/// A refusal or an error.
+#[derive(Debug)]
+pub(super) struct Failure {
+    pub(super) status: StatusCode,
+    pub(super) error: Problem,
+    pub(super) retry_after: Option<Duration>,
+}
+
+/// The body of every answer that is none.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct FailureBody {
+    pub(super) error: Problem,
+}
+
+/// What is wrong.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub(super) struct Problem {
+    /// One line: what was expected, and what was found.
+    pub(super) message: String,
+    /// The kind: `invalid_request_error`, `authentication_error`, `rate_limit_error` or
+    /// `server_error`.
+    pub(super) r#type: &'static str,
+    /// The field that it is about.
+    #[schema(required)]
+    pub(super) param: Option<String>,
+    /// The reason, for programs.
+    pub(super) code: &'static str,
+}
+
+/// For the description: every endpoint that takes a body may answer so.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "the variants are the description")]
+pub(super) enum Failures {
+    /// The request is malformed.
+    #[response(status = 400)]
+    Malformed(#[to_schema] FailureBody),
+    /// No key, or a wrong one.
+    #[response(status = 401)]
+    Unauthorized(#[to_schema] FailureBody),
+    /// No such model.
+    #[response(status = 404)]
+    NoModel(#[to_schema] FailureBody),
+    /// The body did not come in time.
+    #[response(status = 408)]
+    Slow(#[to_schema] FailureBody),
+    /// The body is too large, or has too many inputs.
+    #[response(status = 413)]
+    TooLarge(#[to_schema] FailureBody),
+    /// The body is no JSON by its `Content-Type`.
+    #[response(status = 415)]
+    NoJson(#[to_schema] FailureBody),
+    /// An input is too long for the model or its cache.
+    #[response(status = 422)]
+    TooLong(#[to_schema] FailureBody),
+    /// As much waits as may wait; `Retry-After` says how long to wait before trying again.
+    #[response(status = 429)]
+    Full(#[to_schema] FailureBody),
+    /// The device failed.
+    #[response(status = 500)]
+    Failed(#[to_schema] FailureBody),
+    /// The model is being loaded, or the server is about to stop.
+    #[response(status = 503)]
+    NotReady(#[to_schema] FailureBody),
+    /// The deadline passed.
+    #[response(status = 504)]
+    Late(#[to_schema] FailureBody),
+}
+
+const INVALID: &str = "invalid_request_error";
+const SERVER: &str = "server_error";
+
+impl Failure {
+    fn new(
+        status: StatusCode,
+        r#type: &'static str,
+        code: &'static str,
+        message: impl Into<String>,
+    ) -> Self {
+        let error = Problem { message: message.into(), r#type, param: None, code };
+        Self { status, error, retry_after: None }
+    }
+
+    /// 400: `field` is not as it should be; `problem` says what was expected and what was found.
+    pub(super) fn field(field: impl Into<String>, problem: impl std::fmt::Display) -> Self {
+        let field = field.into();
+        let message = format!("{field}: {problem}");
+        let mut failure = Self::malformed(message);
+        failure.error.param = Some(field);
+        failure
+    }
+
+    /// 400.
+    pub(super) fn malformed(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, INVALID, "invalid_request", message)
+    }
+
+    /// 401.
+    pub(super) fn unauthorized() -> Self {
+        let message = "expected a header \"Authorization: Bearer KEY\" with a key of this server";
+        Self::new(StatusCode::UNAUTHORIZED, "authentication_error", "invalid_api_key", message)
+    }
+
+    /// 404, about the body's `model`.
+    pub(super) fn no_such_model(found: &str, name: &str) -> Self {
+        let message = format!("model: expected {name:?}, found {found:?}");
+        let mut failure = Self::new(StatusCode::NOT_FOUND, INVALID, "model_not_found", message);
+        failure.error.param = Some("model".into());
+        failure
+    }
+
+    /// 404.
+    pub(super) fn no_such_path() -> Self {
+        let message = "there is nothing at this path; /docs lists what there is";
+        Self::new(StatusCode::NOT_FOUND, INVALID, "not_found", message)
+    }
+
+    /// 405.
+    pub(super) fn no_such_method() -> Self {
+        let message = "the path does not take this method; /docs lists what there is";
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, INVALID, "method_not_allowed", message)
+    }
+
+    /// 408.
+    pub(super) fn slow_body(limit: Duration) -> Self {
+        let message = format!("the body did not come within {} s", limit.as_secs_f32());
+        Self::new(StatusCode::REQUEST_TIMEOUT, INVALID, "body_timeout", message)
+    }
+
+    /// 413.
+    pub(super) fn large_body(limit: usize) -> Self {
+        let message = format!("expected a body of at most {limit} bytes, found more");
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, INVALID, "body_too_large", message)
+    }
+
+    /// 413, unless there are as few as there may be.
+    pub(super) fn check_inputs(field: &str, found: usize, limit: usize) -> Result<(), Self> {
+        if found <= limit {
+            return Ok(());
+        }
+        let message = format!("{field}: expected at most {limit} inputs, found {found}");
+        let status = StatusCode::PAYLOAD_TOO_LARGE;
+        let mut failure = Self::new(status, INVALID, "too_many_inputs", message);
+        failure.error.param = Some(field.into());
+        Err(failure)
+    }
+
+    /// 415.
+    pub(super) fn no_json(found: &str) -> Self {
+        let message = format!("content-type: expected application/json, found {found:?}");
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, INVALID, "unsupported_media_type", message)
+    }
+
+    /// 422: too long, and what to do about it.
+    pub(super) fn too_long(field: &str, message: impl Into<String>) -> Self {
+        let status = StatusCode::UNPROCESSABLE_ENTITY;
+        let mut failure = Self::new(status, INVALID, "context_length_exceeded", message);
+        failure.error.param = Some(field.into());
+        failure
+    }
+
+    /// 503.
+    pub(super) fn loading() -> Self {
+        let message = "the model is being loaded; try again in a moment";
+        let status = StatusCode::SERVICE_UNAVAILABLE;
+        let failure = Self::new(status, SERVER, "loading", message);
+        Self { retry_after: Some(Duration::from_secs(1)), ..failure }
+    }
+
+    /// 503.
+    pub(super) fn draining() -> Self {
+        let message = "the server is about to stop and takes no more requests";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, SERVER, "draining", message)
+    }
+
+    /// 503, for `/ready`.
+    pub(super) fn full(requests: usize) -> Self {
+        let message = format!("the queue is full: {requests} requests wait");
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, SERVER, "queue_full", message)
+    }
+
+    /// 500: the request's end was never told, because the engine's thread is gone.
+    pub(super) fn lost() -> Self {
+        let message = "the engine ended before the request was done";
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, SERVER, "engine_lost", message)
+    }
+}
+
+impl From<Refused> for Failure {
+    fn from(refused: Refused) -> Self {
+        let message = refused.to_string();
+        match refused {
+            Refused::QueueFull { retry_after, .. } => {
+                let (status, kind) = (StatusCode::TOO_MANY_REQUESTS, "rate_limit_error");
+                let failure = Self::new(status, kind, "queue_full", message);
+                Self { retry_after: Some(retry_after), ..failure }
+            }
+            Refused::TooLong { .. } | Refused::NeverFits { .. } => Self::new(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                INVALID,
+                "context_length_exceeded",
+                message,
+            ),
+            Refused::Draining => Self::draining(),
+            Refused::Invalid(error) => error.into(),
+        }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let message = error.to_string();
+        match error {
+            // Named as in a request's body, where they are the same.
+            Error::Option { option, expected, found } => Self::field(
+                option.trim_start_matches("--").replace('-', "_"),
+                format!("expected {expected}, found {found}"),
+            ),
+            Error::EmptyText { .. } | Error::Input { .. } => Self::malformed(message),
+            Error::LongInstruction { .. } => Self::too_long("instruction", message),
+            Error::LongPrompt { .. } => Self::too_long("prompt", message),
+            Error::Model(gritlm_model::Error::Tokenize(_)) => Self::malformed(message),
+            Error::Expired => {
+                Self::new(StatusCode::GATEWAY_TIMEOUT, SERVER, "deadline_passed", message)
+            }
+            _ => Self::new(StatusCode::INTERNAL_SERVER_ERROR, SERVER, "failed", message),
+        }
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        let draining = self.error.code == "draining";
+        let mut response = (self.status, Json(FailureBody { error: self.error })).into_response();
+        let headers = response.headers_mut();
+        if let Some(after) = self.retry_after {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(after.as_secs()));
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        // What was not read of a body cannot be told from the next request.
+        if draining || self.status == StatusCode::PAYLOAD_TOO_LARGE {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+}

@@ -1,0 +1,279 @@
+//! HTTP over the scheduler: what OpenAI's, TEI's and Cohere's clients speak.
+//!
+//! Handlers are async and cheap: they check, hand work to the [`Scheduler`], and pass on what comes
+//! back. The step loop never waits for one of them, because events go through channels without
+//! bound; and when a client goes away, its handler is dropped, with it the request's ticket, and
+//! the request leaves the batch.
+
+mod answers;
+mod body;
+mod connections;
+mod failure;
+mod metrics;
+mod status;
+
+use crate::schedule::{Limits, Scheduler};
+use crate::{Engine, Error, Result};
+use axum::extract::{Request, State};
+use axum::http::{HeaderValue, Method, header};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use connections::Ended;
+use failure::Failure;
+use metrics::Metrics;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+use tower_http::cors::{AllowOrigin, CorsLayer};
+use utoipa::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+/// How to serve.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The model's name in requests and answers.
+    pub name: String,
+    /// Keys of which a request must bear one; none for everybody.
+    pub api_keys: Vec<String>,
+    /// Origins of pages that may call (`*` for any); none for this server's own only.
+    pub cors: Vec<String>,
+    /// Bytes of a request's body.
+    pub max_body_bytes: usize,
+    /// Inputs of one request.
+    pub max_inputs: usize,
+    /// Connections at once; more wait to be accepted. At most what the system's limit on open
+    /// files leaves.
+    pub connections: usize,
+    /// How long a client may take to send a request's head, and how long its body.
+    pub patience: Duration,
+    /// How long requests under way may take once the server is to stop.
+    pub grace: Duration,
+    /// What the scheduler takes.
+    pub limits: Limits,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            name: "gritlm".into(),
+            api_keys: Vec::new(),
+            cors: Vec::new(),
+            max_body_bytes: 16 << 20,
+            max_inputs: 2048,
+            connections: 16384,
+            patience: Duration::from_secs(30),
+            grace: Duration::from_secs(30),
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// What every handler sees.
+struct App {
+    settings: Settings,
+    /// Set when the model is loaded.
+    scheduler: OnceLock<Scheduler>,
+    draining: AtomicBool,
+    metrics: Metrics,
+    /// Unix time of the start, which OpenAI's `created` is.
+    created: u64,
+}
+
+impl App {
+    fn scheduler(&self) -> Result<&Scheduler, Failure> {
+        match self.scheduler.get() {
+            _ if self.draining.load(Ordering::Relaxed) => Err(Failure::draining()),
+            Some(scheduler) => Ok(scheduler),
+            None => Err(Failure::loading()),
+        }
+    }
+}
+
+/// A bound address, not yet served.
+///
+/// ```
+/// use gritlm::serve::{Server, Settings};
+/// use gritlm::{Engine, Options};
+///
+/// let server = Server::bind("127.0.0.1", 0, Settings::default())?;
+/// println!("http://{}", server.address());
+/// // Ends at once: what is to stop it is there already.
+/// server.run(|| Engine::open("demo", &Options::default()), std::future::ready(()))?;
+/// # Ok::<(), gritlm::Error>(())
+/// ```
+pub struct Server {
+    listener: std::net::TcpListener,
+    address: SocketAddr,
+    settings: Settings,
+}
+
+impl Server {
+    /// Binds; port 0 takes a free one. Clients may connect from here on, and wait.
+    ///
+    /// # Errors
+    /// When the address cannot be bound, or a setting means nothing.
+    pub fn bind(host: &str, port: u16, settings: Settings) -> Result<Self> {
+        for (option, found, right) in [
+            ("--api-key", &settings.api_keys, visible as fn(&str) -> bool),
+            ("--cors-origin", &settings.cors, |text| HeaderValue::from_str(text).is_ok()),
+        ] {
+            if let Some(wrong) = found.iter().find(|text| text.is_empty() || !right(text)) {
+                let (expected, found) = ("visible ASCII".into(), format!("{wrong:?}"));
+                return Err(Error::Option { option, expected, found });
+            }
+        }
+        let failed = |source| Error::Input {
+            what: format!("--host {host} --port {port}"),
+            problem: format!("cannot listen there: {source}"),
+        };
+        let listener = std::net::TcpListener::bind((host, port)).map_err(failed)?;
+        listener.set_nonblocking(true).map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        Ok(Self { listener, address, settings })
+    }
+
+    /// Where clients find it.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until `stop` is ready; then new requests get 503, those under way have
+    /// [`Settings::grace`] to finish, and it returns. `load` runs on a thread of its own, while
+    /// requests get 503 and `/health` answers.
+    ///
+    /// # Errors
+    /// What `load` returns, or when requests were cut off at the end of the grace time.
+    pub fn run(
+        self,
+        load: impl FnOnce() -> Result<Engine> + Send + 'static,
+        stop: impl Future<Output = ()>,
+    ) -> Result<()> {
+        let failed = |e| Error::Input { what: "serve".into(), problem: format!("no runtime: {e}") };
+        // Handlers do little; the cores are the engine's.
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .thread_name("gritlm-http")
+            .enable_all()
+            .build()
+            .map_err(failed)?;
+        let ended = runtime.block_on(self.serve(load, stop));
+        runtime.shutdown_background();
+        ended
+    }
+
+    async fn serve(
+        self,
+        load: impl FnOnce() -> Result<Engine> + Send + 'static,
+        stop: impl Future<Output = ()>,
+    ) -> Result<()> {
+        let failed = |e: std::io::Error| Error::Input {
+            what: self.address.to_string(),
+            problem: format!("cannot be served: {e}"),
+        };
+        let listener = tokio::net::TcpListener::from_std(self.listener).map_err(failed)?;
+        let created = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let app = Arc::new(App {
+            settings: self.settings,
+            scheduler: OnceLock::new(),
+            draining: AtomicBool::new(false),
+            metrics: Metrics::default(),
+            created: created.unwrap_or_default().as_secs(),
+        });
+        let settings = &app.settings;
+        let connections = connections::serve(
+            listener,
+            router(Arc::clone(&app)),
+            settings.connections,
+            settings.patience,
+        );
+        let limits = settings.limits.clone();
+        let loading = tokio::task::spawn_blocking(move || Scheduler::start(load()?, limits));
+        tokio::pin!(stop);
+        let scheduler = tokio::select! {
+            loaded = loading => loaded.map_err(|e| failed(e.into()))??,
+            () = &mut stop => return Ok(()),
+        };
+        let scheduler = app.scheduler.get_or_init(|| scheduler).clone();
+        stop.await;
+
+        let deadline = Instant::now() + settings.grace;
+        app.draining.store(true, Ordering::Relaxed);
+        let drained = tokio::task::spawn_blocking(move || scheduler.drain());
+        // Late by a little, so that what has come to its end is also written.
+        let finished = tokio::time::timeout_at(deadline.into(), drained).await.is_ok();
+        let written = connections.end(deadline.max(Instant::now() + Duration::from_millis(200)));
+        match (finished, written.await) {
+            (true, Ended::Written) => Ok(()),
+            _ => Err(Error::Input {
+                what: format!("--grace {}", settings.grace.as_secs_f32()),
+                problem: "the time was over before all requests were done; they were cut off"
+                    .into(),
+            }),
+        }
+    }
+}
+
+fn visible(text: &str) -> bool {
+    text.bytes().all(|b| b.is_ascii_graphic())
+}
+
+/// Everything that is served. Whoever calls an endpoint with `/v1`, `/v2` and the like in front of
+/// it needs a key, where there are keys; what says how the server is, and the pages, are open.
+fn router(app: Arc<App>) -> axum::Router {
+    let locked = OpenApiRouter::new()
+        .routes(routes!(status::models))
+        .routes(routes!(metrics::metrics))
+        .route_layer(from_fn_with_state(Arc::clone(&app), authorized));
+    let open = OpenApiRouter::new().routes(routes!(status::health)).routes(routes!(status::ready));
+    let (router, description) = OpenApiRouter::with_openapi(Description::openapi())
+        .merge(locked)
+        .merge(open)
+        .split_for_parts();
+    let docs = utoipa_swagger_ui::SwaggerUi::new("/docs").url("/openapi.json", description);
+    let router = router
+        .merge(docs)
+        .fallback(async || Failure::no_such_path())
+        .method_not_allowed_fallback(async || Failure::no_such_method())
+        .layer(from_fn_with_state(Arc::clone(&app), metrics::count));
+    let router = match cors(&app.settings.cors) {
+        Some(layer) => router.layer(layer),
+        None => router,
+    };
+    router.with_state(app)
+}
+
+#[derive(OpenApi)]
+#[openapi(info(
+    title = "gritlm",
+    description = "Embeddings and generation from one copy of GritLM's weights, in one batch."
+))]
+struct Description;
+
+fn cors(origins: &[String]) -> Option<CorsLayer> {
+    let values = origins.iter().filter_map(|o| HeaderValue::from_str(o).ok());
+    let allowed = match origins {
+        [] => return None,
+        all if all.iter().any(|o| o == "*") => AllowOrigin::any(),
+        _ => AllowOrigin::list(values),
+    };
+    let layer = CorsLayer::new().allow_origin(allowed).allow_methods([Method::GET, Method::POST]);
+    Some(layer.allow_headers([header::AUTHORIZATION, header::CONTENT_TYPE]))
+}
+
+/// Lets a request through that bears one of the keys.
+async fn authorized(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let keys = &app.settings.api_keys;
+    let given = request.headers().get(header::AUTHORIZATION);
+    let given = given.and_then(|v| v.as_bytes().strip_prefix(b"Bearer ")).unwrap_or_default();
+    if keys.is_empty() || keys.iter().any(|key| equal(key.as_bytes(), given)) {
+        return next.run(request).await;
+    }
+    Failure::unauthorized().into_response()
+}
+
+/// In a time that does not tell how much of it is right.
+fn equal(a: &[u8], b: &[u8]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).fold(0, |sum, (a, b)| sum | (a ^ b)) == 0
+}

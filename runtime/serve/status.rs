@@ -1,0 +1,73 @@
+//! How the server is: alive, ready, and with which model.
+
+use super::App;
+use super::failure::{Failure, FailureBody, Failures};
+use axum::Json;
+use axum::extract::State;
+use serde::Serialize;
+use std::sync::Arc;
+use utoipa::ToSchema;
+
+/// The models of a server: one.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Models {
+    /// `list`.
+    object: &'static str,
+    data: Vec<ModelCard>,
+}
+
+/// A model.
+#[derive(Serialize, ToSchema)]
+pub(super) struct ModelCard {
+    /// Its name, as requests give it.
+    id: String,
+    /// `model`.
+    object: &'static str,
+    /// Unix time of the server's start.
+    created: u64,
+    owned_by: &'static str,
+    /// Positions of the model: tokens of a text, or of a prompt with its answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_model_len: Option<usize>,
+}
+
+/// The model's name, also while it is being loaded.
+#[utoipa::path(get, path = "/v1/models", tag = "server",
+    responses((status = 200, body = Models), Failures))]
+pub(super) async fn models(State(app): State<Arc<App>>) -> Json<Models> {
+    let positions = app.scheduler.get().map(|s| s.engine().config().max_positions);
+    let card = ModelCard {
+        id: app.settings.name.clone(),
+        object: "model",
+        created: app.created,
+        owned_by: "gritlm",
+        max_model_len: positions,
+    };
+    Json(Models { object: "list", data: vec![card] })
+}
+
+/// Whether the process answers.
+#[utoipa::path(get, path = "/health", tag = "server", responses((status = 200, body = Health)))]
+pub(super) async fn health() -> Json<Health> {
+    Json(Health { status: "ok" })
+}
+
+/// `ok`.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Health {
+    status: &'static str,
+}
+
+/// Whether a request would be taken now: the model is loaded, the queue is not full, and the server
+/// is not about to stop.
+#[utoipa::path(get, path = "/ready", tag = "server",
+    responses((status = 200, body = Health), (status = 503, body = FailureBody)))]
+pub(super) async fn ready(State(app): State<Arc<App>>) -> Result<Json<Health>, Failure> {
+    let scheduler = app.scheduler()?;
+    let stats = scheduler.stats();
+    let (waiting, limits) = (stats.waiting_generate + stats.waiting_embed, scheduler.limits());
+    if waiting >= limits.queue_requests || stats.waiting_tokens >= limits.queue_tokens {
+        return Err(Failure::full(waiting));
+    }
+    Ok(Json(Health { status: "ok" }))
+}
