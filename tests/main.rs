@@ -19,6 +19,8 @@ mod properties; // random input
 mod published; // GritLM-7B's published values, where its weights are at hand
 mod schedule; // the scheduler: values under load, fairness, bounds, pages, failures
 mod serve; // `gritlm serve`: start, statuses, limits, draining
+mod serve_clients; // clients that others wrote: openai, langchain-openai, curl, schemathesis
+mod serve_faults; // what it survives: vanished, slow and mad clients, failures, an end under load
 mod shaders; // the WGSL backend: variants, parameters, limits, errors
 mod support; // error measure, reference files
 mod synth; // random checkpoints: right, repeatable, whole or not at all

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 /// A server of the demo model in a process of its own; ended when dropped.
 pub(crate) struct Server {
-    child: Child,
-    stdout: BufReader<ChildStdout>,
+    /// None where it runs in this process.
+    child: Option<(Child, BufReader<ChildStdout>)>,
     /// `http://127.0.0.1:PORT`.
     pub(crate) url: String,
     agent: ureq::Agent,
@@ -82,13 +82,20 @@ impl Server {
         let mut url = String::new();
         stdout.read_line(&mut url).unwrap();
         assert!(url.starts_with("http://127.0.0.1:"), "{url:?}");
+        let mut server = Self::at(url.trim_end());
+        server.child = Some((child, stdout));
+        server
+    }
+
+    /// A server that runs at this address already.
+    pub(crate) fn at(url: &str) -> Self {
         let config = ureq::Agent::config_builder().http_status_as_error(false);
         let agent = config.timeout_global(Some(Duration::from_secs(120))).build().into();
-        Self { child, stdout, url: url.trim_end().into(), agent }
+        Self { child: None, url: url.into(), agent }
     }
 
     pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
+        self.child.as_ref().unwrap().0.id()
     }
 
     /// `host:port`, for a socket.
@@ -115,6 +122,13 @@ impl Server {
         answer(request.send(body))
     }
 
+    /// None where nobody listens any more.
+    pub(crate) fn try_post(&self, path: &str, body: &Value) -> Option<Answer> {
+        let request = self.agent.post(format!("{}{path}", self.url));
+        let sent = request.header("content-type", "application/json").send(body.to_string());
+        sent.is_ok().then(|| answer(sent))
+    }
+
     /// Asks the process to end (SIGTERM).
     pub(crate) fn terminate(&self) {
         let pid = self.pid().to_string();
@@ -123,16 +137,19 @@ impl Server {
 
     /// Waits for the end; its exit code, and what else it has written to stdout.
     pub(crate) fn wait(&mut self) -> (Option<i32>, String) {
+        let (child, stdout) = self.child.as_mut().unwrap();
         let mut rest = String::new();
-        self.stdout.read_to_string(&mut rest).unwrap();
-        (self.child.wait().unwrap().code(), rest)
+        stdout.read_to_string(&mut rest).unwrap();
+        (child.wait().unwrap().code(), rest)
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        if let Some((child, _)) = &mut self.child {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 }
 

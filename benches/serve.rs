@@ -1,0 +1,334 @@
+//! `gritlm serve` under load: many clients, half of them embedding texts, half of them chatting,
+//! against one process that does both, and against two that share the machine and do one each.
+//!
+//! Every answer is compared with what the model said to the same input when it was asked alone.
+//!
+//!     cargo bench --bench serve -- --model target/bench/1b --seconds 60
+
+use clap::Parser;
+use gritlm::{Device, Embed, Engine, Options, Prompt, Sampling, dot};
+use serde_json::{Value, json};
+use std::fmt::Write as _;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{scope, sleep};
+use std::time::{Duration, Instant};
+
+#[derive(Parser)]
+struct Args {
+    /// As `gritlm serve` takes it.
+    #[arg(long, default_value = "demo")]
+    model: String,
+    /// As `gritlm serve` takes it.
+    #[arg(long, default_value = "cpu")]
+    device: String,
+    /// Clients; half of them embed, half of them chat.
+    #[arg(long, default_value_t = 64)]
+    clients: usize,
+    /// How long each of the two goes on.
+    #[arg(long, default_value_t = 60)]
+    seconds: u64,
+    /// Different texts, and different prompts.
+    #[arg(long, default_value_t = 32)]
+    inputs: usize,
+    /// Tokens of an answer.
+    #[arg(long, default_value_t = 64)]
+    max_tokens: usize,
+    /// Tokens of a step.
+    #[arg(long, default_value_t = 256)]
+    max_batch_tokens: usize,
+    /// Where two processes share the machine, give each threads for half of its cores.
+    #[arg(long)]
+    half_threads: bool,
+    /// `cargo bench` passes it.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+/// Inputs, and what is to come of them.
+struct Expected {
+    texts: Vec<(String, Vec<f32>)>,
+    prompts: Vec<(String, String)>,
+}
+
+/// A `gritlm serve`.
+struct Server {
+    child: Child,
+    url: String,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Server {
+    fn start(args: &Args, threads: Option<usize>) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_gritlm"));
+        command.args(["serve", "--port", "0", "--kv-tokens", "65536", "--model-name", "model"]);
+        command.args(["--model", &args.model, "--device", &args.device]);
+        command.args(["--max-batch-tokens", &args.max_batch_tokens.to_string()]);
+        if let Some(threads) = threads {
+            command.env("RAYON_NUM_THREADS", threads.to_string());
+        }
+        let mut child = command.stdout(Stdio::piped()).spawn().expect("gritlm serve starts");
+        let mut url = String::new();
+        let stdout = child.stdout.take().expect("a pipe");
+        BufReader::new(stdout).read_line(&mut url).expect("an address");
+        let server = Self { child, url: url.trim().into() };
+        while agent().get(format!("{}/ready", server.url)).call().is_err() {
+            sleep(Duration::from_millis(50));
+        }
+        server
+    }
+
+    /// MB: resident, and with what is shared (the mapped weights) counted in parts.
+    fn memory(&self) -> [f64; 2] {
+        let text = std::fs::read_to_string(format!("/proc/{}/smaps_rollup", self.child.id()));
+        let text = text.unwrap_or_default();
+        ["Rss:", "Pss:"].map(|name| {
+            let line = text.lines().find_map(|l| l.strip_prefix(name)).unwrap_or_default();
+            line.trim().trim_end_matches("kB").trim().parse::<f64>().unwrap_or(f64::NAN) / 1e3
+        })
+    }
+}
+
+fn agent() -> ureq::Agent {
+    ureq::Agent::config_builder().http_status_as_error(true).build().into()
+}
+
+/// What the clients saw.
+#[derive(Default)]
+struct Seen {
+    embeddings: AtomicU64,
+    chats: AtomicU64,
+    /// Tokens of texts, of prompts, of answers.
+    tokens: [AtomicU64; 3],
+    refused: AtomicU64,
+    wrong: AtomicU64,
+    failed: AtomicU64,
+    /// Seconds: to the first token, between tokens, of an embedding.
+    times: [Mutex<Vec<f64>>; 3],
+}
+
+impl Seen {
+    fn time(&self, kind: usize, time: f64) {
+        self.times[kind].lock().expect("no client panics").push(time);
+    }
+
+    fn fail(&self, error: &ureq::Error) {
+        match error {
+            ureq::Error::StatusCode(429) => {
+                self.refused.fetch_add(1, Ordering::Relaxed);
+                // What Retry-After says, at least.
+                sleep(Duration::from_secs(1));
+            }
+            other => {
+                self.failed.fetch_add(1, Ordering::Relaxed);
+                eprintln!("error: {other}");
+                sleep(Duration::from_millis(100));
+            }
+        }
+    }
+}
+
+fn embed(url: &str, (text, expected): &(String, Vec<f32>), seen: &Seen) -> Result<(), ureq::Error> {
+    let start = Instant::now();
+    let body = json!({"input": text, "encoding_format": "float"}).to_string();
+    let request = agent().post(format!("{url}/v1/embeddings"));
+    let mut response = request.header("content-type", "application/json").send(body)?;
+    let body: Value = serde_json::from_str(&response.body_mut().read_to_string()?).expect("JSON");
+    seen.time(2, start.elapsed().as_secs_f64());
+    let vector: Vec<f32> = body["data"][0]["embedding"]
+        .as_array()
+        .map_or(Vec::new(), |v| v.iter().map(|x| x.as_f64().unwrap_or(f64::NAN) as f32).collect());
+    // Both have length 1, and a wrong text's is far away.
+    let wrong = !(dot(&vector, expected) > 1.0 - 1e-4);
+    seen.wrong.fetch_add(u64::from(wrong), Ordering::Relaxed);
+    seen.embeddings.fetch_add(1, Ordering::Relaxed);
+    let tokens = body["usage"]["prompt_tokens"].as_u64().unwrap_or(0);
+    seen.tokens[0].fetch_add(tokens, Ordering::Relaxed);
+    Ok(())
+}
+
+fn chat(
+    url: &str,
+    (prompt, expected): &(String, String),
+    max_tokens: usize,
+    seen: &Seen,
+) -> Result<(), ureq::Error> {
+    let start = Instant::now();
+    let body = json!({
+        "messages": [{"role": "user", "content": prompt}],
+        "temperature": 0,
+        "max_tokens": max_tokens,
+        "ignore_eos": true,
+        "stream": true,
+        "stream_options": {"include_usage": true}
+    });
+    let request = agent().post(format!("{url}/v1/chat/completions"));
+    let request = request.header("content-type", "application/json");
+    let mut response = request.send(body.to_string())?;
+    let (mut text, mut first, mut done) = (String::new(), None, false);
+    for line in BufReader::new(response.body_mut().as_reader()).lines() {
+        let line = line?;
+        let Some(chunk) = line.strip_prefix("data: ") else { continue };
+        if chunk == "[DONE]" {
+            done = true;
+            break;
+        }
+        let chunk: Value = serde_json::from_str(chunk).expect("JSON");
+        if let Some(piece) = chunk["choices"][0]["delta"]["content"].as_str() {
+            first.get_or_insert_with(Instant::now);
+            text += piece;
+        }
+        if let Some(tokens) = chunk["usage"]["completion_tokens"].as_u64() {
+            let prompt = chunk["usage"]["prompt_tokens"].as_u64().unwrap_or(0);
+            seen.tokens[1].fetch_add(prompt, Ordering::Relaxed);
+            seen.tokens[2].fetch_add(tokens, Ordering::Relaxed);
+            if let Some(first) = first
+                && tokens > 1
+            {
+                seen.time(0, (first - start).as_secs_f64());
+                seen.time(1, first.elapsed().as_secs_f64() / (tokens - 1) as f64);
+            }
+        }
+    }
+    seen.wrong.fetch_add(u64::from(!done || text != *expected), Ordering::Relaxed);
+    seen.chats.fetch_add(1, Ordering::Relaxed);
+    Ok(())
+}
+
+/// What the model says when it is asked alone.
+fn expected(args: &Args) -> Expected {
+    let options =
+        Options { device: args.device.parse::<Device>().expect("a device"), ..Options::default() };
+    let engine = Engine::open(&args.model, &options).expect("the model opens");
+    // Words that differ from input to input; 16 to 512 tokens of text, 16 to 64 of prompts.
+    let words = ["package", "library", "editor", "network", "chess", "server", "audio", "parser"];
+    let text = |seed: usize, tokens: usize| {
+        let mut text = format!("{seed}");
+        let mut at = seed;
+        while engine.tokenizer().encode(&text).expect("tokens").len() < tokens {
+            at = at.wrapping_mul(25_214_903_917).wrapping_add(11);
+            let _ = write!(text, " {}", words[(at >> 16) % words.len()]);
+        }
+        text
+    };
+    let spread = |i: usize, from: usize, to: usize| from + (to - from) * i / args.inputs.max(2);
+    let how = Embed { max_length: 1024, ..Embed::default() };
+    let greedy = Sampling { max_tokens: args.max_tokens, ignore_eos: true, ..Sampling::greedy() };
+    let texts = (0..args.inputs).map(|i| {
+        let text = text(i + 1, spread(i, 16, 500));
+        let vector = engine.embed(&[&text], &how).expect("a vector").remove(0).vector;
+        (text, vector)
+    });
+    let prompts = (0..args.inputs).map(|i| {
+        let prompt = text(1000 + i, spread(i, 16, 64));
+        let answer = engine.generate(&Prompt::user(prompt.as_str()), &greedy).expect("an answer");
+        let answer = answer.map(|piece| piece.expect("a piece").text).collect();
+        (prompt, answer)
+    });
+    Expected { texts: texts.collect(), prompts: prompts.collect() }
+}
+
+/// One line of the result: tokens a second in all.
+fn load(args: &Args, name: &str, embedder: &Server, chatter: &Server, expected: &Expected) -> f64 {
+    let (seen, over) = (Seen::default(), AtomicBool::new(false));
+    let start = Instant::now();
+    let mut memory = Vec::new();
+    scope(|scope| {
+        for client in 0..args.clients {
+            let (seen, over) = (&seen, &over);
+            scope.spawn(move || {
+                // Spread out, each in an order of its own.
+                let mut at = client * 7;
+                while !over.load(Ordering::Relaxed) {
+                    let sent = match client % 2 {
+                        0 => embed(&embedder.url, &expected.texts[at % args.inputs], seen),
+                        _ => {
+                            let input = &expected.prompts[at % args.inputs];
+                            chat(&chatter.url, input, args.max_tokens, seen)
+                        }
+                    };
+                    if let Err(error) = sent {
+                        seen.fail(&error);
+                    }
+                    at += 5;
+                }
+            });
+        }
+        for _ in 0..args.seconds {
+            sleep(Duration::from_secs(1));
+            let both = [embedder.memory(), chatter.memory()];
+            memory.push(match std::ptr::eq(embedder, chatter) {
+                true => both[0],
+                false => [both[0][0] + both[1][0], both[0][1] + both[1][1]],
+            });
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+    // Until the last client had its answer.
+    let seconds = start.elapsed().as_secs_f64();
+    let tokens = seen.tokens.each_ref().map(|n| n.load(Ordering::Relaxed));
+    let rate = tokens.iter().sum::<u64>() as f64 / seconds;
+    let count = |n: &AtomicU64| n.load(Ordering::Relaxed);
+    println!(
+        "{name}: {} embeddings, {} chats in {seconds:.1} s; tokens/s: {rate:.0} ({:.0} of texts, \
+         {:.0} of prompts, {:.0} of answers); 429: {}; wrong: {}; errors: {}",
+        count(&seen.embeddings),
+        count(&seen.chats),
+        tokens[0] as f64 / seconds,
+        tokens[1] as f64 / seconds,
+        tokens[2] as f64 / seconds,
+        count(&seen.refused),
+        count(&seen.wrong),
+        count(&seen.failed),
+    );
+    let names = ["time to first token", "time per token", "embedding"];
+    for (name, times) in names.into_iter().zip(&seen.times) {
+        let mut times = times.lock().expect("no client panics").clone();
+        times.sort_by(f64::total_cmp);
+        let at = |share: f64| {
+            times.get((share * times.len() as f64) as usize).map_or(f64::NAN, |t| t * 1e3)
+        };
+        println!(
+            "  {name:<20} p50 {:>9.1} ms  p95 {:>9.1} ms  p99 {:>9.1} ms",
+            at(0.50),
+            at(0.95),
+            at(0.99)
+        );
+    }
+    let at = |share: f64| memory[((memory.len() - 1) as f64 * share) as usize];
+    let [early, late] = [at(0.25), at(1.0)];
+    println!(
+        "  memory at a quarter: {:.0} MB resident, {:.0} MB with shared pages in parts; at the end: \
+         {:.0} MB, {:.0} MB",
+        early[0], early[1], late[0], late[1]
+    );
+    rate
+}
+
+fn main() {
+    let args = Args::parse();
+    let expected = expected(&args);
+    println!(
+        "{} on {}, {} clients, {} s each, steps of {} tokens, answers of {} tokens",
+        args.model, args.device, args.clients, args.seconds, args.max_batch_tokens, args.max_tokens
+    );
+    let one = {
+        let server = Server::start(&args, None);
+        load(&args, "one process", &server, &server, &expected)
+    };
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let halves = args.half_threads.then(|| (cores / 2).max(1));
+    let two = {
+        let servers = [Server::start(&args, halves), Server::start(&args, halves)];
+        load(&args, "two processes", &servers[0], &servers[1], &expected)
+    };
+    println!("one process / two processes: {:.2}", one / two);
+}

@@ -1,0 +1,152 @@
+//! Clients that others wrote, against `gritlm serve`: openai, langchain-openai, curl, schemathesis.
+//! `GRITLM_CLIENTS` names a Python that has them (tests/clients/requirements.txt).
+
+use crate::serve::Server;
+use gritlm::{Device, Embed, Engine, Options, Prompt, Sampling};
+use serde_json::{Value, json};
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+const KEY: &str = "a-key";
+
+/// The Python with the clients; None, said by name, where there is none.
+fn python(test: &str) -> Option<String> {
+    let python = std::env::var("GRITLM_CLIENTS").ok().filter(|p| !p.is_empty());
+    if python.is_none() {
+        println!("skipped serve_clients::{test}: GRITLM_CLIENTS names no Python with the clients");
+    }
+    python
+}
+
+/// Runs a script of tests/clients on these values; it prints what it has checked.
+#[track_caller]
+fn runs(python: &str, script: &str, given: &Value) {
+    let path = format!("{}/tests/clients/{script}", env!("CARGO_MANIFEST_DIR"));
+    let mut command = Command::new(python);
+    command.arg(path).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    // Neither settings of whoever runs the tests nor any other server.
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("OPENAI_")) {
+        command.env_remove(name);
+    }
+    let mut child = command.env("NO_PROXY", "*").env("LANGSMITH_TRACING", "false").spawn().unwrap();
+    child.stdin.take().unwrap().write_all(given.to_string().as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(output.status.success(), "{}{}", text(&output.stdout), text(&output.stderr));
+    println!("{}", text(&output.stdout).trim());
+}
+
+/// Inputs, and what the library makes of them.
+fn given(server: &Server) -> Value {
+    let options = Options { device: Device::Cpu, ..Options::default() };
+    let engine = Engine::open("demo", &options).unwrap();
+    let texts = ["chess interface for the desktop", "capture network packets", "größer als π"];
+    let vectors = engine.embed(&texts, &Embed::default()).unwrap();
+    let vectors: Vec<&[f32]> = vectors.iter().map(|e| e.vector.as_slice()).collect();
+    let answer = |prompt: &Prompt, max_tokens| {
+        let how = Sampling { max_tokens, ..Sampling::greedy() };
+        let pieces = engine.generate(prompt, &how).unwrap();
+        pieces.map(|piece| piece.unwrap().text).collect::<String>()
+    };
+    let (prompt, raw) = ("Describe the package pdfgrep.", "Package: gnuplot");
+    json!({
+        "url": server.url,
+        "key": KEY,
+        "model": "demo",
+        "texts": texts,
+        "vectors": vectors,
+        "prompt": prompt,
+        "tokens": 24,
+        "answer": answer(&Prompt::user(prompt), 24),
+        "raw": raw,
+        "raw_answer": answer(&Prompt::raw(raw), 8),
+        "schema": {
+            "type": "object",
+            "properties": {
+                "name": {"type": "string", "maxLength": 20},
+                "size": {"type": "integer", "minimum": 0, "maximum": 99},
+            },
+            "required": ["name", "size"],
+            "additionalProperties": false,
+        },
+        "keys": ["name", "size"],
+    })
+}
+
+#[test]
+fn openai() {
+    let Some(python) = python("openai") else { return };
+    let server = Server::start(&["--api-key", KEY]);
+    runs(&python, "openai_client.py", &given(&server));
+}
+
+#[test]
+fn langchain() {
+    let Some(python) = python("langchain") else { return };
+    let server = Server::start(&["--api-key", KEY]);
+    runs(&python, "langchain_client.py", &given(&server));
+}
+
+/// Generated requests, right and wrong ones, to everything that the description names: no 5xx, and
+/// every answer as the description has it.
+#[test]
+fn schemathesis() {
+    let Some(python) = python("schemathesis") else { return };
+    // Short answers, so that thousands of requests take seconds; and bodies of any size are tried.
+    let server = Server::start(&["--api-key", KEY]);
+    let checks = "not_a_server_error,status_code_conformance,content_type_conformance,\
+                  response_schema_conformance";
+    let mut command = Command::new(python);
+    command.args(["-m", "schemathesis.cli", "run", &format!("{}/openapi.json", server.url)]);
+    command.args(["--header", &format!("Authorization: Bearer {KEY}"), "--checks", checks]);
+    command.args(["--max-examples", "10", "--seed", "1", "--generation-database", "none"]);
+    command.args(["--phases", "coverage,fuzzing", "--no-color", "--request-timeout", "60"]);
+    let folder = tempfile::tempdir().unwrap();
+    let output = command.current_dir(&folder).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    let end: Vec<&str> = text.lines().rev().take(12).collect();
+    println!("{}", end.into_iter().rev().collect::<Vec<_>>().join("\n"));
+}
+
+#[test]
+fn curl() {
+    if Command::new("curl").arg("--version").output().is_err() {
+        println!("skipped serve_clients::curl: there is no curl");
+        return;
+    }
+    let server = Server::start(&["--api-key", KEY]);
+    let given = given(&server);
+    let curl = |path: &str, body: &Value| {
+        let mut command = Command::new("curl");
+        command.args(["-sS", "--no-buffer", &format!("{}{path}", server.url)]);
+        command.args(["-H", &format!("Authorization: Bearer {KEY}")]);
+        command.args(["-H", "Content-Type: application/json", "-d", &body.to_string()]);
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let embeddings = curl("/v1/embeddings", &json!({"input": given["texts"]}));
+    let embeddings: Value = serde_json::from_str(&embeddings).unwrap();
+    let first = embeddings["data"][0]["embedding"][0].as_f64().unwrap();
+    assert!((first - given["vectors"][0][0].as_f64().unwrap()).abs() < 1e-5);
+    let mut body = json!({
+        "messages": [{"role": "user", "content": given["prompt"]}],
+        "temperature": 0,
+        "max_tokens": given["tokens"],
+        "stream": true
+    });
+    let stream = curl("/v1/chat/completions", &body);
+    let chunks = stream.split("\n\n").filter(|chunk| !chunk.is_empty());
+    let chunks: Vec<&str> = chunks.map(|chunk| chunk.strip_prefix("data: ").unwrap()).collect();
+    let (done, chunks) = chunks.split_last().unwrap();
+    let text: String = chunks
+        .iter()
+        .map(|chunk| serde_json::from_str::<Value>(chunk).unwrap())
+        .map(|chunk| chunk["choices"][0]["delta"]["content"].as_str().unwrap_or("").to_string())
+        .collect();
+    assert_eq!((*done, json!(text)), ("[DONE]", given["answer"].clone()));
+    body["stream"] = json!(false);
+    let whole: Value = serde_json::from_str(&curl("/v1/chat/completions", &body)).unwrap();
+    assert_eq!(whole["choices"][0]["message"]["content"], given["answer"]);
+}
