@@ -36,6 +36,22 @@ pub fn next_user(text: &str) -> String {
     format!("\n{USER}{text}{ASSISTANT}")
 }
 
+/// A conversation, ready for the next answer: what was asked and answered so far, and what is asked
+/// now. `</s>` goes between the pieces as an id: text alone cannot end an answer.
+///
+/// ```
+/// let pieces = gritlm_model::prompt::chat(&[("Hi", "Hello.")], "Bye");
+/// assert_eq!(pieces[0], "<|user|>\nHi\n<|assistant|>\nHello.");
+/// assert_eq!(pieces[1], "\n<|user|>\nBye\n<|assistant|>\n");
+/// ```
+pub fn chat<S: AsRef<str>>(past: &[(S, S)], text: &str) -> Vec<String> {
+    let open = |index, text: &str| if index == 0 { user(text) } else { next_user(text) };
+    let answered = |(i, (q, a)): (usize, &(S, S))| open(i, q.as_ref()) + a.as_ref();
+    let mut pieces: Vec<String> = past.iter().enumerate().map(answered).collect();
+    pieces.push(open(past.len(), text));
+    pieces
+}
+
 /// The pointwise relevance question of the GRIT paper's reranking; the answer's first token is
 /// "yes" or "no". Query and passage are cut to 600 characters, as there.
 pub fn rerank(query: &str, passage: &str) -> String {

@@ -2,13 +2,21 @@
 
 use crate::config::Config;
 use crate::{Error, Result};
+use std::collections::HashMap;
 use std::path::Path;
+use std::sync::OnceLock;
+use tokenizers::Decoder;
 
 /// The tokenizer of one checkpoint.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    /// The same, but without special tokens in texts; few texts need it.
+    plain: OnceLock<tokenizers::Tokenizer>,
+    /// How special tokens are spelled.
+    special: Vec<String>,
     bos: u32,
     eos: Vec<u32>,
+    longest: usize,
 }
 
 impl Tokenizer {
@@ -31,15 +39,18 @@ impl Tokenizer {
         // Lengths are this program's affair: a file that truncates would hide what was cut.
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| format(e.to_string()))?;
-        if let Some((token, id)) =
-            inner.get_vocab(true).into_iter().find(|&(_, id)| id as usize >= config.vocab)
-        {
+        let vocab = inner.get_vocab(true);
+        let longest = vocab.keys().map(String::len).max().unwrap_or(1);
+        if let Some((token, id)) = vocab.into_iter().find(|&(_, id)| id as usize >= config.vocab) {
             return Err(format(format!(
                 "token {token:?}: expected an id below vocab_size {}, found {id}",
                 config.vocab
             )));
         }
-        Ok(Self { inner, bos: config.bos, eos: config.eos.clone() })
+        let added = inner.get_added_tokens_decoder().into_values();
+        let special = added.filter(|token| token.special).map(|token| token.content).collect();
+        let (plain, eos) = (OnceLock::new(), config.eos.clone());
+        Ok(Self { inner, plain, special, bos: config.bos, eos, longest })
     }
 
     /// Ids of a text that starts a sequence: `<s>` in front.
@@ -61,6 +72,46 @@ impl Tokenizer {
         Ok(encoding.map_err(|e| Error::Tokenize(e.to_string()))?.get_ids().to_vec())
     }
 
+    /// Ids of a turn, nothing in front: as [`Tokenizer::encode_continued`], but whoever writes
+    /// `</s>` in it writes four characters and does not end a turn.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_turn(&self, text: &str) -> Result<Vec<u32>> {
+        if !self.special.iter().any(|token| text.contains(token)) {
+            return self.encode_continued(text);
+        }
+        let plain = self.plain.get_or_init(|| {
+            let mut plain = self.inner.clone();
+            plain.set_encode_special_tokens(true);
+            plain
+        });
+        let encoding = plain.encode_fast(text, false);
+        Ok(encoding.map_err(|e| Error::Tokenize(e.to_string()))?.get_ids().to_vec())
+    }
+
+    /// A token on its own: its text, special ones as spelled, and its bytes. What is only a part of
+    /// a character is U+FFFD; it has bytes where the vocabulary spells them, as in `<0xE2>`.
+    ///
+    /// # Errors
+    /// When the tokenizer's decoder fails.
+    pub fn token(&self, id: u32) -> Result<(String, Option<Vec<u8>>)> {
+        let spelled = self.piece(id).unwrap_or_default();
+        if self.special.contains(&spelled) {
+            let bytes = spelled.clone().into_bytes();
+            return Ok((spelled, Some(bytes)));
+        }
+        // Decoders strip a space in front of a text, so a token shows its own behind another.
+        let (one, two) = (self.decode(&[id])?, self.decode(&[id, id])?);
+        let text = two.strip_prefix(&one).unwrap_or(&one).to_string();
+        let hex = spelled.strip_prefix("<0x").and_then(|s| s.strip_suffix('>'));
+        let bytes = match hex.map(|hex| u8::from_str_radix(hex, 16)) {
+            Some(Ok(byte)) => Some(vec![byte]),
+            _ => (!text.contains('\u{FFFD}')).then(|| text.clone().into_bytes()),
+        };
+        Ok((text, bytes))
+    }
+
     /// Text of the ids, special tokens left out.
     ///
     /// # Errors
@@ -74,14 +125,59 @@ impl Tokenizer {
         self.inner.token_to_id(token)
     }
 
+    /// A token as spelled in the vocabulary.
+    pub fn piece(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
     /// Tokens in the vocabulary, added ones counted.
     pub fn vocab(&self) -> usize {
         self.inner.get_vocab_size(true)
     }
 
+    /// Bytes of the longest spelling in the vocabulary: no token stands for more of a text.
+    pub fn longest(&self) -> usize {
+        self.longest
+    }
+
     /// Whether the id ends an answer.
     pub fn is_eos(&self, id: u32) -> bool {
         self.eos.contains(&id)
+    }
+
+    /// The bytes that each id adds to a text, by id; None where it adds none: special tokens, and
+    /// ids that are no token's. Where a text begins, its first space may not be shown.
+    ///
+    /// # Errors
+    /// When the decoder does more than put tokens together: then a token has no bytes of its own.
+    pub fn token_bytes(&self) -> Result<Vec<Option<Vec<u8>>>> {
+        let reads = |token: &str, text: &str| {
+            let decoder = self.inner.get_decoder();
+            let found = decoder.and_then(|d| d.decode(vec!["a".into(), token.into()]).ok());
+            found.is_some_and(|found| found == format!("a{text}"))
+        };
+        if !reads("b", "b") {
+            let problem = "expected a decoder that puts tokens together and no more".into();
+            return Err(Error::Tokenize(problem));
+        }
+        let (marks, fallback) = (reads("▁b", " b"), reads("<0x41>", "A"));
+        let letters = if reads("Ġb", " b") { byte_letters() } else { HashMap::new() };
+        let special = self.inner.get_added_vocabulary();
+        let bytes = |id| {
+            let token =
+                self.inner.id_to_token(id).filter(|token| !special.is_special_token(token))?;
+            if let Some(byte) = fallback_byte(&token).filter(|_| fallback) {
+                return Some(vec![byte]);
+            }
+            // Without letters, or with one that is none, a token is its own text.
+            match token.chars().map(|c| letters.get(&c).copied()).collect::<Option<Vec<u8>>>() {
+                Some(bytes) => Some(bytes),
+                None if marks => Some(token.replace('▁', " ").into_bytes()),
+                None => Some(token.into_bytes()),
+            }
+        };
+        let ids = self.inner.get_vocab(true).into_values().max().map_or(0, |last| last + 1);
+        Ok((0..ids).map(bytes).collect())
     }
 
     /// A decoder for ids that come one by one.
@@ -136,4 +232,22 @@ impl Stream<'_> {
         self.shown = self.ids.len();
         Ok(new)
     }
+}
+
+/// The byte of a token like `<0x0A>`.
+fn fallback_byte(token: &str) -> Option<u8> {
+    let digits = token.strip_prefix("<0x")?.strip_suffix('>').filter(|digits| digits.len() == 2)?;
+    u8::from_str_radix(digits, 16).ok()
+}
+
+/// GPT-2's alphabet: a letter for each byte, itself where it can be seen in Latin-1, else one of
+/// those from U+0100 on.
+fn byte_letters() -> HashMap<char, u8> {
+    let mut hidden = '\u{100}'..;
+    let letter = |byte| match byte {
+        b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF => Some(char::from(byte)),
+        _ => hidden.next(),
+    };
+    let letters: Vec<Option<char>> = (0..=255).map(letter).collect();
+    letters.into_iter().zip(0..=255).filter_map(|(letter, byte)| Some((letter?, byte))).collect()
 }

@@ -1,10 +1,12 @@
 //! What becomes of drawn tokens: text piece by piece, stop texts held back, the end. One answer at
 //! a time or many in a batch, [`Engine::generate`] and the scheduler go through here.
 
-use crate::batch::{Sequence, Want};
+use crate::batch::{Output, Sequence, Want};
 use crate::cache::Cache;
+use crate::grammar::Guide;
 use crate::{Engine, Error, Finish, Piece, Result, Sampling};
-use gritlm_model::ops::{Draw, Drawn, Mask};
+use gritlm_model::cpu::draw;
+use gritlm_model::ops::{Draw, Mask};
 use gritlm_model::tokenizer::{Stream, Tokenizer};
 
 /// A sequence that is being generated: what is in the cache, and what is not yet.
@@ -57,7 +59,7 @@ impl Context {
     /// The next `tokens` tokens; with the last of them the next token is drawn.
     pub(crate) fn sequence(&mut self, tokens: usize, answer: &Continuation<'_>) -> Sequence<'_> {
         let want = match tokens == self.pending.len() {
-            true => Want::Token(answer.draw(&self.seen)),
+            true => answer.want(&self.seen),
             false => Want::Nothing,
         };
         let tokens = &self.pending[..tokens];
@@ -75,6 +77,8 @@ pub(crate) struct Continuation<'a> {
     tokenizer: &'a Tokenizer,
     how: Sampling,
     mask: Mask,
+    /// Through the grammar, where there is one.
+    guide: Option<Guide>,
     text: Stream<'a>,
     /// Decoded text that might be the beginning of a stop text.
     held: String,
@@ -97,10 +101,12 @@ impl<'a> Continuation<'a> {
             return Err(Error::LongPrompt { tokens: prompt_tokens, limit: positions });
         }
         let limit = how.max_tokens.min(positions - prompt_tokens);
+        let guide = how.grammar.as_ref().map(|grammar| grammar.guide(engine)).transpose()?;
         Ok(Self {
             tokenizer: engine.tokenizer(),
             how: how.clone(),
             mask: how.mask.unwrap_or_else(|| engine.generation_mask()),
+            guide,
             text: engine.tokenizer().stream(),
             held: String::new(),
             prompt_tokens,
@@ -132,6 +138,19 @@ impl<'a> Continuation<'a> {
         self.over
     }
 
+    /// The way through the grammar, which knows more before the next token is drawn.
+    pub(crate) fn guide(&mut self) -> Option<&mut Guide> {
+        self.guide.as_mut()
+    }
+
+    /// What the pass brings back to draw the next token from.
+    fn want(&self, seen: &[u32]) -> Want {
+        match self.guide {
+            Some(_) => Want::Logits,
+            None => Want::Token(self.draw(seen)),
+        }
+    }
+
     /// How the next token is drawn.
     fn draw(&self, seen: &[u32]) -> Draw {
         let how = &self.how;
@@ -147,24 +166,33 @@ impl<'a> Continuation<'a> {
         }
     }
 
-    /// Takes the token just drawn, adds it to the context, and says what it makes certain.
-    pub(crate) fn push(&mut self, token: Drawn, context: &mut Context) -> Result<Piece> {
+    /// Takes what a pass has brought, adds the token drawn from it to the context, and says what it
+    /// makes certain; None where the pass was over a part of the prompt.
+    pub(crate) fn push(&mut self, output: Output, context: &mut Context) -> Result<Option<Piece>> {
+        let token = match (output, &mut self.guide) {
+            (Output::Token(token), _) => token,
+            (Output::Logits(logits), Some(guide)) => {
+                let allowed = guide.allowed()?;
+                draw(&self.draw(&context.seen), &logits, |id| allowed.is_allowed(id))
+            }
+            _ => return Ok(None),
+        };
         if !token.logprob.is_finite() {
             return Err(Error::NotFinite { what: "answer".into() });
         }
         let id = token.token;
         self.drawn += 1;
         context.push(id);
-        let ended = self.tokenizer.is_eos(id) && !self.how.ignore_eos;
-        let mut finish = None;
-        if ended {
-            finish = Some(Finish::Stop);
-        } else {
+        let complete = self.guide.as_mut().map(|guide| guide.push(id)).transpose()?;
+        let ended = self.tokenizer.is_eos(id) && !(self.how.ignore_eos && complete.is_none());
+        if !ended {
             self.held += &self.text.push(id)?;
-            if self.drawn == self.limit {
-                finish = Some(Finish::Length);
-            }
         }
+        let mut finish = match self.drawn == self.limit {
+            _ if ended || complete == Some(true) => Some(Finish::Stop),
+            true => Some(Finish::Length),
+            false => None,
+        };
         if finish.is_some() {
             self.held += &self.text.finish()?;
         }
@@ -181,7 +209,7 @@ impl<'a> Continuation<'a> {
             }
         };
         self.over = finish.is_some();
-        Ok(Piece { text, token, finish })
+        Ok(Some(Piece { text, token, finish }))
     }
 
     /// Where the first stop text begins in the held text.

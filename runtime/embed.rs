@@ -177,6 +177,58 @@ impl Engine {
         texts: &[impl AsRef<str> + Sync],
         how: &Embed,
     ) -> Result<Vec<Encoded>> {
+        self.encode(texts, how, |prefix, instruction, _, text| {
+            let text = text.as_ref();
+            Ok(match self.config().instruction_apart {
+                true => [instruction, &self.tokenizer().encode_continued(text)?].concat(),
+                false => self.tokenizer().encode(&format!("{prefix}{text}"))?,
+            })
+        })
+    }
+
+    /// [`Engine::encode_texts`] for texts that are token ids already: their own only, without `<s>`
+    /// and tags. The instruction's go in front as they do there.
+    ///
+    /// ```
+    /// use gritlm::{Embed, Engine, Options};
+    ///
+    /// let engine = Engine::open("demo", &Options::default())?;
+    /// let how = Embed::with_instruction("Find it.");
+    /// let text = engine.tokenizer().encode_continued("chess interface")?;
+    /// let encoded = engine.encode_tokens(&[text.as_slice()], &how)?;
+    /// // The demo model takes instruction and text apart.
+    /// assert_eq!(encoded, engine.encode_texts(&["chess interface"], &how)?);
+    /// assert_eq!(encoded[0].tokens[encoded[0].skip..], text);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Engine::encode_texts`], and for ids beyond the vocabulary.
+    pub fn encode_tokens(
+        &self,
+        texts: &[impl AsRef<[u32]> + Sync],
+        how: &Embed,
+    ) -> Result<Vec<Encoded>> {
+        let vocab = self.config().vocab;
+        self.encode(texts, how, |_, instruction, index, ids| {
+            let ids = ids.as_ref();
+            match ids.iter().find(|&&id| id as usize >= vocab) {
+                None => Ok([instruction, ids].concat()),
+                Some(id) => Err(Error::Input {
+                    what: format!("text {index} (counted from 0)"),
+                    problem: format!("expected token ids below {vocab}, found {id}"),
+                }),
+            }
+        })
+    }
+
+    /// `join`: all ids of a text, from the instruction's text and ids, its index and itself.
+    fn encode<T: Sync>(
+        &self,
+        texts: &[T],
+        how: &Embed,
+        join: impl Fn(&str, &[u32], usize, &T) -> Result<Vec<u32>> + Sync,
+    ) -> Result<Vec<Encoded>> {
         how.check(self.config().dim)?;
         let prefix = embed_prefix(&how.instruction);
         // Counted as the original counts: the instruction alone, with `<s>`.
@@ -185,22 +237,13 @@ impl Engine {
         if skip >= how.max_length {
             return Err(Error::LongInstruction { tokens: skip, limit: how.max_length });
         }
-        let encoded = texts
-            .par_iter()
-            .map(|text| {
-                let text = text.as_ref();
-                let mut tokens = match self.config().instruction_apart {
-                    true => {
-                        let text = self.tokenizer().encode_continued(text)?;
-                        [instruction.as_slice(), &text].concat()
-                    }
-                    false => self.tokenizer().encode(&format!("{prefix}{text}"))?,
-                };
-                let length = tokens.len();
-                tokens.truncate(how.max_length);
-                Ok(Encoded { truncated: length - tokens.len(), tokens, skip })
-            })
-            .collect::<Result<Vec<Encoded>>>()?;
+        let encode = |(index, text)| {
+            let mut tokens = join(&prefix, &instruction, index, text)?;
+            let length = tokens.len();
+            tokens.truncate(how.max_length);
+            Ok(Encoded { truncated: length - tokens.len(), tokens, skip })
+        };
+        let encoded = texts.par_iter().enumerate().map(encode).collect::<Result<Vec<Encoded>>>()?;
         match encoded.iter().position(|e| e.tokens.len() <= skip) {
             Some(index) => Err(Error::EmptyText { index }),
             None => Ok(encoded),

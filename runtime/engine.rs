@@ -4,12 +4,14 @@ use crate::backend::{self, Device, Load, Loaded};
 use crate::batch::{Output, Sequence};
 use crate::cache::{Cache, KvCache, Pool};
 use crate::forward::{Model, Probe};
+use crate::grammar::Vocabulary;
 use crate::{Error, Result, hub, synth};
 use gritlm_model::config::Config;
 use gritlm_model::demo;
 use gritlm_model::ops::{Created, Mask, OpTime, PAGE, Search};
 use gritlm_model::tokenizer::Tokenizer;
 use gritlm_model::weights::Weights;
+use llguidance::ParserFactory;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -143,6 +145,7 @@ pub struct Engine {
     why_device: String,
     loading: (u64, Duration),
     fingerprint: u128,
+    vocabulary: Vocabulary,
 }
 
 /// A checkpoint on disk or in the binary, checked and not yet on a device.
@@ -236,6 +239,7 @@ impl Engine {
             why_device: why,
             loading,
             fingerprint,
+            vocabulary: Vocabulary::default(),
         })
     }
 
@@ -399,6 +403,11 @@ impl Engine {
     /// What the device has been asked to make so far; steps alike make nothing new.
     pub fn created(&self) -> Created {
         self.model().created()
+    }
+
+    /// The vocabulary by bytes, for grammars.
+    pub(crate) fn vocabulary(&self) -> Result<Arc<ParserFactory>> {
+        self.vocabulary.get(&self.tokenizer, self.config.vocab, &self.config.eos)
     }
 
     /// The KV pages.

@@ -1,17 +1,23 @@
 //! Generation: prompt in, text out piece by piece; and chat, which goes on from turn to turn.
 
-use crate::batch::Output;
 use crate::cache::Cache;
 use crate::continuation::{Context, Continuation};
-use crate::{Engine, Error, Result};
+use crate::{Engine, Error, Grammar, Result};
 use gritlm_model::ops::{Drawn, Mask};
 use gritlm_model::prompt;
 
 /// What to generate from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Prompt {
-    /// The user's turn; GritLM's tags go around it.
+    /// The user's turn; GritLM's tags go around it. What is spelled like `</s>` in it is text.
     User(String),
+    /// The user's turn in a conversation.
+    Chat {
+        /// What the user said, and what was answered, so far.
+        past: Vec<(String, String)>,
+        /// What the user says now.
+        text: String,
+    },
     /// Verbatim text; only `<s>` goes in front.
     Raw(String),
     /// Token ids as they are.
@@ -49,9 +55,12 @@ pub struct Sampling {
     pub seed: u64,
     /// Texts that end the answer; they are not part of it.
     pub stop: Vec<String>,
+    /// What the answer must be; it ends where that is complete. Other tokens are not drawn, and the
+    /// log-probabilities of those that are remain the model's own.
+    pub grammar: Option<Grammar>,
     /// How many of the most likely tokens to report with each.
     pub logprobs: u32,
-    /// Go on when the model ends its answer.
+    /// Go on when the model ends its answer, unless a grammar is complete with it.
     pub ignore_eos: bool,
     /// Instead of [`Engine::generation_mask`].
     pub mask: Option<Mask>,
@@ -68,6 +77,7 @@ impl Default for Sampling {
             repetition_penalty: 1.0,
             seed: 0,
             stop: Vec::new(),
+            grammar: None,
             logprobs: 0,
             ignore_eos: false,
             mask: None,
@@ -109,10 +119,10 @@ impl Sampling {
 }
 
 /// Why an answer ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Finish {
-    /// The model ended it, or a stop text did.
+    /// The model ended it, a stop text did, or its grammar is complete.
     Stop,
     /// `max_tokens`, or the model has no more positions.
     Length,
@@ -177,8 +187,10 @@ impl<'a> Generation<'a> {
             let tokens = context.part(budget, &self.answer);
             let outputs = self.engine.run(&mut [context.sequence(tokens, &self.answer)])?;
             context.ran(tokens);
-            if let Some(Output::Token(token)) = outputs.into_iter().next() {
-                return self.answer.push(token, context);
+            for output in outputs {
+                if let Some(piece) = self.answer.push(output, context)? {
+                    return Ok(piece);
+                }
             }
         }
     }
@@ -223,12 +235,12 @@ impl<'a> Chat<'a> {
     pub fn say(&mut self, text: &str, how: &Sampling) -> Result<Generation<'_>> {
         let tokenizer = self.engine.tokenizer();
         let ids = match self.context.last() {
-            None => tokenizer.encode(&prompt::user(text))?,
+            None => self.engine.tokenize_prompt(&Prompt::user(text), false)?,
             Some(last) => {
                 // An answer that was cut short gets its end, as in training.
                 let end = self.engine.config().eos.first().filter(|_| !tokenizer.is_eos(last));
                 let mut ids: Vec<u32> = end.copied().into_iter().collect();
-                ids.extend(tokenizer.encode_continued(&prompt::next_user(text))?);
+                ids.extend(tokenizer.encode_turn(&prompt::next_user(text))?);
                 ids
             }
         };
@@ -275,15 +287,22 @@ impl Engine {
     /// # Errors
     /// When the tokenizer has no token for some part of a text.
     pub fn tokenize_prompt(&self, prompt: &Prompt, continues: bool) -> Result<Vec<u32>> {
-        let encode = |text: &str| match continues {
-            false => self.tokenizer().encode(text),
-            true => self.tokenizer().encode_continued(text),
+        let tokenizer = self.tokenizer();
+        let mut ids = Vec::from_iter((!continues).then_some(self.config().bos));
+        let turns = match prompt {
+            Prompt::User(text) => vec![prompt::user(text)],
+            Prompt::Chat { past, text } => prompt::chat(past, text),
+            Prompt::Raw(text) => {
+                ids.extend(tokenizer.encode_continued(text)?);
+                return Ok(ids);
+            }
+            Prompt::Tokens(ids) => return Ok(ids.clone()),
         };
-        Ok(match prompt {
-            Prompt::User(text) => encode(&prompt::user(text))?,
-            Prompt::Raw(text) => encode(text)?,
-            Prompt::Tokens(ids) => ids.clone(),
-        })
+        for (i, turn) in turns.iter().enumerate() {
+            ids.extend(self.config().eos.first().filter(|_| i > 0));
+            ids.extend(tokenizer.encode_turn(turn)?);
+        }
+        Ok(ids)
     }
 
     /// Starts a conversation.

@@ -4,6 +4,7 @@
 use crate::batch::{Output, Sequence, Want};
 use crate::{Engine, Error, Result};
 use gritlm_model::prompt;
+use rayon::prelude::*;
 
 /// A passage's relevance.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
@@ -16,17 +17,51 @@ pub struct Ranked {
     pub probability: f32,
 }
 
+impl Ranked {
+    /// Highest `value` first; equal ones as they came.
+    pub(crate) fn sort_by(all: &mut [Self], value: impl Fn(&Self) -> f32) {
+        all.sort_by(|a, b| value(b).total_cmp(&value(a)).then(a.index.cmp(&b.index)));
+    }
+}
+
+/// The tokens of the two answers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Judge {
+    yes: u32,
+    no: u32,
+}
+
+impl Judge {
+    /// 5081 and 708 in Mistral's vocabulary, as they follow "Answer:".
+    pub(crate) fn new(engine: &Engine) -> Result<Self> {
+        let answer = |word| {
+            engine.tokenizer().id(&format!("▁{word}")).ok_or_else(|| Error::Input {
+                what: "rerank".into(),
+                problem: format!("the vocabulary has no token for {word:?}, so it cannot answer"),
+            })
+        };
+        Ok(Self { yes: answer("yes")?, no: answer("no")? })
+    }
+
+    /// Passage `index`'s relevance from its prompt's [`Want::Logits`].
+    pub(crate) fn ranked(self, index: usize, logits: &[f32]) -> Result<Ranked> {
+        let logit = |id: u32| logits.get(id as usize).copied().unwrap_or(f32::NAN);
+        let (yes, no) = (logit(self.yes), logit(self.no));
+        if !yes.is_finite() || !no.is_finite() {
+            return Err(Error::NotFinite { what: format!("passage {index}") });
+        }
+        Ok(Ranked { index, score: yes, probability: 1.0 / (1.0 + (no - yes).exp()) })
+    }
+}
+
 impl Engine {
     /// Ranks passages by relevance to the query, most relevant first.
     ///
     /// # Errors
     /// When the vocabulary has no word for yes or no, or the KV pages do not suffice.
-    pub fn rerank(&self, query: &str, passages: &[impl AsRef<str>]) -> Result<Vec<Ranked>> {
-        let (yes, no) = (self.answer("yes")?, self.answer("no")?);
-        let prompts = passages
-            .iter()
-            .map(|p| Ok(self.tokenizer().encode(&prompt::rerank(query, p.as_ref()))?))
-            .collect::<Result<Vec<Vec<u32>>>>()?;
+    pub fn rerank(&self, query: &str, passages: &[impl AsRef<str> + Sync]) -> Result<Vec<Ranked>> {
+        let judge = Judge::new(self)?;
+        let prompts = self.encode_passages(query, passages)?;
         let mut ranked = Vec::with_capacity(passages.len());
         let tokens: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
         for batch in self.batches(&tokens) {
@@ -39,21 +74,26 @@ impl Engine {
                 .collect();
             for (&index, output) in batch.iter().zip(self.run(&mut sequences)?) {
                 if let Output::Logits(logits) = output {
-                    let (yes, no) = (logits[yes as usize], logits[no as usize]);
-                    let probability = 1.0 / (1.0 + (no - yes).exp());
-                    ranked.push(Ranked { index, score: yes, probability });
+                    ranked.push(judge.ranked(index, &logits)?);
                 }
             }
         }
-        ranked.sort_by(|a, b| b.score.total_cmp(&a.score).then(a.index.cmp(&b.index)));
+        Ranked::sort_by(&mut ranked, |r| r.score);
         Ok(ranked)
     }
 
-    /// The token of a one-word answer after "Answer:": 5081 and 708 in Mistral's vocabulary.
-    fn answer(&self, word: &str) -> Result<u32> {
-        self.tokenizer().id(&format!("▁{word}")).ok_or_else(|| Error::Input {
-            what: "rerank".into(),
-            problem: format!("the vocabulary has no token for {word:?}, so it cannot answer"),
-        })
+    /// The ids of the prompts that [`Engine::rerank`] runs, one a passage. Query and passages are
+    /// cut at 600 characters, as in the paper's code.
+    ///
+    /// # Errors
+    /// When the tokenizer has no token for some part of a text.
+    pub fn encode_passages(
+        &self,
+        query: &str,
+        passages: &[impl AsRef<str> + Sync],
+    ) -> Result<Vec<Vec<u32>>> {
+        let encode =
+            |p: &_| Ok(self.tokenizer().encode(&prompt::rerank(query, AsRef::as_ref(p)))?);
+        passages.par_iter().map(encode).collect()
     }
 }

@@ -1,13 +1,15 @@
 //! The scheduler: what comes out is what the engine alone computes, whoever else is in the batch;
 //! and nobody waits for ever, takes what is not theirs, or keeps it.
 
-use crate::support::{Reference, data};
+use crate::support::{Reference, data, with_a_yes};
 use gritlm::model::ops::{DeviceError, Mask, PAGE};
 use gritlm::schedule::{
-    Event, Events, Limits, Refused, Request, Scheduler, Stats, Summary, Ticket, Work,
+    Event, Events, Limits, Refused, Request, Scheduler, Stats, Step, StepTokens, Summary, Ticket,
+    Work,
 };
 use gritlm::{
-    Device, Embed, Embedding, Encoded, Engine, Error, Options, Piece, Pooling, Prompt, Sampling,
+    Device, Embed, Embedding, Encoded, Engine, Error, Options, Piece, Pooling, Prompt, Ranked,
+    Sampling,
 };
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -21,6 +23,12 @@ fn demo_with(kv_pages: usize) -> Engine {
 
 fn demo() -> Engine {
     demo_with(128)
+}
+
+/// One with words for yes and no.
+fn judge() -> Engine {
+    let options = Options { device: Device::Cpu, ..Options::default() };
+    Engine::open(with_a_yes().path().to_str().unwrap(), &options).unwrap()
 }
 
 fn start(engine: Engine, batch_tokens: usize) -> Scheduler {
@@ -70,6 +78,7 @@ fn with_priority(request: Request, priority: i32) -> Request {
 struct Outcome {
     pieces: Vec<Piece>,
     embeddings: Vec<Embedding>,
+    ranked: Vec<Ranked>,
     summary: Option<Summary>,
     error: Option<Error>,
 }
@@ -91,6 +100,10 @@ fn outcome(events: Events) -> Outcome {
             Event::Embedding { index, embedding } => {
                 assert_eq!(index, all.embeddings.len());
                 all.embeddings.push(embedding);
+            }
+            Event::Ranked(ranked) => {
+                assert_eq!(ranked.index, all.ranked.len());
+                all.ranked.push(ranked);
             }
             Event::Finished(summary) => all.summary = Some(summary),
             Event::Failed(error) => all.error = Some(error),
@@ -151,7 +164,7 @@ impl Log {
 }
 
 /// Work of every kind, and what the engine alone makes of it.
-fn mixed(engine: &Engine) -> Vec<(Work, Vec<Piece>, Vec<Embedding>)> {
+fn mixed(engine: &Engine) -> Vec<(Work, Outcome)> {
     let mut all = Vec::new();
     for i in 0..12 {
         let prompt = Prompt::raw(format!("Describe {} {i}. ", "the package ".repeat(i * 9)));
@@ -166,7 +179,7 @@ fn mixed(engine: &Engine) -> Vec<(Work, Vec<Piece>, Vec<Embedding>)> {
         }
         let pieces = engine.generate(&prompt, &how).unwrap().map(Result::unwrap).collect();
         let prompt = engine.tokenize_prompt(&prompt, false).unwrap();
-        all.push((Work::Generate { prompt, how }, pieces, vec![]));
+        all.push((Work::Generate { prompt, how }, Outcome { pieces, ..Outcome::default() }));
     }
     for i in 0..18 {
         let text = |j: usize| format!("text {i}.{j} {}", "and more ".repeat((i * 5 + j * 3) % 23));
@@ -182,7 +195,15 @@ fn mixed(engine: &Engine) -> Vec<(Work, Vec<Piece>, Vec<Embedding>)> {
         }
         let embeddings = engine.embed(&texts, &how).unwrap();
         let texts = engine.encode_texts(&texts, &how).unwrap();
-        all.push((Work::Embed { texts, how }, vec![], embeddings));
+        all.push((Work::Embed { texts, how }, Outcome { embeddings, ..Outcome::default() }));
+    }
+    let judges = if engine.tokenizer().id("▁yes").is_some() { 0..6 } else { 0..0 };
+    for i in judges {
+        let passages: Vec<String> = (0..=i).map(|j| "about it ".repeat(1 + j * 3 % 7)).collect();
+        let mut ranked = engine.rerank("what is it", &passages).unwrap();
+        ranked.sort_by_key(|r| r.index);
+        let prompts = engine.encode_passages("what is it", &passages).unwrap();
+        all.push((Work::Rank { prompts }, Outcome { ranked, ..Outcome::default() }));
     }
     all
 }
@@ -190,16 +211,16 @@ fn mixed(engine: &Engine) -> Vec<(Work, Vec<Piece>, Vec<Embedding>)> {
 /// On the CPU a sequence has the same bits in any batch and in any pieces, so nothing less will do.
 #[test]
 fn values_are_the_engines_alone_and_under_load() {
-    let engines = [demo(), Reference::open("mistral-tiny").engine, {
-        Reference::open("mixtral-tiny").engine
-    }];
+    let reference = |name| Reference::open(name).engine;
+    let engines = [demo(), judge(), reference("mistral-tiny"), reference("mixtral-tiny")];
     for engine in engines {
         let (name, all) = (engine.name().to_string(), mixed(&engine));
         let scheduler = start(engine, 96);
         let check = |alone: &str, i: usize, found: Outcome| {
+            assert_eq!(found.ranked, all[i].1.ranked, "{name}: passages {i} {alone}");
             let (pieces, embeddings, summary) = found.done();
-            assert_eq!(pieces, all[i].1, "{name}: answer {i} {alone}");
-            assert_eq!(embeddings, all[i].2, "{name}: texts {i} {alone}");
+            assert_eq!(pieces, all[i].1.pieces, "{name}: answer {i} {alone}");
+            assert_eq!(embeddings, all[i].1.embeddings, "{name}: texts {i} {alone}");
             assert_eq!(summary.output_tokens, pieces.len());
         };
         for (i, (work, ..)) in all.iter().enumerate() {
@@ -226,6 +247,47 @@ fn values_are_the_engines_alone_and_under_load() {
         });
         assert!(end(&scheduler).total.decode > 0);
     }
+}
+
+/// Passages count as texts: whole, of their kind, in the queue and in the pages.
+#[test]
+fn passages_are_texts() {
+    let engine = judge();
+    let (limit, vocab) = (engine.config().max_positions, engine.config().vocab as u32);
+    let rank = |prompts: Vec<Vec<u32>>| Request::from(Work::Rank { prompts });
+    let limits = Limits { batch_tokens: 64, fault: Some(fault), ..Limits::default() };
+    let scheduler = Scheduler::start(engine, limits).unwrap();
+    let submit = |request| scheduler.submit(request).unwrap();
+    let gate = Gate::shut(&scheduler);
+    let before = scheduler.stats().total.embed;
+    let good = submit(rank(vec![ids(1, 40), ids(2, 200), ids(3, 1)]));
+    let bad = submit(rank(vec![ids(4, 9), FAILS.to_vec(), ids(5, 9)]));
+    let late = Request { deadline: Some(Instant::now()), ..rank(vec![ids(6, 9)]) };
+    let late = submit(late);
+    drop(submit(rank(vec![ids(7, 300)])));
+    let stats = scheduler.stats();
+    assert_eq!((stats.waiting_embed, stats.waiting_tokens), (4, 241 + 21 + 9 + 300));
+    gate.open();
+    let found = outcome(good);
+    assert_eq!((found.ranked.len(), found.summary.unwrap().prompt_tokens), (3, 241));
+    let found = outcome(bad);
+    assert!(matches!(found.error, Some(Error::Device(_))) && found.ranked.len() == 1, "{found:?}");
+    assert!(matches!(outcome(late).error, Some(Error::Expired)));
+    let refused = |prompts| scheduler.submit(rank(prompts)).unwrap_err();
+    assert!(matches!(refused(vec![ids(1, limit + 1)]), Refused::TooLong { .. }));
+    for wrong in [vec![], vec![vec![]], vec![vec![1, vocab]]] {
+        assert!(matches!(refused(wrong), Refused::Invalid(_)));
+    }
+    let stats = end(&scheduler);
+    assert_eq!((stats.failed, stats.expired, stats.cancelled), (1, 1, 1));
+    // All of the bad one's were in one pass.
+    assert_eq!(stats.total.embed - before, 241 + 21);
+
+    // A vocabulary without the words cannot answer.
+    let scheduler = start(demo(), 64);
+    let refused = scheduler.submit(rank(vec![ids(1, 9)])).unwrap_err();
+    assert!(refused.to_string().contains("\"yes\""), "{refused}");
+    end(&scheduler);
 }
 
 #[test]
@@ -404,6 +466,33 @@ fn what_cannot_be_done_is_refused_at_once() {
     assert_eq!((pieces.len(), summary.prompt_tokens, summary.steps), (0, 5, 0));
     let found = end(&scheduler).refused;
     assert_eq!((found.too_long, found.never_fits, found.invalid), (2, 3, count));
+}
+
+#[test]
+fn the_last_steps_are_kept() {
+    let scheduler = start(demo(), 64);
+    assert_eq!(scheduler.steps_since(0), []);
+    let events = [generate(1, 90, 20), embed([ids(2, 30), ids(3, 40)])]
+        .map(|request| scheduler.submit(request).unwrap());
+    events.into_iter().for_each(|events| drop(outcome(events).done()));
+    let (steps, stats) = (scheduler.steps_since(0), scheduler.stats());
+    let number = |step: &Step| step.step;
+    assert_eq!(steps.iter().map(number).collect::<Vec<_>>(), Vec::from_iter(1..=stats.steps));
+    let sum = |of: fn(&StepTokens) -> u64| steps.iter().map(|s| of(&s.tokens)).sum::<u64>();
+    let total = [sum(|t| t.decode), sum(|t| t.prefill), sum(|t| t.embed)];
+    assert_eq!(total, [19, 90, 70]);
+    assert_eq!(total, [stats.total.decode, stats.total.prefill, stats.total.embed]);
+    assert_eq!(steps.iter().map(|step| step.time).sum::<Duration>(), stats.busy);
+    assert_eq!(steps.last().unwrap().tokens, stats.last);
+    assert_eq!(scheduler.steps_since(stats.steps - 3), steps[steps.len() - 3..]);
+    assert_eq!(scheduler.steps_since(stats.steps), []);
+
+    // As many as are kept, and no more.
+    outcome(scheduler.submit(generate(4, 3, 300)).unwrap()).done();
+    let (kept, last) = (scheduler.steps_since(0), scheduler.stats().steps);
+    assert_eq!(last, stats.steps + 300);
+    assert_eq!(kept.iter().map(number).collect::<Vec<_>>(), Vec::from_iter(last - 255..=last));
+    end(&scheduler);
 }
 
 /// Waits until the count is there; it is a step away.

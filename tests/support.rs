@@ -35,6 +35,19 @@ pub(crate) fn data(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(path)
 }
 
+/// A folder with `mistral-odd` whose tokenizer's unused tokens have become the two words that
+/// ranking needs.
+pub(crate) fn with_a_yes() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for file in ["config.json", "model.safetensors"] {
+        std::fs::copy(data("mistral-odd").join(file), folder.path().join(file)).unwrap();
+    }
+    let tokenizer = std::fs::read_to_string(data("mistral-odd/tokenizer.json")).unwrap();
+    let tokenizer = tokenizer.replace("<unused100>", "▁yes").replace("<unused101>", "▁no");
+    std::fs::write(folder.path().join("tokenizer.json"), tokenizer).unwrap();
+    folder
+}
+
 /// Every device that is here, with the largest relative error of a whole model on it.
 pub(crate) fn devices() -> Vec<(Device, f64)> {
     let adapters = gritlm_shaders::adapters().into_iter().filter(|a| a.lacks.is_none());

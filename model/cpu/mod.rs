@@ -27,6 +27,7 @@ use crate::ops::{
 };
 use crate::weights::{Dtype, Tensor};
 use rayon::prelude::*;
+pub use sample::draw;
 use std::hint::black_box;
 use std::time::Instant;
 

@@ -10,10 +10,13 @@
 use crate::ops::{Draw, Drawn};
 
 pub(super) fn sample(vocab: u32, draws: &[Draw], logits: &[f32]) -> Vec<Drawn> {
-    draws.iter().zip(logits.chunks_exact(vocab as usize)).map(|(d, l)| draw(d, l)).collect()
+    let rows = draws.iter().zip(logits.chunks_exact(vocab as usize));
+    rows.map(|(d, l)| draw(d, l, |_| true)).collect()
 }
 
-fn draw(d: &Draw, logits: &[f32]) -> Drawn {
+/// The op for one row, on the host: among the tokens that are `allowed`, where it must be known from
+/// outside which are. Log-probabilities are the model's own here, too: those of all tokens.
+pub fn draw(d: &Draw, logits: &[f32], allowed: impl Fn(u32) -> bool) -> Drawn {
     let normalizer = log_sum_exp(logits);
     let mut changed = logits.to_vec();
     for &id in &d.seen {
@@ -21,6 +24,9 @@ fn draw(d: &Draw, logits: &[f32]) -> Drawn {
             let changed = if *logit > 0.0 { *logit / d.penalty } else { *logit * d.penalty };
             *logit = changed.clamp(f32::MIN, f32::MAX);
         }
+    }
+    for (_, logit) in (0..).zip(&mut changed).filter(|(id, _)| !allowed(*id)) {
+        *logit = f32::NEG_INFINITY;
     }
     let token = if d.temperature == 0.0 { largest(&changed) } else { drawn(d, changed) };
     let top = match d.logprobs as usize {

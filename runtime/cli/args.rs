@@ -102,7 +102,9 @@ pub(super) enum Command {
     #[command(after_help = "Examples:
   gritlm generate --prompt \"What is the capital of France?\"
   gritlm generate --prompt \"Once upon\" --raw --temperature 0.8 --seed 1 --max-tokens 50
-  gritlm generate --prompt \"List three\" --stop \"4.\" --logprobs 2 --format json")]
+  gritlm generate --prompt \"List three\" --stop \"4.\" --logprobs 2 --format json
+  gritlm generate --prompt \"Name a city\" --json-schema city.json
+  gritlm generate --prompt \"Is it true?\" --json-schema '{\"enum\": [true, false, null]}'")]
     Generate(Generate),
     /// Talk with the model; the history stays in the KV cache
     Chat(SamplingArgs),
@@ -307,6 +309,9 @@ pub(super) struct Generate {
     pub(super) raw: bool,
     #[command(flatten)]
     pub(super) sampling: SamplingArgs,
+    /// A JSON schema that the answer follows: a file, or the schema itself if it begins with {
+    #[arg(long, value_name = "FILE|JSON")]
+    pub(super) json_schema: Option<String>,
     /// Report the N most likely tokens of each step (with --format json)
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(super) logprobs: u32,

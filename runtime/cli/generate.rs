@@ -3,13 +3,15 @@
 use super::args::{Generate, Global};
 use super::check_interrupt;
 use super::output::Out;
-use crate::{Error, Finish, Generation, Piece, Prompt, Result};
+use crate::{Error, Finish, Generation, Grammar, Piece, Prompt, Result};
 use gritlm_model::ops::Drawn;
+use serde_json::Value;
 use std::io::Read;
 
 pub(super) fn run(args: &Generate, global: &Global, out: &mut Out) -> Result<()> {
-    let how = args.sampling.sampling(args.logprobs);
+    let mut how = args.sampling.sampling(args.logprobs);
     how.check()?;
+    let schema = args.json_schema.as_deref().map(schema).transpose()?;
     let text = match &args.prompt {
         Some(text) => text.clone(),
         None => {
@@ -24,6 +26,7 @@ pub(super) fn run(args: &Generate, global: &Global, out: &mut Out) -> Result<()>
     };
     let prompt = if args.raw { Prompt::Raw(text) } else { Prompt::User(text) };
     let engine = super::open(global)?;
+    how.grammar = schema.map(|schema| Grammar::json_schema(&engine, &schema)).transpose()?;
     let answer = engine.generate(&prompt, &how)?;
     if !out.json() {
         stream(answer, out)?;
@@ -46,6 +49,16 @@ pub(super) fn run(args: &Generate, global: &Global, out: &mut Out) -> Result<()>
         prompt_tokens,
         logprobs: (args.logprobs > 0).then(|| drawn.iter().map(Logprob::of).collect()),
     })
+}
+
+/// The schema of `--json-schema`.
+fn schema(asked: &str) -> Result<Value> {
+    let (what, text) = match asked.trim_start().starts_with('{') {
+        true => ("--json-schema", asked.into()),
+        false => (asked, std::fs::read_to_string(asked).map_err(Error::io(asked))?),
+    };
+    let wrong = |e: serde_json::Error| Error::Input { what: what.into(), problem: e.to_string() };
+    serde_json::from_str(&text).map_err(wrong)
 }
 
 /// Prints an answer as it comes; returns how many tokens it has.

@@ -2,10 +2,11 @@
 
 use super::prefix::Prefixes;
 use super::{Event, Summary, Timings, Work};
-use crate::batch::Output;
+use crate::batch::{Output, Want};
 use crate::cache::Cache;
 use crate::continuation::{Context, Continuation};
-use crate::{Embed, Embedding, Encoded, Error, Piece, Result};
+use crate::rerank::Judge;
+use crate::{Embed, Encoded, Error, Piece, Result};
 use gritlm_model::ops::{Mask, PAGE};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -173,9 +174,9 @@ impl<'a> Answering<'a> {
             self.known = tokens / PAGE;
             prefixes.insert(window, &self.ids[..tokens], &self.context.cache);
         }
-        let Output::Token(token) = output else { return Ok(None) };
-        self.ids.push(token.token);
-        self.answer.push(token, &mut self.context).map(Some)
+        let piece = self.answer.push(output, &mut self.context)?;
+        self.ids.extend(piece.as_ref().map(|piece| piece.token.token));
+        Ok(piece)
     }
 
     pub(super) fn summary(&self) -> Summary {
@@ -188,11 +189,11 @@ impl<'a> Answering<'a> {
     }
 }
 
-/// Texts to embed.
+/// Texts that run whole.
 pub(super) struct Texts {
     pub(super) client: Client,
     pub(super) texts: Vec<Encoded>,
-    pub(super) how: Embed,
+    pub(super) what: What,
     pub(super) mask: Mask,
     /// The first that has not been in a pass.
     pub(super) next: usize,
@@ -200,14 +201,34 @@ pub(super) struct Texts {
     pub(super) left: usize,
 }
 
+/// What becomes of texts.
+pub(super) enum What {
+    Embed(Embed),
+    Rank(Judge),
+}
+
 impl Texts {
+    /// What a pass is to bring back of a text.
+    pub(super) fn want(&self, index: usize, dim: usize) -> Want {
+        match &self.what {
+            What::Embed(how) => self.texts[index].want(how, dim),
+            What::Rank(_) => Want::Logits,
+        }
+    }
+
     /// Takes what the pass has brought for a text.
-    pub(super) fn settle(&mut self, index: usize, result: Result<Output>) -> Result<Embedding> {
-        match result? {
-            Output::Embedding(vector) => self.texts[index].finish(index, vector, &self.how),
-            other => Err(Error::Input {
+    pub(super) fn settle(&mut self, index: usize, result: Result<Output>) -> Result<Event> {
+        match (&self.what, result?) {
+            (What::Embed(how), Output::Embedding(vector)) => {
+                let embedding = self.texts[index].finish(index, vector, how)?;
+                Ok(Event::Embedding { index, embedding })
+            }
+            (What::Rank(judge), Output::Logits(logits)) => {
+                Ok(Event::Ranked(judge.ranked(index, &logits)?))
+            }
+            (_, other) => Err(Error::Input {
                 what: format!("text {index}"),
-                problem: format!("expected an embedding, found {other:?}"),
+                problem: format!("expected what was wanted of it, found {other:?}"),
             }),
         }
     }

@@ -1,8 +1,8 @@
 //! The scheduler: many requests, one copy of the weights, one batch.
 //!
 //! A thread of its own owns the device and goes on step by step. A step is one pass over a packed
-//! batch: the next token of every answer under way, parts of prompts, and whole texts to embed,
-//! each with its own mask. See [`Limits::batch_tokens`] for how a step is shared.
+//! batch: the next token of every answer under way, parts of prompts, and whole texts to embed or
+//! to rank, each with its own mask. See [`Limits::batch_tokens`] for how a step is shared.
 //!
 //! ```
 //! use gritlm::schedule::{Event, Limits, Scheduler, Work};
@@ -21,6 +21,7 @@
 //!     match event {
 //!         Event::Piece(piece) => print!("{}", piece.text),
 //!         Event::Embedding { embedding, .. } => println!("{} numbers", embedding.vector.len()),
+//!         Event::Ranked(ranked) => println!("{}", ranked.probability),
 //!         Event::Finished(summary) => println!("{} tokens in", summary.prompt_tokens),
 //!         Event::Failed(error) => return Err(error.into()),
 //!     }
@@ -36,16 +37,18 @@ mod step;
 
 use crate::batch::check_tokens;
 use crate::continuation::Continuation;
+use crate::rerank::Judge;
 use crate::{Engine, Error, Result};
 use gritlm_model::ops::{DeviceError, PAGE};
 use job::{Arrival, Client};
+use stats::Recent;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 pub use request::{Event, Refused, Request, Work};
-pub use stats::{Refusals, Stats, StepTokens, Summary, Timings};
+pub use stats::{Refusals, Stats, Step, StepTokens, Summary, Timings};
 
 /// Each kind of work gets something of every step from here on.
 const MIN_BATCH_TOKENS: usize = 16;
@@ -108,6 +111,7 @@ struct Inbox {
     refused: Refusals,
     /// As the thread last told it; it does not know of the arrivals.
     told: Stats,
+    recent: Recent,
 }
 
 impl Shared {
@@ -135,9 +139,15 @@ impl Scheduler {
                 found: limits.batch_tokens.to_string(),
             });
         }
-        let (engine, told) = (Arc::new(engine), Stats::default());
-        let (arrivals, refused) = (Vec::new(), Refusals::default());
-        let inbox = Mutex::new(Inbox { arrivals, taken: 0, closed: false, refused, told });
+        let engine = Arc::new(engine);
+        let inbox = Mutex::new(Inbox {
+            arrivals: Vec::new(),
+            taken: 0,
+            closed: false,
+            refused: Refusals::default(),
+            told: Stats::default(),
+            recent: Recent::new(),
+        });
         let shared = Arc::new(Shared { inbox, wake: Condvar::new() });
         let run = {
             let (engine, limits, shared) =
@@ -209,25 +219,21 @@ impl Scheduler {
     fn check(&self, work: &Work) -> Result<(), Refused> {
         let engine = self.engine();
         let config = engine.config();
-        let long = |tokens, limit| Err(Refused::TooLong { tokens, limit });
-        let invalid = |problem| Error::Input { what: "request".into(), problem };
         let room = match work {
             Work::Embed { texts, how } => {
-                let limit = config.max_positions;
-                for text in texts {
-                    check_tokens(&text.tokens, text.skip, config).map_err(invalid)?;
-                    if text.tokens.len() > limit {
-                        return long(text.tokens.len(), limit);
-                    }
-                }
                 how.check(config.dim)?;
-                let longest = texts.iter().map(|t| t.tokens.len()).max();
-                longest.ok_or_else(|| invalid("expected at least one text, found none".into()))?
+                self.longest(texts.iter().map(|text| (text.tokens.as_slice(), text.skip)))?
+            }
+            Work::Rank { prompts } => {
+                Judge::new(engine)?;
+                self.longest(prompts.iter().map(|prompt| (prompt.as_slice(), 0)))?
             }
             Work::Generate { prompt, how } => {
                 check_tokens(prompt, 0, config).map_err(invalid)?;
                 match Continuation::new(engine, how, prompt.len()) {
-                    Err(Error::LongPrompt { tokens, limit }) => return long(tokens, limit),
+                    Err(Error::LongPrompt { tokens, limit }) => {
+                        return Err(Refused::TooLong { tokens, limit });
+                    }
                     answer => answer?.room(),
                 }
             }
@@ -237,6 +243,24 @@ impl Scheduler {
             true => Err(Refused::NeverFits { tokens: room, kv_tokens: pages * PAGE }),
             false => Ok(()),
         }
+    }
+
+    /// Tokens of the longest of sequences that run whole, after checking each and how many tokens
+    /// pooling leaves out of it.
+    fn longest<'a>(
+        &self,
+        sequences: impl Iterator<Item = (&'a [u32], usize)>,
+    ) -> Result<usize, Refused> {
+        let config = self.engine().config();
+        let (mut longest, limit) = (None, config.max_positions);
+        for (tokens, skip) in sequences {
+            check_tokens(tokens, skip, config).map_err(invalid)?;
+            if tokens.len() > limit {
+                return Err(Refused::TooLong { tokens: tokens.len(), limit });
+            }
+            longest = longest.max(Some(tokens.len()));
+        }
+        Ok(longest.ok_or_else(|| invalid("expected at least one text, found none".into()))?)
     }
 
     /// Whether a request with so many tokens may wait, too.
@@ -263,6 +287,12 @@ impl Scheduler {
         self.handle.shared.inbox().stats(self.engine())
     }
 
+    /// The steps after this one, oldest first; of the last 256. Whoever asks again with the last
+    /// one's number gets each step once. Whoever has an event finds its step here.
+    pub fn steps_since(&self, step: u64) -> Vec<Step> {
+        self.handle.shared.inbox().recent.since(step)
+    }
+
     /// Refuses what comes from now on, and waits until everything that was taken is done.
     pub fn drain(&self) {
         self.handle.shared.close();
@@ -274,12 +304,16 @@ impl Scheduler {
     }
 }
 
+fn invalid(problem: String) -> Error {
+    Error::Input { what: "request".into(), problem }
+}
+
 impl Inbox {
     fn stats(&self, engine: &Engine) -> Stats {
         let mut stats = self.told.clone();
         for arrival in &self.arrivals {
             match arrival.work {
-                Work::Embed { .. } => stats.waiting_embed += 1,
+                Work::Embed { .. } | Work::Rank { .. } => stats.waiting_embed += 1,
                 Work::Generate { .. } => stats.waiting_generate += 1,
             }
             stats.waiting_tokens += arrival.work.tokens();

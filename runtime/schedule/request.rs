@@ -1,7 +1,7 @@
 //! What the scheduler is asked, and what it answers.
 
 use super::Summary;
-use crate::{Embed, Embedding, Encoded, Error, Piece, Sampling};
+use crate::{Embed, Embedding, Encoded, Error, Piece, Ranked, Sampling};
 use std::time::{Duration, Instant};
 
 /// What is to be done.
@@ -13,6 +13,11 @@ pub enum Work {
         texts: Vec<Encoded>,
         /// How; instruction and length are in the texts already.
         how: Embed,
+    },
+    /// Judge passages; one [`Event::Ranked`] each, in order.
+    Rank {
+        /// From [`crate::Engine::encode_passages`].
+        prompts: Vec<Vec<u32>>,
     },
     /// Generate an answer; one [`Event::Piece`] per token.
     Generate {
@@ -28,6 +33,7 @@ impl Work {
     pub(super) fn tokens(&self) -> usize {
         match self {
             Self::Embed { texts, .. } => texts.iter().map(|t| t.tokens.len()).sum(),
+            Self::Rank { prompts } => prompts.iter().map(Vec::len).sum(),
             Self::Generate { prompt, .. } => prompt.len(),
         }
     }
@@ -62,6 +68,8 @@ pub enum Event {
         /// Its embedding.
         embedding: Embedding,
     },
+    /// A passage's relevance.
+    Ranked(Ranked),
     /// All is done.
     Finished(Summary),
     /// Nothing more will come.

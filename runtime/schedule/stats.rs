@@ -1,17 +1,19 @@
 //! Counters: of the scheduler, and of one request.
 
 use super::Refused;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
+use std::collections::VecDeque;
 use std::time::Duration;
+use utoipa::ToSchema;
 
 /// Tokens that were computed, by kind.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
 pub struct StepTokens {
     /// Of answers, one a step each.
     pub decode: u64,
     /// Of prompts.
     pub prefill: u64,
-    /// Of texts.
+    /// Of texts, to embed or to rank.
     pub embed: u64,
 }
 
@@ -28,8 +30,47 @@ impl StepTokens {
     }
 }
 
+/// A pass that is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// Its number, from 1.
+    pub step: u64,
+    /// What was computed.
+    pub tokens: StepTokens,
+    /// How long it took.
+    pub time: Duration,
+}
+
+/// Steps that are kept.
+const KEPT: usize = 256;
+
+/// The last steps, oldest first, in room that is there from the start.
+pub(super) struct Recent(VecDeque<Step>);
+
+impl Recent {
+    pub(super) fn new() -> Self {
+        Self(VecDeque::with_capacity(KEPT))
+    }
+
+    pub(super) fn push(&mut self, step: Step) {
+        if self.0.len() == KEPT {
+            self.0.pop_front();
+        }
+        self.0.push_back(step);
+    }
+
+    pub(super) fn since(&self, step: u64) -> Vec<Step> {
+        let first = self.0.partition_point(|kept| kept.step <= step);
+        self.0.range(first..).copied().collect()
+    }
+}
+
+fn seconds<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64(time.as_secs_f64())
+}
+
 /// Requests that were not taken, by reason; see [`Refused`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Refusals {
     /// The queue was full.
     pub queue_full: u64,
@@ -56,7 +97,7 @@ impl Refusals {
 }
 
 /// What the scheduler does and has done. Whoever has a request's last event finds it counted.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Stats {
     /// Prompts that wait for pages.
     pub waiting_generate: usize,
@@ -72,7 +113,9 @@ pub struct Stats {
     pub last: StepTokens,
     /// Tokens of all passes.
     pub total: StepTokens,
-    /// Time in passes.
+    /// Time in passes; as JSON, `busy_seconds`.
+    #[serde(rename = "busy_seconds", serialize_with = "seconds")]
+    #[schema(rename = "busy_seconds", value_type = f64, minimum = 0)]
     pub busy: Duration,
     /// KV pages.
     pub pages: usize,
@@ -128,7 +171,7 @@ pub struct Summary {
 pub struct Timings {
     /// Until its first pass.
     pub queued: Duration,
-    /// From there until the first token was drawn, or the last text was embedded.
+    /// From there until the first token was drawn, or the last text was done.
     pub prefill: Duration,
     /// From there to the end.
     pub decode: Duration,

@@ -1,11 +1,13 @@
 //! The step loop: who takes part in a pass, and what becomes of its outcome.
 
-use super::job::{AGE, Answering, Arrival, Client, Part, Prompting, Rank, Texts};
+use super::job::{AGE, Answering, Arrival, Client, Part, Prompting, Rank, Texts, What};
 use super::prefix::Prefixes;
-use super::{Event, Limits, Shared, Stats, StepTokens, Summary, Work};
+use super::{Event, Limits, Shared, Stats, Step, StepTokens, Summary, Work};
 use crate::batch::{Output, Sequence};
 use crate::continuation::Continuation;
-use crate::{Engine, Error, Result};
+use crate::grammar::Guide;
+use crate::rerank::Judge;
+use crate::{Encoded, Engine, Error, Result};
 use gritlm_model::ops::{DeviceError, PAGE};
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -29,6 +31,7 @@ pub(super) fn run(engine: &Engine, limits: &Limits, shared: &Shared) {
         short: None,
         stuck: false,
         stats: Stats::default(),
+        done: None,
     };
     while steps.receive() {
         steps.sweep();
@@ -70,6 +73,8 @@ struct Steps<'a> {
     /// Nothing could run although something waits, because pages are used past the scheduler.
     stuck: bool,
     stats: Stats,
+    /// The pass that has not been told of.
+    done: Option<Step>,
 }
 
 impl Steps<'_> {
@@ -100,11 +105,25 @@ impl Steps<'_> {
         client.arrived = self.stats.steps;
         let rank = (self.stats.steps as i64 - i64::from(priority) * AGE, id);
         let left = work.tokens();
+        let mut fail = |mut client: Client, error| {
+            client.fail(error);
+            self.stats.failed += 1;
+            self.leaving.push(client);
+        };
         match work {
             Work::Embed { texts, how } => {
-                let mask = self.engine.mask_for(&how);
-                self.texts.insert(rank, Texts { client, texts, how, mask, next: 0, left });
+                let (mask, what) = (self.engine.mask_for(&how), What::Embed(how));
+                self.texts.insert(rank, Texts { client, texts, what, mask, next: 0, left });
             }
+            Work::Rank { prompts } => match Judge::new(self.engine) {
+                Ok(judge) => {
+                    let text = |tokens| Encoded { tokens, skip: 0, truncated: 0 };
+                    let texts = prompts.into_iter().map(text).collect();
+                    let (mask, what) = (self.engine.generation_mask(), What::Rank(judge));
+                    self.texts.insert(rank, Texts { client, texts, what, mask, next: 0, left });
+                }
+                Err(error) => fail(client, error),
+            },
             Work::Generate { prompt, how } => {
                 match Continuation::new(self.engine, &how, prompt.len()) {
                     Ok(answer) if answer.is_over() => {
@@ -116,11 +135,7 @@ impl Steps<'_> {
                     Ok(answer) => {
                         self.prompts.insert(rank, Prompting { client, prompt, answer });
                     }
-                    Err(error) => {
-                        client.fail(error);
-                        self.stats.failed += 1;
-                        self.leaving.push(client);
-                    }
+                    Err(error) => fail(client, error),
                 }
             }
         }
@@ -244,16 +259,16 @@ impl Steps<'_> {
 
     fn pass(&mut self, mut parts: Vec<Part>) {
         let dim = self.engine.config().dim;
-        let mut sequences = Vec::new();
+        let (mut sequences, mut guides) = (Vec::new(), Vec::new());
         for job in self.running.values_mut().filter(|job| job.part > 0) {
             job.client.start(self.stats.steps + 1);
             sequences.push(job.context.sequence(job.part, &job.answer));
+            guides.extend(job.answer.guide());
         }
         for Part { rank, index, cache } in &mut parts {
             let job = &self.texts[rank];
-            let text = &job.texts[*index];
-            let want = text.want(&job.how, dim);
-            sequences.push(Sequence { tokens: &text.tokens, cache, mask: job.mask, want });
+            let (tokens, want) = (&job.texts[*index].tokens, job.want(*index, dim));
+            sequences.push(Sequence { tokens, cache, mask: job.mask, want });
         }
         let waits = !(self.prompts.is_empty() && self.texts.is_empty());
         self.stuck = sequences.is_empty() && waits;
@@ -261,10 +276,20 @@ impl Steps<'_> {
             return;
         }
         let start = Instant::now();
-        let results = outcomes(self.engine, self.limits, &mut sequences);
-        self.stats.busy += start.elapsed();
+        let results = std::thread::scope(|scope| {
+            // What grammars allow needs no logits, so it is found out while the device computes
+            // them; in settling where the system gives no thread.
+            if !guides.is_empty() {
+                let prepare = move || guides.into_iter().for_each(Guide::prepare);
+                let _ = std::thread::Builder::new().spawn_scoped(scope, prepare);
+            }
+            outcomes(self.engine, self.limits, &mut sequences)
+        });
+        let time = start.elapsed();
+        self.stats.busy += time;
         self.stats.steps += 1;
         self.stats.total.add(self.stats.last);
+        self.done = Some(Step { step: self.stats.steps, tokens: self.stats.last, time });
         self.settle(parts, results);
     }
 
@@ -294,8 +319,8 @@ impl Steps<'_> {
                 continue;
             };
             match job.settle(index, result) {
-                Ok(embedding) => {
-                    job.client.send(Event::Embedding { index, embedding });
+                Ok(event) => {
+                    job.client.send(event);
                     if index + 1 == job.texts.len() {
                         let summary = job.summary();
                         job.client.finish(stats.steps, summary);
@@ -327,8 +352,11 @@ impl Steps<'_> {
         }
     }
 
-    fn tell(&self) {
-        self.shared.inbox().told = self.told();
+    fn tell(&mut self) {
+        let (told, done) = (self.told(), self.done.take());
+        let mut inbox = self.shared.inbox();
+        inbox.told = told;
+        done.into_iter().for_each(|step| inbox.recent.push(step));
     }
 
     /// Sends the step's events, which its counts are there before.

@@ -1,0 +1,678 @@
+//! Answers that follow a JSON schema: they do, whoever else is in the batch; what is not forbidden
+//! is drawn as ever; and schemas that cannot be followed are refused in one line.
+
+use crate::cli::run;
+use crate::support::{Reference, data, say};
+use gritlm::model::{config::Config, cpu, ops::Draw, tokenizer::Tokenizer};
+use gritlm::schedule::{Event, Events, Limits, Scheduler, Work};
+use gritlm::{Device, Engine, Error, Finish, Grammar, Options, Piece, Prompt, Sampling};
+use serde_json::{Value, json};
+use std::path::Path;
+
+fn demo() -> Engine {
+    Engine::open("demo", &Options { device: Device::Cpu, ..Options::default() }).unwrap()
+}
+
+/// The demo, whose vocabulary has words, and models that spell byte by byte.
+fn engines() -> Vec<Engine> {
+    let tiny = ["mistral-tiny", "mistral-odd", "mixtral-tiny"].map(|n| Reference::open(n).engine);
+    [demo()].into_iter().chain(tiny).collect()
+}
+
+fn drawn(seed: u64) -> Sampling {
+    Sampling { seed, temperature: 1.0, max_tokens: 600, ..Sampling::default() }
+}
+
+fn following(engine: &Engine, schema: &Value, how: Sampling) -> Sampling {
+    Sampling { grammar: Some(Grammar::json_schema(engine, schema).unwrap()), ..how }
+}
+
+fn pieces(engine: &Engine, how: &Sampling) -> Vec<Piece> {
+    let prompt = Prompt::user("Describe the package pdfgrep.");
+    engine.generate(&prompt, how).unwrap().map(Result::unwrap).collect()
+}
+
+fn text(pieces: &[Piece]) -> String {
+    pieces.iter().map(|piece| piece.text.as_str()).collect()
+}
+
+fn tokens(pieces: &[Piece]) -> Vec<u32> {
+    pieces.iter().map(|piece| piece.token.token).collect()
+}
+
+fn keys(value: &Value) -> Vec<&str> {
+    value.as_object().unwrap().keys().map(String::as_str).collect()
+}
+
+fn chars(value: &Value) -> usize {
+    value.as_str().unwrap().chars().count()
+}
+
+/// Panics where an answer is not what the schema says.
+type Check = fn(&Value);
+
+/// Schemas with ends in sight.
+fn schemas() -> Vec<(Value, Check)> {
+    vec![
+        (
+            json!({
+                "type": "object",
+                "properties": {
+                    "name": { "type": "string", "minLength": 2, "maxLength": 12 },
+                    "age": { "type": "integer", "minimum": 0, "maximum": 120 },
+                    "kind": { "enum": ["library", "program", 3, null] },
+                    "free": { "type": "boolean" }
+                },
+                "required": ["name", "age", "kind", "free"],
+                "additionalProperties": false
+            }),
+            |found| {
+                let mut names = keys(found);
+                names.sort_unstable();
+                assert_eq!(names, ["age", "free", "kind", "name"]);
+                assert!((2..=12).contains(&chars(&found["name"])));
+                assert!((0..=120).contains(&found["age"].as_i64().unwrap()));
+                let kinds = [json!("library"), json!("program"), json!(3), json!(null)];
+                assert!(kinds.contains(&found["kind"]));
+                assert!(found["free"].is_boolean());
+            },
+        ),
+        (
+            json!({
+                "type": "array", "minItems": 1, "maxItems": 3,
+                "items": {
+                    "type": "array", "minItems": 2, "maxItems": 2,
+                    "items": { "type": "integer", "minimum": -9, "maximum": 9 }
+                }
+            }),
+            |found| {
+                let rows = found.as_array().unwrap();
+                assert!((1..=3).contains(&rows.len()));
+                for row in rows {
+                    assert_eq!(row.as_array().unwrap().len(), 2);
+                    let small = |v: &Value| (-9..=9).contains(&v.as_i64().unwrap());
+                    assert!(row.as_array().unwrap().iter().all(small));
+                }
+            },
+        ),
+        (json!({ "const": { "päckchen": ["größer", "日本", "\"\\\n"] } }), |found| {
+            assert_eq!(found, &json!({ "päckchen": ["größer", "日本", "\"\\\n"] }));
+        }),
+        (json!({ "type": "string", "pattern": "^[а-я]{3,5}$" }), |found| {
+            assert!((3..=5).contains(&chars(found)));
+            assert!(found.as_str().unwrap().chars().all(|c| ('а'..='я').contains(&c)));
+        }),
+        (
+            json!({
+                "$defs": { "node": {
+                    "type": "object",
+                    "properties": {
+                        "value": { "type": "number", "minimum": 0, "maximum": 1 },
+                        "next": { "anyOf": [{ "$ref": "#/$defs/node" }, { "type": "null" }] }
+                    },
+                    "required": ["value", "next"], "additionalProperties": false
+                } },
+                "$ref": "#/$defs/node"
+            }),
+            |found| {
+                let mut node = found;
+                while !node.is_null() {
+                    assert_eq!(keys(node).len(), 2);
+                    assert!((0.0..=1.0).contains(&node["value"].as_f64().unwrap()));
+                    node = &node["next"];
+                }
+            },
+        ),
+        (
+            json!({ "oneOf": [
+                { "type": "object", "properties": { "a": { "const": 1 } }, "required": ["a"],
+                  "additionalProperties": false },
+                { "type": "integer", "minimum": 10, "maximum": 99, "multipleOf": 7 }
+            ] }),
+            |found| match found.as_i64() {
+                Some(n) => assert!((10..=99).contains(&n) && n % 7 == 0),
+                None => assert_eq!(found, &json!({ "a": 1 })),
+            },
+        ),
+    ]
+}
+
+#[test]
+fn finished_answers_follow_the_schema() {
+    let (mut finished, mut all) = (0, 0);
+    for engine in engines() {
+        for (schema, check) in schemas() {
+            let grammar = Grammar::json_schema(&engine, &schema).unwrap();
+            for how in [drawn(1), drawn(2), drawn(3), Sampling { temperature: 0.0, ..drawn(0) }] {
+                let how = Sampling { grammar: Some(grammar.clone()), ..how };
+                let pieces = pieces(&engine, &how);
+                let (text, last) = (text(&pieces), pieces.last().unwrap());
+                let eos = |piece: &&Piece| engine.tokenizer().is_eos(piece.token.token);
+                assert!(pieces.iter().rev().skip(1).find(eos).is_none(), "{text}");
+                all += 1;
+                match last.finish.unwrap() {
+                    Finish::Stop => check(&serde_json::from_str(&text).unwrap_or_else(|e| {
+                        panic!("{}: {e}: {text:?} for {schema}", engine.name())
+                    })),
+                    Finish::Length => {
+                        assert_eq!(pieces.len(), 600);
+                        // Cut off, and else right: nothing but the end is missing.
+                        let error = serde_json::from_str::<Value>(&text).unwrap_err();
+                        assert!(error.is_eof(), "{text:?}: {error}");
+                    }
+                }
+                finished += usize::from(last.finish == Some(Finish::Stop));
+                // The same again.
+                assert_eq!(tokens(&self::pieces(&engine, &how)), tokens(&pieces));
+            }
+        }
+    }
+    say(&format!("answers that followed a schema: {finished} of {all} to their end"));
+    assert!(finished * 10 > all * 9, "{finished} of {all}");
+}
+
+/// The text of every token, as the decoder has it behind another.
+fn spelled_as_decoded(tokenizer: &Tokenizer, name: &str) {
+    let bytes = tokenizer.token_bytes().unwrap();
+    let before = ["a", "<unused0>"].into_iter().find_map(|name| tokenizer.id(name)).unwrap();
+    let start = tokenizer.decode(&[before]).unwrap();
+    let (mut texts, mut parts) = (0, 0);
+    for (id, bytes) in (0..).zip(&bytes) {
+        let decoded = tokenizer.decode(&[before, id]).unwrap();
+        let added = decoded.strip_prefix(&start).unwrap();
+        match bytes.as_deref().map(str::from_utf8) {
+            None => assert_eq!(added, "", "{name}: {id}"),
+            Some(Ok(text)) => {
+                assert_eq!(added, text, "{name}: {id}");
+                texts += 1;
+            }
+            // A part of a character: all that the decoder says of it.
+            Some(Err(_)) => {
+                assert!(added.contains('\u{FFFD}'), "{name}: {id}: {added:?}");
+                parts += 1;
+            }
+        }
+    }
+    assert!(texts >= 128 && parts >= 128, "{name}: {texts} texts, {parts} parts of characters");
+    // Parts make the characters that they are parts of.
+    let spelled: Vec<u32> = "aé日"
+        .bytes()
+        .map(|byte| (0..).zip(&bytes).find(|(_, b)| b.as_deref() == Some(&[byte])).unwrap().0)
+        .collect();
+    assert_eq!(tokenizer.decode(&spelled).unwrap(), "aé日", "{name}");
+}
+
+/// A vocabulary in GPT-2's letters, of all bytes and some words.
+fn byte_level() -> Value {
+    let shown = |b: &u8| matches!(b, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
+    let (seen, hidden): (Vec<u8>, Vec<u8>) = (0..=255).partition(shown);
+    let mut names: Vec<String> = ["<unk>", "<s>", "</s>"].map(String::from).into();
+    names.extend(seen.iter().map(|&b| char::from(b).to_string()));
+    names.extend((0..hidden.len() as u32).map(|i| char::from_u32(256 + i).unwrap().to_string()));
+    names.extend(["Ġthe", "{\"", "\":", "Ġ{", "Ċ", "日本", "ĠÃ", "true"].map(String::from));
+    let mut vocab = serde_json::Map::new();
+    for name in names {
+        let id = vocab.len();
+        vocab.entry(name).or_insert(id.into());
+    }
+    let added = ["<unk>", "<s>", "</s>"].map(|name| {
+        json!({ "id": vocab[name], "content": name, "special": true, "normalized": false,
+            "single_word": false, "lstrip": false, "rstrip": false })
+    });
+    let level = json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
+        "use_regex": true });
+    json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": added,
+        "normalizer": null, "pre_tokenizer": level, "post_processor": null, "decoder": level,
+        "model": { "type": "BPE", "dropout": null, "unk_token": "<unk>", "fuse_unk": false,
+            "continuing_subword_prefix": null, "end_of_word_suffix": null, "byte_fallback": false,
+            "vocab": vocab, "merges": [] },
+    })
+}
+
+/// `mistral-tiny` with another file in place of its own.
+fn changed(file: &str, text: &Value) -> Engine {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["config.json", "tokenizer.json", "model.safetensors"] {
+        std::fs::copy(data("mistral-tiny").join(name), folder.path().join(name)).unwrap();
+    }
+    std::fs::write(folder.path().join(file), text.to_string()).unwrap();
+    let options = Options { device: Device::Cpu, ..Options::default() };
+    // The weights stay mapped.
+    Engine::open(folder.path().to_str().unwrap(), &options).unwrap()
+}
+
+#[test]
+fn tokens_have_the_bytes_that_the_decoder_shows() {
+    for engine in engines() {
+        spelled_as_decoded(engine.tokenizer(), engine.name());
+    }
+    let mut config = Config::open(&data("mistral-tiny/config.json")).unwrap();
+    let letters = byte_level().to_string();
+    let path = Path::new("tokenizer.json");
+    let tokenizer = Tokenizer::parse(letters.as_bytes(), path, &config).unwrap();
+    spelled_as_decoded(&tokenizer, "byte level");
+    let bytes = tokenizer.token_bytes().unwrap();
+    let id = |name: &str| tokenizer.id(name).unwrap() as usize;
+    assert_eq!(bytes[id("Ġthe")].as_deref(), Some(&b" the"[..]));
+    assert_eq!(
+        bytes[id("日本")].as_deref(),
+        Some("日本".as_bytes()),
+        "a token out of the alphabet"
+    );
+    assert_eq!([&bytes[0], &bytes[1], &bytes[2]], [&None; 3]);
+
+    let mut words = byte_level();
+    words["decoder"] = json!({ "type": "WordPiece", "prefix": "##", "cleanup": true });
+    let words = Tokenizer::parse(words.to_string().as_bytes(), path, &config).unwrap();
+    let error = words.token_bytes().unwrap_err().to_string();
+    assert!(error.contains("decoder") && !error.contains('\n'), "{error}");
+
+    let beside = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../shared/reference/mistral-tokenizer/tokenizer.json");
+    let file = std::env::var_os("GRITLM_MISTRAL_TOKENIZER")
+        .map_or(beside, |folder| Path::new(&folder).join("tokenizer.json"));
+    if !file.is_file() {
+        say("SKIPPED grammar: Mistral's tokens: set GRITLM_MISTRAL_TOKENIZER=DIR to check them");
+        return;
+    }
+    config.vocab = 32000;
+    spelled_as_decoded(&Tokenizer::open(&file, &config).unwrap(), "Mistral");
+}
+
+#[test]
+fn byte_level_vocabularies_follow_too() {
+    let engine = changed("tokenizer.json", &byte_level());
+    for (schema, check) in schemas() {
+        let pieces = pieces(&engine, &following(&engine, &schema, drawn(5)));
+        if pieces.last().unwrap().finish == Some(Finish::Stop) {
+            check(&serde_json::from_str(&text(&pieces)).unwrap());
+        }
+    }
+}
+
+/// The logits from which a piece was drawn.
+fn logits(engine: &Engine, before: &[u32]) -> Vec<f32> {
+    use gritlm::batch::{Output, Sequence, Want};
+    let (mask, want) = (engine.generation_mask(), Want::Logits);
+    let cache = &mut engine.cache();
+    match engine.run(&mut [Sequence { tokens: before, cache, mask, want }]).unwrap().remove(0) {
+        Output::Logits(logits) => logits,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The mask is exactly what the grammar allows: the first token of a greedy answer is the likeliest
+/// of those that some answer begins with, a space in front that the text does not show included.
+#[test]
+fn the_likeliest_allowed_token_is_drawn() {
+    for engine in engines().into_iter().chain([changed("tokenizer.json", &byte_level())]) {
+        let mut spaces = vec![String::new(), " ".into()];
+        spaces.extend((0..=20).map(|n| format!("\n{}", " ".repeat(n))));
+        let answers: Vec<String> = spaces
+            .iter()
+            .flat_map(|space| ["true", "false"].map(|answer| format!("{space}{answer}")))
+            .collect();
+        let how = following(&engine, &json!({ "type": "boolean" }), Sampling::greedy());
+        let bytes = engine.tokenizer().token_bytes().unwrap();
+        for words in ["Describe the package pdfgrep.", "Is it?", "x"] {
+            let prompt = engine.tokenize_prompt(&Prompt::user(words), false).unwrap();
+            let logits = logits(&engine, &prompt);
+            let allowed = |id: &usize| {
+                let bytes = bytes.get(*id).cloned().flatten().unwrap_or_default();
+                // Tabs go where spaces do, but for the first.
+                let indented = bytes.strip_prefix(b"\n").unwrap_or_default();
+                let spaces = indented.iter().take_while(|b| b" \t".contains(b)).count();
+                let mut plain = bytes.clone();
+                plain.iter_mut().skip(1).take(spaces).for_each(|b| *b = b' ');
+                !bytes.is_empty() && answers.iter().any(|a| a.as_bytes().starts_with(&plain))
+            };
+            let better = |a: &usize, b: &usize| logits[*a].total_cmp(&logits[*b]).then(b.cmp(a));
+            let likeliest = (0..logits.len()).filter(allowed).max_by(better).unwrap();
+            let prompt = Prompt::Tokens(prompt);
+            let first = engine.generate(&prompt, &how).unwrap().next().unwrap().unwrap();
+            assert_eq!(first.token.token as usize, likeliest, "{}", engine.name());
+        }
+    }
+}
+
+/// Log-probabilities are the model's own, of all tokens: before anything is taken out.
+#[test]
+fn log_probabilities_are_the_models_own() {
+    let engine = demo();
+    let how = following(&engine, &schemas()[0].0, Sampling { logprobs: 3, ..drawn(4) });
+    let mut before = engine.tokenize_prompt(&Prompt::user("Describe it."), false).unwrap();
+    let answer = engine.generate(&Prompt::Tokens(before.clone()), &how).unwrap();
+    let mut forbidden = 0;
+    for piece in answer.map(Result::unwrap).take(40) {
+        let logits = logits(&engine, &before);
+        let sum: f64 = logits.iter().map(|&l| f64::from(l).exp()).sum();
+        let expected = |id: u32| f64::from(logits[id as usize]) - sum.ln();
+        let of = |(id, logprob): (u32, f32)| {
+            assert!((f64::from(logprob) - expected(id)).abs() < 1e-4);
+        };
+        of((piece.token.token, piece.token.logprob));
+        piece.token.top.iter().copied().for_each(of);
+        let mut likeliest: Vec<u32> = (0..logits.len() as u32).collect();
+        likeliest
+            .sort_by(|&a, &b| logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b)));
+        let top: Vec<u32> = piece.token.top.iter().map(|&(id, _)| id).collect();
+        assert_eq!(top, likeliest[..3]);
+        forbidden += usize::from(likeliest[0] != piece.token.token);
+        before.push(piece.token.token);
+    }
+    assert!(forbidden > 0, "the model wrote JSON by itself");
+}
+
+/// Where all is allowed, the host draws what the device does.
+#[test]
+fn the_host_draws_as_the_device() {
+    use gritlm::batch::{Output, Sequence, Want};
+    let engine = demo();
+    let prompt = engine.tokenize_prompt(&Prompt::user("Describe it."), false).unwrap();
+    let logits = logits(&engine, &prompt);
+    let base = Draw {
+        seen: vec![5, 300, 301],
+        penalty: 1.0,
+        temperature: 1.0,
+        top_k: 0,
+        top_p: 1.0,
+        min_p: 0.0,
+        uniform: 0.0,
+        logprobs: 4,
+    };
+    for i in 0..60 {
+        let mut draw = Draw { uniform: i as f32 / 60.0, ..base.clone() };
+        match i % 5 {
+            1 => draw.top_k = 7,
+            2 => draw.top_p = 0.6,
+            3 => draw = Draw { min_p: 0.1, penalty: 1.7, ..draw },
+            4 => draw.temperature = 0.0,
+            _ => {}
+        }
+        let (mask, want) = (engine.generation_mask(), Want::Token(draw.clone()));
+        let cache = &mut engine.cache();
+        let sequence = Sequence { tokens: &prompt, cache, mask, want };
+        let found = engine.run(&mut [sequence]).unwrap().remove(0);
+        assert_eq!(found, Output::Token(cpu::draw(&draw, &logits, |_| true)));
+        // And else what is left is drawn from: never anything else, whatever the filters.
+        let only = |id: u32| id % 50 == 3;
+        let among = cpu::draw(&draw, &logits, only);
+        assert!(only(among.token), "{draw:?}");
+        let likeliest =
+            (3..logits.len()).step_by(50).max_by(|&a, &b| logits[a].total_cmp(&logits[b]));
+        assert!(draw.temperature > 0.0 || Some(among.token as usize) == likeliest);
+    }
+}
+
+#[test]
+fn an_answer_ends_when_it_is_complete() {
+    let engine = demo();
+    let object = json!({ "type": "object", "properties": { "a": { "const": 1 } },
+        "required": ["a"], "additionalProperties": false });
+    // Nothing can follow: the end costs no token.
+    let found = pieces(&engine, &following(&engine, &object, drawn(1)));
+    assert_eq!(found.last().unwrap().finish, Some(Finish::Stop));
+    assert!(text(&found).ends_with('}'));
+    // More digits could follow, so the model says when. Nor does it go on if it is to ignore that.
+    let spells = Reference::open("mistral-tiny").engine;
+    let integer = json!({ "type": "integer", "minimum": 1, "maximum": 999_999_999_999_999_u64 });
+    let mut ended = 0;
+    for seed in 0..12 {
+        let how = following(&spells, &integer, drawn(seed));
+        let found = pieces(&spells, &how);
+        let (last, number) = (found.last().unwrap(), text(&found).trim().to_string());
+        assert_eq!(last.finish, Some(Finish::Stop));
+        assert!(number.parse::<u64>().unwrap() <= 999_999_999_999_999);
+        assert_eq!(spells.tokenizer().is_eos(last.token.token), number.len() < 15, "{number}");
+        assert_eq!(pieces(&spells, &Sampling { ignore_eos: true, ..how }), found);
+        ended += usize::from(number.len() < 15);
+    }
+    assert!(ended > 1);
+    // Cut off.
+    let how = following(&engine, &object, Sampling { max_tokens: 3, ..drawn(1) });
+    let cut = pieces(&engine, &how);
+    assert_eq!((cut.len(), cut[2].finish), (3, Some(Finish::Length)));
+    // The last token that may be drawn completes it.
+    let how = Sampling {
+        max_tokens: pieces(&engine, &Sampling { max_tokens: 99, ..how.clone() }).len(),
+        ..how
+    };
+    assert_eq!(pieces(&engine, &how).last().unwrap().finish, Some(Finish::Stop));
+    // A stop text ends it before.
+    let how = Sampling { stop: vec!["\"a".into()], ..how };
+    let stopped = pieces(&engine, &how);
+    assert_eq!(stopped.last().unwrap().finish, Some(Finish::Stop));
+    assert!(text(&stopped).trim() == "{", "{:?}", text(&stopped));
+}
+
+/// Every token that ends an answer ends it only where it is complete, whatever it spells.
+#[test]
+fn any_of_several_ends() {
+    let mut config: Value =
+        serde_json::from_slice(&std::fs::read(data("mistral-tiny/config.json")).unwrap()).unwrap();
+    // The letters a, e and 1, and the usual one.
+    config["eos_token_id"] = json!([2, 3 + 97, 3 + 101, 3 + 49]);
+    let engine = changed("config.json", &config);
+    let mut ends = std::collections::BTreeSet::new();
+    for seed in 0..40 {
+        let schema = json!({ "type": ["integer", "string"], "maxLength": 40 });
+        let how = following(&engine, &schema, drawn(seed));
+        let found = pieces(&engine, &how);
+        assert_eq!(pieces(&engine, &Sampling { ignore_eos: true, ..how }), found);
+        let text = text(&found);
+        let (last, others) = found.split_last().unwrap();
+        assert!(!others.iter().any(|p| engine.tokenizer().is_eos(p.token.token)), "{text:?}");
+        assert_eq!(last.finish, Some(Finish::Stop));
+        serde_json::from_str::<f64>(&text)
+            .map(drop)
+            .or_else(|_| serde_json::from_str::<String>(&text).map(drop))
+            .unwrap_or_else(|e| panic!("{e}: {text:?}"));
+        if engine.tokenizer().is_eos(last.token.token) {
+            ends.insert(last.token.token);
+        }
+    }
+    assert!(ends.len() > 1, "{ends:?}");
+}
+
+fn outcome(events: Events) -> Result<Vec<Piece>, Error> {
+    let mut pieces = Vec::new();
+    for event in events {
+        match event {
+            Event::Piece(piece) => pieces.push(piece),
+            Event::Failed(error) => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(pieces)
+}
+
+/// A pattern with more states than may be looked at in a step.
+fn explosive() -> Value {
+    json!({ "type": "string", "pattern": "(.*[^~].{30}){20}" })
+}
+
+/// Among other requests an answer is what it is alone; one whose grammar gives up harms no other,
+/// not even one that follows the same grammar.
+#[test]
+fn in_the_scheduler_as_alone() {
+    for engine in [demo(), Reference::open("mistral-tiny").engine] {
+        let mut all = Vec::new();
+        for (i, (schema, _)) in schemas().into_iter().enumerate() {
+            for (j, temperature) in [0.0, 1.0, 1.0].into_iter().enumerate() {
+                let how = Sampling { temperature, max_tokens: 60, logprobs: 2, ..drawn(j as u64) };
+                all.push((i * 7 + j, following(&engine, &schema, how.clone())));
+                all.push((i * 7 + j, how));
+            }
+        }
+        let prompt = |n: usize| {
+            let text = "Describe the package. ".repeat(1 + n);
+            engine.tokenize_prompt(&Prompt::user(text), false).unwrap()
+        };
+        let all: Vec<_> = all
+            .into_iter()
+            .map(|(n, how)| {
+                let prompt = prompt(n);
+                let answer = engine.generate(&Prompt::Tokens(prompt.clone()), &how).unwrap();
+                (prompt, how, answer.map(Result::unwrap).collect::<Vec<_>>())
+            })
+            .collect();
+        let bad = following(&engine, &explosive(), Sampling { max_tokens: 2000, ..drawn(1) });
+        let other = prompt(1);
+        let limits = Limits { batch_tokens: 64, ..Limits::default() };
+        let scheduler = Scheduler::start(engine, limits).unwrap();
+        let submit = |prompt: &[u32], how: &Sampling| {
+            let work = Work::Generate { prompt: prompt.to_vec(), how: how.clone() };
+            scheduler.submit(work.into()).unwrap()
+        };
+        let failing = submit(&other, &bad);
+        let events: Vec<_> = all.iter().map(|(prompt, how, _)| submit(prompt, how)).collect();
+        for ((.., expected), events) in all.iter().zip(events) {
+            assert_eq!(&outcome(events).unwrap(), expected);
+        }
+        let error = outcome(failing).unwrap_err().to_string();
+        assert!(error.contains("grammar") && !error.contains('\n'), "{error}");
+        // Another that ends before the grammar gives up.
+        let short = submit(&other, &Sampling { max_tokens: 4, ..bad.clone() });
+        assert_eq!(outcome(short).unwrap().len(), 4);
+        scheduler.drain();
+    }
+}
+
+#[test]
+fn what_cannot_be_followed_is_one_line() {
+    let engine = demo();
+    let deep = (0..200).fold(json!({}), |inner, _| json!({ "items": inner }));
+    let chain: serde_json::Map<_, _> = (0..900)
+        .map(|i| (i.to_string(), json!({ "$ref": format!("#/$defs/{}", (i + 1) % 900) })))
+        .collect();
+    let doubling: serde_json::Map<_, _> = (0..40)
+        .map(|i| {
+            let next = json!({ "$ref": format!("#/$defs/{}", i + 1), "properties": { "z": {} } });
+            let both = json!({ "x": next, "y": next });
+            (i.to_string(), json!({ "type": "object", "properties": both }))
+        })
+        .chain([("40".to_string(), json!({ "type": "object" }))])
+        .collect();
+    let many: serde_json::Map<_, _> = (0..1500).map(|i| (format!("p{i}"), json!({}))).collect();
+    let cases = [
+        (json!("string"), "expected an object, found \"string\""),
+        (json!(false), "it allows nothing"),
+        (json!({ "type": "strin" }), "strin"),
+        (json!({ "type": "object", "properties": [] }), "properties"),
+        (json!({ "not": { "type": "string" } }), "not"),
+        (json!({ "type": "array", "uniqueItems": true }), "uniqueItems"),
+        (json!({ "oneOf": [{ "type": "number" }, { "type": "integer" }] }), "oneOf"),
+        (json!({ "type": "string", "minLength": 5, "maxLength": 2 }), "minLength (5)"),
+        (json!({ "type": "object", "properties": { "a": false }, "required": ["a"] }), "'a'"),
+        (json!({ "allOf": [{ "type": "string" }, { "type": "integer" }] }), "incompatible"),
+        (json!({ "enum": [] }), "empty"),
+        (json!({ "type": "string", "pattern": "(" }), "unclosed"),
+        (json!({ "type": "string", "format": "color" }), "color"),
+        (json!({ "$ref": "#/$defs/no" }), "#/$defs/no"),
+        (json!({ "$ref": "https://example.org/schema" }), "https://example.org/schema"),
+        (json!({ "$ref": "#" }), "no answer ever ends"),
+        (json!({ "$ref": "#/$defs/0", "$defs": chain }), "no answer ever ends"),
+        (
+            json!({ "type": "object", "properties": { "a": { "$ref": "#" } }, "required": ["a"] }),
+            "no answer ever ends",
+        ),
+        (json!({ "type": "array", "items": { "$ref": "#" }, "minItems": 1 }), "ever ends"),
+        (json!({ "$ref": "#/$defs/0", "$defs": doubling }), "put together"),
+        (deep, "128 deep"),
+        (json!({ "const": "x".repeat(70_000) }), "at most 65536 bytes, found 70012"),
+        (json!({ "type": "object", "properties": many }), "items"),
+        (json!({ "type": "integer", "multipleOf": 1_000_003 }), "multipleOf"),
+        (json!({ "allOf": [{ "multipleOf": 991 }, { "multipleOf": 997 }] }), "multipleOf"),
+    ];
+    for (schema, part) in cases {
+        let error = Grammar::json_schema(&engine, &schema).unwrap_err().to_string();
+        assert!(error.starts_with("JSON schema: ") && error.contains(part), "{part}: {error}");
+        assert!(!error.contains('\n') && error.len() < 400, "{error}");
+    }
+    // None of these is too much, or without end.
+    let tree: serde_json::Map<_, _> = (0..40)
+        .map(|i| {
+            let next = json!({ "$ref": format!("#/$defs/{}", (i + 1) % 40) });
+            (i.to_string(), json!({ "type": "object", "properties": { "x": next, "y": next } }))
+        })
+        .collect();
+    let chain: serde_json::Map<_, _> = (0..1200)
+        .map(|i| (i.to_string(), json!({ "allOf": [{ "$ref": format!("#/$defs/{}", i + 1) }] })))
+        .chain([("1200".to_string(), json!({ "type": "integer", "multipleOf": 0.25 }))])
+        .collect();
+    let many: serde_json::Map<_, _> = (0..300).map(|i| (format!("p{i}"), json!({}))).collect();
+    for schema in [
+        json!(true),
+        json!({ "$ref": "#/$defs/0", "$defs": chain }),
+        json!({ "type": "object", "properties": many }),
+        json!({ "type": "object", "properties": { "a": { "$ref": "#" } } }),
+        // Definitions are counted where they are used, not where they stand.
+        json!({ "$defs": tree, "properties": { "a": { "$ref": "#/$defs/0" } }, "required": ["a"],
+            "type": "object", "anyOf": [{ "minProperties": 1 }, { "required": ["b"] }] }),
+        json!({ "enum": (0..3000).map(|i| format!("value {i}")).collect::<Vec<_>>() }),
+    ] {
+        Grammar::json_schema(&engine, &schema).unwrap();
+    }
+}
+
+#[test]
+fn a_grammar_is_its_engines_and_its_text() {
+    let (engine, other) = (demo(), demo());
+    let schema = json!({ "type": "boolean", "x-guidance": { "whitespace_pattern": "x+" } });
+    let grammar = Grammar::json_schema(&engine, &schema).unwrap();
+    assert_eq!(grammar, grammar.clone());
+    assert_eq!(grammar, Grammar::json_schema(&other, &schema).unwrap());
+    assert_ne!(grammar, Grammar::json_object(&engine).unwrap());
+    assert_eq!(grammar.source(), schema.to_string());
+    assert!(format!("{grammar:?}").contains("boolean"));
+    // What the compiler would take as its options is a keyword like any unknown one.
+    let how = Sampling { grammar: Some(grammar), ..drawn(3) };
+    serde_json::from_str::<bool>(&text(&pieces(&engine, &how))).unwrap();
+    let error = other.generate(&Prompt::raw("x"), &how).err().unwrap().to_string();
+    assert!(error.contains("another engine"), "{error}");
+    let scheduler = Scheduler::start(other, Limits::default()).unwrap();
+    let work = Work::Generate { prompt: vec![1, 7], how };
+    assert!(scheduler.submit(work.into()).unwrap_err().to_string().contains("another engine"));
+}
+
+#[test]
+fn any_object_and_a_conversation() {
+    let engine = demo();
+    let grammar = Some(Grammar::json_object(&engine).unwrap());
+    let how = Sampling { grammar, ..drawn(7) };
+    let mut chat = engine.chat();
+    for turn in ["Describe the package pdfgrep.", "And the next?", "And now?"] {
+        let pieces: Vec<Piece> = chat.say(turn, &how).unwrap().map(Result::unwrap).collect();
+        if pieces.last().unwrap().finish == Some(Finish::Stop) {
+            assert!(serde_json::from_str::<Value>(&text(&pieces)).unwrap().is_object());
+        }
+        assert!(text(&pieces).trim_start().starts_with('{'));
+    }
+}
+
+#[test]
+fn on_the_command_line() {
+    let schema = r#" {"type": "object", "properties": {"n": {"enum": [1, 2]}},
+        "required": ["n"], "additionalProperties": false}"#;
+    let ask = ["generate", "--device", "cpu", "--prompt", "Describe it.", "--json-schema"];
+    let said = run(&[&ask[..], &[schema]].concat(), "").ok();
+    let found: Value = serde_json::from_str(&said).unwrap();
+    assert!(found == json!({ "n": 1 }) || found == json!({ "n": 2 }), "{said}");
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("schema.json");
+    let path = file.to_str().unwrap();
+    std::fs::write(&file, schema).unwrap();
+    assert_eq!(run(&[&ask[..], &[path]].concat(), "").ok(), said);
+    let object = run(&[&ask[..], &[path, "--format", "json"]].concat(), "").ok();
+    let object: Value = serde_json::from_str(&object).unwrap();
+    assert_eq!(object["text"], said.trim_end_matches('\n'));
+    assert_eq!(object["finish_reason"], "stop");
+
+    std::fs::write(&file, "{\"type\": ").unwrap();
+    run(&[&ask[..], &[path]].concat(), "").fails(1, &["schema.json", "EOF"]);
+    run(&[&ask[..], &["{]"]].concat(), "").fails(1, &["--json-schema", "line 1"]);
+    run(&[&ask[..], &["no-such-file.json"]].concat(), "").fails(1, &["no-such-file.json"]);
+    run(&[&ask[..], &["{\"type\": \"strin\"}"]].concat(), "").fails(1, &["JSON schema", "strin"]);
+    assert!(run(&["generate", "--help"], "").ok().contains("--json-schema"));
+}
