@@ -9,8 +9,10 @@ mod browser; // the shaders in a browser's WebGPU, where there is one
 mod cases; // every op, its inputs and what should come out
 mod cli; // the program itself: commands, flags, JSON
 mod cuda; // the CUDA backend, on an emulator or a GPU
+mod devtools; // a browser for the pages
 mod emulator; // builds the emulator, and makes sure that it finds what it should
 mod golden; // equal to Hugging Face, on its own outputs
+mod grammar; // answers that follow a JSON schema
 mod hub; // `--model owner/name`: cache, download, resume, bad servers
 mod kernels; // CUDA sources: every one compiles, without spills; cache, prebuilt kernels
 mod mixing; // one batch, many masks; same bits alone and together
@@ -20,7 +22,11 @@ mod published; // GritLM-7B's published values, where its weights are at hand
 mod schedule; // the scheduler: values under load, fairness, bounds, pages, failures
 mod serve; // `gritlm serve`: start, statuses, limits, draining
 mod serve_clients; // clients that others wrote: openai, langchain-openai, curl, schemathesis
+mod serve_embed; // its embeddings and ranks: values, shapes, refusals
 mod serve_faults; // what it survives: vanished, slow and mad clients, failures, an end under load
+mod serve_generate; // its answers: equal to the library's, at once or streamed, alone or not
+mod serve_metrics; // `/metrics` and `/stats`: well-formed, and right to the last count
+mod serve_page; // the page at `/`, in a browser
 mod shaders; // the WGSL backend: variants, parameters, limits, errors
 mod support; // error measure, reference files
 mod synth; // random checkpoints: right, repeatable, whole or not at all

@@ -54,16 +54,42 @@ impl Answer {
     }
 }
 
+/// Server-sent events: the data of each, as they come.
+pub(crate) struct Stream {
+    pub(crate) headers: ureq::http::HeaderMap,
+    lines: std::io::Lines<BufReader<ureq::BodyReader<'static>>>,
+}
+
+impl Iterator for Stream {
+    type Item = String;
+
+    fn next(&mut self) -> Option<String> {
+        for line in self.lines.by_ref() {
+            let line = line.unwrap();
+            match line.strip_prefix("data: ") {
+                Some(data) => return Some(data.into()),
+                // Between events, or a comment.
+                None => assert!(line.is_empty() || line.starts_with(':'), "{line:?}"),
+            }
+        }
+        None
+    }
+}
+
 impl Server {
     /// Starts `gritlm serve` with these arguments on a free port; returns when it is ready.
     pub(crate) fn start(args: &[&str]) -> Self {
-        let server = Self::spawn(args);
+        Self::spawn(args).ready()
+    }
+
+    /// Waits until it is.
+    pub(crate) fn ready(self) -> Self {
         let deadline = Instant::now() + Duration::from_secs(60);
-        while server.get("/ready").status != 200 {
+        while self.get("/ready").status != 200 {
             assert!(Instant::now() < deadline, "not ready");
             std::thread::sleep(Duration::from_millis(5));
         }
-        server
+        self
     }
 
     /// As [`Server::start`], returning when the address is known.
@@ -107,8 +133,25 @@ impl Server {
         answer(self.agent.get(format!("{}{path}", self.url)).call())
     }
 
+    pub(crate) fn get_with(&self, path: &str, headers: &[(&str, &str)]) -> Answer {
+        let request = self.agent.get(format!("{}{path}", self.url));
+        answer(headers.iter().fold(request, |request, (n, v)| request.header(*n, *v)).call())
+    }
+
     pub(crate) fn post(&self, path: &str, body: &Value) -> Answer {
         self.post_with(path, &[("content-type", "application/json")], body.to_string())
+    }
+
+    /// Asks for server-sent events, and leaves when the stream is dropped.
+    #[track_caller]
+    pub(crate) fn stream(&self, path: &str, body: &Value) -> Stream {
+        let request = self.agent.post(format!("{}{path}", self.url));
+        let request = request.header("content-type", "application/json");
+        let response = request.send(body.to_string()).unwrap();
+        assert_eq!(response.status(), 200, "{:?}", response.into_body().read_to_string());
+        let headers = response.headers().clone();
+        assert_eq!(headers["content-type"], "text/event-stream");
+        Stream { headers, lines: BufReader::new(response.into_body().into_reader()).lines() }
     }
 
     pub(crate) fn post_with(

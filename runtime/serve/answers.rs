@@ -4,7 +4,7 @@ use super::body::Loaded;
 use super::failure::Failure;
 use super::metrics::Watch;
 use crate::schedule::{Event, Request, Summary, Ticket, Timings, Work};
-use crate::{Embedding, Piece};
+use crate::{Embedding, Ranked};
 
 use axum::http::HeaderValue;
 use std::time::{Duration, Instant};
@@ -29,7 +29,38 @@ pub(super) struct Answers {
 impl Loaded {
     /// Hands work to the scheduler.
     pub(super) fn submit(&self, work: Work, wish: Wish) -> Result<Answers, Failure> {
-        let deadline = match wish.timeout {
+        let watch = self.app.metrics.watch(&work);
+        let (sender, receiver) = unbounded_channel();
+        let ticket = self.scheduler.submit_to(wish.request(work)?, move |event| {
+            // A receiver that is gone has dropped its ticket, too.
+            let _ = sender.send(event);
+        })?;
+        Ok(Answers { receiver, watch, _ticket: ticket })
+    }
+
+    /// Hands several to the scheduler, all or none.
+    pub(super) fn submit_all(
+        &self,
+        works: impl IntoIterator<Item = Work>,
+        wish: Wish,
+    ) -> Result<Many, Failure> {
+        let (sender, receiver) = unbounded_channel();
+        let mut many = Many { receiver, watches: Vec::new(), _tickets: Vec::new() };
+        for (index, work) in works.into_iter().enumerate() {
+            many.watches.push(self.app.metrics.watch(&work));
+            let sender = sender.clone();
+            let ticket = self.scheduler.submit_to(wish.request(work)?, move |event| {
+                let _ = sender.send((index, event));
+            })?;
+            many._tickets.push(ticket);
+        }
+        Ok(many)
+    }
+}
+
+impl Wish {
+    fn request(self, work: Work) -> Result<Request, Failure> {
+        let deadline = match self.timeout {
             None => None,
             Some(seconds) => match Duration::try_from_secs_f32(seconds) {
                 Ok(timeout) => Instant::now().checked_add(timeout),
@@ -39,15 +70,33 @@ impl Loaded {
                 }
             },
         };
-        let priority = wish.priority.unwrap_or(0);
-        let watch = self.app.metrics.watch(&work);
-        let (sender, receiver) = unbounded_channel();
-        let request = Request { work, priority, deadline };
-        let ticket = self.scheduler.submit_to(request, move |event| {
-            // A receiver that is gone has dropped its ticket, too.
-            let _ = sender.send(event);
-        })?;
-        Ok(Answers { receiver, watch, _ticket: ticket })
+        Ok(Request { work, priority: self.priority.unwrap_or(0), deadline })
+    }
+}
+
+/// Several requests' events, as they come. Dropping it gives them all up.
+pub(super) struct Many {
+    receiver: UnboundedReceiver<(usize, Event)>,
+    watches: Vec<Watch>,
+    _tickets: Vec<Ticket>,
+}
+
+impl Many {
+    /// How many requests they are.
+    pub(super) fn len(&self) -> usize {
+        self.watches.len()
+    }
+
+    /// The next event and whose it is, from 0; a failure of one comes as such.
+    pub(super) async fn next(&mut self) -> Result<(usize, Event), Failure> {
+        let (index, event) = self.receiver.recv().await.ok_or_else(Failure::lost)?;
+        if let Some(watch) = self.watches.get_mut(index) {
+            watch.see(&event);
+        }
+        match event {
+            Event::Failed(error) => Err(error.into()),
+            event => Ok((index, event)),
+        }
     }
 }
 
@@ -74,12 +123,12 @@ impl Answers {
         }
     }
 
-    /// All pieces of an answer.
-    pub(super) async fn pieces(mut self) -> Result<(Vec<Piece>, Summary), Failure> {
+    /// All passages of a request to rank, in their order.
+    pub(super) async fn ranked(mut self) -> Result<(Vec<Ranked>, Summary), Failure> {
         let mut all = Vec::new();
         loop {
             match self.next().await? {
-                Event::Piece(piece) => all.push(piece),
+                Event::Ranked(ranked) => all.push(ranked),
                 Event::Finished(summary) => return Ok((all, summary)),
                 _ => {}
             }
@@ -87,17 +136,26 @@ impl Answers {
     }
 }
 
-/// A request's stages as a `Server-Timing` header, in milliseconds.
+/// A request's stages as a `Server-Timing` header.
 pub(super) fn server_timing(tokenize: Duration, timings: &Timings) -> HeaderValue {
-    let ms = |time: Duration| time.as_secs_f64() * 1e3;
-    let stages = [
+    stages(&[
         ("tokenize", tokenize),
         ("queue", timings.queued),
         ("prefill", timings.prefill),
         ("decode", timings.decode),
-    ];
+    ])
+}
+
+/// The stages until a stream begins, which ends later.
+pub(super) fn first_timing(tokenize: Duration, first: Duration) -> HeaderValue {
+    stages(&[("tokenize", tokenize), ("first", first)])
+}
+
+/// In milliseconds.
+fn stages(stages: &[(&str, Duration)]) -> HeaderValue {
+    let ms = |time: &Duration| time.as_secs_f64() * 1e3;
     let text: Vec<String> =
-        stages.iter().map(|(name, time)| format!("{name};dur={:.3}", ms(*time))).collect();
+        stages.iter().map(|(name, time)| format!("{name};dur={:.3}", ms(time))).collect();
     // Digits and letters only.
     HeaderValue::from_str(&text.join(", ")).unwrap_or(HeaderValue::from_static(""))
 }

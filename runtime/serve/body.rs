@@ -39,7 +39,13 @@ impl Loaded {
         work: impl FnOnce(&Engine) -> Result<T, Failure> + Send + 'static,
     ) -> Result<T, Failure> {
         let scheduler = self.scheduler.clone();
-        let task = tokio::task::spawn_blocking(move || work(scheduler.engine()));
+        // Never closed. The task has the place until its end, also when its client is gone.
+        let place = Arc::clone(&self.app.places).acquire_owned().await;
+        let task = tokio::task::spawn_blocking(move || {
+            let done = work(scheduler.engine());
+            drop(place);
+            done
+        });
         // A panic there is a bug; this request's client is told, and the others are served.
         task.await.map_err(|_| Failure::lost())?
     }

@@ -52,7 +52,7 @@ pub(super) enum Failures {
     /// No such model.
     #[response(status = 404)]
     NoModel(#[to_schema] FailureBody),
-    /// The body did not come in time.
+    /// The body did not come in time, or the request's own `timeout` passed.
     #[response(status = 408)]
     Slow(#[to_schema] FailureBody),
     /// The body is too large, or has too many inputs.
@@ -73,9 +73,6 @@ pub(super) enum Failures {
     /// The model is being loaded, or the server is about to stop.
     #[response(status = 503)]
     NotReady(#[to_schema] FailureBody),
-    /// The deadline passed.
-    #[response(status = 504)]
-    Late(#[to_schema] FailureBody),
 }
 
 const INVALID: &str = "invalid_request_error";
@@ -232,7 +229,7 @@ impl From<Error> for Failure {
             Error::LongPrompt { .. } => Self::too_long("prompt", message),
             Error::Model(gritlm_model::Error::Tokenize(_)) => Self::malformed(message),
             Error::Expired => {
-                Self::new(StatusCode::GATEWAY_TIMEOUT, SERVER, "deadline_passed", message)
+                Self::new(StatusCode::REQUEST_TIMEOUT, INVALID, "deadline_passed", message)
             }
             _ => Self::new(StatusCode::INTERNAL_SERVER_ERROR, SERVER, "failed", message),
         }

@@ -7,10 +7,24 @@
 
 mod answers;
 mod body;
+mod chat;
+mod cohere;
+mod completions;
 mod connections;
+mod count;
+mod embeddings;
 mod failure;
+mod input;
+mod live;
 mod metrics;
+mod openai;
+mod page;
+mod params;
+mod rank;
 mod status;
+mod stream;
+mod tei;
+mod tokens;
 
 use crate::schedule::{Limits, Scheduler};
 use crate::{Engine, Error, Result};
@@ -25,6 +39,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
+use tokio::sync::Semaphore;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
@@ -77,6 +92,8 @@ struct App {
     scheduler: OnceLock<Scheduler>,
     draining: AtomicBool,
     metrics: Metrics,
+    /// How many texts may be tokenized at once: a large one takes a hundred times its bytes.
+    places: Arc<Semaphore>,
     /// Unix time of the start, which OpenAI's `created` is.
     created: u64,
 }
@@ -174,11 +191,13 @@ impl Server {
         };
         let listener = tokio::net::TcpListener::from_std(self.listener).map_err(failed)?;
         let created = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let app = Arc::new(App {
             settings: self.settings,
             scheduler: OnceLock::new(),
             draining: AtomicBool::new(false),
-            metrics: Metrics::default(),
+            metrics: Metrics::new(),
+            places: Arc::new(Semaphore::new(cores.max(2))),
             created: created.unwrap_or_default().as_secs(),
         });
         let settings = &app.settings;
@@ -224,7 +243,19 @@ fn visible(text: &str) -> bool {
 fn router(app: Arc<App>) -> axum::Router {
     let locked = OpenApiRouter::new()
         .routes(routes!(status::models))
+        .routes(routes!(embeddings::embeddings))
+        .routes(routes!(tei::embed))
+        .routes(routes!(tei::similarity))
+        .routes(routes!(tei::rerank))
+        .routes(routes!(tei::info))
+        .routes(routes!(cohere::rerank))
+        .routes(routes!(cohere::rerank_v1))
+        .routes(routes!(tokens::tokenize))
+        .routes(routes!(tokens::detokenize))
         .routes(routes!(metrics::metrics))
+        .routes(routes!(live::stats))
+        .routes(routes!(chat::chat))
+        .routes(routes!(completions::completions))
         .route_layer(from_fn_with_state(Arc::clone(&app), authorized));
     let open = OpenApiRouter::new().routes(routes!(status::health)).routes(routes!(status::ready));
     let (router, description) = OpenApiRouter::with_openapi(Description::openapi())
@@ -234,9 +265,10 @@ fn router(app: Arc<App>) -> axum::Router {
     let docs = utoipa_swagger_ui::SwaggerUi::new("/docs").url("/openapi.json", description);
     let router = router
         .merge(docs)
+        .merge(page::routes())
         .fallback(async || Failure::no_such_path())
         .method_not_allowed_fallback(async || Failure::no_such_method())
-        .layer(from_fn_with_state(Arc::clone(&app), metrics::count));
+        .layer(from_fn_with_state(Arc::clone(&app), count::count));
     let router = match cors(&app.settings.cors) {
         Some(layer) => router.layer(layer),
         None => router,

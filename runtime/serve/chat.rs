@@ -1,0 +1,261 @@
+//! `/v1/chat/completions`.
+
+use super::body::{Body, Loaded};
+use super::failure::{Failure, Failures};
+use super::openai::{self, Chunk, Completion, Job, News, Shape};
+use super::params::{Params, TextOr};
+use crate::{Engine, Finish, Piece, Prompt, Result, Sampling};
+use axum::response::Response;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use utoipa::ToSchema;
+
+/// A conversation to be continued.
+#[derive(Deserialize, ToSchema)]
+pub(super) struct ChatRequest {
+    /// The conversation; the last message is the user's. GritLM was trained without a system
+    /// prompt: the text of a system or developer message becomes a part of the user's turn, in
+    /// order. Several messages of one side in a row are one turn, with a blank line between.
+    #[schema(min_items = 1)]
+    messages: Vec<Message>,
+    /// Whether the tokens' log-probabilities are told.
+    #[schema(default = false)]
+    logprobs: Option<bool>,
+    /// With `logprobs`: how many of the most likely tokens to tell with each.
+    #[schema(minimum = 0, maximum = 20)]
+    top_logprobs: Option<u32>,
+    #[serde(flatten)]
+    #[schema(value_type = Params)]
+    rest: Map<String, Value>,
+}
+
+/// What one side said.
+#[derive(Deserialize, ToSchema)]
+pub(super) struct Message {
+    role: Role,
+    content: TextOr<ContentPart>,
+}
+
+/// Who.
+#[derive(Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Role {
+    System,
+    Developer,
+    User,
+    Assistant,
+}
+
+/// A part of a message; they are put together without anything between.
+#[derive(Clone, PartialEq, Deserialize, ToSchema)]
+pub(super) struct ContentPart {
+    r#type: PartType,
+    text: String,
+}
+
+/// Text only.
+#[derive(Clone, Copy, PartialEq, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum PartType {
+    Text,
+}
+
+impl From<TextOr<ContentPart>> for String {
+    fn from(content: TextOr<ContentPart>) -> Self {
+        match content {
+            TextOr::Text(text) => text,
+            TextOr::List(parts) => parts.into_iter().map(|part| part.text).collect(),
+        }
+    }
+}
+
+/// An answer.
+#[derive(Serialize, ToSchema)]
+pub(super) struct ChatChoice {
+    index: usize,
+    message: Answer,
+    #[schema(required)]
+    logprobs: Option<ChatLogprobs>,
+    finish_reason: Finish,
+}
+
+/// What the model said.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Answer {
+    /// `assistant`.
+    role: &'static str,
+    content: String,
+}
+
+/// A part of an answer.
+#[derive(Serialize, ToSchema)]
+pub(super) struct ChatPart {
+    index: usize,
+    delta: Delta,
+    #[schema(required)]
+    logprobs: Option<ChatLogprobs>,
+    /// Set in the last part, which has no text.
+    #[schema(required)]
+    finish_reason: Option<Finish>,
+}
+
+/// What is new.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Delta {
+    /// `assistant`, in the first part.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    role: Option<&'static str>,
+    /// More text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    content: Option<String>,
+}
+
+/// The tokens and their probabilities.
+#[derive(Serialize, ToSchema)]
+pub(super) struct ChatLogprobs {
+    /// Every token that was drawn, also the one that ends the answer.
+    content: Vec<TokenLogprob>,
+}
+
+/// A token, and those that were likeliest in its place.
+#[derive(Serialize, ToSchema)]
+pub(super) struct TokenLogprob {
+    #[serde(flatten)]
+    drawn: Likely,
+    /// Likeliest first.
+    top_logprobs: Vec<Likely>,
+}
+
+/// A token on its own.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Likely {
+    /// Its text; U+FFFD for a part of a character.
+    token: String,
+    /// Under the model, before penalty, temperature and filters.
+    logprob: f32,
+    /// Its text's bytes; null where the vocabulary does not tell.
+    #[schema(required)]
+    bytes: Option<Vec<u8>>,
+}
+
+impl Likely {
+    fn new(engine: &Engine, id: u32, logprob: f32) -> Result<Self> {
+        let (token, bytes) = engine.tokenizer().token(id)?;
+        Ok(Self { token, logprob: openai::finite(logprob), bytes })
+    }
+}
+
+/// The shape of this endpoint's answers.
+struct Chat;
+
+impl Shape for Chat {
+    const INPUT: &'static str = "messages";
+    const ID: &'static str = "chatcmpl-";
+    const OBJECT: [&'static str; 2] = ["chat.completion", "chat.completion.chunk"];
+    type Logprobs = ChatLogprobs;
+    type Choice = ChatChoice;
+    type Part = ChatPart;
+
+    fn logprobs(engine: &Engine, pieces: &[Piece], _: usize) -> Result<ChatLogprobs> {
+        let token = |piece: &Piece| {
+            let drawn = Likely::new(engine, piece.token.token, piece.token.logprob)?;
+            let top = piece.token.top.iter();
+            let top = top.map(|&(id, logprob)| Likely::new(engine, id, logprob));
+            Ok(TokenLogprob { drawn, top_logprobs: top.collect::<Result<_>>()? })
+        };
+        Ok(ChatLogprobs { content: pieces.iter().map(token).collect::<Result<_>>()? })
+    }
+
+    fn choice(
+        index: usize,
+        text: String,
+        logprobs: Option<ChatLogprobs>,
+        finish: Finish,
+    ) -> ChatChoice {
+        let message = Answer { role: "assistant", content: text };
+        ChatChoice { index, message, logprobs, finish_reason: finish }
+    }
+
+    fn part(index: usize, news: News<ChatLogprobs>) -> ChatPart {
+        let News { first, text, logprobs, finish } = news;
+        let delta = Delta { role: first.then_some("assistant"), content: text };
+        ChatPart { index, delta, logprobs, finish_reason: finish }
+    }
+}
+
+/// Continues a conversation.
+///
+/// With `stream` the answer is a stream of server-sent events, each with a `chat.completion.chunk`;
+/// the last one is `[DONE]`. The format of the conversation is GritLM's, for the model as it was
+/// trained; no text of a message can end a turn.
+#[utoipa::path(post, path = "/v1/chat/completions", tag = "generate",
+    request_body = ChatRequest,
+    responses(
+        (status = 200, description = "The answer.", content(
+            (Completion<ChatChoice> = "application/json"),
+            (Chunk<ChatPart> = "text/event-stream"),
+        )),
+        Failures,
+    ))]
+pub(super) async fn chat(
+    loaded: Loaded,
+    Body(request): Body<ChatRequest>,
+) -> Result<Response, Failure> {
+    let params = Params::parse(request.rest)?;
+    loaded.check_model(params.model.as_deref())?;
+    let logprobs = request.logprobs.unwrap_or(false);
+    let top = match request.top_logprobs {
+        None => 0,
+        Some(_) if !logprobs => {
+            return Err(Failure::field("top_logprobs", "expected \"logprobs\": true beside it"));
+        }
+        Some(top @ 0..=20) => top,
+        Some(top) => {
+            return Err(Failure::field("top_logprobs", format!("expected 0 to 20, found {top}")));
+        }
+    };
+    let how = params.sampling(Sampling::default().max_tokens, top)?;
+    let prompts = vec![conversation(request.messages)?];
+    openai::answer::<Chat>(loaded, Job { prompts, how, logprobs }, params).await
+}
+
+/// The turns of both sides, in alternation.
+fn conversation(messages: Vec<Message>) -> Result<Prompt, Failure> {
+    let wrong =
+        |i: usize, problem: &str| Err(Failure::field(format!("messages[{i}].role"), problem));
+    let last = messages.len().checked_sub(1);
+    let Some(last) = last else {
+        return Err(Failure::field("messages", "expected at least one, found none"));
+    };
+    if messages[last].role != Role::User {
+        return wrong(last, "expected the last message to be from the user");
+    }
+    let (mut past, mut text, mut answer) = (Vec::new(), String::new(), None);
+    let mut asked = false;
+    for (i, Message { role, content }) in messages.into_iter().enumerate() {
+        if role == Role::Assistant {
+            if !asked {
+                return wrong(i, "expected a user's message before the assistant's");
+            }
+            join(answer.get_or_insert_default(), content.into());
+            continue;
+        }
+        if let Some(answer) = answer.take() {
+            past.push((std::mem::take(&mut text), answer));
+            asked = false;
+        }
+        asked |= role == Role::User;
+        join(&mut text, content.into());
+    }
+    Ok(Prompt::Chat { past, text })
+}
+
+/// Adds to a turn.
+fn join(turn: &mut String, more: String) {
+    if !turn.is_empty() && !more.is_empty() {
+        turn.push_str("\n\n");
+    }
+    turn.push_str(&more);
+}

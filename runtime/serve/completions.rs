@@ -1,0 +1,136 @@
+//! `/v1/completions`.
+
+use super::body::{Body, Loaded};
+use super::failure::{Failure, Failures};
+use super::input::{Input, Texts};
+use super::openai::{self, Chunk, Completion, Job, News, Shape};
+use super::params::Params;
+use crate::{Engine, Finish, Piece, Prompt, Result};
+use axum::response::Response;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+use utoipa::ToSchema;
+
+/// OpenAI's default.
+const MAX_TOKENS: usize = 16;
+
+/// Texts to be continued.
+#[derive(Deserialize, ToSchema)]
+pub(super) struct CompletionRequest {
+    /// Verbatim text, in front of which only `<s>` goes, or token ids as they are; or several.
+    prompt: Input,
+    /// Tell the tokens' log-probabilities, and those of so many of the most likely ones.
+    #[schema(minimum = 0, maximum = 5)]
+    logprobs: Option<u32>,
+    #[serde(flatten)]
+    #[schema(value_type = Params)]
+    rest: Map<String, Value>,
+}
+
+/// A continuation, or a part of it.
+#[derive(Serialize, ToSchema)]
+pub(super) struct TextChoice {
+    index: usize,
+    text: String,
+    #[schema(required)]
+    logprobs: Option<TextLogprobs>,
+    /// Null in all parts of a stream but a choice's last, which has no text.
+    #[schema(required)]
+    finish_reason: Option<Finish>,
+}
+
+/// The tokens and their probabilities, each list with one entry for each token that was drawn.
+#[derive(Default, Serialize, ToSchema)]
+pub(super) struct TextLogprobs {
+    /// Texts of the tokens, each on its own; U+FFFD for a part of a character.
+    tokens: Vec<String>,
+    /// Under the model, before penalty, temperature and filters.
+    token_logprobs: Vec<f32>,
+    /// Those of the most likely tokens, and of the one drawn; null where none were asked for.
+    #[schema(required)]
+    top_logprobs: Option<Vec<BTreeMap<String, f32>>>,
+    /// Characters of `text` that were certain before the token.
+    text_offset: Vec<usize>,
+}
+
+/// The shape of this endpoint's answers.
+struct Text;
+
+impl Shape for Text {
+    const INPUT: &'static str = "prompt";
+    const ID: &'static str = "cmpl-";
+    const OBJECT: [&'static str; 2] = ["text_completion"; 2];
+    type Logprobs = TextLogprobs;
+    type Choice = TextChoice;
+    type Part = TextChoice;
+
+    fn logprobs(engine: &Engine, pieces: &[Piece], start: usize) -> Result<TextLogprobs> {
+        let text = |id: u32| Ok::<_, crate::Error>(engine.tokenizer().token(id)?.0);
+        let (mut all, mut offset) = (TextLogprobs::default(), start);
+        for Piece { text: more, token, .. } in pieces {
+            let (drawn, logprob) = (text(token.token)?, openai::finite(token.logprob));
+            if !token.top.is_empty() {
+                let mut top = BTreeMap::new();
+                for &(id, logprob) in &token.top {
+                    // Of several parts of characters the likeliest.
+                    top.entry(text(id)?).or_insert(openai::finite(logprob));
+                }
+                top.entry(drawn.clone()).or_insert(logprob);
+                all.top_logprobs.get_or_insert_default().push(top);
+            }
+            all.tokens.push(drawn);
+            all.token_logprobs.push(logprob);
+            all.text_offset.push(offset);
+            offset += more.chars().count();
+        }
+        Ok(all)
+    }
+
+    fn choice(
+        index: usize,
+        text: String,
+        logprobs: Option<TextLogprobs>,
+        finish: Finish,
+    ) -> TextChoice {
+        TextChoice { index, text, logprobs, finish_reason: Some(finish) }
+    }
+
+    fn part(index: usize, news: News<TextLogprobs>) -> TextChoice {
+        let News { text, logprobs, finish, .. } = news;
+        TextChoice { index, text: text.unwrap_or_default(), logprobs, finish_reason: finish }
+    }
+}
+
+/// Continues texts as they are.
+///
+/// With `stream` the answer is a stream of server-sent events, each with a part of a choice; the
+/// last one is `[DONE]`.
+#[utoipa::path(post, path = "/v1/completions", tag = "generate",
+    request_body = CompletionRequest,
+    responses(
+        (status = 200, description = "The continuations.", content(
+            (Completion<TextChoice> = "application/json"),
+            (Chunk<TextChoice> = "text/event-stream"),
+        )),
+        Failures,
+    ))]
+pub(super) async fn completions(
+    loaded: Loaded,
+    Body(request): Body<CompletionRequest>,
+) -> Result<Response, Failure> {
+    let params = Params::parse(request.rest)?;
+    loaded.check_model(params.model.as_deref())?;
+    if let Some(logprobs) = request.logprobs.filter(|&n| n > 5) {
+        return Err(Failure::field("logprobs", format!("expected 0 to 5, found {logprobs}")));
+    }
+    let how = params.sampling(MAX_TOKENS, request.logprobs.unwrap_or(0))?;
+    let (limit, vocab) = (loaded.app.settings.max_inputs, loaded.engine().config().vocab);
+    request.prompt.check("prompt", limit, vocab)?;
+    let prompts = match request.prompt.texts {
+        Texts::Text(texts) => texts.into_iter().map(Prompt::Raw).collect(),
+        Texts::Ids(all) => all.into_iter().map(Prompt::Tokens).collect(),
+    };
+    let logprobs = request.logprobs.is_some();
+    openai::answer::<Text>(loaded, Job { prompts, how, logprobs }, params).await
+}

@@ -1,0 +1,74 @@
+//! Counts answers by path and status, and how long they took to their last byte.
+
+use super::App;
+use super::metrics::Metrics;
+use axum::body::{Body, Bytes, HttpBody};
+use axum::extract::{MatchedPath, Request, State};
+use axum::middleware::Next;
+use axum::response::Response;
+use hyper::body::{Frame, SizeHint};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+/// Passes a request on, and counts what comes of it. The path is the route's, and `other` where
+/// there is none: there are as many as routes, whoever asks for what.
+pub(super) async fn count(
+    State(app): State<Arc<App>>,
+    path: Option<MatchedPath>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let start = Instant::now();
+    let response = next.run(request).await;
+    let path = path.map_or("other".into(), |path| path.as_str().to_string());
+    app.metrics.answered(&path, response.status());
+    let left = Some(Left { app, path, start });
+    response.map(|inner| Body::new(Timed { inner, left }))
+}
+
+/// A body whose end is waited for.
+struct Timed {
+    inner: Body,
+    left: Option<Left>,
+}
+
+/// Observed when dropped: at the end of the body, or when the client has gone.
+struct Left {
+    app: Arc<App>,
+    path: String,
+    start: Instant,
+}
+
+impl Drop for Left {
+    fn drop(&mut self) {
+        let metrics: &Metrics = &self.app.metrics;
+        metrics.took(&self.path, self.start.elapsed());
+    }
+}
+
+impl HttpBody for Timed {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let frame = ready!(Pin::new(&mut self.inner).poll_frame(context));
+        // Before it is sent, so that whoever has the answer finds it counted.
+        if frame.is_none() || self.inner.is_end_stream() {
+            self.left = None;
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}

@@ -1,0 +1,276 @@
+//! `POST /v1/embeddings`, as OpenAI's clients ask for it; and what other ways to a vector share.
+
+use super::answers::{Wish, server_timing};
+use super::body::{Body, Loaded};
+use super::failure::{Failure, Failures};
+use super::input::{Input, Texts};
+use crate::schedule::Work;
+use crate::{Attn, Embed, Embedding, Encoded, Error, Pooling};
+use axum::Json;
+use axum::http::{HeaderName, HeaderValue};
+use axum::response::{IntoResponse, Response};
+use base64::prelude::{BASE64_STANDARD, Engine as _};
+use gritlm_model::ops::PAGE;
+use serde::{Deserialize, Serialize};
+use std::time::Instant;
+use utoipa::ToSchema;
+
+/// Texts to embed.
+#[derive(Deserialize, ToSchema)]
+pub(super) struct EmbeddingsRequest {
+    /// One text or several, as strings or as token ids. Ids are the text's own, as `/tokenize`
+    /// makes them with `add_special_tokens: false`; `<s>`, tags and instruction go in front.
+    input: Input,
+    /// The model's name, as `/v1/models` tells it.
+    model: Option<String>,
+    /// How vectors come: as numbers, or as the base64 of their little-endian f32.
+    #[schema(default = "float")]
+    encoding_format: Option<Encoding>,
+    /// Keep only so many leading numbers of each vector, which then gets length 1 again.
+    #[schema(minimum = 1)]
+    dimensions: Option<usize>,
+    /// Not used.
+    #[serde(rename = "user")]
+    _user: Option<String>,
+    /// An extension: what the vectors are for, say "Given a question, retrieve passages that answer
+    /// it"; none for documents. It is attended to and left out of pooling.
+    instruction: Option<String>,
+    /// An extension: how a text's hidden states become one vector.
+    #[schema(default = "mean")]
+    pooling: Option<PoolingName>,
+    /// An extension: whether vectors have length 1.
+    #[schema(default = true)]
+    normalize: Option<bool>,
+    /// An extension: cut what is longer than `max_length`, rather than refuse it with 422. True
+    /// where `max_length` is given.
+    truncate: Option<bool>,
+    /// An extension: tokens of a text, `<s>`, tags and instruction counted. At most, and if not
+    /// given, as many as the model has positions and the KV cache holds (`gritlm embed` and the
+    /// library cut at 512).
+    #[schema(minimum = 1)]
+    max_length: Option<usize>,
+    /// An extension: which attention embeds. `cccc` is causal, for checkpoints trained so.
+    attn: Option<AttnName>,
+    /// An extension: higher is earlier. One level is worth 64 steps of waiting.
+    #[schema(default = 0)]
+    priority: Option<i32>,
+    /// An extension: seconds after which the answer is of no use any more.
+    #[schema(minimum = 0)]
+    timeout: Option<f32>,
+}
+
+/// How vectors are written.
+#[derive(Clone, Copy, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+enum Encoding {
+    Float,
+    Base64,
+}
+
+/// How hidden states become one vector.
+#[derive(Clone, Copy, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+enum PoolingName {
+    Mean,
+    WeightedMean,
+    Cls,
+    LastToken,
+}
+
+impl From<PoolingName> for Pooling {
+    fn from(name: PoolingName) -> Self {
+        match name {
+            PoolingName::Mean => Self::Mean,
+            PoolingName::WeightedMean => Self::WeightedMean,
+            PoolingName::Cls => Self::Cls,
+            PoolingName::LastToken => Self::LastToken,
+        }
+    }
+}
+
+/// Attention of embedding and generation, in the original's letters.
+#[derive(Clone, Copy, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+enum AttnName {
+    Bbcc,
+    Cccc,
+}
+
+impl From<AttnName> for Attn {
+    fn from(name: AttnName) -> Self {
+        match name {
+            AttnName::Bbcc => Self::Bbcc,
+            AttnName::Cccc => Self::Cccc,
+        }
+    }
+}
+
+/// Vectors, in the order of the texts.
+#[derive(Serialize, ToSchema)]
+pub(super) struct EmbeddingsResponse {
+    /// `list`.
+    object: &'static str,
+    data: Vec<EmbeddingObject>,
+    /// The model's name.
+    model: String,
+    usage: EmbeddingsUsage,
+}
+
+/// A text's vector.
+#[derive(Serialize, ToSchema)]
+struct EmbeddingObject {
+    /// `embedding`.
+    object: &'static str,
+    /// Which text, from 0.
+    index: usize,
+    embedding: Vector,
+}
+
+/// As `encoding_format` says.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+enum Vector {
+    Float(Vec<f32>),
+    Base64(String),
+}
+
+impl Vector {
+    fn new(vector: Vec<f32>, encoding: Encoding) -> Self {
+        match encoding {
+            Encoding::Float => Self::Float(vector),
+            Encoding::Base64 => {
+                let bytes: Vec<u8> = vector.iter().flat_map(|v| v.to_le_bytes()).collect();
+                Self::Base64(BASE64_STANDARD.encode(bytes))
+            }
+        }
+    }
+}
+
+/// Tokens.
+#[derive(Serialize, ToSchema)]
+struct EmbeddingsUsage {
+    /// Of all texts, `<s>`, tags and instruction counted; without those that were cut off.
+    prompt_tokens: usize,
+    /// The same.
+    total_tokens: usize,
+}
+
+/// Embeds texts.
+#[utoipa::path(post, path = "/v1/embeddings", tag = "embedding", request_body = EmbeddingsRequest,
+    responses((status = 200, body = EmbeddingsResponse), Failures))]
+pub(super) async fn embeddings(
+    loaded: Loaded,
+    Body(body): Body<EmbeddingsRequest>,
+) -> Result<Response, Failure> {
+    loaded.check_model(body.model.as_deref())?;
+    let limit = loaded.max_length();
+    let max_length = body.max_length.unwrap_or(limit);
+    if !(1..=limit).contains(&max_length) {
+        let problem = format!("expected 1 to {limit} tokens, found {max_length}");
+        return Err(Failure::field("max_length", problem));
+    }
+    let how = Embed {
+        instruction: body.instruction.unwrap_or_default(),
+        pooling: body.pooling.map_or(Pooling::Mean, Pooling::from),
+        normalize: body.normalize.unwrap_or(true),
+        max_length,
+        attn: body.attn.map(Attn::from),
+        mask: None,
+        dimensions: body.dimensions,
+    };
+    let wish = Wish { priority: body.priority, timeout: body.timeout };
+    let truncate = body.truncate.unwrap_or(body.max_length.is_some());
+    let start = Instant::now();
+    let texts = loaded.encode("input", body.input, &how, truncate).await?;
+    let tokenize = start.elapsed();
+    let answers = loaded.submit(Work::Embed { texts, how }, wish)?;
+    let (found, summary) = answers.embeddings().await?;
+
+    let timing = server_timing(tokenize, &summary.timings);
+    let encoding = body.encoding_format.unwrap_or(Encoding::Float);
+    let (model, tokens) = (loaded.app.settings.name.clone(), summary.prompt_tokens);
+    let object = move |(index, found): (usize, Embedding)| EmbeddingObject {
+        object: "embedding",
+        index,
+        embedding: Vector::new(found.vector, encoding),
+    };
+    let answer = move || EmbeddingsResponse {
+        object: "list",
+        data: found.into_iter().enumerate().map(object).collect(),
+        model,
+        usage: EmbeddingsUsage { prompt_tokens: tokens, total_tokens: tokens },
+    };
+    loaded.render(timing, answer).await
+}
+
+impl Loaded {
+    /// Tokens that a text may have.
+    pub(super) fn max_length(&self) -> usize {
+        let engine = self.engine();
+        engine.config().max_positions.min(engine.pool().pages() * PAGE)
+    }
+
+    /// Makes a field's texts ready to be embedded; unless they may be cut, none may be too long.
+    pub(super) async fn encode(
+        &self,
+        field: &'static str,
+        mut input: Input,
+        how: &Embed,
+        truncate: bool,
+    ) -> Result<Vec<Encoded>, Failure> {
+        input.check(field, self.app.settings.max_inputs, self.engine().config().vocab)?;
+        let (how, longest) = (how.clone(), self.engine().tokenizer().longest());
+        // Tokenizing takes some 100 bytes of memory for each of a text; what is far behind the last
+        // token that can count need not be looked at.
+        if let Some((index, bytes)) = input.cut(2 * longest * how.max_length)
+            && !truncate
+        {
+            let found = format!("at least {}", bytes / longest);
+            return Err(long(&input.place(field, index), found, how.max_length));
+        }
+        self.blocking(move |engine| {
+            let texts = match &input.texts {
+                Texts::Text(texts) => engine.encode_texts(texts, &how),
+                Texts::Ids(texts) => engine.encode_tokens(texts, &how),
+            };
+            let texts = texts.map_err(|error| match error {
+                Error::EmptyText { index } => {
+                    let problem = "expected a text, found one of no tokens";
+                    Failure::field(input.place(field, index), problem)
+                }
+                Error::LongInstruction { tokens, limit } => {
+                    let message =
+                        format!("instruction: {tokens} tokens, expected fewer than {limit}");
+                    Failure::too_long("instruction", message)
+                }
+                error => error.into(),
+            })?;
+            match texts.iter().enumerate().find(|(_, text)| text.truncated > 0 && !truncate) {
+                None => Ok(texts),
+                Some((index, text)) => {
+                    let (place, found) =
+                        (input.place(field, index), text.tokens.len() + text.truncated);
+                    Err(long(&place, found, how.max_length))
+                }
+            }
+        })
+        .await
+    }
+
+    /// Writes an answer of many numbers: 2048 vectors of 4096 are some 80 MB, too much for a
+    /// handler.
+    pub(super) async fn render<T: Serialize>(
+        &self,
+        timing: HeaderValue,
+        answer: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<Response, Failure> {
+        let header = [(HeaderName::from_static("server-timing"), timing)];
+        self.blocking(move |_| Ok((header, Json(answer())).into_response())).await
+    }
+}
+
+fn long(place: &str, found: impl std::fmt::Display, limit: usize) -> Failure {
+    let message =
+        format!("{place}: {found} tokens, expected at most {limit}; \"truncate\": true cuts");
+    Failure::too_long(place, message)
+}

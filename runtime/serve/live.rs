@@ -1,0 +1,67 @@
+//! The batch as it runs, for the page and for whoever watches.
+
+use super::App;
+use super::failure::{Failure, Failures};
+use crate::schedule::{Stats, Step};
+use axum::Json;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, State};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+use utoipa::{IntoParams, ToSchema};
+
+/// Which steps.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct Since {
+    /// Number of the last step that is known; left out or 0 for all that are kept.
+    #[serde(default)]
+    #[param(required = false)]
+    since: u64,
+}
+
+/// Counters, and the last steps.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Live {
+    stats: Stats,
+    /// Steps after `since`, oldest first; of the last 256.
+    steps: Vec<LiveStep>,
+}
+
+/// A step: one pass over texts, parts of prompts and the next tokens of answers.
+#[derive(Serialize, ToSchema)]
+pub(super) struct LiveStep {
+    /// Its number, from 1.
+    step: u64,
+    /// Tokens of answers.
+    decode: u64,
+    /// Tokens of prompts.
+    prefill: u64,
+    /// Tokens of texts to embed.
+    embed: u64,
+    /// How long it took.
+    #[schema(minimum = 0)]
+    ms: f64,
+}
+
+impl From<Step> for LiveStep {
+    fn from(Step { step, tokens, time }: Step) -> Self {
+        let ms = time.as_secs_f64() * 1e3;
+        Self { step, decode: tokens.decode, prefill: tokens.prefill, embed: tokens.embed, ms }
+    }
+}
+
+/// What the scheduler does, has done, and has in its last steps. Also while the server drains.
+#[utoipa::path(get, path = "/stats", tag = "server", params(Since),
+    responses((status = 200, body = Live), Failures))]
+pub(super) async fn stats(
+    State(app): State<Arc<App>>,
+    since: Result<Query<Since>, QueryRejection>,
+) -> Result<Json<Live>, Failure> {
+    let expected = |e| Failure::field("since", format!("expected a step's number: {e}"));
+    let Query(Since { since }) = since.map_err(expected)?;
+    let scheduler = app.scheduler.get().ok_or_else(Failure::loading)?;
+    // First the steps: none of them is missing in the counters.
+    let steps = scheduler.steps_since(since).into_iter().map(LiveStep::from).collect();
+    Ok(Json(Live { stats: scheduler.stats(), steps }))
+}

@@ -1,0 +1,237 @@
+//! What OpenAI's two endpoints for answers share: from prompts to choices, at once or as a stream.
+
+use super::answers::{Many, first_timing, server_timing};
+use super::body::Loaded;
+use super::failure::Failure;
+use super::params::Params;
+use super::stream::{self, Tell};
+use crate::schedule::{Event, Refused, Summary, Work};
+use crate::{Engine, Finish, Piece, Prompt, Result, Sampling};
+use axum::Json;
+use axum::http::HeaderName;
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use utoipa::ToSchema;
+
+/// What an endpoint makes of an answer's pieces.
+pub(super) trait Shape: 'static {
+    /// The field that the prompt is in.
+    const INPUT: &'static str;
+    /// Begins the answers' ids.
+    const ID: &'static str;
+    /// The `object` of an answer, and of a part of it.
+    const OBJECT: [&'static str; 2];
+    type Logprobs: Send;
+    type Choice: Serialize + Send;
+    type Part: Serialize + Send;
+
+    /// What is told of an answer's tokens, the first of which begins at that character.
+    fn logprobs(engine: &Engine, pieces: &[Piece], start: usize) -> Result<Self::Logprobs>;
+
+    fn choice(
+        index: usize,
+        text: String,
+        logprobs: Option<Self::Logprobs>,
+        finish: Finish,
+    ) -> Self::Choice;
+
+    fn part(index: usize, news: News<Self::Logprobs>) -> Self::Part;
+}
+
+/// What a part of a stream says of a choice.
+pub(super) struct News<L> {
+    /// Whether nothing was said of it before.
+    pub(super) first: bool,
+    pub(super) text: Option<String>,
+    pub(super) logprobs: Option<L>,
+    pub(super) finish: Option<Finish>,
+}
+
+/// An answer.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Completion<C> {
+    #[serde(flatten)]
+    head: Head,
+    /// In order of prompts, `n` of each.
+    choices: Vec<C>,
+    usage: Usage,
+}
+
+/// A part of an answer: the data of a server-sent event. The last event's data is `[DONE]`; where
+/// the request fails on the way, it is an object with `error`.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Chunk<C> {
+    #[serde(flatten)]
+    pub(super) head: Head,
+    /// One; none beside `usage`.
+    pub(super) choices: Vec<C>,
+    /// With `include_usage`: null until the last chunk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Usage>)]
+    pub(super) usage: Option<Option<Usage>>,
+}
+
+/// What identifies an answer; the same in all its parts.
+#[derive(Clone, Serialize, ToSchema)]
+pub(super) struct Head {
+    id: String,
+    /// The kind of object.
+    object: &'static str,
+    /// Unix time.
+    created: u64,
+    model: String,
+}
+
+impl Head {
+    fn new<S: Shape>(loaded: &Loaded, stream: bool) -> Self {
+        Self {
+            id: format!("{}{:032x}", S::ID, fastrand::u128(..)),
+            object: S::OBJECT[usize::from(stream)],
+            created: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
+            model: loaded.app.settings.name.clone(),
+        }
+    }
+}
+
+/// Tokens of a request.
+#[derive(Clone, Copy, Debug, Default, Serialize, ToSchema)]
+pub(super) struct Usage {
+    /// Of the prompts, each counted once.
+    prompt_tokens: usize,
+    /// Of all choices.
+    completion_tokens: usize,
+    total_tokens: usize,
+    prompt_tokens_details: PromptTokens,
+}
+
+/// Tokens of the prompts.
+#[derive(Clone, Copy, Debug, Default, Serialize, ToSchema)]
+pub(super) struct PromptTokens {
+    /// Those that were found computed.
+    cached_tokens: usize,
+}
+
+impl Usage {
+    /// Of all choices, `n` a prompt.
+    pub(super) fn new(summaries: &[Summary], n: usize) -> Self {
+        let prompts = || summaries.iter().step_by(n);
+        let prompt_tokens = prompts().map(|s| s.prompt_tokens).sum();
+        let completion_tokens = summaries.iter().map(|s| s.output_tokens).sum();
+        let cached_tokens = prompts().map(|s| s.cached_tokens).sum();
+        let total_tokens = prompt_tokens + completion_tokens;
+        let prompt_tokens_details = PromptTokens { cached_tokens };
+        Self { prompt_tokens, completion_tokens, total_tokens, prompt_tokens_details }
+    }
+}
+
+/// What is to be answered, and how it is to be told.
+pub(super) struct Job {
+    pub(super) prompts: Vec<Prompt>,
+    pub(super) how: Sampling,
+    /// Whether the tokens' probabilities are told.
+    pub(super) logprobs: bool,
+}
+
+/// Answers prompts, `n` times each.
+pub(super) async fn answer<S: Shape>(
+    loaded: Loaded,
+    job: Job,
+    mut params: Params,
+) -> Result<Response, Failure> {
+    let Job { prompts, mut how, logprobs } = job;
+    let (n, settings) = (params.choices()?, &loaded.app.settings);
+    // More could never wait together.
+    Failure::check_inputs("n", prompts.len() * n, settings.limits.queue_requests)?;
+
+    let start = Instant::now();
+    let format = params.response_format.take();
+    let prepare = move |engine: &Engine| {
+        let grammar = format.map(|format| format.grammar(engine)).transpose()?;
+        let ids = prompts.iter().map(|prompt| engine.tokenize_prompt(prompt, false));
+        Ok((grammar.flatten(), ids.collect::<Result<Vec<_>>>()?))
+    };
+    let (grammar, prompts) = loaded.blocking(prepare).await?;
+    how.grammar = grammar;
+    let tokenize = start.elapsed();
+    check_lengths::<S>(&loaded, &prompts, n)?;
+    let works = prompts.into_iter().flat_map(|prompt| {
+        let how = &how;
+        (0..n as u64).map(move |i| {
+            let how = Sampling { seed: how.seed.wrapping_add(i), ..how.clone() };
+            Work::Generate { prompt: prompt.clone(), how }
+        })
+    });
+    let submitted = Instant::now();
+    let many = loaded.submit_all(works, params.wish())?;
+
+    let head = Head::new::<S>(&loaded, params.stream());
+    if params.stream() {
+        let tell = Tell { n, logprobs, usage: params.include_usage() };
+        let timing = || first_timing(tokenize, submitted.elapsed());
+        return stream::respond::<S>(loaded, many, head, tell, timing).await;
+    }
+    let (answers, summaries) = collect(many).await?;
+    let timings = summaries.iter().map(|s| s.timings).max_by_key(|t| t.first_token() + t.decode);
+    let timing = server_timing(tokenize, &timings.unwrap_or_default());
+    let choices =
+        loaded.blocking(move |engine| Ok(choices::<S>(engine, answers, logprobs)?)).await?;
+    let usage = Usage::new(&summaries, n);
+    let header = [(HeaderName::from_static("server-timing"), timing)];
+    Ok((header, Json(Completion { head, choices, usage })).into_response())
+}
+
+/// Refuses what the queue would refuse each time, before it is copied `n` times.
+fn check_lengths<S: Shape>(loaded: &Loaded, prompts: &[Vec<u32>], n: usize) -> Result<(), Failure> {
+    let positions = loaded.engine().config().max_positions;
+    let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
+    if longest >= positions {
+        let refused = Refused::TooLong { tokens: longest, limit: positions };
+        return Err(Failure::too_long(S::INPUT, refused.to_string()));
+    }
+    let tokens = prompts.iter().map(Vec::len).sum::<usize>() * n;
+    let limit = loaded.app.settings.limits.queue_tokens;
+    if prompts.len() * n > 1 && tokens > limit {
+        let found = format!("the prompts have {tokens} tokens, {n} times each");
+        return Err(Failure::too_long(S::INPUT, format!("{found}; the queue takes {limit}")));
+    }
+    Ok(())
+}
+
+/// All pieces, by choice, and what each took.
+async fn collect(mut many: Many) -> Result<(Vec<Vec<Piece>>, Vec<Summary>), Failure> {
+    let mut pieces = vec![Vec::new(); many.len()];
+    let mut summaries = vec![Summary::default(); many.len()];
+    let mut left = many.len();
+    while left > 0 {
+        let (index, event) = many.next().await?;
+        match event {
+            Event::Piece(piece) => pieces[index].push(piece),
+            Event::Finished(summary) => {
+                summaries[index] = summary;
+                left -= 1;
+            }
+            _ => {}
+        }
+    }
+    Ok((pieces, summaries))
+}
+
+fn choices<S: Shape>(
+    engine: &Engine,
+    answers: Vec<Vec<Piece>>,
+    logprobs: bool,
+) -> Result<Vec<S::Choice>> {
+    let choice = |(index, pieces): (usize, Vec<Piece>)| {
+        let logprobs = logprobs.then(|| S::logprobs(engine, &pieces, 0)).transpose()?;
+        let finish = pieces.last().and_then(|piece| piece.finish).unwrap_or(Finish::Length);
+        let text = pieces.into_iter().map(|piece| piece.text).collect();
+        Ok(S::choice(index, text, logprobs, finish))
+    };
+    answers.into_iter().enumerate().map(choice).collect()
+}
+
+/// OpenAI's number for what is next to impossible, as JSON has no infinity.
+pub(super) fn finite(logprob: f32) -> f32 {
+    logprob.max(-9999.0)
+}

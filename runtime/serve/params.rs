@@ -1,0 +1,273 @@
+//! What a request for an answer may say, in either of OpenAI's endpoints.
+
+use super::answers::Wish;
+use super::failure::Failure;
+use crate::{Engine, Grammar, Sampling};
+use serde::Deserialize;
+use serde::de::value::SeqAccessDeserializer;
+use serde::de::{Deserializer, Error, SeqAccess, Visitor};
+use serde_json::{Map, Value};
+use std::fmt;
+use std::marker::PhantomData;
+use utoipa::ToSchema;
+
+/// Fields of OpenAI's and other servers' that would change an answer and are not supported.
+const UNSUPPORTED: [&str; 20] = [
+    "audio",
+    "best_of",
+    "echo",
+    "frequency_penalty",
+    "function_call",
+    "functions",
+    "guided_choice",
+    "guided_grammar",
+    "guided_json",
+    "guided_regex",
+    "logit_bias",
+    "min_tokens",
+    "modalities",
+    "presence_penalty",
+    "prompt_logprobs",
+    "stop_token_ids",
+    "suffix",
+    "tool_choice",
+    "tools",
+    "use_beam_search",
+];
+
+/// Choices of a prompt.
+const MAX_CHOICES: usize = 128;
+/// Each piece of an answer is searched for all of them, between two steps.
+const MAX_STOPS: usize = 16;
+const MAX_STOP_BYTES: usize = 1024;
+
+/// How to answer. Refused unless neutral, because they would change the answer: `tools`,
+/// `functions`, `frequency_penalty`, `presence_penalty`, `logit_bias`, `best_of`, `echo`, `suffix`,
+/// `modalities`, `audio`, and other servers' `guided_json` and the like, `min_tokens`,
+/// `stop_token_ids`, `prompt_logprobs`, `use_beam_search`. Other fields are ignored.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+pub(super) struct Params {
+    /// The model's name; this server has one.
+    pub(super) model: Option<String>,
+    /// Tokens to generate, at most: 256 in a chat, else 16.
+    max_tokens: Option<usize>,
+    /// The newer name of `max_tokens`; it comes first where both are given.
+    max_completion_tokens: Option<usize>,
+    /// Divides the logits; 0 always takes the likeliest token.
+    #[schema(minimum = 0, default = 1)]
+    temperature: Option<f32>,
+    /// Keep the fewest most likely tokens that reach this probability.
+    #[schema(exclusive_minimum = 0, maximum = 1, default = 1)]
+    top_p: Option<f32>,
+    /// Keep the k most likely tokens; 0 for all.
+    #[schema(default = 0)]
+    top_k: Option<u32>,
+    /// Keep tokens at least this share of the most likely one's probability.
+    #[schema(minimum = 0, maximum = 1, default = 0)]
+    min_p: Option<f32>,
+    /// Divides the logits of tokens seen before; 1 for none.
+    #[schema(exclusive_minimum = 0, default = 1)]
+    repetition_penalty: Option<f32>,
+    /// Answers to each prompt, with the seeds `seed`, `seed` + 1, …
+    #[schema(minimum = 1, maximum = 128, default = 1)]
+    n: Option<usize>,
+    /// Same seed, same answer, whatever else the server does; random when left out.
+    seed: Option<i64>,
+    /// Up to 16 texts of up to 1024 bytes that end the answer; they are not part of it.
+    stop: Option<TextOr<String>>,
+    /// Go on where the model would end.
+    #[schema(default = false)]
+    ignore_eos: Option<bool>,
+    /// Send the answer as server-sent events while it is made.
+    #[schema(default = false)]
+    stream: Option<bool>,
+    /// Only with `stream`.
+    stream_options: Option<StreamOptions>,
+    /// What the answer looks like. It is whole unless `max_tokens` cuts it off.
+    pub(super) response_format: Option<ResponseFormat>,
+    /// Higher is earlier; one level is worth 64 steps of waiting.
+    #[schema(default = 0)]
+    priority: Option<i32>,
+    /// Seconds after which the answer is of no use any more.
+    #[schema(minimum = 0)]
+    timeout: Option<f32>,
+}
+
+/// What a stream tells besides the answer.
+#[derive(Debug, Deserialize, ToSchema)]
+pub(super) struct StreamOptions {
+    /// Whether a last chunk without choices has the usage.
+    #[schema(default = false)]
+    include_usage: Option<bool>,
+}
+
+/// What an answer looks like.
+#[derive(Debug, Deserialize, ToSchema)]
+pub(super) struct ResponseFormat {
+    r#type: Format,
+    /// With the type `json_schema`.
+    json_schema: Option<JsonSchema>,
+}
+
+/// Anything, a JSON object, or JSON that fits a schema.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Format {
+    Text,
+    JsonObject,
+    JsonSchema,
+}
+
+/// A schema that the answer follows, strictly: tokens that lead away from it are not drawn.
+#[derive(Debug, Deserialize, ToSchema)]
+pub(super) struct JsonSchema {
+    /// A JSON schema.
+    schema: Map<String, Value>,
+}
+
+impl ResponseFormat {
+    /// What the answer must be, where that is anything. It takes a while.
+    pub(super) fn grammar(self, engine: &Engine) -> Result<Option<Grammar>, Failure> {
+        let grammar = match (self.r#type, self.json_schema) {
+            (Format::JsonObject, _) => Grammar::json_object(engine)?,
+            (Format::JsonSchema, Some(JsonSchema { schema })) => {
+                let grammar = Grammar::json_schema(engine, &Value::Object(schema));
+                grammar.map_err(|error| match error {
+                    crate::Error::Input { problem, .. } => {
+                        Failure::field("response_format.json_schema.schema", problem)
+                    }
+                    error => error.into(),
+                })?
+            }
+            _ => return Ok(None),
+        };
+        Ok(Some(grammar))
+    }
+}
+
+impl Params {
+    /// From the fields that an endpoint has not taken itself.
+    pub(super) fn parse(fields: Map<String, Value>) -> Result<Self, Failure> {
+        for (name, value) in &fields {
+            if UNSUPPORTED.contains(&name.as_str()) && !neutral(name, value) {
+                return Err(Failure::field(name, "not supported; leave it out"));
+            }
+        }
+        let params: Self = serde_path_to_error::deserialize(Value::Object(fields))
+            .map_err(|e| Failure::field(e.path().to_string(), e.inner()))?;
+        if params.stream_options.is_some() && !params.stream() {
+            return Err(Failure::field("stream_options", "expected \"stream\": true beside it"));
+        }
+        match &params.response_format {
+            Some(ResponseFormat { r#type: Format::JsonSchema, json_schema: None }) => {
+                Err(Failure::field("response_format.json_schema", "expected a schema, found none"))
+            }
+            _ => Ok(params),
+        }
+    }
+
+    /// How to draw, with so many tokens where the request does not say, and the most likely ones
+    /// reported.
+    pub(super) fn sampling(&self, max_tokens: usize, logprobs: u32) -> Result<Sampling, Failure> {
+        let stop = match &self.stop {
+            None => Vec::new(),
+            Some(TextOr::Text(stop)) => vec![stop.clone()],
+            Some(TextOr::List(stops)) => stops.clone(),
+        };
+        let longest = stop.iter().map(String::len).max().unwrap_or(0);
+        if stop.len() > MAX_STOPS || longest > MAX_STOP_BYTES {
+            let found = format!("{} of up to {longest}", stop.len());
+            let expected = format!("at most {MAX_STOPS} texts of at most {MAX_STOP_BYTES} bytes");
+            return Err(Failure::field("stop", format!("expected {expected}, found {found}")));
+        }
+        let given = self.max_completion_tokens.or(self.max_tokens);
+        Ok(Sampling {
+            max_tokens: given.unwrap_or(max_tokens),
+            temperature: self.temperature.unwrap_or(1.0),
+            top_k: self.top_k.unwrap_or(0),
+            top_p: self.top_p.unwrap_or(1.0),
+            min_p: self.min_p.unwrap_or(0.0),
+            repetition_penalty: self.repetition_penalty.unwrap_or(1.0),
+            seed: self.seed.map_or_else(|| fastrand::u64(..), |seed| seed as u64),
+            stop,
+            logprobs,
+            ignore_eos: self.ignore_eos.unwrap_or(false),
+            ..Sampling::default()
+        })
+    }
+
+    /// Choices of each prompt.
+    pub(super) fn choices(&self) -> Result<usize, Failure> {
+        match self.n.unwrap_or(1) {
+            n if (1..=MAX_CHOICES).contains(&n) => Ok(n),
+            n => Err(Failure::field("n", format!("expected 1 to {MAX_CHOICES}, found {n}"))),
+        }
+    }
+
+    pub(super) fn stream(&self) -> bool {
+        self.stream.unwrap_or(false)
+    }
+
+    pub(super) fn include_usage(&self) -> bool {
+        self.stream_options.as_ref().and_then(|o| o.include_usage).unwrap_or(false)
+    }
+
+    pub(super) fn wish(&self) -> Wish {
+        Wish { priority: self.priority, timeout: self.timeout }
+    }
+}
+
+/// Whether an unsupported field asks for nothing.
+fn neutral(name: &str, value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Bool(true) => false,
+        Value::Number(number) => {
+            number.as_f64() == Some(0.0) || name == "best_of" && number.as_f64() == Some(1.0)
+        }
+        Value::String(text) => {
+            text.is_empty()
+                || matches!(name, "tool_choice" | "function_call")
+                    && matches!(text.as_str(), "none" | "auto")
+        }
+        Value::Array(all) => all.iter().all(|v| name == "modalities" && v == "text"),
+        Value::Object(all) => all.is_empty(),
+    }
+}
+
+/// A text, or several things.
+#[derive(Clone, Debug, PartialEq, ToSchema)]
+#[serde(untagged)]
+pub(super) enum TextOr<T> {
+    Text(String),
+    List(Vec<T>),
+}
+
+/// By hand, so that errors tell the place within the list.
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for TextOr<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Either<T>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Either<T> {
+            type Value = TextOr<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string or an array")
+            }
+
+            fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
+                Ok(TextOr::Text(text.into()))
+            }
+
+            fn visit_string<E: Error>(self, text: String) -> Result<Self::Value, E> {
+                Ok(TextOr::Text(text))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, all: A) -> Result<Self::Value, A::Error> {
+                Vec::deserialize(SeqAccessDeserializer::new(all)).map(TextOr::List)
+            }
+        }
+
+        deserializer.deserialize_any(Either(PhantomData))
+    }
+}

@@ -1,0 +1,84 @@
+//! What the ways to a ranking share: a query, passages, and the model's word on each.
+
+use super::answers::{Wish, server_timing};
+use super::body::Loaded;
+use super::failure::Failure;
+use crate::schedule::Work;
+use crate::{Engine, Ranked};
+use axum::http::HeaderValue;
+use rayon::prelude::*;
+use std::time::Instant;
+
+/// What is to be ranked.
+pub(super) struct Question {
+    pub(super) query: String,
+    /// The passages' field in the body.
+    pub(super) field: &'static str,
+    pub(super) passages: Vec<String>,
+    /// Tokens that are looked at of a passage.
+    pub(super) max_tokens: Option<usize>,
+    pub(super) wish: Wish,
+}
+
+/// Passages, and what became of them.
+pub(super) struct Ranking {
+    /// In the passages' order.
+    pub(super) ranked: Vec<Ranked>,
+    pub(super) passages: Vec<String>,
+    /// Tokens of all prompts.
+    pub(super) tokens: usize,
+    pub(super) timing: HeaderValue,
+}
+
+impl Loaded {
+    pub(super) async fn rank(&self, question: Question) -> Result<Ranking, Failure> {
+        let Question { query, field, passages, max_tokens, wish } = question;
+        if query.is_empty() {
+            return Err(Failure::field("query", "expected at least one character, found none"));
+        }
+        if passages.is_empty() {
+            return Err(Failure::field(field, "expected at least one passage, found none"));
+        }
+        Failure::check_inputs(field, passages.len(), self.app.settings.max_inputs)?;
+        let (start, limit) = (Instant::now(), self.max_length());
+        let encode = move |engine: &Engine| {
+            let prompts = match max_tokens {
+                None => engine.encode_passages(&query, &passages)?,
+                Some(n) => {
+                    let cut = passages.par_iter().map(|passage| first(engine, passage, n));
+                    engine.encode_passages(&query, &cut.collect::<Result<Vec<String>, _>>()?)?
+                }
+            };
+            match prompts.iter().position(|prompt| prompt.len() > limit) {
+                None => Ok((prompts, passages)),
+                Some(index) => {
+                    let (place, found) = (format!("{field}[{index}]"), prompts[index].len());
+                    let message = format!(
+                        "{place}: {found} tokens with the question and the query, expected at most \
+                         {limit}"
+                    );
+                    Err(Failure::too_long(&place, message))
+                }
+            }
+        };
+        let (prompts, passages) = self.blocking(encode).await?;
+        let tokenize = start.elapsed();
+        let (ranked, summary) = self.submit(Work::Rank { prompts }, wish)?.ranked().await?;
+        let timing = server_timing(tokenize, &summary.timings);
+        Ok(Ranking { ranked, passages, tokens: summary.prompt_tokens, timing })
+    }
+}
+
+/// A text's first `n` tokens, as text again.
+fn first(engine: &Engine, text: &str, n: usize) -> Result<String, Failure> {
+    let tokenizer = engine.tokenizer();
+    let ids = tokenizer.encode_continued(text).map_err(crate::Error::from)?;
+    match ids.get(..n) {
+        None => Ok(text.into()),
+        // A character may have been cut in its middle.
+        Some(ids) => {
+            let text = tokenizer.decode(ids).map_err(crate::Error::from)?;
+            Ok(text.trim_end_matches(char::REPLACEMENT_CHARACTER).into())
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! Answers as server-sent events, piece by piece.
+
+use super::answers::Many;
+use super::body::Loaded;
+use super::failure::{Failure, FailureBody};
+use super::openai::{Chunk, Head, News, Shape, Usage};
+use crate::Finish;
+use crate::schedule::{Event, Summary};
+use axum::http::{HeaderName, HeaderValue};
+use axum::response::sse::{self, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use futures_util::stream;
+use serde::Serialize;
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::marker::PhantomData;
+use std::time::Duration;
+
+/// What is told besides the text.
+pub(super) struct Tell {
+    /// Choices of each prompt.
+    pub(super) n: usize,
+    pub(super) logprobs: bool,
+    pub(super) usage: bool,
+}
+
+/// A choice under way.
+#[derive(Clone, Copy, Default)]
+struct Told {
+    begun: bool,
+    /// Characters of its text.
+    characters: usize,
+    finish: Option<Finish>,
+}
+
+/// An answer on its way out. Dropping it, as happens when the client goes away, gives it up.
+struct Sending<S> {
+    loaded: Loaded,
+    many: Many,
+    head: Head,
+    tell: Tell,
+    told: Vec<Told>,
+    summaries: Vec<Summary>,
+    /// Choices that are not finished.
+    left: usize,
+    /// Events that are to be sent.
+    out: VecDeque<sse::Event>,
+    shape: PhantomData<fn() -> S>,
+}
+
+/// Answers when the first event is there, so that what fails before has its own status.
+pub(super) async fn respond<S: Shape>(
+    loaded: Loaded,
+    mut many: Many,
+    head: Head,
+    tell: Tell,
+    timing: impl FnOnce() -> HeaderValue,
+) -> Result<Response, Failure> {
+    let (index, event) = many.next().await?;
+    let (told, summaries) =
+        (vec![Told::default(); many.len()], vec![Summary::default(); many.len()]);
+    let (left, out, shape) = (many.len(), VecDeque::new(), PhantomData);
+    let mut sending = Sending::<S> { loaded, many, head, tell, told, summaries, left, out, shape };
+    sending.take(index, event)?;
+    let header = [(HeaderName::from_static("server-timing"), timing())];
+    let events = Sse::new(stream::unfold(sending, Sending::next));
+    // A comment now and then, so that nobody on the way takes the connection for dead.
+    let events = events.keep_alive(KeepAlive::new().interval(Duration::from_secs(15)));
+    Ok((header, events).into_response())
+}
+
+impl<S: Shape> Sending<S> {
+    async fn next(mut self) -> Option<(Result<sse::Event, Infallible>, Self)> {
+        loop {
+            if let Some(event) = self.out.pop_front() {
+                return Some((Ok(event), self));
+            }
+            if self.left == 0 {
+                return None;
+            }
+            let taken = match self.many.next().await {
+                Ok((index, event)) => self.take(index, event),
+                Err(failure) => Err(failure),
+            };
+            if let Err(failure) = taken {
+                self.left = 0;
+                self.send(&FailureBody { error: failure.error });
+            }
+        }
+    }
+
+    /// Makes of an event what is to be sent.
+    fn take(&mut self, index: usize, event: Event) -> Result<(), Failure> {
+        let Some(mut told) = self.told.get(index).copied() else { return Ok(()) };
+        match event {
+            Event::Piece(piece) => {
+                let logprobs = self.tell.logprobs.then(|| {
+                    let pieces = std::slice::from_ref(&piece);
+                    S::logprobs(self.loaded.engine(), pieces, told.characters)
+                });
+                let logprobs = logprobs.transpose()?;
+                if logprobs.is_some() || !piece.text.is_empty() {
+                    told.characters += piece.text.chars().count();
+                    let first = !std::mem::replace(&mut told.begun, true);
+                    let text = Some(piece.text);
+                    self.part(index, News { first, text, logprobs, finish: None });
+                }
+                told.finish = piece.finish;
+                self.told[index] = told;
+            }
+            Event::Finished(summary) => {
+                // Without a piece, there was room for none.
+                let finish = Some(told.finish.unwrap_or(Finish::Length));
+                let first = !told.begun;
+                self.part(index, News { first, text: None, logprobs: None, finish });
+                self.summaries[index] = summary;
+                self.left -= 1;
+                if self.left == 0 {
+                    self.end();
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn part(&mut self, index: usize, news: News<S::Logprobs>) {
+        let usage = self.tell.usage.then_some(None);
+        let choices = vec![S::part(index, news)];
+        self.send(&Chunk { head: self.head.clone(), choices, usage });
+    }
+
+    fn end(&mut self) {
+        if self.tell.usage {
+            let usage = Some(Some(Usage::new(&self.summaries, self.tell.n)));
+            let choices = Vec::<S::Part>::new();
+            self.send(&Chunk { head: self.head.clone(), choices, usage });
+        }
+        self.out.push_back(sse::Event::default().data("[DONE]"));
+    }
+
+    fn send(&mut self, data: &impl Serialize) {
+        // Such data can always be written.
+        self.out.extend(sse::Event::default().json_data(data));
+    }
+}

@@ -1,0 +1,313 @@
+//! What clients of text-embeddings-inference ask: `/embed`, `/similarity`, `/rerank`, `/info`.
+
+use super::answers::{Wish, server_timing};
+use super::body::{Body, Loaded};
+use super::failure::{Failure, Failures};
+use super::input::Input;
+use super::rank::{Question, Ranking};
+use crate::schedule::Work;
+use crate::{Embed, Ranked, dot};
+use axum::Json;
+use axum::response::Response;
+use serde::{Deserialize, Serialize};
+use std::time::Instant;
+use utoipa::ToSchema;
+
+/// Texts to embed.
+#[derive(Deserialize, ToSchema)]
+pub(super) struct EmbedRequest {
+    /// One text or several, as strings or as token ids; see `/v1/embeddings`.
+    inputs: Input,
+    /// Whether vectors have length 1.
+    #[schema(default = true)]
+    normalize: Option<bool>,
+    /// Cut texts that are too long, rather than refuse them with 422.
+    #[schema(default = false)]
+    truncate: Option<bool>,
+    /// Where to cut them.
+    #[serde(rename = "truncation_direction")]
+    #[schema(default = "Right")]
+    _truncation_direction: Option<Direction>,
+    /// Not supported; `instruction` says what the vectors are for.
+    prompt_name: Option<String>,
+    /// Keep only so many leading numbers of each vector, which then gets length 1 again.
+    #[schema(minimum = 1)]
+    dimensions: Option<usize>,
+    /// An extension: what the vectors are for; none for documents.
+    instruction: Option<String>,
+    /// An extension: higher is earlier. One level is worth 64 steps of waiting.
+    #[schema(default = 0)]
+    priority: Option<i32>,
+    /// An extension: seconds after which the answer is of no use any more.
+    #[schema(minimum = 0)]
+    timeout: Option<f32>,
+}
+
+/// The end at which texts are cut; the left is not supported.
+#[derive(Clone, Copy, Deserialize, ToSchema)]
+enum Direction {
+    #[serde(alias = "right")]
+    Right,
+}
+
+/// Vectors, in the order of the texts.
+#[derive(Serialize, ToSchema)]
+pub(super) struct EmbedResponse(Vec<Vec<f32>>);
+
+/// Sentences to compare.
+#[derive(Deserialize, ToSchema)]
+pub(super) struct SimilarityRequest {
+    inputs: SimilarityInputs,
+    parameters: Option<SimilarityParameters>,
+    /// An extension: higher is earlier. One level is worth 64 steps of waiting.
+    #[schema(default = 0)]
+    priority: Option<i32>,
+    /// An extension: seconds after which the answer is of no use any more.
+    #[schema(minimum = 0)]
+    timeout: Option<f32>,
+}
+
+/// What is compared with what.
+#[derive(Deserialize, ToSchema)]
+struct SimilarityInputs {
+    /// The one that the others are compared with.
+    #[schema(min_length = 1)]
+    source_sentence: String,
+    /// The others.
+    #[schema(min_items = 1)]
+    sentences: Vec<String>,
+}
+
+/// How they are embedded.
+#[derive(Default, Deserialize, ToSchema)]
+struct SimilarityParameters {
+    /// Cut sentences that are too long, rather than refuse them with 422.
+    #[schema(default = false)]
+    truncate: Option<bool>,
+    /// Where to cut them.
+    #[serde(rename = "truncation_direction")]
+    #[schema(default = "Right")]
+    _truncation_direction: Option<Direction>,
+    /// Not supported; `instruction` says what the vectors are for.
+    prompt_name: Option<String>,
+    /// An extension: what the source sentence's vector is for, if it is a query.
+    instruction: Option<String>,
+    /// An extension: what the other vectors are for; none for documents. For a comparison that is
+    /// the same both ways, give the same as `instruction`.
+    sentences_instruction: Option<String>,
+}
+
+/// Cosines, in the order of the sentences.
+#[derive(Serialize, ToSchema)]
+pub(super) struct SimilarityResponse(Vec<f32>);
+
+/// Texts to rank.
+#[derive(Deserialize, ToSchema)]
+pub(super) struct RankRequest {
+    /// What the texts are to be relevant to. The model sees its first 600 characters.
+    #[schema(min_length = 1)]
+    query: String,
+    /// The model sees the first 600 characters of each.
+    #[schema(min_items = 1)]
+    texts: Vec<String>,
+    /// Not used: what is longer is always cut as said there.
+    #[serde(rename = "truncate")]
+    _truncate: Option<bool>,
+    /// As above.
+    #[serde(rename = "truncation_direction")]
+    _truncation_direction: Option<Direction>,
+    /// Whether scores are the logits of "yes", as in the GRIT paper, and not the probabilities of
+    /// "yes" against "no".
+    #[schema(default = false)]
+    raw_scores: Option<bool>,
+    /// Whether to return the texts, too.
+    #[schema(default = false)]
+    return_text: Option<bool>,
+    /// An extension: higher is earlier. One level is worth 64 steps of waiting.
+    #[schema(default = 0)]
+    priority: Option<i32>,
+    /// An extension: seconds after which the answer is of no use any more.
+    #[schema(minimum = 0)]
+    timeout: Option<f32>,
+}
+
+/// The texts, highest score first.
+#[derive(Serialize, ToSchema)]
+pub(super) struct RankResponse(Vec<Rank>);
+
+/// A text's relevance.
+#[derive(Serialize, ToSchema)]
+struct Rank {
+    /// Which text, from 0.
+    index: usize,
+    score: f32,
+    /// Where `return_text` asks for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    text: Option<String>,
+}
+
+/// What is served, and how much at once.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Info {
+    /// The model's name.
+    model_id: String,
+    /// Not known.
+    #[schema(required)]
+    model_sha: Option<String>,
+    /// What is computed in; weights are as in the checkpoint.
+    model_dtype: &'static str,
+    model_type: ModelType,
+    /// Requests that may wait.
+    max_concurrent_requests: usize,
+    /// Tokens of a text.
+    max_input_length: usize,
+    /// Tokens of a pass.
+    max_batch_tokens: usize,
+    /// None: tokens are what limits a pass.
+    #[schema(required)]
+    max_batch_requests: Option<usize>,
+    /// Inputs of one request.
+    max_client_batch_size: usize,
+    /// Whether texts that are too long are cut unasked: no.
+    auto_truncate: bool,
+    /// Threads that tokenize.
+    tokenization_workers: usize,
+    /// This program's.
+    version: &'static str,
+    /// Not known.
+    #[schema(required)]
+    sha: Option<String>,
+    /// Not known.
+    #[schema(required)]
+    docker_label: Option<String>,
+}
+
+/// What the model is for.
+#[derive(Serialize, ToSchema)]
+struct ModelType {
+    embedding: EmbeddingModel,
+}
+
+/// How it embeds.
+#[derive(Serialize, ToSchema)]
+struct EmbeddingModel {
+    /// The default.
+    pooling: &'static str,
+}
+
+fn no_prompts(field: &str, name: Option<String>) -> Result<(), Failure> {
+    name.map_or(Ok(()), |name| {
+        let problem = format!("expected none, as prompts have no names here, found {name:?}");
+        Err(Failure::field(field, problem))
+    })
+}
+
+/// Embeds texts.
+#[utoipa::path(post, path = "/embed", tag = "embedding", request_body = EmbedRequest,
+    responses((status = 200, body = EmbedResponse), Failures))]
+pub(super) async fn embed(
+    loaded: Loaded,
+    Body(body): Body<EmbedRequest>,
+) -> Result<Response, Failure> {
+    no_prompts("prompt_name", body.prompt_name)?;
+    let how = Embed {
+        instruction: body.instruction.unwrap_or_default(),
+        normalize: body.normalize.unwrap_or(true),
+        max_length: loaded.max_length(),
+        dimensions: body.dimensions,
+        ..Embed::default()
+    };
+    let wish = Wish { priority: body.priority, timeout: body.timeout };
+    let (start, truncate) = (Instant::now(), body.truncate.unwrap_or(false));
+    let texts = loaded.encode("inputs", body.inputs, &how, truncate).await?;
+    let tokenize = start.elapsed();
+    let answers = loaded.submit(Work::Embed { texts, how }, wish)?;
+    let (found, summary) = answers.embeddings().await?;
+    let timing = server_timing(tokenize, &summary.timings);
+    let answer = || EmbedResponse(found.into_iter().map(|e| e.vector).collect());
+    loaded.render(timing, answer).await
+}
+
+/// Compares a sentence with others.
+#[utoipa::path(post, path = "/similarity", tag = "embedding", request_body = SimilarityRequest,
+    responses((status = 200, body = SimilarityResponse), Failures))]
+pub(super) async fn similarity(
+    loaded: Loaded,
+    Body(body): Body<SimilarityRequest>,
+) -> Result<Response, Failure> {
+    let (inputs, parameters) = (body.inputs, body.parameters.unwrap_or_default());
+    no_prompts("parameters.prompt_name", parameters.prompt_name)?;
+    let how = |instruction: Option<String>| Embed {
+        instruction: instruction.unwrap_or_default(),
+        max_length: loaded.max_length(),
+        ..Embed::default()
+    };
+    let (one, others) = (how(parameters.instruction), how(parameters.sentences_instruction));
+    let wish = Wish { priority: body.priority, timeout: body.timeout };
+    let (start, truncate) = (Instant::now(), parameters.truncate.unwrap_or(false));
+    let (source, sentences) = (inputs.source_sentence.into(), inputs.sentences.into());
+    let mut texts = loaded.encode("inputs.source_sentence", source, &one, truncate).await?;
+    texts.extend(loaded.encode("inputs.sentences", sentences, &others, truncate).await?);
+    let tokenize = start.elapsed();
+    // The instructions, in which alone they differ, are in the texts.
+    let answers = loaded.submit(Work::Embed { texts, how: one }, wish)?;
+    let (found, summary) = answers.embeddings().await?;
+    let timing = server_timing(tokenize, &summary.timings);
+    let mut vectors = found.into_iter().map(|e| e.vector);
+    let source = vectors.next().unwrap_or_default();
+    let answer = move || SimilarityResponse(vectors.map(|v| dot(&source, &v)).collect());
+    loaded.render(timing, answer).await
+}
+
+/// Ranks texts by relevance to a query.
+#[utoipa::path(post, path = "/rerank", tag = "rank", request_body = RankRequest,
+    responses((status = 200, body = RankResponse), Failures))]
+pub(super) async fn rerank(
+    loaded: Loaded,
+    Body(body): Body<RankRequest>,
+) -> Result<Response, Failure> {
+    let question = Question {
+        query: body.query,
+        field: "texts",
+        passages: body.texts,
+        max_tokens: None,
+        wish: Wish { priority: body.priority, timeout: body.timeout },
+    };
+    let Ranking { mut ranked, mut passages, timing, .. } = loaded.rank(question).await?;
+    let raw = body.raw_scores.unwrap_or(false);
+    let score = move |r: &Ranked| if raw { r.score } else { r.probability };
+    Ranked::sort_by(&mut ranked, score);
+    let texts = body.return_text.unwrap_or(false);
+    let rank = move |r: Ranked| Rank {
+        index: r.index,
+        score: score(&r),
+        text: texts.then(|| std::mem::take(&mut passages[r.index])),
+    };
+    loaded.render(timing, move || RankResponse(ranked.into_iter().map(rank).collect())).await
+}
+
+/// What is served, and how much at once.
+#[utoipa::path(get, path = "/info", tag = "server",
+    responses((status = 200, body = Info), Failures))]
+pub(super) async fn info(loaded: Loaded) -> Json<Info> {
+    let (engine, settings) = (loaded.engine(), &loaded.app.settings);
+    // Keys and values are kept in what is computed in.
+    let half = engine.kv_bytes_per_token() == engine.config().kv_bytes_per_token(2);
+    Json(Info {
+        model_id: settings.name.clone(),
+        model_sha: None,
+        model_dtype: if half { "bfloat16" } else { "float32" },
+        model_type: ModelType { embedding: EmbeddingModel { pooling: "mean" } },
+        max_concurrent_requests: settings.limits.queue_requests,
+        max_input_length: loaded.max_length(),
+        max_batch_tokens: settings.limits.batch_tokens,
+        max_batch_requests: None,
+        max_client_batch_size: settings.max_inputs,
+        auto_truncate: false,
+        tokenization_workers: rayon::current_num_threads(),
+        version: env!("CARGO_PKG_VERSION"),
+        sha: None,
+        docker_label: None,
+    })
+}

@@ -1,0 +1,101 @@
+//! `POST /tokenize` and `POST /detokenize`, in vLLM's shape for texts.
+
+use super::body::{Body, Loaded};
+use super::failure::{Failure, Failures};
+use super::input::{Id, Ids};
+use crate::Error;
+use axum::Json;
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// A text.
+#[derive(Deserialize, ToSchema)]
+pub(super) struct TokenizeRequest {
+    /// The model's name, as `/v1/models` tells it.
+    model: Option<String>,
+    /// Taken verbatim; no tags go around it.
+    prompt: String,
+    /// Whether `<s>` goes in front. Ids for `/v1/embeddings` are to be without it.
+    #[schema(default = true)]
+    add_special_tokens: Option<bool>,
+    /// Whether to tell how the vocabulary spells each token.
+    #[schema(default = false)]
+    return_token_strs: Option<bool>,
+}
+
+/// A text's tokens.
+#[derive(Serialize, ToSchema)]
+pub(super) struct TokenizeResponse {
+    /// Their number.
+    count: usize,
+    /// Positions of the model.
+    max_model_len: usize,
+    /// Their ids.
+    tokens: Vec<u32>,
+    /// Their spellings, where `return_token_strs` asks for them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    token_strs: Option<Vec<String>>,
+}
+
+/// Token ids.
+#[derive(Deserialize, ToSchema)]
+pub(super) struct DetokenizeRequest {
+    /// The model's name, as `/v1/models` tells it.
+    model: Option<String>,
+    /// Ids below the size of the vocabulary.
+    #[schema(value_type = Vec<Id>)]
+    tokens: Ids,
+}
+
+/// Their text.
+#[derive(Serialize, ToSchema)]
+pub(super) struct DetokenizeResponse {
+    /// Special tokens, `<s>` for one, are left out.
+    prompt: String,
+}
+
+/// The token ids of a text.
+#[utoipa::path(post, path = "/tokenize", tag = "tokens", request_body = TokenizeRequest,
+    responses((status = 200, body = TokenizeResponse), Failures))]
+pub(super) async fn tokenize(
+    loaded: Loaded,
+    Body(body): Body<TokenizeRequest>,
+) -> Result<Response, Failure> {
+    loaded.check_model(body.model.as_deref())?;
+    let work = move |engine: &crate::Engine| {
+        let tokenizer = engine.tokenizer();
+        let tokens = match body.add_special_tokens.unwrap_or(true) {
+            true => tokenizer.encode(&body.prompt),
+            false => tokenizer.encode_continued(&body.prompt),
+        };
+        let tokens = tokens.map_err(Error::from)?;
+        let spell = |&id| tokenizer.piece(id).unwrap_or_default();
+        let spellings = || tokens.iter().map(spell).collect();
+        let token_strs = body.return_token_strs.unwrap_or(false).then(spellings);
+        let (count, max_model_len) = (tokens.len(), engine.config().max_positions);
+        Ok(Json(TokenizeResponse { count, max_model_len, tokens, token_strs }).into_response())
+    };
+    loaded.blocking(work).await
+}
+
+/// The text of token ids.
+#[utoipa::path(post, path = "/detokenize", tag = "tokens", request_body = DetokenizeRequest,
+    responses((status = 200, body = DetokenizeResponse), Failures))]
+pub(super) async fn detokenize(
+    loaded: Loaded,
+    Body(body): Body<DetokenizeRequest>,
+) -> Result<Response, Failure> {
+    loaded.check_model(body.model.as_deref())?;
+    let (Ids(ids), vocab) = (body.tokens, loaded.engine().config().vocab);
+    if let Some(at) = ids.iter().position(|&id| id as usize >= vocab) {
+        let problem = format!("expected a token id below {vocab}, found {}", ids[at]);
+        return Err(Failure::field(format!("tokens[{at}]"), problem));
+    }
+    let work = move |engine: &crate::Engine| {
+        let prompt = engine.tokenizer().decode(&ids).map_err(Error::from)?;
+        Ok(Json(DetokenizeResponse { prompt }).into_response())
+    };
+    loaded.blocking(work).await
+}
