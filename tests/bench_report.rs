@@ -1,7 +1,8 @@
 //! The report of `gritlm bench`: records in files, the table, the comparison, peers, RESULTS.md,
 //! and the page in a browser. Nothing is measured here.
 
-use crate::browser::{chromium, command};
+use crate::browser::chromium;
+use crate::devtools::Browser;
 use crate::support::{data, say};
 use gritlm::bench::compare::{Kind, compare};
 use gritlm::bench::page::page;
@@ -12,11 +13,8 @@ use gritlm::bench::shape;
 use gritlm::bench::table::{WIDTH, table};
 use serde_json::{Value, json};
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{Child, ChildStdin, Stdio};
-use std::sync::mpsc::{Receiver, channel};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use tempfile::tempdir;
 
 /// Two devices, three suites, steps, peers that are slower, much slower, faster and elsewhere.
@@ -480,131 +478,9 @@ fn the_page_is_one_file_of_escaped_text() {
     assert!(page(&hostile()).contains("cuda&lt;script&gt;alert(1)&lt;/script&gt;"));
 }
 
-/// A browser without a window, spoken to through a pipe.
-struct Browser {
-    process: Child,
-    input: ChildStdin,
-    answers: Receiver<Value>,
-    events: Vec<Value>,
-    session: Option<String>,
-    last: u64,
-    _profile: tempfile::TempDir,
-}
-
-impl Browser {
-    fn open(program: &Path) -> Self {
-        let profile = tempdir().unwrap();
-        let mut process = command(program, profile.path())
-            .arg("about:blank")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap_or_else(|e| panic!("{}: {e}", program.display()));
-        let input = process.stdin.take().unwrap();
-        let mut output = BufReader::new(process.stdout.take().unwrap());
-        let (sender, answers) = channel();
-        std::thread::spawn(move || {
-            let mut bytes = Vec::new();
-            while output.read_until(0, &mut bytes).is_ok_and(|read| read > 0) {
-                let answer = serde_json::from_slice(&bytes[..bytes.len() - 1]);
-                if answer.map(|answer: Value| sender.send(answer)).is_err() {
-                    break;
-                }
-                bytes.clear();
-            }
-        });
-        let (events, session, last) = (Vec::new(), None, 0);
-        let mut all = Self { process, input, answers, events, session, last, _profile: profile };
-        let target = all.call("Target.createTarget", json!({"url": "about:blank"}));
-        let target = json!({"targetId": target["targetId"], "flatten": true});
-        let attached = all.call("Target.attachToTarget", target);
-        all.session = attached["sessionId"].as_str().map(String::from);
-        for domain in ["Page", "Runtime", "Log", "Network"] {
-            all.call(&format!("{domain}.enable"), json!({}));
-        }
-        all
-    }
-
-    /// What comes next, of answers and events.
-    fn next(&mut self) -> Value {
-        let next = self.answers.recv_timeout(Duration::from_secs(60));
-        next.unwrap_or_else(|e| panic!("the browser says nothing: {e}"))
-    }
-
-    fn call(&mut self, method: &str, params: Value) -> Value {
-        self.last += 1;
-        let mut message = json!({"id": self.last, "method": method, "params": params});
-        if let Some(session) = &self.session {
-            message["sessionId"] = json!(session);
-        }
-        self.input.write_all(format!("{message}\0").as_bytes()).unwrap();
-        loop {
-            let mut next = self.next();
-            if next["id"] == self.last {
-                assert!(next["error"].is_null(), "{method}: {}", next["error"]);
-                return next["result"].take();
-            }
-            self.events.push(next);
-        }
-    }
-
-    /// Opens a page of its own file, to the end of its loading.
-    fn visit(&mut self, html: &str) -> String {
-        let path = self._profile.path().join(format!("page{}.html", self.last));
-        fs::write(&path, html).unwrap();
-        let url = format!("file://{}", path.display());
-        self.events.clear();
-        self.call("Page.navigate", json!({"url": url}));
-        while !self.events.iter().any(|event| event["method"] == "Page.loadEventFired") {
-            let next = self.next();
-            self.events.push(next);
-        }
-        url
-    }
-
-    /// What an expression of JavaScript gives.
-    fn value(&mut self, expression: &str) -> Value {
-        let params = json!({"expression": expression, "returnByValue": true});
-        let mut result = self.call("Runtime.evaluate", params);
-        assert!(result["exceptionDetails"].is_null(), "{result}");
-        result["result"]["value"].take()
-    }
-
-    /// Messages, errors and requests since the page was visited, but for the page itself.
-    fn complaints(&mut self, url: &str) -> Vec<String> {
-        // Events are ahead of the answer.
-        self.value("1");
-        let is_bad = |event: &&Value| match event["method"].as_str().unwrap_or_default() {
-            "Network.requestWillBeSent" => event["params"]["request"]["url"] != url,
-            method => {
-                ["Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded"]
-                    .contains(&method)
-                    || method == "Page.javascriptDialogOpening"
-            }
-        };
-        self.events.iter().filter(is_bad).map(Value::to_string).collect()
-    }
-
-    fn screen(&mut self, width: u32, medium: &str, scheme: &str) {
-        let feature = json!([{"name": "prefers-color-scheme", "value": scheme}]);
-        let media = json!({"media": medium, "features": feature});
-        self.call("Emulation.setEmulatedMedia", media);
-        let size = json!({"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": false});
-        self.call("Emulation.setDeviceMetricsOverride", size);
-    }
-}
-
-impl Drop for Browser {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
 /// What is wrong with a page, a line each: pictures and marks without size, text that leaves its
 /// picture, text that is hard to tell from what is behind it, a page wider than its window.
-const LOOK: &str = r#"(() => {
+pub(crate) const LOOK: &str = r#"(() => {
     const wrong = [];
     const rgb = colour => colour.match(/[\d.]+/g).slice(0, 3).map(Number);
     const light = colour => {
@@ -694,7 +570,7 @@ fn the_page_looks_right_in_a_browser() {
         let page = page(&record);
         for (width, scheme) in [(1280, "light"), (1280, "dark"), (400, "light")] {
             browser.screen(width, "screen", scheme);
-            let url = browser.visit(&page);
+            let url = browser.visit_page(&page);
             let look = browser.value(LOOK);
             let complaints = browser.complaints(&url);
             assert!(complaints.is_empty(), "{complaints:?}");
@@ -712,7 +588,7 @@ fn the_page_looks_right_in_a_browser() {
     }
     // On paper it is light, and all of it is there.
     browser.screen(1280, "print", "dark");
-    browser.visit(&page(&sample()));
+    browser.visit_page(&page(&sample()));
     assert!(browser.value(LOOK)["background"].as_f64().unwrap() > 0.8);
     let pdf = browser.call("Page.printToPDF", json!({"printBackground": true}));
     assert!(pdf["data"].as_str().unwrap().len() > 50_000);
@@ -723,7 +599,7 @@ fn the_page_looks_right_in_a_browser() {
         .replace("<h1>", "<img src=\"http://127.0.0.1:9/x.png\"><script>alert(1)</script><h1>")
         .replace("<text x=\"", "<text fill=\"red\" x=\"9")
         .replace("--muted: #57606a", "--muted: #d0d0d0");
-    let url = browser.visit(&planted);
+    let url = browser.visit_page(&planted);
     assert!(browser.complaints(&url).len() >= 2, "a request and a script were not noticed");
     let wrong = browser.value(LOOK)["wrong"].to_string();
     assert!(wrong.contains("leaves the picture") && wrong.contains("contrast"), "{wrong}");
