@@ -12,6 +12,8 @@
 use crate::{Error, Result};
 use gritlm_model::ops::{NO_PAGE, PAGE};
 use half::bf16;
+use rayon::prelude::*;
+use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -204,15 +206,42 @@ pub struct KvCache {
 }
 
 impl KvCache {
-    pub(crate) fn from_f32(
-        layers: usize,
-        kv_heads: usize,
-        head_dim: usize,
-        tokens: usize,
-        values: Vec<f32>,
-    ) -> Self {
-        debug_assert_eq!(values.len(), layers * 2 * kv_heads * tokens * head_dim);
-        Self { layers, kv_heads, head_dim, tokens, values: Values::F32(values) }
+    /// Of numbers in the order of `shape`: `(layers, 2, kv_heads, tokens, head_dim)`.
+    ///
+    /// # Errors
+    /// When their count is not the shape's, or its second size is not 2.
+    pub fn from_f32(shape: [usize; 5], values: Vec<f32>) -> Result<Self> {
+        Self::of(shape, values.len(), Values::F32(values))
+    }
+
+    /// [`KvCache::from_f32`] of rounded numbers, which are kept as they are.
+    ///
+    /// # Errors
+    /// As [`KvCache::from_f32`].
+    pub fn from_bf16(shape: [usize; 5], values: Vec<bf16>) -> Result<Self> {
+        Self::of(shape, values.len(), Values::Bf16(values))
+    }
+
+    fn of(shape: [usize; 5], len: usize, values: Values) -> Result<Self> {
+        let [layers, pair, kv_heads, tokens, head_dim] = shape;
+        let product = shape.iter().try_fold(1_usize, |all, &n| all.checked_mul(n));
+        if pair != 2 || product != Some(len) {
+            return Err(Error::Input {
+                what: "keys and values".into(),
+                problem: format!("expected (layers, 2, …) numbers, found {len} for {shape:?}"),
+            });
+        }
+        Ok(Self { layers, kv_heads, head_dim, tokens, values })
+    }
+
+    /// The numbers themselves, where they are rounded to bfloat16.
+    pub fn as_bf16(&self) -> Option<&[bf16]> {
+        if let Values::Bf16(values) = &self.values { Some(values) } else { None }
+    }
+
+    /// The numbers themselves, where they are f32.
+    pub fn as_f32(&self) -> Option<&[f32]> {
+        if let Values::F32(values) = &self.values { Some(values) } else { None }
     }
 
     /// `(layers, 2, kv_heads, tokens, head_dim)`.
@@ -236,9 +265,17 @@ impl KvCache {
 
     /// All numbers as f32, in the order of [`KvCache::shape`].
     pub fn to_f32(&self) -> Vec<f32> {
+        self.wide().into_owned()
+    }
+
+    /// [`KvCache::to_f32`], without a copy where they are.
+    pub(crate) fn wide(&self) -> Cow<'_, [f32]> {
         match &self.values {
-            Values::F32(values) => values.clone(),
-            Values::Bf16(values) => values.iter().map(|v| v.to_f32()).collect(),
+            Values::F32(values) => Cow::Borrowed(values),
+            // A long document has more of them than one thread converts in good time.
+            Values::Bf16(values) => {
+                values.par_iter().with_min_len(1 << 16).map(|v| v.to_f32()).collect()
+            }
         }
     }
 
@@ -247,6 +284,14 @@ impl KvCache {
         match &self.values {
             Values::F32(values) => size_of_val(values.as_slice()),
             Values::Bf16(values) => size_of_val(values.as_slice()),
+        }
+    }
+
+    /// Whether every number is finite.
+    pub fn is_finite(&self) -> bool {
+        match &self.values {
+            Values::F32(values) => values.iter().all(|v| v.is_finite()),
+            Values::Bf16(values) => values.iter().all(|v| v.is_finite()),
         }
     }
 
@@ -268,8 +313,8 @@ impl KvCache {
             }
             tokens += cache.tokens;
         }
-        let parts: Vec<Vec<f32>> = caches.iter().map(|c| c.to_f32()).collect();
-        let mut joined = Vec::with_capacity(parts.iter().map(Vec::len).sum());
+        let parts: Vec<Cow<'_, [f32]>> = caches.iter().map(|c| c.wide()).collect();
+        let mut joined = Vec::with_capacity(parts.iter().map(|p| p.len()).sum());
         for head in 0..first.layers * 2 * first.kv_heads {
             for (cache, part) in caches.iter().zip(&parts) {
                 let len = cache.tokens * cache.head_dim;

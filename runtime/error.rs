@@ -101,6 +101,15 @@ pub enum Error {
         /// What the system said.
         source: std::io::Error,
     },
+    /// A store of documents is damaged, in use, full, or made with something else; the message says
+    /// which. `gritlm index --verify` finds all that is damaged.
+    #[error("{}: {problem}", path.display())]
+    Store {
+        /// The store's folder, or the file in it.
+        path: PathBuf,
+        /// What was expected and what was found.
+        problem: String,
+    },
     /// The request's deadline came before its end. Allow more time, or ask when less waits.
     #[error("the deadline passed before the request was done")]
     Expired,

@@ -33,6 +33,7 @@ mod forward;
 mod generate;
 mod grammar;
 mod hub;
+pub mod rag;
 mod rerank;
 pub mod schedule;
 pub mod serve;

@@ -1,0 +1,25 @@
+//! Retrieval with the caches of the GRIT paper: index once, answer without reading the document
+//! again.
+
+mod ask;
+mod chunk;
+mod index;
+mod join;
+mod mode;
+mod read;
+mod search;
+pub mod store;
+mod usage;
+
+pub use ask::{Answer, Ask, Asked, Passage, Stored};
+pub use chunk::{Chunking, Cut, MIN_CHUNK};
+pub use index::{Event, Indexed, Indexer, Plan};
+pub use join::{Part, Positions, join};
+pub use mode::{Mode, Order};
+pub use read::{Source, read};
+pub use search::{Filter, Find, Hit, Searcher};
+pub use store::{
+    CacheKind, Chunk, Compacted, Document, Identity, KvFormat, NewChunk, NewDocument, Problem,
+    Reader, Report, Stamp, Status, VectorFormat, Vectors, Writer, content_hash, verify,
+};
+pub use usage::{Times, Usage};

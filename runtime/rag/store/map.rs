@@ -1,0 +1,13 @@
+//! The one `unsafe` of the store: a mapped file.
+
+use memmap2::{Mmap, MmapOptions};
+use std::fs::File;
+use std::io;
+
+/// Maps the first `len` bytes, which the file has and `len` is not 0.
+pub(super) fn map(file: &File, len: usize) -> io::Result<Mmap> {
+    // SAFETY: recorded rows are never written again nor cut off (the writer appends behind them,
+    // compaction writes another file), and the caller has compared `len` with the file's length. As
+    // with mapped weights, another program that cuts the file while it is mapped ends this one.
+    unsafe { MmapOptions::new().len(len).map(file) }
+}

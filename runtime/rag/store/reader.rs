@@ -1,0 +1,300 @@
+//! Readers, any number beside a writer.
+
+use super::identity::Identity;
+use super::notes::Notes;
+use super::tables::{self, ChunkRow, DocumentRow, Index, Reads, connect, damaged, get_meta, sql};
+use super::types::{Chunk, Document, Status};
+use super::vectors::Vectors;
+use super::{disk, folder_bytes_of, head, segment};
+use crate::cache::KvCache;
+use crate::{Attn, Engine, Error, Result};
+use rusqlite::Connection;
+use std::collections::HashMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// A compaction may delete a file between the reading of its name and its opening; so often in a
+/// row it does not.
+const ATTEMPTS: usize = 5;
+
+/// A view of a store as of opening: what is written since is not seen before [`Reader::refresh`],
+/// and what is deleted since stays readable. Threads may share it.
+///
+/// While it lives, SQLite's log and the files of compacted segments keep their place on the disk:
+/// a long-lived reader should refresh now and then.
+pub struct Reader {
+    folder: PathBuf,
+    view: View,
+    notes: Notes,
+}
+
+/// One state of the store, with all files that belong to it open.
+struct View {
+    /// In a transaction that began with this state.
+    db: Mutex<Connection>,
+    index: Index,
+    /// None where it is missing.
+    vectors: Option<File>,
+    /// By id; missing ones are not there.
+    segments: HashMap<u64, File>,
+}
+
+impl View {
+    fn open(folder: &Path) -> Result<Self> {
+        for _ in 1..ATTEMPTS {
+            let view = Self::attempt(folder)?;
+            if view.vectors.is_some() && view.segments.len() == view.index.segments.len() {
+                return Ok(view);
+            }
+        }
+        // Then a file is truly missing: what needs it says so.
+        Self::attempt(folder)
+    }
+
+    fn attempt(folder: &Path) -> Result<Self> {
+        // Before the database, which is never behind it.
+        let head = head::read(folder).unwrap_or(0);
+        let db = connect(folder, false)?;
+        let begin = || -> rusqlite::Result<bool> {
+            db.pragma_update(None, "query_only", true)?;
+            db.execute_batch("BEGIN")?;
+            tables::is_empty(&db)
+        };
+        if begin().map_err(sql(folder))? {
+            return Err(tables::none(folder));
+        }
+        let index = Index::read(&db, folder)?;
+        let found = index.state.commit;
+        if found < head {
+            let lost = "its write-ahead log has lost commits; gritlm index stores them again";
+            return Err(damaged(folder, format!("expected commit {head}, found {found}: {lost}")));
+        }
+        let open = |name: String| File::open(folder.join(name)).ok();
+        let vectors = open(disk::vectors(index.state.generation));
+        let segments = index.segments.iter();
+        let segments = segments.filter_map(|s| Some((s.id, open(disk::segment(s.id))?)));
+        Ok(Self { db: Mutex::new(db), vectors, segments: segments.collect(), index })
+    }
+
+    fn db(&self) -> MutexGuard<'_, Connection> {
+        // Between any two statements the connection is whole.
+        self.db.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Reader {
+    /// Opens the store in `folder`.
+    ///
+    /// # Errors
+    /// When there is none, or its database is damaged.
+    pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
+        let folder = folder.as_ref().to_path_buf();
+        let view = View::open(&folder)?;
+        let notes = Notes::new(&folder);
+        Ok(Self { folder, view, notes })
+    }
+
+    /// Sees what has been written since.
+    ///
+    /// # Errors
+    /// As [`Reader::open`]; then the view is the old one.
+    pub fn refresh(&mut self) -> Result<()> {
+        self.notes.flush();
+        self.view = View::open(&self.folder)?;
+        Ok(())
+    }
+
+    /// What the store was made with.
+    pub fn identity(&self) -> &Identity {
+        &self.view.index.identity
+    }
+
+    /// Whether what the store holds may be used with `engine` and `attn`.
+    ///
+    /// # Errors
+    /// When the model (by fingerprint) or `attn` is another; both are named.
+    pub fn check(&self, engine: &Engine, attn: Attn) -> Result<()> {
+        let asked = Identity { attn, ..Identity::of(engine) };
+        self.check_identity(&asked)
+    }
+
+    /// [`Reader::check`] of what a store of `asked` would hold.
+    ///
+    /// # Errors
+    /// As [`Reader::check`].
+    pub fn check_identity(&self, asked: &Identity) -> Result<()> {
+        let differs = self.identity().differs(asked);
+        let path = || self.folder.clone();
+        differs.map_or(Ok(()), |problem| Err(Error::Store { path: path(), problem }))
+    }
+
+    /// Counts up with every change of the store.
+    pub fn commit(&self) -> u64 {
+        self.view.index.state.commit
+    }
+
+    /// Chunks.
+    pub fn len(&self) -> usize {
+        self.view.index.chunks.len()
+    }
+
+    /// Whether there is no chunk.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The vectors of all chunks.
+    ///
+    /// # Errors
+    /// When one is damaged; its document is named.
+    pub fn vectors(&self) -> Result<Vectors> {
+        let Index { identity, state, chunks, .. } = &self.view.index;
+        let open = Vectors::open(self.view.vectors.as_ref(), identity, state.slots, chunks);
+        open.map_err(|(chunk, problem)| {
+            let name = disk::vectors(state.generation);
+            let row = chunk.and_then(|id| self.row(id).ok());
+            self.damaged(name, row, &problem)
+        })
+    }
+
+    /// An error in a file, with the document that it hits.
+    fn damaged(&self, file: String, row: Option<&ChunkRow>, problem: &str) -> Error {
+        let document = row.and_then(|row| self.document(row.document).ok());
+        let of = document.map(|d| format!(" (of {})", d.path)).unwrap_or_default();
+        Error::Store { path: self.folder.join(file), problem: format!("{problem}{of}") }
+    }
+
+    /// All documents, by path.
+    ///
+    /// # Errors
+    /// When one is damaged.
+    pub fn documents(&self) -> Result<Vec<Document>> {
+        let mut chunks: HashMap<u64, Vec<u64>> = HashMap::new();
+        for row in &self.view.index.chunks {
+            // Ids ascend in the order of the chunks in their document.
+            chunks.entry(row.document).or_default().push(row.id);
+        }
+        let rows = DocumentRow::select(&self.view.db(), &self.folder, "ORDER BY path", [])?;
+        let documents = rows.into_iter().map(|row| {
+            Ok(Document {
+                chunks: chunks.remove(&row.id).unwrap_or_default(),
+                metadata: self.metadata(&row)?,
+                path: row.path,
+                title: row.title,
+                stamp: row.stamp,
+            })
+        });
+        documents.collect()
+    }
+
+    fn metadata(&self, row: &DocumentRow) -> Result<serde_json::Value> {
+        let wrong = |_| damaged(&self.folder, format!("the metadata of {}", row.path));
+        serde_json::from_str(&row.metadata).map_err(wrong)
+    }
+
+    fn document(&self, id: u64) -> Result<DocumentRow> {
+        let rows =
+            DocumentRow::select(&self.view.db(), &self.folder, "WHERE id = ?1", [id.cast_signed()]);
+        let missing = || damaged(&self.folder, format!("there is no document {id}"));
+        rows?.into_iter().next().ok_or_else(missing)
+    }
+
+    fn row(&self, id: u64) -> Result<&ChunkRow> {
+        let chunks = &self.view.index.chunks;
+        let found = chunks.binary_search_by_key(&id, |row| row.id).ok();
+        found.and_then(|at| chunks.get(at)).ok_or_else(|| Error::Store {
+            path: self.folder.clone(),
+            problem: format!("there is no chunk {id}"),
+        })
+    }
+
+    /// A chunk by its id.
+    ///
+    /// # Errors
+    /// When there is none, or it is damaged.
+    pub fn chunk(&self, id: u64) -> Result<Chunk> {
+        let row = self.row(id)?;
+        let document = self.document(row.document)?;
+        Ok(Chunk {
+            id,
+            metadata: self.metadata(&document)?,
+            document: document.path,
+            title: document.title,
+            index: row.index,
+            text: tables::text(&self.view.db(), &self.folder, row)?,
+            tokens: row.tokens,
+            has_kv: row.kv.is_some(),
+        })
+    }
+
+    /// A chunk's keys and values, in f32 or bf16 as they are stored, int8 in f32; None where they
+    /// are not kept or were evicted. Counts as a use of them.
+    ///
+    /// # Errors
+    /// When there is no such chunk, or its record is damaged; file and document are named.
+    pub fn kv(&self, id: u64) -> Result<Option<KvCache>> {
+        let kv = self.load(id)?;
+        self.notes.add(id, kv.is_some());
+        Ok(kv)
+    }
+
+    /// [`Reader::kv`] without counting.
+    pub(super) fn load(&self, id: u64) -> Result<Option<KvCache>> {
+        let row = self.row(id)?;
+        let Some(place) = row.kv else { return Ok(None) };
+        let read = match self.view.segments.get(&place.segment) {
+            Some(file) => segment::read(file, self.identity(), id, place),
+            None => Err("the file is missing".into()),
+        };
+        let name = disk::segment(place.segment);
+        let wrong = |problem: String| {
+            self.damaged(name, Some(row), &format!("keys and values of chunk {id}: {problem}"))
+        };
+        read.map(Some).map_err(wrong)
+    }
+
+    /// What the store holds. Reads by other readers are seen after [`Reader::refresh`].
+    ///
+    /// # Errors
+    /// When a file cannot be looked at, or the database is damaged.
+    pub fn status(&self) -> Result<Status> {
+        let Index { identity, state, chunks, segments } = &self.view.index;
+        let reads: Reads =
+            get_meta(&self.view.db(), &self.folder, tables::READS)?.unwrap_or_default();
+        let (hits, misses) = self.notes.pending();
+        let width = identity.vector_bytes() as u64;
+        Ok(Status {
+            documents: state.documents,
+            chunks: state.chunks,
+            cached: state.cached,
+            database_bytes: folder_bytes_of(&self.folder, |name| name.starts_with(disk::DATABASE))?,
+            vector_bytes: state.slots * width,
+            dead_vector_bytes: state.slots.saturating_sub(chunks.len() as u64) * width,
+            segment_bytes: segments.iter().map(|s| s.bytes).sum(),
+            kv_bytes: state.kv_bytes,
+            kv_budget: state.budget,
+            hits: reads.hits + hits,
+            misses: reads.misses + misses,
+            evicted: state.evicted,
+        })
+    }
+
+    // For [`super::verify`]: what the view was read from.
+
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    pub(super) fn db(&self) -> MutexGuard<'_, Connection> {
+        self.view.db()
+    }
+
+    pub(super) fn index(&self) -> &Index {
+        &self.view.index
+    }
+
+    pub(super) fn vectors_file(&self) -> Option<&File> {
+        self.view.vectors.as_ref()
+    }
+}

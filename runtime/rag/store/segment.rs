@@ -1,0 +1,209 @@
+//! Records of keys and values: a fixed header, then the numbers without padding.
+//!
+//! Header, little-endian: magic `GRKV`, version (2 bytes), format (2), fingerprint (16), chunk (8),
+//! tokens, layers, kv_heads, head_dim (4 each), bytes of the numbers (8), checksum (8): the xxh3-64
+//! of the header up to here and of the xxh3-64 of each 256 KiB of the numbers. Numbers: `(layers, 2, kv_heads, tokens, head_dim)`, in f32 or bf16;
+//! in int8 first a scale in f32 for each `(layer, k or v, head, token)`.
+
+use super::content_hash;
+use super::disk::read_at;
+use super::identity::{Identity, KvFormat};
+use super::tables::Place;
+use crate::cache::KvCache;
+use half::bf16;
+use rayon::prelude::*;
+use std::borrow::Cow;
+use std::fs::File;
+
+/// Bytes before the numbers.
+pub(super) const HEADER: usize = 64;
+const CHECKSUM: usize = 56;
+const MAGIC: &[u8; 4] = b"GRKV";
+const VERSION: u16 = 1;
+/// Read and hashed at once, each by any core: it stays in the core's cache between the two.
+const BLOCK: usize = 1 << 18;
+/// Rows that a core takes at once.
+const ROWS: usize = 1024;
+/// Up to here one core is done before the others have been called.
+const ALONE: usize = 1 << 22;
+
+/// A record's header, and what its last field covers.
+fn header(identity: &Identity, chunk: u64, tokens: usize, payload: usize) -> [u8; CHECKSUM] {
+    let [layers, kv_heads, head_dim] = identity.kv_shape;
+    let format: u16 = match identity.kv {
+        KvFormat::F32 => 0,
+        KvFormat::Bf16 => 1,
+        KvFormat::Int8 => 2,
+    };
+    let mut out = [0; CHECKSUM];
+    out[..4].copy_from_slice(MAGIC);
+    out[4..6].copy_from_slice(&VERSION.to_le_bytes());
+    out[6..8].copy_from_slice(&format.to_le_bytes());
+    out[8..24].copy_from_slice(&identity.fingerprint.to_le_bytes());
+    out[24..32].copy_from_slice(&chunk.to_le_bytes());
+    for (i, n) in [tokens, layers, kv_heads, head_dim].into_iter().enumerate() {
+        out[32 + 4 * i..][..4].copy_from_slice(&(n as u32).to_le_bytes());
+    }
+    out[48..].copy_from_slice(&(payload as u64).to_le_bytes());
+    out
+}
+
+/// Of a header and of the numbers' blocks.
+fn checksum(header: &[u8], blocks: Vec<u64>) -> u64 {
+    let blocks = blocks.into_iter().flat_map(u64::to_le_bytes);
+    content_hash(&header.iter().copied().chain(blocks).collect::<Vec<u8>>())
+}
+
+/// A record, ready to be appended.
+pub(super) struct Record<'a> {
+    pub(super) header: [u8; HEADER],
+    pub(super) payload: Cow<'a, [u8]>,
+    pub(super) checksum: u64,
+}
+
+impl<'a> Record<'a> {
+    /// `kv` has the identity's shape.
+    pub(super) fn of(identity: &Identity, chunk: u64, kv: &'a KvCache) -> Self {
+        let payload = encode(kv, identity.kv);
+        let covered = header(identity, chunk, kv.tokens(), payload.len());
+        let checksum = checksum(&covered, payload.par_chunks(BLOCK).map(content_hash).collect());
+        let mut header = [0; HEADER];
+        header[..CHECKSUM].copy_from_slice(&covered);
+        header[CHECKSUM..].copy_from_slice(&checksum.to_le_bytes());
+        Self { header, payload, checksum }
+    }
+}
+
+/// Reads a chunk's record; the error says what is wrong with it.
+pub(super) fn read(
+    file: &File,
+    identity: &Identity,
+    chunk: u64,
+    place: Place,
+) -> Result<KvCache, String> {
+    let io = |e: std::io::Error| format!("record at {}: {e}", place.offset);
+    let wrong = |what: String| format!("record at {}: {what}", place.offset);
+    let mut found = [0; HEADER];
+    read_at(file, &mut found, place.offset).map_err(io)?;
+    let payload = place.bytes.saturating_sub(HEADER as u64);
+    let per_token = identity.kv_bytes_per_token();
+    if per_token == 0 || !payload.is_multiple_of(per_token) {
+        return Err(wrong(format!("expected {per_token} bytes a token, found {payload} bytes")));
+    }
+    let tokens = (payload / per_token) as usize;
+    let covered = header(identity, chunk, tokens, payload as usize);
+    if found[..CHECKSUM] != covered {
+        return Err(wrong(format!(
+            "expected the header of chunk {chunk} with {tokens} tokens, found another"
+        )));
+    }
+    let [layers, kv_heads, head_dim] = identity.kv_shape;
+    let shape = [layers, 2, kv_heads, tokens, head_dim];
+    let fill = |bytes: &mut [u8]| -> Result<(), String> {
+        let one = |(i, block): (usize, &mut [u8])| {
+            read_at(file, block, place.offset + (HEADER + i * BLOCK) as u64)?;
+            Ok(content_hash(block))
+        };
+        let blocks: std::io::Result<Vec<u64>> = if bytes.len() <= ALONE {
+            bytes.chunks_mut(BLOCK).enumerate().map(one).collect()
+        } else {
+            bytes.par_chunks_mut(BLOCK).enumerate().map(one).collect()
+        };
+        let sum = checksum(&covered, blocks.map_err(io)?);
+        if sum == place.checksum && found[CHECKSUM..] == sum.to_le_bytes() {
+            return Ok(());
+        }
+        Err(wrong(format!("checksum: expected {:016x}, found {sum:016x}", place.checksum)))
+    };
+    let kv = match identity.kv {
+        KvFormat::F32 => {
+            let mut values = vec![0_f32; payload as usize / 4];
+            fill(bytemuck::cast_slice_mut(&mut values))?;
+            KvCache::from_f32(shape, values)
+        }
+        KvFormat::Bf16 => {
+            // Zeros that the system hands out are not written before the file's bytes are.
+            use half::vec::HalfBitsVecExt;
+            let mut values = vec![0_u16; payload as usize / 2];
+            fill(bytemuck::cast_slice_mut(&mut values))?;
+            KvCache::from_bf16(shape, values.reinterpret_into::<bf16>())
+        }
+        KvFormat::Int8 => {
+            let mut bytes = vec![0_u8; payload as usize];
+            fill(&mut bytes)?;
+            KvCache::from_f32(shape, dequantize(&bytes, head_dim))
+        }
+    };
+    kv.map_err(|e| wrong(e.to_string()))
+}
+
+/// The numbers as they are stored.
+fn encode(kv: &KvCache, format: KvFormat) -> Cow<'_, [u8]> {
+    let exact = || kv.as_f32().map_or_else(|| Cow::Owned(kv.to_f32()), Cow::Borrowed);
+    match format {
+        KvFormat::F32 => match exact() {
+            Cow::Borrowed(values) => Cow::Borrowed(bytemuck::cast_slice(values)),
+            Cow::Owned(values) => Cow::Owned(bytemuck::cast_slice(&values).to_vec()),
+        },
+        KvFormat::Bf16 => match kv.as_bf16() {
+            Some(values) => Cow::Borrowed(bytemuck::cast_slice(values)),
+            None => Cow::Owned(round(&exact())),
+        },
+        KvFormat::Int8 => Cow::Owned(quantize(&exact(), kv.shape()[4])),
+    }
+}
+
+/// The numbers in bfloat16.
+fn round(values: &[f32]) -> Vec<u8> {
+    let mut out = vec![0; 2 * values.len()];
+    out.par_chunks_mut(BLOCK).zip(values.par_chunks(BLOCK / 2)).for_each(|(out, values)| {
+        for (out, v) in out.as_chunks_mut().0.iter_mut().zip(values) {
+            *out = bf16::from_f32(*v).to_le_bytes();
+        }
+    });
+    out
+}
+
+/// Scales of all rows of `width` numbers, then the rows in bytes.
+fn quantize(values: &[f32], width: usize) -> Vec<u8> {
+    let rows = values.len() / width.max(1);
+    let mut out = vec![0; 4 * rows + values.len()];
+    let (scales, bytes) = out.split_at_mut(4 * rows);
+    let places = scales.par_chunks_mut(4).zip(bytes.par_chunks_mut(width.max(1)));
+    places.zip(values.par_chunks(width.max(1))).with_min_len(ROWS).for_each(
+        |((scale, bytes), row)| {
+            scale.copy_from_slice(&quantize_row(row, bytes).to_le_bytes());
+        },
+    );
+    out
+}
+
+/// Writes a row's numbers as signed bytes and returns what to multiply them by.
+pub(super) fn quantize_row(row: &[f32], bytes: &mut [u8]) -> f32 {
+    let largest = row.iter().fold(0_f32, |most, v| most.max(v.abs()));
+    let scale = largest / 127.0;
+    let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
+    for (byte, v) in bytes.iter_mut().zip(row) {
+        *byte = ((v * inverse).round().clamp(-127.0, 127.0) as i8).cast_unsigned();
+    }
+    scale
+}
+
+/// What [`quantize`] made, as numbers.
+fn dequantize(bytes: &[u8], width: usize) -> Vec<f32> {
+    let rows = bytes.len() / (width + 4);
+    let (scales, bytes) = bytes.split_at(4 * rows);
+    let mut out = vec![0.0; bytes.len()];
+    let places = out.par_chunks_mut(width.max(1)).zip(bytes.par_chunks(width.max(1)));
+    places.zip(scales.as_chunks::<4>().0).with_min_len(ROWS).for_each(|((out, bytes), &scale)| {
+        dequantize_row(f32::from_le_bytes(scale), bytes, out);
+    });
+    out
+}
+
+/// What [`quantize_row`] made, as numbers.
+pub(super) fn dequantize_row(scale: f32, bytes: &[u8], out: &mut [f32]) {
+    for (out, byte) in out.iter_mut().zip(bytes) {
+        *out = scale * f32::from(byte.cast_signed());
+    }
+}

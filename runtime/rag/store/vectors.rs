@@ -1,0 +1,159 @@
+//! Vectors as they lie in their file: rows of the store's format, one a slot, nothing else.
+
+use super::content_hash;
+use super::identity::{Identity, VectorFormat};
+use super::map::map;
+use super::segment::{dequantize_row, quantize_row};
+use super::tables::ChunkRow;
+use half::bf16;
+use memmap2::Mmap;
+use rayon::prelude::*;
+use std::borrow::Cow;
+use std::fs::File;
+
+/// A vector in the store's format.
+pub(super) fn encode(identity: &Identity, vector: &[f32]) -> Vec<u8> {
+    match identity.vectors {
+        VectorFormat::F32 => bytemuck::cast_slice(vector).to_vec(),
+        VectorFormat::Bf16 => {
+            vector.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect()
+        }
+        VectorFormat::Int8 => {
+            let mut out = vec![0; 4 + vector.len()];
+            let scale = quantize_row(vector, &mut out[4..]);
+            out[..4].copy_from_slice(&scale.to_le_bytes());
+            out
+        }
+    }
+}
+
+/// Writes the numbers of a row to `out`.
+fn decode(format: VectorFormat, row: &[u8], out: &mut [f32]) {
+    match format {
+        VectorFormat::F32 => {
+            for (out, bytes) in out.iter_mut().zip(row.as_chunks::<4>().0) {
+                *out = f32::from_le_bytes(*bytes);
+            }
+        }
+        VectorFormat::Bf16 => {
+            for (out, bytes) in out.iter_mut().zip(row.as_chunks::<2>().0) {
+                *out = bf16::from_le_bytes(*bytes).to_f32();
+            }
+        }
+        VectorFormat::Int8 => {
+            if let Some((scale, bytes)) = row.split_first_chunk::<4>() {
+                dequantize_row(f32::from_le_bytes(*scale), bytes, out);
+            }
+        }
+    }
+}
+
+/// The vectors of all chunks of a view, each compared with its checksum. They stay readable when
+/// the view is refreshed or the store compacted.
+pub struct Vectors {
+    ids: Vec<u64>,
+    dim: usize,
+    width: usize,
+    format: VectorFormat,
+    /// Of each row.
+    slots: Vec<u64>,
+    /// None where there is no row.
+    rows: Option<Mmap>,
+}
+
+impl Vectors {
+    /// Maps `rows` of the file; the error says what is wrong and with which chunk, if with one.
+    pub(super) fn open(
+        file: Option<&File>,
+        identity: &Identity,
+        slots: u64,
+        rows: &[ChunkRow],
+    ) -> Result<Self, (Option<u64>, String)> {
+        let width = identity.vector_bytes();
+        let mut out = Self {
+            ids: rows.iter().map(|row| row.id).collect(),
+            dim: identity.dim,
+            width,
+            format: identity.vectors,
+            slots: rows.iter().map(|row| row.slot).collect(),
+            rows: None,
+        };
+        if rows.is_empty() || width == 0 {
+            return Ok(out);
+        }
+        let whole = |e: std::io::Error| (None, e.to_string());
+        let file = file.ok_or_else(|| (None, "the file is missing".to_string()))?;
+        let (expected, found) = (slots * width as u64, file.metadata().map_err(whole)?.len());
+        if found < expected {
+            return Err((None, format!("expected {expected} bytes, found {found}")));
+        }
+        let mapped = map(file, expected as usize).map_err(whole)?;
+        let wrong = rows.par_iter().find_map_first(|row| {
+            let sum = content_hash(mapped.get(range(row.slot, width))?);
+            let (id, expected) = (row.id, row.vector_checksum);
+            let problem = || {
+                format!("vector of chunk {id}: expected checksum {expected:016x}, found {sum:016x}")
+            };
+            (sum != expected).then(|| (Some(id), problem()))
+        });
+        if let Some(wrong) = wrong {
+            return Err(wrong);
+        }
+        out.rows = Some(mapped);
+        Ok(out)
+    }
+
+    /// The chunks' ids, by row; ascending.
+    pub fn ids(&self) -> &[u64] {
+        &self.ids
+    }
+
+    /// Rows.
+    pub fn len(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// Whether there is no row.
+    pub fn is_empty(&self) -> bool {
+        self.ids.is_empty()
+    }
+
+    /// Numbers of a row.
+    pub fn dim(&self) -> usize {
+        self.dim
+    }
+
+    fn row_bytes(&self, row: usize) -> &[u8] {
+        let rows = self.rows.as_deref().unwrap_or_default();
+        self.slots.get(row).and_then(|&slot| rows.get(range(slot, self.width))).unwrap_or_default()
+    }
+
+    /// One row, counted from 0; zeros beyond the last.
+    pub fn row(&self, row: usize) -> Vec<f32> {
+        let mut out = vec![0.0; self.dim];
+        decode(self.format, self.row_bytes(row), &mut out);
+        out
+    }
+
+    /// All rows `(len, dim)`: the mapped file itself where it is f32 and no row of it is dead (see
+    /// [`Writer::compact`](super::Writer::compact)), else a copy.
+    pub fn to_f32(&self) -> Cow<'_, [f32]> {
+        let dense = self.slots.iter().zip(0..).all(|(&slot, row)| slot == row);
+        if dense && self.format == VectorFormat::F32 {
+            let rows = self.rows.as_deref().unwrap_or_default();
+            let rows = rows.get(..self.len() * self.width).unwrap_or_default();
+            if let Ok(rows) = bytemuck::try_cast_slice(rows) {
+                return Cow::Borrowed(rows);
+            }
+        }
+        let mut out = vec![0.0; self.len() * self.dim];
+        let rows = out.par_chunks_mut(self.dim.max(1)).enumerate();
+        rows.for_each(|(row, out)| decode(self.format, self.row_bytes(row), out));
+        Cow::Owned(out)
+    }
+}
+
+fn range(slot: u64, width: usize) -> std::ops::Range<usize> {
+    let start = (slot as usize).saturating_mul(width);
+    start..start.saturating_add(width)
+}

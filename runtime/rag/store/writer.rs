@@ -1,0 +1,305 @@
+//! The one writer.
+//!
+//! A commit first appends to the vectors' file and the last segment, syncs both, and then commits
+//! the rows that name what was appended. Whatever lies behind what is recorded was never committed,
+//! and the next writer cuts it off.
+
+use super::disk::{self, HEAD, LOCK};
+use super::draft::Draft;
+use super::identity::Identity;
+use super::tables::{self, DocumentRow, Index, State, connect, damaged, put_meta, sql};
+use super::types::{Compacted, NewChunk, NewDocument, Stamp};
+use super::{folder_bytes, head};
+use crate::{Error, Result};
+use rusqlite::{Connection, Transaction, TransactionBehavior};
+use std::collections::{BTreeSet, HashMap};
+use std::fs::{File, TryLockError};
+use std::path::{Path, PathBuf};
+
+/// The one writer of a store.
+///
+/// ```
+/// use gritlm::rag::{Identity, NewChunk, NewDocument, Reader, Stamp, Writer};
+///
+/// let engine = gritlm::Engine::open("demo", &gritlm::Options::default())?;
+/// let folder = std::env::temp_dir().join(format!("store-{}", std::process::id()));
+/// let mut writer = Writer::open(&folder, &Identity::of(&engine))?;
+/// let text = "pdfgrep searches text in PDF files";
+/// let vector = engine.embed(&[text], &gritlm::Embed::default())?.remove(0).vector;
+/// writer.put(
+///     &NewDocument {
+///         path: "pdfgrep.txt".into(),
+///         title: "pdfgrep".into(),
+///         stamp: Stamp::default(),
+///         metadata: serde_json::Value::Null,
+///     },
+///     &[NewChunk { text: text.into(), tokens: 9, vector, kv: None }],
+/// )?;
+///
+/// let reader = Reader::open(&folder)?;
+/// let id = reader.vectors()?.ids()[0];
+/// assert_eq!(reader.chunk(id)?.text, text);
+/// # drop(writer);
+/// # std::fs::remove_dir_all(&folder).unwrap();
+/// # Ok::<(), gritlm::Error>(())
+/// ```
+pub struct Writer {
+    folder: PathBuf,
+    db: Connection,
+    index: Index,
+    head: File,
+    /// Held while the writer is.
+    _lock: File,
+}
+
+impl Writer {
+    /// Creates the store in `folder` where there is none, else opens it, and cleans up what a crash
+    /// has left behind. Documents whose commits a damaged log has lost are not there; their
+    /// [`stamps`](Self::stamps) say so.
+    ///
+    /// # Errors
+    /// When another writer has it, it was made with another model, `attn` or format, or its
+    /// database is damaged.
+    pub fn open(folder: impl AsRef<Path>, identity: &Identity) -> Result<Self> {
+        let folder = folder.as_ref().to_path_buf();
+        std::fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
+        let lock = lock(&folder)?;
+        let db = connect(&folder, true)?;
+        if tables::is_empty(&db).map_err(sql(&folder))? {
+            let make = || -> rusqlite::Result<()> {
+                let making = Transaction::new_unchecked(&db, TransactionBehavior::Immediate)?;
+                tables::make(&making)?;
+                put_meta(&making, tables::IDENTITY, identity)?;
+                put_meta(&making, tables::STATE, &State::default())?;
+                put_meta(&making, tables::READS, &tables::Reads::default())?;
+                making.commit()
+            };
+            make().map_err(sql(&folder))?;
+            disk::sync_folder(&folder)?;
+        }
+        let mut index = Index::read(&db, &folder)?;
+        if let Some(problem) = index.identity.differs_for_writing(identity) {
+            return Err(Error::Store { path: folder, problem });
+        }
+        // The rows are checked; what is kept here is what commits need.
+        index.chunks = Vec::new();
+        let head = disk::open(&folder.join(HEAD))?;
+        let writer = Self { folder, db, index, head, _lock: lock };
+        writer.clean_files()?;
+        head::write(&writer.head, writer.index.state.commit);
+        Ok(writer)
+    }
+
+    /// What the store was made with.
+    pub fn identity(&self) -> &Identity {
+        &self.index.identity
+    }
+
+    /// Stores a document and replaces what was stored under its path: all or nothing, durable when
+    /// it returns.
+    ///
+    /// # Errors
+    /// When a vector or cache has another shape or is not finite, or nothing more can be written;
+    /// then the store is as before.
+    pub fn put(&mut self, document: &NewDocument, chunks: &[NewChunk]) -> Result<()> {
+        self.put_all(&[(document, chunks)])
+    }
+
+    /// [`Writer::put`] of several documents with one commit, all or nothing together: a commit
+    /// waits for the disk up to three times, so many small documents are faster so.
+    ///
+    /// # Errors
+    /// As [`Writer::put`].
+    pub fn put_all(&mut self, documents: &[(&NewDocument, &[NewChunk])]) -> Result<()> {
+        for (document, chunks) in documents {
+            Draft::check(&self.index.identity, &document.path, chunks)?;
+        }
+        self.change(|draft| {
+            for (document, chunks) in documents {
+                draft.remove(&document.path)?;
+                draft.add_document(document, chunks)?;
+            }
+            draft.evict()
+        })?;
+        // The documents are stored: that the disk has no room to move others is no failure of this.
+        let _ = self.hold_files_to_budget();
+        Ok(())
+    }
+
+    /// Removes a document; false where there is none.
+    ///
+    /// # Errors
+    /// When nothing can be written.
+    pub fn remove(&mut self, path: &str) -> Result<bool> {
+        self.change(|draft| draft.remove(path))
+    }
+
+    /// Every stored document's path, with the state of its source then.
+    ///
+    /// # Errors
+    /// When the database is damaged.
+    pub fn stamps(&self) -> Result<HashMap<String, Stamp>> {
+        let rows = DocumentRow::select(&self.db, &self.folder, "", [])?;
+        if rows.len() as u64 != self.index.state.documents {
+            let expected = self.index.state.documents;
+            let problem = format!("expected {expected} documents, found {}", rows.len());
+            return Err(damaged(&self.folder, problem));
+        }
+        Ok(rows.into_iter().map(|row| (row.path, row.stamp)).collect())
+    }
+
+    /// Sets how many bytes of keys and values are kept, 64 a chunk for the header counted; the
+    /// store remembers it. What is beyond is evicted, the least recently used first; text and
+    /// vector stay. Segments are cleaned as needed, so that their files take at most a quarter
+    /// more.
+    ///
+    /// # Errors
+    /// When nothing can be written.
+    pub fn set_budget(&mut self, bytes: Option<u64>) -> Result<()> {
+        if self.index.state.budget != bytes {
+            self.change(|draft| {
+                draft.state.budget = bytes;
+                draft.evict()
+            })?;
+        }
+        self.hold_files_to_budget()
+    }
+
+    /// Frees the place of everything that was replaced, removed or evicted. Readers go on with the
+    /// old files, which are gone when the last of them has refreshed.
+    ///
+    /// # Errors
+    /// When nothing can be written; then the store is as before.
+    pub fn compact(&mut self) -> Result<Compacted> {
+        let before = folder_bytes(&self.folder)?;
+        let dead = self.index.segments.iter().filter(|s| s.live < s.bytes);
+        let dead: BTreeSet<u64> = dead.map(|s| s.id).collect();
+        let State { slots, chunks, .. } = self.index.state;
+        if slots > chunks || !dead.is_empty() {
+            self.change(|draft| {
+                if slots > chunks {
+                    draft.rewrite_vectors()?;
+                }
+                draft.clean(dead)
+            })?;
+        }
+        // These shrink the database, and the log where no reader needs it. That they may fail costs
+        // only the place.
+        let _ = self.db.execute_batch("VACUUM");
+        let _ = self.db.busy_timeout(std::time::Duration::ZERO);
+        let _ = self.db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
+        self.db.busy_timeout(tables::PATIENCE).map_err(sql(&self.folder))?;
+        Ok(Compacted { before, after: folder_bytes(&self.folder)? })
+    }
+
+    /// Cleans the emptiest segments while all of them take more than 5/4 of the budget.
+    fn hold_files_to_budget(&mut self) -> Result<()> {
+        let Some(budget) = self.index.state.budget else { return Ok(()) };
+        let segments = &self.index.segments;
+        let mut all: u64 = segments.iter().map(|s| s.bytes).sum();
+        let mut emptiest: Vec<_> = segments.iter().filter(|s| s.live < s.bytes).collect();
+        emptiest.sort_by(|a, b| {
+            (u128::from(a.live) * u128::from(b.bytes))
+                .cmp(&(u128::from(b.live) * u128::from(a.bytes)))
+        });
+        let mut chosen = BTreeSet::new();
+        for segment in emptiest {
+            if all <= budget.saturating_add(budget / 4) {
+                break;
+            }
+            all -= segment.bytes - segment.live;
+            chosen.insert(segment.id);
+        }
+        if chosen.is_empty() { Ok(()) } else { self.change(|draft| draft.clean(chosen)) }
+    }
+
+    /// One commit: all that `work` does, or nothing.
+    fn change<T>(&mut self, work: impl FnOnce(&mut Draft<'_>) -> Result<T>) -> Result<T> {
+        let done = self.attempt(work);
+        match done {
+            Ok((value, state, segments)) => {
+                let old = std::mem::replace(&mut self.index.state, state);
+                let gone = self
+                    .index
+                    .segments
+                    .iter()
+                    .any(|s| segments.binary_search_by_key(&s.id, |now| now.id).is_err());
+                self.index.segments = segments;
+                head::write(&self.head, self.index.state.commit);
+                if gone || old.generation != self.index.state.generation {
+                    // What is left lying is cleaned by the next writer.
+                    let _ = self.clean_files();
+                }
+                Ok(value)
+            }
+            Err(error) => {
+                // As above.
+                let _ = self.clean_files();
+                Err(error)
+            }
+        }
+    }
+
+    fn attempt<T>(
+        &self,
+        work: impl FnOnce(&mut Draft<'_>) -> Result<T>,
+    ) -> Result<(T, State, Vec<tables::SegmentRow>)> {
+        let sql = sql(&self.folder);
+        let open = Transaction::new_unchecked(&self.db, TransactionBehavior::Immediate);
+        let open = open.map_err(&sql)?;
+        let mut draft = Draft::new(&open, &self.folder, &self.index);
+        let value = work(&mut draft)?;
+        draft.finish()?;
+        let Draft { state, segments, .. } = draft;
+        open.commit().map_err(&sql)?;
+        Ok((value, state, segments.into_values().collect()))
+    }
+
+    /// Cuts off what is behind the recorded bytes and deletes the files that are not recorded. A
+    /// file that is too short or missing gets zeros, which fit no checksum: what it held stays
+    /// damaged, and can be removed and stored again.
+    fn clean_files(&self) -> Result<()> {
+        let state = &self.index.state;
+        let vectors = state.slots * self.index.vector_bytes();
+        let mut keep = HashMap::from([(disk::vectors(state.generation), vectors)]);
+        keep.extend(self.index.segments.iter().map(|s| (disk::segment(s.id), s.bytes)));
+        for entry in std::fs::read_dir(&self.folder).map_err(Error::io(&self.folder))?.flatten() {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            if disk::is_data(&name) && !keep.contains_key(name.as_ref()) {
+                // Where a reader keeps it from being deleted, a later writer does.
+                let _ = std::fs::remove_file(entry.path());
+            }
+        }
+        for (name, bytes) in keep {
+            let path = self.folder.join(name);
+            let file = disk::open(&path)?;
+            if file.metadata().map_err(Error::io(&path))?.len() != bytes {
+                file.set_len(bytes).map_err(Error::io(&path))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Takes the writer's lock, which the system gives back when the process ends, however it does.
+fn lock(folder: &Path) -> Result<File> {
+    let path = folder.join(LOCK);
+    let file = disk::open(&path)?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let holder = std::fs::read_to_string(&path).unwrap_or_default();
+            let problem = match holder.trim() {
+                "" => "another writer is at work on it".into(),
+                holder => format!("another writer (process {holder}) is at work on it"),
+            };
+            return Err(Error::Store { path: folder.into(), problem });
+        }
+        Err(TryLockError::Error(source)) => return Err(Error::Io { path, source }),
+    }
+    // For the message above only.
+    let id = std::process::id().to_string();
+    let _ = file.set_len(0).and_then(|()| disk::write_at(&file, id.as_bytes(), 0));
+    Ok(file)
+}
