@@ -112,6 +112,27 @@ impl Tokenizer {
         Ok((text, bytes))
     }
 
+    /// Where tokens of a text end, in its bytes, and how many there are up to there; ascending, and
+    /// without the ends within a character that several tokens spell. The last is the text's end.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn ends(&self, text: &str) -> Result<Vec<(usize, usize)>> {
+        let encoding =
+            self.inner.encode(text, false).map_err(|e| Error::Tokenize(e.to_string()))?;
+        let mut ends: Vec<(usize, usize)> = Vec::with_capacity(encoding.len() + 1);
+        // A normalizer may drop what is at the end; the last end is this text's all the same.
+        let offsets = encoding.get_offsets().iter().map(|&(_, end)| end).zip(1..);
+        for (end, tokens) in offsets.chain([(text.len(), encoding.len())]) {
+            match ends.last_mut() {
+                Some(last) if last.0 >= end => last.1 = tokens,
+                _ if end > 0 && text.is_char_boundary(end) => ends.push((end, tokens)),
+                _ => {}
+            }
+        }
+        Ok(ends)
+    }
+
     /// Text of the ids, special tokens left out.
     ///
     /// # Errors

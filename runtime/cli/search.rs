@@ -6,6 +6,7 @@ use super::embed::embed;
 use super::note;
 use super::output::{Atomic, Out, lines};
 use crate::engine::fnv1a;
+use crate::rag::{Find, Hit, Searcher};
 use crate::{Embed, Engine, Error, Result};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
@@ -15,14 +16,20 @@ use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
 pub(super) fn run(args: &Search, global: &Global, out: &mut Out) -> Result<()> {
-    let items = collect(&args.path)?;
+    let path = match (&args.path, &args.store) {
+        (_, Some(store)) => return in_store(store, args, global, out),
+        (Some(path), None) => path,
+        // The arguments are refused before.
+        (None, None) => return Ok(()),
+    };
+    let items = collect(path)?;
     if items.is_empty() {
-        let what = args.path.display().to_string();
+        let what = path.display().to_string();
         return Err(Error::Input { what, problem: "no text in it".into() });
     }
     let engine = super::open(global)?;
     let document = Embed { max_length: args.max_length, ..Embed::default() };
-    let store = Store::beside(&args.path, &engine, &document);
+    let store = Store::beside(path, &engine, &document);
     let vectors = store.vectors(&engine, &items, &document)?;
 
     let query = Embed { instruction: args.instruction.clone(), ..document };
@@ -38,6 +45,39 @@ pub(super) fn run(args: &Search, global: &Global, out: &mut Out) -> Result<()> {
             // A file's text on one line, cut to what a terminal shows.
             let text: String = item.text.split_whitespace().collect::<Vec<_>>().join(" ");
             out.line(format!("{score:6.3}  {}: {:.100}", item.place, text))?;
+        }
+    }
+    Ok(())
+}
+
+/// Searches a store that `gritlm index` has made.
+fn in_store(store: &Path, args: &Search, global: &Global, out: &mut Out) -> Result<()> {
+    let engine = super::open(global)?;
+    let searcher = Searcher::open(&engine, store)?;
+    let how = Find {
+        top_k: args.top_k,
+        instruction: args.instruction.clone(),
+        filters: args.filter.clone(),
+        below: args.below.clone(),
+        rerank: args.rerank,
+    };
+    let here = std::env::current_dir().unwrap_or_default();
+    for Hit { score, probability, chunk } in searcher.search(&args.query, &how)? {
+        if out.json() {
+            let mut line = serde_json::json!({
+                "score": score, "path": chunk.document, "chunk": chunk.index,
+                "title": chunk.title, "text": chunk.text, "metadata": chunk.metadata,
+            });
+            if let Some(probability) = probability {
+                line["probability"] = probability.into();
+            }
+            out.object(&line)?;
+        } else {
+            let path = Path::new(&chunk.document);
+            let place = path.strip_prefix(&here).unwrap_or(path).display();
+            let score = probability.unwrap_or(score);
+            let text: String = chunk.text.split_whitespace().collect::<Vec<_>>().join(" ");
+            out.line(format!("{score:6.3}  {place} ({}): {text:.100}", chunk.index))?;
         }
     }
     Ok(())

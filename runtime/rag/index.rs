@@ -1,0 +1,503 @@
+//! From files to a store: what changed is read, cut, embedded and stored; what is gone is removed.
+//!
+//! One thread reads and cuts while this one embeds. Passes are filled in the order of the documents,
+//! so that documents are done one after the other and little is lost when the run ends early: what
+//! is stored stays stored, and the next run goes on from there.
+
+use super::chunk::Chunking;
+use super::read::{Entry, Item, Walk, read_file, resolve, walk};
+use super::store::{CacheKind, Identity, KvFormat, NewChunk, NewDocument, Stamp, Writer};
+use crate::batch::{Output, Sequence};
+use crate::{Embed, Encoded, Engine, Error, Result};
+use gritlm_model::ops::PAGE;
+use rayon::prelude::*;
+use serde::Serialize;
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::path::{MAIN_SEPARATOR, Path, PathBuf};
+use std::sync::mpsc::sync_channel;
+use std::time::{Duration, Instant};
+
+/// What a run is going to do; see [`Indexer::plan`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Plan {
+    /// Documents that are new or have changed.
+    pub documents: u64,
+    /// Their chunks.
+    pub chunks: u64,
+    /// Tokens to compute.
+    pub tokens: u64,
+    /// Bytes that the chunks' vectors will take.
+    pub vector_bytes: u64,
+    /// Bytes that the chunks' keys and values will take.
+    pub kv_bytes: u64,
+}
+
+/// What a run has done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Indexed {
+    /// Documents that are new.
+    pub added: u64,
+    /// Documents that had changed.
+    pub replaced: u64,
+    /// Documents that were as before.
+    pub unchanged: u64,
+    /// Documents that are gone.
+    pub removed: u64,
+    /// Files that are no text.
+    pub binary: u64,
+    /// Files, folders and lines that could not be read.
+    pub failed: u64,
+    /// Chunks embedded.
+    pub chunks: u64,
+    /// Tokens embedded.
+    pub tokens: u64,
+}
+
+/// What [`Indexer::run`] tells on its way.
+#[derive(Clone, Debug)]
+pub enum Event<'a> {
+    /// A file, or a line in it, cannot be read; the run goes on without it, and what is stored of
+    /// the file stays.
+    Problem {
+        /// Which.
+        path: &'a str,
+        /// What is wrong with it.
+        problem: &'a str,
+    },
+    /// Something was read or embedded.
+    Progress {
+        /// Bytes of files dealt with, so far.
+        read: u64,
+        /// Bytes of all files.
+        total: u64,
+        /// What has been stored so far.
+        done: &'a Indexed,
+    },
+}
+
+/// Indexes files into a store.
+///
+/// ```
+/// use gritlm::rag::{Identity, Indexer};
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let (notes, store) = (folder.path().join("notes"), folder.path().join("store"));
+/// # std::fs::create_dir(&notes).unwrap();
+/// # std::fs::write(notes.join("chess.txt"), "chess for the desktop").unwrap();
+///
+/// let engine = gritlm::Engine::open("demo", &gritlm::Options::default())?;
+/// let mut indexer = Indexer::open(&engine, &store, &Identity::of(&engine))?;
+/// let done = indexer.run(&[notes], &mut |_| Ok(()))?;
+/// assert_eq!((done.added, done.chunks), (1, 1));
+/// # Ok::<(), gritlm::Error>(())
+/// ```
+pub struct Indexer<'a> {
+    engine: &'a Engine,
+    writer: Writer,
+    folder: PathBuf,
+}
+
+impl<'a> Indexer<'a> {
+    /// Opens the store in `folder` for writing, or creates it. [`Identity`] says how chunks are cut
+    /// and what is kept of them.
+    ///
+    /// # Errors
+    /// When chunks cannot be cut so, the store was made otherwise or is in use, or it cannot be
+    /// written.
+    pub fn open(engine: &'a Engine, folder: &Path, identity: &Identity) -> Result<Self> {
+        let how = Chunking { tokens: identity.chunk, overlap: identity.overlap };
+        how.check(engine.config().max_positions)?;
+        identity.check(engine, identity.attn)?;
+        let writer = Writer::open(folder, identity)?;
+        Ok(Self { engine, writer, folder: resolve(folder) })
+    }
+
+    /// The store.
+    pub fn writer(&mut self) -> &mut Writer {
+        &mut self.writer
+    }
+
+    /// What [`Indexer::run`] is going to do: reads and cuts what has changed, and embeds nothing.
+    /// `watch` is told how many bytes of files are dealt with, and how many there are.
+    ///
+    /// # Errors
+    /// When the store cannot be read, and what `watch` returns.
+    pub fn plan(
+        &self,
+        paths: &[PathBuf],
+        watch: &mut dyn FnMut(u64, u64) -> Result<()>,
+    ) -> Result<Plan> {
+        let Walk { files, .. } = walk(paths, Some(&self.folder));
+        let (stamps, identity) = (self.writer.stamps()?, self.writer.identity());
+        let (mut read, total) = (0, files.iter().map(|f| f.bytes).sum());
+        let mut plan = Plan::default();
+        cut_files(self.engine, identity, &files, &stamps, &mut |found| {
+            for cut in found {
+                match cut {
+                    Cut::Read(bytes) => read += bytes,
+                    Cut::Document(_, chunks) => {
+                        plan.documents += 1;
+                        plan.chunks += chunks.len() as u64;
+                        plan.tokens += tokens(&chunks);
+                    }
+                    _ => {}
+                }
+            }
+            watch(read, total)
+        })?;
+        plan.vector_bytes = plan.chunks * identity.vector_bytes() as u64;
+        // As the store counts: a record's head is 64 bytes.
+        if identity.cache == CacheKind::Doc {
+            plan.kv_bytes = plan.tokens * identity.kv_bytes_per_token() + 64 * plan.chunks;
+        }
+        Ok(plan)
+    }
+
+    /// Brings the store up to date with files and folders: documents that are new or have changed
+    /// (by time and size, then by content) are embedded and stored, those below `paths` that are
+    /// gone are removed. Where `watch` returns an error, what has been embedded is stored, and the
+    /// next run goes on from there.
+    ///
+    /// # Errors
+    /// When the engine or the store refuses, and what `watch` returns.
+    pub fn run(
+        &mut self,
+        paths: &[PathBuf],
+        watch: &mut dyn FnMut(Event<'_>) -> Result<()>,
+    ) -> Result<Indexed> {
+        let mut walk = walk(paths, Some(&self.folder));
+        let stamps = self.writer.stamps()?;
+        for path in std::mem::take(&mut walk.missing) {
+            // What is known was deleted; anything else is a mistake.
+            if !stamps.keys().any(|known| is_below(known, &path)) {
+                walk.failed.push((path, "no such file or folder".into()));
+            }
+        }
+        let identity = self.writer.identity().clone();
+        let engine = self.engine;
+        let mut run = Run {
+            engine,
+            writer: &mut self.writer,
+            identity: &identity,
+            stamps: &stamps,
+            queue: VecDeque::new(),
+            queued: 0,
+            ready: Vec::new(),
+            committed: Instant::now(),
+            took: Duration::ZERO,
+            seen: HashSet::new(),
+            failed: Vec::new(),
+            done: Indexed::default(),
+            read: 0,
+            total: walk.files.iter().map(|f| f.bytes).sum(),
+        };
+        for (path, problem) in walk.failed {
+            run.problem(path, &problem, watch)?;
+        }
+        std::thread::scope(|scope| {
+            let (send, receive) = sync_channel(4);
+            let (files, stamps, identity) = (&walk.files, &stamps, &identity);
+            let reader = move || {
+                cut_files(engine, identity, files, stamps, &mut |found| {
+                    // Nobody listens any more after an error; then reading on is in vain.
+                    send.send(found).map_err(|_| Error::Interrupted)
+                })
+            };
+            // Parsers of HTML and PDF go as deep as a file is nested.
+            let reader =
+                std::thread::Builder::new().stack_size(64 << 20).spawn_scoped(scope, reader);
+            reader.map_err(Error::io("a thread to read files"))?;
+            let result = receive.iter().try_for_each(|found| run.take(found, watch));
+            let result = result.and_then(|()| run.embed(1, watch));
+            // Whatever ends the run, what has been embedded is kept.
+            run.commit().and(result)
+        })?;
+        run.remove_gone(&walk.roots)?;
+        run.progress(watch)?;
+        Ok(run.done)
+    }
+}
+
+/// A chunk that waits: its text, and its tokens as it is embedded.
+type Waiting = (String, Encoded);
+
+/// What came of a file or line.
+enum Cut {
+    Document(NewDocument, Vec<Waiting>),
+    Unchanged(String),
+    Problem(String, String),
+    Binary,
+    /// So many bytes of files are dealt with.
+    Read(u64),
+}
+
+fn tokens(chunks: &[Waiting]) -> u64 {
+    chunks.iter().map(|(_, e)| e.tokens.len() as u64).sum()
+}
+
+/// Reads files and cuts what has changed, some documents at a time, on all threads.
+fn cut_files(
+    engine: &Engine,
+    identity: &Identity,
+    files: &[Entry],
+    stamps: &HashMap<String, Stamp>,
+    each: &mut dyn FnMut(Vec<Cut>) -> Result<()>,
+) -> Result<()> {
+    let how = Chunking { tokens: identity.chunk, overlap: identity.overlap };
+    let mut group = Group { engine, how, items: Vec::new(), bytes: 0, each };
+    for file in files {
+        let same = |stamp: &Stamp| (stamp.modified, stamp.bytes) == (file.modified, file.bytes);
+        if stamps.get(&file.path).is_some_and(same) {
+            group.push(&file.path, Item::Unchanged(file.path.clone()))?;
+        } else {
+            let unchanged =
+                |path: &str, hash| stamps.get(path).is_some_and(|stamp| stamp.hash == hash);
+            read_file(file, &unchanged, &mut |item| group.push(&file.path, item))?;
+        }
+        group.items.push(Err(file.bytes));
+    }
+    group.flush()
+}
+
+/// Documents that are cut together.
+struct Group<'a> {
+    engine: &'a Engine,
+    how: Chunking,
+    /// Path and what came of it; or bytes that are dealt with.
+    items: Vec<Result<(String, Item), u64>>,
+    bytes: usize,
+    each: &'a mut dyn FnMut(Vec<Cut>) -> Result<()>,
+}
+
+impl Group<'_> {
+    fn push(&mut self, path: &str, item: Item) -> Result<()> {
+        if let Item::Document(source) = &item {
+            self.bytes += source.text.len();
+        }
+        self.items.push(Ok((path.into(), item)));
+        if self.items.len() >= 256 || self.bytes > 1 << 18 { self.flush() } else { Ok(()) }
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        self.bytes = 0;
+        let (engine, how) = (self.engine, self.how);
+        let cut = std::mem::take(&mut self.items).into_par_iter().map(|item| match item {
+            Err(bytes) => Cut::Read(bytes),
+            Ok((_, Item::Unchanged(path))) => Cut::Unchanged(path),
+            Ok((path, Item::Problem(problem))) => Cut::Problem(path, problem),
+            Ok((_, Item::Binary)) => Cut::Binary,
+            Ok((_, Item::Document(source))) => {
+                let cut = engine.chunk_title(&source.title, how).and_then(|title| {
+                    let cuts = engine.chunks(&title, &source.text, how)?;
+                    Ok((title, cuts))
+                });
+                match cut {
+                    Err(error) => Cut::Problem(source.path, error.to_string()),
+                    Ok((title, cuts)) => {
+                        let (path, stamp, metadata) = (source.path, source.stamp, source.metadata);
+                        let text = &source.text;
+                        let chunks =
+                            cuts.into_iter().map(|c| (text[c.bytes].to_string(), c.encoded));
+                        Cut::Document(
+                            NewDocument { path, title, stamp, metadata },
+                            chunks.collect(),
+                        )
+                    }
+                }
+            }
+        });
+        (self.each)(cut.collect())
+    }
+}
+
+/// A document whose chunks are being embedded, in their order.
+struct Open {
+    document: NewDocument,
+    waiting: VecDeque<Waiting>,
+    done: Vec<NewChunk>,
+}
+
+/// Documents under way.
+struct Run<'a> {
+    engine: &'a Engine,
+    writer: &'a mut Writer,
+    identity: &'a Identity,
+    stamps: &'a HashMap<String, Stamp>,
+    queue: VecDeque<Open>,
+    /// Tokens in the queue.
+    queued: usize,
+    ready: Vec<(NewDocument, Vec<NewChunk>)>,
+    committed: Instant,
+    /// How long the last commit took.
+    took: Duration,
+    seen: HashSet<String>,
+    /// Files and folders that could not be read: nothing below them is removed.
+    failed: Vec<String>,
+    done: Indexed,
+    read: u64,
+    total: u64,
+}
+
+impl Run<'_> {
+    fn take(
+        &mut self,
+        found: Vec<Cut>,
+        watch: &mut dyn FnMut(Event<'_>) -> Result<()>,
+    ) -> Result<()> {
+        for cut in found {
+            match cut {
+                Cut::Read(bytes) => self.read += bytes,
+                Cut::Binary => self.done.binary += 1,
+                Cut::Problem(path, problem) => self.problem(path, &problem, watch)?,
+                Cut::Unchanged(path) => {
+                    self.done.unchanged += 1;
+                    self.seen.insert(path);
+                }
+                Cut::Document(document, chunks) => {
+                    self.seen.insert(document.path.clone());
+                    self.queued += tokens(&chunks) as usize;
+                    let waiting = chunks.into();
+                    self.queue.push_back(Open { document, waiting, done: Vec::new() });
+                }
+            }
+        }
+        self.embed(self.engine.options().batch_tokens, watch)?;
+        self.progress(watch)
+    }
+
+    fn problem(
+        &mut self,
+        path: String,
+        problem: &str,
+        watch: &mut dyn FnMut(Event<'_>) -> Result<()>,
+    ) -> Result<()> {
+        self.done.failed += 1;
+        watch(Event::Problem { path: &path, problem })?;
+        self.failed.push(path);
+        Ok(())
+    }
+
+    fn progress(&self, watch: &mut dyn FnMut(Event<'_>) -> Result<()>) -> Result<()> {
+        watch(Event::Progress { read: self.read, total: self.total, done: &self.done })
+    }
+
+    /// Runs passes while as many tokens wait; stores what is done when it is time to.
+    fn embed(
+        &mut self,
+        least: usize,
+        watch: &mut dyn FnMut(Event<'_>) -> Result<()>,
+    ) -> Result<()> {
+        loop {
+            while let Some(open) = self.queue.pop_front_if(|open| open.waiting.is_empty()) {
+                self.ready.push((open.document, open.done));
+            }
+            // A commit waits for the disk; so it takes at most a tenth of the time.
+            if self.committed.elapsed() >= 10 * self.took {
+                self.commit()?;
+            }
+            if self.queued < least {
+                return Ok(());
+            }
+            self.pass()?;
+            self.progress(watch)?;
+        }
+    }
+
+    /// One pass over the next chunks, as many as fit.
+    fn pass(&mut self) -> Result<()> {
+        let (budget, free) = (self.engine.options().batch_tokens, self.engine.pool().free_pages());
+        let (mut tokens, mut pages) = (0, 0);
+        let waiting = self.queue.iter().flat_map(|open| &open.waiting);
+        let batch: Vec<&Encoded> = waiting
+            .map(|(_, encoded)| encoded)
+            .enumerate()
+            .take_while(|(i, encoded)| {
+                tokens += encoded.tokens.len();
+                pages += encoded.tokens.len().div_ceil(PAGE);
+                *i == 0 || (tokens <= budget && pages <= free)
+            })
+            .map(|(_, encoded)| encoded)
+            .collect();
+        let how = Embed { attn: Some(self.identity.attn), ..Embed::default() };
+        let mask = self.engine.mask_for(&how);
+        let mut caches: Vec<_> = batch.iter().map(|_| self.engine.cache()).collect();
+        let mut sequences: Vec<Sequence<'_>> = batch
+            .iter()
+            .zip(&mut caches)
+            .map(|(encoded, cache)| Sequence {
+                tokens: &encoded.tokens,
+                cache,
+                mask,
+                want: encoded.want(&how, self.identity.dim),
+            })
+            .collect();
+        let outputs = self.engine.run(&mut sequences)?;
+        for (output, cache) in outputs.into_iter().zip(&caches) {
+            let kv = match (self.identity.cache, self.identity.kv) {
+                (CacheKind::None, _) => None,
+                (CacheKind::Doc, KvFormat::Bf16) => Some(self.engine.export(cache)?.to_bf16()),
+                (CacheKind::Doc, _) => Some(self.engine.export(cache)?),
+            };
+            let Some(open) = self.queue.iter_mut().find(|open| !open.waiting.is_empty()) else {
+                break;
+            };
+            if let (Some((text, encoded)), Output::Embedding(vector)) =
+                (open.waiting.pop_front(), output)
+            {
+                let name = |error| match error {
+                    Error::NotFinite { .. } => {
+                        let (path, index) = (&open.document.path, open.done.len());
+                        Error::NotFinite { what: format!("{path}, chunk {index}") }
+                    }
+                    error => error,
+                };
+                let vector = encoded.finish(open.done.len(), vector, &how).map_err(name)?.vector;
+                let tokens = encoded.tokens.len();
+                self.queued -= tokens;
+                self.done.chunks += 1;
+                self.done.tokens += tokens as u64;
+                open.done.push(NewChunk { text, tokens: tokens as u32, vector, kv });
+            }
+        }
+        Ok(())
+    }
+
+    /// Stores the documents that are done.
+    fn commit(&mut self) -> Result<()> {
+        if self.ready.is_empty() {
+            return Ok(());
+        }
+        let start = Instant::now();
+        let all: Vec<(&NewDocument, &[NewChunk])> =
+            self.ready.iter().map(|(document, chunks)| (document, chunks.as_slice())).collect();
+        self.writer.put_all(&all)?;
+        for (document, _) in self.ready.drain(..) {
+            match self.stamps.contains_key(&document.path) {
+                true => self.done.replaced += 1,
+                false => self.done.added += 1,
+            }
+        }
+        (self.took, self.committed) = (start.elapsed(), Instant::now());
+        Ok(())
+    }
+
+    /// Removes the documents below the given paths that are not there any more.
+    fn remove_gone(&mut self, roots: &[String]) -> Result<()> {
+        for path in self.stamps.keys() {
+            let below = |all: &[String]| all.iter().any(|root| is_below(path, root));
+            if !self.seen.contains(path) && below(roots) && !below(&self.failed) {
+                self.done.removed += u64::from(self.writer.remove(path)?);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a document is that of a path, or of a file below it, or of a line in it.
+pub(super) fn is_below(document: &str, path: &str) -> bool {
+    let Some(rest) = document.strip_prefix(path) else { return false };
+    let lines = [".jsonl", ".ndjson"].iter().any(|end| path.ends_with(end));
+    rest.is_empty()
+        || path.ends_with(MAIN_SEPARATOR)
+        || rest.starts_with(MAIN_SEPARATOR)
+        || (lines && rest.starts_with('#'))
+}

@@ -1,0 +1,230 @@
+//! Documents from files: text, Markdown, HTML, PDF and JSONL.
+
+mod html;
+mod pdf;
+mod walk;
+
+pub(super) use walk::{Entry, Walk, resolve, walk};
+
+use super::store::{Stamp, content_hash};
+use crate::Result;
+use serde_json::{Map, Value};
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+
+/// A document as its file has it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Source {
+    /// The file's path; of a line of a JSONL file `path#id`, where the id is the line's own or its
+    /// number, from 1.
+    pub path: String,
+    /// An HTML title, the first Markdown heading, a JSON title (empty where there is none), else the
+    /// file's name.
+    pub title: String,
+    /// The text, without white space at its ends; lines end with `\n`.
+    pub text: String,
+    /// The other fields of a JSON line; null for a file.
+    pub metadata: Value,
+    /// The state of the file; of a JSON line, with the line's hash.
+    pub stamp: Stamp,
+}
+
+/// What came of a file, or of a line in it.
+pub(super) enum Item {
+    Document(Source),
+    /// It is as it was; its path.
+    Unchanged(String),
+    /// It is no document; why.
+    Problem(String),
+    /// It is no text and does not say that it is.
+    Binary,
+}
+
+/// More than a book of a thousand pages, and little enough to be read at once.
+const MAX_FILE: u64 = 256 << 20;
+
+/// Reads the documents of a file or folder, as [`super::index`] does, to look at them: hidden and
+/// binary files and the targets of links to folders are left out. The second value says what could
+/// not be read, and why.
+///
+/// ```
+/// # let folder = tempfile::tempdir().unwrap();
+/// # std::fs::write(folder.path().join("a.md"), "# Chess\n\nfor the desktop").unwrap();
+/// let (found, problems) = gritlm::rag::read(folder.path());
+/// assert_eq!(found[0].title, "Chess");
+/// assert!(problems.is_empty());
+/// ```
+pub fn read(path: &Path) -> (Vec<Source>, Vec<String>) {
+    let (mut sources, mut problems) = (Vec::new(), Vec::new());
+    let Walk { files, failed, .. } = walk(&[path.to_path_buf()], None);
+    problems.extend(failed.into_iter().map(|(path, problem)| format!("{path}: {problem}")));
+    for entry in files {
+        // Nothing that is called returns an error.
+        let _ = read_file(&entry, &|_, _| false, &mut |item| {
+            match item {
+                Item::Document(source) => sources.push(source),
+                Item::Problem(problem) => problems.push(format!("{}: {problem}", entry.path)),
+                Item::Unchanged(_) | Item::Binary => {}
+            }
+            Ok(())
+        });
+    }
+    (sources, problems)
+}
+
+/// Reads a file's documents one after the other, those that are not `unchanged` (by path and hash).
+/// An error is `each`'s; what is wrong with the file is an [`Item::Problem`].
+pub(super) fn read_file(
+    entry: &Entry,
+    unchanged: &dyn Fn(&str, u64) -> bool,
+    each: &mut dyn FnMut(Item) -> Result<()>,
+) -> Result<()> {
+    let extension = entry.extension();
+    if matches!(extension.as_str(), "jsonl" | "ndjson") {
+        return lines(entry, unchanged, each);
+    }
+    if entry.bytes > MAX_FILE {
+        let mib = entry.bytes >> 20;
+        return each(Item::Problem(format!("{mib} MiB; a document has at most 256 MiB")));
+    }
+    let bytes = match std::fs::read(&entry.path) {
+        Ok(bytes) => bytes,
+        Err(error) => return each(Item::Problem(error.to_string())),
+    };
+    let hash = content_hash(&bytes);
+    if unchanged(&entry.path, hash) {
+        return each(Item::Unchanged(entry.path.clone()));
+    }
+    let (title, text) = match extension.as_str() {
+        "html" | "htm" | "xhtml" => html::text(&bytes),
+        "pdf" => match pdf::text(&bytes) {
+            Ok(text) => (None, text),
+            Err(problem) => return each(Item::Problem(problem)),
+        },
+        _ => match String::from_utf8(bytes) {
+            Ok(text) if text.contains('\0') => return each(Item::Binary),
+            Ok(text) if matches!(extension.as_str(), "md" | "markdown") => (heading(&text), text),
+            Ok(text) => (None, text),
+            Err(error) if is_text(&extension) && !error.as_bytes().contains(&0) => {
+                let at = error.utf8_error().valid_up_to();
+                return each(Item::Problem(format!("not UTF-8 (byte {at}, counted from 0)")));
+            }
+            Err(_) => return each(Item::Binary),
+        },
+    };
+    let name = || Path::new(&entry.path).file_name().unwrap_or_default().to_string_lossy().into();
+    each(Item::Document(Source {
+        path: entry.path.clone(),
+        title: title.map(one_line).filter(|t| !t.is_empty()).unwrap_or_else(name),
+        text: tidy(&text),
+        metadata: Value::Null,
+        stamp: Stamp { modified: entry.modified, bytes: entry.bytes, hash },
+    }))
+}
+
+/// Files of these names say that they are text; one that is not UTF-8 is a mistake.
+fn is_text(extension: &str) -> bool {
+    matches!(extension, "txt" | "text" | "md" | "markdown" | "rst" | "tex" | "csv" | "tsv" | "log")
+}
+
+/// The documents of a JSONL file: an object with `text` a line, perhaps `id` and `title`.
+fn lines(
+    entry: &Entry,
+    unchanged: &dyn Fn(&str, u64) -> bool,
+    each: &mut dyn FnMut(Item) -> Result<()>,
+) -> Result<()> {
+    let mut file = match File::open(&entry.path) {
+        Ok(file) => BufReader::new(file),
+        Err(error) => return each(Item::Problem(error.to_string())),
+    };
+    let mut seen = std::collections::HashSet::new();
+    let mut bytes = Vec::new();
+    for number in 1.. {
+        bytes.clear();
+        match file.read_until(b'\n', &mut bytes) {
+            Ok(0) => break,
+            Ok(_) if bytes.trim_ascii().is_empty() => continue,
+            Ok(_) => {}
+            Err(error) => return each(Item::Problem(error.to_string())),
+        }
+        let line = bytes.trim_ascii();
+        let wrong = |problem: String| Item::Problem(format!("line {number}: {problem}"));
+        let (id, title, text, metadata) = match line_of(line) {
+            Ok(parts) => parts,
+            Err(problem) => {
+                each(wrong(problem))?;
+                continue;
+            }
+        };
+        let path = format!("{}#{}", entry.path, id.unwrap_or_else(|| number.to_string()));
+        if !seen.insert(content_hash(path.as_bytes())) {
+            each(wrong(format!("a second document {path}")))?;
+            continue;
+        }
+        let hash = content_hash(line);
+        each(match unchanged(&path, hash) {
+            true => Item::Unchanged(path),
+            false => Item::Document(Source {
+                path,
+                title: one_line(title),
+                text: tidy(&text),
+                metadata,
+                stamp: Stamp { modified: entry.modified, bytes: entry.bytes, hash },
+            }),
+        })?;
+    }
+    Ok(())
+}
+
+/// Id, title, text and the other fields of a JSON line.
+fn line_of(line: &[u8]) -> Result<(Option<String>, String, String, Value), String> {
+    let expected = "expected an object with a string \"text\"";
+    let mut fields: Map<String, Value> =
+        serde_json::from_slice(line).map_err(|e| format!("{expected}: {e}"))?;
+    let Some(Value::String(text)) = fields.remove("text") else { return Err(expected.into()) };
+    let id = match fields.remove("id") {
+        None | Some(Value::Null) => None,
+        Some(Value::String(id)) => Some(id),
+        Some(Value::Number(id)) => Some(id.to_string()),
+        Some(_) => return Err("id: expected a string or a number".into()),
+    };
+    let title = match fields.remove("title") {
+        None | Some(Value::Null) => String::new(),
+        Some(Value::String(title)) => title,
+        Some(_) => return Err("title: expected a string".into()),
+    };
+    let metadata = if fields.is_empty() { Value::Null } else { Value::Object(fields) };
+    Ok((id, title, text, metadata))
+}
+
+/// The first Markdown heading, `# So` or underlined with `===`; not one in a block of code.
+fn heading(text: &str) -> Option<String> {
+    let (mut code, mut before) = (false, "");
+    for line in text.lines() {
+        let line = line.trim();
+        if line.starts_with("```") || line.starts_with("~~~") {
+            code = !code;
+        } else if !code {
+            let level = line.bytes().take_while(|&b| b == b'#').count();
+            if (1..=6).contains(&level) && line[level..].starts_with([' ', '\t']) {
+                return Some(line[level..].trim().trim_end_matches('#').trim_end().into());
+            }
+            if !before.is_empty() && !line.is_empty() && line.bytes().all(|b| b == b'=') {
+                return Some(before.into());
+            }
+        }
+        before = line;
+    }
+    None
+}
+
+fn one_line(text: String) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// Without a byte order mark, Windows line ends, and white space at the ends.
+fn tidy(text: &str) -> String {
+    let text = text.trim_start_matches('\u{FEFF}').trim();
+    if text.contains('\r') { text.replace("\r\n", "\n").replace('\r', "\n") } else { text.into() }
+}

@@ -1,0 +1,172 @@
+//! Text of PDF, from the places of its characters.
+
+use pdf_extract::{Document, MediaBox, Object, OutputDev, OutputError, Transform, output_doc};
+use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Once;
+
+/// The text, a line a line, with a blank line where there is a gap on the page and between pages.
+pub(super) fn text(bytes: &[u8]) -> Result<String, String> {
+    quietly(|| {
+        let mut document = Document::load_mem(bytes).map_err(|e| format!("not a PDF: {e}"))?;
+        // Many are encrypted with an empty password, to forbid printing.
+        let locked = || Err("encrypted: it needs a password, or another reader".into());
+        if document.is_encrypted() && document.decrypt("").is_err() {
+            return locked();
+        }
+        spell_widths_out(&mut document);
+        let mut page = Page::default();
+        output_doc(&document, &mut page).map_err(|e| format!("a broken PDF: {e}"))?;
+        match page.text.trim().is_empty() {
+            false => Ok(page.text),
+            // Of a cipher that it does not know, lopdf 0.42 leaves out what is encrypted.
+            true if document.trailer.has(b"Encrypt") || document.was_encrypted() => locked(),
+            true => Err("no text in it; its pages may be images".into()),
+        }
+    })
+    .unwrap_or_else(|problem| Err(format!("a PDF that cannot be read: {problem}")))
+}
+
+/// Fonts list widths as `first [w w w]` or `first last w`. pdf-extract 0.12 misreads the second, so
+/// that digits, say, would have no width and a space after each; it is rewritten as the first.
+fn spell_widths_out(document: &mut Document) {
+    let resolved = |object: &Object| match object {
+        Object::Reference(id) => document.get_object(*id).ok().cloned(),
+        object => Some(object.clone()),
+    };
+    let mut changed = Vec::new();
+    for (id, object) in &document.objects {
+        let widths = object.as_dict().ok().and_then(|font| resolved(font.get(b"W").ok()?));
+        let Some(Object::Array(widths)) = widths else { continue };
+        let (mut out, mut rest) = (Vec::new(), widths.as_slice());
+        while let [first, second, after @ ..] = rest {
+            let (first, second) = (resolved(first), resolved(second));
+            let run = match (first.as_ref().map(Object::as_i64), second, after) {
+                (Some(Ok(_)), Some(run @ Object::Array(_)), _) => {
+                    rest = after;
+                    run
+                }
+                (Some(Ok(first)), Some(Object::Integer(last)), [width, after @ ..]) => {
+                    rest = after;
+                    let count = (last - first).clamp(0, 0xFFFF) as usize + 1;
+                    Object::Array(vec![width.clone(); count])
+                }
+                _ => break,
+            };
+            out.extend([first.unwrap_or(Object::Null), run]);
+        }
+        changed.push((*id, Object::Array(out)));
+    }
+    for (id, widths) in changed {
+        if let Ok(font) = document.get_object_mut(id).and_then(Object::as_dict_mut) {
+            font.set("W", widths);
+        }
+    }
+}
+
+thread_local! {
+    static QUIET: Cell<bool> = const { Cell::new(false) };
+}
+
+/// The result, or what it panicked with: parsers of PDF do, on files that are not as they expect.
+/// The panic is not printed.
+fn quietly<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            if !QUIET.get() {
+                before(info);
+            }
+        }));
+    });
+    QUIET.set(true);
+    let result = catch_unwind(AssertUnwindSafe(work));
+    QUIET.set(false);
+    result.map_err(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string));
+        text.unwrap_or_default().lines().next().unwrap_or("it is broken").into()
+    })
+}
+
+/// Puts characters together to words and lines.
+#[derive(Default)]
+struct Page {
+    text: String,
+    /// Where the last character ended, and the next should begin.
+    end: Option<(f64, f64)>,
+    /// Whether a string begins.
+    first: bool,
+}
+
+impl OutputDev for Page {
+    fn begin_page(
+        &mut self,
+        _page: u32,
+        _media: &MediaBox,
+        _art: Option<(f64, f64, f64, f64)>,
+    ) -> Result<(), OutputError> {
+        Ok(())
+    }
+
+    fn end_page(&mut self) -> Result<(), OutputError> {
+        self.text += "\n\n";
+        self.end = None;
+        Ok(())
+    }
+
+    fn output_character(
+        &mut self,
+        place: &Transform,
+        width: f64,
+        _spacing: f64,
+        font_size: f64,
+        text: &str,
+    ) -> Result<(), OutputError> {
+        let size = font_size * (place.m11 * place.m22 - place.m12 * place.m21).abs().sqrt();
+        let (x, y) = (place.m31, place.m32);
+        // Within a string only spaced letters are apart.
+        if let Some((end, line)) = self.end.filter(|_| self.first) {
+            let down = (y - line).abs();
+            if down > 0.5 * size {
+                // Lines of a paragraph are 1 to 1.5 sizes apart.
+                self.text += if down > 1.7 * size { "\n\n" } else { "\n" };
+            } else if (x - end > SPACE * size || end - x > size)
+                && !self.text.ends_with(char::is_whitespace)
+            {
+                self.text.push(' ');
+            }
+        }
+        for c in text.chars() {
+            match c {
+                // A font's ligatures are no letters of the text.
+                '\u{FB00}'..='\u{FB04}' => {
+                    self.text += ["ff", "fi", "fl", "ffi", "ffl"][c as usize - 0xFB00];
+                }
+                c if c.is_control() => self.text.push(' '),
+                c => self.text.push(c),
+            }
+        }
+        self.end = Some((x + width * size, y));
+        self.first = false;
+        Ok(())
+    }
+
+    fn begin_word(&mut self) -> Result<(), OutputError> {
+        self.first = true;
+        Ok(())
+    }
+
+    fn end_word(&mut self) -> Result<(), OutputError> {
+        Ok(())
+    }
+
+    fn end_line(&mut self) -> Result<(), OutputError> {
+        Ok(())
+    }
+}
+
+/// A gap that is a space, in sizes of the font: spaces are 0.2 to 0.3, in tight lines 0.13, and
+/// kerning is below 0.1.
+const SPACE: f64 = 0.115;
