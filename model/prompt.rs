@@ -31,7 +31,7 @@ pub fn user(text: &str) -> String {
     format!("{USER}{text}{ASSISTANT}")
 }
 
-/// A user's turn after an answer that ended with `</s>`.
+/// A user's turn after an answer that ended with `</s>`, or after an embedding pass.
 pub fn next_user(text: &str) -> String {
     format!("\n{USER}{text}{ASSISTANT}")
 }
@@ -63,4 +63,108 @@ pub fn rerank(query: &str, passage: &str) -> String {
         cut(query),
         cut(passage)
     )
+}
+
+/// What goes on an answer's first line to make it short, in the paper's runs.
+pub const ANSWER_IS: &str = "The answer is";
+
+/// Asks after a query that was followed by its documents.
+const QUERY_FIRST: &str = "Optionally using the prior context answer the query prior to it";
+/// Asks after documents that were followed by the query.
+const DOCUMENTS_FIRST: &str =
+    "Answer the prior query while optionally using the context prior to it";
+
+/// A document as prompts and embeddings have it: the title in front of the text, where it has one.
+///
+/// ```
+/// use gritlm_model::prompt::document;
+/// assert_eq!(document("Chess", "A board game."), "Chess A board game.");
+/// assert_eq!(document("", "A board game."), "A board game.");
+/// ```
+pub fn document(title: &str, text: &str) -> String {
+    if title.is_empty() { text.into() } else { format!("{title} {text}") }
+}
+
+/// Several documents as one text. The paper has one; an empty line stands between more.
+fn together(documents: &[impl AsRef<str>]) -> String {
+    let texts: Vec<&str> = documents.iter().map(AsRef::as_ref).collect();
+    texts.join("\n\n")
+}
+
+/// Retrieval without caches: the query, then what was found for it.
+///
+/// ```
+/// assert_eq!(
+///     gritlm_model::prompt::rag_query_doc("Who?", &["Chess A game."]),
+///     "<|user|>\nWho?\n\nChess A game.\n\nOptionally using the prior context answer the query \
+///      prior to it\n<|assistant|>\n"
+/// );
+/// ```
+pub fn rag_query_doc(query: &str, documents: &[impl AsRef<str>]) -> String {
+    user(&format!("{query}\n\n{}\n\n{QUERY_FIRST}", together(documents)))
+}
+
+/// Retrieval without caches: what was found for a query, then the query.
+///
+/// ```
+/// assert_eq!(
+///     gritlm_model::prompt::rag_doc_query(&["Chess A game."], "Who?"),
+///     "<|user|>\nChess A game.\n\nWho?\n\nAnswer the prior query while optionally using the \
+///      context prior to it\n<|assistant|>\n"
+/// );
+/// ```
+pub fn rag_doc_query(documents: &[impl AsRef<str>], query: &str) -> String {
+    user(&format!("{}\n\n{query}\n\n{DOCUMENTS_FIRST}", together(documents)))
+}
+
+/// What follows a query whose embedding pass is in the cache.
+///
+/// ```
+/// assert_eq!(
+///     gritlm_model::prompt::rag_after_query(&["Chess A game."]),
+///     "\n<|user|>\nChess A game.\n\nOptionally using the prior context answer the query prior to \
+///      it\n<|assistant|>\n"
+/// );
+/// ```
+pub fn rag_after_query(documents: &[impl AsRef<str>]) -> String {
+    next_user(&format!("{}\n\n{QUERY_FIRST}", together(documents)))
+}
+
+/// What follows documents whose embedding passes are in the cache.
+///
+/// ```
+/// assert_eq!(
+///     gritlm_model::prompt::rag_after_doc("Who?"),
+///     "\n<|user|>\nWho?\n\nAnswer the prior query while optionally using the context prior to \
+///      it\n<|assistant|>\n"
+/// );
+/// ```
+pub fn rag_after_doc(query: &str) -> String {
+    next_user(&format!("{query}\n\n{DOCUMENTS_FIRST}"))
+}
+
+/// What follows a query and then documents, where both are in the cache.
+///
+/// ```
+/// assert_eq!(
+///     gritlm_model::prompt::rag_after_query_doc(),
+///     "\n<|user|>\nOptionally using the prior context answer the query prior to \
+///      it\n<|assistant|>\n"
+/// );
+/// ```
+pub fn rag_after_query_doc() -> String {
+    next_user(QUERY_FIRST)
+}
+
+/// What follows documents and then a query, where both are in the cache.
+///
+/// ```
+/// assert_eq!(
+///     gritlm_model::prompt::rag_after_doc_query(),
+///     "\n<|user|>\nAnswer the prior query while optionally using the context prior to \
+///      it\n<|assistant|>\n"
+/// );
+/// ```
+pub fn rag_after_doc_query() -> String {
+    next_user(DOCUMENTS_FIRST)
 }

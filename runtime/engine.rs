@@ -223,10 +223,7 @@ impl Engine {
         let fingerprint = fingerprint(&config, weights);
         let pages = options.kv_tokens.div_ceil(PAGE);
         let pool = Pool::new(pages);
-        let mut frequencies = config.rope_frequencies();
-        if options.bf16_frequencies {
-            frequencies.iter_mut().for_each(|f| *f = half::bf16::from_f32(*f).to_f32());
-        }
+        let frequencies = frequencies(&config, options);
         let load = Load { options, config: &config, weights, frequencies, pool: &pool, pages };
         let Loaded { model, why, loading } = backend::open(options, load)?;
         Ok(Self {
@@ -272,6 +269,11 @@ impl Engine {
     /// Bytes that the KV pages take for one token.
     pub fn kv_bytes_per_token(&self) -> usize {
         self.config.kv_bytes_per_token(self.model().cached_bytes())
+    }
+
+    /// The rotary frequencies in use, `(head_dim / 2)`.
+    pub fn frequencies(&self) -> Vec<f32> {
+        frequencies(&self.config, &self.options)
     }
 
     /// Tells this checkpoint from others: a hash of its config and of the head of every tensor.
@@ -419,6 +421,14 @@ impl Engine {
         // A pass that panicked has advanced no cache; the next one starts from whole state.
         self.model.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn frequencies(config: &Config, options: &Options) -> Vec<f32> {
+    let mut frequencies = config.rope_frequencies();
+    if options.bf16_frequencies {
+        frequencies.iter_mut().for_each(|f| *f = half::bf16::from_f32(*f).to_f32());
+    }
+    frequencies
 }
 
 /// Some 64 bytes of each tensor tell two trained models apart without reading 14 GB.

@@ -347,7 +347,7 @@ impl<O: Ops> Model for Forward<O> {
         let read = self.ops.export_pages(&self.pages, cache.table(), cache.tokens());
         let values = pollster::block_on(read)?;
         let c = &self.config;
-        Ok(KvCache::from_f32(c.layers, c.kv_heads, c.head_dim, cache.tokens(), values))
+        KvCache::from_f32([c.layers, 2, c.kv_heads, cache.tokens(), c.head_dim], values)
     }
 
     fn import(&mut self, from: &KvCache) -> Result<Cache> {
@@ -361,7 +361,7 @@ impl<O: Ops> Model for Forward<O> {
         let mut cache = Cache::new(&self.pool);
         cache.reserve(from.tokens())?;
         debug_assert!(cache.table().len() * PAGE >= from.tokens());
-        self.ops.import_pages(&mut self.pages, cache.table(), from.tokens(), &from.to_f32());
+        self.ops.import_pages(&mut self.pages, cache.table(), from.tokens(), &from.wide());
         cache.advance(from.tokens());
         Ok(cache)
     }

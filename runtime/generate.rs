@@ -278,7 +278,20 @@ impl Engine {
             let problem = "expected at least one token, found none".into();
             return Err(Error::Input { what: "prompt".into(), problem });
         }
-        Generation::new(self, Held::Own(Context::new(cache)), &ids, how)
+        self.generate_seen(cache, &[], &ids, how)
+    }
+
+    /// Generates on top of a cache whose tokens are `seen`, which the repetition penalty counts.
+    pub(crate) fn generate_seen(
+        &self,
+        cache: Cache,
+        seen: &[u32],
+        ids: &[u32],
+        how: &Sampling,
+    ) -> Result<Generation<'_>> {
+        let mut context = Context::new(cache);
+        seen.iter().for_each(|&id| context.see(id));
+        Generation::new(self, Held::Own(context), ids, how)
     }
 
     /// The ids of a prompt, as [`Engine::generate`] runs them; where it `continues` a cache,

@@ -41,7 +41,7 @@ pub struct Report {
 pub fn shape(like: &str) -> Option<Config> {
     let [dim, layers, heads, kv_heads, head_dim, hidden, vocab, max_positions] = match like {
         "gritlm-7b" | "gritlm-8x7b" => [4096, 32, 32, 8, 128, 14336, 32000, 32768],
-        "1b" => [2048, 22, 16, 4, 128, 5632, 32000, 4096],
+        "1b" => [2048, 22, 16, 4, 128, 5632, 32000, 8192],
         "tiny" | "tiny-moe" => [256, 4, 4, 2, 64, 768, 4096, 4096],
         _ => return None,
     };

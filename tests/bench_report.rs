@@ -78,6 +78,7 @@ fn sample() -> Record {
                     "tile 128x256x64 of four stages, {} blocks of 256 threads",
                     n * 96
                 ),
+                note: String::new(),
                 error: Some(2e-3),
             });
         }

@@ -19,6 +19,11 @@ mod mixing; // one batch, many masks; same bits alone and together
 mod ops; // the table on every backend
 mod properties; // random input
 mod published; // GritLM-7B's published values, where its weights are at hand
+mod rag_answers; // answers through a store on disk: golden files, `gritlm ask`, `bench rag`
+mod rag_ask; // answering from documents: six modes against a slow twin, joined caches
+
+mod rag_index; // from files to an index: formats, chunks, runs, search, the program
+mod rag_store; // the store: round trips, crashes, damage, readers beside a writer
 mod schedule; // the scheduler: values under load, fairness, bounds, pages, failures
 mod serve; // `gritlm serve`: start, statuses, limits, draining
 mod serve_clients; // clients that others wrote: openai, langchain-openai, curl, schemathesis

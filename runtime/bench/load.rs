@@ -259,7 +259,7 @@ impl Files<'_> {
 
 /// Drops a file's pages from memory, and makes sure that they are gone.
 #[cfg(target_os = "linux")]
-fn forget(path: &Path) -> Result<()> {
+pub(super) fn forget(path: &Path) -> Result<()> {
     use rustix::fs::{Advice, fadvise};
     use rustix::io::{Errno, ReadWriteFlags, preadv2};
     use std::io::IoSliceMut;
@@ -288,7 +288,7 @@ fn forget(path: &Path) -> Result<()> {
 
 /// Elsewhere there is no call for it.
 #[cfg(not(target_os = "linux"))]
-fn forget(path: &Path) -> Result<()> {
+pub(super) fn forget(path: &Path) -> Result<()> {
     let problem = "only Linux drops a file's pages from memory when asked".into();
     Err(Error::Input { what: path.display().to_string(), problem })
 }

@@ -10,6 +10,7 @@ pub mod ops;
 pub mod page;
 pub mod peer;
 mod plot;
+pub mod rag;
 pub mod record;
 pub mod report;
 pub mod results;

@@ -303,8 +303,7 @@ impl<'a> Bench<'a> {
             limit,
             share,
             tokens_s: made.map(|tokens| tokens as f64 / us * 1e6),
-            variant: String::new(),
-            error: None,
+            ..Row::default()
         })
     }
 

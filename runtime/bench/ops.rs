@@ -314,9 +314,9 @@ pub fn row<O: Ops>(
         flops,
         limit,
         share,
-        tokens_s: None,
         variant,
         error: Some(error),
+        ..Row::default()
     })
 }
 

@@ -247,10 +247,9 @@ fn suite_table(record: &Record, suite: &str, rows: &[&Row]) -> String {
 
 fn name_cell(row: &Row) -> String {
     let shape = format!("{} <span class=\"shape\">{}</span>", escape(&row.op), escape(&row.shape));
-    match row.variant.as_str() {
-        "" => shape,
-        variant => format!("{shape}<span class=\"variant\">{}</span>", escape(variant)),
-    }
+    let more = [&row.variant, &row.note].into_iter().filter(|text| !text.is_empty());
+    let more = more.map(|text| format!("<span class=\"variant\">{}</span>", escape(text)));
+    shape + &more.collect::<String>()
 }
 
 fn share_cell(row: &Row) -> String {

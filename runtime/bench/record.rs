@@ -82,6 +82,9 @@ pub struct Row {
     /// The kernels and launch shapes that the device chose.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub variant: String,
+    /// What else is to be known: of an answer, how many tokens were computed.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub note: String,
     /// Relative error beside the CPU twin, checked before the timing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<f64>,

@@ -65,6 +65,11 @@ pub fn embed(texts: u64, tokens: u64) -> String {
     format!("{texts} x {tokens} tokens")
 }
 
+/// A question's answer: what is cached, and the tokens of query and document.
+pub fn answer(cache: &str, query: u64, document: u64) -> String {
+    format!("{cache}, {query} + {document}")
+}
+
 /// A shape of the suite `model`, told from the same shape of another model: `batch 1, context 0 of
 /// gritlm-7b`.
 pub fn of(shape: &str, model: &str) -> String {

@@ -108,8 +108,8 @@ fn row_lines(out: &mut Lines, record: &Record, row: &Row, width: usize, size: f6
         .collect();
     more.extend(row.tokens_s.map(|rate| format!("{} tokens/s", digits(rate))));
     more.extend(row.error.map(|e| format!("error {}", error(e))));
-    if !row.variant.is_empty() {
-        more.push(plain(&row.variant));
+    for text in [&row.variant, &row.note].into_iter().filter(|text| !text.is_empty()) {
+        more.push(plain(text));
     }
     if !more.is_empty() {
         out.wrapped(4, "", &more);

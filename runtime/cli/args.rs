@@ -1,10 +1,12 @@
 //! Arguments, as `--help` shows them. Names and meanings are a contract; see the README.
 
+use crate::rag::{CacheKind, Filter, KvFormat, Mode, Order, VectorFormat};
 use crate::schedule::Limits;
 use crate::serve::Settings;
 use crate::{Attn, Device, Embed, Error, Options, Pooling, Result, Sampling};
 use clap::{Args as Group, Parser, Subcommand, ValueEnum};
 use gritlm_model::ops::Mask;
+use gritlm_model::prompt;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -115,12 +117,33 @@ pub(super) enum Command {
     #[command(after_help = "Examples:
   gritlm search \"out of memory\" server.log --top-k 10
   gritlm search \"holiday plans\" notes/
+  gritlm search \"holiday plans\" --store DIR --filter year=2024 --rerank
 
-Embeddings are kept beside PATH and made again only for what has changed.")]
+Embeddings are kept beside PATH and made again only for what has changed; or, with --store, in a
+store that `gritlm index` has made.")]
     Search(Search),
+    /// Keep texts, embeddings and, if asked to, KV caches of files in a store
+    #[command(after_help = "Examples:
+  gritlm index notes/ papers/*.pdf --store DIR
+  gritlm index corpus.jsonl --store DIR --cache doc --kv-format int8 --kv-budget 20GB
+  gritlm index --store DIR --status
+
+Text, Markdown, HTML, PDF, and JSONL with `text`, perhaps `id`, `title` and fields to filter by. What
+has not changed is skipped, what is gone from PATHS is removed, and a run that was ended goes on where
+it was. --chunk, --overlap, --cache, --vectors, --kv-format and --attn are the store's for good.")]
+    Index(Index),
     /// Order passages by relevance to a query, by asking the model yes or no
     #[command(after_help = "Example:\n  gritlm rerank \"who wrote it?\" --input passages.txt")]
     Rerank(Rerank),
+    /// Answer from the documents of a store, and say which they were
+    #[command(after_help = "Examples:
+  gritlm ask \"what captures packets?\" --store notes.store
+  gritlm ask \"what captures packets?\" --store notes.store --cache doc --documents 3 --explain
+
+What --cache reuses, the keys and values of embedding passes, is not read again. With --attn bbcc
+that changes the answer, since those passes saw the text in both directions; a cache that the store
+has evicted is computed again. Behind the answer: [1] path#chunk score.")]
+    Ask(AskArgs),
     /// Serve embeddings and answers over HTTP, to OpenAI's, TEI's and Cohere's clients
     #[command(after_help = "Examples:
   gritlm serve --model GritLM/GritLM-7B --port 8080
@@ -144,7 +167,8 @@ The first line on stdout is the address. SIGTERM or Ctrl-C: what is under way is
         after_help = "Examples:
   gritlm bench ops --device cpu,wgpu,cuda --like gritlm-7b --html report.html
   gritlm bench model --model DIR --json now.json --compare before.json --fail-on-regression
-  gritlm bench load --model DIR"
+  gritlm bench load --model DIR
+  gritlm bench rag --like gritlm-7b --layers 2 --device cpu"
     )]
     Bench(Bench),
     /// Compile the CUDA kernels, for machines that have no compiler
@@ -330,7 +354,8 @@ pub(super) struct Search {
     /// What to look for
     pub(super) query: String,
     /// A file (its lines are searched) or a folder (its files are)
-    pub(super) path: PathBuf,
+    #[arg(required_unless_present = "store", conflicts_with = "store")]
+    pub(super) path: Option<PathBuf>,
     /// Results, at most
     #[arg(long, value_name = "K", default_value_t = 5)]
     pub(super) top_k: usize,
@@ -344,6 +369,59 @@ pub(super) struct Search {
     /// Tokens of a text; the rest is cut off
     #[arg(long, value_name = "N", default_value_t = Embed::default().max_length)]
     pub(super) max_length: usize,
+    /// Search this store
+    #[arg(long, value_name = "DIR")]
+    pub(super) store: Option<PathBuf>,
+    /// Only documents whose field KEY is VALUE; several, and all must fit
+    #[arg(long, value_name = "KEY=VALUE", value_parser = parse::<Filter>, requires = "store")]
+    pub(super) filter: Vec<Filter>,
+    /// Only this file, or those in this folder
+    #[arg(long, value_name = "PATH", requires = "store")]
+    pub(super) below: Option<PathBuf>,
+    /// Ask the model of the best, four times as many, whether they are relevant
+    #[arg(long, requires = "store")]
+    pub(super) rerank: bool,
+}
+
+#[derive(Group)]
+pub(super) struct Index {
+    /// Files, and folders with all that is in them
+    #[arg(value_name = "PATH", required_unless_present_any = ["status", "verify", "compact"])]
+    pub(super) paths: Vec<PathBuf>,
+    /// The store's folder
+    #[arg(long, value_name = "DIR")]
+    pub(super) store: PathBuf,
+    /// What to keep beside text and embedding: none, or doc: each chunk's KV cache, to answer from
+    /// without reading the document again [default: none]
+    #[arg(long, value_name = "KIND", value_parser = parse::<CacheKind>)]
+    pub(super) cache: Option<CacheKind>,
+    /// Tokens of a chunk as it is embedded, tag and title counted [default: 512]
+    #[arg(long, value_name = "N")]
+    pub(super) chunk: Option<usize>,
+    /// Tokens that neighbouring chunks share [default: 0]
+    #[arg(long, value_name = "N")]
+    pub(super) overlap: Option<usize>,
+    /// How embeddings are kept: f32, bf16 or int8 [default: f32]
+    #[arg(long, value_name = "FORMAT", value_parser = parse::<VectorFormat>)]
+    pub(super) vectors: Option<VectorFormat>,
+    /// How KV caches are kept: f32, bf16 or int8 [default: bf16]
+    #[arg(long, value_name = "FORMAT", value_parser = parse::<KvFormat>)]
+    pub(super) kv_format: Option<KvFormat>,
+    /// Bytes of KV caches to keep, as 20GB or 4GiB, or none for all; beyond, the least used go
+    #[arg(long, value_name = "BYTES", value_parser = parse::<Budget>)]
+    pub(super) kv_budget: Option<Budget>,
+    /// bbcc (bidirectional embedding) or cccc (causal throughout) [default: bbcc]
+    #[arg(long, value_name = "MODE", value_parser = parse::<Attn>)]
+    pub(super) attn: Option<Attn>,
+    /// Say what is in the store
+    #[arg(long, conflicts_with_all = ["paths", "verify", "compact"])]
+    pub(super) status: bool,
+    /// Read all of the store and compare it with its checksums
+    #[arg(long, conflicts_with_all = ["paths", "compact"])]
+    pub(super) verify: bool,
+    /// Free the room of what was replaced, removed or evicted
+    #[arg(long, conflicts_with = "paths")]
+    pub(super) compact: bool,
 }
 
 #[derive(Group)]
@@ -407,6 +485,48 @@ pub(super) struct Serve {
     #[arg(long, value_name = "S", env = "GRITLM_GRACE", default_value = "30")]
     #[arg(value_parser = seconds)]
     pub(super) grace: Duration,
+}
+
+#[derive(Group)]
+pub(super) struct AskArgs {
+    /// The question
+    pub(super) query: String,
+    /// The folder of `gritlm index`
+    #[arg(long, value_name = "DIR")]
+    pub(super) store: PathBuf,
+    /// What is reused instead of read again: none, query, doc, query-doc or doc-query
+    #[arg(long, value_name = "MODE", default_value = "none", value_parser = parse::<Mode>)]
+    pub(super) cache: Mode,
+    /// With `--cache none`: query-doc or doc-query [default: doc-query]
+    #[arg(long, value_name = "ORDER", value_parser = parse::<Order>)]
+    pub(super) order: Option<Order>,
+    /// Documents to answer from, the best first; 0 for none
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(super) documents: usize,
+    /// Only documents whose field KEY is VALUE; several, and all must fit
+    #[arg(long, value_name = "KEY=VALUE", value_parser = parse::<Filter>)]
+    pub(super) filter: Vec<Filter>,
+    /// Only this file, or those in this folder
+    #[arg(long, value_name = "PATH")]
+    pub(super) below: Option<PathBuf>,
+    /// Join caches as the paper's code does, with positions that overlap
+    #[arg(long)]
+    pub(super) as_published: bool,
+    /// What the question's vector is for
+    #[arg(long, default_value = "", hide_default_value = true, value_name = "TEXT")]
+    pub(super) instruction: String,
+    /// The answer's first words, which the model goes on from [without TEXT: "The answer is"]
+    #[arg(long, value_name = "TEXT", num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = prompt::ANSWER_IS)]
+    pub(super) answer_prefix: Option<String>,
+    /// bbcc or cccc, as the store was made [default: the store's]
+    #[arg(long, value_name = "MODE", value_parser = parse::<Attn>)]
+    pub(super) attn: Option<Attn>,
+    /// Say on stderr what it took: times, tokens computed, tokens reused
+    #[arg(long)]
+    pub(super) explain: bool,
+    #[command(flatten)]
+    pub(super) sampling: SamplingArgs,
 }
 
 #[derive(Group)]
@@ -482,6 +602,26 @@ pub(super) enum Bench {
         /// Layers of it, instead of all
         #[arg(long, value_name = "N", requires = "like")]
         layers: Option<usize>,
+        #[command(flatten)]
+        how: BenchHow,
+    },
+    /// Answers from documents: what each cache saves, at the GRIT paper's lengths
+    Rag {
+        /// Random weights of this shape, instead of `--model`
+        #[arg(long, value_name = "SHAPE")]
+        like: Option<String>,
+        /// Layers of it, instead of all
+        #[arg(long, value_name = "N", requires = "like")]
+        layers: Option<usize>,
+        /// Tokens of the long side
+        #[arg(long, value_name = "N", value_delimiter = ',', value_parser = count())]
+        lengths: Vec<u32>,
+        /// The smallest sizes only
+        #[arg(long, conflicts_with = "lengths")]
+        quick: bool,
+        /// Where the store is made, and removed again [default: the system's temporary folder]
+        #[arg(long, value_name = "DIR")]
+        folder: Option<PathBuf>,
         #[command(flatten)]
         how: BenchHow,
     },
@@ -584,6 +724,42 @@ impl FromStr for Window {
             _ => Err(Error::Option {
                 option: "--window",
                 expected: "none or a positive number".into(),
+                found: text.into(),
+            }),
+        }
+    }
+}
+
+/// `none`, or bytes, perhaps with a unit: 20GB, 512MiB.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Budget(pub(super) Option<u64>);
+
+impl FromStr for Budget {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        if text == "none" {
+            return Ok(Self(None));
+        }
+        let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+        let (number, unit) = text.split_at(digits);
+        let unit = match unit.trim().to_ascii_lowercase().as_str() {
+            "" | "b" => Some(1.0),
+            "kb" => Some(1e3),
+            "mb" => Some(1e6),
+            "gb" => Some(1e9),
+            "tb" => Some(1e12),
+            "kib" => Some(1024.0),
+            "mib" => Some(1024_f64.powi(2)),
+            "gib" => Some(1024_f64.powi(3)),
+            "tib" => Some(1024_f64.powi(4)),
+            _ => None,
+        };
+        match (number.parse::<f64>(), unit) {
+            (Ok(number), Some(unit)) => Ok(Self(Some((number * unit) as u64))),
+            _ => Err(Error::Option {
+                option: "--kv-budget",
+                expected: "none or bytes, as 20GB or 4GiB".into(),
                 found: text.into(),
             }),
         }

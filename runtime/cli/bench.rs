@@ -9,6 +9,7 @@ use crate::bench::limits::measure;
 use crate::bench::load::{self, LoadPlan};
 use crate::bench::model::{self, ModelPlan};
 use crate::bench::ops::{self, Named};
+use crate::bench::rag::{self, RagPlan};
 use crate::bench::record::{Limits, Record, VERSION};
 use crate::bench::{page, peer, results, table};
 use crate::{Engine, Error, Options, Result, synth};
@@ -45,6 +46,27 @@ pub(super) fn run(command: &Bench, global: &Global, out: &mut Out) -> Result<()>
             };
             let run = |options: &Options, device: &str, record: &mut Record| {
                 measure_model(&source, options, device, &plan, record)
+            };
+            report(on_each_device(global, run)?, &how.output, out)
+        }
+        Bench::Rag { like, layers, lengths, quick, folder, how } => {
+            let source = Source { global, like: like.as_deref(), layers: *layers };
+            let name = format!("gritlm-bench-rag-{}", std::process::id());
+            let folder = folder.clone().unwrap_or_else(std::env::temp_dir).join(name);
+            let mut plan = match quick {
+                true => RagPlan::quick(folder, how.repeats),
+                false => RagPlan::new(folder, how.repeats),
+            };
+            if !lengths.is_empty() {
+                plan.lengths = lengths.iter().map(|&n| n as usize).collect();
+            }
+            let run = |options: &Options, device: &str, record: &mut Record| {
+                record.devices.push(backend::open(options, Limit { device })?);
+                let engine = source.open(&Options { profile: false, ..options.clone() })?;
+                note(format_args!("note: measuring {} on {}", engine.name(), engine.device()));
+                let mut progress = Progress::new("answers", 0);
+                let mut at = |done, all| progress.of(done, all);
+                rag::rag(&engine, device, &plan, record, &mut at)
             };
             report(on_each_device(global, run)?, &how.output, out)
         }

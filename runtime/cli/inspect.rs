@@ -130,7 +130,7 @@ pub(super) fn synth(args: &Synth, out: &mut Out) -> Result<()> {
 }
 
 /// 7241732096 → "7,241,732,096".
-fn grouped(n: u64) -> String {
+pub(super) fn grouped(n: u64) -> String {
     let digits = n.to_string();
     let mut out = String::new();
     for (i, digit) in digits.chars().enumerate() {
@@ -142,7 +142,7 @@ fn grouped(n: u64) -> String {
     out
 }
 
-fn gib(bytes: u64) -> String {
+pub(super) fn gib(bytes: u64) -> String {
     match bytes {
         0..0x10_0000 => format!("{:.1} KiB", bytes as f64 / 1024.0),
         0x10_0000..0x4000_0000 => format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20)),

@@ -2,11 +2,13 @@
 //! (usage).
 
 mod args;
+mod ask;
 mod bench;
 mod chat;
 mod demo;
 mod embed;
 mod generate;
+mod index;
 mod inspect;
 mod kernels;
 mod output;
@@ -90,8 +92,10 @@ fn run(args: Args) -> Result<()> {
         Command::Similarity(a) => rank::similarity(&a, &global, &mut out),
         Command::Rerank(a) => rank::rerank(&a, &global, &mut out),
         Command::Search(a) => search::run(&a, &global, &mut out),
+        Command::Index(a) => index::run(&a, &global, &mut out),
         Command::Inspect(a) => inspect::inspect(&a, &global, &mut out),
         Command::Devices => inspect::devices(&mut out),
+        Command::Ask(a) => ask::run(&a, &global, &mut out),
         Command::Serve(a) => serve::run(a, &global, &mut out),
         Command::Bench(a) => bench::run(&a, &global, &mut out),
         Command::Kernels(a) => kernels::run(&a, &mut out),

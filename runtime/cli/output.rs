@@ -1,7 +1,7 @@
 //! Stdout, progress bars, and texts that come in.
 
 use super::args::{Format, Texts};
-use super::check_interrupt;
+use super::{check_interrupt, note};
 use crate::{Error, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
@@ -95,6 +95,21 @@ impl Progress {
             bar.set_position(done);
         }
         check_interrupt()
+    }
+
+    /// What the bar says in front.
+    pub(super) fn say(&self, what: String) {
+        if let Some(bar) = &self.bar {
+            bar.set_message(what);
+        }
+    }
+
+    /// One line on stderr, above the bar.
+    pub(super) fn note(&self, line: impl std::fmt::Display) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| note(line)),
+            None => note(line),
+        }
     }
 
     /// As [`Progress::at`], where the total becomes known on the way.

@@ -1,0 +1,502 @@
+//! Answering from documents: every mode against a slow, obvious twin; joined caches; exactness with
+//! causal embedding; what is counted.
+
+use crate::support::{Reference, close, data, devices};
+use gritlm::batch::{Output, Sequence, Want};
+use gritlm::cache::KvCache;
+use gritlm::model::config::Config;
+use gritlm::model::cpu::Cpu;
+use gritlm::model::ops::{
+    Attention, GateUp, Layout, LinearAdd, Mask, Ops, PoolShape, Qkv, RmsNorm, Span,
+};
+use gritlm::model::weights::Weights;
+use gritlm::rag::{Ask, Mode, Order, Part, Passage, Positions, Usage, join};
+use gritlm::{Attn, Engine, Error, Options, Sampling};
+
+const MODELS: [&str; 3] = ["mistral-tiny", "mistral-odd", "mixtral-tiny"];
+/// Some of its characters, and of the first document's, are in nothing else.
+const QUERY: &str = "Which tool captures packets? 0123 XYZ";
+const FOUND: [(&str, &str); 3] = [
+    ("tcpdump", "reads packets off the wire: 4567 QJV"),
+    ("", "A text without title."),
+    ("xboard", "Plays chess."),
+];
+const NEW_TOKENS: usize = 12;
+/// No window, which in one model would hide what the modes differ in.
+const UNLIMITED: Mask = Mask::Causal { window: None };
+
+fn passages(count: usize) -> Vec<Passage> {
+    let passage =
+        |(title, text): (&str, &str)| Passage { title: title.into(), text: text.into(), kv: None };
+    FOUND[..count].iter().copied().map(passage).collect()
+}
+
+/// The passages with caches, as an index would have kept them.
+fn stored(engine: &Engine, attn: Attn, count: usize) -> Vec<Passage> {
+    let mut all = passages(count);
+    for passage in &mut all {
+        let text = match passage.title.as_str() {
+            "" => passage.text.clone(),
+            title => format!("{title} {}", passage.text),
+        };
+        let ids = ids(engine, true, &format!("<|embed|>\n{text}"));
+        let cache = pass(engine, &ids, engine.embedding_mask(attn));
+        passage.kv = Some(cache.into());
+    }
+    all
+}
+
+fn ids(engine: &Engine, starts: bool, text: &str) -> Vec<u32> {
+    let mut ids = if starts { vec![engine.config().bos] } else { vec![] };
+    ids.extend(engine.tokenizer().encode_continued(text).unwrap());
+    ids
+}
+
+fn pass(engine: &Engine, tokens: &[u32], mask: Mask) -> KvCache {
+    let mut cache = engine.cache();
+    engine.run(&mut [Sequence { tokens, cache: &mut cache, mask, want: Want::Nothing }]).unwrap();
+    engine.export(&cache).unwrap()
+}
+
+/// Tokens and the logarithms of their probabilities.
+type Said = (Vec<u32>, Vec<f32>);
+
+/// On top of what `cache` holds, one pass per token, the largest logit each time.
+fn greedy(engine: &Engine, past: Option<&KvCache>, prompt: &[u32], count: usize) -> Said {
+    let mut cache = past.map_or_else(|| engine.cache(), |past| engine.import(past).unwrap());
+    let (mut next, mut said) = (prompt.to_vec(), (vec![], vec![]));
+    while said.0.len() < count {
+        let (mask, want) = (UNLIMITED, Want::Logits);
+        let sequence = Sequence { tokens: &next, cache: &mut cache, mask, want };
+        let Output::Logits(logits) = engine.run(&mut [sequence]).unwrap().remove(0) else {
+            panic!("expected logits");
+        };
+        let mut best = 0;
+        for (id, &logit) in logits.iter().enumerate() {
+            if logit > logits[best] {
+                best = id;
+            }
+        }
+        let sum: f64 = logits.iter().map(|&l| f64::from(l).exp()).sum();
+        said.0.push(best as u32);
+        said.1.push((f64::from(logits[best]) - sum.ln()) as f32);
+        next = vec![best as u32];
+    }
+    said
+}
+
+/// What is kept of a part, and at which position its first kept key is to stand (None: as it is).
+struct Piece {
+    cache: KvCache,
+    skip: usize,
+    moved: i64,
+}
+
+/// One number after the other.
+fn put_together(pieces: &[Piece], frequencies: &[f32]) -> KvCache {
+    let [layers, _, kv_heads, _, head_dim] = pieces[0].cache.shape();
+    let mut values = Vec::new();
+    for layer in 0..layers {
+        for which in 0..2 {
+            for head in 0..kv_heads {
+                for piece in pieces {
+                    let (all, tokens) = (piece.cache.to_f32(), piece.cache.tokens());
+                    for t in piece.skip..tokens {
+                        let row = ((layer * 2 + which) * kv_heads + head) * tokens + t;
+                        let row = &all[row * head_dim..][..head_dim];
+                        for d in 0..head_dim {
+                            let half = head_dim / 2;
+                            let turn = f64::from(frequencies[d % half]) * piece.moved as f64;
+                            let turned = match d < half {
+                                true => {
+                                    f64::from(row[d]) * turn.cos()
+                                        - f64::from(row[d + half]) * turn.sin()
+                                }
+                                false => {
+                                    f64::from(row[d]) * turn.cos()
+                                        + f64::from(row[d - half]) * turn.sin()
+                                }
+                            };
+                            values.push(if which == 0 { turned as f32 } else { row[d] });
+                        }
+                    }
+                }
+            }
+        }
+    }
+    let tokens = pieces.iter().map(|p| p.cache.tokens() - p.skip).sum();
+    KvCache::from_f32([layers, 2, kv_heads, tokens, head_dim], values).unwrap()
+}
+
+const BEFORE: &str = "Optionally using the prior context answer the query prior to it";
+const AFTER: &str = "Answer the prior query while optionally using the context prior to it";
+
+/// The mode spelled out: every prompt, pass and join.
+fn twin(engine: &Engine, attn: Attn, how: &Ask, count: usize) -> (Said, Usage) {
+    let texts: Vec<String> = FOUND[..count]
+        .iter()
+        .map(|(title, text)| format!("{title} {text}").trim_start().to_string())
+        .collect();
+    let documents = texts.join("\n\n");
+    let mask = engine.embedding_mask(attn);
+    let embedded = |text: &str| ids(engine, true, &format!("<|embed|>\n{text}"));
+    let query = embedded(QUERY);
+    let query_piece = || (pass(engine, &query, mask), 0);
+    let document_pieces =
+        |skip| texts.iter().map(move |text| (pass(engine, &embedded(text), mask), skip));
+    let (pieces, rest): (Vec<(KvCache, usize)>, String) = match how.mode {
+        Mode::Plain(Order::QueryDoc) => {
+            (vec![], format!("<|user|>\n{QUERY}\n\n{documents}\n\n{BEFORE}\n<|assistant|>\n"))
+        }
+        Mode::Plain(Order::DocQuery) => {
+            (vec![], format!("<|user|>\n{documents}\n\n{QUERY}\n\n{AFTER}\n<|assistant|>\n"))
+        }
+        Mode::Query => {
+            (vec![query_piece()], format!("\n<|user|>\n{documents}\n\n{BEFORE}\n<|assistant|>\n"))
+        }
+        Mode::Doc => (
+            document_pieces(0).collect(),
+            format!("\n<|user|>\n{QUERY}\n\n{AFTER}\n<|assistant|>\n"),
+        ),
+        Mode::QueryDoc => (
+            std::iter::once(query_piece()).chain(document_pieces(1)).collect(),
+            format!("\n<|user|>\n{BEFORE}\n<|assistant|>\n"),
+        ),
+        Mode::DocQuery => (
+            document_pieces(0).chain(std::iter::once(query_piece())).collect(),
+            format!("\n<|user|>\n{AFTER}\n<|assistant|>\n"),
+        ),
+    };
+    let mut position = 0;
+    let pieces: Vec<Piece> = pieces
+        .into_iter()
+        .map(|(cache, skip)| {
+            let first = if how.positions == Positions::Turned { position } else { 0 };
+            position += cache.tokens() as i64 - skip as i64;
+            Piece { cache, skip, moved: first - skip as i64 }
+        })
+        .collect();
+    let past = (!pieces.is_empty()).then(|| put_together(&pieces, &engine.frequencies()));
+    let rest = ids(engine, past.is_none(), &format!("{rest}{}", how.answer_prefix));
+    let usage = Usage {
+        tokens_computed: query.len() + rest.len(),
+        tokens_reused: past.as_ref().map_or(0, KvCache::tokens),
+        ..Usage::default()
+    };
+    (greedy(engine, past.as_ref(), &rest, NEW_TOKENS), usage)
+}
+
+fn sampling() -> Sampling {
+    Sampling { max_tokens: NEW_TOKENS, ignore_eos: true, ..Sampling::greedy() }
+}
+
+fn answer(engine: &Engine, how: &Ask, documents: &[Passage], draw: &Sampling) -> (Said, Usage) {
+    let mut answer = engine.ask(QUERY, how).unwrap().answer(documents, draw).unwrap();
+    let said = (&mut answer).map(|piece| piece.unwrap().token).map(|t| (t.token, t.logprob));
+    let said = said.unzip();
+    (said, answer.usage().clone())
+}
+
+fn same(name: &str, (tokens, logprobs): &Said, (expected, near): &Said) {
+    assert_eq!(tokens, expected, "{name}");
+    for (found, expected) in logprobs.iter().zip(near) {
+        assert!((found - expected).abs() < 1e-4, "{name}: {found} for {expected}");
+    }
+}
+
+#[test]
+fn every_mode_as_its_slow_twin() {
+    for (device, model) in devices().iter().flat_map(|(d, _)| MODELS.map(|m| (d, m))) {
+        let reference = Reference::open_on(model, device.clone());
+        let engine = &reference.engine;
+        let mut all = Vec::new();
+        for (mode, count) in Mode::ALL.iter().flat_map(|&m| [1, 3].map(|n| (m, n))) {
+            for positions in [Positions::Turned, Positions::AsPublished] {
+                let prefix = if count == 1 { "The answer is" } else { "" };
+                let how = Ask { mode, positions, answer_prefix: prefix.into(), ..Ask::default() };
+                let name = format!("{model} on {device}, {mode:?} {positions:?} of {count}");
+                let (expected, counted) = twin(engine, Attn::Bbcc, &how, count);
+                let documents = stored(engine, Attn::Bbcc, count);
+                let draw = Sampling { mask: Some(UNLIMITED), ..sampling() };
+                let (said, usage) = answer(engine, &how, &documents, &draw);
+                same(&name, &said, &expected);
+                let found = (usage.tokens_computed, usage.tokens_reused);
+                assert_eq!(found, (counted.tokens_computed, counted.tokens_reused), "{name}");
+                assert_eq!((usage.recomputed, usage.bytes_read), (0, 0), "{name}");
+                all.push((mode, count, positions, said));
+            }
+        }
+        // The modes are not the same: otherwise all this proves nothing.
+        for (i, (mode, count, positions, said)) in all.iter().enumerate() {
+            for (other, of, at, words) in &all[..i] {
+                let joins =
+                    |mode: &Mode| mode.reuses_documents() && (*count > 1 || *mode != Mode::Doc);
+                let differ = mode != other || count != of || (positions != at && joins(mode));
+                assert_eq!(said != words, differ, "{model}: {mode:?} {count} {positions:?}");
+            }
+        }
+    }
+}
+
+/// What no store has is computed, and counted as such; the answer is the same.
+#[test]
+fn missing_caches_are_computed() {
+    let reference = Reference::open("mistral-odd");
+    let engine = &reference.engine;
+    for mode in Mode::ALL {
+        let how = Ask { mode, ..Ask::default() };
+        let mut documents = stored(engine, Attn::Bbcc, 2);
+        let (expected, with) = answer(engine, &how, &documents, &sampling());
+        documents[1].kv = None;
+        let (said, without) = answer(engine, &how, &documents, &sampling());
+        assert!(said == expected, "{mode:?}");
+        let computed = usize::from(mode.reuses_documents());
+        assert_eq!(without.recomputed, computed);
+        let tokens = ids(engine, true, &format!("<|embed|>\n{}", FOUND[1].1)).len();
+        assert_eq!(without.tokens_computed, with.tokens_computed + computed * tokens);
+        assert_eq!(without.tokens_reused, with.tokens_reused);
+    }
+}
+
+/// With causal embedding a pass's cache is what reading the same tokens would have made: on the CPU
+/// the same bits, and so is every answer, also with a penalty (here a premium) on what was read.
+#[test]
+fn causal_caches_change_nothing() {
+    for (device, bound) in devices() {
+        for model in MODELS {
+            let reference = Reference::open_on(model, device.clone());
+            let engine = &reference.engine;
+            let mask = engine.embedding_mask(Attn::Cccc);
+            for penalty in [1.0, 0.05] {
+                let draw = Sampling { repetition_penalty: penalty, ..sampling() };
+                let documents = stored(engine, Attn::Cccc, 1);
+                let text = format!("{} {}", FOUND[0].0, FOUND[0].1);
+                for (mode, first, rest) in [
+                    (
+                        Mode::Query,
+                        QUERY,
+                        format!("\n<|user|>\n{text}\n\n{BEFORE}\n<|assistant|>\n"),
+                    ),
+                    (Mode::Doc, &text, format!("\n<|user|>\n{QUERY}\n\n{AFTER}\n<|assistant|>\n")),
+                ] {
+                    let mut plain = ids(engine, true, &format!("<|embed|>\n{first}"));
+                    let reused = plain.len();
+                    plain.extend(ids(engine, false, &rest));
+                    let prompt = gritlm::Prompt::Tokens(plain.clone());
+                    let read: Said = engine
+                        .generate(&prompt, &draw)
+                        .unwrap()
+                        .map(|piece| piece.unwrap().token)
+                        .map(|t| (t.token, t.logprob))
+                        .unzip();
+                    let how = Ask { mode, attn: Some(Attn::Cccc), ..Ask::default() };
+                    let (said, usage) = answer(engine, &how, &documents, &draw);
+                    assert_eq!(usage.tokens_reused, reused);
+                    let name = format!("{model} on {device}, {mode:?}");
+                    same(&name, &said, &read);
+                    if device == gritlm::Device::Cpu {
+                        assert!(said == read, "{name}: other bits");
+                    }
+                    let logits = |past: usize| {
+                        let mut cache = engine.cache();
+                        if past > 0 {
+                            cache = engine.import(&pass(engine, &plain[..past], mask)).unwrap();
+                        }
+                        let mask = engine.generation_mask();
+                        let (tokens, want) = (&plain[past..], Want::Logits);
+                        let sequence = Sequence { tokens, cache: &mut cache, mask, want };
+                        match engine.run(&mut [sequence]).unwrap().remove(0) {
+                            Output::Logits(logits) => logits,
+                            other => panic!("{other:?}"),
+                        }
+                    };
+                    close(&name, &logits(reused), &logits(0), bound);
+                }
+            }
+        }
+    }
+}
+
+/// A cache, computed from `position` on: a forward pass of its own, op by op, on the CPU.
+fn computed_at(model: &str, tokens: &[u32], position: usize, frequencies: &[f32]) -> KvCache {
+    let c = Config::open(&data(model).join("config.json")).unwrap();
+    let weights = Weights::open(&data(model), &c).unwrap();
+    let stack = |names: &[String]| {
+        let parts: Vec<_> = names.iter().map(|n| weights.get(n).unwrap()).collect();
+        Cpu.matrix(&parts).unwrap()
+    };
+    let rows = tokens.len() as u32;
+    let (dim, hidden, eps) = (c.dim as u32, c.hidden as u32, c.norm_eps);
+    let (heads, kv_heads, head_dim) = (c.heads as u32, c.kv_heads as u32, c.head_dim as u32);
+    let mask = Mask::Bidirectional { window: None };
+    let batch = Cpu.batch(&Layout {
+        tokens: tokens.to_vec(),
+        positions: (position as u32..).take(tokens.len()).collect(),
+        slots: (0..rows).collect(),
+        spans: vec![Span { row: 0, rows, past: 0, table: 0, mask }],
+        tables: vec![0],
+        frequencies: frequencies.to_vec(),
+    });
+    let batch = batch.unwrap();
+    let shape =
+        PoolShape { layers: c.layers, pages: 1, kv_heads: c.kv_heads, head_dim: c.head_dim };
+    let mut pages = Cpu.pages(shape).unwrap();
+    let buffer = |cols| Cpu.buffer(tokens.len(), cols).unwrap();
+    let (mut x, mut h, mut inner) = (buffer(c.dim), buffer(c.dim), buffer(c.hidden));
+    let (mut q, mut mixed) = (buffer(c.heads * c.head_dim), buffer(c.heads * c.head_dim));
+    let norm = RmsNorm { rows, dim, eps };
+    Cpu.embed(&batch, &stack(&["model.embed_tokens.weight".into()]), &mut x);
+    for layer in 0..c.layers {
+        let weight = |part: &str| format!("model.layers.{layer}.{part}.weight");
+        let one = |part: &str| stack(&[weight(part)]);
+        let index = layer as u32;
+        Cpu.rmsnorm(norm, &x, &one("input_layernorm"), &mut h);
+        let qkv = stack(&["q", "k", "v"].map(|p| weight(&format!("self_attn.{p}_proj"))));
+        let p = Qkv { rows, dim, heads, kv_heads, head_dim, layer: index };
+        Cpu.qkv(p, &h, &qkv, &batch, &mut q, &mut pages);
+        let p = Attention { heads, kv_heads, head_dim, layer: index };
+        Cpu.attention(p, &q, &pages, &batch, &mut mixed);
+        let p = LinearAdd { rows, inner: heads * head_dim, outer: dim };
+        Cpu.linear_add(p, &mixed, &one("self_attn.o_proj"), &mut x);
+        Cpu.rmsnorm(norm, &x, &one("post_attention_layernorm"), &mut h);
+        let gate_up = stack(&["gate", "up"].map(|p| weight(&format!("mlp.{p}_proj"))));
+        Cpu.gate_up(GateUp { rows, dim, hidden }, &h, &gate_up, &mut inner);
+        let p = LinearAdd { rows, inner: hidden, outer: dim };
+        Cpu.linear_add(p, &inner, &one("mlp.down_proj"), &mut x);
+    }
+    let values = pollster::block_on(Cpu.export_pages(&pages, &[0], tokens.len())).unwrap();
+    KvCache::from_f32([c.layers, 2, c.kv_heads, tokens.len(), c.head_dim], values).unwrap()
+}
+
+/// `(keys, values)` of each layer, without each head's first tokens.
+fn behind(first: usize, cache: &KvCache) -> Vec<(Vec<f32>, Vec<f32>)> {
+    let [layers, _, kv_heads, tokens, head_dim] = cache.shape();
+    let all = cache.to_f32();
+    let heads = all.chunks(tokens * head_dim).map(|head| head[first * head_dim..].to_vec());
+    let heads: Vec<Vec<f32>> = heads.collect();
+    assert_eq!(heads.len(), layers * 2 * kv_heads);
+    let layers = heads.chunks(2 * kv_heads);
+    layers.map(|l| (l[..kv_heads].concat(), l[kv_heads..].concat())).collect()
+}
+
+fn filler(like: &KvCache, tokens: usize) -> KvCache {
+    let [layers, two, kv_heads, _, head_dim] = like.shape();
+    let shape = [layers, two, kv_heads, tokens, head_dim];
+    KvCache::from_f32(shape, vec![0.5; shape.iter().product()]).unwrap()
+}
+
+/// A part behind another is what a pass would have computed at its new positions.
+#[test]
+fn turned_keys_are_those_of_their_positions() {
+    for model in ["mistral-tiny", "mistral-odd"] {
+        let reference = Reference::open(model);
+        let engine = &reference.engine;
+        let frequencies = engine.frequencies();
+        let tokens = &reference.texts()[2];
+        let at_0 = pass(engine, tokens, Mask::Bidirectional { window: None });
+        assert!(computed_at(model, tokens, 0, &frequencies) == at_0, "{model}: another pass");
+        for (before, skip) in [1, 17, 130, 3900].iter().flat_map(|&b| [(b, 0), (b, 1)]) {
+            let front = filler(&at_0, before);
+            let parts = [Part { cache: &front, skip: 0 }, Part { cache: &at_0, skip }];
+            let joined = join(&parts, Positions::Turned, &frequencies).unwrap();
+            let there = computed_at(model, tokens, before - skip, &frequencies);
+            let all = behind(before, &joined).into_iter().zip(behind(skip, &there));
+            for (layer, ((keys, values), (right_keys, right_values))) in all.enumerate() {
+                let name = format!("{model}, layer {layer} at {before}, {skip} left out");
+                // Layer 0's come from the token alone; above, from what attention makes of angles.
+                let bound = if layer == 0 { 1.5e-7 } else { 1e-5 };
+                close(&name, &keys, &right_keys, bound);
+                close(&name, &values, &right_values, bound);
+                assert!(layer > 0 || values == right_values, "{name}: values");
+            }
+        }
+    }
+}
+
+/// What the paper's code does is a plain concatenation; numbers in bfloat16 are rounded once.
+#[test]
+fn joins_as_published_and_in_bf16() {
+    let reference = Reference::open("mistral-odd");
+    let engine = &reference.engine;
+    let frequencies = engine.frequencies();
+    let texts = reference.texts();
+    let caches = [&texts[0], &texts[2]]
+        .map(|t| pass(engine, t, Mask::Bidirectional { window: None }).to_bf16());
+    let parts = [Part { cache: &caches[0], skip: 0 }, Part { cache: &caches[1], skip: 0 }];
+    let published = join(&parts, Positions::AsPublished, &frequencies).unwrap();
+    let concatenated = KvCache::concat(&[&caches[0], &caches[1]]).unwrap();
+    assert!(published.to_f32() == concatenated.to_f32());
+
+    let wide = caches.clone().map(|c| KvCache::from_f32(c.shape(), c.to_f32()).unwrap());
+    let of_wide = [Part { cache: &wide[0], skip: 0 }, Part { cache: &wide[1], skip: 0 }];
+    let turned = join(&parts, Positions::Turned, &frequencies).unwrap();
+    assert!(turned == join(&of_wide, Positions::Turned, &frequencies).unwrap());
+    let twin = put_together(
+        &[
+            Piece { cache: caches[0].clone(), skip: 0, moved: 0 },
+            Piece { cache: caches[1].clone(), skip: 0, moved: texts[0].len() as i64 },
+        ],
+        &frequencies,
+    );
+    close("turned", &turned.to_f32(), &twin.to_f32(), 1e-6);
+    // Without its first token, a lone part stands one earlier.
+    let cut = join(&[Part { cache: &wide[1], skip: 1 }], Positions::Turned, &frequencies).unwrap();
+    let twin = put_together(&[Piece { cache: wide[1].clone(), skip: 1, moved: -1 }], &frequencies);
+    close("cut", &cut.to_f32(), &twin.to_f32(), 1e-6);
+}
+
+#[test]
+fn what_does_not_fit_is_refused_in_one_line() {
+    let (a, b) = (Reference::open("mistral-odd"), Reference::open("mistral-tiny"));
+    let (a, b) = (&a.engine, &b.engine);
+    let both = Mask::Bidirectional { window: None };
+    let caches = [a, b].map(|e| pass(e, &ids(e, true, "x"), both));
+    let part = |cache, skip| Part { cache, skip };
+    let line = |error: Error| {
+        let line = error.to_string();
+        assert!(!line.contains('\n'), "{line}");
+        line
+    };
+    let refused =
+        |parts: &[Part<'_>]| line(join(parts, Positions::Turned, &a.frequencies()).unwrap_err());
+    assert!(refused(&[]).contains("at least one"));
+    assert!(refused(&[part(&caches[0], 0), part(&caches[1], 0)]).contains("expected shape"));
+    let tokens = caches[0].tokens();
+    assert!(refused(&[part(&caches[0], tokens)]).contains("left out"));
+    assert!(refused(&[part(&caches[0], usize::MAX)]).contains("left out"));
+    let few = join(&[part(&caches[0], 0)], Positions::Turned, &[1.0]).unwrap_err();
+    assert!(line(few).contains("frequencies"));
+
+    let how = Ask { mode: Mode::Doc, ..Ask::default() };
+    let strange = Passage { kv: Some(caches[1].clone().into()), ..passages(1).remove(0) };
+    let error = a.ask(QUERY, &how).unwrap().answer(&[strange], &sampling()).err().unwrap();
+    assert!(line(error).contains("expected shape"));
+    assert!(line(a.ask("", &how).err().unwrap()).contains("empty"));
+    let long = "x".repeat(a.config().max_positions);
+    assert!(line(a.ask(&long, &how).err().unwrap()).contains("positions"));
+
+    // What was refused holds no pages.
+    let small = Options { kv_tokens: 256, ..Options::default() };
+    let small = Engine::open(data("mistral-odd").to_str().unwrap(), &small).unwrap();
+    let wide = Passage { text: "y".repeat(300), ..Passage::default() };
+    for _ in 0..3 {
+        let error =
+            small.ask(QUERY, &how).unwrap().answer(std::slice::from_ref(&wide), &sampling());
+        assert!(line(error.err().unwrap()).contains("room"));
+        small.ask(QUERY, &how).unwrap().answer(&passages(1), &sampling()).unwrap().count();
+    }
+}
+
+/// Without documents the question is a prompt like any other.
+#[test]
+fn no_documents_no_retrieval() {
+    let engine = Engine::open("demo", &Options::default()).unwrap();
+    let prompt = gritlm::Prompt::user(QUERY);
+    let expected: Vec<u32> =
+        engine.generate(&prompt, &sampling()).unwrap().map(|p| p.unwrap().token.token).collect();
+    for mode in Mode::ALL {
+        let ((tokens, _), usage) =
+            answer(&engine, &Ask { mode, ..Ask::default() }, &[], &sampling());
+        assert_eq!((tokens, usage.tokens_reused), (expected.clone(), 0));
+    }
+}
