@@ -44,7 +44,7 @@ pub(super) enum Item {
 /// More than a book of a thousand pages, and little enough to be read at once.
 const MAX_FILE: u64 = 256 << 20;
 
-/// Reads the documents of a file or folder, as [`super::index`] does, to look at them: hidden and
+/// Reads the documents of a file or folder, as [`super::Indexer`] does, to look at them: hidden and
 /// binary files and the targets of links to folders are left out. The second value says what could
 /// not be read, and why.
 ///

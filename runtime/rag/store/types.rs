@@ -89,7 +89,7 @@ pub struct Status {
     pub database_bytes: u64,
     /// Bytes of the vectors' file.
     pub vector_bytes: u64,
-    /// Of these, bytes of vectors that were replaced or removed; [`Writer::compact`]
+    /// Of these, bytes of vectors that were replaced or removed; [`super::Writer::compact`]
     /// (super::Writer::compact) frees them.
     pub dead_vector_bytes: u64,
     /// Bytes of the segments' files.
@@ -106,7 +106,7 @@ pub struct Status {
     pub evicted: u64,
 }
 
-/// What [`Writer::compact`](super::Writer::compact) did.
+/// What [`super::Writer::compact`](super::Writer::compact) did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Compacted {
     /// Bytes of all files before.
