@@ -146,9 +146,9 @@ fn embed(url: &str, (text, expected): &(String, Vec<f32>), seen: &Seen) -> Resul
     let vector: Vec<f32> = body["data"][0]["embedding"]
         .as_array()
         .map_or(Vec::new(), |v| v.iter().map(|x| x.as_f64().unwrap_or(f64::NAN) as f32).collect());
-    // Both have length 1, and a wrong text's is far away.
-    let wrong = !(dot(&vector, expected) > 1.0 - 1e-4);
-    seen.wrong.fetch_add(u64::from(wrong), Ordering::Relaxed);
+    // Both have length 1, and a wrong text's is far away; NaN is not near either.
+    let near = dot(&vector, expected) > 1.0 - 1e-4;
+    seen.wrong.fetch_add(u64::from(!near), Ordering::Relaxed);
     seen.embeddings.fetch_add(1, Ordering::Relaxed);
     let tokens = body["usage"]["prompt_tokens"].as_u64().unwrap_or(0);
     seen.tokens[0].fetch_add(tokens, Ordering::Relaxed);
