@@ -743,7 +743,10 @@ fn a_failure_ends_the_stream() {
         std::thread::sleep(Duration::from_millis(2));
     }
     let post = |fields: &Value| {
-        let body = with(&json!({"messages": user(QUESTION), "ignore_eos": true}), fields);
+        let body = with(
+            &json!({"messages": user(QUESTION), "temperature": 0, "ignore_eos": true}),
+            fields,
+        );
         let request = ureq::post(format!("{url}{CHAT}")).config().http_status_as_error(false);
         let request = request.build().header("content-type", "application/json");
         let mut answer = request.send(body.to_string()).unwrap();
