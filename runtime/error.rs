@@ -110,6 +110,14 @@ pub enum Error {
         /// What was expected and what was found.
         problem: String,
     },
+    /// A store of documents has a writer already. Wait until it is done.
+    #[error("{}: {problem}", path.display())]
+    Busy {
+        /// The store's folder.
+        path: PathBuf,
+        /// Who writes.
+        problem: String,
+    },
     /// The request's deadline came before its end. Allow more time, or ask when less waits.
     #[error("the deadline passed before the request was done")]
     Expired,

@@ -2,6 +2,8 @@
 //! `GRITLM_CLIENTS` names a Python that has them (tests/clients/requirements.txt).
 
 use crate::serve::Server;
+use crate::serve_rag::store_of;
+use gritlm::rag::CacheKind;
 use gritlm::{Device, Embed, Engine, Options, Prompt, Sampling};
 use serde_json::{Value, json};
 use std::io::Write;
@@ -93,7 +95,10 @@ fn langchain() {
 fn schemathesis() {
     let Some(python) = python("schemathesis") else { return };
     // Short answers, so that thousands of requests take seconds; and bodies of any size are tried.
-    let server = Server::start(&["--api-key", KEY]);
+    let options = Options { device: Device::Cpu, ..Options::default() };
+    let engine = Engine::open("demo", &options).unwrap();
+    let (_kept, store) = store_of(&engine, CacheKind::Doc);
+    let server = Server::start(&["--api-key", KEY, "--store", store.to_str().unwrap()]);
     let checks = "not_a_server_error,status_code_conformance,content_type_conformance,\
                   response_schema_conformance";
     let mut command = Command::new(python);

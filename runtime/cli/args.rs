@@ -454,6 +454,9 @@ pub(super) struct Serve {
     /// An origin whose pages may call, or *; several with commas, or given again
     #[arg(long, value_name = "URL", env = "GRITLM_CORS_ORIGIN", value_delimiter = ',')]
     pub(super) cors_origin: Vec<String>,
+    /// A folder of `gritlm index`, to answer from its documents and to add to them
+    #[arg(long, value_name = "DIR", env = "GRITLM_STORE")]
+    pub(super) store: Option<PathBuf>,
     /// Requests that may wait; more are refused with 429
     #[arg(long, value_name = "N", env = "GRITLM_MAX_QUEUE")]
     #[arg(default_value_t = Limits::default().queue_requests)]

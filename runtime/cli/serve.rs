@@ -25,6 +25,7 @@ pub(super) fn run(args: Serve, global: &Global, out: &mut Out) -> Result<()> {
             queue_tokens: args.max_queue_tokens,
             ..Limits::default()
         },
+        store: args.store,
     };
     let server = Server::bind(&args.host, args.port, settings)?;
     out.line(format!("http://{}", server.address()))?;

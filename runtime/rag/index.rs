@@ -5,7 +5,7 @@
 //! is stored stays stored, and the next run goes on from there.
 
 use super::chunk::Chunking;
-use super::read::{Entry, Item, Walk, read_file, resolve, walk};
+use super::read::{Entry, Item, Source, Walk, read_file, resolve, walk};
 use super::store::{CacheKind, Identity, KvFormat, NewChunk, NewDocument, Stamp, Writer};
 use crate::batch::{Output, Sequence};
 use crate::{Embed, Encoded, Engine, Error, Result};
@@ -174,22 +174,8 @@ impl<'a> Indexer<'a> {
         }
         let identity = self.writer.identity().clone();
         let engine = self.engine;
-        let mut run = Run {
-            engine,
-            writer: &mut self.writer,
-            identity: &identity,
-            stamps: &stamps,
-            queue: VecDeque::new(),
-            queued: 0,
-            ready: Vec::new(),
-            committed: Instant::now(),
-            took: Duration::ZERO,
-            seen: HashSet::new(),
-            failed: Vec::new(),
-            done: Indexed::default(),
-            read: 0,
-            total: walk.files.iter().map(|f| f.bytes).sum(),
-        };
+        let mut run = Run::new(engine, &mut self.writer, &identity, &stamps);
+        run.total = walk.files.iter().map(|f| f.bytes).sum();
         for (path, problem) in walk.failed {
             run.problem(path, &problem, watch)?;
         }
@@ -213,6 +199,60 @@ impl<'a> Indexer<'a> {
         })?;
         run.remove_gone(&walk.roots)?;
         run.progress(watch)?;
+        Ok(run.done)
+    }
+
+    /// Embeds and stores documents that are not in files, those that are new or whose stamp has
+    /// another hash than the stored one's; nothing is removed. Otherwise as [`Indexer::run`].
+    ///
+    /// ```
+    /// use gritlm::rag::{Identity, Indexer, Source, Stamp, content_hash};
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let store = folder.path().join("store");
+    ///
+    /// let engine = gritlm::Engine::open("demo", &gritlm::Options::default())?;
+    /// let mut indexer = Indexer::open(&engine, &store, &Identity::of(&engine))?;
+    /// let text = "chess for the desktop";
+    /// let source = Source {
+    ///     path: "xboard".into(),
+    ///     title: String::new(),
+    ///     text: text.into(),
+    ///     metadata: serde_json::Value::Null,
+    ///     stamp: Stamp { hash: content_hash(text.as_bytes()), ..Stamp::default() },
+    /// };
+    /// assert_eq!(indexer.put(vec![source.clone()], &mut |_| Ok(()))?.added, 1);
+    /// assert_eq!(indexer.put(vec![source], &mut |_| Ok(()))?.unchanged, 1);
+    /// # Ok::<(), gritlm::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// When the engine or the store refuses, and what `watch` returns; what has been embedded is
+    /// stored.
+    pub fn put(
+        &mut self,
+        sources: Vec<Source>,
+        watch: &mut dyn FnMut(Event<'_>) -> Result<()>,
+    ) -> Result<Indexed> {
+        let (engine, stamps) = (self.engine, self.writer.stamps()?);
+        let identity = self.writer.identity().clone();
+        let how = Chunking { tokens: identity.chunk, overlap: identity.overlap };
+        let mut run = Run::new(engine, &mut self.writer, &identity, &stamps);
+        let each = &mut |found| run.take(found, watch);
+        let mut group = Group { engine, how, items: Vec::new(), bytes: 0, each };
+        let pushed = sources.into_iter().try_for_each(|source| {
+            let path = source.path.clone();
+            let same = stamps.get(&path).is_some_and(|stamp| stamp.hash == source.stamp.hash);
+            group.push(
+                &path,
+                match same {
+                    true => Item::Unchanged(path.clone()),
+                    false => Item::Document(source),
+                },
+            )
+        });
+        let pushed = pushed.and_then(|()| group.flush());
+        let embedded = pushed.and_then(|()| run.embed(1, watch));
+        run.commit().and(embedded)?;
         Ok(run.done)
     }
 }
@@ -337,7 +377,31 @@ struct Run<'a> {
     total: u64,
 }
 
-impl Run<'_> {
+impl<'a> Run<'a> {
+    fn new(
+        engine: &'a Engine,
+        writer: &'a mut Writer,
+        identity: &'a Identity,
+        stamps: &'a HashMap<String, Stamp>,
+    ) -> Self {
+        Self {
+            engine,
+            writer,
+            identity,
+            stamps,
+            queue: VecDeque::new(),
+            queued: 0,
+            ready: Vec::new(),
+            committed: Instant::now(),
+            took: Duration::ZERO,
+            seen: HashSet::new(),
+            failed: Vec::new(),
+            done: Indexed::default(),
+            read: 0,
+            total: 0,
+        }
+    }
+
     fn take(
         &mut self,
         found: Vec<Cut>,

@@ -17,6 +17,7 @@ pub use index::{Event, Indexed, Indexer, Plan};
 pub use join::{Part, Positions, join};
 pub use mode::{Mode, Order};
 pub use read::{Source, read};
+pub(crate) use search::Shelf;
 pub use search::{Filter, Find, Hit, Searcher};
 pub use store::{
     CacheKind, Chunk, Compacted, Document, Identity, KvFormat, NewChunk, NewDocument, Problem,

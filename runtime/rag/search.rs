@@ -10,6 +10,7 @@ use std::borrow::Cow;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 
 /// What to look for, apart from the meaning.
 #[derive(Clone, Debug, PartialEq)]
@@ -116,10 +117,34 @@ pub struct Hit {
 /// ```
 pub struct Searcher<'a> {
     engine: &'a Engine,
+    shelf: Arc<Shelf>,
+}
+
+/// What is searched, without the engine: several searches can share it.
+pub(crate) struct Shelf {
     reader: Reader,
     vectors: Vectors,
     /// The vectors in f32, where they are stored otherwise.
     rows: Option<Vec<f32>>,
+}
+
+impl Shelf {
+    /// As [`Searcher::open`].
+    pub(crate) fn open(engine: &Engine, folder: &Path) -> Result<Self> {
+        let reader = Reader::open(folder)?;
+        reader.check(engine, reader.identity().attn)?;
+        let vectors = reader.vectors()?;
+        let rows = match vectors.to_f32() {
+            Cow::Borrowed(_) => None,
+            Cow::Owned(rows) => Some(rows),
+        };
+        Ok(Self { reader, vectors, rows })
+    }
+
+    /// The store.
+    pub(crate) fn reader(&self) -> &Reader {
+        &self.reader
+    }
 }
 
 impl<'a> Searcher<'a> {
@@ -129,19 +154,17 @@ impl<'a> Searcher<'a> {
     /// # Errors
     /// When there is no store, it is damaged, or it is another model's.
     pub fn open(engine: &'a Engine, folder: &Path) -> Result<Self> {
-        let reader = Reader::open(folder)?;
-        reader.check(engine, reader.identity().attn)?;
-        let vectors = reader.vectors()?;
-        let rows = match vectors.to_f32() {
-            Cow::Borrowed(_) => None,
-            Cow::Owned(rows) => Some(rows),
-        };
-        Ok(Self { engine, reader, vectors, rows })
+        Ok(Self::on(engine, Arc::new(Shelf::open(engine, folder)?)))
+    }
+
+    /// Searches what was opened with this engine.
+    pub(crate) fn on(engine: &'a Engine, shelf: Arc<Shelf>) -> Self {
+        Self { engine, shelf }
     }
 
     /// The store.
     pub fn reader(&self) -> &Reader {
-        &self.reader
+        &self.shelf.reader
     }
 
     /// The chunks whose meaning is nearest to the query's, best first.
@@ -152,7 +175,7 @@ impl<'a> Searcher<'a> {
     pub fn search(&self, query: &str, how: &Find) -> Result<Vec<Hit>> {
         let positions = self.engine.config().max_positions;
         let embed = Embed {
-            attn: Some(self.reader.identity().attn),
+            attn: Some(self.shelf.reader.identity().attn),
             max_length: positions,
             ..Embed::with_instruction(&how.instruction)
         };
@@ -182,14 +205,14 @@ impl<'a> Searcher<'a> {
     /// # Errors
     /// When the vector has another width, the store is damaged, or the device refuses.
     pub fn nearest(&self, vector: &[f32], how: &Find) -> Result<Vec<Hit>> {
-        let (dim, ids) = (self.vectors.dim(), self.vectors.ids());
+        let (dim, ids) = (self.shelf.vectors.dim(), self.shelf.vectors.ids());
         if vector.len() != dim {
             let problem = format!("expected {dim} numbers, found {}", vector.len());
             return Err(Error::Input { what: "vector to search".into(), problem });
         }
-        let all = match &self.rows {
+        let all = match &self.shelf.rows {
             Some(rows) => Cow::Borrowed(rows.as_slice()),
-            None => self.vectors.to_f32(),
+            None => self.shelf.vectors.to_f32(),
         };
         // A few rows are copied sooner than all are searched; of many, the copy is the least.
         let chosen = self.chosen(how)?;
@@ -203,7 +226,7 @@ impl<'a> Searcher<'a> {
         let best = self.engine.search(dim, vector, &rows, how.top_k)?.remove(0);
         let hits = best.into_iter().map(|(row, score)| {
             let row = chosen.as_ref().map_or(row as usize, |chosen| chosen[row as usize]);
-            Ok(Hit { score, probability: None, chunk: self.reader.chunk(ids[row])? })
+            Ok(Hit { score, probability: None, chunk: self.reader().chunk(ids[row])? })
         });
         hits.collect()
     }
@@ -218,10 +241,10 @@ impl<'a> Searcher<'a> {
             below.as_deref().is_none_or(|below| is_below(path, below))
                 && how.filters.iter().all(|filter| filter.matches(metadata))
         };
-        let documents = self.reader.documents()?.into_iter();
+        let documents = self.reader().documents()?.into_iter();
         let ids: HashSet<u64> =
             documents.filter(|d| fits(&d.path, &d.metadata)).flat_map(|d| d.chunks).collect();
-        let rows = self.vectors.ids().iter().enumerate();
+        let rows = self.shelf.vectors.ids().iter().enumerate();
         Ok(Some(rows.filter(|(_, id)| ids.contains(id)).map(|(row, _)| row).collect()))
     }
 }

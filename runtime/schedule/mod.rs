@@ -43,7 +43,7 @@ use gritlm_model::ops::{DeviceError, PAGE};
 use job::{Arrival, Client};
 use stats::Recent;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
@@ -105,6 +105,8 @@ struct Shared {
 
 struct Inbox {
     arrivals: Vec<Arrival>,
+    /// Pages that are wanted past the scheduler, and whom to tell whether they are free.
+    wanted: Vec<(usize, Sender<bool>)>,
     /// Requests taken so far; the next one's number.
     taken: u64,
     closed: bool,
@@ -142,6 +144,7 @@ impl Scheduler {
         let engine = Arc::new(engine);
         let inbox = Mutex::new(Inbox {
             arrivals: Vec::new(),
+            wanted: Vec::new(),
             taken: 0,
             closed: false,
             refused: Refusals::default(),
@@ -166,6 +169,21 @@ impl Scheduler {
     /// wait for its own, and their pages are missing in its count.
     pub fn engine(&self) -> &Engine {
         &self.handle.engine
+    }
+
+    /// Gives up prefixes, between two steps, so that so many pages are free for passes that are run
+    /// past the scheduler; false where requests hold too many. Nothing is reserved.
+    pub(crate) fn make_room(&self, pages: usize) -> bool {
+        let (told, answer) = channel();
+        let shared = &self.handle.shared;
+        let mut inbox = shared.inbox();
+        if inbox.closed {
+            return self.engine().pool().free_pages() >= pages;
+        }
+        inbox.wanted.push((pages, told));
+        drop(inbox);
+        shared.wake.notify_all();
+        answer.recv().unwrap_or(false)
     }
 
     /// How much at once, and how much may wait.

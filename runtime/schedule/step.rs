@@ -52,6 +52,7 @@ impl Drop for End<'_> {
         let mut inbox = self.0.inbox();
         inbox.closed = true;
         inbox.arrivals.clear();
+        inbox.wanted.clear();
     }
 }
 
@@ -87,11 +88,15 @@ impl Steps<'_> {
             inbox = wait.unwrap_or_else(PoisonError::into_inner).0;
         }
         let idle = self.prompts.is_empty() && self.texts.is_empty() && self.running.is_empty();
-        while idle && inbox.arrivals.is_empty() {
+        while idle && inbox.arrivals.is_empty() && inbox.wanted.is_empty() {
             if inbox.closed {
                 return false;
             }
             inbox = shared.wake.wait(inbox).unwrap_or_else(PoisonError::into_inner);
+        }
+        for (pages, asked) in std::mem::take(&mut inbox.wanted) {
+            // Whoever asked may have gone.
+            let _ = asked.send(self.prefixes.make_room(self.engine.pool(), pages));
         }
         for arrival in std::mem::take(&mut inbox.arrivals) {
             self.accept(arrival);

@@ -60,17 +60,20 @@ impl Loaded {
 
 impl Wish {
     fn request(self, work: Work) -> Result<Request, Failure> {
-        let deadline = match self.timeout {
-            None => None,
-            Some(seconds) => match Duration::try_from_secs_f32(seconds) {
-                Ok(timeout) => Instant::now().checked_add(timeout),
-                Err(_) => {
-                    let problem = format!("expected seconds, 0 or more, found {seconds}");
-                    return Err(Failure::field("timeout", problem));
-                }
-            },
-        };
+        let deadline = self.deadline()?;
         Ok(Request { work, priority: self.priority.unwrap_or(0), deadline })
+    }
+
+    /// When its answer is of no use any more.
+    pub(super) fn deadline(self) -> Result<Option<Instant>, Failure> {
+        let Some(seconds) = self.timeout else { return Ok(None) };
+        match Duration::try_from_secs_f32(seconds) {
+            Ok(timeout) => Ok(Instant::now().checked_add(timeout)),
+            Err(_) => {
+                let problem = format!("expected seconds, 0 or more, found {seconds}");
+                Err(Failure::field("timeout", problem))
+            }
+        }
     }
 }
 
@@ -82,6 +85,11 @@ pub(super) struct Many {
 }
 
 impl Many {
+    /// What one task sends, all of it from 0.
+    pub(super) fn of(receiver: UnboundedReceiver<(usize, Event)>, watch: Watch) -> Self {
+        Self { receiver, watches: vec![watch], _tickets: Vec::new() }
+    }
+
     /// How many requests they are.
     pub(super) fn len(&self) -> usize {
         self.watches.len()
@@ -152,7 +160,7 @@ pub(super) fn first_timing(tokenize: Duration, first: Duration) -> HeaderValue {
 }
 
 /// In milliseconds.
-fn stages(stages: &[(&str, Duration)]) -> HeaderValue {
+pub(super) fn stages(stages: &[(&str, Duration)]) -> HeaderValue {
     let ms = |time: &Duration| time.as_secs_f64() * 1e3;
     let text: Vec<String> =
         stages.iter().map(|(name, time)| format!("{name};dur={:.3}", ms(time))).collect();

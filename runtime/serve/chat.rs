@@ -148,7 +148,7 @@ impl Likely {
 }
 
 /// The shape of this endpoint's answers.
-struct Chat;
+pub(super) struct Chat;
 
 impl Shape for Chat {
     const INPUT: &'static str = "messages";
@@ -205,20 +205,23 @@ pub(super) async fn chat(
 ) -> Result<Response, Failure> {
     let params = Params::parse(request.rest)?;
     loaded.check_model(params.model.as_deref())?;
-    let logprobs = request.logprobs.unwrap_or(false);
-    let top = match request.top_logprobs {
-        None => 0,
-        Some(_) if !logprobs => {
-            return Err(Failure::field("top_logprobs", "expected \"logprobs\": true beside it"));
-        }
-        Some(top @ 0..=20) => top,
-        Some(top) => {
-            return Err(Failure::field("top_logprobs", format!("expected 0 to 20, found {top}")));
-        }
-    };
+    let (logprobs, top) = logprobs(request.logprobs, request.top_logprobs)?;
     let how = params.sampling(Sampling::default().max_tokens, top)?;
     let prompts = vec![conversation(request.messages)?];
     openai::answer::<Chat>(loaded, Job { prompts, how, logprobs }, params).await
+}
+
+/// Whether tokens' log-probabilities are told, and how many of the most likely with each.
+pub(super) fn logprobs(told: Option<bool>, top: Option<u32>) -> Result<(bool, u32), Failure> {
+    let told = told.unwrap_or(false);
+    match top {
+        None => Ok((told, 0)),
+        Some(_) if !told => {
+            Err(Failure::field("top_logprobs", "expected \"logprobs\": true beside it"))
+        }
+        Some(top @ 0..=20) => Ok((told, top)),
+        Some(top) => Err(Failure::field("top_logprobs", format!("expected 0 to 20, found {top}"))),
+    }
 }
 
 /// The turns of both sides, in alternation.

@@ -49,7 +49,7 @@ pub(super) enum Failures {
     /// No key, or a wrong one.
     #[response(status = 401)]
     Unauthorized(#[to_schema] FailureBody),
-    /// No such model.
+    /// No such model; or there is no store of documents.
     #[response(status = 404)]
     NoModel(#[to_schema] FailureBody),
     /// The body did not come in time, or the request's own `timeout` passed.
@@ -70,7 +70,7 @@ pub(super) enum Failures {
     /// The device failed.
     #[response(status = 500)]
     Failed(#[to_schema] FailureBody),
-    /// The model is being loaded, or the server is about to stop.
+    /// The model is being loaded, the server is about to stop, or the store has another writer.
     #[response(status = 503)]
     NotReady(#[to_schema] FailureBody),
 }
@@ -187,6 +187,29 @@ impl Failure {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, SERVER, "queue_full", message)
     }
 
+    /// 404: the server has no store of documents.
+    pub(super) fn no_store() -> Self {
+        let message = "the server has no store of documents; make one with gritlm index, and start \
+                       gritlm serve with --store DIR";
+        Self::new(StatusCode::NOT_FOUND, INVALID, "no_store", message)
+    }
+
+    /// 429: as many wait beside the scheduler's queue as may.
+    pub(super) fn many_wait(requests: usize) -> Self {
+        let message = format!("the queue is full: {requests} requests to the store wait");
+        Self::again(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", "queue_full", message)
+    }
+
+    fn again(
+        status: StatusCode,
+        r#type: &'static str,
+        code: &'static str,
+        message: String,
+    ) -> Self {
+        let failure = Self::new(status, r#type, code, message);
+        Self { retry_after: Some(Duration::from_secs(1)), ..failure }
+    }
+
     /// 500: the request's end was never told, because the engine's thread is gone.
     pub(super) fn lost() -> Self {
         let message = "the engine ended before the request was done";
@@ -227,6 +250,16 @@ impl From<Error> for Failure {
             Error::EmptyText { .. } | Error::Input { .. } => Self::malformed(message),
             Error::LongInstruction { .. } => Self::too_long("instruction", message),
             Error::LongPrompt { .. } => Self::too_long("prompt", message),
+            // What is needed at once: of a request beside the scheduler, which makes others wait.
+            Error::NoRoom { needed, total, .. } if needed > total => {
+                Self::too_long("max_tokens", message)
+            }
+            Error::NoRoom { .. } => {
+                Self::again(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", "no_room", message)
+            }
+            Error::Busy { .. } => {
+                Self::again(StatusCode::SERVICE_UNAVAILABLE, SERVER, "store_busy", message)
+            }
             Error::Model(gritlm_model::Error::Tokenize(_)) => Self::malformed(message),
             Error::Expired => {
                 Self::new(StatusCode::REQUEST_TIMEOUT, INVALID, "deadline_passed", message)

@@ -87,11 +87,16 @@ impl Metrics {
 
     /// Begins to observe a request.
     pub(super) fn watch(&self, work: &Work) -> Watch {
-        let kind = kind(match work {
+        self.watch_kind(match work {
             Work::Embed { .. } => "embed",
             Work::Rank { .. } => "rank",
             Work::Generate { .. } => "generate",
-        });
+        })
+    }
+
+    /// Begins to observe a request of this kind.
+    pub(super) fn watch_kind(&self, name: &str) -> Watch {
+        let kind = kind(name);
         Watch {
             start: Instant::now(),
             waits: true,

@@ -20,6 +20,8 @@ mod metrics;
 mod openai;
 mod page;
 mod params;
+mod rag;
+mod rag_ask;
 mod rank;
 mod status;
 mod stream;
@@ -36,6 +38,7 @@ use connections::Ended;
 use failure::Failure;
 use metrics::Metrics;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -67,6 +70,8 @@ pub struct Settings {
     pub grace: Duration,
     /// What the scheduler takes.
     pub limits: Limits,
+    /// The folder of a store of documents (of `gritlm index`) to answer from.
+    pub store: Option<PathBuf>,
 }
 
 impl Default for Settings {
@@ -81,6 +86,7 @@ impl Default for Settings {
             patience: Duration::from_secs(30),
             grace: Duration::from_secs(30),
             limits: Limits::default(),
+            store: None,
         }
     }
 }
@@ -90,6 +96,8 @@ struct App {
     settings: Settings,
     /// Set when the model is loaded.
     scheduler: OnceLock<Scheduler>,
+    /// Set before it, where there is a store.
+    store: OnceLock<Arc<rag::Store>>,
     draining: AtomicBool,
     metrics: Metrics,
     /// How many texts may be tokenized at once: a large one takes a hundred times its bytes.
@@ -195,6 +203,7 @@ impl Server {
         let app = Arc::new(App {
             settings: self.settings,
             scheduler: OnceLock::new(),
+            store: OnceLock::new(),
             draining: AtomicBool::new(false),
             metrics: Metrics::new(),
             places: Arc::new(Semaphore::new(cores.max(2))),
@@ -207,13 +216,20 @@ impl Server {
             settings.connections,
             settings.patience,
         );
-        let limits = settings.limits.clone();
-        let loading = tokio::task::spawn_blocking(move || Scheduler::start(load()?, limits));
+        let (limits, folder) = (settings.limits.clone(), settings.store.clone());
+        let open = move || -> Result<_> {
+            let engine = load()?;
+            let waiting = limits.queue_requests;
+            let store = folder.map(|folder| rag::Store::open(&engine, folder, waiting));
+            Ok((store.transpose()?, Scheduler::start(engine, limits)?))
+        };
+        let loading = tokio::task::spawn_blocking(open);
         tokio::pin!(stop);
-        let scheduler = tokio::select! {
+        let (store, scheduler): (_, Scheduler) = tokio::select! {
             loaded = loading => loaded.map_err(|e| failed(e.into()))??,
             () = &mut stop => return Ok(()),
         };
+        store.into_iter().for_each(|store| drop(app.store.set(Arc::new(store))));
         let scheduler = app.scheduler.get_or_init(|| scheduler).clone();
         stop.await;
 
@@ -256,6 +272,8 @@ fn router(app: Arc<App>) -> axum::Router {
         .routes(routes!(live::stats))
         .routes(routes!(chat::chat))
         .routes(routes!(completions::completions))
+        .routes(routes!(rag_ask::ask))
+        .routes(routes!(rag::index))
         .route_layer(from_fn_with_state(Arc::clone(&app), authorized));
     let open = OpenApiRouter::new().routes(routes!(status::health)).routes(routes!(status::ready));
     let (router, description) = OpenApiRouter::with_openapi(Description::openapi())
@@ -277,10 +295,13 @@ fn router(app: Arc<App>) -> axum::Router {
 }
 
 #[derive(OpenApi)]
-#[openapi(info(
-    title = "gritlm",
-    description = "Embeddings and generation from one copy of GritLM's weights, in one batch."
-))]
+#[openapi(
+    info(
+        title = "gritlm",
+        description = "Embeddings and generation from one copy of GritLM's weights, in one batch."
+    ),
+    components(schemas(rag_ask::AskPart))
+)]
 struct Description;
 
 fn cors(origins: &[String]) -> Option<CorsLayer> {

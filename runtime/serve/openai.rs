@@ -52,10 +52,10 @@ pub(super) struct News<L> {
 #[derive(Serialize, ToSchema)]
 pub(super) struct Completion<C> {
     #[serde(flatten)]
-    head: Head,
+    pub(super) head: Head,
     /// In order of prompts, `n` of each.
-    choices: Vec<C>,
-    usage: Usage,
+    pub(super) choices: Vec<C>,
+    pub(super) usage: Usage,
 }
 
 /// A part of an answer: the data of a server-sent event. The last event's data is `[DONE]`; where
@@ -84,7 +84,7 @@ pub(super) struct Head {
 }
 
 impl Head {
-    fn new<S: Shape>(loaded: &Loaded, stream: bool) -> Self {
+    pub(super) fn new<S: Shape>(loaded: &Loaded, stream: bool) -> Self {
         Self {
             id: format!("{}{:032x}", S::ID, fastrand::u128(..)),
             object: S::OBJECT[usize::from(stream)],
@@ -169,7 +169,7 @@ pub(super) async fn answer<S: Shape>(
     if params.stream() {
         let tell = Tell { n, logprobs, usage: params.include_usage() };
         let timing = || first_timing(tokenize, submitted.elapsed());
-        return stream::respond::<S>(loaded, many, head, tell, timing).await;
+        return stream::respond::<S>(loaded, many, head, tell, None, timing).await;
     }
     let (answers, summaries) = collect(many).await?;
     let timings = summaries.iter().map(|s| s.timings).max_by_key(|t| t.first_token() + t.decode);
@@ -199,7 +199,7 @@ fn check_lengths<S: Shape>(loaded: &Loaded, prompts: &[Vec<u32>], n: usize) -> R
 }
 
 /// All pieces, by choice, and what each took.
-async fn collect(mut many: Many) -> Result<(Vec<Vec<Piece>>, Vec<Summary>), Failure> {
+pub(super) async fn collect(mut many: Many) -> Result<(Vec<Vec<Piece>>, Vec<Summary>), Failure> {
     let mut pieces = vec![Vec::new(); many.len()];
     let mut summaries = vec![Summary::default(); many.len()];
     let mut left = many.len();
@@ -217,7 +217,8 @@ async fn collect(mut many: Many) -> Result<(Vec<Vec<Piece>>, Vec<Summary>), Fail
     Ok((pieces, summaries))
 }
 
-fn choices<S: Shape>(
+/// What was answered, in the endpoint's shape.
+pub(super) fn choices<S: Shape>(
     engine: &Engine,
     answers: Vec<Vec<Piece>>,
     logprobs: bool,

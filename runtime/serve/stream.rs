@@ -48,18 +48,20 @@ struct Sending<S> {
     shape: PhantomData<fn() -> S>,
 }
 
-/// Answers when the first event is there, so that what fails before has its own status.
+/// Answers when the first event is there, so that what fails before has its own status; `first` is
+/// sent before it.
 pub(super) async fn respond<S: Shape>(
     loaded: Loaded,
     mut many: Many,
     head: Head,
     tell: Tell,
+    first: Option<sse::Event>,
     timing: impl FnOnce() -> HeaderValue,
 ) -> Result<Response, Failure> {
     let (index, event) = many.next().await?;
     let (told, summaries) =
         (vec![Told::default(); many.len()], vec![Summary::default(); many.len()]);
-    let (left, out, shape) = (many.len(), VecDeque::new(), PhantomData);
+    let (left, out, shape) = (many.len(), VecDeque::from_iter(first), PhantomData);
     let mut sending = Sending::<S> { loaded, many, head, tell, told, summaries, left, out, shape };
     sending.take(index, event)?;
     let header = [(HeaderName::from_static("server-timing"), timing())];

@@ -105,6 +105,11 @@ impl Reader {
         Ok(())
     }
 
+    /// Whether something has been written since.
+    pub fn is_stale(&self) -> bool {
+        head::read(&self.folder).is_ok_and(|commit| commit > self.commit())
+    }
+
     /// What the store was made with.
     pub fn identity(&self) -> &Identity {
         &self.view.index.identity

@@ -294,7 +294,7 @@ fn lock(folder: &Path) -> Result<File> {
                 "" => "another writer is at work on it".into(),
                 holder => format!("another writer (process {holder}) is at work on it"),
             };
-            return Err(Error::Store { path: folder.into(), problem });
+            return Err(Error::Busy { path: folder.into(), problem });
         }
         Err(TryLockError::Error(source)) => return Err(Error::Io { path, source }),
     }
