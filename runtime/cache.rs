@@ -10,11 +10,14 @@
 //! page of a shared prefix that is not full is computed again instead of copied.
 
 use crate::{Error, Result};
+use bytemuck::{Pod, PodCastError};
 use gritlm_model::ops::{NO_PAGE, PAGE};
 use half::bf16;
+use memmap2::Mmap;
 use rayon::prelude::*;
 use std::borrow::Cow;
-use std::ops::Range;
+use std::fmt;
+use std::ops::{Deref, Range};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The device's pages, and how many caches hold each.
@@ -188,8 +191,52 @@ impl Drop for Cache {
 /// How an exported cache stores its numbers.
 #[derive(Clone, Debug, PartialEq)]
 enum Values {
-    F32(Vec<f32>),
-    Bf16(Vec<bf16>),
+    F32(Numbers<f32>),
+    Bf16(Numbers<bf16>),
+}
+
+/// Numbers in memory, or where they lie in a file.
+#[derive(Clone)]
+enum Numbers<T> {
+    Owned(Vec<T>),
+    /// Bytes of the map that are whole numbers, well aligned.
+    Mapped(Arc<Mmap>, Range<usize>),
+}
+
+impl<T: Pod> Numbers<T> {
+    /// These bytes of a map; copied where they are not aligned.
+    fn of(map: Arc<Mmap>, bytes: Range<usize>) -> Option<Self> {
+        match bytemuck::try_cast_slice::<u8, T>(map.get(bytes.clone())?) {
+            Ok(_) => Some(Self::Mapped(map, bytes)),
+            Err(PodCastError::TargetAlignmentGreaterAndInputNotAligned) => {
+                Some(Self::Owned(bytemuck::pod_collect_to_vec(map.get(bytes)?)))
+            }
+            Err(_) => None,
+        }
+    }
+}
+
+impl<T: Pod> Deref for Numbers<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        match self {
+            Self::Owned(values) => values,
+            Self::Mapped(map, bytes) => bytemuck::cast_slice(&map[bytes.clone()]),
+        }
+    }
+}
+
+impl<T: Pod + PartialEq> PartialEq for Numbers<T> {
+    fn eq(&self, other: &Self) -> bool {
+        **self == **other
+    }
+}
+
+impl<T: Pod + fmt::Debug> fmt::Debug for Numbers<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
+    }
 }
 
 /// Keys (after the rotary embedding) and values of a sequence, off the device and without padding:
@@ -211,7 +258,7 @@ impl KvCache {
     /// # Errors
     /// When their count is not the shape's, or its second size is not 2.
     pub fn from_f32(shape: [usize; 5], values: Vec<f32>) -> Result<Self> {
-        Self::of(shape, values.len(), Values::F32(values))
+        Self::of(shape, values.len(), Values::F32(Numbers::Owned(values)))
     }
 
     /// [`KvCache::from_f32`] of rounded numbers, which are kept as they are.
@@ -219,7 +266,27 @@ impl KvCache {
     /// # Errors
     /// As [`KvCache::from_f32`].
     pub fn from_bf16(shape: [usize; 5], values: Vec<bf16>) -> Result<Self> {
-        Self::of(shape, values.len(), Values::Bf16(values))
+        Self::of(shape, values.len(), Values::Bf16(Numbers::Owned(values)))
+    }
+
+    /// [`KvCache::from_f32`], or where `rounded` [`KvCache::from_bf16`], of the numbers in these
+    /// bytes of a mapped file, which are not copied.
+    ///
+    /// # Errors
+    /// As [`KvCache::from_f32`].
+    pub(crate) fn from_map(
+        shape: [usize; 5],
+        rounded: bool,
+        map: &Arc<Mmap>,
+        bytes: Range<usize>,
+    ) -> Result<Self> {
+        let (map, none) = (Arc::clone(map), (0, Values::F32(Numbers::Owned(Vec::new()))));
+        let (len, values) = match rounded {
+            true => Numbers::of(map, bytes).map(|n| (n.len(), Values::Bf16(n))),
+            false => Numbers::of(map, bytes).map(|n| (n.len(), Values::F32(n))),
+        }
+        .unwrap_or(none);
+        Self::of(shape, len, values)
     }
 
     fn of(shape: [usize; 5], len: usize, values: Values) -> Result<Self> {
@@ -257,7 +324,9 @@ impl KvCache {
     /// The same numbers rounded to bfloat16: 128 KiB per token for GritLM-7B.
     pub fn to_bf16(&self) -> Self {
         let values = match &self.values {
-            Values::F32(values) => values.iter().map(|&v| bf16::from_f32(v)).collect(),
+            Values::F32(values) => {
+                Numbers::Owned(values.iter().map(|&v| bf16::from_f32(v)).collect())
+            }
             Values::Bf16(values) => values.clone(),
         };
         Self { values: Values::Bf16(values), ..*self }
@@ -282,8 +351,8 @@ impl KvCache {
     /// Bytes that the numbers take.
     pub fn bytes(&self) -> usize {
         match &self.values {
-            Values::F32(values) => size_of_val(values.as_slice()),
-            Values::Bf16(values) => size_of_val(values.as_slice()),
+            Values::F32(values) => size_of_val(&**values),
+            Values::Bf16(values) => size_of_val(&**values),
         }
     }
 
@@ -321,7 +390,7 @@ impl KvCache {
                 joined.extend_from_slice(&part[head * len..][..len]);
             }
         }
-        let all = Self { tokens, values: Values::F32(joined), ..*first };
+        let all = Self { tokens, values: Values::F32(Numbers::Owned(joined)), ..*first };
         let rounded = caches.iter().all(|c| matches!(c.values, Values::Bf16(_)));
         Ok(if rounded { all.to_bf16() } else { all })
     }

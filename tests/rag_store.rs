@@ -7,6 +7,7 @@ use gritlm::rag::{
     content_hash, verify,
 };
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -660,10 +661,8 @@ fn a_flipped_bit_in_vectors_caches_or_head_is_always_found() {
 fn a_flipped_bit_in_the_database_or_its_log_is_found_or_does_no_harm() {
     // Part of each page is free, and part of the log is superseded.
     let found = damaged("store.sqlite", 150, false, |bytes, random| flip(bytes, random));
-    eprintln!("FOUND {found}");
     assert!(found > 15, "{found}");
     let found = damaged("store.sqlite-wal", 60, true, |bytes, random| flip(bytes, random));
-    eprintln!("FOUND {found}");
     assert!(found > 15, "{found}");
 }
 
@@ -673,11 +672,26 @@ fn a_cut_file_is_found() {
         assert_eq!(damaged(file, 20, false, cut), 20, "{file}");
     }
     let found = damaged("store.sqlite", 20, false, cut);
-    eprintln!("FOUND {found}");
     assert!(found > 15, "{found}");
     let found = damaged("store.sqlite-wal", 20, true, cut);
-    eprintln!("FOUND {found}");
     assert!(found > 15, "{found}");
+}
+
+/// A map of what is no longer there would end the process.
+#[cfg(unix)]
+#[test]
+fn a_segment_cut_behind_an_open_reader_is_an_error() {
+    let folder = folder();
+    let mut writer = Writer::open(&folder, &exact()).unwrap();
+    (0..6).for_each(|n| put(&mut writer, n));
+    let reader = Reader::open(&folder).unwrap();
+    let ids = reader.vectors().unwrap().ids().to_vec();
+    let last = *ids.iter().rfind(|&&id| reader.chunk(id).unwrap().has_kv).unwrap();
+    assert!(reader.kv(last).unwrap().is_some());
+    let file = File::options().write(true).open(folder.path().join("kv-1.seg")).unwrap();
+    file.set_len(0).unwrap();
+    let error = refusal(reader.kv(last));
+    assert!(error.contains("kv-1.seg") && error.contains("docs/"), "{error}");
 }
 
 #[test]

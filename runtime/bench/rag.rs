@@ -11,8 +11,9 @@
 //! Nothing is cut off: the paper's own figures are of caches that end at 512 tokens, whatever was
 //! to be in them.
 //!
-//! `load cache` is a document's keys and values from the store into memory, checked and converted;
-//! its limit is reading as many bytes of a plain file, from memory (warm) or from the disk (cold).
+//! `load cache` is a document's keys and values out of the store, mapped and compared with their
+//! checksum; its limit is reading as many bytes of a plain file, which are in memory (warm) or on
+//! the disk (cold).
 
 use super::load::forget;
 use super::model::short_name;
@@ -240,7 +241,7 @@ impl<'a> Bench<'a> {
         }
     }
 
-    /// A document's keys and values into memory, beside reading a file of as many bytes.
+    /// A document's keys and values, checked, beside reading a file of as many bytes.
     fn load(&self, id: u64, length: usize, heat: &str, cold: bool) -> Result<Row> {
         let plain = self.folder.with_file_name("plain");
         let mut bytes = 0;

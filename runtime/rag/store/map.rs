@@ -4,9 +4,9 @@ use memmap2::{Mmap, MmapOptions};
 use std::fs::File;
 use std::io;
 
-/// Maps the first `len` bytes, which the file has and `len` is not 0.
+/// Maps the first `len` bytes, which the file has.
 pub(super) fn map(file: &File, len: usize) -> io::Result<Mmap> {
-    // SAFETY: recorded rows are never written again nor cut off (the writer appends behind them,
+    // SAFETY: what is recorded is never written again nor cut off (the writer appends behind it,
     // compaction writes another file), and the caller has compared `len` with the file's length. As
     // with mapped weights, another program that cuts the file while it is mapped ends this one.
     unsafe { MmapOptions::new().len(len).map(file) }

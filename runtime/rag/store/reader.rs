@@ -2,10 +2,13 @@
 
 use super::identity::Identity;
 use super::notes::Notes;
-use super::tables::{self, ChunkRow, DocumentRow, Index, Reads, connect, damaged, get_meta, sql};
+use super::segment::Segment;
+use super::tables::{
+    self, ChunkRow, DocumentRow, Index, Reads, SegmentRow, connect, damaged, get_meta, sql,
+};
 use super::types::{Chunk, Document, Status};
 use super::vectors::Vectors;
-use super::{disk, folder_bytes_of, head, segment};
+use super::{disk, folder_bytes_of, head};
 use crate::cache::KvCache;
 use crate::{Attn, Engine, Error, Result};
 use rusqlite::Connection;
@@ -37,7 +40,7 @@ struct View {
     /// None where it is missing.
     vectors: Option<File>,
     /// By id; missing ones are not there.
-    segments: HashMap<u64, File>,
+    segments: HashMap<u64, Segment>,
 }
 
 impl View {
@@ -72,8 +75,10 @@ impl View {
         }
         let open = |name: String| File::open(folder.join(name)).ok();
         let vectors = open(disk::vectors(index.state.generation));
-        let segments = index.segments.iter();
-        let segments = segments.filter_map(|s| Some((s.id, open(disk::segment(s.id))?)));
+        let segment = |s: &SegmentRow| {
+            Segment::open(&folder.join(disk::segment(s.id)), s.bytes).ok().map(|file| (s.id, file))
+        };
+        let segments = index.segments.iter().filter_map(segment);
         Ok(Self { db: Mutex::new(db), vectors, segments: segments.collect(), index })
     }
 
@@ -249,7 +254,7 @@ impl Reader {
         let row = self.row(id)?;
         let Some(place) = row.kv else { return Ok(None) };
         let read = match self.view.segments.get(&place.segment) {
-            Some(file) => segment::read(file, self.identity(), id, place),
+            Some(segment) => segment.read(self.identity(), id, place),
             None => Err("the file is missing".into()),
         };
         let name = disk::segment(place.segment);

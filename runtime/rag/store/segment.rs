@@ -2,25 +2,33 @@
 //!
 //! Header, little-endian: magic `GRKV`, version (2 bytes), format (2), fingerprint (16), chunk (8),
 //! tokens, layers, kv_heads, head_dim (4 each), bytes of the numbers (8), checksum (8): the xxh3-64
-//! of the header up to here and of the xxh3-64 of each 256 KiB of the numbers. Numbers: `(layers, 2, kv_heads, tokens, head_dim)`, in f32 or bf16;
-//! in int8 first a scale in f32 for each `(layer, k or v, head, token)`.
+//! of the header up to here and of the xxh3-64 of each 256 KiB of the numbers. Numbers: `(layers, 2,
+//! kv_heads, tokens, head_dim)`, in f32 or bf16; in int8 first a scale in f32 for each `(layer, k or
+//! v, head, token)`.
+//!
+//! Reading maps: what a record costs is its checksum, 20 GB/s a core where the system has the file in
+//! memory. Copying it out first costs two to four times as much.
 
 use super::content_hash;
-use super::disk::read_at;
 use super::identity::{Identity, KvFormat};
+use super::map::map;
 use super::tables::Place;
 use crate::cache::KvCache;
 use half::bf16;
+use memmap2::Mmap;
 use rayon::prelude::*;
 use std::borrow::Cow;
 use std::fs::File;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
 
 /// Bytes before the numbers.
 pub(super) const HEADER: usize = 64;
 const CHECKSUM: usize = 56;
 const MAGIC: &[u8; 4] = b"GRKV";
 const VERSION: u16 = 1;
-/// Read and hashed at once, each by any core: it stays in the core's cache between the two.
+/// Hashed at once, each by any core.
 const BLOCK: usize = 1 << 18;
 /// Rows that a core takes at once.
 const ROWS: usize = 1024;
@@ -48,8 +56,13 @@ fn header(identity: &Identity, chunk: u64, tokens: usize, payload: usize) -> [u8
     out
 }
 
-/// Of a header and of the numbers' blocks.
-fn checksum(header: &[u8], blocks: Vec<u64>) -> u64 {
+/// Of a header and of the numbers.
+fn checksum(header: &[u8], payload: &[u8]) -> u64 {
+    // At 20 GB/s a core; few are hashed before other threads have woken.
+    let blocks: Vec<u64> = match payload.len() {
+        ..=ALONE => payload.chunks(BLOCK).map(content_hash).collect(),
+        _ => payload.par_chunks(BLOCK).map(content_hash).collect(),
+    };
     let blocks = blocks.into_iter().flat_map(u64::to_le_bytes);
     content_hash(&header.iter().copied().chain(blocks).collect::<Vec<u8>>())
 }
@@ -66,7 +79,7 @@ impl<'a> Record<'a> {
     pub(super) fn of(identity: &Identity, chunk: u64, kv: &'a KvCache) -> Self {
         let payload = encode(kv, identity.kv);
         let covered = header(identity, chunk, kv.tokens(), payload.len());
-        let checksum = checksum(&covered, payload.par_chunks(BLOCK).map(content_hash).collect());
+        let checksum = checksum(&covered, &payload);
         let mut header = [0; HEADER];
         header[..CHECKSUM].copy_from_slice(&covered);
         header[CHECKSUM..].copy_from_slice(&checksum.to_le_bytes());
@@ -74,67 +87,69 @@ impl<'a> Record<'a> {
     }
 }
 
-/// Reads a chunk's record; the error says what is wrong with it.
-pub(super) fn read(
-    file: &File,
-    identity: &Identity,
-    chunk: u64,
-    place: Place,
-) -> Result<KvCache, String> {
-    let io = |e: std::io::Error| format!("record at {}: {e}", place.offset);
-    let wrong = |what: String| format!("record at {}: {what}", place.offset);
-    let mut found = [0; HEADER];
-    read_at(file, &mut found, place.offset).map_err(io)?;
-    let payload = place.bytes.saturating_sub(HEADER as u64);
-    let per_token = identity.kv_bytes_per_token();
-    if per_token == 0 || !payload.is_multiple_of(per_token) {
-        return Err(wrong(format!("expected {per_token} bytes a token, found {payload} bytes")));
+/// A segment's file, mapped as far as a view knows it.
+pub(super) struct Segment {
+    file: File,
+    map: Arc<Mmap>,
+}
+
+impl Segment {
+    /// Maps the first `bytes` of a file; where it is shorter, what there is.
+    pub(super) fn open(path: &Path, bytes: u64) -> io::Result<Self> {
+        let file = File::open(path)?;
+        let len = file.metadata()?.len().min(bytes);
+        Ok(Self { map: Arc::new(map(&file, len as usize)?), file })
     }
-    let tokens = (payload / per_token) as usize;
-    let covered = header(identity, chunk, tokens, payload as usize);
-    if found[..CHECKSUM] != covered {
-        return Err(wrong(format!(
-            "expected the header of chunk {chunk} with {tokens} tokens, found another"
-        )));
+
+    /// A chunk's record, compared with its checksum. The numbers stay where they are, but for int8.
+    /// The error says what is wrong.
+    pub(super) fn read(
+        &self,
+        identity: &Identity,
+        chunk: u64,
+        place: Place,
+    ) -> Result<KvCache, String> {
+        let wrong = |what: String| format!("record at {}: {what}", place.offset);
+        // What is cut off behind our back would end the process when it is looked at.
+        let len = self.file.metadata().map_err(|e| wrong(e.to_string()))?.len();
+        let (start, end) = (place.offset as usize, (place.offset + place.bytes) as usize);
+        let record = self.map.get(start..end).filter(|_| end as u64 <= len);
+        let record = record.ok_or_else(|| wrong(format!("expected {end} bytes, found {len}")))?;
+        // Off a disk the blocks come in large pieces, not page by page as they are touched.
+        #[cfg(unix)]
+        let _ = self.map.advise_range(memmap2::Advice::WillNeed, start, record.len());
+        let (found, payload) = record
+            .split_first_chunk::<HEADER>()
+            .ok_or_else(|| wrong(format!("expected {HEADER} bytes or more")))?;
+        let per_token = identity.kv_bytes_per_token();
+        let bytes = payload.len() as u64;
+        if per_token == 0 || !bytes.is_multiple_of(per_token) {
+            return Err(wrong(format!("expected {per_token} bytes a token, found {bytes} bytes")));
+        }
+        let tokens = (bytes / per_token) as usize;
+        let covered = header(identity, chunk, tokens, payload.len());
+        if found[..CHECKSUM] != covered {
+            return Err(wrong(format!(
+                "expected the header of chunk {chunk} with {tokens} tokens, found another"
+            )));
+        }
+        let sum = checksum(&covered, payload);
+        if sum != place.checksum || found[CHECKSUM..] != sum.to_le_bytes() {
+            return Err(wrong(format!(
+                "checksum: expected {:016x}, found {sum:016x}",
+                place.checksum
+            )));
+        }
+        let [layers, kv_heads, head_dim] = identity.kv_shape;
+        let shape = [layers, 2, kv_heads, tokens, head_dim];
+        let numbers = start + HEADER..end;
+        let kv = match identity.kv {
+            KvFormat::F32 => KvCache::from_map(shape, false, &self.map, numbers),
+            KvFormat::Bf16 => KvCache::from_map(shape, true, &self.map, numbers),
+            KvFormat::Int8 => KvCache::from_f32(shape, dequantize(payload, head_dim)),
+        };
+        kv.map_err(|e| wrong(e.to_string()))
     }
-    let [layers, kv_heads, head_dim] = identity.kv_shape;
-    let shape = [layers, 2, kv_heads, tokens, head_dim];
-    let fill = |bytes: &mut [u8]| -> Result<(), String> {
-        let one = |(i, block): (usize, &mut [u8])| {
-            read_at(file, block, place.offset + (HEADER + i * BLOCK) as u64)?;
-            Ok(content_hash(block))
-        };
-        let blocks: std::io::Result<Vec<u64>> = if bytes.len() <= ALONE {
-            bytes.chunks_mut(BLOCK).enumerate().map(one).collect()
-        } else {
-            bytes.par_chunks_mut(BLOCK).enumerate().map(one).collect()
-        };
-        let sum = checksum(&covered, blocks.map_err(io)?);
-        if sum == place.checksum && found[CHECKSUM..] == sum.to_le_bytes() {
-            return Ok(());
-        }
-        Err(wrong(format!("checksum: expected {:016x}, found {sum:016x}", place.checksum)))
-    };
-    let kv = match identity.kv {
-        KvFormat::F32 => {
-            let mut values = vec![0_f32; payload as usize / 4];
-            fill(bytemuck::cast_slice_mut(&mut values))?;
-            KvCache::from_f32(shape, values)
-        }
-        KvFormat::Bf16 => {
-            // Zeros that the system hands out are not written before the file's bytes are.
-            use half::vec::HalfBitsVecExt;
-            let mut values = vec![0_u16; payload as usize / 2];
-            fill(bytemuck::cast_slice_mut(&mut values))?;
-            KvCache::from_bf16(shape, values.reinterpret_into::<bf16>())
-        }
-        KvFormat::Int8 => {
-            let mut bytes = vec![0_u8; payload as usize];
-            fill(&mut bytes)?;
-            KvCache::from_f32(shape, dequantize(&bytes, head_dim))
-        }
-    };
-    kv.map_err(|e| wrong(e.to_string()))
 }
 
 /// The numbers as they are stored.
