@@ -1,14 +1,14 @@
 //! Answers through a store on disk, `gritlm ask` and `gritlm bench rag`.
 
 use crate::cli::run;
-use crate::support::{Reference, devices};
+use crate::support::{Reference, devices, with_a_yes};
 use gritlm::batch::{Sequence, Want};
 use gritlm::bench::rag::{RagPlan, rag};
 use gritlm::bench::record::{Limits, Record};
 use gritlm::model::ops::Mask;
 use gritlm::rag::{
-    Ask, CacheKind, Identity, KvFormat, Mode, NewChunk, NewDocument, Passage, Reader, Stamp, Usage,
-    Writer,
+    Ask, CacheKind, Find, Hit, Identity, KvFormat, Mode, NewChunk, NewDocument, Passage, Reader,
+    Searcher, Stamp, Usage, Writer,
 };
 use gritlm::{Attn, Device, Engine, Options, Prompt, Sampling, dot};
 use serde_json::Value;
@@ -241,6 +241,51 @@ fn ask_takes_its_options() {
     let end: String = answer.chars().skip(3).take(4).collect();
     let cut = ask(&[&joined[..], &["--stop", &end]].concat());
     assert_eq!(cut["answer"], answer[..answer.find(&end).unwrap()]);
+}
+
+/// Documents in the order that the model gives the best, as `search --rerank` finds them.
+#[test]
+fn ask_reranks() {
+    let model = with_a_yes();
+    let model = model.path().to_str().unwrap();
+    let engine =
+        Engine::open(model, &Options { device: Device::Cpu, ..Options::default() }).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path().join("store");
+    store(&engine, &at, CacheKind::None, Attn::Bbcc);
+    let ask = |model: &str, more: &[&str]| {
+        let args = ["ask", QUERY, "--store", at.to_str().unwrap(), "--model", model];
+        let draw = ["--device", "cpu", "--max-tokens", "3"];
+        run(&[&args[..], &draw, more].concat(), "")
+    };
+    let searcher = Searcher::open(&engine, &at).unwrap();
+    for documents in 1..=3 {
+        let find = Find { top_k: documents, rerank: true, ..Find::default() };
+        let expected = searcher.search(QUERY, &find).unwrap();
+        let count = documents.to_string();
+        let more = ["--documents", &count, "--rerank"];
+        let said = ask(model, &[&more[..], &["--format", "json"]].concat()).ok();
+        let found: Value = serde_json::from_str(&said).unwrap();
+        let found = found["documents"].as_array().unwrap();
+        assert_eq!((found.len(), expected.len()), (documents, documents));
+        for (document, hit) in found.iter().zip(&expected) {
+            assert_eq!(document["path"], *hit.chunk.document);
+            assert_eq!(document["chunk"], hit.chunk.index);
+            let probability = document["probability"].as_f64().unwrap();
+            assert!((probability - f64::from(hit.probability.unwrap())).abs() < 1e-6);
+        }
+        // For people, what the order is by.
+        let Hit { chunk, probability, .. } = &expected[0];
+        let cited = format!("[1] {}#{} {:.3}", chunk.document, chunk.index, probability.unwrap());
+        let said = ask(model, &more).ok();
+        assert!(said.contains(&cited), "expected {cited:?} in {said}");
+    }
+    // It is another order than the vectors'.
+    let find = Find { top_k: 4, ..Find::default() };
+    let ids = |find: &Find| -> Vec<u64> {
+        searcher.search(QUERY, find).unwrap().into_iter().map(|hit| hit.chunk.id).collect()
+    };
+    assert_ne!(ids(&find), ids(&Find { rerank: true, ..find.clone() }));
 }
 
 #[test]

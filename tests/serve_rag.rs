@@ -2,11 +2,12 @@
 //! what is refused, what happens where there is no room or no client.
 
 use crate::serve::Server;
+use crate::support::with_a_yes;
 use gritlm::batch::{Sequence, Want};
 use gritlm::model::ops::Mask;
 use gritlm::rag::{
-    Ask, CacheKind, Filter, Find, Identity, Indexer, Mode, Order, Passage, Positions, Searcher,
-    Source, Stamp, Writer, content_hash,
+    Ask, CacheKind, Filter, Find, Hit, Identity, Indexer, Mode, Order, Passage, Positions,
+    Searcher, Source, Stamp, Writer, content_hash,
 };
 use gritlm::schedule::Limits;
 use gritlm::serve::Settings;
@@ -265,6 +266,7 @@ fn what_is_refused() {
     ask(json!({"documents": 65}), 400, &["documents", "64"]);
     ask(json!({"filter": {"section": ["a"]}}), 400, &["filter.section"]);
     ask(json!({"filter": {"section": "none"}}), 400, &["documents", "none that fits"]);
+    ask(json!({"rerank": true}), 400, &["rerank", "\"yes\""]);
     ask(json!({"n": 2}), 400, &["n: expected 1"]);
     ask(json!({"priority": 1}), 400, &["priority"]);
     ask(json!({"query": ""}), 400, &["empty"]);
@@ -283,6 +285,31 @@ fn what_is_refused() {
     index(twice, 400, &["documents[1].path", "once"]);
     index(json!([{"path": "a"}]), 400, &["text"]);
     assert_eq!(server.post(INDEX, &json!({"documents": []})).ok()["indexed"], 0);
+}
+
+#[test]
+fn documents_are_reranked() {
+    let model = with_a_yes();
+    let engine = Engine::open(text(model.path()), &options()).unwrap();
+    let (_kept, at) = store_of(&engine, CacheKind::None);
+    let searcher = Searcher::open(&engine, &at).unwrap();
+    let find = Find { top_k: 2, rerank: true, ..Find::default() };
+    let expected = searcher.search(QUERY, &find).unwrap();
+    let server = Server::start(&["--model", text(model.path()), "--store", text(&at)]);
+    let body = json!({"query": QUERY, "documents": 2, "max_tokens": 2});
+    let answer = server.post(ASK, &with(&body, &json!({"rerank": true}))).ok();
+    let cited = |document: &Value| {
+        let number = |name: &str| document[name].as_f64().unwrap() as f32;
+        (document["path"].as_str().unwrap().to_string(), number("score"), number("probability"))
+    };
+    let found: Vec<_> = answer["documents"].as_array().unwrap().iter().map(cited).collect();
+    let expected: Vec<_> = expected
+        .into_iter()
+        .map(|Hit { chunk, score, probability }| (chunk.document, score, probability.unwrap()))
+        .collect();
+    assert_eq!(found, expected);
+    let plain = server.post(ASK, &body).ok();
+    assert!(plain["documents"][0].get("probability").is_none());
 }
 
 /// A store that cannot be used ends the start.

@@ -512,6 +512,10 @@ pub(super) struct AskArgs {
     /// Only this file, or those in this folder
     #[arg(long, value_name = "PATH")]
     pub(super) below: Option<PathBuf>,
+    /// Ask the model of each of the best four times as many whether it is relevant, and take the
+    /// most relevant
+    #[arg(long)]
+    pub(super) rerank: bool,
     /// Join caches as the paper's code does, with positions that overlap
     #[arg(long)]
     pub(super) as_published: bool,

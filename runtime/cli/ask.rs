@@ -24,7 +24,7 @@ pub(super) fn run(args: &AskArgs, global: &Global, out: &mut Out) -> Result<()> 
     store.check(&engine, attn)?;
 
     let asked = engine.ask(&args.query, &Ask { attn: Some(attn), ..how })?;
-    let found = searcher.nearest(asked.vector(), &args.find())?;
+    let found = searcher.find(&args.query, asked.vector(), &args.find())?;
     if found.is_empty() && args.documents > 0 {
         let (what, problem) = ("the store".into(), "it has no document that fits".into());
         return Err(Error::Input { what, problem });
@@ -46,10 +46,11 @@ pub(super) fn run(args: &AskArgs, global: &Global, out: &mut Out) -> Result<()> 
     }
     let (usage, drawn) = (answer.usage(), tokens.len());
     if out.json() {
-        let documents = found.iter().map(|Hit { chunk, score, .. }| Cited {
+        let documents = found.iter().map(|Hit { chunk, score, probability }| Cited {
             path: &chunk.document,
             chunk: chunk.index,
             score: *score,
+            probability: *probability,
         });
         out.object(&Answer {
             answer: text,
@@ -62,7 +63,8 @@ pub(super) fn run(args: &AskArgs, global: &Global, out: &mut Out) -> Result<()> 
     } else {
         out.line("")?;
         let here = std::env::current_dir().unwrap_or_default();
-        for (number, Hit { chunk, score, .. }) in (1..).zip(&found) {
+        for (number, Hit { chunk, score, probability }) in (1..).zip(&found) {
+            let score = probability.unwrap_or(*score);
             let path = Path::new(&chunk.document);
             let path = path.strip_prefix(&here).unwrap_or(path).display();
             out.line(format!("[{number}] {path}#{} {score:.3}", chunk.index))?;
@@ -83,7 +85,7 @@ pub(super) fn run(args: &AskArgs, global: &Global, out: &mut Out) -> Result<()> 
 impl AskArgs {
     fn find(&self) -> Find {
         let (filters, below) = (self.filter.clone(), self.below.clone());
-        Find { top_k: self.documents, filters, below, ..Find::default() }
+        Find { top_k: self.documents, filters, below, rerank: self.rerank, ..Find::default() }
     }
 
     fn how(&self) -> Result<Ask> {
@@ -126,6 +128,8 @@ struct Cited<'a> {
     path: &'a str,
     chunk: u32,
     score: f32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    probability: Option<f32>,
 }
 
 struct Milliseconds(Times);

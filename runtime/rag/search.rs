@@ -184,11 +184,20 @@ impl<'a> Searcher<'a> {
             let tokens = embedding.tokens + embedding.truncated;
             return Err(Error::LongPrompt { tokens, limit: positions });
         }
+        self.find(query, &embedding.vector, how)
+    }
+
+    /// [`Searcher::search`] of a query whose vector `(dim)` is known. `instruction` of `how` means
+    /// nothing here.
+    ///
+    /// # Errors
+    /// As [`Searcher::nearest`]; to rerank, also as [`Engine::rerank`].
+    pub fn find(&self, query: &str, vector: &[f32], how: &Find) -> Result<Vec<Hit>> {
         if !how.rerank {
-            return self.nearest(&embedding.vector, how);
+            return self.nearest(vector, how);
         }
         let more = Find { top_k: how.top_k.saturating_mul(4), ..how.clone() };
-        let found = self.nearest(&embedding.vector, &more)?;
+        let found = self.nearest(vector, &more)?;
         let passages: Vec<String> =
             found.iter().map(|h| prompt::document(&h.chunk.title, &h.chunk.text)).collect();
         let ranked = self.engine.rerank(query, &passages)?;

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-/// What an answer took, and what its caches saved. Tokens of the answer itself are not counted.
+/// What an answer took, and what its caches saved. Tokens of the answer itself and of a search that
+/// reranks are not counted.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Usage {
     /// Tokens that went through the model: the query's embedding pass, documents' passes that no

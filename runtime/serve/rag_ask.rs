@@ -54,6 +54,10 @@ pub(super) struct AskRequest {
     /// Only documents whose metadata have all of these: each a text, a number or a truth value.
     #[schema(value_type = Option<Object>)]
     filter: Option<Map<String, Value>>,
+    /// Whether the model is asked of each of the best four times as many whether it is relevant, and
+    /// the most relevant are taken.
+    #[schema(default = false)]
+    rerank: Option<bool>,
     /// The answer's first words, which the model goes on from.
     answer_prefix: Option<String>,
     /// Whether the tokens' log-probabilities are told.
@@ -127,13 +131,17 @@ struct Cited {
     title: String,
     /// Inner product of its vector and the question's.
     score: f32,
+    /// With `rerank`: the model's probability that it is relevant.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    probability: Option<f32>,
 }
 
 impl From<&Hit> for Cited {
     fn from(hit: &Hit) -> Self {
         let chunk = &hit.chunk;
         let (path, title) = (chunk.document.clone(), chunk.title.clone());
-        Self { path, chunk: chunk.index, title, score: hit.score }
+        Self { path, chunk: chunk.index, title, score: hit.score, probability: hit.probability }
     }
 }
 
@@ -246,7 +254,12 @@ impl AskRequest {
         Ok(Question {
             query: self.query,
             how,
-            find: Find { top_k, filters: filters.collect::<Result<_, _>>()?, ..Find::default() },
+            find: Find {
+                top_k,
+                filters: filters.collect::<Result<_, _>>()?,
+                rerank: self.rerank.unwrap_or(false),
+                ..Find::default()
+            },
             sampling: params.sampling(Sampling::default().max_tokens, logprobs)?,
             deadline: wish.deadline()?,
         })
@@ -379,7 +392,7 @@ impl Question {
         let store = searcher.reader();
         let attn = Some(store.identity().attn);
         let asked = engine.ask(&self.query, &Ask { attn, ..self.how.clone() })?;
-        let found = searcher.nearest(asked.vector(), &self.find)?;
+        let found = searcher.find(&self.query, asked.vector(), &self.find)?;
         if found.is_empty() && self.find.top_k > 0 {
             let problem = "the store has none that fits".into();
             return Err(Error::Input { what: "documents".into(), problem });
