@@ -407,16 +407,7 @@ impl Bench {
         let mut cache = engine.cache();
         let mut token = 1;
         let mut step = || {
-            let draw = Draw {
-                seen: Vec::new(),
-                penalty: 1.0,
-                temperature: 0.0,
-                top_k: 0,
-                top_p: 1.0,
-                min_p: 0.0,
-                uniform: 0.0,
-                logprobs: 0,
-            };
+            let draw = Draw::greedy();
             let (tokens, mask) = ([token], engine.generation_mask());
             let want = Want::Token(draw);
             let sequence = Sequence { tokens: &tokens, cache: &mut cache, mask, want };

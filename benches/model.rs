@@ -90,16 +90,7 @@ fn decode(engine: &Engine, config: &Config, weights: &Weights, repeats: usize) -
     let table = (config.vocab * config.dim * 2) as u64;
     let bytes = (weights.bytes() - if config.tied { 0 } else { table }) as f64;
     let mask = engine.generation_mask();
-    let draw = Draw {
-        seen: Vec::new(),
-        penalty: 1.0,
-        temperature: 0.0,
-        top_k: 0,
-        top_p: 1.0,
-        min_p: 0.0,
-        uniform: 0.0,
-        logprobs: 0,
-    };
+    let draw = Draw::greedy();
     let mut cache = engine.cache();
     let mut tokens = ids(16, 1, config.vocab);
     let mut step = || {

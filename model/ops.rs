@@ -286,6 +286,22 @@ pub struct Draw {
     pub logprobs: u32,
 }
 
+impl Draw {
+    /// The most likely token, and nothing told of others.
+    pub fn greedy() -> Self {
+        Self {
+            seen: Vec::new(),
+            penalty: 1.0,
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            uniform: 0.0,
+            logprobs: 0,
+        }
+    }
+}
+
 /// A drawn token.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Drawn {

@@ -144,16 +144,7 @@ fn cases_without_weights() -> Vec<Case> {
         }
     }
 
-    let greedy = Draw {
-        seen: vec![],
-        penalty: 1.0,
-        temperature: 0.0,
-        top_k: 0,
-        top_p: 1.0,
-        min_p: 0.0,
-        uniform: 0.5,
-        logprobs: 0,
-    };
+    let greedy = Draw { uniform: 0.5, ..Draw::greedy() };
     let warm = Draw { temperature: 0.8, ..greedy.clone() };
     let draws = vec![
         Draw { logprobs: 5, ..greedy.clone() },

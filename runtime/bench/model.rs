@@ -271,9 +271,10 @@ impl<'a> Bench<'a> {
                 let mut decoding = Decoding::new(self, sequences, tokens).map_err(said)?;
                 Box::new(move || decoding.step(self))
             }
-            _ => {
-                Box::new(|| self.prompt(&prompts, &mut self.caches(sequences), &greedy()).map(drop))
-            }
+            _ => Box::new(|| {
+                self.prompt(&prompts, &mut self.caches(sequences), &Want::Token(Draw::greedy()))
+                    .map(drop)
+            }),
         };
         // Decoding has had its steps that do not count: another would be one token further.
         let warm = u32::from(op != "decode");
@@ -443,8 +444,14 @@ impl Decoding {
     pub(super) fn step(&mut self, bench: &Bench<'_>) -> Result<()> {
         let mask = bench.engine.generation_mask();
         let pairs = self.tokens.chunks(1).zip(&mut self.caches);
-        let mut sequences: Vec<Sequence<'_>> =
-            pairs.map(|(tokens, cache)| Sequence { tokens, cache, mask, want: greedy() }).collect();
+        let mut sequences: Vec<Sequence<'_>> = pairs
+            .map(|(tokens, cache)| Sequence {
+                tokens,
+                cache,
+                mask,
+                want: Want::Token(Draw::greedy()),
+            })
+            .collect();
         let outputs = bench.engine.run(&mut sequences)?;
         for (token, output) in self.tokens.iter_mut().zip(outputs) {
             if let Output::Token(drawn) = output {
@@ -453,19 +460,6 @@ impl Decoding {
         }
         Ok(())
     }
-}
-
-fn greedy() -> Want {
-    Want::Token(Draw {
-        seen: Vec::new(),
-        penalty: 1.0,
-        temperature: 0.0,
-        top_k: 0,
-        top_p: 1.0,
-        min_p: 0.0,
-        uniform: 0.0,
-        logprobs: 0,
-    })
 }
 
 /// Ids that no tokenizer would give, the same in each run.
