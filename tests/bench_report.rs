@@ -2,7 +2,7 @@
 //! and the page in a browser. Nothing is measured here.
 
 use crate::browser::chromium;
-use crate::devtools::Browser;
+use crate::devtools::{Browser, looking};
 use crate::support::{data, say};
 use gritlm::bench::compare::{Kind, compare};
 use gritlm::bench::page::page;
@@ -396,6 +396,7 @@ fn results_keep_what_is_written_by_hand() {
     let mut later = sample();
     later.date = "2026-12-01T00:00:00Z".into();
     later.devices[0].name = "a | b <script>".into();
+    later.rows[0].note = "7 computed".into();
     sample().write(&folder.path().join("gpu/2026-11-25-abcdef0.json")).unwrap();
     later.write(&folder.path().join("gpu/2026-12-01-abcdef1.json")).unwrap();
     write("cpu/older.json", "{\"commit\": \"39958af\"}");
@@ -407,6 +408,7 @@ fn results_keep_what_is_written_by_hand() {
     let text = results(&found.records);
     assert!(text.contains("### cuda: a \\| b \\<script\\>; copies 2900 GB/s"), "{text}");
     assert!(text.contains("| qkv | 1 x 4096 -\\> 6144 | "), "{text}");
+    assert_eq!(text.matches("x other; 7 computed |\n").count(), 1, "{text}");
     assert!(text.contains("Not measured:\n\n- wgpu: no adapter\n"), "{text}");
 
     let path = Path::new("RESULTS.md");
@@ -481,28 +483,7 @@ fn the_page_is_one_file_of_escaped_text() {
 
 /// What is wrong with a page, a line each: pictures and marks without size, text that leaves its
 /// picture, text that is hard to tell from what is behind it, a page wider than its window.
-pub(crate) const LOOK: &str = r#"(() => {
-    const wrong = [];
-    const rgb = colour => colour.match(/[\d.]+/g).slice(0, 3).map(Number);
-    const light = colour => {
-        const [r, g, b] = rgb(colour).map(v => {
-            v /= 255;
-            return v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
-        });
-        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-    };
-    const contrast = (a, b) => {
-        const [high, low] = [light(a), light(b)].sort((x, y) => y - x);
-        return (high + 0.05) / (low + 0.05);
-    };
-    const page = getComputedStyle(document.body).backgroundColor;
-    const behind = element => {
-        for (let at = element; at; at = at.parentElement) {
-            const colour = getComputedStyle(at).backgroundColor;
-            if (colour !== "rgba(0, 0, 0, 0)") return colour;
-        }
-        return page;
-    };
+pub(crate) const LOOK: &str = r#"
     const svgs = [...document.querySelectorAll("svg")];
     for (const svg of svgs) {
         const name = svg.querySelector("title")?.textContent;
@@ -555,7 +536,7 @@ pub(crate) const LOOK: &str = r#"(() => {
         marks: document.querySelectorAll("svg .dot title").length,
         title: document.title,
     };
-})()"#;
+"#;
 
 #[test]
 fn the_page_looks_right_in_a_browser() {
@@ -572,7 +553,7 @@ fn the_page_looks_right_in_a_browser() {
         for (width, scheme) in [(1280, "light"), (1280, "dark"), (400, "light")] {
             browser.screen(width, "screen", scheme);
             let url = browser.visit_page(&page);
-            let look = browser.value(LOOK);
+            let look = browser.value(&looking(LOOK));
             let complaints = browser.complaints(&url);
             assert!(complaints.is_empty(), "{complaints:?}");
             // Cards are as wide as a window; only hostile names without a space are wider.
@@ -590,7 +571,7 @@ fn the_page_looks_right_in_a_browser() {
     // On paper it is light, and all of it is there.
     browser.screen(1280, "print", "dark");
     browser.visit_page(&page(&sample()));
-    assert!(browser.value(LOOK)["background"].as_f64().unwrap() > 0.8);
+    assert!(browser.value(&looking(LOOK))["background"].as_f64().unwrap() > 0.8);
     let pdf = browser.call("Page.printToPDF", json!({"printBackground": true}));
     assert!(pdf["data"].as_str().unwrap().len() > 50_000);
 
@@ -602,7 +583,7 @@ fn the_page_looks_right_in_a_browser() {
         .replace("--muted: #57606a", "--muted: #d0d0d0");
     let url = browser.visit_page(&planted);
     assert!(browser.complaints(&url).len() >= 2, "a request and a script were not noticed");
-    let wrong = browser.value(LOOK)["wrong"].to_string();
+    let wrong = browser.value(&looking(LOOK))["wrong"].to_string();
     assert!(wrong.contains("leaves the picture") && wrong.contains("contrast"), "{wrong}");
     say(&format!("bench page: {:.0} s in a browser", start.elapsed().as_secs_f64()));
 }

@@ -152,3 +152,38 @@ impl Drop for Browser {
         let _ = self.process.wait();
     }
 }
+
+/// A look at a page, for [`Browser::value`]: the script of `body` finds a list `wrong` to add to,
+/// `light` (a colour's relative luminance), `contrast` (of two colours, as WCAG has it), `page` (the
+/// page's background) and `behind` (that of an element), and returns what was seen.
+pub(crate) fn looking(body: &str) -> String {
+    const COLOURS: &str = r#"
+    const dot = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
+    const rgb = colour => {
+        dot.clearRect(0, 0, 1, 1);
+        dot.fillStyle = colour;
+        dot.fillRect(0, 0, 1, 1);
+        return [...dot.getImageData(0, 0, 1, 1).data];
+    };
+    const light = colour => {
+        const [r, g, b] = rgb(colour).slice(0, 3).map(v => {
+            v /= 255;
+            return v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+        });
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+    };
+    const contrast = (a, b) => {
+        const [high, low] = [light(a), light(b)].sort((x, y) => y - x);
+        return (high + 0.05) / (low + 0.05);
+    };
+    const page = getComputedStyle(document.body).backgroundColor;
+    const behind = element => {
+        for (let at = element; at; at = at.parentElement) {
+            const colour = getComputedStyle(at).backgroundColor;
+            if (rgb(colour)[3] === 255) return colour;
+        }
+        return page;
+    };
+"#;
+    format!("(() => {{ const wrong = []; {COLOURS} {body} }})()")
+}

@@ -2,7 +2,7 @@
 //! `GRITLM_SCREENSHOTS=FOLDER cargo test --release serve_page` keeps pictures of it.
 
 use crate::browser::chromium;
-use crate::devtools::Browser;
+use crate::devtools::{Browser, looking};
 use crate::serve::Server;
 use crate::support::say;
 use base64::Engine as _;
@@ -314,34 +314,7 @@ fn a_key_is_asked_for_once() {
 }
 
 /// What is wrong with how the page looks, a line each.
-const LOOK: &str = r#"(() => {
-    const wrong = [];
-    const dot = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
-    const rgb = colour => {
-        dot.clearRect(0, 0, 1, 1);
-        dot.fillStyle = colour;
-        dot.fillRect(0, 0, 1, 1);
-        return [...dot.getImageData(0, 0, 1, 1).data];
-    };
-    const light = colour => {
-        const [r, g, b] = rgb(colour).slice(0, 3).map(v => {
-            v /= 255;
-            return v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
-        });
-        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-    };
-    const contrast = (a, b) => {
-        const [high, low] = [light(a), light(b)].sort((x, y) => y - x);
-        return (high + 0.05) / (low + 0.05);
-    };
-    const page = getComputedStyle(document.body).backgroundColor;
-    const behind = element => {
-        for (let at = element; at; at = at.parentElement) {
-            const colour = getComputedStyle(at).backgroundColor;
-            if (rgb(colour)[3] === 255) return colour;
-        }
-        return page;
-    };
+const LOOK: &str = r#"
     for (const element of document.querySelectorAll("body *:not(svg *)")) {
         if (!element.checkVisibility() || element.disabled) continue;
         const own = [...element.childNodes].some(n => n.nodeType === 3 && n.data.trim());
@@ -367,7 +340,7 @@ const LOOK: &str = r#"(() => {
     const ids = [...document.querySelectorAll("[id]")].map(one => one.id);
     if (new Set(ids).size !== ids.length) wrong.push("an id twice");
     return { wrong, background: light(page) };
-})()"#;
+"#;
 
 #[test]
 fn it_looks_right() {
@@ -383,7 +356,7 @@ fn it_looks_right() {
     page.value("document.getElementById('lock').hidden = false");
     for (width, scheme) in [(1280, "light"), (1280, "dark"), (400, "light"), (400, "dark")] {
         page.browser.screen(width, "screen", scheme);
-        let look = page.value(LOOK);
+        let look = page.value(&looking(LOOK));
         assert_eq!(look["wrong"], json!([]), "{scheme}, {width}: {look:#}");
         assert_eq!(look["background"].as_f64().unwrap() < 0.2, scheme == "dark", "{look}");
         page.picture(&format!("{width}-{scheme}"));
@@ -396,7 +369,7 @@ fn it_looks_right() {
          document.getElementById('model').style.marginLeft = '60rem',
          document.getElementById('clear').textContent = ''",
     );
-    let wrong = page.value(LOOK)["wrong"].to_string();
+    let wrong = page.value(&looking(LOOK))["wrong"].to_string();
     for part in ["contrast", "outside", "no label"] {
         assert!(wrong.contains(part), "{part} in {wrong}");
     }

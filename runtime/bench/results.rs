@@ -101,6 +101,7 @@ fn line(record: &Record, row: &Row) -> String {
     };
     let beside = record.beside(row);
     let beside = beside.iter().map(|p| format!("{:.2}x {}", ratio(p, row), p.peer));
+    let note = Some(row.note.clone()).filter(|note| !note.is_empty());
     let cells = [
         row.op.clone(),
         row.shape.clone(),
@@ -108,7 +109,7 @@ fn line(record: &Record, row: &Row) -> String {
         percent(row.spread),
         rate,
         share(row),
-        beside.collect::<Vec<_>>().join("; "),
+        beside.chain(note).collect::<Vec<_>>().join("; "),
     ];
     format!("| {} |\n", cells.map(|text| cell(&text)).join(" | "))
 }
