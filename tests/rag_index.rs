@@ -565,6 +565,28 @@ fn search_finds_what_brute_force_finds() {
     assert!("no".parse::<gritlm::rag::Filter>().is_err());
 }
 
+/// Caches that waited on the disk for their document's other chunks are those that waited in memory.
+#[test]
+fn a_long_documents_caches_wait_on_the_disk() {
+    let long = "The program shows packets that pass by. ".repeat(120);
+    let files = folder(&[("long.txt", long.as_bytes()), ("short.txt", b"chess for the desktop")]);
+    let paths = ["long.txt", "short.txt"].map(|name| files.path().join(name));
+    for kv in [KvFormat::F32, KvFormat::Bf16, KvFormat::Int8] {
+        let [all, some, none] = [usize::MAX, 500_000, 0].map(|memory| {
+            let store = files.path().join(format!("{kv}-{memory}"));
+            let mut indexer = Indexer::open(engine(), &store, &caching(kv)).unwrap();
+            indexer.set_memory(memory);
+            indexer.run(&paths, &mut |_| Ok(())).unwrap();
+            drop(indexer);
+            assert!(verify(&store).unwrap().is_sound());
+            assert!(!store.join("kv-waiting.tmp").exists());
+            content(&store)
+        });
+        assert!(all.values().any(|(_, _, chunks)| chunks.len() > 8));
+        assert!(all == some && all == none, "{kv}");
+    }
+}
+
 /// The best four times as many, in the order that the model gives them.
 #[test]
 fn search_reranks() {

@@ -6,8 +6,9 @@
 
 use super::chunk::Chunking;
 use super::read::{Entry, Item, Source, Walk, read_file, resolve, walk};
-use super::store::{CacheKind, Identity, KvFormat, NewChunk, NewDocument, Stamp, Writer};
+use super::store::{CacheKind, Identity, KvFormat, NewChunk, NewDocument, Spill, Stamp, Writer};
 use crate::batch::{Output, Sequence};
+use crate::cache::KvCache;
 use crate::{Embed, Encoded, Engine, Error, Result};
 use gritlm_model::ops::PAGE;
 use rayon::prelude::*;
@@ -94,6 +95,8 @@ pub struct Indexer<'a> {
     engine: &'a Engine,
     writer: Writer,
     folder: PathBuf,
+    /// Bytes of keys and values that may wait in memory.
+    memory: usize,
 }
 
 impl<'a> Indexer<'a> {
@@ -108,7 +111,14 @@ impl<'a> Indexer<'a> {
         how.check(engine.config().max_positions)?;
         identity.check(engine, identity.attn)?;
         let writer = Writer::open(folder, identity)?;
-        Ok(Self { engine, writer, folder: resolve(folder) })
+        Ok(Self { engine, writer, folder: resolve(folder), memory: 256 << 20 })
+    }
+
+    /// How many bytes of keys and values may wait in memory until all chunks of their document are
+    /// embedded, 256 MiB at first; more of them wait on the disk, in the store's folder. A pass's own
+    /// are not counted.
+    pub fn set_memory(&mut self, bytes: usize) {
+        self.memory = bytes;
     }
 
     /// The store.
@@ -174,7 +184,7 @@ impl<'a> Indexer<'a> {
         }
         let identity = self.writer.identity().clone();
         let engine = self.engine;
-        let mut run = Run::new(engine, &mut self.writer, &identity, &stamps);
+        let mut run = Run::new(engine, &mut self.writer, self.memory, &identity, &stamps);
         run.total = walk.files.iter().map(|f| f.bytes).sum();
         for (path, problem) in walk.failed {
             run.problem(path, &problem, watch)?;
@@ -236,7 +246,7 @@ impl<'a> Indexer<'a> {
         let (engine, stamps) = (self.engine, self.writer.stamps()?);
         let identity = self.writer.identity().clone();
         let how = Chunking { tokens: identity.chunk, overlap: identity.overlap };
-        let mut run = Run::new(engine, &mut self.writer, &identity, &stamps);
+        let mut run = Run::new(engine, &mut self.writer, self.memory, &identity, &stamps);
         let each = &mut |found| run.take(found, watch);
         let mut group = Group { engine, how, items: Vec::new(), bytes: 0, each };
         let pushed = sources.into_iter().try_for_each(|source| {
@@ -354,18 +364,22 @@ struct Open {
     document: NewDocument,
     waiting: VecDeque<Waiting>,
     done: Vec<NewChunk>,
+    /// Bytes of the caches of `done` that are in memory, and where the others are.
+    in_memory: usize,
+    spill: Option<Spill>,
 }
 
 /// Documents under way.
 struct Run<'a> {
     engine: &'a Engine,
     writer: &'a mut Writer,
+    memory: usize,
     identity: &'a Identity,
     stamps: &'a HashMap<String, Stamp>,
     queue: VecDeque<Open>,
     /// Tokens in the queue.
     queued: usize,
-    ready: Vec<(NewDocument, Vec<NewChunk>)>,
+    ready: Vec<Open>,
     committed: Instant,
     /// How long the last commit took.
     took: Duration,
@@ -381,12 +395,14 @@ impl<'a> Run<'a> {
     fn new(
         engine: &'a Engine,
         writer: &'a mut Writer,
+        memory: usize,
         identity: &'a Identity,
         stamps: &'a HashMap<String, Stamp>,
     ) -> Self {
         Self {
             engine,
             writer,
+            memory,
             identity,
             stamps,
             queue: VecDeque::new(),
@@ -419,8 +435,9 @@ impl<'a> Run<'a> {
                 Cut::Document(document, chunks) => {
                     self.seen.insert(document.path.clone());
                     self.queued += tokens(&chunks) as usize;
-                    let waiting = chunks.into();
-                    self.queue.push_back(Open { document, waiting, done: Vec::new() });
+                    let (waiting, done) = (chunks.into(), Vec::new());
+                    let open = Open { document, waiting, done, in_memory: 0, spill: None };
+                    self.queue.push_back(open);
                 }
             }
         }
@@ -452,10 +469,10 @@ impl<'a> Run<'a> {
     ) -> Result<()> {
         loop {
             while let Some(open) = self.queue.pop_front_if(|open| open.waiting.is_empty()) {
-                self.ready.push((open.document, open.done));
+                self.ready.push(open);
             }
             // A commit waits for the disk; so it takes at most a tenth of the time.
-            if self.committed.elapsed() >= 10 * self.took {
+            if self.committed.elapsed() >= 10 * self.took || self.in_memory() >= self.memory {
                 self.commit()?;
             }
             if self.queued < least {
@@ -495,6 +512,7 @@ impl<'a> Run<'a> {
             })
             .collect();
         let outputs = self.engine.run(&mut sequences)?;
+        let mut in_memory = self.in_memory();
         for (output, cache) in outputs.into_iter().zip(&caches) {
             let kv = match (self.identity.cache, self.identity.kv) {
                 (CacheKind::None, _) => None,
@@ -515,6 +533,18 @@ impl<'a> Run<'a> {
                     error => error,
                 };
                 let vector = encoded.finish(open.done.len(), vector, &how).map_err(name)?.vector;
+                let kv = match kv {
+                    Some(kv) if in_memory + kv.bytes() > self.memory => {
+                        let spill = open.spill.take().map_or_else(|| self.writer.spill(), Ok)?;
+                        Some(open.spill.insert(spill).keep(&kv)?)
+                    }
+                    kv => {
+                        let bytes = kv.as_ref().map_or(0, KvCache::bytes);
+                        open.in_memory += bytes;
+                        in_memory += bytes;
+                        kv
+                    }
+                };
                 let tokens = encoded.tokens.len();
                 self.queued -= tokens;
                 self.done.chunks += 1;
@@ -525,6 +555,11 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
+    /// Bytes of keys and values that are in memory.
+    fn in_memory(&self) -> usize {
+        self.queue.iter().chain(&self.ready).map(|open| open.in_memory).sum()
+    }
+
     /// Stores the documents that are done.
     fn commit(&mut self) -> Result<()> {
         if self.ready.is_empty() {
@@ -532,10 +567,10 @@ impl<'a> Run<'a> {
         }
         let start = Instant::now();
         let all: Vec<(&NewDocument, &[NewChunk])> =
-            self.ready.iter().map(|(document, chunks)| (document, chunks.as_slice())).collect();
+            self.ready.iter().map(|open| (&open.document, open.done.as_slice())).collect();
         self.writer.put_all(&all)?;
-        for (document, _) in self.ready.drain(..) {
-            match self.stamps.contains_key(&document.path) {
+        for open in self.ready.drain(..) {
+            match self.stamps.contains_key(&open.document.path) {
                 true => self.done.replaced += 1,
                 false => self.done.added += 1,
             }

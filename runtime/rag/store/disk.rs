@@ -12,6 +12,9 @@ pub(super) const LOCK: &str = "lock";
 /// The number of the last commit; see [`super::head`].
 pub(super) const HEAD: &str = "head";
 
+/// What [`super::Spill`] opens.
+pub(super) const SPILL: &str = "kv-waiting.tmp";
+
 /// The file of all vectors; compaction makes the next generation.
 pub(super) fn vectors(generation: u64) -> String {
     format!("vectors-{generation}.bin")
@@ -22,11 +25,11 @@ pub(super) fn segment(id: u64) -> String {
     format!("kv-{id}.seg")
 }
 
-/// Whether a file is one that the store appends to; those that are not recorded are left-overs.
+/// Whether a file is one that a writer makes; those that are not recorded are left-overs.
 pub(super) fn is_data(name: &str) -> bool {
     let number = |start, end| -> Option<&str> { name.strip_prefix(start)?.strip_suffix(end) };
     let number = number("vectors-", ".bin").or_else(|| number("kv-", ".seg"));
-    number.is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
+    number.is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit())) || name == SPILL
 }
 
 /// Opens a file for writing at offsets, and makes it where there is none.

@@ -28,6 +28,7 @@ mod map;
 mod notes;
 mod reader;
 mod segment;
+mod spill;
 mod tables;
 mod types;
 mod vectors;
@@ -36,6 +37,7 @@ mod writer;
 
 pub use identity::{CacheKind, Identity, KvFormat, VectorFormat};
 pub use reader::Reader;
+pub(crate) use spill::Spill;
 pub use types::{
     Chunk, Compacted, Document, NewChunk, NewDocument, Problem, Report, Stamp, Status,
 };

@@ -9,7 +9,7 @@ use super::draft::Draft;
 use super::identity::Identity;
 use super::tables::{self, DocumentRow, Index, State, connect, damaged, put_meta, sql};
 use super::types::{Compacted, NewChunk, NewDocument, Stamp};
-use super::{folder_bytes, head};
+use super::{Spill, folder_bytes, head};
 use crate::{Error, Result};
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 use std::collections::{BTreeSet, HashMap};
@@ -88,6 +88,11 @@ impl Writer {
         writer.clean_files()?;
         head::write(&writer.head, writer.index.state.commit);
         Ok(writer)
+    }
+
+    /// Where caches of a document wait that is not whole yet.
+    pub(crate) fn spill(&self) -> Result<Spill> {
+        Spill::new(&self.folder)
     }
 
     /// What the store was made with.

@@ -1,0 +1,48 @@
+//! Caches that wait for the rest of their document, on the disk instead of in memory: GritLM-7B's
+//! take 128 KiB a token, and a book has half a million tokens.
+
+use super::disk;
+use super::map::map;
+use crate::cache::KvCache;
+use crate::{Error, Result};
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+
+/// A file without a name in the store's folder, gone with what lies in it.
+pub(crate) struct Spill {
+    file: File,
+    bytes: u64,
+}
+
+impl Spill {
+    /// # Errors
+    /// When the folder cannot be written.
+    pub(crate) fn new(store: &Path) -> Result<Self> {
+        let path = store.join(disk::SPILL);
+        let file = disk::open(&path)?;
+        // Elsewhere than on Unix the name stays until the next writer cleans up.
+        if cfg!(unix) {
+            std::fs::remove_file(&path).map_err(Error::io(&path))?;
+        }
+        file.set_len(0).map_err(Error::io(&path))?;
+        Ok(Self { file, bytes: 0 })
+    }
+
+    /// The same keys and values, in the file.
+    ///
+    /// # Errors
+    /// When the disk is full.
+    pub(crate) fn keep(&mut self, kv: &KvCache) -> Result<KvCache> {
+        let numbers: &[u8] = match (kv.as_bf16(), kv.as_f32()) {
+            (Some(numbers), _) => bytemuck::cast_slice(numbers),
+            (None, numbers) => bytemuck::cast_slice(numbers.unwrap_or_default()),
+        };
+        let io = |source| Error::Io { path: "keys and values that wait".into(), source };
+        let start = self.bytes as usize;
+        disk::write_at(&self.file, numbers, self.bytes).map_err(io)?;
+        self.bytes += numbers.len() as u64;
+        let map = Arc::new(map(&self.file, self.bytes as usize).map_err(io)?);
+        KvCache::from_map(kv.shape(), kv.as_bf16().is_some(), &map, start..self.bytes as usize)
+    }
+}
