@@ -319,7 +319,7 @@ impl Bench {
             let shape = PoolShape { layers: 1, pages, kv_heads: 1, head_dim: dim };
             let mut pool = self.gpu.pages(shape).expect("room");
             let table: Vec<u32> = (0..pages as u32).collect();
-            self.gpu.import_pages(&mut pool, &table, tokens, &[&k[..], &v[..]].concat());
+            self.gpu.import_pages(&mut pool, &table, tokens, 0, &[&k[..], &v[..]].concat());
             let rows = tokens as u32;
             let mask = match causal {
                 true => Mask::Causal { window: None },

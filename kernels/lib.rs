@@ -426,12 +426,20 @@ impl Ops for Cuda {
         Ok(out)
     }
 
-    fn import_pages(&self, pages: &mut Pages, table: &[u32], tokens: usize, values: &[f32]) {
+    fn import_pages(
+        &self,
+        pages: &mut Pages,
+        table: &[u32],
+        tokens: usize,
+        first: usize,
+        values: &[f32],
+    ) {
         let PoolShape { kv_heads, head_dim, .. } = pages.shape;
         let bytes = pages.page_bytes();
         let mut page = vec![bf16::ZERO; bytes / 2];
         let each = kv_heads * tokens * head_dim;
-        for (raw, values) in pages.layers.iter().flatten().zip(values.chunks_exact(each.max(1))) {
+        let planes = pages.layers.iter().flatten().skip(first);
+        for (raw, values) in planes.zip(values.chunks_exact(each.max(1))) {
             for (n, &number) in table[..tokens.div_ceil(PAGE)].iter().enumerate() {
                 for head in 0..kv_heads {
                     for t in n * PAGE..((n + 1) * PAGE).min(tokens) {

@@ -602,6 +602,15 @@ pub trait Ops: Send {
         tokens: usize,
     ) -> impl Future<Output = Result<Vec<f32>>>;
 
-    /// Writes what [`Ops::export_pages`] reads. The table has pages for all `tokens`.
-    fn import_pages(&self, pages: &mut Self::Pages, table: &[u32], tokens: usize, values: &[f32]);
+    /// Writes what [`Ops::export_pages`] reads, or a part of it: whole planes `(kv_heads, tokens,
+    /// head_dim)` from plane `first` on, which is keys or values of layer `first / 2`. The table has
+    /// pages for all `tokens`.
+    fn import_pages(
+        &self,
+        pages: &mut Self::Pages,
+        table: &[u32],
+        tokens: usize,
+        first: usize,
+        values: &[f32],
+    );
 }

@@ -348,6 +348,18 @@ impl KvCache {
         }
     }
 
+    /// Some of the numbers as f32: in `buffer`, where they are rounded.
+    pub(crate) fn part<'a>(&'a self, at: Range<usize>, buffer: &'a mut Vec<f32>) -> &'a [f32] {
+        match &self.values {
+            Values::F32(values) => &values[at],
+            Values::Bf16(values) => {
+                let rounded = values[at].par_iter().with_min_len(1 << 16);
+                rounded.map(|v| v.to_f32()).collect_into_vec(buffer);
+                buffer
+            }
+        }
+    }
+
     /// Bytes that the numbers take.
     pub fn bytes(&self) -> usize {
         match &self.values {

@@ -361,7 +361,12 @@ impl<O: Ops> Model for Forward<O> {
         let mut cache = Cache::new(&self.pool);
         cache.reserve(from.tokens())?;
         debug_assert!(cache.table().len() * PAGE >= from.tokens());
-        self.ops.import_pages(&mut self.pages, cache.table(), from.tokens(), &from.wide());
+        let plane = c.kv_heads * from.tokens() * c.head_dim;
+        let mut buffer = Vec::new();
+        for first in 0..2 * c.layers {
+            let values = from.part(first * plane..(first + 1) * plane, &mut buffer);
+            self.ops.import_pages(&mut self.pages, cache.table(), from.tokens(), first, values);
+        }
         cache.advance(from.tokens());
         Ok(cache)
     }

@@ -506,7 +506,14 @@ impl Ops for Wgpu {
         Ok(out)
     }
 
-    fn import_pages(&self, pages: &mut Pages, table: &[u32], tokens: usize, values: &[f32]) {
+    fn import_pages(
+        &self,
+        pages: &mut Pages,
+        table: &[u32],
+        tokens: usize,
+        first: usize,
+        values: &[f32],
+    ) {
         let PoolShape { kv_heads, head_dim, .. } = pages.shape;
         let (page_bytes, padded) = (pages.page_bytes(), 4 * pages.vectors as usize);
         // The pages may have been used by what is noted already.
@@ -515,7 +522,8 @@ impl Ops for Wgpu {
         }
         let mut page = vec![0.0f32; page_bytes as usize / 4];
         let each = kv_heads * tokens * head_dim;
-        for (raw, values) in pages.layers.iter().flatten().zip(values.chunks_exact(each.max(1))) {
+        let planes = pages.layers.iter().flatten().skip(first);
+        for (raw, values) in planes.zip(values.chunks_exact(each.max(1))) {
             for (n, &number) in table[..tokens.div_ceil(PAGE)].iter().enumerate() {
                 for head in 0..kv_heads {
                     for t in n * PAGE..((n + 1) * PAGE).min(tokens) {

@@ -29,6 +29,7 @@ use crate::weights::{Dtype, Tensor};
 use rayon::prelude::*;
 pub use sample::draw;
 use std::hint::black_box;
+use std::ops::Range;
 use std::time::Instant;
 
 /// The CPU backend. Threads are rayon's.
@@ -311,40 +312,54 @@ impl Ops for Cpu {
     async fn export_pages(&self, pages: &Pages, table: &[u32], tokens: usize) -> Result<Vec<f32>> {
         let s = pages.shape;
         let mut out = Vec::with_capacity(s.layers * 2 * s.kv_heads * tokens * s.head_dim);
-        each_vector(s, table, tokens, |layer, value, slot, head| {
+        each_vector(s, 0..2 * s.layers, table, tokens, |layer, value, slot, head| {
             let from = if value { &pages.values } else { &pages.keys };
             out.extend_from_slice(&from[pages.slot(layer, slot, head)]);
         });
         Ok(out)
     }
 
-    fn import_pages(&self, pages: &mut Pages, table: &[u32], tokens: usize, values: &[f32]) {
+    fn import_pages(
+        &self,
+        pages: &mut Pages,
+        table: &[u32],
+        tokens: usize,
+        first: usize,
+        values: &[f32],
+    ) {
         let mut vectors = values.chunks_exact(pages.shape.head_dim);
-        each_vector(pages.shape, table, tokens, |layer, value, slot, head| {
-            let range = pages.slot(layer, slot, head);
-            let to = if value { &mut pages.values } else { &mut pages.keys };
-            if let Some(vector) = vectors.next() {
-                to[range].copy_from_slice(vector);
-            }
-        });
+        let planes = vectors.len() / (pages.shape.kv_heads * tokens).max(1);
+        each_vector(
+            pages.shape,
+            first..first + planes,
+            table,
+            tokens,
+            |layer, value, slot, head| {
+                let range = pages.slot(layer, slot, head);
+                let to = if value { &mut pages.values } else { &mut pages.keys };
+                if let Some(vector) = vectors.next() {
+                    to[range].copy_from_slice(vector);
+                }
+            },
+        );
     }
 }
 
-/// Visits every key and value vector of a sequence in the order of an exported cache:
+/// Visits the key and value vectors of some planes of a sequence in the order of an exported cache:
 /// `f(layer, whether a value, slot, head)`.
 fn each_vector(
     s: PoolShape,
+    planes: Range<usize>,
     table: &[u32],
     tokens: usize,
     mut f: impl FnMut(usize, bool, usize, usize),
 ) {
-    for layer in 0..s.layers {
-        for value in [false, true] {
-            for head in 0..s.kv_heads {
-                for t in 0..tokens {
-                    debug_assert_ne!(table[t / PAGE], NO_PAGE);
-                    f(layer, value, table[t / PAGE] as usize * PAGE + t % PAGE, head);
-                }
+    for plane in planes {
+        for head in 0..s.kv_heads {
+            for t in 0..tokens {
+                debug_assert_ne!(table[t / PAGE], NO_PAGE);
+                let slot = table[t / PAGE] as usize * PAGE + t % PAGE;
+                f(plane / 2, plane % 2 == 1, slot, head);
             }
         }
     }

@@ -286,7 +286,7 @@ impl Case {
                 let mut pages = ops.pages(pool)?;
                 let all: Vec<u32> = (0..pool.pages as u32).collect();
                 let tokens = pool.pages * PAGE;
-                ops.import_pages(&mut pages, &all, tokens, &self.cache(&pool, BEFORE));
+                ops.import_pages(&mut pages, &all, tokens, 0, &self.cache(&pool, BEFORE));
                 Box::new(move |step: Step<'_>| {
                     match step {
                         Step::Launch => ops.qkv(p, &h, &w, &batch, &mut q, &mut pages),
@@ -308,7 +308,7 @@ impl Case {
                 let all: Vec<u32> = (0..pool.pages as u32).collect();
                 let mut cache = self.cache(&pool, 1.0);
                 poison_unused(&layout, &pool, &mut cache);
-                ops.import_pages(&mut pages, &all, pool.pages * PAGE, &cache);
+                ops.import_pages(&mut pages, &all, pool.pages * PAGE, 0, &cache);
                 let mut out = empty(rows, width)?;
                 Box::new(move |step: Step<'_>| {
                     match step {

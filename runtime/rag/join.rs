@@ -8,7 +8,6 @@
 use crate::cache::KvCache;
 use crate::{Error, Result};
 use rayon::prelude::*;
-use std::borrow::Cow;
 
 /// Where joined keys stand.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -57,7 +56,7 @@ pub fn join(parts: &[Part<'_>], positions: Positions, frequencies: &[f32]) -> Re
         })?;
         let start = if positions == Positions::Turned { tokens } else { 0 };
         placed.push(Placed {
-            values: cache.wide(),
+            cache,
             length: cache.tokens() * head_dim,
             skip: skip * head_dim,
             turns: turns(frequencies, skip, start, kept),
@@ -68,8 +67,10 @@ pub fn join(parts: &[Part<'_>], positions: Positions, frequencies: &[f32]) -> Re
     let mut joined = vec![0.0; layers * 2 * kv_heads * length];
     joined.par_chunks_exact_mut(length).enumerate().for_each(|(head, mut rest)| {
         let are_keys = (head / kv_heads).is_multiple_of(2);
+        let mut buffer = Vec::new();
         for part in &placed {
-            let from = &part.values[head * part.length..][..part.length][part.skip..];
+            let at = head * part.length + part.skip..(head + 1) * part.length;
+            let from = part.cache.part(at, &mut buffer);
             let (to, after) = rest.split_at_mut(from.len());
             rest = after;
             to.copy_from_slice(from);
@@ -84,7 +85,7 @@ pub fn join(parts: &[Part<'_>], positions: Positions, frequencies: &[f32]) -> Re
 
 /// A part, and what is to be done with it.
 struct Placed<'a> {
-    values: Cow<'a, [f32]>,
+    cache: &'a KvCache,
     /// Numbers of a head.
     length: usize,
     /// Of these, at the beginning, those left out.
