@@ -13,6 +13,7 @@ use crate::weights::Tensor;
 use rayon::prelude::*;
 use std::future::Future;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// Tokens in one KV page.
 pub const PAGE: usize = 128;
@@ -313,6 +314,9 @@ pub struct Drawn {
     pub top: Vec<(u32, f32)>,
 }
 
+/// Numbers that stay where they are, in memory or in a mapped file, while somebody needs them.
+pub type SharedVectors = Arc<dyn AsRef<[f32]> + Send + Sync>;
+
 /// Scores of queries against a corpus, and the best of each.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -367,6 +371,8 @@ pub trait Ops: Send {
     type Matrix: Send;
     /// Activations, f32, `(rows, columns)`.
     type Buffer: Send;
+    /// Vectors to search: where they are, or on the device.
+    type Corpus: Send + 'static;
     /// Keys and values of all layers.
     type Pages: Send;
     /// An uploaded [`Layout`].
@@ -475,6 +481,12 @@ pub trait Ops: Send {
     /// When the device has no room.
     fn upload(&self, rows: usize, cols: usize, values: &[f32]) -> Result<Self::Buffer>;
 
+    /// Vectors `(documents, dim)`, ready for any number of searches.
+    ///
+    /// # Errors
+    /// When the device has no room.
+    fn corpus(&self, documents: usize, dim: usize, vectors: SharedVectors) -> Result<Self::Corpus>;
+
     /// The KV pools.
     ///
     /// # Errors
@@ -580,7 +592,7 @@ pub trait Ops: Send {
         &self,
         p: Search,
         queries: &Self::Buffer,
-        corpus: &Self::Buffer,
+        corpus: &Self::Corpus,
     ) -> impl Future<Output = Result<Vec<Vec<(u32, f32)>>>>;
 
     /// The first `len` values of a buffer.

@@ -3,12 +3,12 @@
 use crate::backend::{self, Device, Load, Loaded};
 use crate::batch::{Output, Sequence};
 use crate::cache::{Cache, KvCache, Pool};
-use crate::forward::{Model, Probe};
+use crate::forward::{Corpus, Model, Probe};
 use crate::grammar::Vocabulary;
 use crate::{Error, Result, hub, synth};
 use gritlm_model::config::Config;
 use gritlm_model::demo;
-use gritlm_model::ops::{Created, Mask, OpTime, PAGE, Search};
+use gritlm_model::ops::{Created, Mask, OpTime, PAGE};
 use gritlm_model::tokenizer::Tokenizer;
 use gritlm_model::weights::Weights;
 use llguidance::ParserFactory;
@@ -355,7 +355,8 @@ impl Engine {
     }
 
     /// The `top_k` vectors of `corpus (n, dim)` with the largest inner product with each of
-    /// `queries (m, dim)`: (index, product), best first.
+    /// `queries (m, dim)`: (index, product), best first. To search the same vectors again, see
+    /// [`Engine::corpus`].
     ///
     /// # Errors
     /// When a length is no multiple of `dim`, or the device refuses.
@@ -366,19 +367,41 @@ impl Engine {
         corpus: &[f32],
         top_k: usize,
     ) -> Result<Vec<Vec<(u32, f32)>>> {
-        for (what, len) in [("queries", queries.len()), ("corpus", corpus.len())] {
-            if dim == 0 || len % dim != 0 {
-                let problem = format!("expected vectors of {dim}, found {len} numbers");
-                return Err(Error::Input { what: what.into(), problem });
-            }
-        }
-        let p = Search {
-            queries: (queries.len() / dim) as u32,
-            documents: (corpus.len() / dim) as u32,
-            dim: dim as u32,
-            top_k: u32::try_from(top_k).unwrap_or(u32::MAX),
-        };
-        self.model().search(p, queries, corpus)
+        self.search_in(&self.corpus(dim, corpus.to_vec())?, queries, top_k)
+    }
+
+    /// Vectors `(n, dim)` on the device, for [`Engine::search_in`]. A GPU gets them once; on the CPU
+    /// they stay where they are, in a mapped file, too.
+    ///
+    /// ```
+    /// let engine = gritlm::Engine::open("demo", &gritlm::Options::default())?;
+    /// let corpus = engine.corpus(2, vec![1.0, 0.0, 0.6, 0.8])?;
+    /// assert_eq!(engine.search_in(&corpus, &[0.0, 1.0], 1)?, [[(1, 0.8)]]);
+    /// # Ok::<(), gritlm::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// When the length is no multiple of `dim`, or the device has no room.
+    pub fn corpus(
+        &self,
+        dim: usize,
+        vectors: impl AsRef<[f32]> + Send + Sync + 'static,
+    ) -> Result<Corpus> {
+        self.model().corpus(dim, Arc::new(vectors))
+    }
+
+    /// [`Engine::search`] of what is on the device.
+    ///
+    /// # Errors
+    /// When the corpus is another engine's, the queries' length is no multiple of its width, or the
+    /// device refuses.
+    pub fn search_in(
+        &self,
+        corpus: &Corpus,
+        queries: &[f32],
+        top_k: usize,
+    ) -> Result<Vec<Vec<(u32, f32)>>> {
+        self.model().search(top_k, queries, corpus)
     }
 
     /// The mask that generation uses: causal with the config's window.

@@ -7,12 +7,13 @@ use crate::{Error, Result};
 use gritlm_model::config::Config;
 use gritlm_model::ops::{
     Attention, Created, Expert, GateUp, LinearAdd, Logits, Mask, OpTime, Ops, PAGE, PoolShape, Qkv,
-    RmsNorm, Route, Search,
+    RmsNorm, Route, Search, SharedVectors,
 };
 use gritlm_model::weights::{Tensor, Weights};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::any::Any;
 use std::io::IsTerminal;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// A place inside the forward pass that can be looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,9 +38,49 @@ pub(crate) trait Model: Send {
     ) -> Result<Vec<Output>>;
     fn export(&self, cache: &Cache) -> Result<KvCache>;
     fn import(&mut self, from: &KvCache) -> Result<Cache>;
-    fn search(&self, p: Search, queries: &[f32], corpus: &[f32]) -> Result<Vec<Vec<(u32, f32)>>>;
+    fn corpus(&self, dim: usize, vectors: SharedVectors) -> Result<Corpus>;
+    fn search(&self, top_k: usize, queries: &[f32], corpus: &Corpus) -> Result<Found>;
     fn profile(&self) -> Vec<OpTime>;
     fn created(&self) -> Created;
+}
+
+/// Of each query (index, inner product), best first.
+pub(crate) type Found = Vec<Vec<(u32, f32)>>;
+
+/// Vectors on an engine's device, to be searched there again and again; see
+/// [`crate::Engine::corpus`].
+pub struct Corpus {
+    dim: usize,
+    len: usize,
+    /// The backend's own.
+    held: Mutex<Box<dyn Any + Send>>,
+    pool: Arc<Pool>,
+}
+
+impl Corpus {
+    /// Vectors.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Numbers of a vector.
+    pub fn dim(&self) -> usize {
+        self.dim
+    }
+}
+
+/// How many vectors these numbers are.
+fn whole(what: &str, dim: usize, numbers: &[f32]) -> Result<usize> {
+    if dim == 0 || !numbers.len().is_multiple_of(dim) {
+        let problem = format!("expected vectors of {dim}, found {} numbers", numbers.len());
+        return Err(Error::Input { what: what.into(), problem });
+    }
+    Ok(numbers.len() / dim)
 }
 
 /// One layer's weights as the backend keeps them.
@@ -371,10 +412,26 @@ impl<O: Ops> Model for Forward<O> {
         Ok(cache)
     }
 
-    fn search(&self, p: Search, queries: &[f32], corpus: &[f32]) -> Result<Vec<Vec<(u32, f32)>>> {
-        let dim = p.dim as usize;
-        let queries = self.ops.upload(p.queries as usize, dim, queries)?;
-        let corpus = self.ops.upload(p.documents as usize, dim, corpus)?;
-        Ok(pollster::block_on(self.ops.search(p, &queries, &corpus))?)
+    fn corpus(&self, dim: usize, vectors: SharedVectors) -> Result<Corpus> {
+        let len = whole("corpus", dim, (*vectors).as_ref())?;
+        let held = self.ops.corpus(len, dim, vectors)?;
+        Ok(Corpus { dim, len, held: Mutex::new(Box::new(held)), pool: Arc::clone(&self.pool) })
+    }
+
+    fn search(&self, top_k: usize, queries: &[f32], corpus: &Corpus) -> Result<Found> {
+        let held = corpus.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = held.downcast_ref().filter(|_| Arc::ptr_eq(&corpus.pool, &self.pool));
+        let held: &O::Corpus = held.ok_or_else(|| Error::Input {
+            what: "corpus".into(),
+            problem: "it belongs to another engine".into(),
+        })?;
+        let p = Search {
+            queries: whole("queries", corpus.dim, queries)? as u32,
+            documents: corpus.len as u32,
+            dim: corpus.dim as u32,
+            top_k: u32::try_from(top_k).unwrap_or(u32::MAX),
+        };
+        let queries = self.ops.upload(p.queries as usize, corpus.dim, queries)?;
+        Ok(pollster::block_on(self.ops.search(p, &queries, held))?)
     }
 }

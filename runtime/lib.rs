@@ -43,7 +43,7 @@ pub use backend::{Device, DeviceInfo, devices};
 pub use embed::{Embed, Embedding, Encoded, dot};
 pub use engine::{Attn, Engine, Options};
 pub use error::{Error, Result};
-pub use forward::{Probe, Stage};
+pub use forward::{Corpus, Probe, Stage};
 pub use generate::{Chat, Finish, Generation, Piece, Prompt, Sampling};
 pub use grammar::Grammar;
 pub use gritlm_model as model;

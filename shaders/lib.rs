@@ -39,7 +39,8 @@ pub use matrix::Matrix;
 use gpu::{Gpu, Raw, Use};
 use gritlm_model::ops::{
     Attention, Created, DeviceError, Draw, Drawn, Expert, GateUp, Layout, LinearAdd, Logits,
-    NO_PAGE, OpTime, Ops, PAGE, PoolShape, PoolSpan, Qkv, Result, RmsNorm, Route, Search, Span,
+    NO_PAGE, OpTime, Ops, PAGE, PoolShape, PoolSpan, Qkv, Result, RmsNorm, Route, Search,
+    SharedVectors, Span,
 };
 use gritlm_model::weights::Tensor;
 use matrix::Ring;
@@ -232,6 +233,7 @@ impl Pages {
 impl Ops for Wgpu {
     type Matrix = Matrix;
     type Buffer = Buffer;
+    type Corpus = Buffer;
     type Pages = Pages;
     type Batch = Batch;
     type Routing = Routing;
@@ -317,6 +319,10 @@ impl Ops for Wgpu {
             self.gpu.write(&buffer.raw, 0, bytemuck::cast_slice(&padded));
         }
         Ok(buffer)
+    }
+
+    fn corpus(&self, documents: usize, dim: usize, vectors: SharedVectors) -> Result<Buffer> {
+        self.upload(documents, dim, (*vectors).as_ref())
     }
 
     fn pages(&self, shape: PoolShape) -> Result<Pages> {

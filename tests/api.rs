@@ -1,7 +1,7 @@
 //! The library's behaviour beyond numbers: streaming, stop texts, chat, sampling, batching, room,
 //! and which checkpoints load.
 
-use crate::support::{Reference, close, data, error};
+use crate::support::{Reference, close, data, devices, error};
 use gritlm::batch::{Output, Sequence, Want};
 use gritlm::cache::KvCache;
 use gritlm::model::ops::{Mask, PAGE};
@@ -408,4 +408,48 @@ fn reranking_asks_yes_or_no() {
             assert!(refused.to_string().contains("\"yes\""), "{refused}");
         }
     }
+}
+
+/// Many equal products, across all stretches of a search: the first rows are the best. A corpus stays
+/// on its device, and its engine's.
+#[test]
+fn a_corpus_is_searched_again_and_again() {
+    let rows = 20_000;
+    let row = |r: usize| [(r % 7) as f32, (r / 7 % 5) as f32, 1.0];
+    let vectors: Vec<f32> = (0..rows).flat_map(row).collect();
+    let queries = [[3.0, 2.0, 1.0], [-1.0, 0.0, 2.0], [0.0, 0.0, -1.0]];
+    let expected: Vec<Vec<(u32, f32)>> = queries
+        .iter()
+        .map(|query| {
+            // Small whole numbers: exact on every device.
+            let score = |r: usize| query.iter().zip(row(r)).map(|(a, b)| a * b).sum::<f32>();
+            let mut all: Vec<(u32, f32)> = (0..rows).map(|r| (r as u32, score(r))).collect();
+            all.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+            all.truncate(700);
+            all
+        })
+        .collect();
+    let mut others = Vec::new();
+    for (device, _) in devices() {
+        let name = device.to_string();
+        let engine = Engine::open("demo", &Options { device, ..Options::default() }).unwrap();
+        let corpus = engine.corpus(3, vectors.clone()).unwrap();
+        assert_eq!((corpus.len(), corpus.dim()), (rows, 3));
+        for _ in 0..2 {
+            let found = engine.search_in(&corpus, queries.as_flattened(), 700).unwrap();
+            assert!(found == expected, "{name}");
+        }
+        assert!(engine.search(3, queries.as_flattened(), &vectors, 700).unwrap() == expected);
+        let wrong = engine.search_in(&corpus, &[1.0; 4], 1).unwrap_err().to_string();
+        assert!(wrong.contains("vectors of 3") && wrong.contains("4 numbers"), "{wrong}");
+        for other in &others {
+            let wrong = engine.search_in(other, &[1.0; 3], 1).unwrap_err().to_string();
+            assert!(wrong.contains("another engine"), "{wrong}");
+        }
+        others.push(engine.corpus(3, vectors.clone()).unwrap());
+    }
+    let engine = Engine::open("demo", &Options::default()).unwrap();
+    assert!(engine.corpus(3, vec![0.0; 4]).err().unwrap().to_string().contains("vectors of 3"));
+    assert!(engine.corpus(3, Vec::new()).unwrap().is_empty());
+    assert!(engine.search_in(&others[0], &[1.0; 3], 1).is_err());
 }

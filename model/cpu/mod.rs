@@ -23,7 +23,7 @@ mod shared;
 
 use crate::ops::{
     Attention, DeviceError, Draw, Drawn, Expert, GateUp, Layout, LinearAdd, Logits, NO_PAGE, Ops,
-    PAGE, PoolShape, PoolSpan, Qkv, Result, RmsNorm, Route, Search,
+    PAGE, PoolShape, PoolSpan, Qkv, Result, RmsNorm, Route, Search, SharedVectors,
 };
 use crate::weights::{Dtype, Tensor};
 use rayon::prelude::*;
@@ -125,6 +125,7 @@ fn copy(from: &[u8], to: &mut [u8]) {
 impl Ops for Cpu {
     type Matrix = Matrix;
     type Buffer = Vec<f32>;
+    type Corpus = SharedVectors;
     type Pages = Pages;
     type Batch = Batch;
     type Routing = Routing;
@@ -183,6 +184,10 @@ impl Ops for Cpu {
     fn upload(&self, rows: usize, cols: usize, values: &[f32]) -> Result<Vec<f32>> {
         debug_assert_eq!(rows * cols, values.len());
         Ok(values.to_vec())
+    }
+
+    fn corpus(&self, _: usize, _: usize, vectors: SharedVectors) -> Result<SharedVectors> {
+        Ok(vectors)
     }
 
     fn pages(&self, shape: PoolShape) -> Result<Pages> {
@@ -296,9 +301,9 @@ impl Ops for Cpu {
         &self,
         p: Search,
         queries: &Vec<f32>,
-        corpus: &Vec<f32>,
+        corpus: &SharedVectors,
     ) -> Result<Vec<Vec<(u32, f32)>>> {
-        Ok(search::search(p, queries, corpus))
+        Ok(search::search(p, queries, (**corpus).as_ref()))
     }
 
     async fn read(&self, buffer: &Vec<f32>, len: usize) -> Result<Vec<f32>> {

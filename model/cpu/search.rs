@@ -27,7 +27,11 @@ pub(super) fn search(p: Search, queries: &[f32], corpus: &[f32]) -> Vec<Vec<(u32
                 .copy_from_slice(values);
         });
         for (best, scores) in best.iter_mut().zip(scores.chunks_exact(STRETCH)) {
-            best.extend((first as u32..).zip(scores[..len].iter().copied()));
+            // What does not beat the last of the best so far, all of them earlier, is not among them:
+            // of a long corpus most.
+            let floor = best.get(top_k.wrapping_sub(1)).map(|last| last.1);
+            let found = (first as u32..).zip(scores[..len].iter().copied());
+            best.extend(found.filter(|(_, s)| floor.is_none_or(|f| s.total_cmp(&f).is_gt())));
             best.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
             best.truncate(top_k);
         }

@@ -417,7 +417,8 @@ impl Case {
             }
             &Op::Search(p) => {
                 let queries = filled(p.dim, self.steps(1, p.queries * p.dim))?;
-                let corpus = filled(p.dim, self.steps(2, p.documents * p.dim))?;
+                let corpus = Arc::new(self.steps(2, p.documents * p.dim));
+                let corpus = ops.corpus(p.documents as usize, p.dim as usize, corpus)?;
                 let mut found = Vec::new();
                 Box::new(move |step: Step<'_>| {
                     match step {
