@@ -21,7 +21,7 @@ mod properties; // random input
 mod published; // GritLM-7B's published values, where its weights are at hand
 mod rag_answers; // answers through a store on disk: golden files, `gritlm ask`, `bench rag`
 mod rag_ask; // answering from documents: six modes against a slow twin, joined caches
-
+mod rag_graph; // approximate search: what it finds, what it follows, damage, the program
 mod rag_index; // from files to an index: formats, chunks, runs, search, the program
 mod rag_store; // the store: round trips, crashes, damage, readers beside a writer
 mod schedule; // the scheduler: values under load, fairness, bounds, pages, failures

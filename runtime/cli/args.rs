@@ -126,6 +126,7 @@ store that `gritlm index` has made.")]
     #[command(after_help = "Examples:
   gritlm index notes/ papers/*.pdf --store DIR
   gritlm index corpus.jsonl --store DIR --cache doc --kv-format int8 --kv-budget 20GB
+  gritlm index corpus.jsonl --store DIR --vectors bf16 --approximate-above 100000
   gritlm index --store DIR --status
 
 Text, Markdown, HTML, PDF, and JSONL with `text`, perhaps `id`, `title` and fields to filter by. What
@@ -381,6 +382,9 @@ pub(super) struct Search {
     /// Ask the model of the best, four times as many, whether they are relevant
     #[arg(long, requires = "store")]
     pub(super) rerank: bool,
+    /// Look at all chunks, also where the store has a graph for approximate search
+    #[arg(long, requires = "store")]
+    pub(super) exact: bool,
 }
 
 #[derive(Group)]
@@ -410,6 +414,10 @@ pub(super) struct Index {
     /// Bytes of KV caches to keep, as 20GB or 4GiB, or none for all; beyond, the least used go
     #[arg(long, value_name = "BYTES", value_parser = parse::<Budget>)]
     pub(super) kv_budget: Option<Budget>,
+    /// Chunks above which search is approximate, by a graph, or none for exact search; filters are
+    /// always exact [default: none]
+    #[arg(long, value_name = "N", value_parser = parse::<Above>)]
+    pub(super) approximate_above: Option<Above>,
     /// bbcc (bidirectional embedding) or cccc (causal throughout) [default: bbcc]
     #[arg(long, value_name = "MODE", value_parser = parse::<Attn>)]
     pub(super) attn: Option<Attn>,
@@ -516,6 +524,9 @@ pub(super) struct AskArgs {
     /// most relevant
     #[arg(long)]
     pub(super) rerank: bool,
+    /// Look at all chunks, also where the store has a graph for approximate search
+    #[arg(long)]
+    pub(super) exact: bool,
     /// Join caches as the paper's code does, with positions that overlap
     #[arg(long)]
     pub(super) as_published: bool,
@@ -769,6 +780,26 @@ impl FromStr for Budget {
                 expected: "none or bytes, as 20GB or 4GiB".into(),
                 found: text.into(),
             }),
+        }
+    }
+}
+
+/// `none`, or a number of chunks.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Above(pub(super) Option<u64>);
+
+impl FromStr for Above {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let wrong = |_| Error::Option {
+            option: "--approximate-above",
+            expected: "none or a number of chunks".into(),
+            found: text.into(),
+        };
+        match text {
+            "none" => Ok(Self(None)),
+            number => number.parse().map(Some).map(Self).map_err(wrong),
         }
     }
 }

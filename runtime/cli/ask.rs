@@ -85,7 +85,8 @@ pub(super) fn run(args: &AskArgs, global: &Global, out: &mut Out) -> Result<()> 
 impl AskArgs {
     fn find(&self) -> Find {
         let (filters, below) = (self.filter.clone(), self.below.clone());
-        Find { top_k: self.documents, filters, below, rerank: self.rerank, ..Find::default() }
+        let (rerank, exact) = (self.rerank, self.exact);
+        Find { top_k: self.documents, filters, below, rerank, exact, ..Find::default() }
     }
 
     fn how(&self) -> Result<Ask> {

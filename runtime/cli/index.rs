@@ -1,6 +1,6 @@
 //! `gritlm index`: files into a store, and what is in it.
 
-use super::args::{Budget, Global, Index};
+use super::args::{Above, Budget, Global, Index};
 use super::inspect::{gib, grouped};
 use super::note;
 use super::output::{Out, Progress};
@@ -49,8 +49,12 @@ fn index(args: &Index, global: &Global, out: &mut Out) -> Result<()> {
     if let Some(Budget(bytes)) = args.kv_budget {
         indexer.writer().set_budget(bytes)?;
     }
+    if let Some(Above(chunks)) = args.approximate_above {
+        indexer.writer().set_approximate(chunks)?;
+    }
     let start = Instant::now();
     let mut progress = Progress::bytes("indexing");
+    let mut graph = Progress::new("graph", 0);
     let done = indexer.run(&args.paths, &mut |event| match event {
         Event::Problem { path, problem } => {
             progress.note(format_args!("{path}: {problem}"));
@@ -64,8 +68,9 @@ fn index(args: &Index, global: &Global, out: &mut Out) -> Result<()> {
             progress.say(format!("{chunks:.1} chunks/s, {tokens:.0} tokens/s"));
             Ok(())
         }
+        Event::Graph { done, total } => graph.of(done, total),
     })?;
-    drop(progress);
+    drop((progress, graph));
     let seconds = start.elapsed().as_secs_f64();
     if out.json() {
         let mut all = object(&done)?;

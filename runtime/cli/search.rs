@@ -60,6 +60,7 @@ fn in_store(store: &Path, args: &Search, global: &Global, out: &mut Out) -> Resu
         filters: args.filter.clone(),
         below: args.below.clone(),
         rerank: args.rerank,
+        exact: args.exact,
     };
     let here = std::env::current_dir().unwrap_or_default();
     for Hit { score, probability, chunk } in searcher.search(&args.query, &how)? {

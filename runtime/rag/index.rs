@@ -74,6 +74,14 @@ pub enum Event<'a> {
         /// What has been stored so far.
         done: &'a Indexed,
     },
+    /// The graph for approximate search is being made, after all documents have been stored; see
+    /// [`Writer::update_graph`].
+    Graph {
+        /// Vectors that are in it, so far.
+        done: u64,
+        /// Vectors to add.
+        total: u64,
+    },
 }
 
 /// Indexes files into a store.
@@ -164,7 +172,7 @@ impl<'a> Indexer<'a> {
 
     /// Brings the store up to date with files and folders: documents that are new or have changed
     /// (by time and size, then by content) are embedded and stored, those below `paths` that are
-    /// gone are removed. Where `watch` returns an error, what has been embedded is stored, and the
+    /// gone are removed, and the store's graph is updated ([`Writer::update_graph`]). Where `watch` returns an error, what has been embedded is stored, and the
     /// next run goes on from there.
     ///
     /// # Errors
@@ -209,7 +217,7 @@ impl<'a> Indexer<'a> {
         })?;
         run.remove_gone(&walk.roots)?;
         run.progress(watch)?;
-        Ok(run.done)
+        run.finish(watch)
     }
 
     /// Embeds and stores documents that are not in files, those that are new or whose stamp has
@@ -263,7 +271,7 @@ impl<'a> Indexer<'a> {
         let pushed = pushed.and_then(|()| group.flush());
         let embedded = pushed.and_then(|()| run.embed(1, watch));
         run.commit().and(embedded)?;
-        Ok(run.done)
+        run.finish(watch)
     }
 }
 
@@ -553,6 +561,12 @@ impl<'a> Run<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Brings the graph up to date with what is stored.
+    fn finish(self, watch: &mut dyn FnMut(Event<'_>) -> Result<()>) -> Result<Indexed> {
+        self.writer.update_graph(&mut |done, total| watch(Event::Graph { done, total }))?;
+        Ok(self.done)
     }
 
     /// Bytes of keys and values that are in memory.

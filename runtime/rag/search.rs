@@ -1,16 +1,17 @@
-//! Chunks of a store by meaning: exact, on the device.
+//! Chunks of a store by meaning. All are scored on the device; in a store with a graph only those
+//! that the graph finds, and those that it does not cover.
 
 use super::index::is_below;
 use super::read::resolve;
-use super::store::{Chunk, Reader, Vectors};
-use crate::{Embed, Engine, Error, Result};
+use super::store::{Chunk, Graph, Reader, Vectors};
+use crate::{Corpus, Embed, Engine, Error, Result};
 use gritlm_model::prompt;
 use serde_json::Value;
 use std::borrow::Cow;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// What to look for, apart from the meaning.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,12 +27,19 @@ pub struct Find {
     /// Ask the model of each of the best four times as many whether it is relevant
     /// ([`Engine::rerank`]), and order by that.
     pub rerank: bool,
+    /// Score all chunks, also where the store has a graph
+    /// ([`Writer::set_approximate`](super::Writer::set_approximate)).
+    pub exact: bool,
 }
+
+/// What is taken from a graph and scored, at least: with 10,000 chunks one in a thousand of the ten
+/// best is missed so, in a millisecond, which is less than embedding the query takes.
+const CANDIDATES: usize = 256;
 
 impl Default for Find {
     fn default() -> Self {
         let (instruction, filters) = (String::new(), Vec::new());
-        Self { top_k: 5, instruction, filters, below: None, rerank: false }
+        Self { top_k: 5, instruction, filters, below: None, rerank: false, exact: false }
     }
 }
 
@@ -123,9 +131,10 @@ pub struct Searcher<'a> {
 /// What is searched, without the engine: several searches can share it.
 pub(crate) struct Shelf {
     reader: Reader,
-    vectors: Vectors,
-    /// The vectors in f32, where they are stored otherwise.
-    rows: Option<Vec<f32>>,
+    vectors: Arc<Vectors>,
+    /// All vectors, on the device from the first search through all of them on.
+    corpus: OnceLock<Corpus>,
+    graph: Option<Graph>,
 }
 
 impl Shelf {
@@ -133,17 +142,37 @@ impl Shelf {
     pub(crate) fn open(engine: &Engine, folder: &Path) -> Result<Self> {
         let reader = Reader::open(folder)?;
         reader.check(engine, reader.identity().attn)?;
-        let vectors = reader.vectors()?;
-        let rows = match vectors.to_f32() {
-            Cow::Borrowed(_) => None,
-            Cow::Owned(rows) => Some(rows),
+        let vectors = Arc::new(reader.vectors()?);
+        let graph = reader.graph()?;
+        Ok(Self { reader, vectors, corpus: OnceLock::new(), graph })
+    }
+
+    /// All vectors, for [`Engine::search_in`].
+    fn corpus(&self, engine: &Engine) -> Result<&Corpus> {
+        if let Some(corpus) = self.corpus.get() {
+            return Ok(corpus);
+        }
+        let dim = self.vectors.dim();
+        let corpus = match self.vectors.to_f32() {
+            Cow::Borrowed(_) => engine.corpus(dim, Mapped(Arc::clone(&self.vectors)))?,
+            Cow::Owned(rows) => engine.corpus(dim, rows)?,
         };
-        Ok(Self { reader, vectors, rows })
+        // Of two at once one is enough.
+        Ok(self.corpus.get_or_init(|| corpus))
     }
 
     /// The store.
     pub(crate) fn reader(&self) -> &Reader {
         &self.reader
+    }
+}
+
+/// Vectors whose file is in f32 and without gaps.
+struct Mapped(Arc<Vectors>);
+
+impl AsRef<[f32]> for Mapped {
+    fn as_ref(&self) -> &[f32] {
+        self.0.as_f32().unwrap_or_default()
     }
 }
 
@@ -208,8 +237,10 @@ impl<'a> Searcher<'a> {
         Ok(hits.collect())
     }
 
-    /// The chunks whose vectors have the largest inner product with `vector (dim)`, best first.
-    /// `instruction` and `rerank` of `how` mean nothing here.
+    /// The chunks whose vectors have the largest inner product with `vector (dim)`, best first: of
+    /// all chunks, or of those that filters leave. Where the store has a graph, and there is no
+    /// filter, it may miss some; scores are those of exact search all the same. `instruction` and
+    /// `rerank` of `how` mean nothing here.
     ///
     /// # Errors
     /// When the vector has another width, the store is damaged, or the device refuses.
@@ -219,25 +250,45 @@ impl<'a> Searcher<'a> {
             let problem = format!("expected {dim} numbers, found {}", vector.len());
             return Err(Error::Input { what: "vector to search".into(), problem });
         }
-        let all = match &self.shelf.rows {
-            Some(rows) => Cow::Borrowed(rows.as_slice()),
-            None => self.shelf.vectors.to_f32(),
+        let chosen = match self.chosen(how)? {
+            None => self.candidates(vector, how)?,
+            chosen => chosen,
         };
-        // A few rows are copied sooner than all are searched; of many, the copy is the least.
-        let chosen = self.chosen(how)?;
-        let rows: Cow<'_, [f32]> = match &chosen {
-            None => all,
-            Some(chosen) => chosen.iter().flat_map(|&r| &all[r * dim..][..dim]).copied().collect(),
-        };
-        if rows.is_empty() || how.top_k == 0 {
+        if chosen.as_ref().map_or(ids.len(), Vec::len) == 0 || how.top_k == 0 {
             return Ok(Vec::new());
         }
-        let best = self.engine.search(dim, vector, &rows, how.top_k)?.remove(0);
+        // A few rows are copied sooner than all are searched; of many, the copy is the least.
+        let best = match &chosen {
+            None => self.engine.search_in(self.shelf.corpus(self.engine)?, vector, how.top_k)?,
+            Some(rows) => {
+                let rows = self.engine.corpus(dim, self.shelf.vectors.rows(rows))?;
+                self.engine.search_in(&rows, vector, how.top_k)?
+            }
+        }
+        .remove(0);
         let hits = best.into_iter().map(|(row, score)| {
             let row = chosen.as_ref().map_or(row as usize, |chosen| chosen[row as usize]);
             Ok(Hit { score, probability: None, chunk: self.reader().chunk(ids[row])? })
         });
         hits.collect()
+    }
+
+    /// The rows that the graph finds and those that are not in it, ascending, as exact search has
+    /// them; None for all.
+    fn candidates(&self, vector: &[f32], how: &Find) -> Result<Option<Vec<usize>>> {
+        let Some(graph) = &self.shelf.graph else { return Ok(None) };
+        let ids = self.shelf.vectors.ids();
+        let row = |id: u64| ids.binary_search(&id).ok();
+        let covered = ids.partition_point(|&id| id <= graph.file().through());
+        let count = how.top_k.saturating_mul(4).max(CANDIDATES);
+        if how.exact || count >= covered {
+            return Ok(None);
+        }
+        let found = graph.nearest(vector, count, |id| row(id).is_some())?;
+        let rows = found.into_iter().filter_map(row);
+        let mut rows: Vec<usize> = rows.chain(covered..ids.len()).collect();
+        rows.sort_unstable();
+        Ok(Some(rows))
     }
 
     /// The rows that filters leave; None for all.

@@ -197,6 +197,7 @@ fn add(
                 failed.push(Failed { path: path.into(), problem: problem.into() });
             }
             Event::Progress { .. } => room(),
+            Event::Graph { .. } => {}
         }
         if client.is_closed() { Err(Error::Interrupted) } else { Ok(()) }
     })?;

@@ -2,7 +2,7 @@
 
 use crate::{Error, Result};
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Write};
 use std::path::Path;
 
 /// The database.
@@ -25,10 +25,16 @@ pub(super) fn segment(id: u64) -> String {
     format!("kv-{id}.seg")
 }
 
+/// A file of the graph for approximate search; each rewriting makes the next generation.
+pub(super) fn graph(generation: u64) -> String {
+    format!("graph-{generation}.usearch")
+}
+
 /// Whether a file is one that a writer makes; those that are not recorded are left-overs.
 pub(super) fn is_data(name: &str) -> bool {
     let number = |start, end| -> Option<&str> { name.strip_prefix(start)?.strip_suffix(end) };
-    let number = number("vectors-", ".bin").or_else(|| number("kv-", ".seg"));
+    let names = [("vectors-", ".bin"), ("kv-", ".seg"), ("graph-", ".usearch")];
+    let number = names.into_iter().find_map(|(start, end)| number(start, end));
     number.is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit())) || name == SPILL
 }
 
@@ -37,6 +43,17 @@ pub(super) fn open(path: &Path) -> Result<File> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false);
     options.open(path).map_err(Error::io(path))
+}
+
+/// Writes a file that is not there yet, and makes it and its name durable.
+pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    let write = || -> io::Result<()> {
+        let mut file = File::create(path)?;
+        file.write_all(bytes)?;
+        file.sync_all()
+    };
+    write().map_err(Error::io(path))?;
+    path.parent().map_or(Ok(()), sync_folder)
 }
 
 /// Makes a folder's new and removed names durable.

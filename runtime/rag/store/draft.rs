@@ -120,6 +120,9 @@ impl<'a> Draft<'a> {
         for chunk in ChunkRow::select(self.db, self.folder, tail, Some(document.id))? {
             self.subtract(chunk.checksum());
             self.state.chunks -= 1;
+            if let Some(graph) = self.state.graph.as_mut().filter(|g| chunk.id <= g.through) {
+                graph.dead += 1;
+            }
             if let Some(place) = chunk.kv {
                 self.forget_kv(chunk.id, place)?;
             }

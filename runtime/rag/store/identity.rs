@@ -47,7 +47,10 @@ choice! {
 }
 
 choice! {
-    /// How a store keeps its vectors.
+    /// How a store keeps its vectors. Whatever it is, the query stays in f32, and so does the sum. A
+    /// graph ([`Writer::set_approximate`](super::Writer::set_approximate)) has a byte a number of its
+    /// own, and what it finds is scored again with these: over f32 or bf16 that is search by int8
+    /// with rescoring.
     VectorFormat, "--vectors", "f32, bf16 or int8",
     /// As computed.
     F32 = "f32",

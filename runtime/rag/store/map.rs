@@ -6,8 +6,9 @@ use std::io;
 
 /// Maps the first `len` bytes, which the file has.
 pub(super) fn map(file: &File, len: usize) -> io::Result<Mmap> {
-    // SAFETY: what is recorded is never written again nor cut off (the writer appends behind it,
-    // compaction writes another file), and the caller has compared `len` with the file's length. As
-    // with mapped weights, another program that cuts the file while it is mapped ends this one.
+    // SAFETY: what is recorded is never written again nor cut off (the writer appends behind the
+    // rows of vectors; compaction and each graph write another file), and the caller has compared
+    // `len` with the file's length. As with mapped weights, another program that cuts the file while
+    // it is mapped ends this one.
     unsafe { MmapOptions::new().len(len).map(file) }
 }

@@ -7,10 +7,11 @@
 //! | `store.sqlite` | documents, texts, metadata, and where everything else is; the view `passages` is for people |
 //! | `vectors-G.bin` | rows of the store's vector format, one a slot, nothing else; compaction makes the next `G` |
 //! | `kv-N.seg` | records of keys and values, one after the other: a header of 64 bytes, then the numbers |
+//! | `graph-G.usearch` | in a store that is searched approximately: the graph over its vectors, as usearch writes it; each one anew |
 //! | `lock` | what the one [`Writer`] holds |
 //! | `head` | the number of the last commit |
 //!
-//! A commit in SQLite is the only truth: vectors and records are appended and synced first. So a
+//! A commit in SQLite is the only truth: vectors, records and graphs are written and synced first. So a
 //! process killed at any moment loses the documents of its last call at most. Every row, text,
 //! vector and record has a checksum (xxh3, 64 bits) that is compared whenever it is read; what does
 //! not fit is an error that names file and document, never an answer. [`verify`] reads everything.
@@ -22,7 +23,10 @@ compile_error!("the store's files are little-endian, and nothing converts them y
 
 mod disk;
 mod draft;
+mod graph;
 mod head;
+#[cfg_attr(not(feature = "usearch"), path = "no_hnsw.rs")]
+mod hnsw;
 mod identity;
 mod map;
 mod notes;
@@ -35,6 +39,7 @@ mod vectors;
 mod verify;
 mod writer;
 
+pub(crate) use hnsw::Graph;
 pub use identity::{CacheKind, Identity, KvFormat, VectorFormat};
 pub use reader::Reader;
 pub(crate) use spill::Spill;

@@ -1,5 +1,6 @@
 //! Readers, any number beside a writer.
 
+use super::hnsw::{self, Graph};
 use super::identity::Identity;
 use super::notes::Notes;
 use super::segment::Segment;
@@ -41,13 +42,17 @@ struct View {
     vectors: Option<File>,
     /// By id; missing ones are not there.
     segments: HashMap<u64, Segment>,
+    /// None where it is missing, or there is to be none.
+    graph: Option<File>,
 }
 
 impl View {
     fn open(folder: &Path) -> Result<Self> {
         for _ in 1..ATTEMPTS {
             let view = Self::attempt(folder)?;
-            if view.vectors.is_some() && view.segments.len() == view.index.segments.len() {
+            let Index { state, segments, .. } = &view.index;
+            let whole = view.vectors.is_some() && view.segments.len() == segments.len();
+            if whole && view.graph.is_some() == state.graph.is_some() {
                 return Ok(view);
             }
         }
@@ -78,8 +83,9 @@ impl View {
         let segment = |s: &SegmentRow| {
             Segment::open(&folder.join(disk::segment(s.id)), s.bytes).ok().map(|file| (s.id, file))
         };
-        let segments = index.segments.iter().filter_map(segment);
-        Ok(Self { db: Mutex::new(db), vectors, segments: segments.collect(), index })
+        let segments = index.segments.iter().filter_map(segment).collect();
+        let graph = index.state.graph.and_then(|g| open(disk::graph(g.generation)));
+        Ok(Self { db: Mutex::new(db), vectors, segments, graph, index })
     }
 
     fn db(&self) -> MutexGuard<'_, Connection> {
@@ -166,6 +172,22 @@ impl Reader {
             let row = chunk.and_then(|id| self.row(id).ok());
             self.damaged(name, row, &problem)
         })
+    }
+
+    /// The graph for approximate search; None where there is none, or none can be read by this
+    /// build.
+    ///
+    /// # Errors
+    /// When its file is damaged.
+    pub(crate) fn graph(&self) -> Result<Option<Graph>> {
+        let Index { identity, state, .. } = &self.view.index;
+        let Some(file) = state.graph.filter(|_| hnsw::AVAILABLE) else { return Ok(None) };
+        let path = self.folder.join(disk::graph(file.generation));
+        let bytes = file.read(self.view.graph.as_ref()).map_err(|problem| {
+            let problem = format!("{problem}; gritlm index makes it anew");
+            Error::Store { path: path.clone(), problem }
+        })?;
+        Graph::load(&path, identity.dim, file, &bytes)
     }
 
     /// An error in a file, with the document that it hits.
@@ -287,6 +309,9 @@ impl Reader {
             hits: reads.hits + hits,
             misses: reads.misses + misses,
             evicted: state.evicted,
+            approximate_above: state.approximate_above,
+            graph_chunks: state.graph.map_or(0, |g| g.live()),
+            graph_bytes: state.graph.map_or(0, |g| g.bytes),
         })
     }
 
@@ -306,5 +331,9 @@ impl Reader {
 
     pub(super) fn vectors_file(&self) -> Option<&File> {
         self.view.vectors.as_ref()
+    }
+
+    pub(super) fn graph_file(&self) -> Option<&File> {
+        self.view.graph.as_ref()
     }
 }

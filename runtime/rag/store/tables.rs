@@ -6,6 +6,7 @@
 
 use super::content_hash;
 use super::disk::DATABASE;
+use super::graph::GraphFile;
 use super::identity::Identity;
 use super::types::Stamp;
 use crate::{Error, Result};
@@ -405,6 +406,15 @@ pub(super) struct State {
     pub(super) kv_bytes: u64,
     pub(super) budget: Option<u64>,
     pub(super) evicted: u64,
+    /// Chunks above which there is to be a graph; None for none at all. A store made before there
+    /// were graphs has none of these three.
+    #[serde(default)]
+    pub(super) approximate_above: Option<u64>,
+    #[serde(default)]
+    pub(super) graph: Option<GraphFile>,
+    /// Of the last graph's file.
+    #[serde(default)]
+    pub(super) graph_generation: u64,
     /// Wrapping sum of the checksums of all rows of `documents`, `chunks` and `segments`.
     pub(super) sum: u64,
 }

@@ -104,6 +104,12 @@ pub struct Status {
     pub misses: u64,
     /// Chunks whose keys and values gave way to the budget.
     pub evicted: u64,
+    /// More chunks than this are searched approximately; None for exactly, however many.
+    pub approximate_above: Option<u64>,
+    /// Chunks in the graph for approximate search; the others are searched exactly.
+    pub graph_chunks: u64,
+    /// Bytes of the graph's file.
+    pub graph_bytes: u64,
 }
 
 /// What [`super::Writer::compact`](super::Writer::compact) did.

@@ -57,6 +57,8 @@ pub struct Vectors {
     format: VectorFormat,
     /// Of each row.
     slots: Vec<u64>,
+    /// Whether each row is in the slot of its number.
+    dense: bool,
     /// None where there is no row.
     rows: Option<Mmap>,
 }
@@ -76,6 +78,7 @@ impl Vectors {
             width,
             format: identity.vectors,
             slots: rows.iter().map(|row| row.slot).collect(),
+            dense: rows.iter().zip(0..).all(|(row, slot)| row.slot == slot),
             rows: None,
         };
         if rows.is_empty() || width == 0 {
@@ -135,16 +138,28 @@ impl Vectors {
         out
     }
 
-    /// All rows `(len, dim)`: the mapped file itself where it is f32 and no row of it is dead (see
-    /// [`Writer::compact`](super::Writer::compact)), else a copy.
+    /// The rows of these numbers `(rows, dim)`, as they come; zeros for those beyond the last.
+    pub fn rows(&self, rows: &[usize]) -> Vec<f32> {
+        let mut out = vec![0.0; rows.len() * self.dim];
+        let places = out.par_chunks_mut(self.dim.max(1)).zip(rows).with_min_len(64);
+        places.for_each(|(out, &row)| decode(self.format, self.row_bytes(row), out));
+        out
+    }
+
+    /// All rows `(len, dim)` as they lie in the mapped file, where it is f32 and no row of it is dead
+    /// (see [`Writer::compact`](super::Writer::compact)).
+    pub fn as_f32(&self) -> Option<&[f32]> {
+        if !self.dense || self.format != VectorFormat::F32 {
+            return None;
+        }
+        let rows = self.rows.as_deref().unwrap_or_default();
+        bytemuck::try_cast_slice(rows.get(..self.len() * self.width)?).ok()
+    }
+
+    /// All rows `(len, dim)`: [`Vectors::as_f32`], or a copy.
     pub fn to_f32(&self) -> Cow<'_, [f32]> {
-        let dense = self.slots.iter().zip(0..).all(|(&slot, row)| slot == row);
-        if dense && self.format == VectorFormat::F32 {
-            let rows = self.rows.as_deref().unwrap_or_default();
-            let rows = rows.get(..self.len() * self.width).unwrap_or_default();
-            if let Ok(rows) = bytemuck::try_cast_slice(rows) {
-                return Cow::Borrowed(rows);
-            }
+        if let Some(rows) = self.as_f32() {
+            return Cow::Borrowed(rows);
         }
         let mut out = vec![0.0; self.len() * self.dim];
         let rows = out.par_chunks_mut(self.dim.max(1)).enumerate();

@@ -30,6 +30,7 @@ pub fn verify(folder: impl AsRef<Path>) -> Result<Report> {
             let documents = found.database(&reader);
             found.vectors(&reader, &documents);
             found.caches(&reader, &documents);
+            found.graph(&reader);
         }
         Err(Error::Store { problem, .. }) => found.add(DATABASE, None, problem),
         Err(error) => return Err(error),
@@ -133,5 +134,13 @@ impl Found {
             self.0.cached += 1;
             self.0.bytes += place.bytes;
         }
+    }
+
+    fn graph(&mut self, reader: &Reader) {
+        let Some(graph) = reader.index().state.graph else { return };
+        if let Err(problem) = graph.read(reader.graph_file()) {
+            self.add(disk::graph(graph.generation), None, problem);
+        }
+        self.0.bytes += graph.bytes;
     }
 }

@@ -6,10 +6,13 @@
 
 use super::disk::{self, HEAD, LOCK};
 use super::draft::Draft;
+use super::graph::GraphFile;
+use super::hnsw::{self, Graph};
 use super::identity::Identity;
+use super::reader::Reader;
 use super::tables::{self, DocumentRow, Index, State, connect, damaged, put_meta, sql};
 use super::types::{Compacted, NewChunk, NewDocument, Stamp};
-use super::{Spill, folder_bytes, head};
+use super::{Spill, content_hash, folder_bytes, head};
 use crate::{Error, Result};
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 use std::collections::{BTreeSet, HashMap};
@@ -170,6 +173,105 @@ impl Writer {
         self.hold_files_to_budget()
     }
 
+    /// Sets above how many chunks there is to be a graph, by which
+    /// [`Searcher`](crate::rag::Searcher) finds chunks without a look at all of them; None for no
+    /// graph. The store remembers it, and [`Writer::update_graph`] makes the graph.
+    ///
+    /// # Errors
+    /// When this build makes no graphs, or nothing can be written.
+    pub fn set_approximate(&mut self, above: Option<u64>) -> Result<()> {
+        if let (Some(above), false) = (above, hnsw::AVAILABLE) {
+            return Err(Error::Option {
+                option: "--approximate-above",
+                expected: "none in a build without usearch (feature usearch)".into(),
+                found: above.to_string(),
+            });
+        }
+        if self.index.state.approximate_above == above {
+            return Ok(());
+        }
+        self.change(|draft| {
+            let State { approximate_above, chunks, graph, .. } = &mut draft.state;
+            *approximate_above = above;
+            *graph = graph.filter(|_| above.is_some_and(|above| *chunks > above));
+            Ok(())
+        })
+    }
+
+    /// Makes, rewrites or drops the graph for approximate search, where that is due: there is none
+    /// yet, its file is damaged, more than a quarter of it has gone, or what was added since is more
+    /// than a sixteenth of what it covers. In the last case it is added, else the graph is made from
+    /// nothing. `watch` is told how many vectors are in it, of how many; where it returns an error
+    /// the graph stays as it was.
+    ///
+    /// # Errors
+    /// When a vector is damaged or nothing can be written, and what `watch` returns.
+    pub fn update_graph(&mut self, watch: &mut dyn FnMut(u64, u64) -> Result<()>) -> Result<()> {
+        let State { approximate_above, chunks, graph, .. } = self.index.state;
+        if approximate_above.is_none_or(|above| chunks <= above) {
+            return match graph {
+                None => Ok(()),
+                Some(_) => self.record_graph(None),
+            };
+        }
+        let sound = |graph: &GraphFile| {
+            let file = File::open(self.folder.join(disk::graph(graph.generation)));
+            graph.read(file.ok().as_ref()).is_ok()
+        };
+        match graph.filter(|graph| !graph.is_worn() && sound(graph)) {
+            Some(graph) if !graph.is_behind(chunks) => Ok(()),
+            old => self.make_graph(old, watch),
+        }
+    }
+
+    /// Makes a graph over all vectors from `old`, which is sound, or from nothing.
+    fn make_graph(
+        &mut self,
+        old: Option<GraphFile>,
+        watch: &mut dyn FnMut(u64, u64) -> Result<()>,
+    ) -> Result<()> {
+        if !hnsw::AVAILABLE {
+            return Ok(());
+        }
+        let reader = Reader::open(&self.folder)?;
+        // One of another version of usearch is of no use.
+        let loaded = old.and_then(|_| reader.graph().ok().flatten());
+        let old = old.filter(|_| loaded.is_some());
+        let vectors = reader.vectors()?;
+        let first = old.map_or(0, |old| vectors.ids().partition_point(|&id| id <= old.through));
+        let generation = self.index.state.graph_generation + 1;
+        let path = self.folder.join(disk::graph(generation));
+        let rows = first..vectors.len();
+        let added = rows.len() as u64;
+        let bytes = Graph::extend(loaded, &path, &vectors, rows, watch)?;
+        let graph = GraphFile {
+            generation,
+            bytes: bytes.len() as u64,
+            checksum: content_hash(&bytes),
+            vectors: old.map_or(0, |old| old.vectors) + added,
+            dead: old.map_or(0, |old| old.dead),
+            through: vectors.ids().last().copied().unwrap_or_default(),
+        };
+        drop((reader, vectors));
+        // Outside of a transaction: readers that note what they use would wait for it.
+        if let Err(error) = disk::write_whole(&path, &bytes) {
+            // What is left lying is cleaned by the next writer.
+            let _ = self.clean_files();
+            return Err(error);
+        }
+        self.record_graph(Some(graph))
+    }
+
+    fn record_graph(&mut self, graph: Option<GraphFile>) -> Result<()> {
+        self.change(|draft| {
+            draft.state.graph = graph;
+            if let Some(graph) = graph {
+                draft.state.graph_generation = graph.generation;
+            }
+            Ok(())
+        })
+    }
+
     /// Frees the place of everything that was replaced, removed or evicted. Readers go on with the
     /// old files, which are gone when the last of them has refreshed.
     ///
@@ -179,7 +281,7 @@ impl Writer {
         let before = folder_bytes(&self.folder)?;
         let dead = self.index.segments.iter().filter(|s| s.live < s.bytes);
         let dead: BTreeSet<u64> = dead.map(|s| s.id).collect();
-        let State { slots, chunks, .. } = self.index.state;
+        let State { slots, chunks, graph, .. } = self.index.state;
         if slots > chunks || !dead.is_empty() {
             self.change(|draft| {
                 if slots > chunks {
@@ -187,6 +289,9 @@ impl Writer {
                 }
                 draft.clean(dead)
             })?;
+        }
+        if graph.is_some_and(|graph| graph.dead > 0) {
+            self.make_graph(None, &mut |_, _| Ok(()))?;
         }
         // These shrink the database, and the log where no reader needs it. That they may fail costs
         // only the place.
@@ -231,7 +336,9 @@ impl Writer {
                     .any(|s| segments.binary_search_by_key(&s.id, |now| now.id).is_err());
                 self.index.segments = segments;
                 head::write(&self.head, self.index.state.commit);
-                if gone || old.generation != self.index.state.generation {
+                let files =
+                    |state: &State| (state.generation, state.graph.map(|graph| graph.generation));
+                if gone || files(&old) != files(&self.index.state) {
                     // What is left lying is cleaned by the next writer.
                     let _ = self.clean_files();
                 }
@@ -261,17 +368,19 @@ impl Writer {
     }
 
     /// Cuts off what is behind the recorded bytes and deletes the files that are not recorded. A
-    /// file that is too short or missing gets zeros, which fit no checksum: what it held stays
-    /// damaged, and can be removed and stored again.
+    /// file of vectors or segments that is too short or missing gets zeros, which fit no checksum:
+    /// what it held stays damaged, and can be removed and stored again.
     fn clean_files(&self) -> Result<()> {
         let state = &self.index.state;
         let vectors = state.slots * self.index.vector_bytes();
         let mut keep = HashMap::from([(disk::vectors(state.generation), vectors)]);
         keep.extend(self.index.segments.iter().map(|s| (disk::segment(s.id), s.bytes)));
+        let graph = state.graph.map(|graph| disk::graph(graph.generation));
         for entry in std::fs::read_dir(&self.folder).map_err(Error::io(&self.folder))?.flatten() {
             let name = entry.file_name();
             let name = name.to_string_lossy();
-            if disk::is_data(&name) && !keep.contains_key(name.as_ref()) {
+            let kept = keep.contains_key(name.as_ref()) || graph.as_deref() == Some(&*name);
+            if disk::is_data(&name) && !kept {
                 // Where a reader keeps it from being deleted, a later writer does.
                 let _ = std::fs::remove_file(entry.path());
             }

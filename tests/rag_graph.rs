@@ -1,0 +1,531 @@
+//! Approximate search in a store with a graph: what it finds, what it follows, damage, the program.
+
+use crate::cli::{objects, run};
+use gritlm::rag::{
+    Filter, Find, Identity, Indexer, NewChunk, NewDocument, Reader, Searcher, Source, Stamp,
+    Status, VectorFormat, Writer, content_hash, verify,
+};
+use gritlm::{Device, Engine, Error, Options};
+use rusqlite::Connection;
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use tempfile::TempDir;
+
+/// Chunks of a document.
+const CHUNKS: u64 = 30;
+/// Documents of a store that a test begins with.
+const DOCUMENTS: u64 = 100;
+/// Centres that vectors lie around.
+const CENTRES: u64 = 60;
+
+/// The demo model on the CPU.
+fn engine() -> &'static Engine {
+    static ENGINE: OnceLock<Engine> = OnceLock::new();
+    ENGINE.get_or_init(|| {
+        Engine::open("demo", &Options { device: Device::Cpu, ..Options::default() }).unwrap()
+    })
+}
+
+fn identity(vectors: VectorFormat) -> Identity {
+    Identity { vectors, ..Identity::of(engine()) }
+}
+
+/// The vector of a chunk: of length 1, near its document's centre.
+fn vector(n: u64) -> Vec<f32> {
+    let numbers = |seed| -> Vec<f32> {
+        let mut random = fastrand::Rng::with_seed(seed);
+        (0..engine().config().dim).map(|_| random.f32() * 2.0 - 1.0).collect()
+    };
+    let sum =
+        numbers(n / CHUNKS % CENTRES).into_iter().zip(numbers(1000 + n)).map(|(c, own)| c + own);
+    let sum: Vec<f32> = sum.collect();
+    let length = sum.iter().map(|v| v * v).sum::<f32>().sqrt();
+    sum.into_iter().map(|v| v / length).collect()
+}
+
+/// Vectors that no chunk has.
+fn queries(n: u64) -> impl Iterator<Item = Vec<f32>> {
+    (0..n).map(|n| vector((1_000_000 + n) * CHUNKS))
+}
+
+fn path(document: u64) -> String {
+    format!("docs/{document}")
+}
+
+fn new_document(document: u64) -> NewDocument {
+    NewDocument {
+        path: path(document),
+        title: String::new(),
+        stamp: Stamp::default(),
+        metadata: json!({ "parity": document % 2 }),
+    }
+}
+
+fn put(writer: &mut Writer, documents: impl IntoIterator<Item = u64>) {
+    let all: Vec<(NewDocument, Vec<NewChunk>)> = documents
+        .into_iter()
+        .map(|document| {
+            let chunks = (document * CHUNKS..(document + 1) * CHUNKS).map(|n| NewChunk {
+                text: n.to_string(),
+                tokens: 1,
+                vector: vector(n),
+                kv: None,
+            });
+            (new_document(document), chunks.collect())
+        })
+        .collect();
+    let all: Vec<(&NewDocument, &[NewChunk])> = all.iter().map(|(d, c)| (d, &c[..])).collect();
+    writer.put_all(&all).unwrap();
+}
+
+fn update(writer: &mut Writer) {
+    writer.update_graph(&mut |_, _| Ok(())).unwrap();
+}
+
+/// A store with a graph over all its chunks.
+fn store(vectors: VectorFormat) -> (TempDir, Writer) {
+    let folder = tempfile::tempdir().unwrap();
+    let mut writer = Writer::open(&folder, &identity(vectors)).unwrap();
+    put(&mut writer, 0..DOCUMENTS);
+    writer.set_approximate(Some(1000)).unwrap();
+    update(&mut writer);
+    let status = status(&folder);
+    assert_eq!((status.approximate_above, status.graph_chunks), (Some(1000), DOCUMENTS * CHUNKS));
+    (folder, writer)
+}
+
+fn status(folder: &TempDir) -> Status {
+    Reader::open(folder).unwrap().status().unwrap()
+}
+
+fn searcher(folder: &TempDir) -> Searcher<'static> {
+    Searcher::open(engine(), folder.path()).unwrap()
+}
+
+fn ten(exact: bool) -> Find {
+    Find { top_k: 10, exact, ..Find::default() }
+}
+
+/// What is found: texts, which are numbers, with their scores.
+fn found(searcher: &Searcher<'_>, query: &[f32], how: &Find) -> Vec<(u64, f32)> {
+    let hits = searcher.nearest(query, how).unwrap().into_iter();
+    hits.map(|hit| (hit.chunk.text.parse().unwrap(), hit.score)).collect()
+}
+
+/// The share of exact search's ten that approximate search finds. Of chunks that both find scores
+/// have the same bits, and the order is the same.
+#[track_caller]
+fn recall(searcher: &Searcher<'_>) -> f64 {
+    let (mut both, mut all) = (0, 0);
+    for query in queries(100) {
+        let exact = found(searcher, &query, &ten(true));
+        let approximate = found(searcher, &query, &ten(false));
+        assert_eq!((exact.len(), approximate.len()), (10, 10));
+        assert!(approximate.is_sorted_by(|a, b| a.1 >= b.1), "{approximate:?}");
+        let common = |of: &[(u64, f32)], other: &[(u64, f32)]| -> Vec<(u64, u32)> {
+            let ids: BTreeSet<u64> = other.iter().map(|hit| hit.0).collect();
+            let common = of.iter().filter(|hit| ids.contains(&hit.0));
+            common.map(|&(id, score)| (id, score.to_bits())).collect()
+        };
+        assert_eq!(common(&approximate, &exact), common(&exact, &approximate));
+        both += common(&exact, &approximate).len();
+        all += exact.len();
+    }
+    f64::from(both as u32) / f64::from(all as u32)
+}
+
+/// The store's one file of a graph.
+#[track_caller]
+fn graph(folder: &TempDir) -> PathBuf {
+    let mut graphs = graphs(folder);
+    assert_eq!(graphs.len(), 1, "{graphs:?}");
+    graphs.remove(0)
+}
+
+fn graphs(folder: &TempDir) -> Vec<PathBuf> {
+    let files = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    files.filter(|path| path.extension().is_some_and(|end| end == "usearch")).collect()
+}
+
+#[test]
+fn of_the_ten_nearest_few_are_missed_and_scores_are_those_of_exact_search() {
+    for format in [VectorFormat::F32, VectorFormat::Bf16, VectorFormat::Int8] {
+        let (folder, _writer) = store(format);
+        let recall = recall(&searcher(&folder));
+        eprintln!("{format}: recall {recall}");
+        assert!(recall >= 0.95, "{format}: {recall}");
+        let status = status(&folder);
+        assert_eq!(status.graph_bytes, fs::metadata(graph(&folder)).unwrap().len());
+        assert!(verify(&folder).unwrap().is_sound());
+    }
+}
+
+#[test]
+fn what_is_in_the_graph_is_found_by_its_direction_and_all_else_exactly() {
+    let (folder, mut writer) = store(VectorFormat::F32);
+    // Far longer than all others, it has the largest inner product with a query that it is far from:
+    // exact search sees that, the graph does not.
+    let (query, other) = (vector(1_000_000 * CHUNKS), vector(1));
+    let along = gritlm::dot(&query, &other);
+    let long = query.iter().zip(&other).map(|(q, v)| 1000.0 * (v - along * q + 0.01 * q)).collect();
+    let chunk = NewChunk { text: "77777".into(), tokens: 1, vector: long, kv: None };
+    writer.put(&new_document(777), &[chunk]).unwrap();
+    let filters = vec!["parity=1".parse::<Filter>().unwrap()];
+    let filtered = Find { filters, ..ten(false) };
+    let first = |how: &Find| found(&searcher(&folder), &query, how)[0].0;
+    // Not yet in the graph.
+    assert_eq!(first(&ten(false)), 77777);
+    writer.set_approximate(None).unwrap();
+    assert_eq!(first(&ten(false)), 77777);
+    writer.set_approximate(Some(1000)).unwrap();
+    update(&mut writer);
+    assert_ne!(first(&ten(false)), 77777);
+    assert_eq!([first(&ten(true)), first(&filtered)], [77777, 77777]);
+    // More than the graph is asked for: all are looked at.
+    let all = Find { top_k: 1000, ..ten(false) };
+    assert_eq!(first(&all), 77777);
+    for query in queries(20) {
+        let searcher = searcher(&folder);
+        let expected = found(&searcher, &query, &Find { exact: true, ..filtered.clone() });
+        assert_eq!(found(&searcher, &query, &filtered), expected);
+        assert!(expected.iter().all(|hit| hit.0 == 77777 || hit.0 / CHUNKS % 2 == 1));
+    }
+}
+
+#[test]
+fn what_was_added_since_is_found_exactly_until_it_is_much() {
+    let (folder, mut writer) = store(VectorFormat::F32);
+    let first = graph(&folder);
+    // So little is not added to the graph: it is searched exactly.
+    put(&mut writer, 200..205);
+    // Replaced: then chunks have other ids.
+    put(&mut writer, 10..11);
+    // What comes and goes without having been in the graph is not missed in it.
+    put(&mut writer, 300..301);
+    assert!(writer.remove(&path(300)).unwrap());
+    update(&mut writer);
+    assert_eq!(graph(&folder), first);
+    assert_eq!(status(&folder).graph_chunks, (DOCUMENTS - 1) * CHUNKS);
+    let searcher = self::searcher(&folder);
+    for n in (200 * CHUNKS..205 * CHUNKS).chain(10 * CHUNKS..11 * CHUNKS) {
+        assert_eq!(found(&searcher, &vector(n), &ten(false))[0].0, n);
+    }
+    let recall = self::recall(&searcher);
+    assert!(recall >= 0.95, "{recall}");
+    drop(searcher);
+    // Now it is more than a sixteenth.
+    put(&mut writer, 205..207);
+    update(&mut writer);
+    assert_ne!(graph(&folder), first);
+    assert_eq!(status(&folder).graph_chunks, (DOCUMENTS + 7) * CHUNKS);
+    let recall = self::recall(&self::searcher(&folder));
+    assert!(recall >= 0.95, "{recall}");
+}
+
+#[test]
+fn what_was_removed_is_never_found_and_makes_room_for_what_is_left() {
+    let (folder, mut writer) = store(VectorFormat::F32);
+    // With these, more chunks lie around one centre than are taken from the graph.
+    put(&mut writer, (10..20).map(|i| i * CENTRES + 3));
+    update(&mut writer);
+    let (first, bytes) = (graph(&folder), status(&folder).graph_bytes);
+    let gone: Vec<u64> = (0..20).map(|i| i * CENTRES + 3).collect();
+    let mut left = DOCUMENTS + 10;
+    for &document in &gone {
+        left -= u64::from(writer.remove(&path(document)).unwrap());
+    }
+    assert_eq!(left, DOCUMENTS - 2);
+    update(&mut writer);
+    assert_eq!((graph(&folder), status(&folder).graph_chunks), (first.clone(), left * CHUNKS));
+    let searcher = self::searcher(&folder);
+    for &document in &gone {
+        let hits = found(&searcher, &vector(document * CHUNKS), &ten(false));
+        assert_eq!(hits.len(), 10);
+        assert!(hits.iter().all(|hit| !gone.contains(&(hit.0 / CHUNKS))), "{hits:?}");
+    }
+    let recall = self::recall(&searcher);
+    assert!(recall >= 0.95, "{recall}");
+    drop(searcher);
+    // Where more than a quarter has gone the graph is made anew, and smaller.
+    for document in 4..34 {
+        assert!(writer.remove(&path(document)).unwrap());
+    }
+    update(&mut writer);
+    assert_ne!(graph(&folder), first);
+    assert_eq!(status(&folder).graph_chunks, (left - 30) * CHUNKS);
+    assert!(status(&folder).graph_bytes < bytes * 3 / 4);
+    let recall = self::recall(&self::searcher(&folder));
+    assert!(recall >= 0.95, "{recall}");
+}
+
+#[test]
+fn of_equal_chunks_those_stored_first_come_first() {
+    let (folder, mut writer) = store(VectorFormat::F32);
+    for n in 0..20_u64 {
+        let text = (90_000 + n).to_string();
+        let chunk = NewChunk { text, tokens: 1, vector: vector(5), kv: None };
+        writer.put(&new_document(300 + n), &[chunk]).unwrap();
+    }
+    writer.set_approximate(None).unwrap();
+    writer.set_approximate(Some(1000)).unwrap();
+    update(&mut writer);
+    // Not all of so many equal ones need be reached; those that are come in exact search's order.
+    let found = found(&searcher(&folder), &vector(5), &ten(false));
+    let equal: Vec<u64> = found.iter().filter(|hit| hit.1 == found[0].1).map(|hit| hit.0).collect();
+    assert!(equal.len() > 5 && equal.is_sorted(), "{found:?}");
+}
+
+#[test]
+fn compaction_takes_the_dead_out_of_the_graph() {
+    let (folder, mut writer) = store(VectorFormat::F32);
+    let (first, before) = (graph(&folder), status(&folder));
+    assert!(writer.remove(&path(3)).unwrap());
+    update(&mut writer);
+    assert_eq!(graph(&folder), first);
+    writer.compact().unwrap();
+    assert_ne!(graph(&folder), first);
+    let after = status(&folder);
+    assert_eq!(after.graph_chunks, before.graph_chunks - CHUNKS);
+    assert!(after.graph_bytes < before.graph_bytes);
+    // Without anything dead it stays.
+    let second = graph(&folder);
+    writer.compact().unwrap();
+    assert_eq!(graph(&folder), second);
+    assert!(recall(&searcher(&folder)) >= 0.95);
+}
+
+#[test]
+fn a_store_that_is_small_or_searched_exactly_has_no_graph() {
+    let (folder, mut writer) = store(VectorFormat::F32);
+    // As many as the setting are not more.
+    writer.set_approximate(Some(DOCUMENTS * CHUNKS)).unwrap();
+    assert_eq!(graphs(&folder), [""; 0].map(PathBuf::from));
+    update(&mut writer);
+    assert_eq!(graphs(&folder), [""; 0].map(PathBuf::from));
+    put(&mut writer, 200..201);
+    update(&mut writer);
+    graph(&folder);
+    assert!(writer.remove(&path(200)).unwrap());
+    update(&mut writer);
+    assert_eq!(graphs(&folder), [""; 0].map(PathBuf::from));
+    writer.set_approximate(Some(0)).unwrap();
+    drop(writer);
+    // A later writer knows the setting.
+    let mut writer = Writer::open(&folder, &identity(VectorFormat::F32)).unwrap();
+    update(&mut writer);
+    graph(&folder);
+    // A view keeps what it opened.
+    let old = searcher(&folder);
+    writer.set_approximate(None).unwrap();
+    update(&mut writer);
+    assert_eq!(graphs(&folder), [""; 0].map(PathBuf::from));
+    assert!(recall(&old) >= 0.95);
+    let status = status(&folder);
+    assert_eq!((status.approximate_above, status.graph_chunks, status.graph_bytes), (None, 0, 0));
+    assert!(recall(&searcher(&folder)) >= 1.0);
+    assert!(verify(&folder).unwrap().is_sound());
+}
+
+#[test]
+fn what_ends_on_the_way_leaves_no_graph_and_what_is_not_recorded_goes() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut writer = Writer::open(&folder, &identity(VectorFormat::F32)).unwrap();
+    put(&mut writer, 0..DOCUMENTS);
+    writer.set_approximate(Some(1000)).unwrap();
+    let mut told = Vec::new();
+    let ended = writer.update_graph(&mut |done, total| {
+        told.push((done, total));
+        if done > 1000 { Err(Error::Interrupted) } else { Ok(()) }
+    });
+    assert!(matches!(ended, Err(Error::Interrupted)));
+    assert_eq!(told, [(0, 3000), (1024, 3000)]);
+    assert_eq!((graphs(&folder).len(), status(&folder).graph_chunks), (0, 0));
+    // Killed between the file and the commit that records it.
+    let lost = folder.path().join("graph-1.usearch");
+    fs::write(&lost, "half").unwrap();
+    assert!(verify(&folder).unwrap().is_sound());
+    assert!(recall(&searcher(&folder)) >= 1.0);
+    update(&mut writer);
+    assert_eq!(graph(&folder), lost);
+    assert!(recall(&searcher(&folder)) >= 0.95);
+    let left = folder.path().join("graph-7.usearch");
+    fs::write(&left, "half").unwrap();
+    drop(writer);
+    drop(Writer::open(&folder, &identity(VectorFormat::F32)).unwrap());
+    assert_eq!(graph(&folder), lost);
+    assert!(verify(&folder).unwrap().is_sound());
+}
+
+#[test]
+fn damage_is_named_before_it_is_searched_and_the_next_run_heals() {
+    let (folder, writer) = store(VectorFormat::F32);
+    drop(writer);
+    let mut random = fastrand::Rng::with_seed(3);
+    let mut damage = |bytes: &mut Vec<u8>, how| {
+        let at = random.usize(..bytes.len());
+        match how {
+            0 => bytes.truncate(at),
+            1 => bytes.push(0),
+            _ => bytes[at] ^= 1 << random.u8(..8),
+        }
+    };
+    let named = |name: &str| {
+        let error = Searcher::open(engine(), folder.path()).err().expect("it is damaged");
+        let error = error.to_string();
+        assert!(error.contains(name) && error.contains("gritlm index makes it anew"), "{error}");
+        assert!(!error.contains('\n'), "{error}");
+        let report = verify(&folder).unwrap();
+        let [problem] = &report.problems[..] else { panic!("{report:?}") };
+        assert_eq!((problem.file.as_str(), &problem.document), (name, &None));
+    };
+    let file = graph(&folder);
+    let name = file.file_name().unwrap().to_str().unwrap();
+    let whole = fs::read(&file).unwrap();
+    for how in 0..40 {
+        let mut bytes = whole.clone();
+        damage(&mut bytes, how);
+        fs::write(&file, bytes).unwrap();
+        named(name);
+    }
+    fs::remove_file(&file).unwrap();
+    named(name);
+    for how in [0, 2] {
+        // Writing all the same leaves the damage to see.
+        let mut indexer = Indexer::open(engine(), folder.path(), &identity(VectorFormat::F32));
+        indexer.as_mut().unwrap().run(&[], &mut |_| Ok(())).unwrap();
+        drop(indexer);
+        assert!(recall(&searcher(&folder)) >= 0.95);
+        assert!(verify(&folder).unwrap().is_sound());
+        let file = graph(&folder);
+        let mut bytes = fs::read(&file).unwrap();
+        damage(&mut bytes, how);
+        fs::write(&file, bytes).unwrap();
+        named(file.file_name().unwrap().to_str().unwrap());
+    }
+}
+
+#[test]
+fn many_search_one_graph_at_once() {
+    let (folder, _writer) = store(VectorFormat::F32);
+    let searcher = searcher(&folder);
+    let expected: Vec<_> = queries(20).map(|q| found(&searcher, &q, &ten(false))).collect();
+    std::thread::scope(|scope| {
+        for _ in 0..16 {
+            scope.spawn(|| {
+                for (query, expected) in queries(20).zip(&expected) {
+                    assert_eq!(found(&searcher, &query, &ten(false)), *expected);
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn a_store_of_before_there_were_graphs_opens() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut writer = Writer::open(&folder, &identity(VectorFormat::F32)).unwrap();
+    put(&mut writer, 0..DOCUMENTS);
+    drop(writer);
+    let db = Connection::open(folder.path().join("store.sqlite")).unwrap();
+    let read = |row: &rusqlite::Row<'_>| row.get(0);
+    let state: String =
+        db.query_row("SELECT value FROM meta WHERE key = 'state'", [], read).unwrap();
+    let mut state: Value = serde_json::from_str(&state).unwrap();
+    let fields = state.as_object_mut().unwrap();
+    for name in ["approximate_above", "graph", "graph_generation"] {
+        assert!(fields.remove(name).is_some(), "{name}");
+    }
+    let (state, mut content) = (state.to_string(), Vec::new());
+    for text in ["meta", "state", &state] {
+        content.extend((text.len() as u64).to_le_bytes());
+        content.extend(text.as_bytes());
+    }
+    let checksum = content_hash(&content).cast_signed();
+    let change = "UPDATE meta SET value = ?1, checksum = ?2 WHERE key = 'state'";
+    assert_eq!(db.execute(change, rusqlite::params![state, checksum]).unwrap(), 1);
+    drop(db);
+    assert!(verify(&folder).unwrap().is_sound());
+    assert!(recall(&searcher(&folder)) >= 1.0);
+    let mut writer = Writer::open(&folder, &identity(VectorFormat::F32)).unwrap();
+    writer.set_approximate(Some(1000)).unwrap();
+    update(&mut writer);
+    assert_eq!(status(&folder).graph_chunks, DOCUMENTS * CHUNKS);
+}
+
+/// `n` texts, a line of JSON each.
+fn lines(n: usize) -> String {
+    (0..n)
+        .map(|n| json!({"id": n, "text": format!("text number {n}")}).to_string() + "\n")
+        .collect()
+}
+
+#[test]
+fn indexing_keeps_the_graph_up_to_date() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, store) = (folder.path().join("in.jsonl"), folder.path().join("store"));
+    fs::write(&file, lines(80)).unwrap();
+    let mut indexer = Indexer::open(engine(), &store, &identity(VectorFormat::F32)).unwrap();
+    indexer.writer().set_approximate(Some(70)).unwrap();
+    let covered = |store: &Path| Reader::open(store).unwrap().status().unwrap().graph_chunks;
+    let mut told = Vec::new();
+    indexer
+        .run(&[file], &mut |event| {
+            if let gritlm::rag::Event::Graph { done, total } = event {
+                told.push((done, total));
+            }
+            Ok(())
+        })
+        .unwrap();
+    assert_eq!((covered(&store), told), (80, vec![(0, 80), (80, 80)]));
+    let source = |n: usize| Source {
+        path: n.to_string(),
+        title: String::new(),
+        text: format!("another text, {n}"),
+        metadata: Value::Null,
+        stamp: Stamp { hash: n as u64 + 1, ..Stamp::default() },
+    };
+    // Five of 80 are a sixteenth, and six are more.
+    for (n, expected) in [(5, 80), (1, 86)] {
+        let before = Reader::open(&store).unwrap().len();
+        indexer.put((before..before + n).map(source).collect(), &mut |_| Ok(())).unwrap();
+        assert_eq!(covered(&store), expected);
+    }
+}
+
+#[test]
+fn the_program_sets_and_tells_when_search_is_approximate() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, store) = (folder.path().join("in.jsonl"), folder.path().join("store"));
+    fs::write(&file, lines(300)).unwrap();
+    let (file, store) = (file.to_str().unwrap(), store.to_str().unwrap());
+    let with = |args: &[&str]| run(&[args, &["--store", store, "--format", "json"]].concat(), "");
+    let one = |args: &[&str]| objects(&with(args).ok()).remove(0);
+    assert_eq!(one(&["index", file, "--approximate-above", "290"])["added"], 300);
+    let status = one(&["index", "--status"]);
+    assert_eq!((&status["approximate_above"], &status["graph_chunks"]), (&json!(290), &json!(300)));
+    assert!(status["graph_bytes"].as_u64().unwrap() > 300 * 192);
+    let text = run(&["index", "--store", store, "--status"], "").ok();
+    assert!(text.contains("approximate above   290\n"), "{text}");
+    let query = ["text number 7", "--top-k", "3"];
+    let search = |more: &[&str]| with(&[&["search"], &query[..], more].concat());
+    // Most of all are scored: the best are among them.
+    assert_eq!(search(&[]).ok(), search(&["--exact"]).ok());
+    let ask = ["ask", "what is number 7?", "--max-tokens", "1"];
+    assert_eq!(one(&ask)["documents"], one(&[&ask[..], &["--exact"]].concat())["documents"]);
+    // A damaged graph is named; indexing heals it, and the setting stays.
+    let graph = Path::new(store).join("graph-1.usearch");
+    fs::write(&graph, "no").unwrap();
+    search(&[]).fails(1, &["graph-1.usearch", "expected", "found 2", "gritlm index"]);
+    with(&["index", file]).ok();
+    assert_eq!(search(&[]).ok(), search(&["--exact"]).ok());
+    for wrong in ["some", "-1", "1.5"] {
+        let option = format!("--approximate-above={wrong}");
+        with(&["index", file, &option]).fails(2, &["--approximate-above", "none", wrong]);
+    }
+    with(&["index", file, "--approximate-above", "none"]).ok();
+    let status = one(&["index", "--status"]);
+    assert_eq!((&status["approximate_above"], &status["graph_bytes"]), (&Value::Null, &json!(0)));
+}
