@@ -12,8 +12,10 @@
 //!   the mode has read or reused; `same`: as plain RAG's greedy answer in its order. Beside the
 //!   modes stand document and question without retrieval's words, and the question alone.
 //!   With all 400 packages a share is known to some 2.5 points.
-//! * **scale**: stores of 1,000 chunks and more, of words drawn with a fixed seed. Indexing and
-//!   searching are processes of their own, so that each has its own memory.
+//! * **scale**: stores of 1,000 chunks and more, of words drawn with a fixed seed. Indexing,
+//!   searching and searching approximately are processes of their own, so that each has its own
+//!   memory. Of approximate search, and of exact search over rounded vectors: how many of the ten
+//!   that exact search over f32 finds.
 
 #[path = "rag/quality.rs"]
 mod quality;
@@ -24,7 +26,7 @@ use clap::{Parser, Subcommand, value_parser};
 use gritlm::model::demo;
 use gritlm::{Attn, Device, Engine, Options};
 use quality::Quality;
-use scale::{index, scale, search};
+use scale::{approximate, index, scale, search};
 use serde_json::Value;
 use std::error::Error;
 use std::fs;
@@ -63,6 +65,9 @@ enum Command {
     /// A process of `scale`.
     #[command(hide = true)]
     Search { folder: PathBuf, chunks: usize },
+    /// A process of `scale`.
+    #[command(hide = true)]
+    Approximate { folder: PathBuf, chunks: usize },
 }
 
 fn main() -> Result<()> {
@@ -73,6 +78,9 @@ fn main() -> Result<()> {
         Command::Scale { most } => scale(*most as usize, device)?,
         Command::Index { folder, chunks } => return print(&index(folder, *chunks, device)?),
         Command::Search { folder, chunks } => return print(&search(folder, *chunks, device)?),
+        Command::Approximate { folder, chunks } => {
+            return print(&approximate(folder, *chunks, device)?);
+        }
     };
     if let Some(path) = &args.json {
         fs::write(path, format!("{figures:#}\n"))?;

@@ -1,7 +1,9 @@
 //! How a store grows.
 
 use super::{Result, corpus, folder, open};
-use gritlm::rag::{Find, Identity, Indexer, Reader, Searcher};
+use gritlm::rag::{
+    Find, Identity, Indexer, NewChunk, NewDocument, Reader, Searcher, Stamp, VectorFormat, Writer,
+};
 use gritlm::{Attn, Device, Embed, Engine};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -73,8 +75,10 @@ pub(crate) fn index(folder: &Path, chunks: usize, device: &Device) -> Result<Val
     }))
 }
 
+/// Questions of each kind.
+const QUERIES: usize = 200;
+
 pub(crate) fn search(folder: &Path, chunks: usize, device: &Device) -> Result<Value> {
-    const QUERIES: usize = 200;
     const OPENINGS: usize = 5;
     let engine = open(device, Attn::default())?;
     let queries: Vec<String> = texts(&engine, chunks)?.step_by(chunks / QUERIES).collect();
@@ -110,6 +114,86 @@ pub(crate) fn search(folder: &Path, chunks: usize, device: &Device) -> Result<Va
     }))
 }
 
+/// The ten best of a store with a graph and of stores with rounded vectors, beside those of exact
+/// search over f32: what it costs and what is missed. Half of the queries are texts of chunks, half
+/// the first half of the words of one, which is the text of none.
+pub(crate) fn approximate(folder: &Path, chunks: usize, device: &Device) -> Result<Value> {
+    let engine = open(device, Attn::default())?;
+    let store = folder.join("store");
+    let stored: Vec<String> = texts(&engine, chunks)?.step_by(chunks / QUERIES).collect();
+    let half = |text: &String| -> String {
+        let words: Vec<&str> = text.split(' ').collect();
+        words[..words.len().div_ceil(2)].join(" ")
+    };
+    let halves: Vec<String> = stored.iter().map(half).collect();
+    let embed = |texts: &[String]| -> Result<Vec<Vec<f32>>> {
+        let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+        Ok(engine.embed(&texts, &Embed::default())?.into_iter().map(|e| e.vector).collect())
+    };
+    let (stored, halves) = (embed(&stored)?, embed(&halves)?);
+    let ten = |searcher: &Searcher<'_>, query: &[f32], exact| -> Result<Vec<u64>> {
+        let how = Find { top_k: 10, exact, ..Find::default() };
+        Ok(searcher.nearest(query, &how)?.into_iter().map(|hit| hit.chunk.id).collect())
+    };
+    let recall = |found: &Searcher<'_>, of: &Searcher<'_>, queries: &[Vec<f32>]| -> Result<f64> {
+        let mut both = 0;
+        for query in queries {
+            let expected = ten(of, query, true)?;
+            both += ten(found, query, false)?.iter().filter(|id| expected.contains(id)).count();
+        }
+        Ok(both as f64 / (10 * queries.len()) as f64)
+    };
+
+    let mut writer = Writer::open(&store, &Identity::of(&engine))?;
+    writer.set_approximate(Some(0))?;
+    let start = Instant::now();
+    writer.update_graph(&mut |_, _| Ok(()))?;
+    let seconds = start.elapsed().as_secs_f64();
+    drop(writer);
+    let start = Instant::now();
+    let searcher = Searcher::open(&engine, &store)?;
+    let open_ms = start.elapsed().as_secs_f64() * 1e3;
+    let mut searches = Vec::new();
+    for query in stored.iter().chain(&halves) {
+        let start = Instant::now();
+        ten(&searcher, query, false)?;
+        searches.push(start.elapsed().as_secs_f64() * 1e3);
+    }
+    let mut figures = json!({
+        "graph_seconds": seconds, "graph_bytes": searcher.reader().status()?.graph_bytes,
+        "approximate_open_ms": open_ms,
+        "approximate_ms_p50": at(&mut searches, 0.5), "approximate_ms_p99": at(&mut searches, 0.99),
+        "recall_stored": recall(&searcher, &searcher, &stored)?,
+        "recall_half": recall(&searcher, &searcher, &halves)?,
+    });
+    for vectors in [VectorFormat::Bf16, VectorFormat::Int8] {
+        let folder = folder.join(vectors.to_string());
+        rounded(searcher.reader(), &folder, &Identity { vectors, ..Identity::of(&engine) })?;
+        let rounded = Searcher::open(&engine, &folder)?;
+        figures[format!("recall_{vectors}")] = recall(&rounded, &searcher, &halves)?.into();
+    }
+    Ok(figures)
+}
+
+/// A store with another's vectors, of the same ids.
+fn rounded(of: &Reader, folder: &Path, identity: &Identity) -> Result<()> {
+    let vectors = of.vectors()?;
+    let chunks = (0..vectors.len()).map(|row| NewChunk {
+        text: String::new(),
+        tokens: 0,
+        vector: vectors.row(row),
+        kv: None,
+    });
+    let chunks: Vec<NewChunk> = chunks.collect();
+    let (path, title) = ("all".into(), String::new());
+    let all = NewDocument { path, title, stamp: Stamp::default(), metadata: Value::Null };
+    Writer::open(folder, identity)?.put(&all, &chunks)?;
+    match Reader::open(folder)?.vectors()?.ids() == vectors.ids() {
+        true => Ok(()),
+        false => Err("the stores' ids are not the same".into()),
+    }
+}
+
 /// What `share` of the values are below.
 fn at(values: &mut [f64], share: f64) -> f64 {
     values.sort_by(f64::total_cmp);
@@ -136,9 +220,11 @@ pub(crate) fn scale(most: usize, device: &Device) -> Result<Value> {
     for chunks in [1_000, 10_000, 100_000].into_iter().filter(|chunks| *chunks <= most) {
         let folder = folder()?;
         let mut row = child("index", folder.path(), chunks, device)?;
-        let found = child("search", folder.path(), chunks, device)?;
-        if let (Some(row), Value::Object(found)) = (row.as_object_mut(), found) {
-            row.extend(found);
+        for command in ["search", "approximate"] {
+            let found = child(command, folder.path(), chunks, device)?;
+            if let (Some(row), Value::Object(found)) = (row.as_object_mut(), found) {
+                row.extend(found);
+            }
         }
         let of = |name: &str| row[name].as_f64().unwrap_or(f64::NAN);
         let two = |a, b| format!("{:.2}, {:.2}", of(a), of(b));
@@ -155,6 +241,30 @@ pub(crate) fn scale(most: usize, device: &Device) -> Result<Value> {
             format!("{:.0}, {:.0}", of("search_mb_before"), of("search_mb_after"))
         );
         rows.push(row);
+    }
+    println!(
+        "\napproximate, by a graph; recall@10 beside exact search over f32, of {QUERIES} stored \
+         texts and {QUERIES} half texts\n\n{:>7} {:>9} {:>9} {:>8} {:>15} {:>15} {:>17}",
+        "chunks",
+        "build s",
+        "graph MB",
+        "open ms",
+        "search p50, p99",
+        "recall",
+        "exact: bf16, int8"
+    );
+    for row in &rows {
+        let of = |name: &str| row[name].as_f64().unwrap_or(f64::NAN);
+        println!(
+            "{:>7} {:>9.1} {:>9.1} {:>8.1} {:>15} {:>15} {:>17}",
+            row["chunks"],
+            of("graph_seconds"),
+            of("graph_bytes") / 1e6,
+            of("approximate_open_ms"),
+            format!("{:.2}, {:.2}", of("approximate_ms_p50"), of("approximate_ms_p99")),
+            format!("{:.4}, {:.4}", of("recall_stored"), of("recall_half")),
+            format!("{:.4}, {:.4}", of("recall_bf16"), of("recall_int8"))
+        );
     }
     Ok(Value::Array(rows))
 }
