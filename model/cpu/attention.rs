@@ -16,6 +16,10 @@ use std::ops::Range;
 
 /// Query tokens of one task.
 const QUERIES: usize = 8;
+/// Query heads that are dealt with at once, beside four keys or four vectors of columns: 16 chains of
+/// additions, for which a load of keys or values serves four times. Each has the sums that it would
+/// have alone.
+const TOGETHER: usize = 4;
 
 pub(super) fn attention(p: Attention, q: &[f32], pages: &Pages, layout: &Layout, out: &mut [f32]) {
     let tasks: Vec<(Span, usize, Range<usize>)> = layout
@@ -88,10 +92,19 @@ impl WithSimd for Task<'_> {
             let physical = self.table[page.start / PAGE] as usize;
             let head = self.pages.head(self.p.layer as usize, physical, self.kv_head);
             let k = &self.pages.keys[head + (here.start - page.start) * head_dim..];
-            for i in 0..count {
-                let q = &self.q[at(i)..][..head_dim];
-                let scores = &mut self.scores[i * width + here.start - seen.start..][..here.len()];
-                dots(simd, q, k, scores);
+            let q = |i: usize| &self.q[at(i)..][..head_dim];
+            let row = |i: usize| {
+                let first = i * width + here.start - seen.start;
+                first..first + here.len()
+            };
+            let together = count / TOGETHER * TOGETHER;
+            for first in (0..together).step_by(TOGETHER) {
+                let all: [usize; TOGETHER] = std::array::from_fn(|n| first + n);
+                let scores = self.scores.get_disjoint_mut(all.map(row));
+                dots(simd, all.map(q), k, scores.expect("rows do not overlap"));
+            }
+            for i in together..count {
+                dots(simd, [q(i)], k, [&mut self.scores[row(i)]]);
             }
         }
 
@@ -106,17 +119,33 @@ impl WithSimd for Task<'_> {
         for page in pages_of(&seen) {
             let physical = self.table[page.start / PAGE] as usize;
             let head = self.pages.head(self.p.layer as usize, physical, self.kv_head);
-            for i in 0..count {
+            let here = |i: usize| {
                 let keys = keys(i);
-                let here = page.start.max(keys.start)..page.end.min(keys.end);
-                if here.is_empty() {
-                    continue;
+                page.start.max(keys.start)..page.end.min(keys.end)
+            };
+            let mut first = 0;
+            while first < count {
+                let keys = here(first);
+                // Those that see the same keys of the page share its loads.
+                let together = (first + 1..count).take(TOGETHER - 1);
+                let many = 1 + together.take_while(|&i| here(i) == keys).count();
+                let many = if many == TOGETHER { TOGETHER } else { 1 };
+                if !keys.is_empty() {
+                    let v = &self.pages.values[head + (keys.start - page.start) * head_dim..];
+                    let weights = |i: usize| {
+                        &self.scores[i * width + keys.start - seen.start..][..keys.len()]
+                    };
+                    // SAFETY: a row and head belong to one task.
+                    let out = |i: usize| unsafe { self.out.slice(at(i), head_dim) };
+                    match many {
+                        1 => weighted_sums(simd, [weights(first)], v, [out(first)]),
+                        _ => {
+                            let all: [usize; TOGETHER] = std::array::from_fn(|n| first + n);
+                            weighted_sums(simd, all.map(weights), v, all.map(out));
+                        }
+                    }
                 }
-                let v = &self.pages.values[head + (here.start - page.start) * head_dim..];
-                let weights = &self.scores[i * width + here.start - seen.start..][..here.len()];
-                // SAFETY: a row and head belong to one task.
-                let out = unsafe { self.out.slice(at(i), head_dim) };
-                weighted_sum(simd, weights, v, out);
+                first += many;
             }
         }
     }
@@ -128,38 +157,54 @@ fn pages_of(keys: &Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
     (keys.start / PAGE..keys.end.div_ceil(PAGE)).map(|page| page * PAGE..(page + 1) * PAGE)
 }
 
-/// scores[j] = q · k[j, :], four keys at a time for four independent chains of additions.
+/// scores[n][j] = q[n] · k[j, :], four keys at a time for independent chains of additions.
 #[inline(always)]
-fn dots<S: Simd>(simd: S, q: &[f32], k: &[f32], scores: &mut [f32]) {
-    let (fours, rest) = scores.as_chunks_mut::<4>();
-    let (first, last) = k.split_at(fours.len() * 4 * q.len());
-    for (scores, k) in fours.iter_mut().zip(first.chunks_exact(4 * q.len())) {
-        *scores = some_dots(simd, q, k);
+fn dots<S: Simd, const N: usize>(simd: S, q: [&[f32]; N], k: &[f32], scores: [&mut [f32]; N]) {
+    let (dim, keys) = (q[0].len(), scores[0].len());
+    let fours = keys / 4 * 4;
+    for j in (0..fours).step_by(4) {
+        let some = some_dots::<S, N, 4>(simd, q, &k[j * dim..]);
+        for n in 0..N {
+            scores[n][j..j + 4].copy_from_slice(&some[n]);
+        }
     }
-    for (score, k) in rest.iter_mut().zip(last.chunks_exact(q.len())) {
-        [*score] = some_dots(simd, q, k);
+    for j in fours..keys {
+        let some = some_dots::<S, N, 1>(simd, q, &k[j * dim..]);
+        for n in 0..N {
+            scores[n][j] = some[n][0];
+        }
     }
 }
 
+/// Of N queries and K keys.
 #[inline(always)]
-fn some_dots<S: Simd, const N: usize>(simd: S, q: &[f32], k: &[f32]) -> [f32; N] {
-    let (qv, q_rest) = S::as_simd_f32s(q);
-    let mut rows: [&[S::f32s]; N] = [qv; N];
-    for j in 0..N {
-        rows[j] = &S::as_simd_f32s(&k[j * q.len()..][..q.len()]).0[..qv.len()];
-    }
-    let mut sum = [simd.splat_f32s(0.0); N];
-    for d in 0..qv.len() {
-        for j in 0..N {
-            sum[j] = simd.mul_add_e_f32s(qv[d], rows[j][d], sum[j]);
+fn some_dots<S: Simd, const N: usize, const K: usize>(
+    simd: S,
+    q: [&[f32]; N],
+    k: &[f32],
+) -> [[f32; K]; N] {
+    let dim = q[0].len();
+    let whole = S::as_simd_f32s(q[0]).0.len();
+    let queries = q.map(|q| &S::as_simd_f32s(q).0[..whole]);
+    let keys: [&[S::f32s]; K] =
+        std::array::from_fn(|j| &S::as_simd_f32s(&k[j * dim..][..dim]).0[..whole]);
+    let mut sums = [[simd.splat_f32s(0.0); K]; N];
+    for d in 0..whole {
+        for n in 0..N {
+            for j in 0..K {
+                sums[n][j] = simd.mul_add_e_f32s(queries[n][d], keys[j][d], sums[n][j]);
+            }
         }
     }
-    let mut dots = [0.0; N];
-    for j in 0..N {
-        dots[j] = simd.reduce_sum_f32s(sum[j]);
-        let end = (j + 1) * q.len();
-        for (q, k) in q_rest.iter().zip(&k[end - q_rest.len()..end]) {
-            dots[j] += q * k;
+    let mut dots = [[0.0; K]; N];
+    for n in 0..N {
+        let rest = S::as_simd_f32s(q[n]).1;
+        for j in 0..K {
+            dots[n][j] = simd.reduce_sum_f32s(sums[n][j]);
+            let end = (j + 1) * dim;
+            for (q, k) in rest.iter().zip(&k[end - rest.len()..end]) {
+                dots[n][j] += q * k;
+            }
         }
     }
     dots
@@ -182,44 +227,64 @@ fn softmax(scores: &mut [f32], scale: f32) {
     scores.iter_mut().for_each(|s| *s *= inverse);
 }
 
-/// out += Σ_j weights[j] · v[j, :], in the order of j, four vectors of columns at a time.
+/// outs[n] += Σ_j weights[n][j] · v[j, :], in the order of j, four vectors of columns at a time.
 #[inline(always)]
-fn weighted_sum<S: Simd>(simd: S, weights: &[f32], v: &[f32], out: &mut [f32]) {
-    let dim = out.len();
-    let (vectors, rest) = S::as_mut_simd_f32s(out);
-    let (fours, ones) = vectors.as_chunks_mut::<4>();
-    let single = fours.len() * 4;
-    for (d, sum) in fours.iter_mut().enumerate() {
-        add_columns(simd, weights, v, dim, d * 4, sum);
+fn weighted_sums<S: Simd, const N: usize>(
+    simd: S,
+    weights: [&[f32]; N],
+    v: &[f32],
+    outs: [&mut [f32]; N],
+) {
+    let dim = outs[0].len();
+    let mut vectors = 0;
+    let mut split = outs.map(|out| {
+        let (whole, rest) = S::as_mut_simd_f32s(out);
+        vectors = whole.len();
+        (whole, rest)
+    });
+    let fours = vectors / 4 * 4;
+    for d in (0..fours).step_by(4) {
+        add_columns::<S, N, 4>(simd, weights, v, dim, d, &mut split);
     }
-    for (d, sum) in ones.iter_mut().enumerate() {
-        add_columns(simd, weights, v, dim, single + d, std::array::from_mut(sum));
+    for d in fours..vectors {
+        add_columns::<S, N, 1>(simd, weights, v, dim, d, &mut split);
     }
-    let whole = dim - rest.len();
-    for (c, out) in rest.iter_mut().enumerate() {
-        for (weight, v) in weights.iter().zip(v.chunks_exact(dim)) {
-            *out += weight * v[whole + c];
+    for (weights, (_, rest)) in weights.iter().zip(&mut split) {
+        let whole = dim - rest.len();
+        for (c, out) in rest.iter_mut().enumerate() {
+            for (weight, v) in weights.iter().zip(v.chunks_exact(dim)) {
+                *out += weight * v[whole + c];
+            }
         }
     }
 }
 
-/// N vectors of columns, the first of them vector `d` of a row.
+/// C vectors of columns, the first of them vector `d` of a row.
 #[inline(always)]
-fn add_columns<S: Simd, const N: usize>(
+fn add_columns<S: Simd, const N: usize, const C: usize>(
     simd: S,
-    weights: &[f32],
+    weights: [&[f32]; N],
     v: &[f32],
     dim: usize,
     d: usize,
-    out: &mut [S::f32s; N],
+    outs: &mut [(&mut [S::f32s], &mut [f32]); N],
 ) {
-    let mut sum = *out;
-    for (weight, v) in weights.iter().zip(v.chunks_exact(dim)) {
-        let weight = simd.splat_f32s(*weight);
-        let v = &S::as_simd_f32s(v).0[d..d + N];
-        for c in 0..N {
-            sum[c] = simd.mul_add_e_f32s(weight, v[c], sum[c]);
+    let mut sums = [[simd.splat_f32s(0.0); C]; N];
+    for n in 0..N {
+        sums[n].copy_from_slice(&outs[n].0[d..d + C]);
+    }
+    let keys = weights[0].len();
+    let weights = weights.map(|weights| &weights[..keys]);
+    for (j, v) in v.chunks_exact(dim).take(keys).enumerate() {
+        let v = &S::as_simd_f32s(v).0[d..d + C];
+        for n in 0..N {
+            let weight = simd.splat_f32s(weights[n][j]);
+            for c in 0..C {
+                sums[n][c] = simd.mul_add_e_f32s(weight, v[c], sums[n][c]);
+            }
         }
     }
-    *out = sum;
+    for n in 0..N {
+        outs[n].0[d..d + C].copy_from_slice(&sums[n]);
+    }
 }
