@@ -55,6 +55,8 @@ pub(super) struct Packed {
     rows: usize,
     inner: usize,
     stride: usize,
+    /// Whether chunks are as they come instead: for weights in f32, which then need not be reordered.
+    plain: bool,
     values: Vec<Line>,
 }
 
@@ -76,6 +78,17 @@ impl Packed {
         Self::gather(rows, inner, |r, row| row.copy_from_slice(&a[r * inner..][..inner]))
     }
 
+    /// Packs `rows` rows of `inner` values to multiply by weights in f32.
+    pub(super) fn plain(rows: usize, inner: usize, a: &[f32]) -> Self {
+        let stride = inner.next_multiple_of(2 * lanes());
+        let mut values = Vec::new();
+        let packed = resize(&mut values, rows * stride).chunks_exact_mut(stride.max(1));
+        for (row, packed) in a.chunks_exact(inner.max(1)).zip(packed) {
+            packed[..inner].copy_from_slice(row);
+        }
+        Self { rows, inner, stride, plain: true, values }
+    }
+
     /// Packs the rows that `fill(row, values)` writes.
     pub(super) fn gather(
         rows: usize,
@@ -95,7 +108,7 @@ impl Packed {
                     deinterleave(row, packed, stride);
                 },
             );
-        Self { rows, inner, stride, values }
+        Self { rows, inner, stride, plain: false, values }
     }
 
     /// Block `k` of row `r`.
@@ -195,16 +208,19 @@ impl WithSimd for Task<'_> {
         let blocks = || (0..a.inner).step_by(BLOCK);
 
         let whole = a.stride == a.inner;
-        let direct =
-            a.rows <= FEW && whole && weights.iter().all(|w| words(w, &(0..a.inner)).is_some());
-        if direct {
+        if a.rows <= FEW && whole && weights.iter().all(|w| is_direct(w, a.plain)) {
             // Row after row, so that memory is read in order.
             for (c, w) in weights.iter().enumerate() {
+                let out = &mut out[c..];
                 for k in blocks() {
-                    let Some(words) = words(w, &stored(k)) else { continue };
-                    let w = [Bf16(S::as_simd_u32s(words).0)];
-                    let out = &mut out[c..];
-                    rows::<S, _, 1>(simd, a, 0..a.rows, &packed(k), w, out, weights.len());
+                    let (r, packed, stride) = (0..a.rows, packed(k), weights.len());
+                    if let Some(words) = words(w, &stored(k)) {
+                        let w = [Bf16(S::as_simd_u32s(words).0)];
+                        rows::<S, _, 1>(simd, a, r, &packed, w, out, stride);
+                    } else if let Some(values) = values(w, &stored(k)) {
+                        let w = [F32(S::as_simd_f32s(values).0.as_chunks().0)];
+                        rows::<S, _, 1>(simd, a, r, &packed, w, out, stride);
+                    }
                 }
             }
             return;
@@ -213,7 +229,7 @@ impl WithSimd for Task<'_> {
             let (stored, packed) = (stored(k), packed(k));
             let panel = resize(panel, weights.len() * packed.len());
             for (w, row) in weights.iter().zip(panel.chunks_exact_mut(packed.len())) {
-                convert(simd, w, &stored, row);
+                convert(simd, w, &stored, a.plain, row);
             }
             // 6 × 4 accumulators where there are 32 registers, 3 × 3 where there are 16.
             if S::REGISTER_COUNT >= 32 {
@@ -234,11 +250,28 @@ fn words<'a>((dtype, bytes): &(Dtype, &'a [u8]), k: &Range<usize>) -> Option<&'a
     }
 }
 
+/// A block of a row in f32; none if it is of another type or not aligned.
+#[inline(always)]
+fn values<'a>((dtype, bytes): &(Dtype, &'a [u8]), k: &Range<usize>) -> Option<&'a [f32]> {
+    match dtype {
+        Dtype::F32 => bytemuck::try_cast_slice(&bytes[4 * k.start..4 * k.end]).ok(),
+        _ => None,
+    }
+}
+
+/// Whether a row is multiplied as it is stored.
+fn is_direct(w: &(Dtype, &[u8]), plain: bool) -> bool {
+    match plain {
+        true => values(w, &(0..0)).is_some(),
+        false => words(w, &(0..0)).is_some(),
+    }
+}
+
 /// Converts a block of a stored row to f32 in the packed order, with zeros at the end.
 #[inline(always)]
-fn convert<S: Simd>(simd: S, w: &(Dtype, &[u8]), k: &Range<usize>, row: &mut [f32]) {
+fn convert<S: Simd>(simd: S, w: &(Dtype, &[u8]), k: &Range<usize>, plain: bool, row: &mut [f32]) {
     match words(w, k) {
-        Some(words) if k.len() == row.len() => {
+        Some(words) if k.len() == row.len() && !plain => {
             let words = Bf16(S::as_simd_u32s(words).0);
             let out = S::as_mut_simd_f32s(row).0;
             for i in 0..out.len() / 2 {
@@ -248,9 +281,16 @@ fn convert<S: Simd>(simd: S, w: &(Dtype, &[u8]), k: &Range<usize>, row: &mut [f3
         _ => {
             let (dtype, bytes) = *w;
             let width = dtype.bytes();
-            let mut plain = vec![0.0; k.len()];
-            decode(dtype, &bytes[width * k.start..width * k.end], &mut plain);
-            deinterleave(&plain, row, row.len());
+            let bytes = &bytes[width * k.start..width * k.end];
+            if plain {
+                let (values, rest) = row.split_at_mut(k.len());
+                decode(dtype, bytes, values);
+                rest.fill(0.0);
+            } else {
+                let mut values = vec![0.0; k.len()];
+                decode(dtype, bytes, &mut values);
+                deinterleave(&values, row, row.len());
+            }
         }
     }
 }

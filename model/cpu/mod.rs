@@ -303,7 +303,7 @@ impl Ops for Cpu {
         queries: &Vec<f32>,
         corpus: &SharedVectors,
     ) -> Result<Vec<Vec<(u32, f32)>>> {
-        Ok(search::search(p, queries, (**corpus).as_ref()))
+        Ok(Self::enter(|| search::search(p, queries, (**corpus).as_ref())))
     }
 
     async fn read(&self, buffer: &Vec<f32>, len: usize) -> Result<Vec<f32>> {

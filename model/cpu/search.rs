@@ -13,7 +13,7 @@ const STRETCH: usize = 4096;
 pub(super) fn search(p: Search, queries: &[f32], corpus: &[f32]) -> Vec<Vec<(u32, f32)>> {
     let (n, documents, dim) = (p.queries as usize, p.documents as usize, p.dim as usize);
     let top_k = p.top_k as usize;
-    let packed = Packed::new(n, dim, queries);
+    let packed = Packed::plain(n, dim, queries);
     let mut best: Vec<Vec<(u32, f32)>> = vec![Vec::new(); n];
     let mut scores = vec![0.0; n * STRETCH];
     for first in (0..documents).step_by(STRETCH) {
