@@ -120,7 +120,6 @@ struct Bench<'a> {
     plan: &'a RagPlan,
     folder: PathBuf,
     name: String,
-    store: Reader,
     /// The document of one token, then those of each length.
     ids: Vec<u64>,
 }
@@ -152,11 +151,15 @@ impl<'a> Bench<'a> {
             writer.put(&document, &[NewChunk { text, tokens, vector, kv: Some(kv) }])?;
         }
         drop(writer);
-        let store = Reader::open(&folder)?;
         // Ids ascend in the order of writing.
-        let ids = store.vectors()?.ids().to_vec();
+        let ids = Reader::open(&folder)?.vectors()?.ids().to_vec();
         let name = short_name(engine.name());
-        Ok(Self { engine, device, plan, folder, name, store, ids })
+        Ok(Self { engine, device, plan, folder, name, ids })
+    }
+
+    /// The store, with nothing of it mapped yet: what is, the system does not forget.
+    fn store(&self) -> Result<Reader> {
+        Reader::open(&self.folder)
     }
 
     fn shape(&self, mode: Mode, query: usize, document: usize) -> String {
@@ -179,12 +182,12 @@ impl<'a> Bench<'a> {
             ..Sampling::greedy()
         };
         let (mut first, mut after, mut usage) = (Vec::new(), Vec::new(), Usage::default());
-        let warm = u32::from(self.plan.repeats > 1);
+        let (store, warm) = (self.store()?, u32::from(self.plan.repeats > 1));
         let total = repeated(self.plan.repeats, warm, self.plan.seconds, || {
             let asked = self.engine.ask(&query, &how)?;
             let mut passage = Passage { text: text.clone(), ..Passage::default() };
             if mode.reuses_documents() {
-                passage.kv = Stored::read(&self.store, id)?;
+                passage.kv = Stored::read(&store, id)?;
             }
             let mut answer = asked.answer(&[passage], &sampling)?;
             for piece in &mut answer {
@@ -244,29 +247,24 @@ impl<'a> Bench<'a> {
     /// A document's keys and values, checked, beside reading a file of as many bytes.
     fn load(&self, id: u64, length: usize, heat: &str, cold: bool) -> Result<Row> {
         let plain = self.folder.with_file_name("plain");
-        let mut bytes = 0;
-        let mut read = || -> Result<()> {
-            let kv = Stored::read(&self.store, id)?;
-            bytes = kv.map_or(0, |kv| kv.bytes);
-            Ok(())
-        };
-        read()?;
+        let bytes = Stored::read(&self.store()?, id)?.map_or(0, |kv| kv.bytes);
         let file = vec![1u8; bytes as usize];
         fs::write(&plain, file).map_err(Error::io(&plain))?;
-        let repeat = |files: &[PathBuf], run: &mut dyn FnMut() -> Result<()>| {
+        let repeat = |files: &[PathBuf], run: &mut dyn FnMut(&Reader) -> Result<()>| {
             repeated(self.plan.repeats, u32::from(!cold), self.plan.seconds, || {
+                let store = self.store()?;
                 if cold {
                     files.iter().try_for_each(|path| forget(path))?;
                 }
                 let started = Instant::now();
-                run()?;
+                run(&store)?;
                 Ok(started.elapsed().max(Duration::from_nanos(1)).as_secs_f64())
             })
         };
-        let limit = repeat(std::slice::from_ref(&plain), &mut || {
+        let limit = repeat(std::slice::from_ref(&plain), &mut |_| {
             fs::read(&plain).map(drop).map_err(Error::io(&plain))
         })?;
-        let times = repeat(&self.segments()?, &mut || Stored::read(&self.store, id).map(drop))?;
+        let times = repeat(&self.segments()?, &mut |store| Stored::read(store, id).map(drop))?;
         let shape = shape::of(&format!("{length} tokens"), &self.name);
         Ok(Row {
             bytes: bytes as f64,
