@@ -1,15 +1,19 @@
 //! Arguments, as `--help` shows them. Names and meanings are a contract; see the README.
 
-use crate::rag::{CacheKind, Filter, KvFormat, Mode, Order, VectorFormat};
-use crate::schedule::Limits;
-use crate::serve::Settings;
-use crate::{Attn, Device, Embed, Error, Options, Pooling, Result, Sampling};
-use clap::{Args as Group, Parser, Subcommand, ValueEnum};
+mod bench;
+mod rag;
+mod serve;
+mod values;
+
+pub(super) use bench::*;
+pub(super) use rag::*;
+pub(super) use serve::*;
+pub(super) use values::*;
+
+use crate::{Attn, Embed, Options, Sampling};
+use clap::{Args as Group, Parser, Subcommand};
 use gritlm_model::ops::Mask;
-use gritlm_model::prompt;
 use std::path::PathBuf;
-use std::str::FromStr;
-use std::time::Duration;
 
 /// Serves GritLM from one copy of the weights: embeddings and generation.
 #[derive(Parser)]
@@ -28,15 +32,6 @@ const EXAMPLES: &str = "Examples:
   gritlm search \"packet capture\" notes/
 
 Threads: RAYON_NUM_THREADS. Downloads: HF_HOME, HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE.";
-
-/// Output format.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(super) enum Format {
-    /// For people.
-    Text,
-    /// For programs: one JSON object a line.
-    Json,
-}
 
 #[derive(Group)]
 #[command(next_help_heading = "Model and device")]
@@ -256,25 +251,6 @@ pub(super) struct EmbedArgs {
     pub(super) output: Option<PathBuf>,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum PoolingArg {
-    Mean,
-    WeightedMean,
-    Cls,
-    LastToken,
-}
-
-impl From<PoolingArg> for Pooling {
-    fn from(arg: PoolingArg) -> Self {
-        match arg {
-            PoolingArg::Mean => Self::Mean,
-            PoolingArg::WeightedMean => Self::WeightedMean,
-            PoolingArg::Cls => Self::Cls,
-            PoolingArg::LastToken => Self::LastToken,
-        }
-    }
-}
-
 #[derive(Group)]
 pub(super) struct SamplingArgs {
     /// Tokens to draw, at most
@@ -351,88 +327,6 @@ pub(super) struct Similarity {
 }
 
 #[derive(Group)]
-pub(super) struct Search {
-    /// What to look for
-    pub(super) query: String,
-    /// A file (its lines are searched) or a folder (its files are)
-    #[arg(required_unless_present = "store", conflicts_with = "store")]
-    pub(super) path: Option<PathBuf>,
-    /// Results, at most
-    #[arg(long, value_name = "K", default_value_t = 5)]
-    pub(super) top_k: usize,
-    /// What the query is for
-    #[arg(
-        long,
-        value_name = "TEXT",
-        default_value = "Given a query, find the text that answers it."
-    )]
-    pub(super) instruction: String,
-    /// Tokens of a text; the rest is cut off
-    #[arg(long, value_name = "N", default_value_t = Embed::default().max_length)]
-    pub(super) max_length: usize,
-    /// Search this store
-    #[arg(long, value_name = "DIR")]
-    pub(super) store: Option<PathBuf>,
-    /// Only documents whose field KEY is VALUE; several, and all must fit
-    #[arg(long, value_name = "KEY=VALUE", value_parser = parse::<Filter>, requires = "store")]
-    pub(super) filter: Vec<Filter>,
-    /// Only this file, or those in this folder
-    #[arg(long, value_name = "PATH", requires = "store")]
-    pub(super) below: Option<PathBuf>,
-    /// Ask the model of the best, four times as many, whether they are relevant
-    #[arg(long, requires = "store")]
-    pub(super) rerank: bool,
-    /// Look at all chunks, also where the store has a graph for approximate search
-    #[arg(long, requires = "store")]
-    pub(super) exact: bool,
-}
-
-#[derive(Group)]
-pub(super) struct Index {
-    /// Files, and folders with all that is in them
-    #[arg(value_name = "PATH", required_unless_present_any = ["status", "verify", "compact"])]
-    pub(super) paths: Vec<PathBuf>,
-    /// The store's folder
-    #[arg(long, value_name = "DIR")]
-    pub(super) store: PathBuf,
-    /// What to keep beside text and embedding: none, or doc: each chunk's KV cache, to answer from
-    /// without reading the document again [default: none]
-    #[arg(long, value_name = "KIND", value_parser = parse::<CacheKind>)]
-    pub(super) cache: Option<CacheKind>,
-    /// Tokens of a chunk as it is embedded, tag and title counted [default: 512]
-    #[arg(long, value_name = "N")]
-    pub(super) chunk: Option<usize>,
-    /// Tokens that neighbouring chunks share [default: 0]
-    #[arg(long, value_name = "N")]
-    pub(super) overlap: Option<usize>,
-    /// How embeddings are kept: f32, bf16 or int8 [default: f32]
-    #[arg(long, value_name = "FORMAT", value_parser = parse::<VectorFormat>)]
-    pub(super) vectors: Option<VectorFormat>,
-    /// How KV caches are kept: f32, bf16 or int8 [default: bf16]
-    #[arg(long, value_name = "FORMAT", value_parser = parse::<KvFormat>)]
-    pub(super) kv_format: Option<KvFormat>,
-    /// Bytes of KV caches to keep, as 20GB or 4GiB, or none for all; beyond, the least used go
-    #[arg(long, value_name = "BYTES", value_parser = parse::<Budget>)]
-    pub(super) kv_budget: Option<Budget>,
-    /// Chunks above which search is approximate, by a graph, or none for exact search; filters are
-    /// always exact [default: none]
-    #[arg(long, value_name = "N", value_parser = parse::<Above>)]
-    pub(super) approximate_above: Option<Above>,
-    /// bbcc (bidirectional embedding) or cccc (causal throughout) [default: bbcc]
-    #[arg(long, value_name = "MODE", value_parser = parse::<Attn>)]
-    pub(super) attn: Option<Attn>,
-    /// Say what is in the store
-    #[arg(long, conflicts_with_all = ["paths", "verify", "compact"])]
-    pub(super) status: bool,
-    /// Read all of the store and compare it with its checksums
-    #[arg(long, conflicts_with_all = ["paths", "compact"])]
-    pub(super) verify: bool,
-    /// Free the room of what was replaced, removed or evicted
-    #[arg(long, conflicts_with = "paths")]
-    pub(super) compact: bool,
-}
-
-#[derive(Group)]
 pub(super) struct Rerank {
     /// What to look for
     pub(super) query: String,
@@ -441,110 +335,6 @@ pub(super) struct Rerank {
     /// Results, at most [default: all]
     #[arg(long, value_name = "K")]
     pub(super) top_k: Option<usize>,
-}
-
-#[derive(Group)]
-#[command(next_help_heading = "Serving")]
-pub(super) struct Serve {
-    /// Address to listen on; 0.0.0.0 for all of this machine's
-    #[arg(long, value_name = "H", default_value = "127.0.0.1", env = "GRITLM_HOST")]
-    pub(super) host: String,
-    /// Port to listen on; 0 for a free one
-    #[arg(long, value_name = "P", default_value_t = 8080, env = "GRITLM_PORT")]
-    pub(super) port: u16,
-    /// The model's name in requests and answers [default: --model, of a folder its last part]
-    #[arg(long, value_name = "NAME", env = "GRITLM_MODEL_NAME")]
-    pub(super) model_name: Option<String>,
-    /// A key that requests must bear; several with commas, or given again
-    #[arg(long, value_name = "K", env = "GRITLM_API_KEY", hide_env_values = true)]
-    #[arg(value_delimiter = ',')]
-    pub(super) api_key: Vec<String>,
-    /// An origin whose pages may call, or *; several with commas, or given again
-    #[arg(long, value_name = "URL", env = "GRITLM_CORS_ORIGIN", value_delimiter = ',')]
-    pub(super) cors_origin: Vec<String>,
-    /// A folder of `gritlm index`, to answer from its documents and to add to them
-    #[arg(long, value_name = "DIR", env = "GRITLM_STORE")]
-    pub(super) store: Option<PathBuf>,
-    /// Requests that may wait; more are refused with 429
-    #[arg(long, value_name = "N", env = "GRITLM_MAX_QUEUE")]
-    #[arg(default_value_t = Limits::default().queue_requests)]
-    pub(super) max_queue: usize,
-    /// Tokens that may wait, in all requests together
-    #[arg(long, value_name = "N", env = "GRITLM_MAX_QUEUE_TOKENS")]
-    #[arg(default_value_t = Limits::default().queue_tokens)]
-    pub(super) max_queue_tokens: usize,
-    /// Tokens of a step, of all requests together [default: --batch-tokens]
-    #[arg(long, value_name = "N", env = "GRITLM_MAX_BATCH_TOKENS")]
-    pub(super) max_batch_tokens: Option<usize>,
-    /// Inputs of one request; more are refused with 413
-    #[arg(long, value_name = "N", env = "GRITLM_MAX_INPUTS")]
-    #[arg(default_value_t = Settings::default().max_inputs)]
-    pub(super) max_inputs: usize,
-    /// Bytes of a request's body; more are refused with 413
-    #[arg(long, value_name = "N", env = "GRITLM_MAX_BODY_BYTES")]
-    #[arg(default_value_t = Settings::default().max_body_bytes)]
-    pub(super) max_body_bytes: usize,
-    /// Connections at once; more wait
-    #[arg(long, value_name = "N", env = "GRITLM_MAX_CONNECTIONS")]
-    #[arg(default_value_t = Settings::default().connections)]
-    pub(super) max_connections: usize,
-    /// Seconds that a client may take to send a request's head, and then its body
-    #[arg(long, value_name = "S", env = "GRITLM_PATIENCE", default_value = "30")]
-    #[arg(value_parser = seconds)]
-    pub(super) patience: Duration,
-    /// Seconds that requests under way have after SIGTERM
-    #[arg(long, value_name = "S", env = "GRITLM_GRACE", default_value = "30")]
-    #[arg(value_parser = seconds)]
-    pub(super) grace: Duration,
-}
-
-#[derive(Group)]
-pub(super) struct AskArgs {
-    /// The question
-    pub(super) query: String,
-    /// The folder of `gritlm index`
-    #[arg(long, value_name = "DIR")]
-    pub(super) store: PathBuf,
-    /// What is reused instead of read again: none, query, doc, query-doc or doc-query
-    #[arg(long, value_name = "MODE", default_value = "none", value_parser = parse::<Mode>)]
-    pub(super) cache: Mode,
-    /// With `--cache none`: query-doc or doc-query [default: doc-query]
-    #[arg(long, value_name = "ORDER", value_parser = parse::<Order>)]
-    pub(super) order: Option<Order>,
-    /// Documents to answer from, the best first; 0 for none
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    pub(super) documents: usize,
-    /// Only documents whose field KEY is VALUE; several, and all must fit
-    #[arg(long, value_name = "KEY=VALUE", value_parser = parse::<Filter>)]
-    pub(super) filter: Vec<Filter>,
-    /// Only this file, or those in this folder
-    #[arg(long, value_name = "PATH")]
-    pub(super) below: Option<PathBuf>,
-    /// Ask the model of each of the best four times as many whether it is relevant, and take the
-    /// most relevant
-    #[arg(long)]
-    pub(super) rerank: bool,
-    /// Look at all chunks, also where the store has a graph for approximate search
-    #[arg(long)]
-    pub(super) exact: bool,
-    /// Join caches as the paper's code does, with positions that overlap
-    #[arg(long)]
-    pub(super) as_published: bool,
-    /// What the question's vector is for
-    #[arg(long, default_value = "", hide_default_value = true, value_name = "TEXT")]
-    pub(super) instruction: String,
-    /// The answer's first words, which the model goes on from [without TEXT: "The answer is"]
-    #[arg(long, value_name = "TEXT", num_args = 0..=1, require_equals = true)]
-    #[arg(default_missing_value = prompt::ANSWER_IS)]
-    pub(super) answer_prefix: Option<String>,
-    /// bbcc or cccc, as the store was made [default: the store's]
-    #[arg(long, value_name = "MODE", value_parser = parse::<Attn>)]
-    pub(super) attn: Option<Attn>,
-    /// Say on stderr what it took: times, tokens computed, tokens reused
-    #[arg(long)]
-    pub(super) explain: bool,
-    #[command(flatten)]
-    pub(super) sampling: SamplingArgs,
 }
 
 #[derive(Group)]
@@ -568,253 +358,4 @@ pub(super) struct Synth {
     /// The folder to make
     #[arg(long, value_name = "DIR")]
     pub(super) output: PathBuf,
-}
-
-#[derive(Subcommand)]
-pub(super) enum Bench {
-    /// Single operations: the case table, a model's shapes (`--like`), or your own (`--shape`)
-    Ops {
-        /// The ops of this shape of model: gritlm-7b, gritlm-8x7b, 1b, tiny or tiny-moe
-        #[arg(long, value_name = "SHAPE", conflicts_with = "shape")]
-        like: Option<String>,
-        /// An op and its sizes, as linear_add:128x4096x14336 (rows, inner, outer); several allowed
-        #[arg(long, value_name = "OP:SIZES")]
-        shape: Vec<String>,
-        /// Rows of a pass, with `--like`
-        #[arg(long, value_name = "N", value_delimiter = ',', value_parser = count())]
-        #[arg(default_values_t = [1, 4, 16, 64, 512])]
-        rows: Vec<u32>,
-        /// Lengths of the sequences of attention, with `--like`
-        #[arg(long, value_name = "N", value_delimiter = ',', value_parser = count())]
-        #[arg(default_values_t = [512, 2048])]
-        contexts: Vec<u32>,
-        /// Sequences that attention decodes together, with `--like`
-        #[arg(long, value_name = "N", value_delimiter = ',', value_parser = count())]
-        #[arg(default_values_t = [1, 8, 32])]
-        batches: Vec<u32>,
-        /// Only ops and shapes that contain this
-        #[arg(long, value_name = "TEXT", default_value = "")]
-        filter: String,
-        #[command(flatten)]
-        how: BenchHow,
-    },
-    /// A whole model: embedding, prefill, decoding, time to the first token
-    Model {
-        /// Random weights of this shape, instead of `--model`
-        #[arg(long, value_name = "SHAPE")]
-        like: Option<String>,
-        /// Layers of it, instead of all
-        #[arg(long, value_name = "N", requires = "like")]
-        layers: Option<usize>,
-        /// The smallest sizes only
-        #[arg(long)]
-        quick: bool,
-        #[command(flatten)]
-        how: BenchHow,
-    },
-    /// From files to the first answer, with cold and with warm files
-    Load {
-        /// Random weights of this shape, instead of `--model`
-        #[arg(long, value_name = "SHAPE")]
-        like: Option<String>,
-        /// Layers of it, instead of all
-        #[arg(long, value_name = "N", requires = "like")]
-        layers: Option<usize>,
-        #[command(flatten)]
-        how: BenchHow,
-    },
-    /// Answers from documents: what each cache saves, at the GRIT paper's lengths
-    Rag {
-        /// Random weights of this shape, instead of `--model`
-        #[arg(long, value_name = "SHAPE")]
-        like: Option<String>,
-        /// Layers of it, instead of all
-        #[arg(long, value_name = "N", requires = "like")]
-        layers: Option<usize>,
-        /// Tokens of the long side
-        #[arg(long, value_name = "N", value_delimiter = ',', value_parser = count())]
-        lengths: Vec<u32>,
-        /// The smallest sizes only
-        #[arg(long, conflicts_with = "lengths")]
-        quick: bool,
-        /// Where the store is made, and removed again [default: the system's temporary folder]
-        #[arg(long, value_name = "DIR")]
-        folder: Option<PathBuf>,
-        #[command(flatten)]
-        how: BenchHow,
-    },
-    /// A record of before, as table, page or comparison
-    Show {
-        /// What `--json` has written
-        record: PathBuf,
-        #[command(flatten)]
-        output: BenchOutput,
-    },
-    /// Write the tables of a folder of records into its RESULTS.md
-    Results {
-        /// The folder
-        #[arg(default_value = "benches/record")]
-        records: PathBuf,
-    },
-}
-
-#[derive(Group)]
-pub(super) struct BenchHow {
-    /// Times of each figure
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
-    pub(super) repeats: u32,
-    /// MiB that are copied before each time, so that no cache holds what is read
-    #[arg(long, value_name = "N", default_value_t = 256)]
-    pub(super) displace: u64,
-    #[command(flatten)]
-    pub(super) output: BenchOutput,
-}
-
-#[derive(Group)]
-pub(super) struct BenchOutput {
-    /// Write the record to this file
-    #[arg(long, value_name = "FILE")]
-    pub(super) json: Option<PathBuf>,
-    /// Write a page with plots to this file
-    #[arg(long, value_name = "FILE")]
-    pub(super) html: Option<PathBuf>,
-    /// What another program needs for the same: its JSON, or llama-bench's; several allowed
-    #[arg(long, value_name = "FILE")]
-    pub(super) peer: Vec<PathBuf>,
-    /// A record of before, to compare with
-    #[arg(long, value_name = "FILE")]
-    pub(super) compare: Option<PathBuf>,
-    /// Exit with 1 if anything is slower than there by more than the spread
-    #[arg(long, requires = "compare")]
-    pub(super) fail_on_regression: bool,
-}
-
-#[derive(Subcommand)]
-pub(super) enum Kernels {
-    /// Compile every kernel and say what each takes of a multiprocessor
-    #[command(after_help = "Example:
-  gritlm kernels build --arch sm_80,sm_90a --output kernels
-  gritlm generate --device cuda --kernels kernels --prompt \"Once upon\"")]
-    Build {
-        /// Architectures: sm_80 is for A100, sm_89 for RTX 40, sm_90a for H100
-        #[arg(long, value_name = "A", value_delimiter = ',', default_value = "sm_80,sm_90a")]
-        arch: Vec<String>,
-        /// The folder for `--kernels`
-        #[arg(long, value_name = "DIR")]
-        output: PathBuf,
-    },
-}
-
-/// One device or several, separated by commas; a comma may also be in an adapter's name.
-#[derive(Clone, Debug)]
-pub(super) struct Devices(pub(super) Vec<Device>);
-
-impl FromStr for Devices {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        let mut parts: Vec<String> = Vec::new();
-        for part in text.split(',') {
-            let kind = part.split(':').next().unwrap_or_default();
-            match parts.last_mut() {
-                Some(name) if !["auto", "cpu", "cuda", "wgpu"].contains(&kind) => {
-                    *name += ",";
-                    *name += part;
-                }
-                _ => parts.push(part.into()),
-            }
-        }
-        Ok(Self(parts.iter().map(|part| part.parse()).collect::<Result<_>>()?))
-    }
-}
-
-/// `none` or a number of tokens.
-#[derive(Clone, Copy)]
-struct Window(Option<u32>);
-
-impl FromStr for Window {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        match (text, text.parse()) {
-            ("none", _) => Ok(Self(None)),
-            (_, Ok(tokens)) if tokens > 0 => Ok(Self(Some(tokens))),
-            _ => Err(Error::Option {
-                option: "--window",
-                expected: "none or a positive number".into(),
-                found: text.into(),
-            }),
-        }
-    }
-}
-
-/// `none`, or bytes, perhaps with a unit: 20GB, 512MiB.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Budget(pub(super) Option<u64>);
-
-impl FromStr for Budget {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        if text == "none" {
-            return Ok(Self(None));
-        }
-        let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-        let (number, unit) = text.split_at(digits);
-        let unit = match unit.trim().to_ascii_lowercase().as_str() {
-            "" | "b" => Some(1.0),
-            "kb" => Some(1e3),
-            "mb" => Some(1e6),
-            "gb" => Some(1e9),
-            "tb" => Some(1e12),
-            "kib" => Some(1024.0),
-            "mib" => Some(1024_f64.powi(2)),
-            "gib" => Some(1024_f64.powi(3)),
-            "tib" => Some(1024_f64.powi(4)),
-            _ => None,
-        };
-        match (number.parse::<f64>(), unit) {
-            (Ok(number), Some(unit)) => Ok(Self(Some((number * unit) as u64))),
-            _ => Err(Error::Option {
-                option: "--kv-budget",
-                expected: "none or bytes, as 20GB or 4GiB".into(),
-                found: text.into(),
-            }),
-        }
-    }
-}
-
-/// `none`, or a number of chunks.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Above(pub(super) Option<u64>);
-
-impl FromStr for Above {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        let wrong = |_| Error::Option {
-            option: "--approximate-above",
-            expected: "none or a number of chunks".into(),
-            found: text.into(),
-        };
-        match text {
-            "none" => Ok(Self(None)),
-            number => number.parse().map(Some).map(Self).map_err(wrong),
-        }
-    }
-}
-
-/// Rows, tokens or sequences: with any of them a buffer's values can be counted in 32 bits.
-fn count() -> clap::builder::RangedI64ValueParser<u32> {
-    clap::value_parser!(u32).range(1..=1 << 17)
-}
-
-fn seconds(text: &str) -> Result<Duration, String> {
-    let seconds = text.parse::<f64>().ok().and_then(|s| Duration::try_from_secs_f64(s).ok());
-    seconds.ok_or_else(|| format!("expected seconds, 0 or more, found {text:?}"))
-}
-
-/// clap wants the error as text.
-fn parse<T: FromStr<Err = Error>>(text: &str) -> Result<T, String> {
-    text.parse().map_err(|e: Error| e.to_string())
 }

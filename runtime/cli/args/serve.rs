@@ -1,0 +1,63 @@
+//! Arguments of `serve`.
+
+use super::values::seconds;
+use crate::schedule::Limits;
+use crate::serve::Settings;
+use clap::Args as Group;
+use std::path::PathBuf;
+use std::time::Duration;
+
+#[derive(Group)]
+#[command(next_help_heading = "Serving")]
+pub(crate) struct Serve {
+    /// Address to listen on; 0.0.0.0 for all of this machine's
+    #[arg(long, value_name = "H", default_value = "127.0.0.1", env = "GRITLM_HOST")]
+    pub(crate) host: String,
+    /// Port to listen on; 0 for a free one
+    #[arg(long, value_name = "P", default_value_t = 8080, env = "GRITLM_PORT")]
+    pub(crate) port: u16,
+    /// The model's name in requests and answers [default: --model, of a folder its last part]
+    #[arg(long, value_name = "NAME", env = "GRITLM_MODEL_NAME")]
+    pub(crate) model_name: Option<String>,
+    /// A key that requests must bear; several with commas, or given again
+    #[arg(long, value_name = "K", env = "GRITLM_API_KEY", hide_env_values = true)]
+    #[arg(value_delimiter = ',')]
+    pub(crate) api_key: Vec<String>,
+    /// An origin whose pages may call, or *; several with commas, or given again
+    #[arg(long, value_name = "URL", env = "GRITLM_CORS_ORIGIN", value_delimiter = ',')]
+    pub(crate) cors_origin: Vec<String>,
+    /// A folder of `gritlm index`, to answer from its documents and to add to them
+    #[arg(long, value_name = "DIR", env = "GRITLM_STORE")]
+    pub(crate) store: Option<PathBuf>,
+    /// Requests that may wait; more are refused with 429
+    #[arg(long, value_name = "N", env = "GRITLM_MAX_QUEUE")]
+    #[arg(default_value_t = Limits::default().queue_requests)]
+    pub(crate) max_queue: usize,
+    /// Tokens that may wait, in all requests together
+    #[arg(long, value_name = "N", env = "GRITLM_MAX_QUEUE_TOKENS")]
+    #[arg(default_value_t = Limits::default().queue_tokens)]
+    pub(crate) max_queue_tokens: usize,
+    /// Tokens of a step, of all requests together [default: --batch-tokens]
+    #[arg(long, value_name = "N", env = "GRITLM_MAX_BATCH_TOKENS")]
+    pub(crate) max_batch_tokens: Option<usize>,
+    /// Inputs of one request; more are refused with 413
+    #[arg(long, value_name = "N", env = "GRITLM_MAX_INPUTS")]
+    #[arg(default_value_t = Settings::default().max_inputs)]
+    pub(crate) max_inputs: usize,
+    /// Bytes of a request's body; more are refused with 413
+    #[arg(long, value_name = "N", env = "GRITLM_MAX_BODY_BYTES")]
+    #[arg(default_value_t = Settings::default().max_body_bytes)]
+    pub(crate) max_body_bytes: usize,
+    /// Connections at once; more wait
+    #[arg(long, value_name = "N", env = "GRITLM_MAX_CONNECTIONS")]
+    #[arg(default_value_t = Settings::default().connections)]
+    pub(crate) max_connections: usize,
+    /// Seconds that a client may take to send a request's head, and then its body
+    #[arg(long, value_name = "S", env = "GRITLM_PATIENCE", default_value = "30")]
+    #[arg(value_parser = seconds)]
+    pub(crate) patience: Duration,
+    /// Seconds that requests under way have after SIGTERM
+    #[arg(long, value_name = "S", env = "GRITLM_GRACE", default_value = "30")]
+    #[arg(value_parser = seconds)]
+    pub(crate) grace: Duration,
+}

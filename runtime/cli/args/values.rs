@@ -1,0 +1,148 @@
+//! What arguments can be, and how it is read.
+
+use crate::{Device, Error, Pooling, Result};
+use clap::ValueEnum;
+use std::str::FromStr;
+use std::time::Duration;
+
+/// Output format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people.
+    Text,
+    /// For programs: one JSON object a line.
+    Json,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum PoolingArg {
+    Mean,
+    WeightedMean,
+    Cls,
+    LastToken,
+}
+
+impl From<PoolingArg> for Pooling {
+    fn from(arg: PoolingArg) -> Self {
+        match arg {
+            PoolingArg::Mean => Self::Mean,
+            PoolingArg::WeightedMean => Self::WeightedMean,
+            PoolingArg::Cls => Self::Cls,
+            PoolingArg::LastToken => Self::LastToken,
+        }
+    }
+}
+
+/// One device or several, separated by commas; a comma may also be in an adapter's name.
+#[derive(Clone, Debug)]
+pub(crate) struct Devices(pub(crate) Vec<Device>);
+
+impl FromStr for Devices {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let mut parts: Vec<String> = Vec::new();
+        for part in text.split(',') {
+            let kind = part.split(':').next().unwrap_or_default();
+            match parts.last_mut() {
+                Some(name) if !["auto", "cpu", "cuda", "wgpu"].contains(&kind) => {
+                    *name += ",";
+                    *name += part;
+                }
+                _ => parts.push(part.into()),
+            }
+        }
+        Ok(Self(parts.iter().map(|part| part.parse()).collect::<Result<_>>()?))
+    }
+}
+
+/// `none` or a number of tokens.
+#[derive(Clone, Copy)]
+pub(crate) struct Window(pub(crate) Option<u32>);
+
+impl FromStr for Window {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match (text, text.parse()) {
+            ("none", _) => Ok(Self(None)),
+            (_, Ok(tokens)) if tokens > 0 => Ok(Self(Some(tokens))),
+            _ => Err(Error::Option {
+                option: "--window",
+                expected: "none or a positive number".into(),
+                found: text.into(),
+            }),
+        }
+    }
+}
+
+/// `none`, or bytes, perhaps with a unit: 20GB, 512MiB.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Budget(pub(crate) Option<u64>);
+
+impl FromStr for Budget {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        if text == "none" {
+            return Ok(Self(None));
+        }
+        let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+        let (number, unit) = text.split_at(digits);
+        let unit = match unit.trim().to_ascii_lowercase().as_str() {
+            "" | "b" => Some(1.0),
+            "kb" => Some(1e3),
+            "mb" => Some(1e6),
+            "gb" => Some(1e9),
+            "tb" => Some(1e12),
+            "kib" => Some(1024.0),
+            "mib" => Some(1024_f64.powi(2)),
+            "gib" => Some(1024_f64.powi(3)),
+            "tib" => Some(1024_f64.powi(4)),
+            _ => None,
+        };
+        match (number.parse::<f64>(), unit) {
+            (Ok(number), Some(unit)) => Ok(Self(Some((number * unit) as u64))),
+            _ => Err(Error::Option {
+                option: "--kv-budget",
+                expected: "none or bytes, as 20GB or 4GiB".into(),
+                found: text.into(),
+            }),
+        }
+    }
+}
+
+/// `none`, or a number of chunks.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Above(pub(crate) Option<u64>);
+
+impl FromStr for Above {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let wrong = |_| Error::Option {
+            option: "--approximate-above",
+            expected: "none or a number of chunks".into(),
+            found: text.into(),
+        };
+        match text {
+            "none" => Ok(Self(None)),
+            number => number.parse().map(Some).map(Self).map_err(wrong),
+        }
+    }
+}
+
+/// Rows, tokens or sequences: with any of them a buffer's values can be counted in 32 bits.
+pub(crate) fn count() -> clap::builder::RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(1..=1 << 17)
+}
+
+pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse::<f64>().ok().and_then(|s| Duration::try_from_secs_f64(s).ok());
+    seconds.ok_or_else(|| format!("expected seconds, 0 or more, found {text:?}"))
+}
+
+/// clap wants the error as text.
+pub(crate) fn parse<T: FromStr<Err = Error>>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|e: Error| e.to_string())
+}
