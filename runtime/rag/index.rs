@@ -172,8 +172,8 @@ impl<'a> Indexer<'a> {
 
     /// Brings the store up to date with files and folders: documents that are new or have changed
     /// (by time and size, then by content) are embedded and stored, those below `paths` that are
-    /// gone are removed, and the store's graph is updated ([`Writer::update_graph`]). Where `watch` returns an error, what has been embedded is stored, and the
-    /// next run goes on from there.
+    /// gone are removed, and the store's graph is updated ([`Writer::update_graph`]). Where `watch`
+    /// returns an error, what has been embedded is stored, and the next run goes on from there.
     ///
     /// # Errors
     /// When the engine or the store refuses, and what `watch` returns.

@@ -58,6 +58,9 @@ pub(super) struct AskRequest {
     /// the most relevant are taken.
     #[schema(default = false)]
     rerank: Option<bool>,
+    /// Whether to look at all chunks, also where the store has a graph for approximate search.
+    #[schema(default = false)]
+    exact: Option<bool>,
     /// The answer's first words, which the model goes on from.
     answer_prefix: Option<String>,
     /// Whether the tokens' log-probabilities are told.
@@ -258,6 +261,7 @@ impl AskRequest {
                 top_k,
                 filters: filters.collect::<Result<_, _>>()?,
                 rerank: self.rerank.unwrap_or(false),
+                exact: self.exact.unwrap_or(false),
                 ..Find::default()
             },
             sampling: params.sampling(Sampling::default().max_tokens, logprobs)?,
