@@ -350,7 +350,9 @@ fn answers_are_benched() {
         Engine::random("tiny", Some(2), &Options { device: Device::Cpu, ..Options::default() });
     let engine = engine.unwrap();
     let folder = tempfile::tempdir().unwrap();
-    let plan = RagPlan::quick(folder.path().join("bench"), 2);
+    let mut plan = RagPlan::quick(folder.path().join("bench"), 2);
+    // What is beyond the model's positions is said, and the rest measured.
+    plan.lengths.push(1_000_000);
     let limits = Limits { device: "cpu".into(), ..Limits::default() };
     let mut record = Record { devices: vec![limits], ..Record::default() };
     let mut heard = Vec::new();
@@ -363,8 +365,9 @@ fn answers_are_benched() {
     assert!(!plan.folder.exists());
     // A RAM disk has nothing that is cold.
     let there = record.rows.len() + record.missing.len();
-    assert_eq!(there, 2 * 6 * 3 + 2, "{:?}", record.missing);
-    assert!(record.missing.iter().all(|line| line.contains("load cache cold")));
+    assert_eq!(there, 2 * 6 * 3 + 2 + 1, "{:?}", record.missing);
+    assert!(record.missing[0].contains("1000000 tokens: the model has"), "{:?}", record.missing);
+    assert!(record.missing[1..].iter().all(|line| line.contains("load cache cold")));
     for (query, document) in [(1, 64), (64, 1)] {
         for mode in Mode::ALL {
             let cache = match mode {

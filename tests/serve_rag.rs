@@ -267,6 +267,7 @@ fn what_is_refused() {
     ask(json!({"filter": {"section": ["a"]}}), 400, &["filter.section"]);
     ask(json!({"filter": {"section": "none"}}), 400, &["documents", "none that fits"]);
     ask(json!({"rerank": true}), 400, &["rerank", "\"yes\""]);
+    ask(json!({"exact": "yes"}), 400, &["exact", "yes"]);
     ask(json!({"n": 2}), 400, &["n: expected 1"]);
     ask(json!({"priority": 1}), 400, &["priority"]);
     ask(json!({"query": ""}), 400, &["empty"]);
