@@ -258,7 +258,7 @@ impl KvCache {
     /// # Errors
     /// When their count is not the shape's, or its second size is not 2.
     pub fn from_f32(shape: [usize; 5], values: Vec<f32>) -> Result<Self> {
-        Self::of(shape, values.len(), Values::F32(Numbers::Owned(values)))
+        Self::of(shape, Values::F32(Numbers::Owned(values)))
     }
 
     /// [`KvCache::from_f32`] of rounded numbers, which are kept as they are.
@@ -266,7 +266,7 @@ impl KvCache {
     /// # Errors
     /// As [`KvCache::from_f32`].
     pub fn from_bf16(shape: [usize; 5], values: Vec<bf16>) -> Result<Self> {
-        Self::of(shape, values.len(), Values::Bf16(Numbers::Owned(values)))
+        Self::of(shape, Values::Bf16(Numbers::Owned(values)))
     }
 
     /// [`KvCache::from_f32`], or where `rounded` [`KvCache::from_bf16`], of the numbers in these
@@ -280,16 +280,19 @@ impl KvCache {
         map: &Arc<Mmap>,
         bytes: Range<usize>,
     ) -> Result<Self> {
-        let (map, none) = (Arc::clone(map), (0, Values::F32(Numbers::Owned(Vec::new()))));
-        let (len, values) = match rounded {
-            true => Numbers::of(map, bytes).map(|n| (n.len(), Values::Bf16(n))),
-            false => Numbers::of(map, bytes).map(|n| (n.len(), Values::F32(n))),
-        }
-        .unwrap_or(none);
-        Self::of(shape, len, values)
+        let map = Arc::clone(map);
+        let values = match rounded {
+            true => Numbers::of(map, bytes).map(Values::Bf16),
+            false => Numbers::of(map, bytes).map(Values::F32),
+        };
+        Self::of(shape, values.unwrap_or(Values::F32(Numbers::Owned(Vec::new()))))
     }
 
-    fn of(shape: [usize; 5], len: usize, values: Values) -> Result<Self> {
+    fn of(shape: [usize; 5], values: Values) -> Result<Self> {
+        let len = match &values {
+            Values::F32(values) => values.len(),
+            Values::Bf16(values) => values.len(),
+        };
         let [layers, pair, kv_heads, tokens, head_dim] = shape;
         let product = shape.iter().try_fold(1_usize, |all, &n| all.checked_mul(n));
         if pair != 2 || product != Some(len) {
@@ -341,10 +344,7 @@ impl KvCache {
     pub(crate) fn wide(&self) -> Cow<'_, [f32]> {
         match &self.values {
             Values::F32(values) => Cow::Borrowed(values),
-            // A long document has more of them than one thread converts in good time.
-            Values::Bf16(values) => {
-                values.par_iter().with_min_len(1 << 16).map(|v| v.to_f32()).collect()
-            }
+            Values::Bf16(values) => widened(values).collect(),
         }
     }
 
@@ -353,8 +353,7 @@ impl KvCache {
         match &self.values {
             Values::F32(values) => &values[at],
             Values::Bf16(values) => {
-                let rounded = values[at].par_iter().with_min_len(1 << 16);
-                rounded.map(|v| v.to_f32()).collect_into_vec(buffer);
+                widened(&values[at]).collect_into_vec(buffer);
                 buffer
             }
         }
@@ -406,4 +405,9 @@ impl KvCache {
         let rounded = caches.iter().all(|c| matches!(c.values, Values::Bf16(_)));
         Ok(if rounded { all.to_bf16() } else { all })
     }
+}
+
+/// A long document has more numbers than one thread converts in good time.
+fn widened(values: &[bf16]) -> impl IndexedParallelIterator<Item = f32> {
+    values.par_iter().with_min_len(1 << 16).map(|v| v.to_f32())
 }

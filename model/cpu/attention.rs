@@ -93,18 +93,16 @@ impl WithSimd for Task<'_> {
             let head = self.pages.head(self.p.layer as usize, physical, self.kv_head);
             let k = &self.pages.keys[head + (here.start - page.start) * head_dim..];
             let q = |i: usize| &self.q[at(i)..][..head_dim];
-            let row = |i: usize| {
-                let first = i * width + here.start - seen.start;
-                first..first + here.len()
-            };
+            let columns = here.start - seen.start..here.end - seen.start;
+            let mut rows = self.scores[..count * width].chunks_exact_mut(width);
+            let mut row = || &mut rows.next().unwrap_or_default()[columns.clone()];
             let together = count / TOGETHER * TOGETHER;
             for first in (0..together).step_by(TOGETHER) {
                 let all: [usize; TOGETHER] = std::array::from_fn(|n| first + n);
-                let scores = self.scores.get_disjoint_mut(all.map(row));
-                dots(simd, all.map(q), k, scores.expect("rows do not overlap"));
+                dots(simd, all.map(q), k, all.map(|_| row()));
             }
             for i in together..count {
-                dots(simd, [q(i)], k, [&mut self.scores[row(i)]]);
+                dots(simd, [q(i)], k, [row()]);
             }
         }
 
@@ -126,10 +124,9 @@ impl WithSimd for Task<'_> {
             let mut first = 0;
             while first < count {
                 let keys = here(first);
+                let all: [usize; TOGETHER] = std::array::from_fn(|n| first + n);
                 // Those that see the same keys of the page share its loads.
-                let together = (first + 1..count).take(TOGETHER - 1);
-                let many = 1 + together.take_while(|&i| here(i) == keys).count();
-                let many = if many == TOGETHER { TOGETHER } else { 1 };
+                let together = first + TOGETHER <= count && all.iter().all(|&i| here(i) == keys);
                 if !keys.is_empty() {
                     let v = &self.pages.values[head + (keys.start - page.start) * head_dim..];
                     let weights = |i: usize| {
@@ -137,15 +134,13 @@ impl WithSimd for Task<'_> {
                     };
                     // SAFETY: a row and head belong to one task.
                     let out = |i: usize| unsafe { self.out.slice(at(i), head_dim) };
-                    match many {
-                        1 => weighted_sums(simd, [weights(first)], v, [out(first)]),
-                        _ => {
-                            let all: [usize; TOGETHER] = std::array::from_fn(|n| first + n);
-                            weighted_sums(simd, all.map(weights), v, all.map(out));
-                        }
+                    if together {
+                        weighted_sums(simd, all.map(weights), v, all.map(out));
+                    } else {
+                        weighted_sums(simd, [weights(first)], v, [out(first)]);
                     }
                 }
-                first += many;
+                first += if together { TOGETHER } else { 1 };
             }
         }
     }

@@ -34,7 +34,8 @@ pub(super) fn run(args: &Search, global: &Global, out: &mut Out) -> Result<()> {
 
     let query = Embed { instruction: args.instruction.clone(), ..document };
     let query = engine.embed(&[&args.query], &query)?.remove(0).vector;
-    let best = engine.search(query.len(), &query, &vectors.concat(), args.top_k)?.remove(0);
+    let corpus = engine.corpus(query.len(), vectors.concat())?;
+    let best = engine.search_in(&corpus, &query, args.top_k)?.remove(0);
     for (index, score) in best {
         let item = &items[index as usize];
         if out.json() {

@@ -161,10 +161,8 @@ impl Vectors {
         if let Some(rows) = self.as_f32() {
             return Cow::Borrowed(rows);
         }
-        let mut out = vec![0.0; self.len() * self.dim];
-        let rows = out.par_chunks_mut(self.dim.max(1)).enumerate();
-        rows.for_each(|(row, out)| decode(self.format, self.row_bytes(row), out));
-        Cow::Owned(out)
+        let all: Vec<usize> = (0..self.len()).collect();
+        Cow::Owned(self.rows(&all))
     }
 }
 
