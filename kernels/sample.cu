@@ -12,12 +12,12 @@
 #include "order.cuh"
 
 constexpr u32 THREADS = 1024;
-constexpr u32 RECORD = 10;
+constexpr u32 RECORD = 11;
 
 struct Draws {
     Global<float> logits;
     // Per draw: where its seen ids begin here, how many, penalty, temperature, top_k, top_p, min_p,
-    // uniform, log-probabilities, where its results go.
+    // uniform, log-probabilities, where its results go, the token that is given (~0 for none).
     Global<u32> draws;
     Global<u32> orders;  // the logits' orders (order.cuh), after the penalty; 0 for padding
     // Per draw: token, its logit, the largest logit, Σ e^(logit − largest); then (id, logit) of the
@@ -162,7 +162,9 @@ __device__ void sample(const Draws &p) {
             out.set(5 + 2 * n, __float_as_uint(value_of(likely)));
         }
     }
-    if (draw[1] > 0) {
+    // Its log-probability alone is asked for then: neither penalty nor filters matter.
+    bool given = draw[10] < p.vocab;
+    if (draw[1] > 0 && !given) {
         for (u32 n = index; n < draw[1]; n += THREADS) {
             if (seen[n] < p.vocab) {
                 float logit = logits[seen[n]], finite = 3.4028234e38f;
@@ -173,12 +175,12 @@ __device__ void sample(const Draws &p) {
         __syncthreads();
         best = row.first_after(~0ull);
     }
-    if (temperature > 0.0f) {
+    if (temperature > 0.0f && !given) {
         row.largest = value_of(best);
         best = drawn(row, draw, best, p.vocab);
     }
     if (index == 0) {
-        u32 id = min(id_of(best), p.vocab - 1);
+        u32 id = given ? draw[10] : min(id_of(best), p.vocab - 1);
         out.set(0, id);
         out.set(1, __float_as_uint(logits[id]));
         out.set(2, __float_as_uint(largest));

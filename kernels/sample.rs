@@ -19,7 +19,7 @@ params! {
 }
 
 /// Words of one draw's record, and of its result before the likeliest.
-const RECORD: usize = 10;
+const RECORD: usize = 11;
 const RESULT: usize = 4;
 
 impl Cuda {
@@ -34,7 +34,7 @@ impl Cuda {
             records.extend([d.penalty, d.temperature].map(f32::to_bits));
             records.push(d.top_k);
             records.extend([d.top_p, d.min_p, d.uniform].map(f32::to_bits));
-            records.extend([d.logprobs, end as u32]);
+            records.extend([d.logprobs, end as u32, d.given.unwrap_or(u32::MAX)]);
             seen.extend_from_slice(&d.seen);
             end += RESULT + 2 * d.logprobs.min(vocab) as usize;
         }

@@ -285,6 +285,8 @@ pub struct Draw {
     pub uniform: f32,
     /// How many of the most likely tokens to report.
     pub logprobs: u32,
+    /// Takes this token instead of drawing one, to learn its log-probability.
+    pub given: Option<u32>,
 }
 
 impl Draw {
@@ -299,6 +301,7 @@ impl Draw {
             min_p: 0.0,
             uniform: 0.0,
             logprobs: 0,
+            given: None,
         }
     }
 }

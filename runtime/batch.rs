@@ -44,6 +44,26 @@ pub enum Want {
     },
     /// Every token's hidden state after the final norm.
     Hidden,
+    /// Log-probabilities of tokens that are known: how likely the model finds a given text.
+    Scores {
+        /// What follows each of the first tokens: `targets[i]` is scored by the logits of token i.
+        /// At most as many as tokens.
+        targets: Vec<u32>,
+        /// How many of the likeliest tokens are told with each.
+        logprobs: u32,
+        /// What is wanted besides.
+        then: Box<Want>,
+    },
+}
+
+impl Want {
+    /// What is wanted besides scores.
+    pub(crate) fn besides_scores(&self) -> &Self {
+        match self {
+            Self::Scores { then, .. } => then,
+            want => want,
+        }
+    }
 }
 
 /// What came back of a sequence.
@@ -59,6 +79,8 @@ pub enum Output {
     Embedding(Vec<f32>),
     /// `(tokens, dim)`.
     Hidden(Vec<f32>),
+    /// The targets with their log-probabilities, and what was wanted besides.
+    Scores(Vec<Drawn>, Box<Output>),
 }
 
 /// A batch as the forward pass runs it.
@@ -69,6 +91,9 @@ pub(crate) struct Plan {
     pub(crate) logit_rows: Vec<u32>,
     pub(crate) draws: Vec<Draw>,
     pub(crate) pools: Vec<PoolSpan>,
+    /// Rows that score a given token, and how.
+    pub(crate) score_rows: Vec<u32>,
+    pub(crate) scores: Vec<Draw>,
 }
 
 impl Plan {
@@ -105,6 +130,7 @@ impl Plan {
         };
         let (mut draw_rows, mut other_rows) = (Vec::new(), Vec::new());
         let (mut draws, mut pools) = (Vec::new(), Vec::new());
+        let (mut score_rows, mut scores) = (Vec::new(), Vec::new());
         for s in sequences {
             let (row, rows) = (layout.tokens.len() as u32, s.tokens.len() as u32);
             let (past, table) = (s.cache.tokens(), s.cache.table());
@@ -117,8 +143,17 @@ impl Plan {
             layout.spans.push(Span { row, rows, past: past as u32, table: start, mask: s.mask });
             // Without reserved pages that no token has reached yet.
             layout.tables.extend(&table[..(past + s.tokens.len()).div_ceil(PAGE)]);
-            match &s.want {
-                Want::Nothing | Want::Hidden => {}
+            if let Want::Scores { targets, logprobs, .. } = &s.want {
+                score_rows.extend((row..).take(targets.len()));
+                scores.extend(targets.iter().map(|&id| Draw {
+                    given: Some(id),
+                    logprobs: *logprobs,
+                    ..Draw::greedy()
+                }));
+            }
+            match s.want.besides_scores() {
+                // Scores within scores are refused before.
+                Want::Nothing | Want::Hidden | Want::Scores { .. } => {}
                 Want::Token(draw) => {
                     draw_rows.push(row + rows - 1);
                     draws.push(draw.clone());
@@ -131,7 +166,7 @@ impl Plan {
             }
         }
         draw_rows.extend(other_rows);
-        Self { layout, logit_rows: draw_rows, draws, pools }
+        Self { layout, logit_rows: draw_rows, draws, pools, score_rows, scores }
     }
 
     pub(crate) fn rows(&self) -> usize {
@@ -140,11 +175,19 @@ impl Plan {
 }
 
 fn check(s: &Sequence<'_>, config: &Config, pool: &Arc<Pool>) -> std::result::Result<(), String> {
-    let skip = match s.want {
-        Want::Embedding { skip, .. } => skip,
+    let skip = match s.want.besides_scores() {
+        Want::Embedding { skip, .. } => *skip,
+        Want::Scores { .. } => return Err("expected scores once, found scores besides".into()),
         _ => 0,
     };
     check_tokens(s.tokens, skip, config)?;
+    if let Want::Scores { targets, .. } = &s.want {
+        if targets.len() > s.tokens.len() {
+            let (targets, tokens) = (targets.len(), s.tokens.len());
+            return Err(format!("expected at most {tokens} tokens to score, found {targets}"));
+        }
+        check_ids(targets, config)?;
+    }
     match s.cache.belongs_to(pool) {
         true => Ok(()),
         false => Err("its cache belongs to another engine".into()),
@@ -161,11 +204,16 @@ pub(crate) fn check_tokens(
     if tokens.is_empty() {
         return Err("expected at least one token, found none".into());
     }
-    if let Some(id) = tokens.iter().find(|&&id| id as usize >= config.vocab) {
-        return Err(format!("expected token ids below {}, found {id}", config.vocab));
-    }
+    check_ids(tokens, config)?;
     if skip >= tokens.len() {
         return Err(format!("nothing to pool: {skip} of {} tokens are left out", tokens.len()));
     }
     Ok(())
+}
+
+fn check_ids(ids: &[u32], config: &Config) -> std::result::Result<(), String> {
+    match ids.iter().find(|&&id| id as usize >= config.vocab) {
+        Some(id) => Err(format!("expected token ids below {}, found {id}", config.vocab)),
+        None => Ok(()),
+    }
 }

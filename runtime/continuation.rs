@@ -6,7 +6,7 @@ use crate::cache::Cache;
 use crate::grammar::Guide;
 use crate::{Engine, Error, Finish, Piece, Result, Sampling};
 use gritlm_model::cpu::draw;
-use gritlm_model::ops::{Draw, Mask};
+use gritlm_model::ops::{Draw, Drawn, Mask};
 use gritlm_model::tokenizer::{Stream, Tokenizer};
 
 /// A sequence that is being generated: what is in the cache, and what is not yet.
@@ -58,10 +58,14 @@ impl Context {
 
     /// The next `tokens` tokens; with the last of them the next token is drawn.
     pub(crate) fn sequence(&mut self, tokens: usize, answer: &Continuation<'_>) -> Sequence<'_> {
-        let want = match tokens == self.pending.len() {
+        let mut want = match tokens == self.pending.len() {
             true => answer.want(&self.seen),
             false => Want::Nothing,
         };
+        if let Some(logprobs) = answer.how.prompt_logprobs.filter(|_| answer.drawn == 0) {
+            let targets = self.pending[1..].iter().copied().take(tokens).collect();
+            want = Want::Scores { targets, logprobs, then: Box::new(want) };
+        }
         let tokens = &self.pending[..tokens];
         Sequence { tokens, cache: &mut self.cache, mask: answer.mask, want }
     }
@@ -86,6 +90,8 @@ pub(crate) struct Continuation<'a> {
     /// Tokens that may be drawn: `max_tokens`, or fewer where positions run out.
     limit: usize,
     drawn: usize,
+    /// Of the prompt's tokens, from the second on, so far.
+    scores: Vec<Drawn>,
     over: bool,
 }
 
@@ -112,7 +118,8 @@ impl<'a> Continuation<'a> {
             prompt_tokens,
             limit,
             drawn: 0,
-            over: limit == 0,
+            scores: Vec::new(),
+            over: limit == 0 && how.prompt_logprobs.is_none(),
         })
     }
 
@@ -134,6 +141,16 @@ impl<'a> Continuation<'a> {
         self.drawn
     }
 
+    /// Log-probabilities of the prompt's tokens from the second on, as far as they have been run.
+    pub(crate) fn scores(&self) -> &[Drawn] {
+        &self.scores
+    }
+
+    /// Whether the prompt's tokens are to be scored, for which all of them must be run.
+    pub(crate) fn scores_prompt(&self) -> bool {
+        self.how.prompt_logprobs.is_some()
+    }
+
     pub(crate) fn is_over(&self) -> bool {
         self.over
     }
@@ -146,6 +163,7 @@ impl<'a> Continuation<'a> {
     /// What the pass brings back to draw the next token from.
     fn want(&self, seen: &[u32]) -> Want {
         match self.guide {
+            _ if self.limit == 0 => Want::Nothing,
             Some(_) => Want::Logits,
             None => Want::Token(self.draw(seen)),
         }
@@ -163,12 +181,24 @@ impl<'a> Continuation<'a> {
             min_p: how.min_p,
             uniform: uniform(how.seed, self.drawn as u64),
             logprobs: how.logprobs,
+            given: None,
         }
     }
 
     /// Takes what a pass has brought, adds the token drawn from it to the context, and says what it
     /// makes certain; None where the pass was over a part of the prompt.
     pub(crate) fn push(&mut self, output: Output, context: &mut Context) -> Result<Option<Piece>> {
+        let output = match output {
+            Output::Scores(scores, besides) => {
+                if !scores.iter().all(|score| score.logprob.is_finite()) {
+                    return Err(Error::NotFinite { what: "prompt".into() });
+                }
+                self.scores.extend(scores);
+                self.over = self.limit == 0 && context.pending.is_empty();
+                *besides
+            }
+            output => output,
+        };
         let token = match (output, &mut self.guide) {
             (Output::Token(token), _) => token,
             (Output::Logits(logits), Some(guide)) => {

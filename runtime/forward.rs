@@ -6,14 +6,18 @@ use crate::cache::{Cache, KvCache, Pool};
 use crate::{Error, Result};
 use gritlm_model::config::Config;
 use gritlm_model::ops::{
-    Attention, Created, Expert, GateUp, LinearAdd, Logits, Mask, OpTime, Ops, PAGE, PoolShape, Qkv,
-    RmsNorm, Route, Search, SharedVectors,
+    Attention, Created, Drawn, Expert, GateUp, LinearAdd, Logits, Mask, OpTime, Ops, PAGE,
+    PoolShape, Qkv, RmsNorm, Route, Search, SharedVectors,
 };
 use gritlm_model::weights::{Tensor, Weights};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::any::Any;
 use std::io::IsTerminal;
 use std::sync::{Arc, Mutex, PoisonError};
+
+/// Rows whose logits exist at once where tokens are scored: enough to multiply with the whole rate,
+/// and 16 MB with a vocabulary of 32,000.
+const SCORE_ROWS: usize = 128;
 
 /// A place inside the forward pass that can be looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -277,6 +281,22 @@ impl<O: Ops> Forward<O> {
         outputs
     }
 
+    /// Log-probabilities of the tokens that are given, a block of rows at a time: all logits of a
+    /// long prompt would take more memory than the model's activations.
+    async fn scores(&self, plan: &Plan, w: &Work<O>) -> Result<Vec<Drawn>> {
+        let (c, ops) = (&self.config, &self.ops);
+        let p = Logits { dim: c.dim as u32, vocab: c.vocab as u32, eps: c.norm_eps };
+        let head = self.head.as_ref().unwrap_or(&self.table);
+        let mut scores = Vec::with_capacity(plan.scores.len());
+        for (rows, draws) in plan.score_rows.chunks(SCORE_ROWS).zip(plan.scores.chunks(SCORE_ROWS))
+        {
+            let mut out = ops.buffer(rows.len(), c.vocab)?;
+            ops.logits(p, rows, &w.x, &self.norm, head, &mut out);
+            scores.extend(ops.sample(p.vocab, draws, &out).await?);
+        }
+        Ok(scores)
+    }
+
     /// Brings back what each sequence wants.
     async fn outputs(&self, plan: &Plan, wants: &[&Want], w: &mut Work<O>) -> Result<Vec<Output>> {
         let (c, ops) = (&self.config, &self.ops);
@@ -291,8 +311,9 @@ impl<O: Ops> Forward<O> {
                 logits = ops.read(&out, plan.logit_rows.len() * c.vocab).await?;
             }
         }
+        let mut scores = self.scores(plan, w).await?.into_iter();
         let (mut pooled, mut hidden) = (Vec::new(), Vec::new());
-        let all_rows = wants.iter().any(|w| **w == Want::Hidden);
+        let all_rows = wants.iter().any(|w| *w.besides_scores() == Want::Hidden);
         if !plan.pools.is_empty() || all_rows {
             let p = RmsNorm { rows: plan.rows() as u32, dim: c.dim as u32, eps: c.norm_eps };
             ops.rmsnorm(p, &w.x, &self.norm, &mut w.h);
@@ -312,11 +333,12 @@ impl<O: Ops> Forward<O> {
         let mut outputs = Vec::with_capacity(wants.len());
         for (want, span) in wants.iter().zip(&plan.layout.spans) {
             let (row, rows) = (span.row as usize, span.rows as usize);
-            outputs.push(match want {
-                Want::Nothing => Output::Nothing,
+            let besides = want.besides_scores();
+            let output = match besides {
+                Want::Nothing | Want::Scores { .. } => Output::Nothing,
                 Want::Token(_) => drawn.next().map_or(Output::Nothing, Output::Token),
                 Want::Logits | Want::AllLogits => {
-                    let count = if **want == Want::Logits { 1 } else { rows };
+                    let count = if *besides == Want::Logits { 1 } else { rows };
                     let (mine, rest) = logits.split_at(count * c.vocab);
                     logits = rest;
                     Output::Logits(mine.to_vec())
@@ -325,6 +347,13 @@ impl<O: Ops> Forward<O> {
                     pooled.next().map_or(Output::Nothing, |v| Output::Embedding(v.to_vec()))
                 }
                 Want::Hidden => Output::Hidden(hidden[row * c.dim..][..rows * c.dim].to_vec()),
+            };
+            outputs.push(match want {
+                Want::Scores { targets, .. } => {
+                    let mine = scores.by_ref().take(targets.len()).collect();
+                    Output::Scores(mine, Box::new(output))
+                }
+                _ => output,
             });
         }
         Ok(outputs)

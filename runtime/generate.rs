@@ -60,6 +60,10 @@ pub struct Sampling {
     pub grammar: Option<Grammar>,
     /// How many of the most likely tokens to report with each.
     pub logprobs: u32,
+    /// Also tell the log-probabilities of the prompt's tokens, from the second on, with so many of
+    /// the most likely ones; see [`Generation::prompt_logprobs`]. Prefixes that other requests have
+    /// computed are computed again.
+    pub prompt_logprobs: Option<u32>,
     /// Go on when the model ends its answer, unless a grammar is complete with it.
     pub ignore_eos: bool,
     /// Instead of [`Engine::generation_mask`].
@@ -79,6 +83,7 @@ impl Default for Sampling {
             stop: Vec::new(),
             grammar: None,
             logprobs: 0,
+            prompt_logprobs: None,
             ignore_eos: false,
             mask: None,
         }
@@ -179,20 +184,40 @@ impl<'a> Generation<'a> {
         self.answer.prompt_tokens()
     }
 
-    /// Runs what is pending, in passes of the engine's batch size, and draws the next token.
-    fn step(&mut self) -> Result<Piece> {
+    /// Log-probabilities of the prompt's tokens from the second on, where
+    /// [`Sampling::prompt_logprobs`] asks for them; all are there with the first piece, or, where
+    /// `max_tokens` is 0, when the iterator has ended.
+    ///
+    /// ```
+    /// use gritlm::{Engine, Options, Prompt, Sampling};
+    /// let engine = Engine::open("demo", &Options::default())?;
+    /// let score = Sampling { max_tokens: 0, prompt_logprobs: Some(1), ..Sampling::greedy() };
+    /// let mut scored = engine.generate(&Prompt::raw("Package: pdfgrep"), &score)?;
+    /// assert!(scored.next().is_none());
+    /// let sum: f32 = scored.prompt_logprobs().iter().map(|token| token.logprob).sum();
+    /// assert!(sum < 0.0);
+    /// # Ok::<(), gritlm::Error>(())
+    /// ```
+    pub fn prompt_logprobs(&self) -> &[Drawn] {
+        self.answer.scores()
+    }
+
+    /// Runs what is pending, in passes of the engine's batch size, and draws the next token; None
+    /// where none is to be drawn.
+    fn step(&mut self) -> Result<Option<Piece>> {
         let budget = self.engine.options().batch_tokens;
         let context = self.context.get();
-        loop {
+        while !self.answer.is_over() {
             let tokens = context.part(budget, &self.answer);
             let outputs = self.engine.run(&mut [context.sequence(tokens, &self.answer)])?;
             context.ran(tokens);
             for output in outputs {
                 if let Some(piece) = self.answer.push(output, context)? {
-                    return Ok(piece);
+                    return Ok(Some(piece));
                 }
             }
         }
+        Ok(None)
     }
 }
 
@@ -205,7 +230,7 @@ impl Iterator for Generation<'_> {
         }
         let step = self.step();
         self.failed = step.is_err();
-        Some(step)
+        step.transpose()
     }
 }
 

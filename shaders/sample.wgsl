@@ -18,7 +18,7 @@ struct Draws {
 @group(0) @binding(0) var<uniform> p: Draws;
 @group(0) @binding(1) var<storage, read> logits: array<f32>;
 // Per draw: where its seen ids begin here, how many, penalty, temperature, top_k, top_p, min_p,
-// uniform, log-probabilities, where its results go.
+// uniform, log-probabilities, where its results go, the token that is given (~0 for none).
 @group(0) @binding(2) var<storage, read> draws: array<u32>;
 // The rows after the penalty.
 @group(0) @binding(3) var<storage, read_write> changed: array<f32>;
@@ -26,7 +26,7 @@ struct Draws {
 // likeliest.
 @group(0) @binding(4) var<storage, read_write> out: array<u32>;
 
-const WORDS = 10u;
+const WORDS = 11u;
 var<workgroup> best_of: array<Prefix, LANES>;
 var<workgroup> sum_of: vec4<f32>;
 
@@ -181,7 +181,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, lanes: Lanes) {
     }
     best = first_of(best.order, best.id, index);
     let temperature = bitcast<f32>(draws[draw + 3u]);
-    if temperature > 0.0 {
+    let given = draws[draw + 10u];
+    if given < p.vocab {
+        // Its log-probability alone is asked for.
+        best.id = given;
+    } else if temperature > 0.0 {
         let row = Row(at, value_of(best.order), temperature);
         var prefix = Prefix(0u, 0xffffffffu);
         let top_k = draws[draw + 4u];

@@ -248,5 +248,6 @@ fn expected_draw(d: &Draw, logits: &[f32]) -> Drawn {
             break;
         }
     }
+    let token = d.given.map_or(token, |id| id as usize);
     Drawn { token: token as u32, logprob: logprob(token), top }
 }

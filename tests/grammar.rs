@@ -380,6 +380,7 @@ fn the_host_draws_as_the_device() {
         min_p: 0.0,
         uniform: 0.0,
         logprobs: 4,
+        given: None,
     };
     for i in 0..60 {
         let mut draw = Draw { uniform: i as f32 / 60.0, ..base.clone() };

@@ -25,6 +25,7 @@ mod rag_graph; // approximate search: what it finds, what it follows, damage, th
 mod rag_index; // from files to an index: formats, chunks, runs, search, the program
 mod rag_store; // the store: round trips, crashes, damage, readers beside a writer
 mod schedule; // the scheduler: values under load, fairness, bounds, pages, failures
+mod scores; // how likely a given text is: the library, the scheduler, `echo` over HTTP
 mod serve; // `gritlm serve`: start, statuses, limits, draining
 mod serve_clients; // clients that others wrote: openai, langchain-openai, curl, schemathesis
 mod serve_embed; // its embeddings and ranks: values, shapes, refusals

@@ -30,6 +30,7 @@ fn parts(reference: &Reference) -> Vec<Part> {
         min_p: 0.0,
         uniform: 0.6,
         logprobs: 3,
+        given: None,
     };
     let embedding = |pooling| Want::Embedding { skip: 0, pooling, normalize: true };
     // 150 tokens cross a page.

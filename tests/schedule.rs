@@ -96,6 +96,7 @@ fn outcome(events: Events) -> Outcome {
     for event in events {
         assert!(all.summary.is_none() && all.error.is_none(), "{event:?} after the last event");
         match event {
+            Event::Prompt(scores) => panic!("scores that nobody asked for: {scores:?}"),
             Event::Piece(piece) => all.pieces.push(piece),
             Event::Embedding { index, embedding } => {
                 assert_eq!(index, all.embeddings.len());

@@ -140,6 +140,7 @@ fn mixed_pass(engine: &Engine) -> (Vec<Output>, Vec<KvCache>) {
         min_p: 0.01,
         uniform: 0.4,
         logprobs: 3,
+        given: None,
     };
     let embedding = |pooling| Want::Embedding { skip: 1, pooling, normalize: true };
     let (causal, both) = (Mask::Causal { window: None }, Mask::Bidirectional { window: None });
@@ -227,6 +228,7 @@ fn the_steady_state_creates_nothing() {
                 min_p: 0.0,
                 uniform,
                 logprobs: 2,
+                given: None,
             };
             let mut counts = Vec::new();
             for n in 0..12u32 {

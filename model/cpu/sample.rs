@@ -3,14 +3,16 @@
 //! In this order, each on what the one before left, as transformers does: repetition penalty (a
 //! seen token's logit is divided by it if positive, multiplied if not), temperature, top-k, top-p
 //! (the fewest likeliest whose sum reaches p), min-p (at least p times the likeliest); then the
-//! kept probabilities, likeliest first, are walked until their sum passes `uniform`.
+//! kept probabilities, likeliest first, are walked until their sum passes `uniform`. A token that is
+//! given is taken instead; only its log-probability is asked for then.
 //! Reported log-probabilities are the model's own, before any of that. Where tokens are equally
 //! likely the lower id comes first, so that every backend draws the same.
 
 use crate::ops::{Draw, Drawn};
+use rayon::prelude::*;
 
 pub(super) fn sample(vocab: u32, draws: &[Draw], logits: &[f32]) -> Vec<Drawn> {
-    let rows = draws.iter().zip(logits.chunks_exact(vocab as usize));
+    let rows = draws.par_iter().zip(logits.par_chunks_exact(vocab as usize));
     rows.map(|(d, l)| draw(d, l, |_| true)).collect()
 }
 
@@ -18,6 +20,16 @@ pub(super) fn sample(vocab: u32, draws: &[Draw], logits: &[f32]) -> Vec<Drawn> {
 /// outside which are. Log-probabilities are the model's own here, too: those of all tokens.
 pub fn draw(d: &Draw, logits: &[f32], allowed: impl Fn(u32) -> bool) -> Drawn {
     let normalizer = log_sum_exp(logits);
+    let token = d.given.unwrap_or_else(|| choose(d, logits, allowed));
+    let top = match d.logprobs as usize {
+        0 => Vec::new(),
+        n => likeliest(logits, n).iter().map(|&i| (i, logits[i as usize] - normalizer)).collect(),
+    };
+    Drawn { token, logprob: logits[token as usize] - normalizer, top }
+}
+
+/// The token that the filters and `uniform` lead to.
+fn choose(d: &Draw, logits: &[f32], allowed: impl Fn(u32) -> bool) -> u32 {
     let mut changed = logits.to_vec();
     for &id in &d.seen {
         if let Some(logit) = changed.get_mut(id as usize) {
@@ -28,12 +40,7 @@ pub fn draw(d: &Draw, logits: &[f32], allowed: impl Fn(u32) -> bool) -> Drawn {
     for (_, logit) in (0..).zip(&mut changed).filter(|(id, _)| !allowed(*id)) {
         *logit = f32::NEG_INFINITY;
     }
-    let token = if d.temperature == 0.0 { largest(&changed) } else { drawn(d, changed) };
-    let top = match d.logprobs as usize {
-        0 => Vec::new(),
-        n => likeliest(logits, n).iter().map(|&i| (i, logits[i as usize] - normalizer)).collect(),
-    };
-    Drawn { token, logprob: logits[token as usize] - normalizer, top }
+    if d.temperature == 0.0 { largest(&changed) } else { drawn(d, changed) }
 }
 
 fn drawn(d: &Draw, mut logits: Vec<f32>) -> u32 {

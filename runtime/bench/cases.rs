@@ -160,6 +160,8 @@ fn cases_without_weights() -> Vec<Case> {
         Draw { seen: vec![0, 3, 31], penalty: 0.5, top_k: 20, uniform: 0.4, ..warm.clone() },
         // Flat enough that negative logits, which a penalty multiplies, decide.
         Draw { seen: (0..40).collect(), penalty: 3.0, temperature: 9.0, ..warm.clone() },
+        Draw { given: Some(0), ..greedy.clone() },
+        Draw { given: Some(49), logprobs: 3, seen: vec![49], penalty: 2.0, ..warm.clone() },
     ];
     for (vocab, step) in [(333, 0.0), (1000, 0.0), (1025, 0.5), (50, 4.0)] {
         add(Op::Sample { vocab, draws: draws.clone(), step }, 1.0);

@@ -161,15 +161,9 @@ fn shape_of_experts(p: Expert) -> String {
 
 /// The likeliest token, or one as most people draw it.
 fn draw(drawn: bool, uniform: f32) -> Draw {
-    Draw {
-        seen: Vec::new(),
-        penalty: 1.0,
-        temperature: if drawn { 0.7 } else { 0.0 },
-        top_k: if drawn { 50 } else { 0 },
-        top_p: if drawn { 0.9 } else { 1.0 },
-        min_p: 0.0,
-        uniform,
-        logprobs: 0,
+    match drawn {
+        true => Draw { temperature: 0.7, top_k: 50, top_p: 0.9, uniform, ..Draw::greedy() },
+        false => Draw { uniform, ..Draw::greedy() },
     }
 }
 

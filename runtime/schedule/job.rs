@@ -7,7 +7,7 @@ use crate::cache::Cache;
 use crate::continuation::{Context, Continuation};
 use crate::rerank::Judge;
 use crate::{Embed, Encoded, Error, Piece, Result};
-use gritlm_model::ops::{Mask, PAGE};
+use gritlm_model::ops::{Drawn, Mask, PAGE};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -177,6 +177,12 @@ impl<'a> Answering<'a> {
         let piece = self.answer.push(output, &mut self.context)?;
         self.ids.extend(piece.as_ref().map(|piece| piece.token.token));
         Ok(piece)
+    }
+
+    /// The prompt's scores, once, when it has been run as a whole.
+    pub(super) fn scores(&mut self, whole: bool) -> Option<Vec<Drawn>> {
+        let told = self.answer.drawn() > 1 || !self.answer.scores_prompt();
+        (whole && !told).then(|| self.answer.scores().to_vec())
     }
 
     pub(super) fn summary(&self) -> Summary {

@@ -2,6 +2,7 @@
 
 use super::Summary;
 use crate::{Embed, Embedding, Encoded, Error, Piece, Ranked, Sampling};
+use gritlm_model::ops::Drawn;
 use std::time::{Duration, Instant};
 
 /// What is to be done.
@@ -59,6 +60,9 @@ impl From<Work> for Request {
 /// What comes of a request. The last one is [`Event::Finished`] or [`Event::Failed`].
 #[derive(Debug)]
 pub enum Event {
+    /// Log-probabilities of the prompt's tokens from the second on, where
+    /// [`Sampling::prompt_logprobs`] asks for them; before the first piece.
+    Prompt(Vec<Drawn>),
     /// A piece of the answer.
     Piece(Piece),
     /// A text's vector.

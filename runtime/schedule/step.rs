@@ -177,8 +177,10 @@ impl Steps<'_> {
         {
             let waiting = entry.get();
             let mut cache = match waiting.window() {
-                Some(window) => self.prefixes.find(self.engine, window, &waiting.prompt),
-                None => self.engine.cache(),
+                Some(window) if !waiting.answer.scores_prompt() => {
+                    self.prefixes.find(self.engine, window, &waiting.prompt)
+                }
+                _ => self.engine.cache(),
             };
             let more = waiting.answer.room() - cache.tokens();
             if !self.prefixes.make_room(self.engine.pool(), cache.lacks(more))
@@ -303,10 +305,13 @@ impl Steps<'_> {
         for job in self.running.values_mut().filter(|job| job.part > 0) {
             let Some(result) = results.next() else { break };
             match job.settle(result, &mut self.prefixes) {
-                Ok(None) => {}
-                Ok(Some(piece)) => {
-                    job.client.send(Event::Piece(piece));
-                    if job.answer.is_over() {
+                Ok(piece) => {
+                    let over = job.answer.is_over();
+                    if let Some(scores) = job.scores(piece.is_some() || over) {
+                        job.client.send(Event::Prompt(scores));
+                    }
+                    piece.into_iter().for_each(|piece| job.client.send(Event::Piece(piece)));
+                    if over {
                         let summary = job.summary();
                         job.client.finish(stats.steps, summary);
                         stats.finished += 1;

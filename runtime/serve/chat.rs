@@ -208,7 +208,7 @@ pub(super) async fn chat(
     let (logprobs, top) = logprobs(request.logprobs, request.top_logprobs)?;
     let how = params.sampling(Sampling::default().max_tokens, top)?;
     let prompts = vec![conversation(request.messages)?];
-    openai::answer::<Chat>(loaded, Job { prompts, how, logprobs }, params).await
+    openai::answer::<Chat>(loaded, Job::new(prompts, how, logprobs), params).await
 }
 
 /// Whether tokens' log-probabilities are told, and how many of the most likely with each.

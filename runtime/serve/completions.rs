@@ -23,6 +23,14 @@ pub(super) struct CompletionRequest {
     /// Tell the tokens' log-probabilities, and those of so many of the most likely ones.
     #[schema(minimum = 0, maximum = 5)]
     logprobs: Option<u32>,
+    /// Begin `text` with the prompt; with `logprobs` its tokens are told, too, and how likely each
+    /// was after those before it. With `max_tokens` 0 nothing is added, so that a given text is
+    /// scored.
+    #[schema(default = false)]
+    echo: Option<bool>,
+    /// An extension: whether `<s>` goes in front of text.
+    #[schema(default = true)]
+    add_special_tokens: Option<bool>,
     #[serde(flatten)]
     #[schema(value_type = Params)]
     rest: Map<String, Value>,
@@ -40,16 +48,18 @@ pub(super) struct TextChoice {
     finish_reason: Option<Finish>,
 }
 
-/// The tokens and their probabilities, each list with one entry for each token that was drawn.
+/// The tokens and their probabilities, each list with one entry for each token that was drawn, also
+/// the one that ends the text; with `echo` those of the prompt stand before them.
 #[derive(Default, Serialize, ToSchema)]
 pub(super) struct TextLogprobs {
     /// Texts of the tokens, each on its own; U+FFFD for a part of a character.
     tokens: Vec<String>,
-    /// Under the model, before penalty, temperature and filters.
-    token_logprobs: Vec<f32>,
+    /// Under the model, before penalty, temperature and filters; null for a prompt's first token,
+    /// which stands behind nothing.
+    token_logprobs: Vec<Option<f32>>,
     /// Those of the most likely tokens, and of the one drawn; null where none were asked for.
     #[schema(required)]
-    top_logprobs: Option<Vec<BTreeMap<String, f32>>>,
+    top_logprobs: Option<Vec<Option<BTreeMap<String, f32>>>>,
     /// Characters of `text` that were certain before the token.
     text_offset: Vec<usize>,
 }
@@ -68,22 +78,25 @@ impl Shape for Text {
     fn logprobs(engine: &Engine, pieces: &[Piece], start: usize) -> Result<TextLogprobs> {
         let text = |id: u32| Ok::<_, crate::Error>(engine.tokenizer().token(id)?.0);
         let (mut all, mut offset) = (TextLogprobs::default(), start);
+        let mut tops = Vec::new();
         for Piece { text: more, token, .. } in pieces {
-            let (drawn, logprob) = (text(token.token)?, openai::finite(token.logprob));
-            if !token.top.is_empty() {
-                let mut top = BTreeMap::new();
-                for &(id, logprob) in &token.top {
-                    // Of several parts of characters the likeliest.
-                    top.entry(text(id)?).or_insert(openai::finite(logprob));
-                }
-                top.entry(drawn.clone()).or_insert(logprob);
-                all.top_logprobs.get_or_insert_default().push(top);
+            let known = Some(token.logprob).filter(|logprob| !logprob.is_nan());
+            let (drawn, logprob) = (text(token.token)?, known.map(openai::finite));
+            let mut top = BTreeMap::new();
+            for &(id, logprob) in &token.top {
+                // Of several parts of characters the likeliest.
+                top.entry(text(id)?).or_insert(openai::finite(logprob));
             }
+            if let Some(logprob) = logprob.filter(|_| !top.is_empty()) {
+                top.entry(drawn.clone()).or_insert(logprob);
+            }
+            tops.push(Some(top).filter(|top| !top.is_empty()));
             all.tokens.push(drawn);
             all.token_logprobs.push(logprob);
             all.text_offset.push(offset);
             offset += more.chars().count();
         }
+        all.top_logprobs = tops.iter().any(Option::is_some).then_some(tops);
         Ok(all)
     }
 
@@ -131,6 +144,8 @@ pub(super) async fn completions(
         Texts::Text(texts) => texts.into_iter().map(Prompt::Raw).collect(),
         Texts::Ids(all) => all.into_iter().map(Prompt::Tokens).collect(),
     };
-    let logprobs = request.logprobs.is_some();
-    openai::answer::<Text>(loaded, Job { prompts, how, logprobs }, params).await
+    let echo = request.echo.unwrap_or(false);
+    let bos = request.add_special_tokens.unwrap_or(true);
+    let job = Job { echo, bos, ..Job::new(prompts, how, request.logprobs.is_some()) };
+    openai::answer::<Text>(loaded, job, params).await
 }

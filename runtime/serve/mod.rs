@@ -12,6 +12,7 @@ mod cohere;
 mod completions;
 mod connections;
 mod count;
+mod echo;
 mod embeddings;
 mod failure;
 mod input;

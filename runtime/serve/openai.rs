@@ -2,6 +2,7 @@
 
 use super::answers::{Many, first_timing, server_timing};
 use super::body::Loaded;
+use super::echo::Echo;
 use super::failure::Failure;
 use super::params::Params;
 use super::stream::{self, Tell};
@@ -10,6 +11,7 @@ use crate::{Engine, Finish, Piece, Prompt, Result, Sampling};
 use axum::Json;
 use axum::http::HeaderName;
 use axum::response::{IntoResponse, Response};
+use gritlm_model::ops::Drawn;
 use serde::Serialize;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use utoipa::ToSchema;
@@ -131,6 +133,17 @@ pub(super) struct Job {
     pub(super) how: Sampling,
     /// Whether the tokens' probabilities are told.
     pub(super) logprobs: bool,
+    /// Whether answers begin with their prompts.
+    pub(super) echo: bool,
+    /// Whether `<s>` goes in front of verbatim text.
+    pub(super) bos: bool,
+}
+
+impl Job {
+    /// Answers that begin where their prompts end.
+    pub(super) fn new(prompts: Vec<Prompt>, how: Sampling, logprobs: bool) -> Self {
+        Self { prompts, how, logprobs, echo: false, bos: true }
+    }
 }
 
 /// Answers prompts, `n` times each.
@@ -139,7 +152,7 @@ pub(super) async fn answer<S: Shape>(
     job: Job,
     mut params: Params,
 ) -> Result<Response, Failure> {
-    let Job { prompts, mut how, logprobs } = job;
+    let Job { prompts, mut how, logprobs, echo, bos } = job;
     let (n, settings) = (params.choices()?, &loaded.app.settings);
     // More could never wait together.
     Failure::check_inputs("n", prompts.len() * n, settings.limits.queue_requests)?;
@@ -148,11 +161,19 @@ pub(super) async fn answer<S: Shape>(
     let format = params.response_format.take();
     let prepare = move |engine: &Engine| {
         let grammar = format.map(|format| format.grammar(engine)).transpose()?;
-        let ids = prompts.iter().map(|prompt| engine.tokenize_prompt(prompt, false));
-        Ok((grammar.flatten(), ids.collect::<Result<Vec<_>>>()?))
+        let (mut all, mut echoes) = (Vec::new(), Vec::new());
+        for prompt in &prompts {
+            let ids = engine.tokenize_prompt(prompt, !bos)?;
+            if echo {
+                echoes.push(Echo::new(engine, prompt, &ids)?);
+            }
+            all.push(ids);
+        }
+        Ok((grammar.flatten(), all, echoes))
     };
-    let (grammar, prompts) = loaded.blocking(prepare).await?;
+    let (grammar, prompts, echoes) = loaded.blocking(prepare).await?;
     how.grammar = grammar;
+    how.prompt_logprobs = (echo && logprobs).then_some(how.logprobs);
     let tokenize = start.elapsed();
     check_lengths::<S>(&loaded, &prompts, n)?;
     let works = prompts.into_iter().flat_map(|prompt| {
@@ -167,11 +188,18 @@ pub(super) async fn answer<S: Shape>(
 
     let head = Head::new::<S>(&loaded, params.stream());
     if params.stream() {
-        let tell = Tell { n, logprobs, usage: params.include_usage() };
+        let tell = Tell { n, logprobs, usage: params.include_usage(), echoes };
         let timing = || first_timing(tokenize, submitted.elapsed());
         return stream::respond::<S>(loaded, many, head, tell, None, timing).await;
     }
-    let (answers, summaries) = collect(many).await?;
+    let (mut answers, summaries) = collect(many).await?;
+    if echo {
+        let echoes = echoes.iter().flat_map(|echo| std::iter::repeat_n(echo, n));
+        for (echo, answer) in echoes.zip(&mut answers) {
+            let pieces = echo.pieces(&answer.prompt);
+            answer.pieces.splice(..0, pieces);
+        }
+    }
     let timings = summaries.iter().map(|s| s.timings).max_by_key(|t| t.first_token() + t.decode);
     let timing = server_timing(tokenize, &timings.unwrap_or_default());
     let choices =
@@ -198,15 +226,24 @@ fn check_lengths<S: Shape>(loaded: &Loaded, prompts: &[Vec<u32>], n: usize) -> R
     Ok(())
 }
 
-/// All pieces, by choice, and what each took.
-pub(super) async fn collect(mut many: Many) -> Result<(Vec<Vec<Piece>>, Vec<Summary>), Failure> {
-    let mut pieces = vec![Vec::new(); many.len()];
+/// A choice as the scheduler has told it.
+#[derive(Clone, Default)]
+pub(super) struct Answered {
+    /// The scores of its prompt, where they are asked for.
+    prompt: Vec<Drawn>,
+    pieces: Vec<Piece>,
+}
+
+/// All choices, and what each took.
+pub(super) async fn collect(mut many: Many) -> Result<(Vec<Answered>, Vec<Summary>), Failure> {
+    let mut answers = vec![Answered::default(); many.len()];
     let mut summaries = vec![Summary::default(); many.len()];
     let mut left = many.len();
     while left > 0 {
         let (index, event) = many.next().await?;
         match event {
-            Event::Piece(piece) => pieces[index].push(piece),
+            Event::Prompt(scores) => answers[index].prompt = scores,
+            Event::Piece(piece) => answers[index].pieces.push(piece),
             Event::Finished(summary) => {
                 summaries[index] = summary;
                 left -= 1;
@@ -214,16 +251,16 @@ pub(super) async fn collect(mut many: Many) -> Result<(Vec<Vec<Piece>>, Vec<Summ
             _ => {}
         }
     }
-    Ok((pieces, summaries))
+    Ok((answers, summaries))
 }
 
 /// What was answered, in the endpoint's shape.
 pub(super) fn choices<S: Shape>(
     engine: &Engine,
-    answers: Vec<Vec<Piece>>,
+    answers: Vec<Answered>,
     logprobs: bool,
 ) -> Result<Vec<S::Choice>> {
-    let choice = |(index, pieces): (usize, Vec<Piece>)| {
+    let choice = |(index, Answered { pieces, .. }): (usize, Answered)| {
         let logprobs = logprobs.then(|| S::logprobs(engine, &pieces, 0)).transpose()?;
         let finish = pieces.last().and_then(|piece| piece.finish).unwrap_or(Finish::Length);
         let text = pieces.into_iter().map(|piece| piece.text).collect();

@@ -206,7 +206,8 @@ pub(super) async fn ask(
     };
     let head = Head::new::<Chat>(&loaded, params.stream());
     if params.stream() {
-        let tell = Tell { n: 1, logprobs, usage: params.include_usage() };
+        let (usage, echoes) = (params.include_usage(), Vec::new());
+        let tell = Tell { n: 1, logprobs, usage, echoes };
         let usage = tell.usage.then_some(None);
         let part = Chunk { head: head.clone(), choices: Vec::new(), usage };
         let first = sse::Event::default().json_data(AskPart { part, documents: Some(documents) });

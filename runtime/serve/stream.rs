@@ -2,14 +2,16 @@
 
 use super::answers::Many;
 use super::body::Loaded;
+use super::echo::Echo;
 use super::failure::{Failure, FailureBody};
 use super::openai::{Chunk, Head, News, Shape, Usage};
-use crate::Finish;
 use crate::schedule::{Event, Summary};
+use crate::{Finish, Piece};
 use axum::http::{HeaderName, HeaderValue};
 use axum::response::sse::{self, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
+use gritlm_model::ops::Drawn;
 use serde::Serialize;
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -22,12 +24,16 @@ pub(super) struct Tell {
     pub(super) n: usize,
     pub(super) logprobs: bool,
     pub(super) usage: bool,
+    /// Prompts that answers begin with; none where they do not.
+    pub(super) echoes: Vec<Echo>,
 }
 
 /// A choice under way.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Default)]
 struct Told {
     begun: bool,
+    /// The scores of its prompt, until it is told.
+    prompt: Vec<Drawn>,
     /// Characters of its text.
     characters: usize,
     finish: Option<Finish>,
@@ -93,24 +99,16 @@ impl<S: Shape> Sending<S> {
 
     /// Makes of an event what is to be sent.
     fn take(&mut self, index: usize, event: Event) -> Result<(), Failure> {
-        let Some(mut told) = self.told.get(index).copied() else { return Ok(()) };
         match event {
+            Event::Prompt(scores) => self.told[index].prompt = scores,
             Event::Piece(piece) => {
-                let logprobs = self.tell.logprobs.then(|| {
-                    let pieces = std::slice::from_ref(&piece);
-                    S::logprobs(self.loaded.engine(), pieces, told.characters)
-                });
-                let logprobs = logprobs.transpose()?;
-                if logprobs.is_some() || !piece.text.is_empty() {
-                    told.characters += piece.text.chars().count();
-                    let first = !std::mem::replace(&mut told.begun, true);
-                    let text = Some(piece.text);
-                    self.part(index, News { first, text, logprobs, finish: None });
-                }
-                told.finish = piece.finish;
-                self.told[index] = told;
+                self.echo(index)?;
+                self.told[index].finish = piece.finish;
+                self.pieces(index, &[piece])?;
             }
             Event::Finished(summary) => {
+                self.echo(index)?;
+                let told = &self.told[index];
                 // Without a piece, there was room for none.
                 let finish = Some(told.finish.unwrap_or(Finish::Length));
                 let first = !told.begun;
@@ -122,6 +120,33 @@ impl<S: Shape> Sending<S> {
                 }
             }
             _ => {}
+        }
+        Ok(())
+    }
+
+    /// Tells the prompt, where it is told and has not been.
+    fn echo(&mut self, index: usize) -> Result<(), Failure> {
+        let told = &mut self.told[index];
+        match self.tell.echoes.get(index / self.tell.n) {
+            Some(echo) if !told.begun => {
+                let pieces = echo.pieces(&std::mem::take(&mut told.prompt));
+                self.pieces(index, &pieces)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Tells pieces in one part, unless there is nothing to tell.
+    fn pieces(&mut self, index: usize, pieces: &[Piece]) -> Result<(), Failure> {
+        let told = &mut self.told[index];
+        let logprobs =
+            self.tell.logprobs.then(|| S::logprobs(self.loaded.engine(), pieces, told.characters));
+        let logprobs = logprobs.transpose()?;
+        let text: String = pieces.iter().map(|piece| piece.text.as_str()).collect();
+        if logprobs.is_some() || !text.is_empty() {
+            told.characters += text.chars().count();
+            let first = !std::mem::replace(&mut told.begun, true);
+            self.part(index, News { first, text: Some(text), logprobs, finish: None });
         }
         Ok(())
     }
