@@ -22,6 +22,25 @@ pub fn embed_prefix(instruction: &str) -> String {
     if instruction.is_empty() { EMBED.into() } else { format!("{USER}{instruction}\n{EMBED}") }
 }
 
+/// Takes a whole embedding prompt apart into its instruction, which may be empty, and its text;
+/// None where the text is no such prompt. A spelled `<s>` in front is left out.
+///
+/// ```
+/// use gritlm_model::prompt::embed_parts;
+/// assert_eq!(embed_parts("<|user|>\nFind it.\n<|embed|>\nchess"), Some(("Find it.", "chess")));
+/// assert_eq!(embed_parts("<s><|embed|>\nchess"), Some(("", "chess")));
+/// assert_eq!(embed_parts("chess"), None);
+/// ```
+pub fn embed_parts(prompt: &str) -> Option<(&str, &str)> {
+    let prompt = prompt.strip_prefix("<s>").unwrap_or(prompt);
+    match prompt.strip_prefix(EMBED) {
+        Some(text) => Some(("", text)),
+        None => prompt.strip_prefix(USER)?.split_once(EMBED).and_then(|(instruction, text)| {
+            Some((instruction.strip_suffix('\n').filter(|i| !i.is_empty())?, text))
+        }),
+    }
+}
+
 /// A first user's turn, ready for the answer.
 ///
 /// ```
@@ -51,6 +70,25 @@ pub fn chat<S: AsRef<str>>(past: &[(S, S)], text: &str) -> Vec<String> {
     pieces.push(open(past.len(), text));
     pieces
 }
+
+/// The conversation of [`chat`] as a template in Jinja, for clients that make prompts themselves. A
+/// system message becomes a part of the user's turn, as `gritlm serve` has it.
+pub const CHAT_TEMPLATE: &str = "\
+{{- bos_token -}}
+{%- set turn = namespace(open=false) -%}
+{%- for message in messages -%}
+{%- if message['role'] == 'assistant' -%}
+{{- '\n<|assistant|>\n' + message['content'] + eos_token -}}
+{%- set turn.open = false -%}
+{%- else -%}
+{{- '\n\n' if turn.open else ('<|user|>\n' if loop.first else '\n<|user|>\n') -}}
+{{- message['content'] -}}
+{%- set turn.open = true -%}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{- '\n<|assistant|>\n' -}}
+{%- endif -%}";
 
 /// The pointwise relevance question of the GRIT paper's reranking; the answer's first token is
 /// "yes" or "no". Query and passage are cut to 600 characters, as there.

@@ -95,8 +95,10 @@ fn scores_come_through_the_scheduler_whatever_else_is_in_the_batch() {
     let limits = Limits { batch_tokens: 64, ..Limits::default() };
     let scheduler = Scheduler::start(engine, limits).unwrap();
     for _ in 0..2 {
-        let work =
-            |prompt: &Vec<u32>| Work::Generate { prompt: prompt.clone(), how: scoring(2, 3) };
+        let work = |prompt: &Vec<u32>| Work::Generate {
+            prompt: prompt.clone(),
+            how: Sampling { ignore_eos: true, ..scoring(2, 3) },
+        };
         let plain = Work::Generate { prompt: long.clone(), how: Sampling::greedy() };
         let _beside = scheduler.submit(plain.into()).unwrap();
         let all = prompts.each_ref().map(|p| scheduler.submit(work(p).into()).unwrap());

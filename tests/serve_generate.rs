@@ -620,7 +620,6 @@ fn wrong_requests_are_refused() {
         (400, "presence_penalty", json!({"presence_penalty": -1}), "not supported"),
         (400, "logit_bias", json!({"logit_bias": {"5": 1}}), "not supported"),
         (400, "best_of", json!({"best_of": 2}), "not supported"),
-        (400, "echo", json!({"echo": true}), "not supported"),
         (400, "suffix", json!({"suffix": "x"}), "not supported"),
         (400, "modalities", json!({"modalities": ["text", "audio"]}), "not supported"),
     ];
@@ -629,6 +628,8 @@ fn wrong_requests_are_refused() {
         wrong(TEXT, json!({"prompt": "x"}), status, field, fields, part);
     }
     let say = |role: &str| json!({"role": role, "content": "x"});
+    let echo = json!({"echo": true});
+    wrong(CHAT, json!({"messages": user("x")}), 400, "echo", echo, "not supported");
     let chat = [
         ("messages", json!({"messages": []}), "at least one"),
         ("messages", json!({"messages": "x"}), "sequence"),

@@ -32,8 +32,8 @@ pub(super) struct ChatRequest {
 /// What one side said.
 #[derive(Deserialize, ToSchema)]
 pub(super) struct Message {
-    role: Role,
-    content: TextOr<ContentPart>,
+    pub(super) role: Role,
+    pub(super) content: TextOr<ContentPart>,
 }
 
 /// Who.
@@ -256,7 +256,7 @@ fn conversation(messages: Vec<Message>) -> Result<Prompt, Failure> {
 }
 
 /// Adds to a turn.
-fn join(turn: &mut String, more: String) {
+pub(super) fn join(turn: &mut String, more: String) {
     if !turn.is_empty() && !more.is_empty() {
         turn.push_str("\n\n");
     }

@@ -135,14 +135,14 @@ struct Meta {
 
 /// Which of the two paths was called.
 #[derive(Serialize, ToSchema)]
-struct ApiVersion {
-    version: &'static str,
+pub(super) struct ApiVersion {
+    pub(super) version: &'static str,
 }
 
 /// Tokens, again.
 #[derive(Serialize, ToSchema)]
-struct MetaTokens {
-    input_tokens: usize,
+pub(super) struct MetaTokens {
+    pub(super) input_tokens: usize,
 }
 
 /// Ranks documents by relevance to a query.

@@ -2,16 +2,19 @@
 
 use super::answers::{Wish, server_timing};
 use super::body::{Body, Loaded};
+use super::conversations::{Conversations, ConversationsShape};
 use super::failure::{Failure, Failures};
 use super::input::{Input, Texts};
 use crate::schedule::Work;
-use crate::{Attn, Embed, Embedding, Encoded, Error, Pooling};
+use crate::{Attn, Embed, Embedding, Encoded, Engine, Error, Pooling};
 use axum::Json;
 use axum::http::{HeaderName, HeaderValue};
 use axum::response::{IntoResponse, Response};
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use gritlm_model::ops::PAGE;
+use gritlm_model::prompt::embed_parts;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::time::Instant;
 use utoipa::ToSchema;
 
@@ -19,8 +22,14 @@ use utoipa::ToSchema;
 #[derive(Deserialize, ToSchema)]
 pub(super) struct EmbeddingsRequest {
     /// One text or several, as strings or as token ids. Ids are the text's own, as `/tokenize`
-    /// makes them with `add_special_tokens: false`; `<s>`, tags and instruction go in front.
-    input: Input,
+    /// makes them with `add_special_tokens: false`; `<s>`, tags and instruction go in front. A text
+    /// that is a whole prompt already (`<|user|>\n…\n<|embed|>\n…`) is taken as it is, its
+    /// instruction left out of pooling.
+    input: Option<Input>,
+    /// An extension, in place of `input`: a conversation, or several, each of which is embedded: the
+    /// user's messages are its text, and a system message in front is the instruction.
+    #[schema(value_type = Option<ConversationsShape>)]
+    messages: Option<Conversations>,
     /// The model's name, as `/v1/models` tells it.
     model: Option<String>,
     /// How vectors come: as numbers, or as the base64 of their little-endian f32.
@@ -49,6 +58,10 @@ pub(super) struct EmbeddingsRequest {
     /// library cut at 512).
     #[schema(minimum = 1)]
     max_length: Option<usize>,
+    /// An extension: vLLM's name of `max_length` with `truncate`; -1, and what is beyond the limit,
+    /// stand for the limit.
+    #[schema(minimum = -1)]
+    truncate_prompt_tokens: Option<i64>,
     /// An extension: which attention embeds. `cccc` is causal, for checkpoints trained so.
     attn: Option<AttnName>,
     /// An extension: higher is earlier. One level is worth 64 steps of waiting.
@@ -163,8 +176,24 @@ pub(super) async fn embeddings(
     Body(body): Body<EmbeddingsRequest>,
 ) -> Result<Response, Failure> {
     loaded.check_model(body.model.as_deref())?;
+    let (field, input) = match (body.input, body.messages) {
+        (Some(input), None) => ("input", input),
+        (None, Some(messages)) => ("messages", messages.texts()?),
+        (None, None) => {
+            return Err(Failure::field("input", format!("expected {}, found none", Input::KINDS)));
+        }
+        (Some(_), Some(_)) => {
+            let problem = "expected \"input\" or \"messages\", found both";
+            return Err(Failure::field("messages", problem));
+        }
+    };
     let limit = loaded.max_length();
-    let max_length = body.max_length.unwrap_or(limit);
+    let cut_at = cut_at(body.truncate_prompt_tokens, limit)?;
+    if cut_at.is_some() && body.max_length.is_some() {
+        let problem = "expected it or \"max_length\", found both";
+        return Err(Failure::field("truncate_prompt_tokens", problem));
+    }
+    let max_length = body.max_length.or(cut_at).unwrap_or(limit);
     if !(1..=limit).contains(&max_length) {
         let problem = format!("expected 1 to {limit} tokens, found {max_length}");
         return Err(Failure::field("max_length", problem));
@@ -179,9 +208,9 @@ pub(super) async fn embeddings(
         dimensions: body.dimensions,
     };
     let wish = Wish { priority: body.priority, timeout: body.timeout };
-    let truncate = body.truncate.unwrap_or(body.max_length.is_some());
+    let truncate = body.truncate.unwrap_or(body.max_length.or(cut_at).is_some());
     let start = Instant::now();
-    let texts = loaded.encode("input", body.input, &how, truncate).await?;
+    let texts = loaded.encode(field, input, &how, truncate).await?;
     let tokenize = start.elapsed();
     let answers = loaded.submit(Work::Embed { texts, how }, wish)?;
     let (found, summary) = answers.embeddings().await?;
@@ -201,6 +230,19 @@ pub(super) async fn embeddings(
         usage: EmbeddingsUsage { prompt_tokens: tokens, total_tokens: tokens },
     };
     loaded.render(timing, answer).await
+}
+
+/// Where `truncate_prompt_tokens` cuts; -1 at the limit.
+fn cut_at(tokens: Option<i64>, limit: usize) -> Result<Option<usize>, Failure> {
+    match tokens {
+        None => Ok(None),
+        Some(-1) => Ok(Some(limit)),
+        Some(tokens @ 1..) => Ok(Some(usize::try_from(tokens).unwrap_or(limit).min(limit))),
+        Some(tokens) => {
+            let problem = format!("expected a number of tokens, or -1, found {tokens}");
+            Err(Failure::field("truncate_prompt_tokens", problem))
+        }
+    }
 }
 
 impl Loaded {
@@ -230,6 +272,9 @@ impl Loaded {
         }
         self.blocking(move |engine| {
             let texts = match &input.texts {
+                Texts::Text(texts) if texts.iter().any(|text| embed_parts(text).is_some()) => {
+                    input.encode_prompts(field, texts, engine, &how)?
+                }
                 Texts::Text(texts) => engine.encode_texts(texts, &how),
                 Texts::Ids(texts) => engine.encode_tokens(texts, &how),
             };
@@ -266,6 +311,43 @@ impl Loaded {
     ) -> Result<Response, Failure> {
         let header = [(HeaderName::from_static("server-timing"), timing)];
         self.blocking(move |_| Ok((header, Json(answer())).into_response())).await
+    }
+}
+
+impl Input {
+    /// Makes texts ready of which some are whole prompts, each with an instruction of its own.
+    fn encode_prompts(
+        &self,
+        field: &str,
+        texts: &[String],
+        engine: &Engine,
+        how: &Embed,
+    ) -> Result<crate::Result<Vec<Encoded>>, Failure> {
+        let mut groups: BTreeMap<&str, Vec<(usize, &str)>> = BTreeMap::new();
+        for (index, text) in texts.iter().enumerate() {
+            let (instruction, text) = embed_parts(text).unwrap_or((&how.instruction, text));
+            if !how.instruction.is_empty() && instruction != how.instruction {
+                let place = self.place(field, index);
+                let problem = "it is a whole prompt; expected no \"instruction\" beside it";
+                return Err(Failure::field(place, problem));
+            }
+            groups.entry(instruction).or_default().push((index, text));
+        }
+        let mut all = vec![None; texts.len()];
+        for (instruction, group) in groups {
+            let how = Embed { instruction: instruction.into(), ..how.clone() };
+            let texts: Vec<&str> = group.iter().map(|&(_, text)| text).collect();
+            match engine.encode_texts(&texts, &how) {
+                Ok(encoded) => {
+                    group.iter().zip(encoded).for_each(|(&(at, _), e)| all[at] = Some(e));
+                }
+                Err(Error::EmptyText { index }) => {
+                    return Ok(Err(Error::EmptyText { index: group[index].0 }));
+                }
+                Err(error) => return Ok(Err(error)),
+            }
+        }
+        Ok(Ok(all.into_iter().flatten().collect()))
     }
 }
 

@@ -36,6 +36,15 @@ impl From<String> for Input {
 }
 
 impl Input {
+    /// What it may be.
+    pub(super) const KINDS: &str =
+        "a string, an array of strings, of token ids or of arrays of token ids";
+
+    /// Texts, which may have been one that was no array.
+    pub(super) fn of(single: bool, texts: Vec<String>) -> Self {
+        Self { single, texts: Texts::Text(texts) }
+    }
+
     /// Where text `index` stands in the body, from the field's name.
     pub(super) fn place(&self, field: &str, index: usize) -> String {
         if self.single { field.into() } else { format!("{field}[{index}]") }
@@ -95,7 +104,7 @@ impl<'de> Visitor<'de> for OneOrMany {
     type Value = Input;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a string, an array of strings, of token ids or of arrays of token ids")
+        f.write_str(Input::KINDS)
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<Input, E> {

@@ -9,8 +9,10 @@ mod answers;
 mod body;
 mod chat;
 mod cohere;
+mod cohere_embed;
 mod completions;
 mod connections;
+mod conversations;
 mod count;
 mod echo;
 mod embeddings;
@@ -265,10 +267,12 @@ fn router(app: Arc<App>) -> axum::Router {
         .routes(routes!(tei::similarity))
         .routes(routes!(tei::rerank))
         .routes(routes!(tei::info))
+        .routes(routes!(cohere_embed::embed))
         .routes(routes!(cohere::rerank))
         .routes(routes!(cohere::rerank_v1))
         .routes(routes!(tokens::tokenize))
         .routes(routes!(tokens::detokenize))
+        .routes(routes!(tokens::tokenizer_info))
         .routes(routes!(metrics::metrics))
         .routes(routes!(live::stats))
         .routes(routes!(chat::chat))

@@ -1,4 +1,4 @@
-//! `POST /tokenize` and `POST /detokenize`, in vLLM's shape for texts.
+//! `POST /tokenize`, `POST /detokenize` and `GET /tokenizer_info`, in vLLM's shape for texts.
 
 use super::body::{Body, Loaded};
 use super::failure::{Failure, Failures};
@@ -6,6 +6,7 @@ use super::input::{Id, Ids};
 use crate::Error;
 use axum::Json;
 use axum::response::{IntoResponse, Response};
+use gritlm_model::prompt::CHAT_TEMPLATE;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -54,6 +55,39 @@ pub(super) struct DetokenizeRequest {
 pub(super) struct DetokenizeResponse {
     /// Special tokens, `<s>` for one, are left out.
     prompt: String,
+}
+
+/// What clients that make prompts or count tokens themselves must know.
+#[derive(Serialize, ToSchema)]
+pub(super) struct TokenizerInfo {
+    /// Begins a sequence.
+    bos_token: Option<String>,
+    /// Ends an answer.
+    eos_token: Option<String>,
+    /// None: nothing is padded.
+    #[schema(required)]
+    pad_token: Option<String>,
+    /// Whether a text's tokens begin with `bos_token`, where nothing else is said.
+    add_bos_token: bool,
+    /// Positions of the model.
+    model_max_length: usize,
+    /// How a conversation becomes a prompt, in Jinja.
+    chat_template: &'static str,
+}
+
+/// The tokenizer's special tokens, and the format of conversations.
+#[utoipa::path(get, path = "/tokenizer_info", tag = "tokens",
+    responses((status = 200, body = TokenizerInfo), Failures))]
+pub(super) async fn tokenizer_info(loaded: Loaded) -> Json<TokenizerInfo> {
+    let (config, tokenizer) = (loaded.engine().config(), loaded.engine().tokenizer());
+    Json(TokenizerInfo {
+        bos_token: tokenizer.piece(config.bos),
+        eos_token: config.eos.first().and_then(|&id| tokenizer.piece(id)),
+        pad_token: None,
+        add_bos_token: true,
+        model_max_length: config.max_positions,
+        chat_template: CHAT_TEMPLATE,
+    })
 }
 
 /// The token ids of a text.
