@@ -7,6 +7,7 @@
 //! whatever comes, makes a blob of a file cut short, has no timeout, and asserts on what a server
 //! says.
 
+use crate::unlock::UnlockOnDrop;
 use crate::{Error, Result};
 use hf_hub::api::sync::{Api, ApiBuilder};
 use hf_hub::{Cache, CacheRepo, Repo, RepoType};
@@ -276,13 +277,13 @@ impl Hub {
 
     /// Appends to `part` what it lacks of the `size` bytes at `url`.
     fn transfer(&self, url: &str, size: u64, part: &Path, name: &str) -> Result<(), Fault> {
-        let mut file =
-            OpenOptions::new().append(true).create(true).open(part).map_err(disk(part))?;
+        let file = OpenOptions::new().append(true).create(true).open(part).map_err(disk(part))?;
         // (Some file systems have no locks; that is no reason to refuse them.)
         if let Err(TryLockError::WouldBlock) = file.try_lock() {
             let problem = format!("{}: another process is downloading it", part.display());
             return Err(Fault::last(problem));
         }
+        let mut file = UnlockOnDrop(file);
         let mut have = file.metadata().map_err(disk(part))?.len();
         if have == size {
             return Ok(());

@@ -38,6 +38,7 @@ mod rerank;
 pub mod schedule;
 pub mod serve;
 pub mod synth;
+mod unlock;
 
 pub use backend::{Device, DeviceInfo, devices};
 pub use embed::{Embed, Embedding, Encoded, dot};

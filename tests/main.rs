@@ -23,6 +23,7 @@ mod rag_answers; // answers through a store on disk: golden files, `gritlm ask`,
 mod rag_ask; // answering from documents: six modes against a slow twin, joined caches
 mod rag_graph; // approximate search: what it finds, what it follows, damage, the program
 mod rag_index; // from files to an index: formats, chunks, runs, search, the program
+mod rag_lock; // the store's lock, which a child has inherited
 mod rag_store; // the store: round trips, crashes, damage, readers beside a writer
 mod schedule; // the scheduler: values under load, fairness, bounds, pages, failures
 mod scores; // how likely a given text is: the library, the scheduler, `echo` over HTTP

@@ -13,6 +13,7 @@ use super::reader::Reader;
 use super::tables::{self, DocumentRow, Index, State, connect, damaged, put_meta, sql};
 use super::types::{Compacted, NewChunk, NewDocument, Stamp};
 use super::{Spill, content_hash, folder_bytes, head};
+use crate::unlock::UnlockOnDrop;
 use crate::{Error, Result};
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 use std::collections::{BTreeSet, HashMap};
@@ -51,8 +52,8 @@ pub struct Writer {
     db: Connection,
     index: Index,
     head: File,
-    /// Held while the writer is.
-    _lock: File,
+    /// Held while the writer is, until the database is closed: so it is the last field.
+    _lock: UnlockOnDrop,
 }
 
 impl Writer {
@@ -397,7 +398,7 @@ impl Writer {
 }
 
 /// Takes the writer's lock, which the system gives back when the process ends, however it does.
-fn lock(folder: &Path) -> Result<File> {
+fn lock(folder: &Path) -> Result<UnlockOnDrop> {
     let path = folder.join(LOCK);
     let file = disk::open(&path)?;
     match file.try_lock() {
@@ -415,5 +416,5 @@ fn lock(folder: &Path) -> Result<File> {
     // For the message above only.
     let id = std::process::id().to_string();
     let _ = file.set_len(0).and_then(|()| disk::write_at(&file, id.as_bytes(), 0));
-    Ok(file)
+    Ok(UnlockOnDrop(file))
 }
