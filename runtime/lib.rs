@@ -38,6 +38,7 @@ mod rerank;
 pub mod schedule;
 pub mod serve;
 pub mod synth;
+mod text;
 mod unlock;
 
 pub use backend::{Device, DeviceInfo, devices};

@@ -39,3 +39,4 @@ mod serve_rag; // `--store`: answers from documents, documents over HTTP, no roo
 mod shaders; // the WGSL backend: variants, parameters, limits, errors
 mod support; // error measure, reference files
 mod synth; // random checkpoints: right, repeatable, whole or not at all
+mod text_input; // byte-order marks, UTF-16, blank lines, in everything that is read as text

@@ -2,9 +2,9 @@
 
 use super::args::{Global, SamplingArgs};
 use super::generate::stream;
-use super::output::Out;
+use super::output::{Out, STDIN};
 use super::{INTERRUPTED, note};
-use crate::{Error, Result};
+use crate::{Error, Result, text};
 use std::io::{BufRead, IsTerminal, Write};
 use std::sync::atomic::Ordering;
 
@@ -13,8 +13,13 @@ pub(super) fn run(args: &SamplingArgs, global: &Global, out: &mut Out) -> Result
     how.check()?;
     let engine = super::open(global)?;
     let mut chat = engine.chat();
-    let mut stdin = std::io::stdin().lock();
     let terminal = std::io::stdin().is_terminal();
+    let stdin = std::io::stdin().lock();
+    // Only files have marks, and looking for one waits for the first line.
+    let mut stdin: Box<dyn BufRead> = match terminal {
+        true => Box::new(stdin),
+        false => text::utf8(stdin).map_err(Error::io(STDIN))?,
+    };
     if terminal {
         note("Empty line or Ctrl-D ends; Ctrl-C ends an answer.");
     }
@@ -25,10 +30,9 @@ pub(super) fn run(args: &SamplingArgs, global: &Global, out: &mut Out) -> Result
             let _ = std::io::stderr().flush();
         }
         let mut line = Vec::new();
-        let name = "standard input";
-        stdin.read_until(b'\n', &mut line).map_err(Error::io(name))?;
+        stdin.read_until(b'\n', &mut line).map_err(Error::io(STDIN))?;
         let line = String::from_utf8(line)
-            .map_err(|_| Error::Input { what: name.into(), problem: "not UTF-8".into() })?;
+            .map_err(|_| Error::Input { what: STDIN.into(), problem: "not UTF-8".into() })?;
         let text = line.trim();
         if text.is_empty() {
             return Ok(());

@@ -2,18 +2,19 @@
 
 use super::args::{EmbedArgs, Global};
 use super::note;
-use super::output::{Atomic, Out, Progress, texts};
+use super::output::{Atomic, Out, Progress, at_line, texts};
 use crate::{Embed, Embedding, Engine, Error, Result};
 use safetensors::tensor::{Dtype, TensorView};
 use std::path::Path;
 
 pub(super) fn run(args: &EmbedArgs, global: &Global, out: &mut Out) -> Result<()> {
     let writer = args.output.as_deref().map(Format::of).transpose()?;
-    let texts = texts(&args.texts)?;
+    let from = &args.texts;
+    let texts = texts(from)?;
     // Before the work, so that a folder that cannot be written costs nobody an hour.
     let file = args.output.as_deref().map(Atomic::create).transpose()?;
     let engine = super::open(global)?;
-    let found = embed(&engine, &texts, &args.how.embed())?;
+    let found = embed(&engine, &texts, &args.how.embed()).map_err(|e| at_line(e, from))?;
     if let (Some(format), Some(mut file)) = (writer, file) {
         let vectors: Vec<&[f32]> = found.iter().map(|e| e.vector.as_slice()).collect();
         file.write(&format.header(&vectors)?)?;

@@ -2,8 +2,8 @@
 
 use super::args::{Generate, Global};
 use super::check_interrupt;
-use super::output::Out;
-use crate::{Error, Finish, Generation, Grammar, Piece, Prompt, Result};
+use super::output::{Out, STDIN};
+use crate::{Error, Finish, Generation, Grammar, Piece, Prompt, Result, text};
 use gritlm_model::ops::Drawn;
 use serde_json::Value;
 use std::io::Read;
@@ -16,12 +16,8 @@ pub(super) fn run(args: &Generate, global: &Global, out: &mut Out) -> Result<()>
         Some(text) => text.clone(),
         None => {
             let mut bytes = Vec::new();
-            let name = "standard input";
-            std::io::stdin().read_to_end(&mut bytes).map_err(Error::io(name))?;
-            String::from_utf8(bytes).map_err(|e| Error::Input {
-                what: name.into(),
-                problem: format!("not UTF-8 (byte {})", e.utf8_error().valid_up_to() + 1),
-            })?
+            std::io::stdin().read_to_end(&mut bytes).map_err(Error::io(STDIN))?;
+            decode(bytes, STDIN)?
         }
     };
     let prompt = if args.raw { Prompt::Raw(text) } else { Prompt::User(text) };
@@ -55,10 +51,17 @@ pub(super) fn run(args: &Generate, global: &Global, out: &mut Out) -> Result<()>
 fn schema(asked: &str) -> Result<Value> {
     let (what, text) = match asked.trim_start().starts_with('{') {
         true => ("--json-schema", asked.into()),
-        false => (asked, std::fs::read_to_string(asked).map_err(Error::io(asked))?),
+        false => (asked, decode(std::fs::read(asked).map_err(Error::io(asked))?, asked)?),
     };
     let wrong = |e: serde_json::Error| Error::Input { what: what.into(), problem: e.to_string() };
     serde_json::from_str(&text).map_err(wrong)
+}
+
+fn decode(bytes: Vec<u8>, what: &str) -> Result<String> {
+    text::decode(bytes).map_err(|e| Error::Input {
+        what: what.into(),
+        problem: format!("not {} (byte {})", e.encoding(), e.at + 1),
+    })
 }
 
 /// Prints an answer as it comes; returns how many tokens it has.

@@ -2,7 +2,7 @@
 
 use super::args::{Format, Texts};
 use super::{check_interrupt, note};
-use crate::{Error, Result};
+use crate::{Error, Result, text};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use std::fs::File;
@@ -127,6 +127,9 @@ impl Drop for Progress {
     }
 }
 
+/// What errors call it.
+pub(super) const STDIN: &str = "standard input";
+
 /// The texts of a command: its arguments, else the lines of a file or of stdin.
 pub(super) fn texts(from: &Texts) -> Result<Vec<String>> {
     if !from.texts.is_empty() {
@@ -144,7 +147,7 @@ pub(super) fn texts(from: &Texts) -> Result<Vec<String>> {
                 found: "none".into(),
             });
         }
-        None => lines("standard input", std::io::stdin().lock())?,
+        None => lines(STDIN, std::io::stdin().lock())?,
     };
     if found.is_empty() {
         return Err(Error::Input { what: "texts".into(), problem: "there are none".into() });
@@ -152,12 +155,25 @@ pub(super) fn texts(from: &Texts) -> Result<Vec<String>> {
     Ok(found)
 }
 
+/// The error, with the line that it is about where the texts were lines.
+pub(super) fn at_line(error: Error, from: &Texts) -> Error {
+    match error {
+        Error::EmptyText { index } if from.texts.is_empty() => {
+            let name = from.input.as_ref().map_or(STDIN.into(), |path| path.display().to_string());
+            let what = format!("{name}, line {}", index + 1);
+            Error::Input { what, problem: error.to_string() }
+        }
+        error => error,
+    }
+}
+
 /// One text a line; or, where the first line is a JSON object with `text`, such objects.
-pub(super) fn lines(name: &str, mut from: impl BufRead) -> Result<Vec<String>> {
+pub(super) fn lines(name: &str, from: impl BufRead) -> Result<Vec<String>> {
     #[derive(serde::Deserialize)]
     struct Line {
         text: String,
     }
+    let mut from = text::utf8(from).map_err(Error::io(name))?;
     let mut texts = Vec::new();
     let mut json = false;
     let mut bytes = Vec::new();
@@ -171,7 +187,7 @@ pub(super) fn lines(name: &str, mut from: impl BufRead) -> Result<Vec<String>> {
         let line = std::str::from_utf8(&bytes)
             .map_err(|e| wrong(format!("not UTF-8 (byte {} of the line)", e.valid_up_to() + 1)))?;
         let line = line.strip_suffix('\n').unwrap_or(line);
-        let line = line.strip_suffix('\r').unwrap_or(line);
+        let line = text::unmarked(line.strip_suffix('\r').unwrap_or(line));
         let parsed = serde_json::from_str::<Line>(line);
         if number == 1 {
             json = parsed.is_ok();

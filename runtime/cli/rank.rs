@@ -2,7 +2,7 @@
 
 use super::args::{Global, Rerank, Similarity};
 use super::embed::embed;
-use super::output::{Out, texts};
+use super::output::{Out, at_line, texts};
 use crate::{Embed, Result, dot};
 
 pub(super) fn similarity(args: &Similarity, global: &Global, out: &mut Out) -> Result<()> {
@@ -10,7 +10,7 @@ pub(super) fn similarity(args: &Similarity, global: &Global, out: &mut Out) -> R
     let engine = super::open(global)?;
     // Cosines, whatever length the vectors would have.
     let how = Embed { normalize: true, ..args.how.embed() };
-    let found = embed(&engine, &texts, &how)?;
+    let found = embed(&engine, &texts, &how).map_err(|e| at_line(e, &args.texts))?;
     for a in &found {
         let row: Vec<f32> = found.iter().map(|b| dot(&a.vector, &b.vector)).collect();
         if out.json() {

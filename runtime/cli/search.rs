@@ -7,7 +7,7 @@ use super::note;
 use super::output::{Atomic, Out, lines};
 use crate::engine::fnv1a;
 use crate::rag::{Find, Hit, Searcher};
-use crate::{Embed, Engine, Error, Result};
+use crate::{Embed, Engine, Error, Result, text};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use std::collections::{HashMap, HashSet};
@@ -112,11 +112,10 @@ fn collect(path: &Path) -> Result<Vec<Item>> {
                 } else if path.is_dir() && !path.is_symlink() {
                     folders.push(path);
                 } else if path.is_file() {
-                    match String::from_utf8(std::fs::read(&path).map_err(Error::io(&path))?) {
-                        Ok(text) => items.push(Item { place: path.display().to_string(), text }),
-                        Err(_) => {
-                            note(format_args!("note: {}: not UTF-8, left out", path.display()))
-                        }
+                    let place = path.display().to_string();
+                    match text::decode(std::fs::read(&path).map_err(Error::io(&path))?) {
+                        Ok(text) => items.push(Item { place, text }),
+                        Err(_) => note(format_args!("note: {place}: not UTF-8, left out")),
                     }
                 }
             }

@@ -183,6 +183,7 @@ The first line on stdout is the address. SIGTERM or Ctrl-C: what is under way is
 #[derive(Group)]
 pub(super) struct Demo {
     /// Queries of your own, instead of the built-in ones
+    #[arg(value_parser = unmarked)]
     pub(super) queries: Vec<String>,
 }
 
@@ -190,7 +191,7 @@ pub(super) struct Demo {
 #[derive(Group)]
 pub(super) struct Texts {
     /// Texts; without any, they are read from --input or stdin
-    #[arg(value_name = "TEXT")]
+    #[arg(value_name = "TEXT", value_parser = unmarked)]
     pub(super) texts: Vec<String>,
     /// A file with one text a line, or JSON objects with `text`, one a line
     #[arg(long, value_name = "FILE", conflicts_with = "texts")]
@@ -303,7 +304,7 @@ impl SamplingArgs {
 #[derive(Group)]
 pub(super) struct Generate {
     /// The user's turn; read from stdin when left out
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", value_parser = unmarked)]
     pub(super) prompt: Option<String>,
     /// Take the prompt verbatim, without GritLM's tags
     #[arg(long)]
@@ -311,7 +312,7 @@ pub(super) struct Generate {
     #[command(flatten)]
     pub(super) sampling: SamplingArgs,
     /// A JSON schema that the answer follows: a file, or the schema itself if it begins with {
-    #[arg(long, value_name = "FILE|JSON")]
+    #[arg(long, value_name = "FILE|JSON", value_parser = unmarked)]
     pub(super) json_schema: Option<String>,
     /// Report the N most likely tokens of each step (with --format json)
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -329,6 +330,7 @@ pub(super) struct Similarity {
 #[derive(Group)]
 pub(super) struct Rerank {
     /// What to look for
+    #[arg(value_parser = unmarked)]
     pub(super) query: String,
     #[command(flatten)]
     pub(super) texts: Texts,

@@ -1,7 +1,7 @@
 //! Arguments of what deals with documents: `search`, `index`, `ask`.
 
 use super::SamplingArgs;
-use super::values::{Above, Budget, parse};
+use super::values::{Above, Budget, parse, unmarked};
 use crate::rag::{CacheKind, Filter, KvFormat, Mode, Order, VectorFormat};
 use crate::{Attn, Embed};
 use clap::Args as Group;
@@ -11,6 +11,7 @@ use std::path::PathBuf;
 #[derive(Group)]
 pub(crate) struct Search {
     /// What to look for
+    #[arg(value_parser = unmarked)]
     pub(crate) query: String,
     /// A file (its lines are searched) or a folder (its files are)
     #[arg(required_unless_present = "store", conflicts_with = "store")]
@@ -93,6 +94,7 @@ pub(crate) struct Index {
 #[derive(Group)]
 pub(crate) struct AskArgs {
     /// The question
+    #[arg(value_parser = unmarked)]
     pub(crate) query: String,
     /// The folder of `gritlm index`
     #[arg(long, value_name = "DIR")]

@@ -1,7 +1,8 @@
 //! What arguments can be, and how it is read.
 
-use crate::{Device, Error, Pooling, Result};
+use crate::{Device, Error, Pooling, Result, text};
 use clap::ValueEnum;
+use std::convert::Infallible;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -140,6 +141,11 @@ pub(crate) fn count() -> clap::builder::RangedI64ValueParser<u32> {
 pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
     let seconds = text.parse::<f64>().ok().and_then(|s| Duration::try_from_secs_f64(s).ok());
     seconds.ok_or_else(|| format!("expected seconds, 0 or more, found {text:?}"))
+}
+
+/// A text without a byte-order mark, which `"$(cat FILE)"` brings along.
+pub(crate) fn unmarked(argument: &str) -> Result<String, Infallible> {
+    Ok(text::unmarked(argument).into())
 }
 
 /// clap wants the error as text.

@@ -7,7 +7,7 @@ mod walk;
 pub(super) use walk::{Entry, Walk, resolve, walk};
 
 use super::store::{Stamp, content_hash};
-use crate::Result;
+use crate::{Result, text};
 use serde_json::{Map, Value};
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -102,13 +102,12 @@ pub(super) fn read_file(
             Ok(text) => (None, text),
             Err(problem) => return each(Item::Problem(problem)),
         },
-        _ => match String::from_utf8(bytes) {
+        _ => match text::decode(bytes) {
             Ok(text) if text.contains('\0') => return each(Item::Binary),
             Ok(text) if matches!(extension.as_str(), "md" | "markdown") => (heading(&text), text),
             Ok(text) => (None, text),
-            Err(error) if is_text(&extension) && !error.as_bytes().contains(&0) => {
-                let at = error.utf8_error().valid_up_to();
-                return each(Item::Problem(format!("not UTF-8 (byte {at}, counted from 0)")));
+            Err(error) if is_text(&extension) && !error.is_binary() => {
+                return each(Item::Problem(error.to_string()));
             }
             Err(_) => return each(Item::Binary),
         },
@@ -123,7 +122,8 @@ pub(super) fn read_file(
     }))
 }
 
-/// Files of these names say that they are text; one that is not UTF-8 is a mistake.
+/// Files of these names say that they are text; one that is neither UTF-8 nor UTF-16 with a mark is
+/// a mistake.
 fn is_text(extension: &str) -> bool {
     matches!(extension, "txt" | "text" | "md" | "markdown" | "rst" | "tex" | "csv" | "tsv" | "log")
 }
@@ -134,8 +134,9 @@ fn lines(
     unchanged: &dyn Fn(&str, u64) -> bool,
     each: &mut dyn FnMut(Item) -> Result<()>,
 ) -> Result<()> {
-    let mut file = match File::open(&entry.path) {
-        Ok(file) => BufReader::new(file),
+    let file = File::open(&entry.path);
+    let mut file = match file.and_then(|file| text::utf8(BufReader::new(file))) {
+        Ok(file) => file,
         Err(error) => return each(Item::Problem(error.to_string())),
     };
     let mut seen = std::collections::HashSet::new();
@@ -148,7 +149,7 @@ fn lines(
             Ok(_) => {}
             Err(error) => return each(Item::Problem(error.to_string())),
         }
-        let line = bytes.trim_ascii();
+        let line = text::unmarked_bytes(&bytes).trim_ascii();
         let wrong = |problem: String| Item::Problem(format!("line {number}: {problem}"));
         let (id, title, text, metadata) = match line_of(line) {
             Ok(parts) => parts,
