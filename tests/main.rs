@@ -17,6 +17,7 @@ mod hub; // `--model owner/name`: cache, download, resume, bad servers
 mod kernels; // CUDA sources: every one compiles, without spills; cache, prebuilt kernels
 mod mixing; // one batch, many masks; same bits alone and together
 mod ops; // the table on every backend
+mod pdf; // PDFs with small faults: read as other readers do, or named
 mod properties; // random input
 mod published; // GritLM-7B's published values, where its weights are at hand
 mod rag_answers; // answers through a store on disk: golden files, `gritlm ask`, `bench rag`

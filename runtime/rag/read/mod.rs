@@ -2,6 +2,7 @@
 
 mod html;
 mod pdf;
+mod repair;
 mod walk;
 
 pub(super) use walk::{Entry, Walk, resolve, walk};

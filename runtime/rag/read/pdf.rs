@@ -1,5 +1,6 @@
 //! Text of PDF, from the places of its characters.
 
+use super::repair;
 use pdf_extract::{Document, MediaBox, Object, OutputDev, OutputError, Transform, output_doc};
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -8,7 +9,7 @@ use std::sync::Once;
 /// The text, a line a line, with a blank line where there is a gap on the page and between pages.
 pub(super) fn text(bytes: &[u8]) -> Result<String, String> {
     quietly(|| {
-        let mut document = Document::load_mem(bytes).map_err(|e| format!("not a PDF: {e}"))?;
+        let mut document = repair::load(bytes)?;
         // Many are encrypted with an empty password, to forbid printing.
         let locked = || Err("encrypted: it needs a password, or another reader".into());
         if document.is_encrypted() && document.decrypt("").is_err() {
