@@ -60,6 +60,20 @@ impl Engine {
     /// # Errors
     /// When the vocabulary has no word for yes or no, or the KV pages do not suffice.
     pub fn rerank(&self, query: &str, passages: &[impl AsRef<str> + Sync]) -> Result<Vec<Ranked>> {
+        self.rerank_watched(query, passages, &mut |_| Ok(()))
+    }
+
+    /// [`Engine::rerank`], calling `done` with the number of passages after each pass; its error
+    /// ends the work.
+    ///
+    /// # Errors
+    /// As [`Engine::rerank`], and what `done` returns.
+    pub fn rerank_watched(
+        &self,
+        query: &str,
+        passages: &[impl AsRef<str> + Sync],
+        done: &mut dyn FnMut(usize) -> Result<()>,
+    ) -> Result<Vec<Ranked>> {
         let judge = Judge::new(self)?;
         let prompts = self.encode_passages(query, passages)?;
         let mut ranked = Vec::with_capacity(passages.len());
@@ -77,6 +91,7 @@ impl Engine {
                     ranked.push(judge.ranked(index, &logits)?);
                 }
             }
+            done(batch.len())?;
         }
         Ranked::sort_by(&mut ranked, |r| r.score);
         Ok(ranked)

@@ -3,7 +3,7 @@
 use super::args::{Global, SamplingArgs};
 use super::generate::stream;
 use super::output::{Out, STDIN};
-use super::{INTERRUPTED, note};
+use super::{INTERRUPTED, WAITING, note};
 use crate::{Error, Result, text};
 use std::io::{BufRead, IsTerminal, Write};
 use std::sync::atomic::Ordering;
@@ -15,6 +15,7 @@ pub(super) fn run(args: &SamplingArgs, global: &Global, out: &mut Out) -> Result
     let mut chat = engine.chat();
     let terminal = std::io::stdin().is_terminal();
     let stdin = std::io::stdin().lock();
+    WAITING.store(true, Ordering::Relaxed);
     // Only files have marks, and looking for one waits for the first line.
     let mut stdin: Box<dyn BufRead> = match terminal {
         true => Box::new(stdin),
@@ -30,7 +31,9 @@ pub(super) fn run(args: &SamplingArgs, global: &Global, out: &mut Out) -> Result
             let _ = std::io::stderr().flush();
         }
         let mut line = Vec::new();
+        WAITING.store(true, Ordering::Relaxed);
         stdin.read_until(b'\n', &mut line).map_err(Error::io(STDIN))?;
+        WAITING.store(false, Ordering::Relaxed);
         let line = String::from_utf8(line)
             .map_err(|_| Error::Input { what: STDIN.into(), problem: "not UTF-8".into() })?;
         let text = line.trim();

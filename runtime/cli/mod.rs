@@ -1,5 +1,5 @@
-//! The command line: data to stdout, progress and notes to stderr; exit code 0, 1 (failure) or 2
-//! (usage).
+//! The command line: data to stdout, progress and notes to stderr; exit code 0, 1 (failure), 2
+//! (usage) or 130 (Ctrl-C).
 
 mod args;
 mod ask;
@@ -29,13 +29,23 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// Set by the first Ctrl-C; work in progress ends at its next step. A second one ends the process.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
+/// Set while nothing is computed and a line is awaited, so that no step will come: then the first
+/// Ctrl-C ends the process.
+static WAITING: AtomicBool = AtomicBool::new(false);
+
+/// The exit code after Ctrl-C, as shells have it: 128 and the signal's number.
+const BY_INTERRUPT: u8 = 130;
+/// The same after SIGTERM.
+#[cfg(unix)]
+const BY_TERMINATE: u8 = 143;
+
 /// From here on the work looks at [`INTERRUPTED`] often enough. Before (a download, which resumes)
 /// Ctrl-C ends the process as it does anywhere.
 fn handle_interrupt() {
     // Without a handler Ctrl-C still ends the program, only less politely.
     let _ = ctrlc::set_handler(|| {
-        if INTERRUPTED.swap(true, Ordering::Relaxed) {
-            std::process::exit(1);
+        if INTERRUPTED.swap(true, Ordering::Relaxed) || WAITING.load(Ordering::Relaxed) {
+            std::process::exit(BY_INTERRUPT.into());
         }
     });
 }
@@ -50,8 +60,13 @@ pub fn main() -> ExitCode {
         Ok(args) => args,
         Err(error) => return usage(&error),
     };
+    let interrupted = interrupted(&args.command);
     match run(args) {
         Ok(()) => ExitCode::SUCCESS,
+        Err(Error::Interrupted) => {
+            note(format_args!("error: {interrupted}"));
+            ExitCode::from(BY_INTERRUPT)
+        }
         // The reader (`head`, a pager) has seen enough.
         Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::BrokenPipe => {
             ExitCode::SUCCESS
@@ -60,6 +75,30 @@ pub fn main() -> ExitCode {
             note(format_args!("error: {error}"));
             ExitCode::from(if matches!(error, Error::Option { .. }) { 2 } else { 1 })
         }
+    }
+}
+
+/// What is said after Ctrl-C.
+fn interrupted(command: &Command) -> &'static str {
+    match command {
+        Command::Index(_) => {
+            "index was interrupted; what it has embedded is stored, and a new run goes on from there"
+        }
+        Command::Embed(_) => "embed was interrupted; it has written no embeddings",
+        Command::Similarity(_) => "similarity was interrupted; it has written nothing",
+        Command::Rerank(_) => "rerank was interrupted; it has written nothing",
+        Command::Search(_) => "search was interrupted; it has found nothing and kept nothing",
+        Command::Synth(_) => "synth was interrupted; it has made no checkpoint",
+        Command::Kernels(_) => "kernels build was interrupted; it has written nothing",
+        Command::Generate(_) => "generate was interrupted; the answer is not whole",
+        Command::Ask(_) => "ask was interrupted; the answer is not whole",
+        Command::Chat(_) => "chat was interrupted; the answer is not whole",
+        Command::Bench(_) => "bench was interrupted",
+        Command::Demo(_) => "demo was interrupted",
+        Command::Serve(_) => "serve was interrupted",
+        Command::Inspect(_) => "inspect was interrupted",
+        Command::Devices => "devices was interrupted",
+        Command::Completions { .. } => "completions was interrupted",
     }
 }
 
@@ -134,8 +173,8 @@ impl Drop for Opened {
 /// Opens the model and says once on stderr what it runs on.
 fn open(global: &Global) -> Result<Opened> {
     let engine = Engine::open(&global.model, &global.options())?;
-    opened(&engine);
     handle_interrupt();
+    opened(&engine);
     Ok(Opened { engine, profile: global.profile })
 }
 

@@ -2,7 +2,7 @@
 
 use super::args::{Global, Rerank, Similarity};
 use super::embed::embed;
-use super::output::{Out, at_line, texts};
+use super::output::{Out, Progress, at_line, texts};
 use crate::{Embed, Result, dot};
 
 pub(super) fn similarity(args: &Similarity, global: &Global, out: &mut Out) -> Result<()> {
@@ -26,7 +26,12 @@ pub(super) fn similarity(args: &Similarity, global: &Global, out: &mut Out) -> R
 pub(super) fn rerank(args: &Rerank, global: &Global, out: &mut Out) -> Result<()> {
     let texts = texts(&args.texts)?;
     let engine = super::open(global)?;
-    let ranked = engine.rerank(&args.query, &texts)?;
+    let (mut progress, mut done) = (Progress::new("ranking", texts.len() as u64), 0);
+    let ranked = engine.rerank_watched(&args.query, &texts, &mut |n| {
+        done += n as u64;
+        progress.at(done)
+    })?;
+    drop(progress);
     for r in ranked.iter().take(args.top_k.unwrap_or(texts.len())) {
         let text = &texts[r.index];
         if out.json() {

@@ -2,7 +2,7 @@
 
 use super::args::{Global, Serve};
 use super::output::Out;
-use super::{note, opened};
+use super::{BY_INTERRUPT, note, opened};
 use crate::schedule::Limits;
 use crate::serve::{Server, Settings};
 use crate::{Engine, Result};
@@ -62,8 +62,11 @@ async fn stopped() {
         };
         tokio::select! { _ = end.recv() => {}, _ = interrupt.recv() => {} }
         tokio::spawn(async move {
-            tokio::select! { _ = end.recv() => {}, _ = interrupt.recv() => {} }
-            std::process::exit(1);
+            let code = tokio::select! {
+                _ = end.recv() => super::BY_TERMINATE,
+                _ = interrupt.recv() => BY_INTERRUPT,
+            };
+            std::process::exit(code.into());
         });
     }
     #[cfg(not(unix))]
@@ -73,7 +76,7 @@ async fn stopped() {
         }
         tokio::spawn(async {
             let _ = tokio::signal::ctrl_c().await;
-            std::process::exit(1);
+            std::process::exit(BY_INTERRUPT.into());
         });
     }
     note("note: finishing what is under way");
