@@ -94,7 +94,10 @@ fn index(args: &Index, global: &Global, out: &mut Out) -> Result<()> {
     }
     match done.failed {
         0 => Ok(()),
-        n => Err(wrong(&args.store, format!("{n} files or lines could not be read, see above"))),
+        n => Err(wrong(
+            &args.store,
+            format!("{n} paths, files or lines could not be read, see above"),
+        )),
     }
 }
 

@@ -5,7 +5,7 @@
 //! is stored stays stored, and the next run goes on from there.
 
 use super::chunk::Chunking;
-use super::read::{Entry, Item, Source, Walk, read_file, resolve, walk};
+use super::read::{Entry, Item, Source, Unread, Walk, read_file, resolve, walk};
 use super::store::{CacheKind, Identity, KvFormat, NewChunk, NewDocument, Spill, Stamp, Writer};
 use crate::batch::{Output, Sequence};
 use crate::cache::KvCache;
@@ -175,6 +175,9 @@ impl<'a> Indexer<'a> {
     /// gone are removed, and the store's graph is updated ([`Writer::update_graph`]). Where `watch`
     /// returns an error, what has been embedded is stored, and the next run goes on from there.
     ///
+    /// Nothing is removed below what could not be read, be it one of the `paths` itself: a folder
+    /// that is not there may be on a drive that is not there.
+    ///
     /// # Errors
     /// When the engine or the store refuses, and what `watch` returns.
     pub fn run(
@@ -182,24 +185,32 @@ impl<'a> Indexer<'a> {
         paths: &[PathBuf],
         watch: &mut dyn FnMut(Event<'_>) -> Result<()>,
     ) -> Result<Indexed> {
-        let mut walk = walk(paths, Some(&self.folder));
+        let Walk { roots, files, failed, dangling } = walk(paths, Some(&self.folder));
         let stamps = self.writer.stamps()?;
-        for path in std::mem::take(&mut walk.missing) {
-            // What is known was deleted; anything else is a mistake.
-            if !stamps.keys().any(|known| is_below(known, &path)) {
-                walk.failed.push((path, "no such file or folder".into()));
-            }
-        }
+        let known = |path: &str| stamps.keys().filter(|known| is_below(known, path)).count();
+        // A link that leads nowhere is a matter only where it once led to a document.
+        let failed: Vec<Unread> = failed
+            .into_iter()
+            .chain(dangling.into_iter().filter(|link| known(&link.path) > 0))
+            .map(|mut unread| {
+                let kept = if unread.root { known(&unread.path) } else { 0 };
+                if kept > 0 {
+                    let plural = if kept > 1 { "s stay" } else { " stays" };
+                    unread.problem += &format!("; its {kept} document{plural} in the store");
+                }
+                unread
+            })
+            .collect();
         let identity = self.writer.identity().clone();
         let engine = self.engine;
         let mut run = Run::new(engine, &mut self.writer, self.memory, &identity, &stamps);
-        run.total = walk.files.iter().map(|f| f.bytes).sum();
-        for (path, problem) in walk.failed {
-            run.problem(path, &problem, watch)?;
+        run.total = files.iter().map(|f| f.bytes).sum();
+        for Unread { path, name, problem, .. } in failed {
+            run.problem(path, &name, &problem, watch)?;
         }
         std::thread::scope(|scope| {
             let (send, receive) = sync_channel(4);
-            let (files, stamps, identity) = (&walk.files, &stamps, &identity);
+            let (files, stamps, identity) = (&files, &stamps, &identity);
             let reader = move || {
                 cut_files(engine, identity, files, stamps, &mut |found| {
                     // Nobody listens any more after an error; then reading on is in vain.
@@ -215,7 +226,8 @@ impl<'a> Indexer<'a> {
             // Whatever ends the run, what has been embedded is kept.
             run.commit().and(result)
         })?;
-        run.remove_gone(&walk.roots)?;
+        run.remove_gone(&roots)?;
+        run.writer.restamp(&run.restamped)?;
         run.progress(watch)?;
         run.finish(watch)
     }
@@ -263,7 +275,7 @@ impl<'a> Indexer<'a> {
             group.push(
                 &path,
                 match same {
-                    true => Item::Unchanged(path.clone()),
+                    true => Item::Unchanged(path.clone(), None),
                     false => Item::Document(source),
                 },
             )
@@ -281,7 +293,8 @@ type Waiting = (String, Encoded);
 /// What came of a file or line.
 enum Cut {
     Document(NewDocument, Vec<Waiting>),
-    Unchanged(String),
+    /// With its file's stamp, where that was read.
+    Unchanged(String, Option<Stamp>),
     Problem(String, String),
     Binary,
     /// So many bytes of files are dealt with.
@@ -303,9 +316,11 @@ fn cut_files(
     let how = Chunking { tokens: identity.chunk, overlap: identity.overlap };
     let mut group = Group { engine, how, items: Vec::new(), bytes: 0, each };
     for file in files {
-        let same = |stamp: &Stamp| (stamp.modified, stamp.bytes) == (file.modified, file.bytes);
+        let same = |stamp: &Stamp| {
+            stamp.modified != 0 && (stamp.modified, stamp.bytes) == (file.modified, file.bytes)
+        };
         if stamps.get(&file.path).is_some_and(same) {
-            group.push(&file.path, Item::Unchanged(file.path.clone()))?;
+            group.push(&file.path, Item::Unchanged(file.path.clone(), None))?;
         } else {
             let unchanged =
                 |path: &str, hash| stamps.get(path).is_some_and(|stamp| stamp.hash == hash);
@@ -340,7 +355,7 @@ impl Group<'_> {
         let (engine, how) = (self.engine, self.how);
         let cut = std::mem::take(&mut self.items).into_par_iter().map(|item| match item {
             Err(bytes) => Cut::Read(bytes),
-            Ok((_, Item::Unchanged(path))) => Cut::Unchanged(path),
+            Ok((_, Item::Unchanged(path, stamp))) => Cut::Unchanged(path, stamp),
             Ok((path, Item::Problem(problem))) => Cut::Problem(path, problem),
             Ok((_, Item::Binary)) => Cut::Binary,
             Ok((_, Item::Document(source))) => {
@@ -394,6 +409,8 @@ struct Run<'a> {
     seen: HashSet<String>,
     /// Files and folders that could not be read: nothing below them is removed.
     failed: Vec<String>,
+    /// Documents that are as they were, and whose files have another time.
+    restamped: Vec<(String, Stamp)>,
     done: Indexed,
     read: u64,
     total: u64,
@@ -420,6 +437,7 @@ impl<'a> Run<'a> {
             took: Duration::ZERO,
             seen: HashSet::new(),
             failed: Vec::new(),
+            restamped: Vec::new(),
             done: Indexed::default(),
             read: 0,
             total: 0,
@@ -435,9 +453,16 @@ impl<'a> Run<'a> {
             match cut {
                 Cut::Read(bytes) => self.read += bytes,
                 Cut::Binary => self.done.binary += 1,
-                Cut::Problem(path, problem) => self.problem(path, &problem, watch)?,
-                Cut::Unchanged(path) => {
+                Cut::Problem(path, problem) => {
+                    let name = path.clone();
+                    self.problem(path, &name, &problem, watch)?;
+                }
+                Cut::Unchanged(path, stamp) => {
                     self.done.unchanged += 1;
+                    if let Some(stamp) = stamp.filter(|stamp| self.stamps.get(&path) != Some(stamp))
+                    {
+                        self.restamped.push((path.clone(), stamp));
+                    }
                     self.seen.insert(path);
                 }
                 Cut::Document(document, chunks) => {
@@ -453,14 +478,16 @@ impl<'a> Run<'a> {
         self.progress(watch)
     }
 
+    /// Tells of what could not be read, by the name that people have for it.
     fn problem(
         &mut self,
         path: String,
+        name: &str,
         problem: &str,
         watch: &mut dyn FnMut(Event<'_>) -> Result<()>,
     ) -> Result<()> {
         self.done.failed += 1;
-        watch(Event::Problem { path: &path, problem })?;
+        watch(Event::Problem { path: name, problem })?;
         self.failed.push(path);
         Ok(())
     }

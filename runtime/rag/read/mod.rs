@@ -5,7 +5,7 @@ mod pdf;
 mod repair;
 mod walk;
 
-pub(super) use walk::{Entry, Walk, resolve, walk};
+pub(super) use walk::{Entry, Unread, Walk, resolve, walk};
 
 use super::store::{Stamp, content_hash};
 use crate::{Result, text};
@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// A document as its file has it.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,8 +35,8 @@ pub struct Source {
 /// What came of a file, or of a line in it.
 pub(super) enum Item {
     Document(Source),
-    /// It is as it was; its path.
-    Unchanged(String),
+    /// It is as it was; its path, and the stamp of its file where that was read.
+    Unchanged(String, Option<Stamp>),
     /// It is no document; why.
     Problem(String),
     /// It is no text and does not say that it is.
@@ -59,14 +60,14 @@ const MAX_FILE: u64 = 256 << 20;
 pub fn read(path: &Path) -> (Vec<Source>, Vec<String>) {
     let (mut sources, mut problems) = (Vec::new(), Vec::new());
     let Walk { files, failed, .. } = walk(&[path.to_path_buf()], None);
-    problems.extend(failed.into_iter().map(|(path, problem)| format!("{path}: {problem}")));
+    problems.extend(failed.into_iter().map(|u| format!("{}: {}", u.name, u.problem)));
     for entry in files {
         // Nothing that is called returns an error.
         let _ = read_file(&entry, &|_, _| false, &mut |item| {
             match item {
                 Item::Document(source) => sources.push(source),
                 Item::Problem(problem) => problems.push(format!("{}: {problem}", entry.path)),
-                Item::Unchanged(_) | Item::Binary => {}
+                Item::Unchanged(..) | Item::Binary => {}
             }
             Ok(())
         });
@@ -89,13 +90,15 @@ pub(super) fn read_file(
         let mib = entry.bytes >> 20;
         return each(Item::Problem(format!("{mib} MiB; a document has at most 256 MiB")));
     }
+    let modified = settled(entry.modified);
     let bytes = match std::fs::read(&entry.path) {
         Ok(bytes) => bytes,
         Err(error) => return each(Item::Problem(error.to_string())),
     };
     let hash = content_hash(&bytes);
+    let stamp = Stamp { modified, bytes: entry.bytes, hash };
     if unchanged(&entry.path, hash) {
-        return each(Item::Unchanged(entry.path.clone()));
+        return each(Item::Unchanged(entry.path.clone(), Some(stamp)));
     }
     let (title, text) = match extension.as_str() {
         "html" | "htm" | "xhtml" => html::text(&bytes),
@@ -119,8 +122,19 @@ pub(super) fn read_file(
         title: title.map(one_line).filter(|t| !t.is_empty()).unwrap_or_else(name),
         text: tidy(&text),
         metadata: Value::Null,
-        stamp: Stamp { modified: entry.modified, bytes: entry.bytes, hash },
+        stamp,
     }))
+}
+
+/// No file system's clock ticks more slowly: FAT's.
+const TICK: Duration = Duration::from_secs(2);
+
+/// The time for the stamp of a file that is about to be read: 0 where another change may still come
+/// within the same tick, and would not show.
+fn settled(modified: i64) -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let last = now.saturating_sub(TICK).as_nanos();
+    if u128::try_from(modified).is_ok_and(|modified| modified < last) { modified } else { 0 }
 }
 
 /// Files of these names say that they are text; one that is neither UTF-8 nor UTF-16 with a mark is
@@ -135,6 +149,7 @@ fn lines(
     unchanged: &dyn Fn(&str, u64) -> bool,
     each: &mut dyn FnMut(Item) -> Result<()>,
 ) -> Result<()> {
+    let modified = settled(entry.modified);
     let file = File::open(&entry.path);
     let mut file = match file.and_then(|file| text::utf8(BufReader::new(file))) {
         Ok(file) => file,
@@ -166,13 +181,13 @@ fn lines(
         }
         let hash = content_hash(line);
         each(match unchanged(&path, hash) {
-            true => Item::Unchanged(path),
+            true => Item::Unchanged(path, None),
             false => Item::Document(Source {
                 path,
                 title: one_line(title),
                 text: tidy(&text),
                 metadata,
-                stamp: Stamp { modified: entry.modified, bytes: entry.bytes, hash },
+                stamp: Stamp { modified, bytes: entry.bytes, hash },
             }),
         })?;
     }

@@ -8,7 +8,7 @@ use super::tables::STATE;
 use super::tables::{
     ChunkRow, DocumentRow, Index, Place, SegmentRow, State, UseRow, put_meta, sql,
 };
-use super::types::{NewChunk, NewDocument};
+use super::types::{NewChunk, NewDocument, Stamp};
 use super::vectors;
 use crate::{Error, Result};
 use rusqlite::Connection;
@@ -133,6 +133,18 @@ impl<'a> Draft<'a> {
         self.subtract(document.checksum());
         self.state.documents -= 1;
         Ok(true)
+    }
+
+    /// Gives a document another stamp, where there is such a document.
+    pub(super) fn restamp(&mut self, path: &str, stamp: Stamp) -> Result<()> {
+        let found = DocumentRow::select(self.db, self.folder, "WHERE path = ?1", [path])?;
+        let Some(document) = found.into_iter().next() else { return Ok(()) };
+        self.delete("DELETE FROM documents WHERE id = ?1", document.id)?;
+        self.subtract(document.checksum());
+        let document = DocumentRow { stamp, ..document };
+        self.sql(document.write(self.db))?;
+        self.add(document.checksum());
+        Ok(())
     }
 
     fn delete(&self, statement: &str, id: u64) -> Result<()> {

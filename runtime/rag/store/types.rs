@@ -6,7 +6,9 @@ use serde::{Deserialize, Serialize};
 /// What tells whether a document's source has changed since it was indexed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stamp {
-    /// Nanoseconds since 1970 at which the file was last modified.
+    /// Nanoseconds since 1970 at which the file, or on Unix anything about it, was last changed. 0
+    /// where that is not known, or was so shortly before it was read that a later change may have
+    /// the same time.
     pub modified: i64,
     /// Its length.
     pub bytes: u64,

@@ -143,6 +143,18 @@ impl Writer {
         self.change(|draft| draft.remove(path))
     }
 
+    /// Notes that sources of these paths have another stamp, while what is stored of them is right.
+    /// Paths that are not in the store are left out.
+    ///
+    /// # Errors
+    /// When nothing can be written; then the store is as before.
+    pub fn restamp(&mut self, stamps: &[(String, Stamp)]) -> Result<()> {
+        if stamps.is_empty() {
+            return Ok(());
+        }
+        self.change(|draft| stamps.iter().try_for_each(|(path, stamp)| draft.restamp(path, *stamp)))
+    }
+
     /// Every stored document's path, with the state of its source then.
     ///
     /// # Errors
