@@ -1,7 +1,7 @@
 //! Equality with Hugging Face: hidden states, router logits, logits, embeddings, greedy tokens and
 //! document caches of three tiny random models, and the demo model's embeddings and answers.
 
-use crate::support::{Reference, close, data, devices, say};
+use crate::support::{self, Reference, close, data, devices, say};
 use gritlm::batch::{Output, Sequence, Want};
 use gritlm::model::ops::Mask;
 use gritlm::model::{config::Config, tokenizer::Tokenizer};
@@ -228,22 +228,14 @@ fn demo_answers(engine: &Engine) {
     }
 }
 
-/// Mistral's tokenizer is 3.5 MB and not in this repository: the test runs where the folder with
-/// `tokenizer.json` and `cases.json` is at hand.
 #[test]
 fn mistral_tokenizer() {
-    let beside =
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/reference/mistral-tokenizer");
-    let folder = std::env::var_os("GRITLM_MISTRAL_TOKENIZER").map_or(beside, Into::into);
-    if !folder.is_dir() {
-        say("SKIPPED golden::mistral_tokenizer: set GRITLM_MISTRAL_TOKENIZER=DIR to run it");
-        return;
-    }
     let mut config = Config::open(&data("mistral-tiny/config.json")).unwrap();
     config.vocab = 32000;
-    let tokenizer = Tokenizer::open(&folder.join("tokenizer.json"), &config).unwrap();
-    let cases: Value =
-        serde_json::from_slice(&std::fs::read(folder.join("cases.json")).unwrap()).unwrap();
+    let file = Path::new("tokenizer.json");
+    let tokenizer = Tokenizer::parse(&support::mistral_tokenizer(), file, &config).unwrap();
+    let cases = std::fs::read(data("mistral-tokenizer/cases.json")).unwrap();
+    let cases: Value = serde_json::from_slice(&cases).unwrap();
     for case in cases.as_array().unwrap() {
         let ids: Vec<u32> = serde_json::from_value(case["ids"].clone()).unwrap();
         assert_eq!(tokenizer.encode(text(&case["text"])).unwrap(), ids, "{}", case["text"]);

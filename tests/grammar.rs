@@ -2,7 +2,7 @@
 //! is drawn as ever; and schemas that cannot be followed are refused in one line.
 
 use crate::cli::run;
-use crate::support::{Reference, data, say};
+use crate::support::{Reference, data, mistral_tokenizer, say};
 use gritlm::model::{config::Config, cpu, ops::Draw, tokenizer::Tokenizer};
 use gritlm::schedule::{Event, Events, Limits, Scheduler, Work};
 use gritlm::{Device, Engine, Error, Finish, Grammar, Options, Piece, Prompt, Sampling};
@@ -268,16 +268,9 @@ fn tokens_have_the_bytes_that_the_decoder_shows() {
     let error = words.token_bytes().unwrap_err().to_string();
     assert!(error.contains("decoder") && !error.contains('\n'), "{error}");
 
-    let beside = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../shared/reference/mistral-tokenizer/tokenizer.json");
-    let file = std::env::var_os("GRITLM_MISTRAL_TOKENIZER")
-        .map_or(beside, |folder| Path::new(&folder).join("tokenizer.json"));
-    if !file.is_file() {
-        say("SKIPPED grammar: Mistral's tokens: set GRITLM_MISTRAL_TOKENIZER=DIR to check them");
-        return;
-    }
     config.vocab = 32000;
-    spelled_as_decoded(&Tokenizer::open(&file, &config).unwrap(), "Mistral");
+    let mistral = Tokenizer::parse(&mistral_tokenizer(), path, &config).unwrap();
+    spelled_as_decoded(&mistral, "Mistral");
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use gritlm::model::weights::{Dtype, decode};
 use gritlm::{Device, Engine, Options};
 use safetensors::SafeTensors;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// ‖out − reference‖ / ‖reference‖ in f64; infinite if anything is not a number or lengths differ.
@@ -46,6 +47,14 @@ pub(crate) fn with_a_yes() -> tempfile::TempDir {
     let tokenizer = tokenizer.replace("<unused100>", "▁yes").replace("<unused101>", "▁no");
     std::fs::write(folder.path().join("tokenizer.json"), tokenizer).unwrap();
     folder
+}
+
+/// `tokenizer.json` of Mistral 7B, whose vocabulary has 32000 tokens.
+pub(crate) fn mistral_tokenizer() -> Vec<u8> {
+    let file = std::fs::File::open(data("mistral-tokenizer/tokenizer.json.gz")).unwrap();
+    let mut text = Vec::new();
+    flate2::read::GzDecoder::new(file).read_to_end(&mut text).unwrap();
+    text
 }
 
 /// Every device that is here, with the largest relative error of a whole model on it.
