@@ -1,8 +1,12 @@
 //! `config.json` of a Mistral or Mixtral checkpoint, checked.
 //!
 //! Every number is checked once, here; after that, no code asks again whether `heads` divides.
+//! A field that is absent has the default of its class in transformers, or is refused as missing;
+//! null means none.
 
-use crate::{Error, Result};
+mod rope;
+
+use crate::{Error, Result, files};
 use serde_json::{Map, Value};
 use std::path::Path;
 
@@ -33,7 +37,8 @@ pub struct Config {
     pub max_positions: usize,
     /// Id of `<s>`.
     pub bos: u32,
-    /// Ids that end an answer.
+    /// Ids that end an answer: those of `config.json`, then those that only
+    /// `generation_config.json` has. The first goes between the turns of a conversation.
     pub eos: Vec<u32>,
     /// Whether `lm_head` is the embedding table (`tie_word_embeddings`).
     pub tied: bool,
@@ -55,13 +60,22 @@ pub struct Experts {
 }
 
 impl Config {
-    /// Reads and checks `config.json`.
+    /// Reads and checks `config.json`, and the `eos_token_id` of a `generation_config.json` beside
+    /// it.
     ///
     /// # Errors
-    /// When the file cannot be read, is not JSON, names another architecture, or has a value that
-    /// is missing, not positive, out of range or not dividing.
+    /// When a file cannot be read, is not JSON, names another architecture, or has a value that is
+    /// missing, not positive, out of range or not dividing.
     pub fn open(path: &Path) -> Result<Self> {
-        Self::parse(&std::fs::read(path).map_err(Error::io(path))?, path)
+        let text = std::fs::read(path).map_err(Error::io(path))?;
+        let beside = path.with_file_name("generation_config.json");
+        let generation = match std::fs::read(&beside) {
+            Ok(text) => Some(object(&text, &beside)?),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
+            Err(e) => return Err(Error::io(&beside)(e)),
+        };
+        let generation = generation.as_ref().map(|json| Fields { json, path: &beside });
+        Self::check(&Fields { json: &object(&text, path)?, path }, generation.as_ref())
     }
 
     /// Checks the text of a `config.json`; `path` is what errors name.
@@ -69,10 +83,10 @@ impl Config {
     /// # Errors
     /// As [`Config::open`].
     pub fn parse(text: &[u8], path: &Path) -> Result<Self> {
-        let json: Map<String, Value> = serde_json::from_slice(text)
-            .map_err(|e| Error::Format { path: path.into(), problem: format!("not JSON: {e}") })?;
-        let fields = Fields { json: &json, path };
+        Self::check(&Fields { json: &object(text, path)?, path }, None)
+    }
 
+    fn check(fields: &Fields<'_>, generation: Option<&Fields<'_>>) -> Result<Self> {
         // `model_type` decides: `architectures` also reads "GritLM" in copies made for other servers.
         let mixture = match fields.text("model_type")? {
             "mistral" => false,
@@ -84,14 +98,12 @@ impl Config {
         {
             return fields.fail("hidden_act", "\"silu\"", act);
         }
-        if let Some(scaling) = fields.get("rope_scaling") {
-            return fields.fail("rope_scaling", "null (no scaling)", scaling);
-        }
 
         let dim = fields.count("hidden_size", 1 << 20)?;
         let heads = fields.count("num_attention_heads", 1 << 16)?;
-        let kv_heads = match fields.get("num_key_value_heads") {
-            None => heads,
+        let kv_heads = match fields.json.get("num_key_value_heads") {
+            None => 8,
+            Some(Value::Null) => heads,
             Some(_) => fields.count("num_key_value_heads", 1 << 16)?,
         };
         if heads % kv_heads != 0 {
@@ -121,23 +133,17 @@ impl Config {
         } else {
             None
         };
-        // transformers 5 writes the base into `rope_parameters`.
-        let theta = match fields.get("rope_parameters").and_then(|p| p.get("rope_theta")) {
-            Some(theta) => fields.positive_value("rope_parameters", theta)?,
-            None if fields.get("rope_theta").is_none() => 10000.0,
-            None => fields.positive("rope_theta")?,
+        let theta = rope::theta(fields, if mixture { 1e6 } else { 1e4 })?;
+        let own = fields.tokens("eos_token_id", vocab)?;
+        let more = generation.map(|g| g.tokens("eos_token_id", vocab)).transpose()?.flatten();
+        let Some(mut eos) = own.or_else(|| more.clone()) else {
+            return fields.fail("eos_token_id", "a token id", "nothing");
         };
-        if theta < 1.0 {
-            return fields.fail("rope_theta", "a number of at least 1", format!("{theta:e}"));
+        for id in more.unwrap_or_default() {
+            if !eos.contains(&id) {
+                eos.push(id);
+            }
         }
-        let eos = match fields.get("eos_token_id") {
-            Some(Value::Array(ids)) => ids
-                .iter()
-                .map(|id| fields.token("eos_token_id", id, vocab))
-                .collect::<Result<_>>()?,
-            Some(id) => vec![fields.token("eos_token_id", id, vocab)?],
-            None => return fields.fail("eos_token_id", "a token id", "nothing"),
-        };
         let bos = match fields.get("bos_token_id") {
             Some(id) => fields.token("bos_token_id", id, vocab)?,
             None => return fields.fail("bos_token_id", "a token id", "nothing"),
@@ -152,8 +158,10 @@ impl Config {
             vocab,
             rope_theta: theta,
             norm_eps: fields.positive("rms_norm_eps")?,
-            window: match fields.get("sliding_window") {
-                None => None,
+            window: match fields.json.get("sliding_window") {
+                None if mixture => None,
+                None => Some(4096),
+                Some(Value::Null) => None,
                 Some(_) => Some(fields.count("sliding_window", 1 << 31)?),
             },
             max_positions: fields.count("max_position_embeddings", 1 << 31)?,
@@ -188,6 +196,13 @@ impl Config {
     }
 }
 
+/// The JSON object that a file holds.
+fn object(text: &[u8], path: &Path) -> Result<Map<String, Value>> {
+    files::check_pointer(text, path)?;
+    serde_json::from_slice(text)
+        .map_err(|e| Error::Format { path: path.into(), problem: format!("not JSON: {e}") })
+}
+
 /// The JSON object and the file it came from, for errors that name both.
 struct Fields<'a> {
     json: &'a Map<String, Value>,
@@ -205,7 +220,7 @@ impl<'a> Fields<'a> {
         Err(Error::Config { path: self.path.into(), field, expected, found })
     }
 
-    /// The field's value; null counts as absent, as in transformers.
+    /// The field's value; null counts as absent.
     fn get(&self, field: &str) -> Option<&'a Value> {
         self.json.get(field).filter(|v| !v.is_null())
     }
@@ -246,6 +261,16 @@ impl<'a> Fields<'a> {
             Some(n) if n > 0.0 && n.is_finite() => Ok(n),
             _ => self.fail(field, "a positive number", value),
         }
+    }
+
+    /// A token id or several; None where there is no such field.
+    fn tokens(&self, field: &'static str, vocab: usize) -> Result<Option<Vec<u32>>> {
+        let ids = match self.get(field) {
+            None => return Ok(None),
+            Some(Value::Array(ids)) => ids.as_slice(),
+            Some(id) => std::slice::from_ref(id),
+        };
+        ids.iter().map(|id| self.token(field, id, vocab)).collect::<Result<_>>().map(Some)
     }
 
     fn token(&self, field: &'static str, value: &Value, vocab: usize) -> Result<u32> {

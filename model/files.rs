@@ -1,5 +1,6 @@
-//! Files that are kept for the next start.
+//! Files that are kept for the next start, and what may stand in place of a checkpoint's.
 
+use crate::{Error, Result};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -31,4 +32,18 @@ pub fn keep(file: &Path, bytes: &[u8]) -> io::Result<()> {
         let _ = std::fs::remove_file(&part);
     }
     written
+}
+
+/// Refuses a Git LFS pointer: the few lines of text that a clone has in place of a large file where
+/// Git LFS did not bring it.
+pub(crate) fn check_pointer(bytes: &[u8], path: &Path) -> Result<()> {
+    if !bytes.starts_with(b"version https://git-lfs.github.com/spec/") {
+        return Ok(());
+    }
+    let problem = format!(
+        "expected the file itself, found a Git LFS pointer to it ({} bytes of text); run `git lfs \
+         pull` in that folder",
+        bytes.len()
+    );
+    Err(Error::Format { path: path.into(), problem })
 }

@@ -1,7 +1,9 @@
 //! Text ↔ token ids: `tokenizer.json` through the `tokenizers` crate, `<s>` in front.
 
+mod surplus;
+
 use crate::config::Config;
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::OnceLock;
@@ -20,10 +22,12 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer.json`.
+    /// Reads `tokenizer.json`. Tokens that the model has no row for and that no text asks for are
+    /// left out; added ones of them (a `<pad>`) are text where a text spells them.
     ///
     /// # Errors
-    /// When it cannot be read or parsed, or has ids that the model's vocabulary has not.
+    /// When it cannot be read or parsed, or a text could get an id that the model's vocabulary has
+    /// not.
     pub fn open(path: &Path, config: &Config) -> Result<Self> {
         Self::parse(&std::fs::read(path).map_err(Error::io(path))?, path, config)
     }
@@ -34,23 +38,26 @@ impl Tokenizer {
     /// As [`Tokenizer::open`].
     pub fn parse(text: &[u8], path: &Path, config: &Config) -> Result<Self> {
         let format = |problem: String| Error::Format { path: path.into(), problem };
+        files::check_pointer(text, path)?;
         let mut inner = tokenizers::Tokenizer::from_bytes(text)
             .map_err(|e| format(format!("not a tokenizer: {e}")))?;
+        let beyond = |(_, id): &(String, u32)| *id as usize >= config.vocab;
+        if let Some((token, id)) = inner.get_vocab(true).into_iter().find(beyond) {
+            inner = surplus::without(text, &inner, config.vocab).ok_or_else(|| {
+                format(format!(
+                    "token {token:?}: expected an id below vocab_size {}, found {id}",
+                    config.vocab
+                ))
+            })?;
+        }
         // Lengths are this program's affair: a file that truncates would hide what was cut.
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| format(e.to_string()))?;
-        let vocab = inner.get_vocab(true);
-        let longest = vocab.keys().map(String::len).max().unwrap_or(1);
-        if let Some((token, id)) = vocab.into_iter().find(|&(_, id)| id as usize >= config.vocab) {
-            return Err(format(format!(
-                "token {token:?}: expected an id below vocab_size {}, found {id}",
-                config.vocab
-            )));
-        }
-        let added = inner.get_added_tokens_decoder().into_values();
-        let special = added.filter(|token| token.special).map(|token| token.content).collect();
-        let (plain, eos) = (OnceLock::new(), config.eos.clone());
-        Ok(Self { inner, plain, special, bos: config.bos, eos, longest })
+        let longest = inner.get_vocab(true).keys().map(String::len).max().unwrap_or(1);
+        let all = inner.get_added_tokens_decoder();
+        let special = all.into_values().filter(|t| t.special).map(|t| t.content).collect();
+        let (plain, bos, eos) = (OnceLock::new(), config.bos, config.eos.clone());
+        Ok(Self { inner, plain, special, bos, eos, longest })
     }
 
     /// Ids of a text that starts a sequence: `<s>` in front.

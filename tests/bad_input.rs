@@ -16,12 +16,12 @@ const HEAD: &str = "lm_head.weight";
 const NORM: &str = "model.norm.weight";
 
 /// A copy of a tiny checkpoint, to be broken.
-struct Broken {
-    folder: TempDir,
+pub(crate) struct Broken {
+    pub(crate) folder: TempDir,
 }
 
 impl Broken {
-    fn new(model: &str) -> Self {
+    pub(crate) fn new(model: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         for file in ["config.json", "tokenizer.json", WEIGHTS] {
             fs::copy(data(model).join(file), folder.path().join(file)).unwrap();
@@ -29,29 +29,29 @@ impl Broken {
         Self { folder }
     }
 
-    fn odd() -> Self {
+    pub(crate) fn odd() -> Self {
         Self::new("mistral-odd")
     }
 
-    fn path(&self, file: &str) -> PathBuf {
+    pub(crate) fn path(&self, file: &str) -> PathBuf {
         self.folder.path().join(file)
     }
 
-    fn read(&self, file: &str) -> Vec<u8> {
+    pub(crate) fn read(&self, file: &str) -> Vec<u8> {
         fs::read(self.path(file)).unwrap()
     }
 
-    fn write(&self, file: &str, bytes: impl AsRef<[u8]>) -> &Self {
+    pub(crate) fn write(&self, file: &str, bytes: impl AsRef<[u8]>) -> &Self {
         fs::write(self.path(file), bytes).unwrap();
         self
     }
 
-    fn json(&self, file: &str) -> Value {
+    pub(crate) fn json(&self, file: &str) -> Value {
         serde_json::from_slice(&self.read(file)).unwrap()
     }
 
     /// Sets a field of the config; `None` takes it out.
-    fn config(&self, field: &str, value: Option<Value>) -> &Self {
+    pub(crate) fn config(&self, field: &str, value: Option<Value>) -> &Self {
         let mut config = self.json("config.json");
         let fields = config.as_object_mut().unwrap();
         match value {
@@ -105,7 +105,7 @@ impl Broken {
 
     /// Embedding and inspecting both end with one line that says this.
     #[track_caller]
-    fn fails(&self, parts: &[&str]) {
+    pub(crate) fn fails(&self, parts: &[&str]) {
         self.embed().fails(1, parts);
         let model = self.folder.path().to_str().unwrap();
         run(&["inspect", "--model", model], "").fails(1, parts);
@@ -255,9 +255,9 @@ fn config_files() {
 fn tokenizers() {
     let broken = Broken::odd();
     let mut tokenizer = broken.json("tokenizer.json");
-    tokenizer["model"]["vocab"]["one too many"] = json!(389);
+    tokenizer["model"]["vocab"]["ß"] = json!(389);
     broken.write("tokenizer.json", tokenizer.to_string());
-    broken.fails(&["tokenizer.json", "\"one too many\"", "below vocab_size 389", "found 389"]);
+    broken.fails(&["tokenizer.json", "\"ß\"", "below vocab_size 389", "found 389"]);
 
     let whole = broken.read("tokenizer.json");
     for bytes in [&b""[..], b"hello", b"{}", b"[1]", b"\xff", &whole[..whole.len() / 2]] {

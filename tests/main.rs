@@ -8,6 +8,7 @@ mod bench_report; // its table, page, comparison and peers
 mod browser; // the shaders in a browser's WebGPU, where there is one
 mod cases; // every op, its inputs and what should come out
 mod cli; // the program itself: commands, flags, JSON
+mod config; // what a config leaves out, says twice or asks for in vain
 mod cuda; // the CUDA backend, on an emulator or a GPU
 mod devtools; // a browser for the pages
 mod emulator; // builds the emulator, and makes sure that it finds what it should
