@@ -5,9 +5,12 @@
 //! [`Weights::open`] maps the files, parses their headers (the `safetensors` crate refuses headers
 //! that are cut off, overlapping or absurdly long) and compares them with what the config asks for.
 //! A [`Tensor`] is a view that keeps its file mapped.
+//!
+//! A checkpoint of the bare model (`MistralModel`, not `MistralForCausalLM`) has names without
+//! `model.` and no `lm_head`. It is taken as it is; without the head there are no logits.
 
 use crate::config::Config;
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 use memmap2::Mmap;
 use safetensors::{SafeTensors, tensor::Dtype as Stored};
 use std::collections::{BTreeMap, BTreeSet};
@@ -163,7 +166,7 @@ pub fn expected(config: &Config) -> Vec<Expected> {
     let c = config;
     let mut all = Vec::new();
     let mut add = |name: String, shape: &[usize]| all.push(Expected { name, shape: shape.into() });
-    add("model.embed_tokens.weight".into(), &[c.vocab, c.dim]);
+    add(TABLE.into(), &[c.vocab, c.dim]);
     for layer in 0..c.layers {
         let name = |part: &str| format!("model.layers.{layer}.{part}.weight");
         add(name("input_layernorm"), &[c.dim]);
@@ -191,15 +194,21 @@ pub fn expected(config: &Config) -> Vec<Expected> {
     }
     add("model.norm.weight".into(), &[c.dim]);
     if !c.tied {
-        add("lm_head.weight".into(), &[c.vocab, c.dim]);
+        add(HEAD.into(), &[c.vocab, c.dim]);
     }
     all
 }
+
+/// What stands before all names but the head's, unless the checkpoint is the bare model's.
+const PREFIX: &str = "model.";
+const TABLE: &str = "model.embed_tokens.weight";
+const HEAD: &str = "lm_head.weight";
 
 /// The checked tensors of one checkpoint.
 #[derive(Debug)]
 pub struct Weights {
     path: PathBuf,
+    /// By their names in the files.
     tensors: BTreeMap<String, Tensor>,
     shards: Vec<(PathBuf, u64)>,
 }
@@ -265,11 +274,19 @@ impl Weights {
         Ok(weights)
     }
 
-    /// The tensor of that name.
+    /// Whether there is a matrix that logits come from: `lm_head`, or the embedding table where
+    /// they are tied.
+    pub fn has_head(&self, config: &Config) -> bool {
+        config.tied || self.has(HEAD)
+    }
+
+    /// The tensor of that name in the published layout.
     ///
     /// # Errors
-    /// When there is none; [`Weights::open`] has checked the names of [`expected`].
+    /// When there is none; [`Weights::open`] has checked the names of [`expected`], but for the head
+    /// that [`Weights::has_head`] asks for.
     pub fn get(&self, name: &str) -> Result<Tensor> {
+        let name = self.stored(name);
         self.tensors.get(name).cloned().ok_or_else(|| Error::Tensor {
             path: self.path.clone(),
             tensor: name.into(),
@@ -278,7 +295,7 @@ impl Weights {
         })
     }
 
-    /// All tensors by name.
+    /// All tensors by their names in the files.
     pub fn tensors(&self) -> impl Iterator<Item = (&str, &Tensor)> {
         self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor))
     }
@@ -291,6 +308,12 @@ impl Weights {
     /// Bytes of all tensors.
     pub fn bytes(&self) -> u64 {
         self.tensors.values().map(|t| t.bytes().len() as u64).sum()
+    }
+
+    /// A name of the published layout as the files have it.
+    fn stored<'a>(&self, name: &'a str) -> &'a str {
+        let bare = || name.strip_prefix(PREFIX).filter(|_| !self.has(TABLE));
+        bare().filter(|_| self.has(&TABLE[PREFIX.len()..])).unwrap_or(name)
     }
 
     fn has(&self, name: &str) -> bool {
@@ -307,6 +330,7 @@ impl Weights {
 
     fn add(&mut self, source: Source, path: &Path, index: Option<(&Index, &str)>) -> Result<()> {
         let bytes = source.bytes();
+        files::check_pointer(bytes, path)?;
         let format = |problem: String| Error::Format { path: path.into(), problem };
         let (header, metadata) = SafeTensors::read_metadata(bytes)
             .map_err(|e| format(format!("not a safetensors file: {}", explain(&e, bytes))))?;
@@ -355,18 +379,19 @@ impl Weights {
         };
         let expected = expected(config);
         for want in &expected {
-            match self.tensors.get(&want.name) {
-                None => return fail(&want.name, format!("{:?}", want.shape), "nothing".into()),
+            let name = self.stored(&want.name);
+            match self.tensors.get(name) {
+                None if name == HEAD => {}
+                None => return fail(name, format!("{:?}", want.shape), "nothing".into()),
                 Some(t) if t.shape != want.shape => {
-                    return fail(&want.name, format!("{:?}", want.shape), format!("{:?}", t.shape));
+                    return fail(name, format!("{:?}", want.shape), format!("{:?}", t.shape));
                 }
                 Some(_) => {}
             }
         }
-        let names: BTreeSet<&str> = expected.iter().map(|w| w.name.as_str()).collect();
+        let names: BTreeSet<&str> = expected.iter().map(|w| self.stored(&w.name)).collect();
         // Tied checkpoints may store the head again; old ones store the rotary frequencies.
-        let harmless =
-            |n: &str| (config.tied && n == "lm_head.weight") || n.ends_with(".rotary_emb.inv_freq");
+        let harmless = |n: &str| (config.tied && n == HEAD) || n.ends_with(".rotary_emb.inv_freq");
         match self.tensors.keys().find(|n| !names.contains(n.as_str()) && !harmless(n)) {
             Some(n) => fail(n, "no tensor of that name".into(), "a surplus tensor".into()),
             None => Ok(()),
@@ -383,6 +408,7 @@ pub fn parse_index(text: &[u8], path: &Path) -> Result<BTreeMap<String, String>>
     struct File {
         weight_map: Index,
     }
+    files::check_pointer(text, path)?;
     let format = |problem: String| Error::Format { path: path.into(), problem };
     let file: File =
         serde_json::from_slice(text).map_err(|e| format(format!("not a shard index: {e}")))?;

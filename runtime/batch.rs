@@ -66,6 +66,16 @@ impl Want {
     }
 }
 
+impl Want {
+    /// Whether it takes logits, which a checkpoint without `lm_head` has not.
+    pub(crate) fn needs_head(&self) -> bool {
+        match self {
+            Self::Token(_) | Self::Logits | Self::AllLogits => true,
+            Self::Nothing | Self::Embedding { .. } | Self::Hidden => false,
+        }
+    }
+}
+
 /// What came back of a sequence.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Output {

@@ -99,9 +99,10 @@ impl<'a> Continuation<'a> {
     /// After `prompt_tokens` tokens.
     ///
     /// # Errors
-    /// When an option means nothing, or the model has no more positions.
+    /// When an option means nothing, or the model has no head or no more positions.
     pub(crate) fn new(engine: &'a Engine, how: &Sampling, prompt_tokens: usize) -> Result<Self> {
         how.check()?;
+        engine.check_generates()?;
         let positions = engine.config().max_positions;
         if prompt_tokens >= positions {
             return Err(Error::LongPrompt { tokens: prompt_tokens, limit: positions });

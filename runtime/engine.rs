@@ -145,6 +145,7 @@ pub struct Engine {
     why_device: String,
     loading: (u64, Duration),
     fingerprint: u128,
+    generates: bool,
     vocabulary: Vocabulary,
 }
 
@@ -221,6 +222,7 @@ impl Engine {
         options: &Options,
     ) -> Result<Self> {
         let fingerprint = fingerprint(&config, weights);
+        let generates = weights.is_none_or(|weights| weights.has_head(&config));
         let pages = options.kv_tokens.div_ceil(PAGE);
         let pool = Pool::new(pages);
         let frequencies = frequencies(&config, options);
@@ -236,6 +238,7 @@ impl Engine {
             why_device: why,
             loading,
             fingerprint,
+            generates,
             vocabulary: Vocabulary::default(),
         })
     }
@@ -259,6 +262,17 @@ impl Engine {
     /// The tokenizer.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.tokenizer
+    }
+
+    /// Whether there are logits, which generating and ranking need. A checkpoint that was saved from
+    /// the bare model has no `lm_head` and only embeds.
+    pub fn generates(&self) -> bool {
+        self.generates
+    }
+
+    /// An error where there are no logits.
+    pub(crate) fn check_generates(&self) -> Result<()> {
+        if self.generates { Ok(()) } else { Err(Error::NoHead) }
     }
 
     /// The device in use and why: "cpu (AVX-512, 2 threads): there is no GPU".
@@ -320,8 +334,9 @@ impl Engine {
     /// ```
     ///
     /// # Errors
-    /// When a sequence is empty, has ids beyond the vocabulary or another engine's cache, or the KV
-    /// pages do not suffice. Then nothing has changed.
+    /// When a sequence is empty, has ids beyond the vocabulary or another engine's cache, wants logits
+    /// that the checkpoint has not ([`Engine::generates`]), or the KV pages do not suffice. Then
+    /// nothing has changed.
     pub fn run(&self, sequences: &mut [Sequence<'_>]) -> Result<Vec<Output>> {
         self.model().run(sequences, None)
     }

@@ -45,6 +45,13 @@ pub enum Error {
         /// Tokens of the whole pool.
         total: usize,
     },
+    /// The checkpoint was saved from the bare model, without what makes logits of hidden states. It
+    /// embeds; for the rest take the causal model's.
+    #[error(
+        "the checkpoint has no lm_head.weight, so it can only embed; to generate or rank, use one \
+         of the whole model (MistralForCausalLM or MixtralForCausalLM)"
+    )]
+    NoHead,
     /// The text leaves nothing to pool once the instruction is left out.
     #[error("text {index} (counted from 0): nothing to pool: it is empty")]
     EmptyText {

@@ -104,6 +104,16 @@ enum FeedForward<M> {
     Mixture { router: M, gate_up: M, down: M, count: u32, top_k: u32 },
 }
 
+/// What logits come from.
+enum Head<M> {
+    /// A matrix of its own.
+    Own(M),
+    /// The embedding table.
+    Tied,
+    /// The checkpoint has none.
+    Missing,
+}
+
 /// Activations, kept from pass to pass and made anew when a larger batch comes.
 struct Work<O: Ops> {
     rows: usize,
@@ -123,8 +133,7 @@ pub(crate) struct Forward<O: Ops> {
     table: O::Matrix,
     layers: Vec<Layer<O::Matrix>>,
     norm: O::Matrix,
-    /// None where tied to the table.
-    head: Option<O::Matrix>,
+    head: Head<O::Matrix>,
     pool: Arc<Pool>,
     pages: O::Pages,
     work: Option<Work<O>>,
@@ -186,7 +195,11 @@ impl<O: Ops> Forward<O> {
         let table = one("model.embed_tokens.weight")?;
         let layers = layers.collect::<Result<_>>()?;
         let norm = one("model.norm.weight")?;
-        let head = if config.tied { None } else { Some(one("lm_head.weight")?) };
+        let head = match weights.has_head(config) {
+            _ if config.tied => Head::Tied,
+            true => Head::Own(one("lm_head.weight")?),
+            false => Head::Missing,
+        };
         ops.finish()?;
         bar.finish_and_clear();
         Ok(Self {
@@ -281,17 +294,25 @@ impl<O: Ops> Forward<O> {
         outputs
     }
 
+    /// The matrix that logits come from.
+    fn head(&self) -> Result<&O::Matrix> {
+        match &self.head {
+            Head::Own(head) => Ok(head),
+            Head::Tied => Ok(&self.table),
+            Head::Missing => Err(Error::NoHead),
+        }
+    }
+
     /// Log-probabilities of the tokens that are given, a block of rows at a time: all logits of a
     /// long prompt would take more memory than the model's activations.
     async fn scores(&self, plan: &Plan, w: &Work<O>) -> Result<Vec<Drawn>> {
         let (c, ops) = (&self.config, &self.ops);
         let p = Logits { dim: c.dim as u32, vocab: c.vocab as u32, eps: c.norm_eps };
-        let head = self.head.as_ref().unwrap_or(&self.table);
         let mut scores = Vec::with_capacity(plan.scores.len());
         for (rows, draws) in plan.score_rows.chunks(SCORE_ROWS).zip(plan.scores.chunks(SCORE_ROWS))
         {
             let mut out = ops.buffer(rows.len(), c.vocab)?;
-            ops.logits(p, rows, &w.x, &self.norm, head, &mut out);
+            ops.logits(p, rows, &w.x, &self.norm, self.head()?, &mut out);
             scores.extend(ops.sample(p.vocab, draws, &out).await?);
         }
         Ok(scores)
@@ -304,8 +325,7 @@ impl<O: Ops> Forward<O> {
         if !plan.logit_rows.is_empty() {
             let p = Logits { dim: c.dim as u32, vocab: c.vocab as u32, eps: c.norm_eps };
             let mut out = ops.buffer(plan.logit_rows.len(), c.vocab)?;
-            let head = self.head.as_ref().unwrap_or(&self.table);
-            ops.logits(p, &plan.logit_rows, &w.x, &self.norm, head, &mut out);
+            ops.logits(p, &plan.logit_rows, &w.x, &self.norm, self.head()?, &mut out);
             drawn = ops.sample(p.vocab, &plan.draws, &out).await?;
             if plan.logit_rows.len() > plan.draws.len() {
                 logits = ops.read(&out, plan.logit_rows.len() * c.vocab).await?;
@@ -391,6 +411,9 @@ impl<O: Ops> Model for Forward<O> {
     ) -> Result<Vec<Output>> {
         if sequences.is_empty() {
             return Ok(Vec::new());
+        }
+        if sequences.iter().any(|s| s.want.needs_head()) {
+            self.head()?;
         }
         let plan = Plan::new(sequences, &self.config, &self.frequencies, &self.pool)?;
         let wants: Vec<&Want> = sequences.iter().map(|s| &s.want).collect();

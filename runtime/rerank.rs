@@ -34,6 +34,7 @@ pub(crate) struct Judge {
 impl Judge {
     /// 5081 and 708 in Mistral's vocabulary, as they follow "Answer:".
     pub(crate) fn new(engine: &Engine) -> Result<Self> {
+        engine.check_generates()?;
         let answer = |word| {
             engine.tokenizer().id(&format!("▁{word}")).ok_or_else(|| Error::Input {
                 what: "rerank".into(),
@@ -58,7 +59,8 @@ impl Engine {
     /// Ranks passages by relevance to the query, most relevant first.
     ///
     /// # Errors
-    /// When the vocabulary has no word for yes or no, or the KV pages do not suffice.
+    /// When the model has no head or its vocabulary no word for yes or no, or the KV pages do not
+    /// suffice.
     pub fn rerank(&self, query: &str, passages: &[impl AsRef<str> + Sync]) -> Result<Vec<Ranked>> {
         self.rerank_watched(query, passages, &mut |_| Ok(()))
     }

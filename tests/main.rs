@@ -2,6 +2,7 @@
 
 mod api; // the library's behaviour: streaming, chat, budgets, names of architectures
 mod bad_input; // whatever comes in: one line, the right exit code, nothing half written
+mod bare; // checkpoints without the causal model's prefix or head; Git LFS pointers
 mod bench; // `gritlm bench`: devices, shapes, records, comparison
 mod bench_model; // whole models, loading, random weights: all rows there, or said to be missing
 mod bench_report; // its table, page, comparison and peers

@@ -9,7 +9,9 @@ use std::collections::BTreeMap;
 
 pub(super) fn inspect(args: &Inspect, global: &Global, out: &mut Out) -> Result<()> {
     let Checkpoint { config: c, tokenizer, weights } = Checkpoint::open(&global.model, true)?;
-    let parameters = c.parameters();
+    let generates = weights.has_head(&c);
+    let missing = if generates { 0 } else { (c.vocab * c.dim) as u64 };
+    let parameters = c.parameters() - missing;
     let mut dtypes: BTreeMap<String, u64> = BTreeMap::new();
     for (_, tensor) in weights.tensors() {
         *dtypes.entry(tensor.dtype().to_string()).or_default() += tensor.bytes().len() as u64;
@@ -40,6 +42,7 @@ pub(super) fn inspect(args: &Inspect, global: &Global, out: &mut Out) -> Result<
             .collect();
         let mut all = json!({
             "model": global.model, "architecture": architecture, "parameters": parameters,
+            "generates": generates,
             "config": {
                 "dim": c.dim, "layers": c.layers, "heads": c.heads, "kv_heads": c.kv_heads,
                 "head_dim": c.head_dim, "hidden": c.hidden, "vocab": c.vocab,
@@ -65,6 +68,9 @@ pub(super) fn inspect(args: &Inspect, global: &Global, out: &mut Out) -> Result<
     ))?;
     if let Some(experts) = c.experts {
         out.line(format!("  experts {}, {} per token", experts.count, experts.top_k))?;
+    }
+    if !generates {
+        out.line("  no lm_head: it can only embed")?;
     }
     let window = c.window.map_or("none".into(), |w| format!("{w} tokens"));
     out.line(format!(

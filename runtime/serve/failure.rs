@@ -247,7 +247,9 @@ impl From<Error> for Failure {
                 option.trim_start_matches("--").replace('-', "_"),
                 format!("expected {expected}, found {found}"),
             ),
-            Error::EmptyText { .. } | Error::Input { .. } => Self::malformed(message),
+            Error::EmptyText { .. } | Error::Input { .. } | Error::NoHead => {
+                Self::malformed(message)
+            }
             Error::LongInstruction { .. } => Self::too_long("instruction", message),
             Error::LongPrompt { .. } => Self::too_long("prompt", message),
             // What is needed at once: of a request beside the scheduler, which makes others wait.
