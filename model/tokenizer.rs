@@ -4,7 +4,7 @@ mod surplus;
 
 use crate::config::Config;
 use crate::{Error, Result, files};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::OnceLock;
 use tokenizers::Decoder;
@@ -16,6 +16,8 @@ pub struct Tokenizer {
     plain: OnceLock<tokenizers::Tokenizer>,
     /// How special tokens are spelled.
     special: Vec<String>,
+    /// Ids of added tokens, special or not: a text is cut at them before it is tokenized.
+    added: HashSet<u32>,
     bos: u32,
     eos: Vec<u32>,
     longest: usize,
@@ -55,9 +57,10 @@ impl Tokenizer {
         inner.with_truncation(None).map_err(|e| format(e.to_string()))?;
         let longest = inner.get_vocab(true).keys().map(String::len).max().unwrap_or(1);
         let all = inner.get_added_tokens_decoder();
+        let added = all.keys().copied().collect();
         let special = all.into_values().filter(|t| t.special).map(|t| t.content).collect();
         let (plain, bos, eos) = (OnceLock::new(), config.bos, config.eos.clone());
-        Ok(Self { inner, plain, special, bos, eos, longest })
+        Ok(Self { inner, plain, special, added, bos, eos, longest })
     }
 
     /// Ids of a text that starts a sequence: `<s>` in front.
@@ -77,6 +80,32 @@ impl Tokenizer {
     pub fn encode_continued(&self, text: &str) -> Result<Vec<u32>> {
         let encoding = self.inner.encode_fast(text, false);
         Ok(encoding.map_err(|e| Error::Tokenize(e.to_string()))?.get_ids().to_vec())
+    }
+
+    /// Ids of `before` and a text behind it, from those that the text has on its own, as
+    /// [`Tokenizer::encode_continued`] makes them: what `encode` makes of both in one string. A
+    /// SentencePiece vocabulary puts a space in front of a text, which is not there behind another.
+    /// Ids that no text has (a part of a character, a spelling of the caller's) stay as they are.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_joined(&self, before: &str, ids: &[u32]) -> Result<Vec<u32>> {
+        // Behind an added token (`</s>`) nothing depends on what is in front of it.
+        let first = ids.iter().position(|id| self.added.contains(id)).unwrap_or(ids.len());
+        for head in (0..=first).rev() {
+            let (head, rest) = ids.split_at(head);
+            let text = self.decode(head)?;
+            if self.encode_continued(&text)? == head {
+                let mut joined = self.encode(&format!("{before}{text}"))?;
+                joined.extend(rest);
+                return Ok(joined);
+            }
+            // Three tokens at most are a part of a character that is not finished.
+            if first - head.len() == 3 || !text.ends_with('\u{FFFD}') {
+                break;
+            }
+        }
+        Ok([&self.encode(before)?, ids].concat())
     }
 
     /// Ids of a turn, nothing in front: as [`Tokenizer::encode_continued`], but whoever writes

@@ -186,8 +186,12 @@ impl Engine {
         })
     }
 
-    /// [`Engine::encode_texts`] for texts that are token ids already: their own only, without `<s>`
-    /// and tags. The instruction's go in front as they do there.
+    /// [`Engine::encode_texts`] for texts that are token ids already: their own only, as
+    /// [`Tokenizer::encode_continued`] makes them, without `<s>` and tags. What comes of them is
+    /// what comes of the text; ids that no text has (a part of a character) follow the
+    /// instruction's as they are.
+    ///
+    /// [`Tokenizer::encode_continued`]: gritlm_model::tokenizer::Tokenizer::encode_continued
     ///
     /// ```
     /// use gritlm::{Embed, Engine, Options};
@@ -195,10 +199,8 @@ impl Engine {
     /// let engine = Engine::open("demo", &Options::default())?;
     /// let how = Embed::with_instruction("Find it.");
     /// let text = engine.tokenizer().encode_continued("chess interface")?;
-    /// let encoded = engine.encode_tokens(&[text.as_slice()], &how)?;
-    /// // The demo model takes instruction and text apart.
+    /// let encoded = engine.encode_tokens(&[text], &how)?;
     /// assert_eq!(encoded, engine.encode_texts(&["chess interface"], &how)?);
-    /// assert_eq!(encoded[0].tokens[encoded[0].skip..], text);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
@@ -210,15 +212,22 @@ impl Engine {
         how: &Embed,
     ) -> Result<Vec<Encoded>> {
         let vocab = self.config().vocab;
-        self.encode(texts, how, |_, instruction, index, ids| {
+        self.encode(texts, how, |prefix, instruction, index, ids| {
             let ids = ids.as_ref();
-            match ids.iter().find(|&&id| id as usize >= vocab) {
-                None => Ok([instruction, ids].concat()),
-                Some(id) => Err(Error::Input {
+            if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {
+                return Err(Error::Input {
                     what: format!("text {index} (counted from 0)"),
                     problem: format!("expected token ids below {vocab}, found {id}"),
-                }),
+                });
             }
+            if self.config().instruction_apart {
+                return Ok([instruction, ids].concat());
+            }
+            // What is far behind the last token that can count need not become text.
+            let (text, rest) = ids.split_at(ids.len().min(how.max_length.saturating_mul(2)));
+            let mut joined = self.tokenizer().encode_joined(prefix, text)?;
+            joined.extend(rest);
+            Ok(joined)
         })
     }
 

@@ -46,3 +46,4 @@ mod shaders; // the WGSL backend: variants, parameters, limits, errors
 mod support; // error measure, reference files
 mod synth; // random checkpoints: right, repeatable, whole or not at all
 mod text_input; // byte-order marks, UTF-16, blank lines, in everything that is read as text
+mod token_ids; // texts as token ids: to the vectors of their texts
