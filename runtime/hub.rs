@@ -7,11 +7,14 @@
 //! whatever comes, makes a blob of a file cut short, has no timeout, and asserts on what a server
 //! says.
 
+mod places;
+
 use crate::unlock::UnlockOnDrop;
 use crate::{Error, Result};
 use hf_hub::api::sync::{Api, ApiBuilder};
 use hf_hub::{Cache, CacheRepo, Repo, RepoType};
 use indicatif::{ProgressBar, ProgressStyle};
+use places::Places;
 use std::cell::Cell;
 use std::collections::{BTreeSet, HashMap};
 use std::fmt::Display;
@@ -22,6 +25,8 @@ use std::time::{Duration, Instant};
 
 const CONFIG: &str = "config.json";
 const TOKENIZER: &str = "tokenizer.json";
+/// Not every model has one.
+const GENERATION: &str = "generation_config.json";
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
@@ -42,15 +47,19 @@ const CHECK: &str = "check the network, HF_ENDPOINT and the proxy, or use a fold
 
 /// The checkpoint folder that `model` names, downloaded if it must be.
 ///
-/// What the cache has is taken without asking the hub whether it is the newest.
+/// A folder may begin with `~`, which a shell leaves alone in `--model=~/x`. What the cache has is
+/// taken without asking the hub whether it is the newest.
 ///
 /// # Errors
 /// [`Error::NoModel`], saying what was asked of whom and what came back.
 pub(crate) fn resolve(model: &str, progress: bool) -> Result<PathBuf> {
     let no = |problem: String| Error::NoModel { model: model.into(), problem };
-    let path = Path::new(model);
+    let path = match Path::new(model) {
+        literal if literal.exists() => literal.into(),
+        _ => places::from_home(model),
+    };
     if path.is_dir() {
-        return Ok(path.into());
+        return Ok(path);
     }
     if path.exists() {
         return Err(no(format!("a file; expected a folder with {CONFIG}")));
@@ -65,29 +74,22 @@ pub(crate) fn resolve(model: &str, progress: bool) -> Result<PathBuf> {
         return Err(no(found.into()));
     }
 
-    let set = |name| std::env::var(name).ok().filter(|value| !value.trim().is_empty());
-    let home = set("HF_HOME")
-        .map(PathBuf::from)
-        .or_else(|| Some(PathBuf::from(set("XDG_CACHE_HOME")?).join("huggingface")))
-        .or_else(|| Some(std::env::home_dir()?.join(".cache/huggingface")))
+    let places = Places::from_env()
         .ok_or_else(|| no("no home folder to keep downloads in; set HF_HOME".into()))?;
-    let cache = Cache::new(set("HF_HUB_CACHE").map_or_else(|| home.join("hub"), PathBuf::from));
+    let cache = Cache::new(places.cache.clone());
     let repo = Repo::with_revision(id.into(), RepoType::Model, revision.into());
     let snapshots = cache.repo(repo.clone());
     if let Some(folder) = cached(&snapshots, revision) {
         return Ok(folder);
     }
-    let yes = |value: String| ["1", "ON", "TRUE", "YES"].contains(&&*value.to_uppercase());
-    if set("HF_HUB_OFFLINE").is_some_and(yes) {
+    if let Some(name) = places::offline() {
         let place = cache.path().display();
         let found = "no such folder, nor the whole model in the cache";
-        return Err(no(format!("{found} {place}, and HF_HUB_OFFLINE forbids to download it")));
+        return Err(no(format!("{found} {place}, and {name} forbids to download it")));
     }
 
-    // The token lies beside the default cache, wherever HF_HUB_CACHE puts the blobs.
-    let token = set("HF_TOKEN").or_else(|| Cache::new(home.join("hub")).token());
-    let mut api = ApiBuilder::from_cache(cache).with_token(token.map(|t| t.trim().into()));
-    if let Some(endpoint) = set("HF_ENDPOINT") {
+    let mut api = ApiBuilder::from_cache(cache).with_token(places.token());
+    if let Some(endpoint) = places::set("HF_ENDPOINT") {
         api = api.with_endpoint(endpoint.trim_end_matches('/').into());
     }
     let api = api.build().map_err(|e| no(e.to_string()))?;
@@ -196,6 +198,10 @@ impl Hub {
         let folder = self.cache.pointer_path(&commit);
         self.fetch(&commit, CONFIG)?;
         self.fetch(&commit, TOKENIZER)?;
+        match self.fetch(&commit, GENERATION) {
+            Err(fault) if !fault.missing => return Err(fault),
+            _ => {}
+        }
         match self.fetch(&commit, INDEX) {
             Ok(()) => shards(&folder)?.iter().try_for_each(|shard| self.fetch(&commit, shard))?,
             Err(fault) if fault.missing => self.fetch(&commit, SINGLE)?,

@@ -16,16 +16,16 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-const MODEL: &str = "owner/name";
+pub(crate) const MODEL: &str = "owner/name";
 const COMMIT: &str = "5ca1ab1e0000000000000000000000000c0ffee5";
 const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
 /// A request, in lower-case headers.
 #[derive(Clone, Debug)]
-struct Asked {
+pub(crate) struct Asked {
     path: String,
-    headers: HashMap<String, String>,
+    pub(crate) headers: HashMap<String, String>,
 }
 
 impl Asked {
@@ -44,7 +44,7 @@ impl Asked {
 }
 
 /// What to answer.
-enum Reply {
+pub(crate) enum Reply {
     /// The file, as the hub does.
     File,
     /// The right length, but only so many bytes.
@@ -65,15 +65,15 @@ enum Reply {
 }
 
 /// A server of one folder under `/{owner}/{name}/resolve/{revision}/`; it ends when dropped.
-struct Server {
-    url: String,
+pub(crate) struct Server {
+    pub(crate) url: String,
     log: Arc<Mutex<Vec<Asked>>>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Server {
-    fn start(folder: &Path, reply: impl Fn(&Asked) -> Reply + Send + 'static) -> Self {
+    pub(crate) fn start(folder: &Path, reply: impl Fn(&Asked) -> Reply + Send + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let (log, stop) = (Arc::<Mutex<Vec<Asked>>>::default(), Arc::<AtomicBool>::default());
@@ -94,7 +94,7 @@ impl Server {
         Self { url, log, stop, thread: Some(thread) }
     }
 
-    fn log(&self) -> Vec<Asked> {
+    pub(crate) fn log(&self) -> Vec<Asked> {
         self.log.lock().unwrap().clone()
     }
 
@@ -177,7 +177,7 @@ fn answer(mut to: TcpStream, folder: &Path, asked: &Asked, reply: Reply) -> std:
 }
 
 /// What the binary did.
-struct Run {
+pub(crate) struct Run {
     code: Option<i32>,
     out: String,
     err: String,
@@ -185,14 +185,14 @@ struct Run {
 
 impl Run {
     #[track_caller]
-    fn works(&self) {
+    pub(crate) fn works(&self) {
         assert_eq!(self.code, Some(0), "{}", self.err);
         assert!(self.out.to_lowercase().contains("mistral"), "{}", self.out);
     }
 
     /// One line, with each of the words.
     #[track_caller]
-    fn fails(&self, words: &[&str]) {
+    pub(crate) fn fails(&self, words: &[&str]) {
         assert_eq!(self.code, Some(1), "{}", self.err);
         assert_eq!(self.err.trim_end().lines().count(), 1, "{}", self.err);
         for word in words {
@@ -202,10 +202,10 @@ impl Run {
 }
 
 /// An empty HF_HOME.
-struct Home(TempDir);
+pub(crate) struct Home(pub(crate) TempDir);
 
 impl Home {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(tempfile::tempdir().unwrap())
     }
 
@@ -213,7 +213,7 @@ impl Home {
         self.run_with(endpoint, model, &[])
     }
 
-    fn run_with(&self, endpoint: &str, model: &str, env: &[(&str, &str)]) -> Run {
+    pub(crate) fn run_with(&self, endpoint: &str, model: &str, env: &[(&str, &str)]) -> Run {
         let output = assert_cmd::Command::new(env!("CARGO_BIN_EXE_gritlm"))
             .args(["inspect", "--model", model])
             .env_clear() // no proxy, no token, no other HF_ variable of the developer's
@@ -264,7 +264,7 @@ fn names(folder: &Path) -> Vec<String> {
 
 const FILES: [&str; 3] = ["config.json", "tokenizer.json", WEIGHTS];
 
-fn odd() -> PathBuf {
+pub(crate) fn odd() -> PathBuf {
     data("mistral-odd")
 }
 
@@ -350,7 +350,8 @@ fn downloads_shards() {
     home.run(&server.url, MODEL).works();
     let again: Vec<_> =
         server.log()[before..].iter().map(|asked| asked.file().to_owned()).collect();
-    assert_eq!(again, ["config.json", "config.json", "config.json", shard]);
+    let config = ["config.json"; 3];
+    assert_eq!(again, [&config[..], &["generation_config.json", shard]].concat());
 }
 
 #[test]

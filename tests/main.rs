@@ -16,6 +16,7 @@ mod emulator; // builds the emulator, and makes sure that it finds what it shoul
 mod golden; // equal to Hugging Face, on its own outputs
 mod grammar; // answers that follow a JSON schema
 mod hub; // `--model owner/name`: cache, download, resume, bad servers
+mod hub_places; // where models lie: variables of the environment, and `~`
 mod index_roots; // what `index` takes for gone and for changed: vanished roots, hidden changes
 mod interrupt; // Ctrl-C: 130, and what it has interrupted
 mod kernels; // CUDA sources: every one compiles, without spills; cache, prebuilt kernels
