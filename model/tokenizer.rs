@@ -239,7 +239,20 @@ impl Tokenizer {
 
     /// A decoder for ids that come one by one.
     pub fn stream(&self) -> Stream<'_> {
-        Stream { tokenizer: self, ids: Vec::new(), shown: 0 }
+        self.stream_after(&[])
+    }
+
+    /// A decoder for ids that come one by one after these: it shows what they add to these ids'
+    /// text, a space in front of them included.
+    pub fn stream_after(&self, ids: &[u32]) -> Stream<'_> {
+        // The window begins with a token that has a text of its own, so that decoders, which strip
+        // the first space of a text, strip none that is new; and with no part of a character.
+        let has_text = |&id: &u32| {
+            let piece = self.piece(id);
+            piece.is_some_and(|p| fallback_byte(&p).is_none() && !self.special.contains(&p))
+        };
+        let start = ids.iter().rposition(has_text).unwrap_or(0);
+        Stream { tokenizer: self, ids: ids[start..].to_vec(), shown: ids.len() - start }
     }
 }
 
@@ -276,12 +289,14 @@ impl Stream<'_> {
     fn take(&mut self, all: bool) -> Result<String> {
         let before = self.tokenizer.decode(&self.ids[..self.shown])?;
         let whole = self.tokenizer.decode(&self.ids)?;
-        if whole.len() <= before.len() || (whole.ends_with('\u{FFFD}') && !all) {
+        if whole == before || (whole.ends_with('\u{FFFD}') && !all) {
             return Ok(String::new());
         }
+        // A character that began before the first id is new as a whole.
+        let begun = before.trim_end_matches('\u{FFFD}');
         // A run of bytes that is no UTF-8 decodes to U+FFFD throughout, so that what was shown need
         // not be a prefix any more; then what follows as many characters is new.
-        let new = match whole.strip_prefix(&before) {
+        let new = match whole.strip_prefix(&before).or_else(|| whole.strip_prefix(begun)) {
             Some(new) => new.to_string(),
             None => whole.chars().skip(before.chars().count()).collect(),
         };

@@ -124,6 +124,14 @@ impl<'a> Continuation<'a> {
         })
     }
 
+    /// As the continuation of these ids, where its text goes on from theirs.
+    pub(crate) fn after(mut self, prompt: &[u32]) -> Self {
+        if self.how.verbatim {
+            self.text = self.tokenizer.stream_after(prompt);
+        }
+        self
+    }
+
     pub(crate) fn prompt_tokens(&self) -> usize {
         self.prompt_tokens
     }

@@ -18,9 +18,10 @@ pub enum Prompt {
         /// What the user says now.
         text: String,
     },
-    /// Verbatim text; only `<s>` goes in front.
+    /// Verbatim text; only `<s>` goes in front. The answer goes on from it as it stands: with the
+    /// space, say, that a first word begins with.
     Raw(String),
-    /// Token ids as they are.
+    /// Token ids as they are. The answer goes on from their text.
     Tokens(Vec<u32>),
 }
 
@@ -33,6 +34,14 @@ impl Prompt {
     /// Verbatim text.
     pub fn raw(text: impl Into<String>) -> Self {
         Self::Raw(text.into())
+    }
+
+    /// Whether the answer goes on from the prompt's text as it stands.
+    pub(crate) fn is_verbatim(&self) -> bool {
+        match self {
+            Self::User(_) | Self::Chat { .. } => false,
+            Self::Raw(_) | Self::Tokens(_) => true,
+        }
     }
 }
 
@@ -66,6 +75,10 @@ pub struct Sampling {
     pub prompt_logprobs: Option<u32>,
     /// Go on when the model ends its answer, unless a grammar is complete with it.
     pub ignore_eos: bool,
+    /// The answer's text goes on from the prompt's as it stands: a space in front of it is kept,
+    /// which a chat's answer loses. [`Engine::generate`] does so in any case with
+    /// [`Prompt::Raw`] and [`Prompt::Tokens`]; the scheduler, which sees ids only, where it is set.
+    pub verbatim: bool,
     /// Instead of [`Engine::generation_mask`].
     pub mask: Option<Mask>,
 }
@@ -85,6 +98,7 @@ impl Default for Sampling {
             logprobs: 0,
             prompt_logprobs: None,
             ignore_eos: false,
+            verbatim: false,
             mask: None,
         }
     }
@@ -172,7 +186,7 @@ impl<'a> Generation<'a> {
     /// Answers what `ids` add to the context. On an error the context is as before.
     fn new(engine: &'a Engine, mut context: Held<'a>, ids: &[u32], how: &Sampling) -> Result<Self> {
         let c = context.get();
-        let answer = Continuation::new(engine, how, c.tokens() + ids.len())?;
+        let answer = Continuation::new(engine, how, c.tokens() + ids.len())?.after(ids);
         // Room for the whole answer now, rather than an error in the middle of it.
         c.cache.reserve(answer.room() - c.cache.tokens())?;
         ids.iter().for_each(|&id| c.push(id));
@@ -303,7 +317,8 @@ impl Engine {
             let problem = "expected at least one token, found none".into();
             return Err(Error::Input { what: "prompt".into(), problem });
         }
-        self.generate_seen(cache, &[], &ids, how)
+        let verbatim = how.verbatim || prompt.is_verbatim();
+        self.generate_seen(cache, &[], &ids, &Sampling { verbatim, ..how.clone() })
     }
 
     /// Generates on top of a cache whose tokens are `seen`, which the repetition penalty counts.

@@ -494,7 +494,9 @@ fn in_the_scheduler_as_alone() {
         let mut all = Vec::new();
         for (i, (schema, _)) in schemas().into_iter().enumerate() {
             for (j, temperature) in [0.0, 1.0, 1.0].into_iter().enumerate() {
-                let how = Sampling { temperature, max_tokens: 60, logprobs: 2, ..drawn(j as u64) };
+                let how = drawn(j as u64);
+                let how =
+                    Sampling { temperature, max_tokens: 60, logprobs: 2, verbatim: true, ..how };
                 all.push((i * 7 + j, following(&engine, &schema, how.clone())));
                 all.push((i * 7 + j, how));
             }

@@ -43,6 +43,7 @@ mod serve_metrics; // `/metrics` and `/stats`: well-formed, and right to the las
 mod serve_page; // the page at `/`, in a browser
 mod serve_prompts; // texts to embed as evaluation programs send them: conversations, whole prompts
 mod serve_rag; // `--store`: answers from documents, documents over HTTP, no room, no client
+mod serve_spaces; // a completion's text goes on from its prompt's, spaces and all
 mod shaders; // the WGSL backend: variants, parameters, limits, errors
 mod support; // error measure, reference files
 mod synth; // random checkpoints: right, repeatable, whole or not at all

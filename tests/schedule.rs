@@ -616,6 +616,7 @@ fn common_beginnings_are_computed_once() {
             prompt
         };
         let how = Sampling { repetition_penalty: 1.1, ignore_eos: true, ..greedy(140) };
+        let how = Sampling { verbatim: true, ..how };
         let cases = [
             (prompt(1, 300, 300), 0),
             (prompt(1, 300, 300), 2 * PAGE),

@@ -202,7 +202,8 @@ fn later_turns_are_the_librarys() {
         let before = prompt(&past, turn);
         let how = |seed| Sampling { max_tokens: 8, temperature: 3.0, seed, ..Sampling::default() };
         let canonical = |seed: &u64| {
-            let answer = pieces(&Prompt::Tokens(before.clone()), &how(*seed));
+            let asked = Prompt::Chat { past: past.to_vec(), text: turn.into() };
+            let answer = pieces(&asked, &how(*seed));
             let mut ids = before.clone();
             ids.extend(answer.iter().map(|piece| piece.token.token));
             let past = [&past[..], &[(turn.into(), text(&answer))]].concat();

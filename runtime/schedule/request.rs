@@ -24,7 +24,7 @@ pub enum Work {
     Generate {
         /// From [`crate::Engine::tokenize_prompt`].
         prompt: Vec<u32>,
-        /// How.
+        /// How; [`Sampling::verbatim`] with what [`crate::Prompt::Raw`] and its like make.
         how: Sampling,
     },
 }

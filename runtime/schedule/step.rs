@@ -138,6 +138,7 @@ impl Steps<'_> {
                         self.leaving.push(client);
                     }
                     Ok(answer) => {
+                        let answer = answer.after(&prompt);
                         self.prompts.insert(rank, Prompting { client, prompt, answer });
                     }
                     Err(error) => fail(client, error),

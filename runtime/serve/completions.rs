@@ -115,7 +115,8 @@ impl Shape for Text {
     }
 }
 
-/// Continues texts as they are.
+/// Continues texts as they are: a prompt and its continuation are one text, with the space, say,
+/// that the first word begins with.
 ///
 /// With `stream` the answer is a stream of server-sent events, each with a part of a choice; the
 /// last one is `[DONE]`.

@@ -159,6 +159,8 @@ pub(super) async fn answer<S: Shape>(
 
     let start = Instant::now();
     let format = params.response_format.take();
+    // All of a kind.
+    how.verbatim = prompts.iter().all(Prompt::is_verbatim);
     let prepare = move |engine: &Engine| {
         let grammar = format.map(|format| format.grammar(engine)).transpose()?;
         let (mut all, mut echoes) = (Vec::new(), Vec::new());
