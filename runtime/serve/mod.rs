@@ -13,6 +13,7 @@ mod cohere_embed;
 mod completions;
 mod connections;
 mod conversations;
+mod cors;
 mod count;
 mod echo;
 mod embeddings;
@@ -34,7 +35,7 @@ mod tokens;
 use crate::schedule::{Limits, Scheduler};
 use crate::{Engine, Error, Result};
 use axum::extract::{Request, State};
-use axum::http::{HeaderValue, Method, header};
+use axum::http::header;
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use connections::Ended;
@@ -46,7 +47,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
-use tower_http::cors::{AllowOrigin, CorsLayer};
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -58,7 +58,8 @@ pub struct Settings {
     pub name: String,
     /// Keys of which a request must bear one; none for everybody.
     pub api_keys: Vec<String>,
-    /// Origins of pages that may call (`*` for any); none for this server's own only.
+    /// Origins of pages that may call, as browsers send them (`https://app.example`; `*` for any,
+    /// `null` for pages from files); none for this server's own only.
     pub cors: Vec<String>,
     /// Bytes of a request's body.
     pub max_body_bytes: usize,
@@ -143,15 +144,11 @@ impl Server {
     /// # Errors
     /// When the address cannot be bound, or a setting means nothing.
     pub fn bind(host: &str, port: u16, settings: Settings) -> Result<Self> {
-        for (option, found, right) in [
-            ("--api-key", &settings.api_keys, visible as fn(&str) -> bool),
-            ("--cors-origin", &settings.cors, |text| HeaderValue::from_str(text).is_ok()),
-        ] {
-            if let Some(wrong) = found.iter().find(|text| text.is_empty() || !right(text)) {
-                let (expected, found) = ("visible ASCII".into(), format!("{wrong:?}"));
-                return Err(Error::Option { option, expected, found });
-            }
+        if let Some(wrong) = settings.api_keys.iter().find(|key| key.is_empty() || !visible(key)) {
+            let (expected, found) = ("visible ASCII".into(), format!("{wrong:?}"));
+            return Err(Error::Option { option: "--api-key", expected, found });
         }
+        settings.cors.iter().try_for_each(|origin| cors::check(origin))?;
         let failed = |source| Error::Input {
             what: format!("--host {host} --port {port}"),
             problem: format!("cannot listen there: {source}"),
@@ -292,7 +289,7 @@ fn router(app: Arc<App>) -> axum::Router {
         .fallback(async || Failure::no_such_path())
         .method_not_allowed_fallback(async || Failure::no_such_method())
         .layer(from_fn_with_state(Arc::clone(&app), count::count));
-    let router = match cors(&app.settings.cors) {
+    let router = match cors::layer(&app.settings.cors) {
         Some(layer) => router.layer(layer),
         None => router,
     };
@@ -308,17 +305,6 @@ fn router(app: Arc<App>) -> axum::Router {
     components(schemas(rag_ask::AskPart))
 )]
 struct Description;
-
-fn cors(origins: &[String]) -> Option<CorsLayer> {
-    let values = origins.iter().filter_map(|o| HeaderValue::from_str(o).ok());
-    let allowed = match origins {
-        [] => return None,
-        all if all.iter().any(|o| o == "*") => AllowOrigin::any(),
-        _ => AllowOrigin::list(values),
-    };
-    let layer = CorsLayer::new().allow_origin(allowed).allow_methods([Method::GET, Method::POST]);
-    Some(layer.allow_headers([header::AUTHORIZATION, header::CONTENT_TYPE]))
-}
 
 /// Lets a request through that bears one of the keys.
 async fn authorized(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {

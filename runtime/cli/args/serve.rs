@@ -23,7 +23,8 @@ pub(crate) struct Serve {
     #[arg(long, value_name = "K", env = "GRITLM_API_KEY", hide_env_values = true)]
     #[arg(value_delimiter = ',')]
     pub(crate) api_key: Vec<String>,
-    /// An origin whose pages may call, or *; several with commas, or given again
+    /// An origin whose pages may call, as browsers send it (https://app.example), * for any or null
+    /// for pages from files; several with commas, or given again
     #[arg(long, value_name = "URL", env = "GRITLM_CORS_ORIGIN", value_delimiter = ',')]
     pub(crate) cors_origin: Vec<String>,
     /// A folder of `gritlm index`, to answer from its documents and to add to them
