@@ -40,6 +40,7 @@ mod serve_clients; // clients that others wrote: openai, langchain-openai, curl,
 mod serve_embed; // its embeddings and ranks: values, shapes, refusals
 mod serve_faults; // what it survives: vanished, slow and mad clients, failures, an end under load
 mod serve_generate; // its answers: equal to the library's, at once or streamed, alone or not
+mod serve_http; // bodies, keys and paths as clients send them; structs from objects only
 mod serve_metrics; // `/metrics` and `/stats`: well-formed, and right to the last count
 mod serve_page; // the page at `/`, in a browser
 mod serve_prompts; // texts to embed as evaluation programs send them: conversations, whole prompts

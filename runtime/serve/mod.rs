@@ -259,6 +259,9 @@ fn visible(text: &str) -> bool {
 fn router(app: Arc<App>) -> axum::Router {
     let locked = OpenApiRouter::new()
         .routes(routes!(status::models))
+        .routes(routes!(status::model))
+        // Names on Hugging Face have a slash, which clients need not encode.
+        .route("/v1/models/{id}/{*rest}", axum::routing::get(status::model))
         .routes(routes!(embeddings::embeddings))
         .routes(routes!(tei::embed))
         .routes(routes!(tei::similarity))
@@ -309,12 +312,18 @@ struct Description;
 /// Lets a request through that bears one of the keys.
 async fn authorized(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let keys = &app.settings.api_keys;
-    let given = request.headers().get(header::AUTHORIZATION);
-    let given = given.and_then(|v| v.as_bytes().strip_prefix(b"Bearer ")).unwrap_or_default();
+    let given = request.headers().get(header::AUTHORIZATION).and_then(|v| bearer(v.as_bytes()));
+    let given = given.unwrap_or_default();
     if keys.is_empty() || keys.iter().any(|key| equal(key.as_bytes(), given)) {
         return next.run(request).await;
     }
     Failure::unauthorized().into_response()
+}
+
+/// The key behind the scheme's name, which HTTP spells in either case.
+fn bearer(value: &[u8]) -> Option<&[u8]> {
+    let (scheme, key) = value.split_at_checked(b"Bearer ".len())?;
+    scheme.eq_ignore_ascii_case(b"Bearer ").then(|| key.trim_ascii())
 }
 
 /// In a time that does not tell how much of it is right.

@@ -3,7 +3,8 @@
 use super::App;
 use super::failure::{Failure, FailureBody, Failures};
 use axum::Json;
-use axum::extract::State;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, State};
 use serde::Serialize;
 use std::sync::Arc;
 use utoipa::ToSchema;
@@ -35,15 +36,35 @@ pub(super) struct ModelCard {
 #[utoipa::path(get, path = "/v1/models", tag = "server",
     responses((status = 200, body = Models), Failures))]
 pub(super) async fn models(State(app): State<Arc<App>>) -> Json<Models> {
-    let positions = app.scheduler.get().map(|s| s.engine().config().max_positions);
-    let card = ModelCard {
-        id: app.settings.name.clone(),
-        object: "model",
-        created: app.created,
-        owned_by: "gritlm",
-        max_model_len: positions,
-    };
-    Json(Models { object: "list", data: vec![card] })
+    Json(Models { object: "list", data: vec![ModelCard::of(&app)] })
+}
+
+/// One model by its name, slashes and all; 404 where it is not this server's.
+#[utoipa::path(get, path = "/v1/models/{id}", tag = "server",
+    params(("id" = String, Path, description = "The name, as `/v1/models` tells it.")),
+    responses((status = 200, body = ModelCard), Failures))]
+pub(super) async fn model(
+    State(app): State<Arc<App>>,
+    parts: Result<Path<Vec<String>>, PathRejection>,
+) -> Result<Json<ModelCard>, Failure> {
+    // What is no UTF-8 is no name.
+    let id = parts.map(|Path(parts)| parts.join("/")).unwrap_or_default();
+    match id == app.settings.name {
+        true => Ok(Json(ModelCard::of(&app))),
+        false => Err(Failure::no_such_model(&id, &app.settings.name)),
+    }
+}
+
+impl ModelCard {
+    fn of(app: &App) -> Self {
+        Self {
+            id: app.settings.name.clone(),
+            object: "model",
+            created: app.created,
+            owned_by: "gritlm",
+            max_model_len: app.scheduler.get().map(|s| s.engine().config().max_positions),
+        }
+    }
 }
 
 /// Whether the process answers.
