@@ -2,6 +2,7 @@
 
 use super::App;
 use super::failure::Failure;
+use super::decode;
 use crate::Engine;
 use crate::schedule::Scheduler;
 use axum::extract::{FromRequest, FromRequestParts, Request};
@@ -74,6 +75,7 @@ impl<T: DeserializeOwned> FromRequest<Arc<App>> for Body<T> {
         if !essence.eq_ignore_ascii_case("application/json") {
             return Err(Failure::no_json(kind));
         }
+        let coding = decode::Coding::of(request.headers())?;
         let limit = app.settings.max_body_bytes;
         let length = request.headers().get(header::CONTENT_LENGTH);
         let length = length.and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
@@ -83,6 +85,10 @@ impl<T: DeserializeOwned> FromRequest<Arc<App>> for Body<T> {
         let patience = app.settings.patience;
         let bytes = tokio::time::timeout(patience, read(request.into_body(), limit));
         let bytes = bytes.await.map_err(|_| Failure::slow_body(patience))??;
+        let bytes = match coding {
+            None => bytes,
+            Some(coding) => coding.decode(bytes, limit).await?,
+        };
         let mut json = serde_json::Deserializer::from_slice(&bytes);
         let value = serde_path_to_error::deserialize(&mut json).map_err(|e| {
             match e.path().to_string() {

@@ -1,6 +1,7 @@
 //! What a client is told when it does not get what it asked for: a status, and a body in OpenAI's
 //! shape.
 
+use super::decode::CODINGS;
 use crate::Error;
 use crate::schedule::Refused;
 use axum::Json;
@@ -58,7 +59,7 @@ pub(super) enum Failures {
     /// The body is too large, or has too many inputs.
     #[response(status = 413)]
     TooLarge(#[to_schema] FailureBody),
-    /// The body is no JSON by its `Content-Type`.
+    /// The body is no JSON by its `Content-Type`, or compressed in a way that is not understood.
     #[response(status = 415)]
     NoJson(#[to_schema] FailureBody),
     /// An input is too long for the model or its cache.
@@ -76,6 +77,7 @@ pub(super) enum Failures {
 }
 
 const INVALID: &str = "invalid_request_error";
+const UNKNOWN_CODING: &str = "unsupported_encoding";
 const SERVER: &str = "server_error";
 
 impl Failure {
@@ -157,6 +159,13 @@ impl Failure {
     pub(super) fn no_json(found: &str) -> Self {
         let message = format!("content-type: expected application/json, found {found:?}");
         Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, INVALID, "unsupported_media_type", message)
+    }
+
+    /// 415, with what is understood.
+    pub(super) fn unknown_coding(found: &str) -> Self {
+        let message =
+            format!("content-encoding: expected one of {CODINGS}, or none, found {found:?}");
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, INVALID, UNKNOWN_CODING, message)
     }
 
     /// 422: too long, and what to do about it.
@@ -273,7 +282,7 @@ impl From<Error> for Failure {
 
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
-        let draining = self.error.code == "draining";
+        let code = self.error.code;
         let mut response = (self.status, Json(FailureBody { error: self.error })).into_response();
         let headers = response.headers_mut();
         if let Some(after) = self.retry_after {
@@ -282,8 +291,11 @@ impl IntoResponse for Failure {
         if self.status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
+        if code == UNKNOWN_CODING {
+            headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static(CODINGS));
+        }
         // What was not read of a body cannot be told from the next request.
-        if draining || self.status == StatusCode::PAYLOAD_TOO_LARGE {
+        if code == "draining" || self.status == StatusCode::PAYLOAD_TOO_LARGE {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response

@@ -16,6 +16,7 @@ mod conversations;
 mod cors;
 mod count;
 mod echo;
+mod decode;
 mod embeddings;
 mod failure;
 mod input;
