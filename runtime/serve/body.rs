@@ -2,7 +2,7 @@
 
 use super::App;
 use super::failure::Failure;
-use super::decode;
+use super::{decode, objects};
 use crate::Engine;
 use crate::schedule::Scheduler;
 use axum::extract::{FromRequest, FromRequestParts, Request};
@@ -10,6 +10,8 @@ use axum::http::header;
 use axum::http::request::Parts;
 use futures_util::TryStreamExt;
 use serde::de::DeserializeOwned;
+use serde_json::error::Category;
+use serde_path_to_error::Segment;
 use std::sync::Arc;
 
 /// The loaded model; 503 while there is none, or no more work is taken. Stands before [`Body`], so
@@ -90,10 +92,15 @@ impl<T: DeserializeOwned> FromRequest<Arc<App>> for Body<T> {
             Some(coding) => coding.decode(bytes, limit).await?,
         };
         let mut json = serde_json::Deserializer::from_slice(&bytes);
-        let value = serde_path_to_error::deserialize(&mut json).map_err(|e| {
-            match e.path().to_string() {
-                path if path == "." => Failure::malformed(format!("body: {}", e.inner())),
-                path => Failure::field(path, e.inner()),
+        let value = objects::deserialize(&mut json).map_err(|e| {
+            let (path, error) = (e.path(), e.inner());
+            // Where the JSON itself is broken or cut, no field is wrong.
+            let whole = error.classify() != Category::Data
+                || path.iter().next().is_none()
+                || path.iter().any(|segment| matches!(segment, Segment::Unknown));
+            match whole {
+                true => Failure::malformed(format!("body: {error}")),
+                false => Failure::field(path.to_string(), error),
             }
         })?;
         json.end().map_err(|e| Failure::malformed(format!("body: {e}")))?;

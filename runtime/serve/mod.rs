@@ -22,6 +22,7 @@ mod failure;
 mod input;
 mod live;
 mod metrics;
+mod objects;
 mod openai;
 mod page;
 mod params;

@@ -2,6 +2,7 @@
 
 use super::answers::Wish;
 use super::failure::Failure;
+use super::objects;
 use crate::{Engine, Grammar, Sampling};
 use serde::Deserialize;
 use serde::de::value::SeqAccessDeserializer;
@@ -153,7 +154,7 @@ impl Params {
                 return Err(Failure::field(name, "not supported; leave it out"));
             }
         }
-        let params: Self = serde_path_to_error::deserialize(Value::Object(fields))
+        let params: Self = objects::deserialize(Value::Object(fields))
             .map_err(|e| Failure::field(e.path().to_string(), e.inner()))?;
         if params.stream_options.is_some() && !params.stream() {
             return Err(Failure::field("stream_options", "expected \"stream\": true beside it"));
