@@ -115,15 +115,19 @@ fn what_is_too_long_is_refused_or_cut() {
     let long = vec![40u32; 2100];
     // `<s>` and the tag count.
     let tags = engine.encode_texts(&["a"], &whole()).unwrap()[0].skip;
-    let found = format!("input[3]: {} tokens, expected at most 2048", 2100 + tags);
+    let found = format!(
+        "input[3]: This model's maximum context length is 2048 tokens. However, \
+                         your input resulted in {} tokens; ",
+        2100 + tags
+    );
     let failure = ask(json!({"input": [[5], [6], [7], long]}));
-    failure.fails(422, &[&found, "\"truncate\": true"]);
+    failure.fails(400, &[&found, "\"truncate\": true"]);
     assert_eq!(failure.json()["error"]["param"], "input[3]");
     assert_eq!(failure.json()["error"]["code"], "context_length_exceeded");
-    ask(json!({"input": long})).fails(422, &["input: ", "2048"]);
-    ask(json!({"input": ["a", "b ".repeat(3000)]})).fails(422, &["input[1]: ", "2048"]);
+    ask(json!({"input": long})).fails(400, &["input: ", "2048"]);
+    ask(json!({"input": ["a", "b ".repeat(3000)]})).fails(400, &["input[1]: ", "2048"]);
     let body = json!({"input": "a b c d e f g h", "max_length": 8, "truncate": false});
-    ask(body).fails(422, &["input: ", "expected at most 8;"]);
+    ask(body).fails(400, &["input: ", "expected at most 8 tokens, found "]);
 
     let encoded = engine.encode_tokens(&[&long], &whole()).unwrap();
     assert_eq!((encoded[0].tokens.len(), encoded[0].truncated), (2048, 52 + tags));
@@ -137,15 +141,15 @@ fn what_is_too_long_is_refused_or_cut() {
     let bytes = 2 * 2048 * longest + 3;
     let huge: String = ["🎉", "chess "].into_iter().cycle().take(bytes / 5 + 1).collect();
     assert!(huge.len() >= bytes);
-    let at_least = format!("input[1]: at least {} tokens, expected", huge.len() / longest);
-    ask(json!({"input": ["a", huge]})).fails(422, &[&at_least, "at most 2048"]);
+    let at_least = format!("your input resulted in at least {} tokens;", huge.len() / longest);
+    ask(json!({"input": ["a", huge]})).fails(400, &["input[1]: ", &at_least, " 2048 tokens"]);
     let cut = ask(json!({"input": ["a", huge], "truncate": true})).ok();
     let expected = engine.embed(&["a", &huge], &whole()).unwrap();
     assert_eq!(vectors(&cut, &expected), bare(&expected));
 
     let body = json!({"input": "a", "instruction": "b ".repeat(30), "max_length": 30});
     let failure = ask(body);
-    failure.fails(422, &["instruction: ", "expected fewer than 30"]);
+    failure.fails(400, &["instruction: ", "expected fewer than 30"]);
     assert_eq!(failure.json()["error"]["param"], "instruction");
     for wrong in [0, 2049] {
         let body = json!({"input": "a", "max_length": wrong});
@@ -155,7 +159,7 @@ fn what_is_too_long_is_refused_or_cut() {
     // Where the KV cache holds less than the model has positions, that is the limit.
     let server = Server::start(&["--kv-tokens", "256"]);
     let ask = |body: Value| server.post("/v1/embeddings", &body);
-    ask(json!({"input": [long]})).fails(422, &["input[0]: ", "expected at most 256"]);
+    ask(json!({"input": [long]})).fails(400, &["input[0]: ", "length is 256 tokens"]);
     let cut = ask(json!({"input": [long], "truncate": true})).ok();
     assert_eq!(cut["usage"]["prompt_tokens"], 256);
 }
@@ -249,7 +253,7 @@ fn embed_is_tei_s() {
 
     let ask = |body: Value| server.post("/embed", &body);
     let long = "b ".repeat(3000);
-    ask(json!({"inputs": ["a", long]})).fails(422, &["inputs[1]: ", "at most 2048"]);
+    ask(json!({"inputs": ["a", long]})).fails(422, &["inputs[1]: ", "length is 2048 tokens"]);
     ask(json!({"inputs": ["a", long], "truncate": true})).ok();
     ask(json!({"inputs": vec!["a"; 4]})).fails(413, &["inputs: ", "at most 3", "found 4"]);
     ask(json!({"inputs": []})).fails(400, &["inputs: "]);
@@ -405,7 +409,7 @@ fn ranks_are_refused_with_reason() {
     tei("a", json!(["a"]), json!({"timeout": -1})).fails(400, &["timeout: "]);
     let long = "\u{1F389}".repeat(600);
     let failure = tei("a", json!(["a", long]), json!({}));
-    failure.fails(422, &["texts[1]: ", "expected at most 1024"]);
+    failure.fails(422, &["texts[1]: ", "length is 1024 tokens"]);
     assert_eq!(failure.json()["error"]["param"], "texts[1]");
     let cohere = |fields: Value| {
         let mut body = json!({"query": "a", "documents": ["a", "b"]});

@@ -675,9 +675,9 @@ fn wrong_requests_are_refused() {
     let tokens = engine().tokenize_prompt(&Prompt::user(&long), false).unwrap().len().to_string();
     for stream in [false, true] {
         let fields = json!({"messages": user(&long), "stream": stream});
-        wrong(CHAT, json!({}), 422, "messages", fields, &tokens);
+        wrong(CHAT, json!({}), 400, "messages", fields, &tokens);
     }
-    wrong(TEXT, json!({}), 422, "prompt", json!({"prompt": ["x", long]}), "2048 positions");
+    wrong(TEXT, json!({}), 400, "prompt", json!({"prompt": ["x", long]}), "is 2048 tokens");
     // A deadline that is over has its status also in front of a stream.
     let late = json!({"messages": user("x"), "timeout": 0, "stream": true});
     server.post(CHAT, &late).fails(408, &["deadline"]);
@@ -691,7 +691,7 @@ fn too_much_is_refused() {
     server.post(TEXT, &prompts(3)).fails(413, &["prompt", "at most 2", "found 3"]);
     server.post(TEXT, &with(&prompts(2), &json!({"n": 2}))).fails(413, &["n:", "at most 3"]);
     let body = json!({"messages": user("x"), "max_tokens": 600});
-    server.post(CHAT, &body).fails(422, &["512"]);
+    server.post(CHAT, &body).fails(400, &["512"]);
 }
 
 /// Waits until the scheduler's counter is so high.

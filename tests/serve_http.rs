@@ -1,5 +1,5 @@
 //! Requests as clients send them: a model's own path, keys, compressed and cut bodies, structs from
-//! objects only.
+//! objects only, and what is too long.
 
 use crate::serve::{Answer, Server};
 use crate::serve_rag::store_of;
@@ -272,5 +272,72 @@ fn objects_are_objects() {
         let found = &answer.json()["error"]["param"];
         let right = if field.is_empty() { found.is_null() } else { found == field };
         assert!(right, "{body}: expected {field:?}, found {}", answer.text);
+    }
+}
+
+/// OpenAI's and Cohere's clients look for 400 and the code; TEI's for 422.
+#[test]
+fn what_is_too_long_has_its_code() {
+    let folder = crate::support::with_a_yes();
+    let model = folder.path().to_str().unwrap();
+    let server = Server::start(&["--model", model, "--model-name", "odd", "--kv-tokens", "1024"]);
+    let demo = Server::start(&["--kv-tokens", "1024"]);
+    let (long, emoji) = ("b ".repeat(3000), "\u{1F389}".repeat(600));
+    let turn = |text: &str| json!([{"role": "user", "content": text}]);
+    let wide =
+        |text: &str, max_tokens: usize| json!({"messages": turn(text), "max_tokens": max_tokens});
+    for (server, path, body, field, limit) in [
+        (&demo, "/v1/embeddings", json!({"input": long}), "input", "1024"),
+        (&demo, "/v1/embeddings", json!({"input": ["a", long]}), "input[1]", "1024"),
+        (&demo, "/v1/embeddings", json!({"input": [[5], vec![5; 3000]]}), "input[1]", "1024"),
+        (&demo, "/v1/chat/completions", json!({"messages": turn(&long)}), "messages", "2048"),
+        (&demo, "/v1/chat/completions", wide("x", 1500), "", "1024"),
+        (&demo, "/v1/completions", json!({"prompt": long}), "prompt", "2048"),
+        (&demo, "/v1/completions", json!({"prompt": ["a", vec![5; 0]], "n": 1}), "prompt[1]", ""),
+        (&demo, "/v1/completions", json!({"prompt": vec![5; 2100]}), "prompt", "2048"),
+        (
+            &server,
+            "/v1/rerank",
+            json!({"query": "a", "documents": ["a", emoji]}),
+            "documents[1]",
+            "1024",
+        ),
+        (
+            &server,
+            "/v2/rerank",
+            json!({"query": "a", "documents": [emoji]}),
+            "documents[0]",
+            "1024",
+        ),
+    ] {
+        let answer = server.post(path, &body);
+        if limit.is_empty() {
+            answer.fails(400, &[field]);
+            continue;
+        }
+        answer.fails(400, &["This model's maximum context length is", limit, " tokens. However, "]);
+        let error = &answer.json()["error"];
+        assert_eq!(error["code"], "context_length_exceeded", "{error}");
+        assert_eq!(error["type"], "invalid_request_error");
+        let right =
+            if field.is_empty() { error["param"].is_null() } else { error["param"] == field };
+        assert!(right, "{error}");
+        // Both counts.
+        let message = error["message"].as_str().unwrap();
+        let counts = message.split(|c: char| !c.is_ascii_digit()).filter(|s| s.len() > 3);
+        assert!(counts.filter(|s| *s != limit).count() > 0, "{message}");
+    }
+    for (path, body, field) in [
+        ("/embed", json!({"inputs": ["a", long]}), "inputs[1]"),
+        (
+            "/similarity",
+            { json!({"inputs": {"source_sentence": long, "sentences": ["a"]}}) },
+            "inputs.source_sentence",
+        ),
+        ("/rerank", json!({"query": "a", "texts": [emoji]}), "texts[0]"),
+    ] {
+        let answer = server.post(path, &body);
+        answer.fails(422, &[field, "1024"]);
+        assert_eq!(answer.json()["error"]["param"], field);
     }
 }

@@ -180,7 +180,7 @@ fn both_modes_answer_as_the_library_does() {
     // What is refused is as if it had not been asked, but for the reason.
     page.ask("word ".repeat(5000).trim(), 16);
     assert_eq!(page.log(), expected);
-    assert!(page.text("chat-note").contains("positions"), "{}", page.text("chat-note"));
+    assert!(page.text("chat-note").contains("context length"), "{}", page.text("chat-note"));
     assert_eq!(page.value("document.getElementById('message').value.length"), 24999);
     page.value("document.getElementById('clear').click()");
     assert_eq!(page.log(), []);

@@ -275,8 +275,8 @@ fn what_is_refused() {
     ask(json!({"timeout": 0.0}), 408, &["deadline"]);
     ask(json!({"temperature": -1}), 400, &["temperature"]);
     ask(json!({"tools": [{}]}), 400, &["tools"]);
-    ask(json!({"query": "x ".repeat(3000)}), 422, &["positions"]);
-    ask(json!({"max_tokens": 1500}), 422, &["KV cache"]);
+    ask(json!({"query": "x ".repeat(3000)}), 400, &["maximum context length"]);
+    ask(json!({"max_tokens": 1500}), 400, &["KV cache"]);
 
     let index = |documents: Value, status, parts: &[&str]| {
         server.post(INDEX, &json!({"documents": documents})).fails(status, parts);

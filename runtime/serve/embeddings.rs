@@ -15,6 +15,7 @@ use gritlm_model::ops::PAGE;
 use gritlm_model::prompt::embed_parts;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::time::Instant;
 use utoipa::ToSchema;
 
@@ -50,7 +51,7 @@ pub(super) struct EmbeddingsRequest {
     /// An extension: whether vectors have length 1.
     #[schema(default = true)]
     normalize: Option<bool>,
-    /// An extension: cut what is longer than `max_length`, rather than refuse it with 422. True
+    /// An extension: cut what is longer than `max_length`, rather than refuse it. True
     /// where `max_length` is given.
     truncate: Option<bool>,
     /// An extension: tokens of a text, `<s>`, tags and instruction counted. At most, and if not
@@ -262,13 +263,14 @@ impl Loaded {
     ) -> Result<Vec<Encoded>, Failure> {
         input.check(field, self.app.settings.max_inputs, self.engine().config().vocab)?;
         let (how, longest) = (how.clone(), self.engine().tokenizer().longest());
+        let most = self.max_length();
         // Tokenizing takes some 100 bytes of memory for each of a text; what is far behind the last
         // token that can count need not be looked at.
         if let Some((index, bytes)) = input.cut(2 * longest * how.max_length)
             && !truncate
         {
             let found = format!("at least {}", bytes / longest);
-            return Err(long(&input.place(field, index), found, how.max_length));
+            return Err(long(&input.place(field, index), found, how.max_length, most));
         }
         self.blocking(move |engine| {
             let texts = match &input.texts {
@@ -295,7 +297,7 @@ impl Loaded {
                 Some((index, text)) => {
                     let (place, found) =
                         (input.place(field, index), text.tokens.len() + text.truncated);
-                    Err(long(&place, found, how.max_length))
+                    Err(long(&place, found, how.max_length, most))
                 }
             }
         })
@@ -351,8 +353,12 @@ impl Input {
     }
 }
 
-fn long(place: &str, found: impl std::fmt::Display, limit: usize) -> Failure {
-    let message =
-        format!("{place}: {found} tokens, expected at most {limit}; \"truncate\": true cuts");
+/// A text that is longer than `limit`: the request's own, or `most`, beyond which none can be.
+fn long(place: &str, found: impl Display, limit: usize, most: usize) -> Failure {
+    let more = "; \"truncate\": true cuts";
+    if limit == most {
+        return Failure::long_context(place, found, limit, more);
+    }
+    let message = format!("{place}: expected at most {limit} tokens, found {found}{more}");
     Failure::too_long(place, message)
 }

@@ -44,7 +44,7 @@ pub(super) struct Problem {
 #[derive(IntoResponses)]
 #[expect(dead_code, reason = "the variants are the description")]
 pub(super) enum Failures {
-    /// The request is malformed.
+    /// The request is malformed, or an input is too long for the model or its cache.
     #[response(status = 400)]
     Malformed(#[to_schema] FailureBody),
     /// No key, or a wrong one.
@@ -62,9 +62,6 @@ pub(super) enum Failures {
     /// The body is no JSON by its `Content-Type`, or compressed in a way that is not understood.
     #[response(status = 415)]
     NoJson(#[to_schema] FailureBody),
-    /// An input is too long for the model or its cache.
-    #[response(status = 422)]
-    TooLong(#[to_schema] FailureBody),
     /// As much waits as may wait; `Retry-After` says how long to wait before trying again.
     #[response(status = 429)]
     Full(#[to_schema] FailureBody),
@@ -77,6 +74,7 @@ pub(super) enum Failures {
 }
 
 const INVALID: &str = "invalid_request_error";
+const TOO_LONG: &str = "context_length_exceeded";
 const UNKNOWN_CODING: &str = "unsupported_encoding";
 const SERVER: &str = "server_error";
 
@@ -168,12 +166,33 @@ impl Failure {
         Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, INVALID, UNKNOWN_CODING, message)
     }
 
-    /// 422: too long, and what to do about it.
+    /// 400: too long, and what to do about it.
     pub(super) fn too_long(field: &str, message: impl Into<String>) -> Self {
-        let status = StatusCode::UNPROCESSABLE_ENTITY;
-        let mut failure = Self::new(status, INVALID, "context_length_exceeded", message);
+        let mut failure = Self::new(StatusCode::BAD_REQUEST, INVALID, TOO_LONG, message);
         failure.error.param = Some(field.into());
         failure
+    }
+
+    /// 400: longer than the model's positions or its cache, in the words that clients of OpenAI look
+    /// for; `more` ends the sentence.
+    pub(super) fn long_context(
+        field: &str,
+        found: impl std::fmt::Display,
+        limit: usize,
+        more: &str,
+    ) -> Self {
+        let input = field.split(['[', '.']).next().unwrap_or(field);
+        let message =
+            format!("{field}: {}", context(limit, &format!("your {input} resulted in"), found));
+        Self::too_long(field, message + more)
+    }
+
+    /// 422 instead of 400 where an input is too long.
+    pub(super) fn unprocessable(mut self) -> Self {
+        if self.error.code == TOO_LONG {
+            self.status = StatusCode::UNPROCESSABLE_ENTITY;
+        }
+        self
     }
 
     /// 503.
@@ -226,6 +245,11 @@ impl Failure {
     }
 }
 
+/// OpenAI's words, up to the number of tokens found.
+fn context(limit: usize, what: &str, found: impl std::fmt::Display) -> String {
+    format!("This model's maximum context length is {limit} tokens. However, {what} {found} tokens")
+}
+
 impl From<Refused> for Failure {
     fn from(refused: Refused) -> Self {
         let message = refused.to_string();
@@ -235,12 +259,16 @@ impl From<Refused> for Failure {
                 let failure = Self::new(status, kind, "queue_full", message);
                 Self { retry_after: Some(retry_after), ..failure }
             }
-            Refused::TooLong { .. } | Refused::NeverFits { .. } => Self::new(
-                StatusCode::UNPROCESSABLE_ENTITY,
-                INVALID,
-                "context_length_exceeded",
-                message,
-            ),
+            Refused::TooLong { tokens, limit } => {
+                let message = context(limit, "your input resulted in", tokens);
+                Self::new(StatusCode::BAD_REQUEST, INVALID, TOO_LONG, message)
+            }
+            Refused::NeverFits { tokens, kv_tokens } => {
+                let message = context(kv_tokens, "your request needs room for", tokens)
+                    + ", those to be generated counted; shorten it, ask for fewer tokens or raise \
+                       --kv-tokens";
+                Self::new(StatusCode::BAD_REQUEST, INVALID, TOO_LONG, message)
+            }
             Refused::Draining => Self::draining(),
             Refused::Invalid(error) => error.into(),
         }
@@ -260,7 +288,7 @@ impl From<Error> for Failure {
                 Self::malformed(message)
             }
             Error::LongInstruction { .. } => Self::too_long("instruction", message),
-            Error::LongPrompt { .. } => Self::too_long("prompt", message),
+            Error::LongPrompt { tokens, limit } => Self::long_context("prompt", tokens, limit, ""),
             // What is needed at once: of a request beside the scheduler, which makes others wait.
             Error::NoRoom { needed, total, .. } if needed > total => {
                 Self::too_long("max_tokens", message)

@@ -6,7 +6,7 @@ use super::echo::Echo;
 use super::failure::Failure;
 use super::params::Params;
 use super::stream::{self, Tell};
-use crate::schedule::{Event, Refused, Summary, Work};
+use crate::schedule::{Event, Summary, Work};
 use crate::{Engine, Finish, Piece, Prompt, Result, Sampling};
 use axum::Json;
 use axum::http::HeaderName;
@@ -216,8 +216,7 @@ fn check_lengths<S: Shape>(loaded: &Loaded, prompts: &[Vec<u32>], n: usize) -> R
     let positions = loaded.engine().config().max_positions;
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
     if longest >= positions {
-        let refused = Refused::TooLong { tokens: longest, limit: positions };
-        return Err(Failure::too_long(S::INPUT, refused.to_string()));
+        return Err(Failure::long_context(S::INPUT, longest, positions, ""));
     }
     let tokens = prompts.iter().map(Vec::len).sum::<usize>() * n;
     let limit = loaded.app.settings.limits.queue_tokens;

@@ -53,11 +53,8 @@ impl Loaded {
                 None => Ok((prompts, passages)),
                 Some(index) => {
                     let (place, found) = (format!("{field}[{index}]"), prompts[index].len());
-                    let message = format!(
-                        "{place}: {found} tokens with the question and the query, expected at most \
-                         {limit}"
-                    );
-                    Err(Failure::too_long(&place, message))
+                    let more = " with the question and the query";
+                    Err(Failure::long_context(&place, found, limit, more))
                 }
             }
         };

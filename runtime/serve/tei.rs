@@ -2,16 +2,16 @@
 
 use super::answers::{Wish, server_timing};
 use super::body::{Body, Loaded};
-use super::failure::{Failure, Failures};
+use super::failure::{Failure, FailureBody, Failures};
 use super::input::Input;
 use super::rank::{Question, Ranking};
 use crate::schedule::Work;
 use crate::{Embed, Ranked, dot};
 use axum::Json;
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use std::time::Instant;
-use utoipa::ToSchema;
+use utoipa::{IntoResponses, ToSchema};
 
 /// Texts to embed.
 #[derive(Deserialize, ToSchema)]
@@ -196,6 +196,30 @@ struct EmbeddingModel {
     pooling: &'static str,
 }
 
+/// A failure, with TEI's status where an input is too long.
+pub(super) struct Refusal(Failure);
+
+impl From<Failure> for Refusal {
+    fn from(failure: Failure) -> Self {
+        Self(failure.unprocessable())
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        self.0.into_response()
+    }
+}
+
+/// For the description: what [`Refusal`] adds.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "the variant is the description")]
+enum TooLong {
+    /// An input is too long for the model or its cache.
+    #[response(status = 422)]
+    TooLong(#[to_schema] FailureBody),
+}
+
 fn no_prompts(field: &str, name: Option<String>) -> Result<(), Failure> {
     name.map_or(Ok(()), |name| {
         let problem = format!("expected none, as prompts have no names here, found {name:?}");
@@ -205,11 +229,11 @@ fn no_prompts(field: &str, name: Option<String>) -> Result<(), Failure> {
 
 /// Embeds texts.
 #[utoipa::path(post, path = "/embed", tag = "embedding", request_body = EmbedRequest,
-    responses((status = 200, body = EmbedResponse), Failures))]
+    responses((status = 200, body = EmbedResponse), Failures, TooLong))]
 pub(super) async fn embed(
     loaded: Loaded,
     Body(body): Body<EmbedRequest>,
-) -> Result<Response, Failure> {
+) -> Result<Response, Refusal> {
     no_prompts("prompt_name", body.prompt_name)?;
     let how = Embed {
         instruction: body.instruction.unwrap_or_default(),
@@ -226,16 +250,16 @@ pub(super) async fn embed(
     let (found, summary) = answers.embeddings().await?;
     let timing = server_timing(tokenize, &summary.timings);
     let answer = || EmbedResponse(found.into_iter().map(|e| e.vector).collect());
-    loaded.render(timing, answer).await
+    Ok(loaded.render(timing, answer).await?)
 }
 
 /// Compares a sentence with others.
 #[utoipa::path(post, path = "/similarity", tag = "embedding", request_body = SimilarityRequest,
-    responses((status = 200, body = SimilarityResponse), Failures))]
+    responses((status = 200, body = SimilarityResponse), Failures, TooLong))]
 pub(super) async fn similarity(
     loaded: Loaded,
     Body(body): Body<SimilarityRequest>,
-) -> Result<Response, Failure> {
+) -> Result<Response, Refusal> {
     let (inputs, parameters) = (body.inputs, body.parameters.unwrap_or_default());
     no_prompts("parameters.prompt_name", parameters.prompt_name)?;
     let how = |instruction: Option<String>| Embed {
@@ -257,16 +281,16 @@ pub(super) async fn similarity(
     let mut vectors = found.into_iter().map(|e| e.vector);
     let source = vectors.next().unwrap_or_default();
     let answer = move || SimilarityResponse(vectors.map(|v| dot(&source, &v)).collect());
-    loaded.render(timing, answer).await
+    Ok(loaded.render(timing, answer).await?)
 }
 
 /// Ranks texts by relevance to a query.
 #[utoipa::path(post, path = "/rerank", tag = "rank", request_body = RankRequest,
-    responses((status = 200, body = RankResponse), Failures))]
+    responses((status = 200, body = RankResponse), Failures, TooLong))]
 pub(super) async fn rerank(
     loaded: Loaded,
     Body(body): Body<RankRequest>,
-) -> Result<Response, Failure> {
+) -> Result<Response, Refusal> {
     let question = Question {
         query: body.query,
         field: "texts",
@@ -284,7 +308,8 @@ pub(super) async fn rerank(
         score: score(&r),
         text: texts.then(|| std::mem::take(&mut passages[r.index])),
     };
-    loaded.render(timing, move || RankResponse(ranked.into_iter().map(rank).collect())).await
+    let answer = move || RankResponse(ranked.into_iter().map(rank).collect());
+    Ok(loaded.render(timing, answer).await?)
 }
 
 /// What is served, and how much at once.

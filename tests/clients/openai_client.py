@@ -91,7 +91,8 @@ refused("model", openai.NotFoundError, lambda: client.embeddings.create(model="x
 refused("key", openai.AuthenticationError, lambda: openai.OpenAI(**base | {"api_key": "x"}).models.list())
 refused("value", openai.BadRequestError, lambda: client.chat.completions.create(**greedy | {"n": 0}))
 long = "word " * 100_000
-refused("length", openai.UnprocessableEntityError, lambda: client.embeddings.create(**embed | {"input": long}))
+refused("length", openai.BadRequestError, lambda: client.embeddings.create(**embed | {"input": long}))
+check("model", client.models.retrieve(given["model"]).id, given["model"])
 cut = client.embeddings.create(**embed | {"input": long}, extra_body={"truncate": True})
 check("truncate", len(cut.data), 1)
 
