@@ -42,6 +42,7 @@ mod serve_faults; // what it survives: vanished, slow and mad clients, failures,
 mod serve_generate; // its answers: equal to the library's, at once or streamed, alone or not
 mod serve_http; // bodies, keys and paths as clients send them; structs from objects only
 mod serve_metrics; // `/metrics` and `/stats`: well-formed, and right to the last count
+mod serve_options; // other servers' options: refused by name, or asking for nothing
 mod serve_page; // the page at `/`, in a browser
 mod serve_prompts; // texts to embed as evaluation programs send them: conversations, whole prompts
 mod serve_rag; // `--store`: answers from documents, documents over HTTP, no room, no client

@@ -3,16 +3,20 @@
 use super::answers::Wish;
 use super::body::{Body, Loaded};
 use super::failure::{Failure, Failures};
+use super::options;
 use super::rank::{Question, Ranking};
 use crate::Ranked;
 use axum::response::Response;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserializer, Error, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use std::fmt;
 use utoipa::ToSchema;
 
-/// Documents to rank.
+/// Documents to rank. Options of other servers that would change the ranking are refused unless they
+/// ask for nothing, as `rank_fields`, `max_chunks_per_doc` and `instruction`; other fields are
+/// ignored.
 #[derive(Deserialize, ToSchema)]
 pub(super) struct RerankRequest {
     /// The model's name, as `/v1/models` tells it.
@@ -32,14 +36,15 @@ pub(super) struct RerankRequest {
     /// Return the documents, too.
     #[schema(default = false)]
     return_documents: Option<bool>,
-    /// Not supported; a document's `text` is what is ranked.
-    rank_fields: Option<Vec<String>>,
     /// An extension: higher is earlier. One level is worth 64 steps of waiting.
     #[schema(default = 0)]
     priority: Option<i32>,
     /// An extension: seconds after which the answer is of no use any more.
     #[schema(minimum = 0)]
     timeout: Option<f32>,
+    #[serde(flatten)]
+    #[schema(ignore)]
+    rest: Map<String, Value>,
 }
 
 /// A document: a string, or an object with a `text`.
@@ -170,14 +175,12 @@ async fn answer(
     body: RerankRequest,
     version: &'static str,
 ) -> Result<Response, Failure> {
+    options::RANKS.refuse(&body.rest, "")?;
     loaded.check_model(body.model.as_deref())?;
     for (field, found) in [("top_n", body.top_n), ("max_tokens_per_doc", body.max_tokens_per_doc)] {
         if found == Some(0) {
             return Err(Failure::field(field, "expected 1 or more, found 0"));
         }
-    }
-    if body.rank_fields.is_some() {
-        return Err(Failure::field("rank_fields", "not supported: \"text\" is what is ranked"));
     }
     let question = Question {
         query: body.query,

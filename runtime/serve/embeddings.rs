@@ -5,6 +5,7 @@ use super::body::{Body, Loaded};
 use super::conversations::{Conversations, ConversationsShape};
 use super::failure::{Failure, Failures};
 use super::input::{Input, Texts};
+use super::options;
 use crate::schedule::Work;
 use crate::{Attn, Embed, Embedding, Encoded, Engine, Error, Pooling};
 use axum::Json;
@@ -15,11 +16,13 @@ use gritlm_model::ops::PAGE;
 use gritlm_model::prompt::embed_parts;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use serde_json::{Map, Value};
 use std::fmt::Display;
 use std::time::Instant;
 use utoipa::ToSchema;
 
-/// Texts to embed.
+/// Texts to embed. Options of other servers that would change the vectors are refused unless they
+/// ask for nothing, as `input_type`, `task` and `output_dimension`; other fields are ignored.
 #[derive(Deserialize, ToSchema)]
 pub(super) struct EmbeddingsRequest {
     /// One text or several, as strings or as token ids. Ids are the text's own, as `/tokenize`
@@ -71,6 +74,9 @@ pub(super) struct EmbeddingsRequest {
     /// An extension: seconds after which the answer is of no use any more.
     #[schema(minimum = 0)]
     timeout: Option<f32>,
+    #[serde(flatten)]
+    #[schema(ignore)]
+    rest: Map<String, Value>,
 }
 
 /// How vectors are written.
@@ -176,6 +182,7 @@ pub(super) async fn embeddings(
     loaded: Loaded,
     Body(body): Body<EmbeddingsRequest>,
 ) -> Result<Response, Failure> {
+    options::EMBEDDINGS.refuse(&body.rest, "")?;
     loaded.check_model(body.model.as_deref())?;
     let (field, input) = match (body.input, body.messages) {
         (Some(input), None) => ("input", input),

@@ -24,6 +24,7 @@ mod live;
 mod metrics;
 mod objects;
 mod openai;
+mod options;
 mod page;
 mod params;
 mod rag;

@@ -2,7 +2,7 @@
 
 use super::answers::Wish;
 use super::failure::Failure;
-use super::objects;
+use super::{objects, options};
 use crate::{Engine, Grammar, Sampling};
 use serde::Deserialize;
 use serde::de::value::SeqAccessDeserializer;
@@ -12,40 +12,18 @@ use std::fmt;
 use std::marker::PhantomData;
 use utoipa::ToSchema;
 
-/// Fields of OpenAI's and other servers' that would change an answer and are not supported.
-const UNSUPPORTED: [&str; 20] = [
-    "audio",
-    "best_of",
-    "echo",
-    "frequency_penalty",
-    "function_call",
-    "functions",
-    "guided_choice",
-    "guided_grammar",
-    "guided_json",
-    "guided_regex",
-    "logit_bias",
-    "min_tokens",
-    "modalities",
-    "presence_penalty",
-    "prompt_logprobs",
-    "stop_token_ids",
-    "suffix",
-    "tool_choice",
-    "tools",
-    "use_beam_search",
-];
-
 /// Choices of a prompt.
 const MAX_CHOICES: usize = 128;
 /// Each piece of an answer is searched for all of them, between two steps.
 const MAX_STOPS: usize = 16;
 const MAX_STOP_BYTES: usize = 1024;
 
-/// How to answer. Refused unless neutral, because they would change the answer: `tools`,
-/// `functions`, `frequency_penalty`, `presence_penalty`, `logit_bias`, `best_of`, `echo`, `suffix`,
-/// `modalities`, `audio`, and other servers' `guided_json` and the like, `min_tokens`,
-/// `stop_token_ids`, `prompt_logprobs`, `use_beam_search`. Other fields are ignored.
+/// How to answer. Options of OpenAI's and other servers' that would change the answer and are not
+/// supported are refused unless they ask for nothing: `tools`, `functions`, `frequency_penalty`,
+/// `presence_penalty`, `logit_bias`, `best_of`, `echo`, `suffix`, `modalities`, `audio`,
+/// `guided_json`, `structured_outputs` and the like, `min_tokens`, `bad_words`, `stop_token_ids`,
+/// `include_stop_str_in_output`, `"skip_special_tokens": false`, `prompt_logprobs`,
+/// `truncate_prompt_tokens`, `use_beam_search` and more. Other fields are ignored.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 pub(super) struct Params {
     /// The model's name; this server has one.
@@ -149,11 +127,7 @@ impl ResponseFormat {
 impl Params {
     /// From the fields that an endpoint has not taken itself.
     pub(super) fn parse(fields: Map<String, Value>) -> Result<Self, Failure> {
-        for (name, value) in &fields {
-            if UNSUPPORTED.contains(&name.as_str()) && !neutral(name, value) {
-                return Err(Failure::field(name, "not supported; leave it out"));
-            }
-        }
+        options::ANSWERS.refuse(&fields, "")?;
         let params: Self = objects::deserialize(Value::Object(fields))
             .map_err(|e| Failure::field(e.path().to_string(), e.inner()))?;
         if params.stream_options.is_some() && !params.stream() {
@@ -215,24 +189,6 @@ impl Params {
 
     pub(super) fn wish(&self) -> Wish {
         Wish { priority: self.priority, timeout: self.timeout }
-    }
-}
-
-/// Whether an unsupported field asks for nothing.
-fn neutral(name: &str, value: &Value) -> bool {
-    match value {
-        Value::Null | Value::Bool(false) => true,
-        Value::Bool(true) => false,
-        Value::Number(number) => {
-            number.as_f64() == Some(0.0) || name == "best_of" && number.as_f64() == Some(1.0)
-        }
-        Value::String(text) => {
-            text.is_empty()
-                || matches!(name, "tool_choice" | "function_call")
-                    && matches!(text.as_str(), "none" | "auto")
-        }
-        Value::Array(all) => all.iter().all(|v| name == "modalities" && v == "text"),
-        Value::Object(all) => all.is_empty(),
     }
 }
 
