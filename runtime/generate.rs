@@ -18,6 +18,15 @@ pub enum Prompt {
         /// What the user says now.
         text: String,
     },
+    /// A conversation whose last answer has begun: the answer is what follows.
+    Begun {
+        /// What the user said, and what was answered, so far.
+        past: Vec<(String, String)>,
+        /// What the user says now.
+        text: String,
+        /// The first words of the answer to it.
+        answer: String,
+    },
     /// Verbatim text; only `<s>` goes in front. The answer goes on from it as it stands: with the
     /// space, say, that a first word begins with.
     Raw(String),
@@ -40,6 +49,7 @@ impl Prompt {
     pub(crate) fn is_verbatim(&self) -> bool {
         match self {
             Self::User(_) | Self::Chat { .. } => false,
+            Self::Begun { answer, .. } => !answer.is_empty(),
             Self::Raw(_) | Self::Tokens(_) => true,
         }
     }
@@ -77,7 +87,8 @@ pub struct Sampling {
     pub ignore_eos: bool,
     /// The answer's text goes on from the prompt's as it stands: a space in front of it is kept,
     /// which a chat's answer loses. [`Engine::generate`] does so in any case with
-    /// [`Prompt::Raw`] and [`Prompt::Tokens`]; the scheduler, which sees ids only, where it is set.
+    /// [`Prompt::Raw`], [`Prompt::Tokens`] and [`Prompt::Begun`]; the scheduler, which sees ids
+    /// only, where it is set.
     pub verbatim: bool,
     /// Instead of [`Engine::generation_mask`].
     pub mask: Option<Mask>,
@@ -345,6 +356,11 @@ impl Engine {
         let turns = match prompt {
             Prompt::User(text) => vec![prompt::user(text)],
             Prompt::Chat { past, text } => prompt::chat(past, text),
+            Prompt::Begun { past, text, answer } => {
+                let mut turns = prompt::chat(past, text);
+                turns.last_mut().into_iter().for_each(|turn| turn.push_str(answer));
+                turns
+            }
             Prompt::Raw(text) => {
                 ids.extend(tokenizer.encode_continued(text)?);
                 return Ok(ids);

@@ -36,6 +36,7 @@ mod schedule; // the scheduler: values under load, fairness, bounds, pages, fail
 mod scores; // how likely a given text is: the library, the scheduler, `echo` over HTTP
 mod serve; // `gritlm serve`: start, statuses, limits, draining
 mod serve_browser; // pages of other origins: what they may send and see, origins that none sends
+mod serve_chat; // conversations of every form that clients send
 mod serve_clients; // clients that others wrote: openai, langchain-openai, curl, schemathesis
 mod serve_embed; // its embeddings and ranks: values, shapes, refusals
 mod serve_faults; // what it survives: vanished, slow and mad clients, failures, an end under load

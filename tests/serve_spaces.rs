@@ -196,7 +196,7 @@ fn the_program_keeps_them_in_raw_text_only() {
     }
 }
 
-/// A chat's answer has no space in front.
+/// A chat's answer has no space in front, and one that goes on from the assistant's words has.
 #[test]
 fn chats_lose_the_first_space() {
     let folder = with_words();
@@ -211,5 +211,11 @@ fn chats_lose_the_first_space() {
             choice["message"]["content"].clone()
         };
         assert_eq!(content(&body), expected.strip_prefix(' ').unwrap_or(expected));
+
+        let begun = Prompt::raw("<|user|>\nHi\n<|assistant|>\nWell,");
+        body["seed"] = json!(seed(&engine, &begun, word));
+        let more = json!({"role": "assistant", "content": "Well,"});
+        body["messages"].as_array_mut().unwrap().push(more);
+        assert_eq!(content(&body), expected);
     }
 }

@@ -3,6 +3,7 @@
 use super::body::{Body, Loaded};
 use super::failure::{Failure, Failures};
 use super::openai::{self, Chunk, Completion, Job, News, Shape};
+use super::options;
 use super::params::{Params, TextOr};
 use crate::{Engine, Finish, Piece, Prompt, Result, Sampling};
 use axum::response::Response;
@@ -13,9 +14,11 @@ use utoipa::ToSchema;
 /// A conversation to be continued.
 #[derive(Deserialize, ToSchema)]
 pub(super) struct ChatRequest {
-    /// The conversation; the last message is the user's. GritLM was trained without a system
-    /// prompt: the text of a system or developer message becomes a part of the user's turn, in
-    /// order. Several messages of one side in a row are one turn, with a blank line between.
+    /// The conversation. GritLM was trained without a system prompt: the text of a system or
+    /// developer message becomes a part of the user's turn, in order, or is that turn. Several
+    /// messages of one side in a row are one turn, with a blank line between. In front of an
+    /// assistant that begins stands an empty turn of the user's; where the last message is the
+    /// assistant's, the answer is what follows its words.
     #[schema(min_items = 1)]
     messages: Vec<Message>,
     /// Whether the tokens' log-probabilities are told.
@@ -24,6 +27,11 @@ pub(super) struct ChatRequest {
     /// With `logprobs`: how many of the most likely tokens to tell with each.
     #[schema(minimum = 0, maximum = 20)]
     top_logprobs: Option<u32>,
+    /// vLLM's: whether the answer is a message of its own. Decided by the last message's role; what
+    /// says otherwise is refused.
+    add_generation_prompt: Option<bool>,
+    /// vLLM's: whether the answer goes on from the last message. As above.
+    continue_final_message: Option<bool>,
     #[serde(flatten)]
     #[schema(value_type = Params)]
     rest: Map<String, Value>,
@@ -33,7 +41,11 @@ pub(super) struct ChatRequest {
 #[derive(Deserialize, ToSchema)]
 pub(super) struct Message {
     pub(super) role: Role,
-    pub(super) content: TextOr<ContentPart>,
+    /// May be null, empty or left out where the role is `assistant`, which then said nothing.
+    pub(super) content: Option<TextOr<ContentPart>>,
+    #[serde(flatten)]
+    #[schema(ignore)]
+    pub(super) rest: Map<String, Value>,
 }
 
 /// Who.
@@ -207,7 +219,19 @@ pub(super) async fn chat(
     loaded.check_model(params.model.as_deref())?;
     let (logprobs, top) = logprobs(request.logprobs, request.top_logprobs)?;
     let how = params.sampling(Sampling::default().max_tokens, top)?;
-    let prompts = vec![conversation(request.messages)?];
+    let prompt = conversation(request.messages)?;
+    let begun = matches!(prompt, Prompt::Begun { .. });
+    for (field, found, right) in [
+        ("add_generation_prompt", request.add_generation_prompt, !begun),
+        ("continue_final_message", request.continue_final_message, begun),
+    ] {
+        if found.is_some_and(|found| found != right) {
+            let last = if begun { "an assistant's" } else { "a user's" };
+            let problem = format!("expected {right} where the last message is {last}");
+            return Err(Failure::field(field, problem));
+        }
+    }
+    let prompts = vec![prompt];
     openai::answer::<Chat>(loaded, Job::new(prompts, how, logprobs), params).await
 }
 
@@ -224,35 +248,40 @@ pub(super) fn logprobs(told: Option<bool>, top: Option<u32>) -> Result<(bool, u3
     }
 }
 
-/// The turns of both sides, in alternation.
+/// The turns of both sides, in alternation: the user's first, which may be empty.
 fn conversation(messages: Vec<Message>) -> Result<Prompt, Failure> {
-    let wrong =
-        |i: usize, problem: &str| Err(Failure::field(format!("messages[{i}].role"), problem));
-    let last = messages.len().checked_sub(1);
-    let Some(last) = last else {
+    if messages.is_empty() {
         return Err(Failure::field("messages", "expected at least one, found none"));
-    };
-    if messages[last].role != Role::User {
-        return wrong(last, "expected the last message to be from the user");
     }
     let (mut past, mut text, mut answer) = (Vec::new(), String::new(), None);
-    let mut asked = false;
-    for (i, Message { role, content }) in messages.into_iter().enumerate() {
-        if role == Role::Assistant {
-            if !asked {
-                return wrong(i, "expected a user's message before the assistant's");
-            }
-            join(answer.get_or_insert_default(), content.into());
+    for (i, message) in messages.into_iter().enumerate() {
+        options::MESSAGES.refuse(&message.rest, &format!("messages[{i}]."))?;
+        if message.role == Role::Assistant {
+            join(
+                answer.get_or_insert_default(),
+                message.content.map(String::from).unwrap_or_default(),
+            );
             continue;
         }
         if let Some(answer) = answer.take() {
             past.push((std::mem::take(&mut text), answer));
-            asked = false;
         }
-        asked |= role == Role::User;
-        join(&mut text, content.into());
+        let problem = match message.content {
+            None => "expected a string or an array, found none",
+            Some(TextOr::List(parts)) if parts.is_empty() => {
+                "expected at least one part, found none"
+            }
+            Some(content) => {
+                join(&mut text, content.into());
+                continue;
+            }
+        };
+        return Err(Failure::field(format!("messages[{i}].content"), problem));
     }
-    Ok(Prompt::Chat { past, text })
+    Ok(match answer {
+        None => Prompt::Chat { past, text },
+        Some(answer) => Prompt::Begun { past, text, answer },
+    })
 }
 
 /// Adds to a turn.

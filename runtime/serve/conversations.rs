@@ -3,6 +3,7 @@
 use super::chat::{Message, Role, join};
 use super::failure::Failure;
 use super::input::Input;
+use super::options;
 use gritlm_model::prompt::embed_prefix;
 use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
@@ -38,12 +39,12 @@ impl Conversations {
 /// A conversation's text. What a system message says in front of it is what the vector is for.
 fn text(place: &str, messages: Vec<Message>) -> Result<String, Failure> {
     let (mut instruction, mut text) = (String::new(), String::new());
-    for (i, Message { role, content }) in messages.into_iter().enumerate() {
+    for (i, Message { role, content, rest }) in messages.into_iter().enumerate() {
+        options::MESSAGES.refuse(&rest, &format!("{place}[{i}]."))?;
+        let content = content.map(String::from).unwrap_or_default();
         match role {
-            Role::System | Role::Developer if text.is_empty() => {
-                join(&mut instruction, content.into());
-            }
-            Role::User => join(&mut text, content.into()),
+            Role::System | Role::Developer if text.is_empty() => join(&mut instruction, content),
+            Role::User => join(&mut text, content),
             _ => {
                 let problem = "expected the user's messages, and before them the system's";
                 return Err(Failure::field(format!("{place}[{i}].role"), problem));

@@ -103,6 +103,10 @@ pub(super) const ANSWERS: Options = Options(&[
     ("xtc_probability", Off),
 ]);
 
+/// Of a conversation's messages.
+pub(super) const MESSAGES: Options =
+    Options(&[("audio", Null), ("function_call", Off), ("tool_calls", Off)]);
+
 /// Of embeddings: vLLM's, Jina's, Voyage's, Cohere's and Infinity's.
 pub(super) const EMBEDDINGS: Options = Options(&[
     ("activation", On),

@@ -30,6 +30,13 @@ check("stream", "".join(c.content for c in chat.stream(given["prompt"])), given[
 check("batch", [m.content for m in chat.batch([given["prompt"]] * 3)], [given["answer"]] * 3)
 talk = chat.invoke([("system", "Be brief."), ("user", "Hi."), ("ai", "Hello."), ("user", "Who?")])
 check("turns", talk.usage_metadata["output_tokens"] > 0, True)
+for turns in [
+    [("system", "Be brief.")],
+    [("ai", "Hello."), ("user", "Who?")],
+    [("system", "Be brief."), ("ai", "Hello."), ("user", "Who?")],
+    [("user", "Who?"), ("ai", "It is")],
+]:
+    check("begun", chat.invoke(turns).usage_metadata["output_tokens"] > 0, True)
 schema = given["schema"] | {"title": "answer"}
 shaped = ChatOpenAI(**base, temperature=0, max_tokens=200).with_structured_output(
     schema, method="json_schema"
