@@ -64,13 +64,11 @@ impl Want {
             want => want,
         }
     }
-}
 
-impl Want {
     /// Whether it takes logits, which a checkpoint without `lm_head` has not.
     pub(crate) fn needs_head(&self) -> bool {
         match self {
-            Self::Token(_) | Self::Logits | Self::AllLogits => true,
+            Self::Token(_) | Self::Logits | Self::AllLogits | Self::Scores { .. } => true,
             Self::Nothing | Self::Embedding { .. } | Self::Hidden => false,
         }
     }

@@ -20,7 +20,7 @@ const MAX_STOP_BYTES: usize = 1024;
 
 /// How to answer. Options of OpenAI's and other servers' that would change the answer and are not
 /// supported are refused unless they ask for nothing: `tools`, `functions`, `frequency_penalty`,
-/// `presence_penalty`, `logit_bias`, `best_of`, `echo`, `suffix`, `modalities`, `audio`,
+/// `presence_penalty`, `logit_bias`, `best_of`, `suffix`, `modalities`, `audio`,
 /// `guided_json`, `structured_outputs` and the like, `min_tokens`, `bad_words`, `stop_token_ids`,
 /// `include_stop_str_in_output`, `"skip_special_tokens": false`, `prompt_logprobs`,
 /// `truncate_prompt_tokens`, `use_beam_search` and more. Other fields are ignored.
