@@ -37,7 +37,7 @@ mod scores; // how likely a given text is: the library, the scheduler, `echo` ov
 mod serve; // `gritlm serve`: start, statuses, limits, draining
 mod serve_browser; // pages of other origins: what they may send and see, origins that none sends
 mod serve_chat; // conversations of every form that clients send
-mod serve_clients; // clients that others wrote: openai, langchain-openai, curl, schemathesis
+mod serve_clients; // clients and evaluation programs that others wrote, unchanged
 mod serve_embed; // its embeddings and ranks: values, shapes, refusals
 mod serve_faults; // what it survives: vanished, slow and mad clients, failures, an end under load
 mod serve_generate; // its answers: equal to the library's, at once or streamed, alone or not

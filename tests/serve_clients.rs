@@ -1,33 +1,61 @@
-//! Clients that others wrote, against `gritlm serve`: openai, langchain-openai, curl, schemathesis.
-//! `GRITLM_CLIENTS` names a Python that has them (tests/clients/requirements.txt).
+//! Clients and evaluation programs that others wrote, unchanged, against `gritlm serve`.
+//!
+//! `GRITLM_CLIENTS` names a Python that has tests/clients/requirements.txt, `GRITLM_EVALUATION` one
+//! that has evaluation.txt. Tests without theirs are skipped, and fail where
+//! `GRITLM_EXPECT_CLIENTS` is set.
 
 use crate::serve::Server;
 use crate::serve_rag::store_of;
+use crate::support::{data, say};
 use gritlm::rag::CacheKind;
 use gritlm::{Device, Embed, Engine, Options, Prompt, Sampling};
 use serde_json::{Value, json};
 use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 const KEY: &str = "a-key";
 
-/// The Python with the clients; None, said by name, where there is none.
-fn python(test: &str) -> Option<String> {
-    let python = std::env::var("GRITLM_CLIENTS").ok().filter(|p| !p.is_empty());
-    if python.is_none() {
-        println!("skipped serve_clients::{test}: GRITLM_CLIENTS names no Python with the clients");
+/// What a test needs; where it is missing, that is said by the test's name.
+fn needed<T>(test: &str, found: Option<T>, missing: &str) -> Option<T> {
+    if found.is_none() {
+        let expected = std::env::var_os("GRITLM_EXPECT_CLIENTS");
+        assert!(expected.is_none(), "{missing}, and GRITLM_EXPECT_CLIENTS is set");
+        say(&format!("SKIPPED serve_clients::{test}: {missing}"));
     }
-    python
+    found
+}
+
+/// What an environment variable names.
+fn named(test: &str, variable: &str, what: &str) -> Option<String> {
+    let value = std::env::var(variable).ok().filter(|value| !value.is_empty());
+    needed(test, value, &format!("{variable} names no {what}"))
+}
+
+/// The Python with the clients.
+fn clients(test: &str) -> Option<String> {
+    named(test, "GRITLM_CLIENTS", "Python with tests/clients/requirements.txt")
+}
+
+/// The Python with the evaluation programs.
+fn evaluation(test: &str) -> Option<String> {
+    named(test, "GRITLM_EVALUATION", "Python with tests/clients/evaluation.txt")
+}
+
+/// A file of this checkout.
+fn file(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
 /// Runs a script of tests/clients on these values; it prints what it has checked.
 #[track_caller]
 fn runs(python: &str, script: &str, given: &Value) {
-    let path = format!("{}/tests/clients/{script}", env!("CARGO_MANIFEST_DIR"));
     let mut command = Command::new(python);
-    command.arg(path).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.arg(file("tests/clients").join(script));
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     // Neither settings of whoever runs the tests nor any other server.
-    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("OPENAI_")) {
+    let ours = |name: &str| name.starts_with("OPENAI_") || name.starts_with("GRITLM_");
+    for (name, _) in std::env::vars().filter(|(name, _)| ours(name)) {
         command.env_remove(name);
     }
     let mut child = command.env("NO_PROXY", "*").env("LANGSMITH_TRACING", "false").spawn().unwrap();
@@ -35,7 +63,7 @@ fn runs(python: &str, script: &str, given: &Value) {
     let output = child.wait_with_output().unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     assert!(output.status.success(), "{}{}", text(&output.stdout), text(&output.stderr));
-    println!("{}", text(&output.stdout).trim());
+    say(text(&output.stdout).trim());
 }
 
 /// Inputs, and what the library makes of them.
@@ -55,6 +83,7 @@ fn given(server: &Server) -> Value {
         "url": server.url,
         "key": KEY,
         "model": "demo",
+        "tokenizer": file("model/demo"),
         "texts": texts,
         "vectors": vectors,
         "prompt": prompt,
@@ -77,23 +106,62 @@ fn given(server: &Server) -> Value {
 
 #[test]
 fn openai() {
-    let Some(python) = python("openai") else { return };
+    let Some(python) = clients("openai") else { return };
     let server = Server::start(&["--api-key", KEY]);
     runs(&python, "openai_client.py", &given(&server));
 }
 
 #[test]
 fn langchain() {
-    let Some(python) = python("langchain") else { return };
+    let Some(python) = clients("langchain") else { return };
     let server = Server::start(&["--api-key", KEY]);
     runs(&python, "langchain_client.py", &given(&server));
+}
+
+#[test]
+fn llama_index() {
+    let Some(python) = evaluation("llama_index") else { return };
+    let server = Server::start(&["--api-key", KEY]);
+    runs(&python, "llama_index_client.py", &given(&server));
+}
+
+/// Log-likelihoods and answers, of both tokenizers that it may use, equal to transformers'.
+#[test]
+fn lm_eval() {
+    let Some(python) = evaluation("lm_eval") else { return };
+    // What random weights generate is no text.
+    let models =
+        [("mistral-tiny", data("mistral-tiny"), false), ("demo", file("model/demo"), true)];
+    let servers = models.map(|(name, folder, writes)| {
+        let path = if writes { name } else { folder.to_str().unwrap() };
+        let server = Server::start(&["--model", path]);
+        let given = json!({"url": server.url, "model": name, "folder": folder, "writes": writes});
+        (server, given)
+    });
+    let given: Vec<&Value> = servers.iter().map(|(_, given)| given).collect();
+    runs(&python, "lm_eval_client.py", &json!({"servers": given}));
+}
+
+/// Scores of retrieval and of similarity equal to those of vectors from `gritlm embed`.
+#[test]
+fn mteb() {
+    let Some(python) = evaluation("mteb") else { return };
+    // It asks for the model without a key.
+    let server = Server::start(&[]);
+    let given = json!({
+        "url": server.url,
+        "model": "demo",
+        "program": env!("CARGO_BIN_EXE_gritlm"),
+        "corpus": file("model/demo/corpus.jsonl"),
+    });
+    runs(&python, "mteb_client.py", &given);
 }
 
 /// Generated requests, right and wrong ones, to everything that the description names: no 5xx, and
 /// every answer as the description has it.
 #[test]
 fn schemathesis() {
-    let Some(python) = python("schemathesis") else { return };
+    let Some(python) = clients("schemathesis") else { return };
     // Short answers, so that thousands of requests take seconds; and bodies of any size are tried.
     let options = Options { device: Device::Cpu, ..Options::default() };
     let engine = Engine::open("demo", &options).unwrap();
@@ -116,8 +184,8 @@ fn schemathesis() {
 
 #[test]
 fn curl() {
-    if Command::new("curl").arg("--version").output().is_err() {
-        println!("skipped serve_clients::curl: there is no curl");
+    let found = Command::new("curl").arg("--version").output().ok();
+    if needed("curl", found, "there is no curl").is_none() {
         return;
     }
     let server = Server::start(&["--api-key", KEY]);
