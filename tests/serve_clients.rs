@@ -1,16 +1,19 @@
 //! Clients and evaluation programs that others wrote, unchanged, against `gritlm serve`.
 //!
 //! `GRITLM_CLIENTS` names a Python that has tests/clients/requirements.txt, `GRITLM_EVALUATION` one
-//! that has evaluation.txt. Tests without theirs are skipped, and fail where
-//! `GRITLM_EXPECT_CLIENTS` is set.
+//! that has evaluation.txt, `GRITLM_OPENAI_NODE` the `node_modules` of tests/clients/openai-node.
+//! Tests without theirs are skipped, and fail where `GRITLM_EXPECT_CLIENTS` is set.
 
+use crate::browser::chromium;
+use crate::devtools::Browser;
 use crate::serve::Server;
 use crate::serve_rag::store_of;
-use crate::support::{data, say};
+use crate::support::{close, data, say};
 use gritlm::rag::CacheKind;
 use gritlm::{Device, Embed, Engine, Options, Prompt, Sampling};
 use serde_json::{Value, json};
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -222,4 +225,75 @@ fn curl() {
     body["stream"] = json!(false);
     let whole: Value = serde_json::from_str(&curl("/v1/chat/completions", &body)).unwrap();
     assert_eq!(whole["choices"][0]["message"]["content"], given["answer"]);
+}
+
+/// Answers one request for the page or for a file of a package.
+fn hand_out(mut stream: TcpStream, packages: &Path) -> std::io::Result<()> {
+    let mut lines = BufReader::new(stream.try_clone()?).lines();
+    let first = lines.next().transpose()?.unwrap_or_default();
+    while !lines.next().transpose()?.unwrap_or_default().is_empty() {}
+    let path = first.split(' ').nth(1).unwrap_or_default();
+    let (kind, body) = match path.strip_prefix("/node_modules/") {
+        Some(path) => ("text/javascript", std::fs::read(packages.join(path)).ok()),
+        None => {
+            ("text/html", (path == "/").then(|| include_bytes!("clients/openai_page.html").into()))
+        }
+    };
+    let status = if body.is_some() { "200 OK" } else { "404 Not Found" };
+    let body = body.unwrap_or_default();
+    let length = body.len();
+    write!(stream, "HTTP/1.1 {status}\r\ncontent-type: {kind}\r\ncontent-length: {length}\r\n")?;
+    stream.write_all(b"connection: close\r\n\r\n")?;
+    stream.write_all(&body)
+}
+
+/// The page and its packages at an origin of their own, to the end of the tests.
+fn site(packages: PathBuf) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let origin = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let packages = packages.clone();
+            // A browser opens connections that it may not use.
+            std::thread::spawn(move || hand_out(stream, &packages));
+        }
+    });
+    origin
+}
+
+#[test]
+fn openai_in_a_browser() {
+    const NAME: &str = "openai_in_a_browser";
+    let Some(packages) = named(NAME, "GRITLM_OPENAI_NODE", "folder with the npm package openai")
+    else {
+        return;
+    };
+    let Some(program) = needed(NAME, chromium(), "no Chromium here") else { return };
+    let origin = site(packages.into());
+    let server = Server::start(&["--api-key", KEY, "--cors-origin", &origin]);
+    let given = given(&server);
+    let mut browser = Browser::open(&program);
+    browser.visit(&format!("{origin}/"));
+    browser.until("'ask' in window");
+    let mut ask = |given: &Value| {
+        browser.value(&format!("void ask({given})"));
+        browser.until("found !== undefined");
+        browser.value("found")
+    };
+    let found = ask(&given);
+    assert_eq!((&found["error"], &found["origin"]), (&Value::Null, &json!(origin)));
+    let vectors: Vec<Vec<f32>> = serde_json::from_value(found["vectors"].clone()).unwrap();
+    let expected: Vec<Vec<f32>> = serde_json::from_value(given["vectors"].clone()).unwrap();
+    close("embeddings", &vectors.concat(), &expected.concat(), 1e-5);
+    let pieces: Vec<String> = serde_json::from_value(found["pieces"].clone()).unwrap();
+    assert!(pieces.len() > 2, "{pieces:?}");
+    assert_eq!(json!(pieces.concat()), given["answer"]);
+    assert_eq!(found["refused"], "404 model_not_found");
+    // A server that allows no other origin.
+    let mut closed = given;
+    let other = Server::start(&["--api-key", KEY]);
+    closed["url"] = json!(other.url);
+    assert_eq!(ask(&closed)["error"], "Error: Connection error.");
+    let version = found["version"].as_str().unwrap();
+    say(&format!("openai-node {version}: an embedding and a stream"));
 }
