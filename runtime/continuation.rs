@@ -42,6 +42,11 @@ impl Context {
         self.cache.tokens() + self.pending.len()
     }
 
+    /// Tokens that have not been run.
+    pub(crate) fn pending(&self) -> usize {
+        self.pending.len()
+    }
+
     /// The last token, where it has not been run.
     pub(crate) fn last(&self) -> Option<u32> {
         self.pending.last().copied()

@@ -15,7 +15,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-fn demo_with(kv_pages: usize) -> Engine {
+pub(crate) fn demo_with(kv_pages: usize) -> Engine {
     let kv_tokens = kv_pages * PAGE;
     let options = Options { device: Device::Cpu, kv_tokens, ..Options::default() };
     Engine::open("demo", &options).unwrap()
@@ -31,13 +31,13 @@ fn judge() -> Engine {
     Engine::open(with_a_yes().path().to_str().unwrap(), &options).unwrap()
 }
 
-fn start(engine: Engine, batch_tokens: usize) -> Scheduler {
+pub(crate) fn start(engine: Engine, batch_tokens: usize) -> Scheduler {
     Scheduler::start(engine, Limits { batch_tokens, ..Limits::default() }).unwrap()
 }
 
 /// Ends it, and makes sure that every page is free and every request counted.
 #[track_caller]
-fn end(scheduler: &Scheduler) -> Stats {
+pub(crate) fn end(scheduler: &Scheduler) -> Stats {
     scheduler.drain();
     let stats = scheduler.stats();
     assert_eq!(stats.pages_free, stats.pages, "pages are missing: {stats:?}");
@@ -48,12 +48,12 @@ fn end(scheduler: &Scheduler) -> Stats {
     stats
 }
 
-fn greedy(max_tokens: usize) -> Sampling {
+pub(crate) fn greedy(max_tokens: usize) -> Sampling {
     Sampling { max_tokens, ..Sampling::greedy() }
 }
 
 /// `tokens` ids that differ from those of another `seed` in the first place already.
-fn ids(seed: u32, tokens: usize) -> Vec<u32> {
+pub(crate) fn ids(seed: u32, tokens: usize) -> Vec<u32> {
     (0..tokens as u32).map(|i| 20 + (seed * 31 + i * 7 + i * i * seed) % 200).collect()
 }
 
@@ -63,19 +63,19 @@ fn generate(seed: u32, prompt: usize, max_tokens: usize) -> Request {
     Work::Generate { prompt: ids(seed, prompt), how }.into()
 }
 
-fn embed(texts: impl IntoIterator<Item = Vec<u32>>) -> Request {
+pub(crate) fn embed(texts: impl IntoIterator<Item = Vec<u32>>) -> Request {
     let encoded = |tokens| Encoded { tokens, skip: 1, truncated: 0 };
     let texts = texts.into_iter().map(encoded).collect();
     Work::Embed { texts, how: Embed::default() }.into()
 }
 
-fn with_priority(request: Request, priority: i32) -> Request {
+pub(crate) fn with_priority(request: Request, priority: i32) -> Request {
     Request { priority, ..request }
 }
 
 /// All that came of a request.
 #[derive(Debug, Default)]
-struct Outcome {
+pub(crate) struct Outcome {
     pieces: Vec<Piece>,
     embeddings: Vec<Embedding>,
     ranked: Vec<Ranked>,
@@ -85,13 +85,13 @@ struct Outcome {
 
 impl Outcome {
     #[track_caller]
-    fn done(self) -> (Vec<Piece>, Vec<Embedding>, Summary) {
+    pub(crate) fn done(self) -> (Vec<Piece>, Vec<Embedding>, Summary) {
         let summary = self.summary.unwrap_or_else(|| panic!("not finished: {:?}", self.error));
         (self.pieces, self.embeddings, summary)
     }
 }
 
-fn outcome(events: Events) -> Outcome {
+pub(crate) fn outcome(events: Events) -> Outcome {
     let mut all = Outcome::default();
     for event in events {
         assert!(all.summary.is_none() && all.error.is_none(), "{event:?} after the last event");
@@ -498,7 +498,7 @@ fn the_last_steps_are_kept() {
 
 /// Waits until the count is there; it is a step away.
 #[track_caller]
-fn until(scheduler: &Scheduler, there: impl Fn(&Stats) -> bool) {
+pub(crate) fn until(scheduler: &Scheduler, there: impl Fn(&Stats) -> bool) {
     let start = Instant::now();
     while !there(&scheduler.stats()) {
         assert!(start.elapsed() < Duration::from_secs(60), "{:?}", scheduler.stats());

@@ -23,7 +23,6 @@ pub(super) const AGE: i64 = 64;
 /// A request on its way to the thread.
 pub(super) struct Arrival {
     pub(super) id: u64,
-    pub(super) priority: i32,
     pub(super) work: Work,
     pub(super) client: Client,
 }
@@ -32,6 +31,7 @@ pub(super) struct Arrival {
 pub(super) struct Client {
     sink: Box<dyn FnMut(Event) + Send>,
     gone: Arc<AtomicBool>,
+    pub(super) priority: i32,
     deadline: Option<Instant>,
     submitted: Instant,
     /// Step at arrival.
@@ -49,12 +49,13 @@ impl Client {
     pub(super) fn new(
         sink: Box<dyn FnMut(Event) + Send>,
         gone: Arc<AtomicBool>,
+        priority: i32,
         deadline: Option<Instant>,
     ) -> Self {
         let submitted = Instant::now();
         let (started, first, out) = (None, None, Vec::new());
         let (arrived, ended) = (0, false);
-        Self { sink, gone, deadline, submitted, arrived, started, first, out, ended }
+        Self { sink, gone, priority, deadline, submitted, arrived, started, first, out, ended }
     }
 
     pub(super) fn is_gone(&self) -> bool {
@@ -109,11 +110,20 @@ impl Client {
     }
 }
 
-/// A prompt that waits for pages.
+/// A prompt that waits for pages, or a preempted answer that waits for them again.
 pub(super) struct Prompting<'a> {
     pub(super) client: Client,
+    /// With the tokens that have been drawn.
     pub(super) prompt: Vec<u32>,
     pub(super) answer: Continuation<'a>,
+    /// Tokens that were found computed when it first had pages.
+    cached_tokens: Option<usize>,
+}
+
+impl<'a> Prompting<'a> {
+    pub(super) fn new(client: Client, prompt: Vec<u32>, answer: Continuation<'a>) -> Self {
+        Self { client, prompt, answer, cached_tokens: None }
+    }
 }
 
 impl Prompting<'_> {
@@ -139,24 +149,52 @@ pub(super) struct Answering<'a> {
     /// Full pages that the prefixes know.
     known: usize,
     cached_tokens: usize,
+    /// Tokens that had been drawn when it got its pages.
+    drawn_before: usize,
 }
+
+/// Tokens that an answer draws before it can be preempted again: they share what recomputing it
+/// costs.
+const TURN: usize = 32;
 
 impl<'a> Answering<'a> {
     /// With a cache that holds a beginning of the prompt, and pages for the rest and the answer.
     pub(super) fn new(waiting: Prompting<'a>, cache: Cache) -> Self {
         let window = waiting.window();
-        let Prompting { client, prompt, answer } = waiting;
-        let cached_tokens = cache.tokens();
+        let Prompting { client, prompt, answer, cached_tokens } = waiting;
+        let computed = cache.tokens();
         let mut context = Context::new(cache);
-        prompt[..cached_tokens].iter().for_each(|&id| context.see(id));
-        prompt[cached_tokens..].iter().for_each(|&id| context.push(id));
-        let known = cached_tokens / PAGE;
-        Self { client, context, answer, part: 0, window, ids: prompt, known, cached_tokens }
+        prompt[..computed].iter().for_each(|&id| context.see(id));
+        prompt[computed..].iter().for_each(|&id| context.push(id));
+        let known = computed / PAGE;
+        let cached_tokens = cached_tokens.unwrap_or(computed);
+        let (part, ids, drawn_before) = (0, prompt, answer.drawn());
+        Self { client, context, answer, part, window, ids, known, cached_tokens, drawn_before }
     }
 
-    /// Whether the prompt has been run.
+    /// Whether only the token that was drawn last is to be run.
     pub(super) fn decodes(&self) -> bool {
-        self.answer.drawn() > 0
+        self.answer.drawn() > 0 && self.context.pending() == 1
+    }
+
+    /// Whether a text of this priority may preempt it: it has had its turn, and recomputing it gives
+    /// the same keys and values, because its tokens do not see later ones.
+    pub(super) fn yields_to(&self, priority: i32) -> bool {
+        self.answer.drawn() >= self.drawn_before + TURN
+            && self.window.is_some()
+            && self.client.priority <= priority
+    }
+
+    /// Gives up its pages, which the prefix cache keeps as long as nobody needs them, and waits
+    /// again.
+    pub(super) fn preempt(self) -> Prompting<'a> {
+        let Self { client, answer, ids, cached_tokens, .. } = self;
+        Prompting { client, prompt: ids, answer, cached_tokens: Some(cached_tokens) }
+    }
+
+    /// Pages that it holds.
+    pub(super) fn pages(&self) -> usize {
+        self.context.cache.pages()
     }
 
     /// Takes what the pass has brought.

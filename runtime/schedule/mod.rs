@@ -54,6 +54,10 @@ pub use stats::{Refusals, Stats, Step, StepTokens, Summary, Timings};
 const MIN_BATCH_TOKENS: usize = 16;
 
 /// How much at once, and how much may wait.
+///
+/// An answer takes the KV pages for its whole length when it starts. A text that finds none
+/// preempts the youngest answers of its priority or a lower one, each of which has drawn 32 tokens
+/// since it got its pages; they go on behind it, with the same tokens.
 #[derive(Clone, Debug)]
 pub struct Limits {
     /// Tokens of a step. First comes one for each answer under way, of which there are at most half
@@ -224,9 +228,10 @@ impl Scheduler {
             return Err(refused);
         }
         let gone = Arc::new(AtomicBool::new(false));
-        let client = Client::new(Box::new(sink), Arc::clone(&gone), request.deadline);
+        let client =
+            Client::new(Box::new(sink), Arc::clone(&gone), request.priority, request.deadline);
         let id = inbox.taken;
-        inbox.arrivals.push(Arrival { id, priority: request.priority, work: request.work, client });
+        inbox.arrivals.push(Arrival { id, work: request.work, client });
         inbox.taken += 1;
         drop(inbox);
         shared.wake.notify_all();

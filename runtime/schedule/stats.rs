@@ -113,6 +113,8 @@ pub struct Stats {
     pub last: StepTokens,
     /// Tokens of all passes.
     pub total: StepTokens,
+    /// Times that an answer was preempted: it gave its pages to a text and was computed again.
+    pub preemptions: u64,
     /// Time in passes; as JSON, `busy_seconds`.
     #[serde(rename = "busy_seconds", serialize_with = "seconds")]
     #[schema(rename = "busy_seconds", value_type = f64, minimum = 0)]

@@ -106,9 +106,9 @@ impl Steps<'_> {
     }
 
     fn accept(&mut self, arrival: Arrival) {
-        let Arrival { id, priority, work, mut client } = arrival;
+        let Arrival { id, work, mut client } = arrival;
         client.arrived = self.stats.steps;
-        let rank = (self.stats.steps as i64 - i64::from(priority) * AGE, id);
+        let rank = (self.stats.steps as i64 - i64::from(client.priority) * AGE, id);
         let left = work.tokens();
         let mut fail = |mut client: Client, error| {
             client.fail(error);
@@ -139,7 +139,7 @@ impl Steps<'_> {
                     }
                     Ok(answer) => {
                         let answer = answer.after(&prompt);
-                        self.prompts.insert(rank, Prompting { client, prompt, answer });
+                        self.prompts.insert(rank, Prompting::new(client, prompt, answer));
                     }
                     Err(error) => fail(client, error),
                 }
@@ -228,6 +228,8 @@ impl Steps<'_> {
         if left > 0 {
             embed = self.pack_texts(&mut parts, embed, embed + left, 0);
         }
+        // Without those that texts have preempted.
+        let decode = self.running.values().filter(|job| job.decodes()).count();
         let [decode, prefill, embed] = [decode, prefill, embed].map(|tokens| tokens as u64);
         self.stats.last = StepTokens { decode, prefill, embed };
         parts
@@ -242,16 +244,21 @@ impl Steps<'_> {
         share: usize,
         credit: usize,
     ) -> usize {
-        for (&rank, job) in &mut self.texts {
+        let mut texts = std::mem::take(&mut self.texts);
+        for (&rank, job) in &mut texts {
             while let Some(text) = job.texts.get(job.next) {
                 let tokens = text.tokens.len();
                 if used + tokens > share && !(parts.is_empty() && tokens <= credit) {
+                    self.texts = texts;
                     return used;
                 }
                 let mut cache = self.engine.cache();
-                if !self.prefixes.make_room(self.engine.pool(), tokens.div_ceil(PAGE))
-                    || cache.reserve(tokens).is_err()
-                {
+                let pages = tokens.div_ceil(PAGE);
+                let room = self.prefixes.make_room(self.engine.pool(), pages)
+                    // Only for the first text of a pass, so that answers make progress, too.
+                    || parts.is_empty() && self.preempt(pages, job.client.priority);
+                if !room || cache.reserve(tokens).is_err() {
+                    self.texts = texts;
                     self.short = Some(rank);
                     return used;
                 }
@@ -262,7 +269,30 @@ impl Steps<'_> {
                 used += tokens;
             }
         }
+        self.texts = texts;
         used
+    }
+
+    /// Preempts answers, the youngest first, until a text of this priority finds its pages; none
+    /// where even all of them would not do. A preempted answer waits for pages again, ahead of all
+    /// that came after it, and recomputes the tokens whose pages the prefix cache has evicted.
+    fn preempt(&mut self, pages: usize, priority: i32) -> bool {
+        let pool = self.engine.pool();
+        let yielding = self.running.iter().filter(|(_, job)| job.yields_to(priority));
+        let (ranks, held): (Vec<Rank>, Vec<usize>) =
+            yielding.map(|(&rank, job)| (rank, job.pages())).unzip();
+        if pages > pool.free_pages() + self.prefixes.pages() + held.iter().sum::<usize>() {
+            return false;
+        }
+        for rank in ranks.into_iter().rev() {
+            let Some(job) = self.running.remove(&rank) else { continue };
+            self.prompts.insert(rank, job.preempt());
+            self.stats.preemptions += 1;
+            if self.prefixes.make_room(pool, pages) {
+                return true;
+            }
+        }
+        false
     }
 
     fn pass(&mut self, mut parts: Vec<Part>) {

@@ -200,6 +200,7 @@ impl Collector for Snapshot {
         };
         count("steps", "Passes.", stats.steps)?;
         count("prefix_tokens", "Prompts' tokens found computed.", stats.prefix_tokens)?;
+        count("preemptions", "Answers that gave their pages to a text.", stats.preemptions)?;
         count("requests_taken", "Requests that the scheduler took.", stats.submitted)?;
         let (help, unit) = ("Time in passes.", Some(&Unit::Seconds));
         let busy = encoder.encode_descriptor("busy", help, unit, MetricType::Counter)?;
