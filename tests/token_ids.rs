@@ -73,7 +73,11 @@ fn ids_embed_as_their_text() {
         for (text, expected) in TEXTS.iter().zip(&encoded) {
             if !text.starts_with([' ', '▁']) {
                 let found = engine.encode_tokens(&[&expected.tokens[expected.skip..]], &how);
-                assert_eq!(found.unwrap(), [expected.clone()], "{text:?} after {instruction:?}");
+                assert_eq!(
+                    found.unwrap(),
+                    std::slice::from_ref(expected),
+                    "{text:?} after {instruction:?}"
+                );
             }
         }
     }

@@ -135,9 +135,11 @@ pub(super) async fn embed(
     if max_length == 0 {
         return Err(Failure::field("max_tokens", "expected 1 or more, found 0"));
     }
-    let query = body.input_type == Some(InputType::SearchQuery);
-    let instruction =
-        body.instruction.unwrap_or_else(|| query.then_some(QUERY).unwrap_or_default().into());
+    let instruction = match (body.instruction, body.input_type) {
+        (Some(instruction), _) => instruction,
+        (None, Some(InputType::SearchQuery)) => QUERY.into(),
+        (None, _) => String::new(),
+    };
     let dimensions = body.output_dimension;
     let how = Embed { instruction, max_length, dimensions, ..Embed::default() };
     let wish = Wish { priority: body.priority, timeout: body.timeout };
