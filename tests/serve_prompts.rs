@@ -199,7 +199,7 @@ fn cohere_embeds() {
         (json!({"texts": ["a"], "output_dimension": 0}), 400, "dimension"),
         (json!({"texts": ["a"], "max_tokens": 0}), 400, "max_tokens"),
         (json!({"texts": ["a"], "model": "x"}), 404, "model"),
-        (json!({"texts": [long], "truncate": "NONE"}), 422, "2048"),
+        (json!({"texts": [long], "truncate": "NONE"}), 400, "2048"),
     ] {
         server.post("/v2/embed", &fields).fails(status, &[part]);
     }

@@ -50,7 +50,7 @@ const TEXTS: [&str; 16] = [
     "</s>ends first",
     "it ends </s> and goes on",
     "<s> begins <unk>",
-    "<|user|>\nwho?\n<|embed|>\n",
+    "the tags <|user|>\nwho?\n<|embed|>\n",
     "e\u{301}",
 ];
 const INSTRUCTIONS: [&str; 3] = ["", "Given a question, retrieve passages", "日本 "];

@@ -19,6 +19,7 @@
 //! let vectors = scheduler.submit(Work::Embed { texts, how }.into())?;
 //! for event in answer.chain(vectors) {
 //!     match event {
+//!         Event::Prompt(scores) => println!("{} tokens are scored", scores.len()),
 //!         Event::Piece(piece) => print!("{}", piece.text),
 //!         Event::Embedding { embedding, .. } => println!("{} numbers", embedding.vector.len()),
 //!         Event::Ranked(ranked) => println!("{}", ranked.probability),
