@@ -23,7 +23,9 @@ for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE", "T
 tasks = pathlib.Path(__file__).resolve().parent / "tasks"
 os.chdir(tasks)
 
+import jinja2  # noqa: E402
 import lm_eval  # noqa: E402
+import requests  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
@@ -181,6 +183,35 @@ def evaluate(server):
         check("some end at a stop, some at the limit", len(set(map(len, answers))) > 2, True)
 
 
+def check_template(server):
+    """The template of `/tokenizer_info` makes the prompts of chats."""
+
+    def post(path, **body):
+        answer = requests.post(server["url"] + path, json=body)
+        answer.raise_for_status()
+        return answer.json()
+
+    info = requests.get(server["url"] + "/tokenizer_info").json()
+    template = jinja2.Environment().from_string(info["chat_template"])
+    system, user, other = (
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Describe the package pdfgrep."},
+        {"role": "user", "content": "In which section is it?"},
+    )
+    answer = {"role": "assistant", "content": "It searches PDFs."}
+    for talk in ([user], [system, user], [user, answer, other], [user, answer, system, other, user]):
+        prompt = template.render(messages=talk, add_generation_prompt=True, **info)
+        ids = post("/tokenize", prompt=prompt, add_special_tokens=False)["tokens"]
+        greedy = {"temperature": 0, "max_tokens": 8}
+        chat = post("/v1/chat/completions", messages=talk, **greedy)
+        text = post("/v1/completions", prompt=ids, **greedy)
+        what = f"template, {len(talk)} messages"
+        check(f"{what}, tokens", len(ids), chat["usage"]["prompt_tokens"])
+        expected = chat["choices"][0]["message"]["content"]
+        check(what, text["choices"][0]["text"].removeprefix(" "), expected)
+
+
 for server in given["servers"]:
     evaluate(server)
+    check_template(server)
 print(f"lm-eval {version('lm-eval')}, transformers {transformers.__version__}: {checked} checks")
