@@ -224,3 +224,32 @@ fn echo_without_an_answer_or_without_scores() {
     let body = json!({"messages": [{"role": "user", "content": "Hi"}], "echo": true});
     server.post("/v1/chat/completions", &body).fails(400, &["echo", "not supported"]);
 }
+
+#[test]
+fn the_token_that_ends_the_text_is_told() {
+    let (server, engine) = (Server::start(&[]), demo());
+    for question in
+        ["Describe the package pdfgrep.", "Describe the package jaxe.", "What is gnuplot?"]
+    {
+        let prompt = Prompt::user(question);
+        let mut ids = engine.tokenize_prompt(&prompt, false).unwrap();
+        let how = Sampling { max_tokens: 400, ..Sampling::greedy() };
+        let pieces = engine.generate(&prompt, &how).unwrap().map(Result::unwrap);
+        ids.extend(pieces.map(|piece| piece.token.token));
+        // The answer ends by itself; its last token is what comes after all the others.
+        let end = ids.pop().unwrap();
+        assert!(engine.tokenizer().is_eos(end), "{question}");
+        let body = json!({"prompt": [ids], "temperature": 0, "max_tokens": 1, "logprobs": 1,
+            "echo": true, "seed": 1234});
+        let choice = &server.post(TEXT, &body).ok()["choices"][0];
+        let logprobs = &choice["logprobs"];
+        for list in ["tokens", "token_logprobs", "top_logprobs", "text_offset"] {
+            assert_eq!(logprobs[list].as_array().unwrap().len(), ids.len() + 1, "{list}");
+        }
+        assert_eq!(logprobs["tokens"][ids.len()], "</s>");
+        let (top, score) =
+            (&logprobs["top_logprobs"][ids.len()]["</s>"], &logprobs["token_logprobs"][ids.len()]);
+        assert_eq!(top.to_string(), score.to_string());
+        assert_eq!(choice["finish_reason"], "stop");
+    }
+}
