@@ -192,6 +192,19 @@ impl Tokenizer {
         self.inner.get_vocab_size(true)
     }
 
+    /// Bytes beyond which a text has more than so many tokens, whatever they are: twice those that
+    /// the longest spelling stands for, because a normalizer may shorten a text.
+    pub fn most_bytes(&self, tokens: usize) -> usize {
+        tokens.saturating_mul(2 * self.longest)
+    }
+
+    /// A beginning of the text that has more than so many tokens, or all of it. Tokenizing takes
+    /// some 100 bytes of memory for each of a text, so what lies far behind the last token that
+    /// counts need not be looked at.
+    pub fn beginning<'t>(&self, text: &'t str, tokens: usize) -> &'t str {
+        &text[..text.floor_char_boundary(self.most_bytes(tokens))]
+    }
+
     /// Bytes of the longest spelling in the vocabulary: no token stands for more of a text.
     pub fn longest(&self) -> usize {
         self.longest

@@ -78,7 +78,7 @@ pub struct Embedding {
     pub vector: Vec<f32>,
     /// Tokens that were computed, `<s>`, tags and instruction counted.
     pub tokens: usize,
-    /// Tokens that were cut off.
+    /// Tokens that were cut off; at least so many, where the text is far longer.
     pub truncated: usize,
 }
 
@@ -89,7 +89,7 @@ pub struct Encoded {
     pub tokens: Vec<u32>,
     /// How many of them, from the first, pooling leaves out.
     pub skip: usize,
-    /// Tokens that were cut off.
+    /// Tokens that were cut off; at least so many, where the text is far longer.
     pub truncated: usize,
 }
 
@@ -178,7 +178,7 @@ impl Engine {
         how: &Embed,
     ) -> Result<Vec<Encoded>> {
         self.encode(texts, how, |prefix, instruction, _, text| {
-            let text = text.as_ref();
+            let text = self.tokenizer().beginning(text.as_ref(), how.max_length);
             Ok(match self.config().instruction_apart {
                 true => [instruction, &self.tokenizer().encode_continued(text)?].concat(),
                 false => self.tokenizer().encode(&format!("{prefix}{text}"))?,
@@ -239,6 +239,7 @@ impl Engine {
         join: impl Fn(&str, &[u32], usize, &T) -> Result<Vec<u32>> + Sync,
     ) -> Result<Vec<Encoded>> {
         how.check(self.config().dim)?;
+        self.check_bytes("instruction", how.instruction.len())?;
         let prefix = embed_prefix(&how.instruction);
         // Counted as the original counts: the instruction alone, with `<s>`.
         let instruction = self.tokenizer().encode(&prefix)?;

@@ -264,6 +264,17 @@ impl Engine {
         &self.tokenizer
     }
 
+    /// Refuses a text that cannot fit the model's positions before it is tokenized, which takes some
+    /// 100 bytes of memory for each of its own.
+    pub(crate) fn check_bytes(&self, what: &'static str, bytes: usize) -> Result<()> {
+        let positions = self.config.max_positions;
+        let limit = self.tokenizer.most_bytes(positions);
+        match bytes <= limit {
+            true => Ok(()),
+            false => Err(Error::LongText { what, bytes, limit, positions }),
+        }
+    }
+
     /// Whether there are logits, which generating and ranking need. A checkpoint that was saved from
     /// the bare model has no `lm_head` and only embeds.
     pub fn generates(&self) -> bool {

@@ -82,6 +82,22 @@ pub enum Error {
         /// The model's `max_position_embeddings`.
         limit: usize,
     },
+    /// A text has more bytes than the model's positions can have tokens for; it is not even
+    /// tokenized. Shorten it.
+    #[error(
+        "the {what} has {bytes} bytes, more than the model's {positions} positions can hold; \
+         expected at most {limit}"
+    )]
+    LongText {
+        /// What it is: a prompt, an instruction.
+        what: &'static str,
+        /// Its bytes.
+        bytes: usize,
+        /// Bytes that it may have.
+        limit: usize,
+        /// The model's `max_position_embeddings`.
+        positions: usize,
+    },
     /// An option has a value that means nothing.
     #[error("{option}: expected {expected}, found {found}")]
     Option {

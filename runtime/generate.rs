@@ -45,6 +45,19 @@ impl Prompt {
         Self::Raw(text.into())
     }
 
+    /// Of all its texts.
+    pub(crate) fn bytes(&self) -> usize {
+        let turns = |past: &[(String, String)]| -> usize {
+            past.iter().map(|(question, answer)| question.len() + answer.len()).sum()
+        };
+        match self {
+            Self::User(text) | Self::Raw(text) => text.len(),
+            Self::Chat { past, text } => turns(past) + text.len(),
+            Self::Begun { past, text, answer } => turns(past) + text.len() + answer.len(),
+            Self::Tokens(_) => 0,
+        }
+    }
+
     /// Whether the answer goes on from the prompt's text as it stands.
     pub(crate) fn is_verbatim(&self) -> bool {
         match self {
@@ -352,6 +365,7 @@ impl Engine {
     /// When the tokenizer has no token for some part of a text.
     pub fn tokenize_prompt(&self, prompt: &Prompt, continues: bool) -> Result<Vec<u32>> {
         let tokenizer = self.tokenizer();
+        self.check_bytes("prompt", prompt.bytes())?;
         let mut ids = Vec::from_iter((!continues).then_some(self.config().bos));
         let turns = match prompt {
             Prompt::User(text) => vec![prompt::user(text)],

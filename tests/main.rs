@@ -36,6 +36,7 @@ mod schedule; // the scheduler: values under load, fairness, bounds, pages, fail
 mod schedule_room; // a full KV pool: answers make room for texts, and are none the worse
 mod scores; // how likely a given text is: the library, the scheduler, `echo` over HTTP
 mod serve; // `gritlm serve`: start, statuses, limits, draining
+mod serve_bounds; // texts that cannot fit, refused by their bytes
 mod serve_browser; // pages of other origins: what they may send and see, origins that none sends
 mod serve_chat; // conversations of every form that clients send
 mod serve_clients; // clients and evaluation programs that others wrote, unchanged

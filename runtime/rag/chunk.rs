@@ -66,6 +66,7 @@ impl Engine {
     /// # Errors
     /// When the tokenizer cannot take it.
     pub fn chunk_title(&self, title: &str, how: Chunking) -> Result<String> {
+        let title = self.tokenizer().beginning(title, how.tokens);
         let ends = self.ends(title)?;
         let fit = ends.partition_point(|end| end.tokens <= how.tokens / 4);
         Ok(ends[..fit].last().map_or("", |end| &title[..end.at]).trim_end().into())

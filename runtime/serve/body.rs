@@ -21,6 +21,9 @@ pub(super) struct Loaded {
     pub(super) scheduler: Scheduler,
 }
 
+/// Bytes of text that are tokenized within some 10 ms.
+const SHORT: usize = 64 << 10;
+
 impl Loaded {
     pub(super) fn engine(&self) -> &Engine {
         self.scheduler.engine()
@@ -41,9 +44,20 @@ impl Loaded {
         &self,
         work: impl FnOnce(&Engine) -> Result<T, Failure> + Send + 'static,
     ) -> Result<T, Failure> {
+        self.blocking_of(0, work).await
+    }
+
+    /// [`Loaded::blocking`], on so many bytes of text. Short texts do not wait behind long ones,
+    /// which run one at a time.
+    pub(super) async fn blocking_of<T: Send + 'static>(
+        &self,
+        bytes: usize,
+        work: impl FnOnce(&Engine) -> Result<T, Failure> + Send + 'static,
+    ) -> Result<T, Failure> {
         let scheduler = self.scheduler.clone();
+        let places = if bytes > SHORT { &self.app.long_places } else { &self.app.places };
         // Never closed. The task has the place until its end, also when its client is gone.
-        let place = Arc::clone(&self.app.places).acquire_owned().await;
+        let place = Arc::clone(places).acquire_owned().await;
         let task = tokio::task::spawn_blocking(move || {
             let done = work(scheduler.engine());
             drop(place);

@@ -269,17 +269,15 @@ impl Loaded {
         truncate: bool,
     ) -> Result<Vec<Encoded>, Failure> {
         input.check(field, self.app.settings.max_inputs, self.engine().config().vocab)?;
-        let (how, longest) = (how.clone(), self.engine().tokenizer().longest());
-        let most = self.max_length();
-        // Tokenizing takes some 100 bytes of memory for each of a text; what is far behind the last
-        // token that can count need not be looked at.
-        if let Some((index, bytes)) = input.cut(2 * longest * how.max_length)
+        let (how, most, tokenizer) = (how.clone(), self.max_length(), self.engine().tokenizer());
+        // What is far behind the last token that can count need not be looked at.
+        if let Some((index, bytes)) = input.cut(tokenizer.most_bytes(how.max_length))
             && !truncate
         {
-            let found = format!("at least {}", bytes / longest);
+            let found = format!("at least {}", bytes / tokenizer.longest());
             return Err(long(&input.place(field, index), found, how.max_length, most));
         }
-        self.blocking(move |engine| {
+        self.blocking_of(input.bytes() + how.instruction.len(), move |engine| {
             let texts = match &input.texts {
                 Texts::Text(texts) if texts.iter().any(|text| embed_parts(text).is_some()) => {
                     input.encode_prompts(field, texts, engine, &how)?

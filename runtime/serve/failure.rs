@@ -288,6 +288,7 @@ impl From<Error> for Failure {
                 Self::malformed(message)
             }
             Error::LongInstruction { .. } => Self::too_long("instruction", message),
+            Error::LongText { what, .. } => Self::too_long(what, message),
             Error::LongPrompt { tokens, limit } => Self::long_context("prompt", tokens, limit, ""),
             // What is needed at once: of a request beside the scheduler, which makes others wait.
             Error::NoRoom { needed, total, .. } if needed > total => {

@@ -50,6 +50,14 @@ impl Input {
         if self.single { field.into() } else { format!("{field}[{index}]") }
     }
 
+    /// Of all texts; token ids count as the four bytes that they are.
+    pub(super) fn bytes(&self) -> usize {
+        match &self.texts {
+            Texts::Text(all) => all.iter().map(String::len).sum(),
+            Texts::Ids(all) => all.iter().map(|ids| 4 * ids.len()).sum(),
+        }
+    }
+
     /// Leaves at most so many bytes of each text; tells the first that had more, and how many.
     pub(super) fn cut(&mut self, bytes: usize) -> Option<(usize, usize)> {
         let Texts::Text(all) = &mut self.texts else { return None };

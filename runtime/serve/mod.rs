@@ -109,6 +109,8 @@ struct App {
     metrics: Metrics,
     /// How many texts may be tokenized at once: a large one takes a hundred times its bytes.
     places: Arc<Semaphore>,
+    /// The same of long ones, which short ones do not wait for.
+    long_places: Arc<Semaphore>,
     /// Unix time of the start, which OpenAI's `created` is.
     created: u64,
 }
@@ -210,6 +212,7 @@ impl Server {
             draining: AtomicBool::new(false),
             metrics: Metrics::new(),
             places: Arc::new(Semaphore::new(cores.max(2))),
+            long_places: Arc::new(Semaphore::new(1)),
             created: created.unwrap_or_default().as_secs(),
         });
         let settings = &app.settings;

@@ -161,6 +161,7 @@ pub(super) async fn answer<S: Shape>(
     let format = params.response_format.take();
     // All of a kind.
     how.verbatim = prompts.iter().all(Prompt::is_verbatim);
+    let bytes = prompts.iter().map(Prompt::bytes).sum();
     let prepare = move |engine: &Engine| {
         let grammar = format.map(|format| format.grammar(engine)).transpose()?;
         let (mut all, mut echoes) = (Vec::new(), Vec::new());
@@ -173,7 +174,7 @@ pub(super) async fn answer<S: Shape>(
         }
         Ok((grammar.flatten(), all, echoes))
     };
-    let (grammar, prompts, echoes) = loaded.blocking(prepare).await?;
+    let (grammar, prompts, echoes) = loaded.blocking_of(bytes, prepare).await?;
     how.grammar = grammar;
     how.prompt_logprobs = (echo && logprobs).then_some(how.logprobs);
     let tokenize = start.elapsed();

@@ -9,6 +9,9 @@ use axum::http::HeaderValue;
 use rayon::prelude::*;
 use std::time::Instant;
 
+/// Bytes of the 600 characters that the question takes of a passage.
+const MOST_LOOKED_AT: usize = 4 * 600;
+
 /// What is to be ranked.
 pub(super) struct Question {
     pub(super) query: String,
@@ -41,6 +44,9 @@ impl Loaded {
         }
         Failure::check_inputs(field, passages.len(), self.app.settings.max_inputs)?;
         let (start, limit) = (Instant::now(), self.max_length());
+        // Of each the first characters are looked at, unless tokens are counted.
+        let most = if max_tokens.is_some() { usize::MAX } else { MOST_LOOKED_AT };
+        let bytes = passages.iter().map(|passage| passage.len().min(most)).sum();
         let encode = move |engine: &Engine| {
             let prompts = match max_tokens {
                 None => engine.encode_passages(&query, &passages)?,
@@ -58,7 +64,7 @@ impl Loaded {
                 }
             }
         };
-        let (prompts, passages) = self.blocking(encode).await?;
+        let (prompts, passages) = self.blocking_of(bytes, encode).await?;
         let tokenize = start.elapsed();
         let (ranked, summary) = self.submit(Work::Rank { prompts }, wish)?.ranked().await?;
         let timing = server_timing(tokenize, &summary.timings);
@@ -69,7 +75,8 @@ impl Loaded {
 /// A text's first `n` tokens, as text again.
 fn first(engine: &Engine, text: &str, n: usize) -> Result<String, Failure> {
     let tokenizer = engine.tokenizer();
-    let ids = tokenizer.encode_continued(text).map_err(crate::Error::from)?;
+    let begins = tokenizer.beginning(text, n);
+    let ids = tokenizer.encode_continued(begins).map_err(crate::Error::from)?;
     match ids.get(..n) {
         None => Ok(text.into()),
         // A character may have been cut in its middle.

@@ -98,7 +98,9 @@ pub(super) async fn tokenize(
     Body(body): Body<TokenizeRequest>,
 ) -> Result<Response, Failure> {
     loaded.check_model(body.model.as_deref())?;
+    let bytes = body.prompt.len();
     let work = move |engine: &crate::Engine| {
+        engine.check_bytes("prompt", bytes)?;
         let tokenizer = engine.tokenizer();
         let tokens = match body.add_special_tokens.unwrap_or(true) {
             true => tokenizer.encode(&body.prompt),
@@ -111,7 +113,7 @@ pub(super) async fn tokenize(
         let (count, max_model_len) = (tokens.len(), engine.config().max_positions);
         Ok(Json(TokenizeResponse { count, max_model_len, tokens, token_strs }).into_response())
     };
-    loaded.blocking(work).await
+    loaded.blocking_of(bytes, work).await
 }
 
 /// The text of token ids.

@@ -1,0 +1,87 @@
+//! What cannot fit is refused by its bytes, before it is tokenized: wherever texts come in, and
+//! without the memory that tokenizing would take.
+
+use crate::serve::Server;
+use gritlm::{Device, Embed, Engine, Error, Options, Prompt};
+use serde_json::{Value, json};
+
+/// 12 MB that no tokenizer makes short work of.
+fn long() -> String {
+    "wörd ".repeat(2_000_000)
+}
+
+/// The most memory that the server has ever had, in MB.
+fn peak(server: &Server) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches("kB").trim().parse::<u64>().unwrap() / 1000
+}
+
+#[test]
+fn the_library_refuses_and_cuts_by_bytes() {
+    let options = Options { device: Device::Cpu, ..Options::default() };
+    let engine = Engine::open("demo", &options).unwrap();
+    let (long, limit) = (long(), engine.tokenizer().most_bytes(2048));
+    let chat = |past: &str, text: &str| Prompt::Chat {
+        past: vec![("Hi".into(), past.into())],
+        text: text.into(),
+    };
+    for prompt in [Prompt::raw(&long), Prompt::user(&long), chat(&long, "x"), chat("x", &long)] {
+        let error = engine.tokenize_prompt(&prompt, false).unwrap_err();
+        let Error::LongText { what: "prompt", bytes, limit: found, positions: 2048 } = error else {
+            panic!("{error}")
+        };
+        assert!(bytes >= long.len() && found == limit);
+        let line = error.to_string();
+        assert!(line.contains(&bytes.to_string()) && !line.contains('\n'), "{line}");
+    }
+    let how = Embed::with_instruction(&long);
+    let error = engine.encode_texts(&["a"], &how).unwrap_err();
+    assert!(matches!(error, Error::LongText { what: "instruction", .. }), "{error}");
+    // A text that is cut anyway is looked at as far as it counts.
+    for max_length in [8, 512, 2048] {
+        let how = Embed { max_length, ..Embed::default() };
+        let all = engine.encode_texts(&[&long, &long[..6 * max_length * 8]], &how).unwrap();
+        assert_eq!(all[0].tokens, all[1].tokens);
+        assert_eq!(all[0].tokens.len(), max_length);
+        assert!(all[0].truncated > 0);
+    }
+    // What just fits is not refused by its bytes.
+    let words = "a ".repeat(limit / 2);
+    assert!(engine.tokenize_prompt(&Prompt::raw(&words), false).is_ok());
+}
+
+#[test]
+fn long_texts_are_refused_over_http_without_the_memory_to_tokenize_them() {
+    let server = Server::start(&[]);
+    let long = long();
+    let user = |text: &str| json!([{"role": "user", "content": text}]);
+    let bodies: [(&str, Value); 6] = [
+        ("/v1/chat/completions", json!({"messages": user(&long), "max_tokens": 1})),
+        ("/v1/completions", json!({"prompt": ["a", long], "max_tokens": 1})),
+        ("/v1/embeddings", json!({"input": "a", "instruction": long})),
+        ("/v1/embeddings", json!({"input": ["a", long]})),
+        ("/tokenize", json!({"prompt": long})),
+        ("/embed", json!({"inputs": "a", "instruction": long})),
+    ];
+    let before = peak(&server);
+    for (path, body) in bodies {
+        let answer = server.post(path, &body);
+        assert!([400, 422].contains(&answer.status), "{path}: {}", answer.text);
+        let error = &answer.json()["error"];
+        assert_eq!(error["code"], "context_length_exceeded", "{path}");
+        assert!(answer.text.len() < 1000, "{path}");
+    }
+    // Three at once: their bodies, as they come and as they are parsed, and no more.
+    let chat = json!({"messages": user(&long), "max_tokens": 1});
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| server.post("/v1/chat/completions", &chat).fails(400, &["bytes"]));
+        }
+    });
+    let grown = peak(&server) - before;
+    assert!(grown < 300, "{grown} MB");
+    // What is cut is embedded.
+    let body = json!({"input": long, "truncate": true});
+    assert_eq!(server.post("/v1/embeddings", &body).ok()["usage"]["prompt_tokens"], 2048);
+}
