@@ -43,6 +43,7 @@ mod serve_clients; // clients and evaluation programs that others wrote, unchang
 mod serve_embed; // its embeddings and ranks: values, shapes, refusals
 mod serve_faults; // what it survives: vanished, slow and mad clients, failures, an end under load
 mod serve_generate; // its answers: equal to the library's, at once or streamed, alone or not
+mod serve_host; // names that a server answers to
 mod serve_http; // bodies, keys and paths as clients send them; structs from objects only
 mod serve_metrics; // `/metrics` and `/stats`: well-formed, and right to the last count
 mod serve_options; // other servers' options: refused by name, or asking for nothing

@@ -51,7 +51,8 @@ fn open_stream(server: &Server, prompt: &str, max_tokens: usize) -> TcpStream {
 
 fn send(server: &Server, body: &str) -> TcpStream {
     let mut stream = connect(server);
-    let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: test\r\ncontent-type: application/json";
+    let head =
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json";
     write!(stream, "{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len()).unwrap();
     stream
 }
@@ -157,7 +158,7 @@ fn ten_thousand_half_open_connections() {
     let most = Some(CONNECTIONS as u64 + 1000).max(files.current);
     setrlimit(Resource::Nofile, Rlimit { current: most, maximum: files.maximum }).unwrap();
     let server = Server::start(&[]);
-    let beginnings = ["", "POST", "POST /embed HTTP/1.1\r\nhost: x\r\ncontent-le"];
+    let beginnings = ["", "POST", "POST /embed HTTP/1.1\r\nhost: localhost\r\ncontent-le"];
     let open: Vec<TcpStream> = (0..CONNECTIONS)
         .map(|i| {
             let mut stream = TcpStream::connect(server.address()).unwrap();
@@ -191,7 +192,8 @@ fn half_open_connections_are_closed() {
         assert!(rest.is_empty() || rest.starts_with("HTTP/1.1 408"), "{rest}");
     }
     // Nor one whose body does not come.
-    let head = "POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n";
+    let head =
+        "POST /v1/embeddings HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n";
     let mut stream = connect(&server);
     write!(stream, "{head}content-length: 100\r\n\r\n{{\"input\":").unwrap();
     assert_eq!(status(stream), 408);
@@ -235,14 +237,18 @@ fn nonsense_is_refused() {
         refused += 1;
     }
     // What no client library sends.
-    let json = "host: x\r\ncontent-type: application/json\r\n";
+    let json = "host: localhost\r\ncontent-type: application/json\r\n";
     let long = "a".repeat(1 << 20);
     let raw: [(&str, String, &[u16]); 9] = [
         ("no HTTP", "hello\r\n\r\n".into(), &[400]),
         ("bytes", "\u{0}\u{1}\u{2}\r\n\r\n".into(), &[400]),
         ("another version", "GET / HTTP/9.9\r\n\r\n".into(), &[400, 505]),
-        ("a huge path", format!("GET /{long} HTTP/1.1\r\nhost: x\r\n\r\n"), &[414, 431]),
-        ("a huge header", format!("GET / HTTP/1.1\r\nhost: x\r\na: {long}\r\n\r\n"), &[431]),
+        ("a huge path", format!("GET /{long} HTTP/1.1\r\nhost: localhost\r\n\r\n"), &[414, 431]),
+        (
+            "a huge header",
+            format!("GET / HTTP/1.1\r\nhost: localhost\r\na: {long}\r\n\r\n"),
+            &[431],
+        ),
         (
             "a huge length",
             format!("POST /embed HTTP/1.1\r\n{json}content-length: 99999999999999\r\n\r\n{{"),

@@ -14,6 +14,7 @@ pub(super) fn run(args: Serve, global: &Global, out: &mut Out) -> Result<()> {
         name: args.model_name.unwrap_or_else(|| name(&global.model)),
         api_keys: args.api_key,
         cors: args.cors_origin,
+        allow_hosts: args.allow_host,
         max_body_bytes: args.max_body_bytes,
         max_inputs: args.max_inputs,
         connections: args.max_connections,

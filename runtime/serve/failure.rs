@@ -109,6 +109,15 @@ impl Failure {
         Self::new(StatusCode::UNAUTHORIZED, "authentication_error", "invalid_api_key", message)
     }
 
+    /// 403: the request bears another server's name.
+    pub(super) fn wrong_host(found: &str) -> Self {
+        let message = format!(
+            "host: expected localhost or another name of this machine for itself, found {found:?}; \
+             gritlm serve takes more names with --allow-host NAME, and any with --api-key KEY"
+        );
+        Self::new(StatusCode::FORBIDDEN, INVALID, "host_not_allowed", message)
+    }
+
     /// 404, about the body's `model`.
     pub(super) fn no_such_model(found: &str, name: &str) -> Self {
         let message = format!("model: expected {name:?}, found {found:?}");

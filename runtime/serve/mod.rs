@@ -19,6 +19,7 @@ mod decode;
 mod echo;
 mod embeddings;
 mod failure;
+mod host;
 mod input;
 mod live;
 mod metrics;
@@ -64,6 +65,9 @@ pub struct Settings {
     /// Origins of pages that may call, as browsers send them (`https://app.example`; `*` for any,
     /// `null` for pages from files); none for this server's own only.
     pub cors: Vec<String>,
+    /// Names in `Host` that requests may bear beside the loopback interface's; `*` for any. None
+    /// for any, too, where there are keys or the address is not a loopback one.
+    pub allow_hosts: Vec<String>,
     /// Bytes of a request's body.
     pub max_body_bytes: usize,
     /// Inputs of one request.
@@ -87,6 +91,7 @@ impl Default for Settings {
             name: "gritlm".into(),
             api_keys: Vec::new(),
             cors: Vec::new(),
+            allow_hosts: Vec::new(),
             max_body_bytes: 16 << 20,
             max_inputs: 2048,
             connections: 16384,
@@ -101,6 +106,8 @@ impl Default for Settings {
 /// What every handler sees.
 struct App {
     settings: Settings,
+    /// Names that requests may bear; None for any.
+    hosts: Option<Vec<String>>,
     /// Set when the model is loaded.
     scheduler: OnceLock<Scheduler>,
     /// Set before it, where there is a store.
@@ -205,7 +212,9 @@ impl Server {
         let listener = tokio::net::TcpListener::from_std(self.listener).map_err(failed)?;
         let created = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let (keys, names) = (&self.settings.api_keys, &self.settings.allow_hosts);
         let app = Arc::new(App {
+            hosts: host::allowed(self.address.ip(), keys, names),
             settings: self.settings,
             scheduler: OnceLock::new(),
             store: OnceLock::new(),
@@ -302,7 +311,7 @@ fn router(app: Arc<App>) -> axum::Router {
         Some(layer) => router.layer(layer),
         None => router,
     };
-    router.with_state(app)
+    router.layer(from_fn_with_state(Arc::clone(&app), host::check)).with_state(app)
 }
 
 #[derive(OpenApi)]

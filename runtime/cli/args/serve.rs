@@ -27,6 +27,10 @@ pub(crate) struct Serve {
     /// for pages from files; several with commas, or given again
     #[arg(long, value_name = "URL", env = "GRITLM_CORS_ORIGIN", value_delimiter = ',')]
     pub(crate) cors_origin: Vec<String>,
+    /// A name in Host that requests may bear, * for any; several with commas, or given again
+    /// [default: on a loopback address without a key only localhost and the like, else any]
+    #[arg(long, value_name = "NAME", env = "GRITLM_ALLOW_HOST", value_delimiter = ',')]
+    pub(crate) allow_host: Vec<String>,
     /// A folder of `gritlm index`, to answer from its documents and to add to them
     #[arg(long, value_name = "DIR", env = "GRITLM_STORE")]
     pub(crate) store: Option<PathBuf>,
