@@ -85,3 +85,22 @@ fn long_texts_are_refused_over_http_without_the_memory_to_tokenize_them() {
     let body = json!({"input": long, "truncate": true});
     assert_eq!(server.post("/v1/embeddings", &body).ok()["usage"]["prompt_tokens"], 2048);
 }
+
+#[test]
+fn errors_do_not_repeat_megabytes() {
+    let server = Server::start(&[]);
+    let long = "é".repeat(1 << 19);
+    let text = json!([{"role": "user", "content": "Hi."}]);
+    for (path, body) in [
+        ("/v1/embeddings", json!({"input": "ab", "model": long})),
+        ("/v1/embeddings", json!({"input": "ab", "pooling": long})),
+        ("/v1/chat/completions", json!({"messages": [{"role": long, "content": "Hi."}]})),
+        ("/v1/chat/completions", json!({"messages": text, "temperature": long})),
+        ("/embed", json!({"inputs": "ab", "prompt_name": long})),
+    ] {
+        let answer = server.post(path, &body);
+        assert!((400..500).contains(&answer.status), "{}", answer.status);
+        answer.fails(answer.status, &["… (cut; 10"]);
+        assert!(answer.text.len() < 1500, "{path}: {} bytes", answer.text.len());
+    }
+}

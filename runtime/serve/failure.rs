@@ -76,6 +76,8 @@ pub(super) enum Failures {
 const INVALID: &str = "invalid_request_error";
 const TOO_LONG: &str = "context_length_exceeded";
 const UNKNOWN_CODING: &str = "unsupported_encoding";
+/// Bytes of a message.
+const LINE: usize = 1000;
 const SERVER: &str = "server_error";
 
 impl Failure {
@@ -85,7 +87,7 @@ impl Failure {
         code: &'static str,
         message: impl Into<String>,
     ) -> Self {
-        let error = Problem { message: message.into(), r#type, param: None, code };
+        let error = Problem { message: line(message.into()), r#type, param: None, code };
         Self { status, error, retry_after: None }
     }
 
@@ -94,7 +96,7 @@ impl Failure {
         let field = field.into();
         let message = format!("{field}: {problem}");
         let mut failure = Self::malformed(message);
-        failure.error.param = Some(field);
+        failure.error.param = Some(line(field));
         failure
     }
 
@@ -252,6 +254,16 @@ impl Failure {
         let message = "the engine ended before the request was done";
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, SERVER, "engine_lost", message)
     }
+}
+
+/// A message, or a field's name, cut where it repeats what a client sent by the megabyte.
+fn line(mut text: String) -> String {
+    let bytes = text.len();
+    if bytes > LINE {
+        text.truncate(text.floor_char_boundary(LINE));
+        text += &format!("… (cut; {bytes} bytes)");
+    }
+    text
 }
 
 /// OpenAI's words, up to the number of tokens found.
