@@ -54,5 +54,6 @@ mod serve_spaces; // a completion's text goes on from its prompt's, spaces and a
 mod shaders; // the WGSL backend: variants, parameters, limits, errors
 mod support; // error measure, reference files
 mod synth; // random checkpoints: right, repeatable, whole or not at all
+mod terminal; // control characters of documents do not reach the terminal
 mod text_input; // byte-order marks, UTF-16, blank lines, in everything that is read as text
 mod token_ids; // texts as token ids: to the vectors of their texts

@@ -253,7 +253,7 @@ fn report(mut record: Record, how: &BenchOutput, out: &mut Out) -> Result<()> {
     if out.json() {
         out.object(&record)?;
     } else {
-        out.line(table::table(&record).trim_end())?;
+        out.lines(table::table(&record).trim_end())?;
     }
     let Some(path) = &how.compare else { return Ok(()) };
     let found = compare(&Record::read(path)?, &record);

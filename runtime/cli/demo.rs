@@ -43,7 +43,7 @@ pub(super) fn run(args: &Demo, global: &Global, out: &mut Out) -> Result<()> {
     let engine = super::open(global)?;
     let opened = start.elapsed();
     let millions = engine.config().parameters() as f64 / 1e6;
-    out.line(format!(
+    out.lines(format!(
         "A model of GritLM's shape with {millions:.1} million parameters, embedded in this program \
          (opened in {:.0} ms).\nIt shows what GritLM does, not how well: GritLM-7B has 7242 million.",
         opened.as_secs_f64() * 1e3
@@ -59,7 +59,7 @@ pub(super) fn run(args: &Demo, global: &Global, out: &mut Out) -> Result<()> {
     let documents = embed(&engine, &texts, &Embed::default())?;
     let seconds = start.elapsed().as_secs_f64();
     let tokens: usize = documents.iter().map(|e| e.tokens).sum();
-    out.line(format!(
+    out.lines(format!(
         "\nEmbedded {} descriptions of software packages: {tokens} tokens in {seconds:.2} s, \
          {:.0} tokens/s.",
         documents.len(),
@@ -75,7 +75,7 @@ pub(super) fn run(args: &Demo, global: &Global, out: &mut Out) -> Result<()> {
     for query in queries {
         let found = embed(&engine, &[query], &Embed::with_instruction(INSTRUCTION))?.remove(0);
         let best = engine.search(found.vector.len(), &found.vector, &corpus, 3)?.remove(0);
-        out.line(format!("\nFind: {query}"))?;
+        out.lines(format!("\nFind: {query}"))?;
         for (index, score) in best {
             let package = &packages[index as usize];
             out.line(format!("  {score:.3}  {:<28} {}", package.id, package.summary()))?;
@@ -88,7 +88,7 @@ pub(super) fn run(args: &Demo, global: &Global, out: &mut Out) -> Result<()> {
         answer(&engine, &section, 8, out)?;
         answer(&engine, &format!("Describe the package {}.", found.id), 96, out)?;
     }
-    out.line(format!("\nAll on {}. Next: gritlm --help", engine.device()))
+    out.lines(format!("\nAll on {}. Next: gritlm --help", engine.device()))
 }
 
 fn answer(engine: &Engine, text: &str, max_tokens: usize, out: &mut Out) -> Result<()> {
@@ -97,5 +97,5 @@ fn answer(engine: &Engine, text: &str, max_tokens: usize, out: &mut Out) -> Resu
     let how = Sampling { max_tokens, repetition_penalty: 1.2, ..Sampling::greedy() };
     let tokens = stream(engine.generate(&Prompt::user(text), &how)?, out)?;
     let rate = tokens as f64 / start.elapsed().as_secs_f64();
-    out.line(format!("\n     ({tokens} tokens, {rate:.0} tokens/s)"))
+    out.lines(format!("\n     ({tokens} tokens, {rate:.0} tokens/s)"))
 }

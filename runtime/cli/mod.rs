@@ -20,7 +20,7 @@ use crate::{Engine, Error, Result};
 use args::{Args, Command, Global};
 use clap::{CommandFactory, Parser, error::ErrorKind};
 use gritlm_model::ops::OpTime;
-use output::Out;
+use output::{Out, printable};
 use std::io::Write;
 use std::ops::Deref;
 use std::process::ExitCode;
@@ -105,11 +105,8 @@ fn interrupted(command: &Command) -> &'static str {
 /// One line on stderr, whatever is in it: what is not printable is shown as an escape. A stderr
 /// that takes nothing leaves nobody to tell.
 fn note(line: impl std::fmt::Display) {
-    let mut clean = String::new();
-    for c in line.to_string().chars() {
-        if c.is_control() { clean.extend(c.escape_default()) } else { clean.push(c) }
-    }
-    let _ = writeln!(std::io::stderr(), "{clean}");
+    let line = line.to_string();
+    let _ = writeln!(std::io::stderr(), "{}", printable(&line));
 }
 
 fn run(args: Args) -> Result<()> {

@@ -5,6 +5,7 @@ use super::{check_interrupt, note};
 use crate::{Error, Result, text};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, IsTerminal, Write};
 use std::path::Path;
@@ -30,9 +31,16 @@ impl Out {
         self.stdout.write_all(bytes).map_err(Error::io("standard output"))
     }
 
+    /// One line for people. Texts and paths in it come from anywhere, so that what a terminal would
+    /// take for a command is shown as an escape.
     pub(super) fn line(&mut self, line: impl AsRef<str>) -> Result<()> {
-        self.bytes(line.as_ref().as_bytes())?;
+        self.bytes(printable(line.as_ref()).as_bytes())?;
         self.bytes(b"\n")
+    }
+
+    /// [`Out::line`] of each line of a text.
+    pub(super) fn lines(&mut self, text: impl AsRef<str>) -> Result<()> {
+        text.as_ref().split('\n').try_for_each(|line| self.line(line))
     }
 
     /// Text that is to be seen at once.
@@ -45,12 +53,29 @@ impl Out {
     pub(super) fn object(&mut self, value: &impl Serialize) -> Result<()> {
         let text = serde_json::to_string(value)
             .map_err(|e| Error::Input { what: "standard output".into(), problem: e.to_string() })?;
-        self.line(text)
+        self.bytes(text.as_bytes())?;
+        self.bytes(b"\n")
     }
 
     pub(super) fn finish(&mut self) -> Result<()> {
         self.stdout.flush().map_err(Error::io("standard output"))
     }
+}
+
+/// A text in which control characters, and those that turn the direction of writing, are escapes.
+pub(super) fn printable(text: &str) -> Cow<'_, str> {
+    let acts = |c: char| {
+        let turns = matches!(c, '\u{200E}' | '\u{200F}' | '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}');
+        (c.is_control() && c != '\t') || turns
+    };
+    if !text.contains(acts) {
+        return text.into();
+    }
+    let mut clean = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        if acts(c) { clean.extend(c.escape_default()) } else { clean.push(c) }
+    }
+    clean.into()
 }
 
 /// A bar on stderr for work that takes longer than a second; none where stderr is no terminal.
