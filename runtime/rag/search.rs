@@ -250,6 +250,7 @@ impl<'a> Searcher<'a> {
             let problem = format!("expected {dim} numbers, found {}", vector.len());
             return Err(Error::Input { what: "vector to search".into(), problem });
         }
+        self.shelf.vectors.check()?;
         let chosen = match self.chosen(how)? {
             None => self.candidates(vector, how)?,
             chosen => chosen,

@@ -12,6 +12,9 @@ pub(super) const LOCK: &str = "lock";
 /// The number of the last commit; see [`super::head`].
 pub(super) const HEAD: &str = "head";
 
+/// What is wrong where a recorded file cannot be opened.
+pub(super) const MISSING: &str = "the file is missing or is no regular file";
+
 /// What [`super::Spill`] opens.
 pub(super) const SPILL: &str = "kv-waiting.tmp";
 
@@ -42,13 +45,62 @@ pub(super) fn is_data(name: &str) -> bool {
 pub(super) fn open(path: &Path) -> Result<File> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false);
-    options.open(path).map_err(Error::io(path))
+    regular(path, &mut options).map_err(Error::io(path))
+}
+
+/// Opens a file for reading.
+pub(super) fn open_read(path: &Path) -> io::Result<File> {
+    regular(path, OpenOptions::new().read(true))
+}
+
+/// Makes a file that is to be new; what a crash has left under its name goes.
+pub(super) fn create(path: &Path) -> io::Result<File> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    regular(path, OpenOptions::new().read(true).write(true).create_new(true))
+}
+
+/// Opens what is a file and nothing else. A store may come from somebody else: a link in it could
+/// point to any file of ours, and a pipe would let the opening wait for ever.
+fn regular(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+    check_regular(path)?;
+    #[cfg(unix)]
+    {
+        use rustix::fs::OFlags;
+        use std::os::unix::fs::OpenOptionsExt;
+        let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        options.custom_flags(flags.bits().cast_signed());
+    }
+    let file = options.open(path)?;
+    // The name may have become another's since.
+    if file.metadata()?.is_file() { Ok(file) } else { Err(not_regular("something else")) }
+}
+
+/// An error where there is something under this name that is no regular file.
+pub(super) fn check_regular(path: &Path) -> io::Result<()> {
+    let kind = match std::fs::symlink_metadata(path) {
+        Ok(found) => found.file_type(),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(e),
+    };
+    match () {
+        () if kind.is_file() => Ok(()),
+        () if kind.is_symlink() => Err(not_regular("a symbolic link")),
+        () if kind.is_dir() => Err(not_regular("a folder")),
+        () => Err(not_regular("a pipe, socket or device")),
+    }
+}
+
+fn not_regular(found: &str) -> io::Error {
+    io::Error::other(format!("expected a regular file, found {found}"))
 }
 
 /// Writes a file that is not there yet, and makes it and its name durable.
 pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     let write = || -> io::Result<()> {
-        let mut file = File::create(path)?;
+        let mut file = create(path)?;
         file.write_all(bytes)?;
         file.sync_all()
     };

@@ -121,7 +121,7 @@ impl<'a> Draft<'a> {
             self.subtract(chunk.checksum());
             self.state.chunks -= 1;
             if let Some(graph) = self.state.graph.as_mut().filter(|g| chunk.id <= g.through) {
-                graph.dead += 1;
+                graph.dead = graph.dead.saturating_add(1);
             }
             if let Some(place) = chunk.kv {
                 self.forget_kv(chunk.id, place)?;
@@ -286,14 +286,19 @@ impl<'a> Draft<'a> {
             let Some(place) = row.kv.filter(|p| self.closed.contains(&p.segment)) else { continue };
             let path = self.folder.join(disk::segment(place.segment));
             // A damaged record goes along as it is: its checksum still tells.
+            let file = disk::open_read(&path).map_err(Error::io(&path))?;
+            let found = file.metadata().map_err(Error::io(&path))?.len();
+            if place.offset.saturating_add(place.bytes) > found {
+                let problem = format!("the record of chunk {} ends behind the file", row.id);
+                return Err(Error::Store { path, problem });
+            }
             let mut record = vec![0; place.bytes as usize];
-            let read = File::open(&path).and_then(|f| disk::read_at(&f, &mut record, place.offset));
-            read.map_err(Error::io(&path))?;
+            disk::read_at(&file, &mut record, place.offset).map_err(Error::io(&path))?;
             if let Some(segment) = self.segments.get_mut(&place.segment) {
                 segment.live = segment.live.saturating_sub(place.bytes);
             }
-            self.state.kv_bytes -= place.bytes;
-            self.state.cached -= 1;
+            self.state.kv_bytes = self.state.kv_bytes.saturating_sub(place.bytes);
+            self.state.cached = self.state.cached.saturating_sub(1);
             let moved = self.append(row.id, &[&record], place.checksum)?;
             self.replace(&row, &ChunkRow { kv: Some(moved), ..row })?;
         }
@@ -304,7 +309,7 @@ impl<'a> Draft<'a> {
     pub(super) fn rewrite_vectors(&mut self) -> Result<()> {
         let rows = ChunkRow::select(self.db, self.folder, "ORDER BY id", None)?;
         let path = self.folder.join(disk::vectors(self.state.generation));
-        let old = disk::open(&path)?;
+        let old = disk::open_read(&path).map_err(Error::io(&path))?;
         self.state.generation += 1;
         let name = disk::vectors(self.state.generation);
         let width = self.identity.vector_bytes();

@@ -4,9 +4,7 @@
 //! there were; what came later is searched exactly, and what has gone since is skipped. So the file
 //! may be behind, and is rewritten only where enough has changed.
 
-use super::content_hash;
-use super::map::map;
-use memmap2::Mmap;
+use super::{content_hash, disk};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 
@@ -45,14 +43,18 @@ impl GraphFile {
         chunks.saturating_sub(self.live()) > self.live() / 16
     }
 
-    /// Its bytes, compared with the checksum: usearch trusts what it loads.
-    pub(super) fn read(&self, file: Option<&File>) -> Result<Mmap, String> {
-        let file = file.ok_or("the file is missing")?;
+    /// Its bytes, compared with the checksum; in memory, where nobody changes them between
+    /// [`layout::check`](super::layout::check) and usearch, which trusts what it loads.
+    pub(super) fn read(&self, file: Option<&File>) -> Result<Vec<u8>, String> {
+        let file = file.ok_or(disk::MISSING)?;
         let found = file.metadata().map_err(|e| e.to_string())?.len();
         if found != self.bytes {
             return Err(format!("expected {} bytes, found {found}", self.bytes));
         }
-        let bytes = map(file, self.bytes as usize).map_err(|e| e.to_string())?;
+        let mut bytes = Vec::new();
+        bytes.try_reserve_exact(self.bytes as usize).map_err(|e| e.to_string())?;
+        bytes.resize(self.bytes as usize, 0);
+        disk::read_at(file, &mut bytes, 0).map_err(|e| e.to_string())?;
         let found = content_hash(&bytes);
         if found != self.checksum {
             return Err(format!("expected checksum {:016x}, found {found:016x}", self.checksum));

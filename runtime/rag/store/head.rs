@@ -5,8 +5,9 @@
 //! ahead.
 
 use super::content_hash;
-use super::disk::{HEAD, write_at};
+use super::disk::{HEAD, open_read, write_at};
 use std::fs::File;
+use std::io::{ErrorKind, Read};
 use std::path::Path;
 
 const BYTES: usize = 16;
@@ -23,7 +24,13 @@ pub(super) fn write(file: &File, commit: u64) {
 /// The number in a store's folder; an error where it cannot be made out. A crash may have come
 /// before the first was written.
 pub(super) fn read(folder: &Path) -> Result<u64, String> {
-    let bytes = std::fs::read(folder.join(HEAD)).unwrap_or_default();
+    let file = match open_read(&folder.join(HEAD)) {
+        Ok(file) => file,
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(0),
+        Err(e) => return Err(e.to_string()),
+    };
+    let mut bytes = Vec::new();
+    file.take(BYTES as u64 + 1).read_to_end(&mut bytes).map_err(|e| e.to_string())?;
     if bytes.is_empty() {
         return Ok(0);
     }

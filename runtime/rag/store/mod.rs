@@ -28,6 +28,8 @@ mod head;
 #[cfg_attr(not(feature = "usearch"), path = "no_hnsw.rs")]
 mod hnsw;
 mod identity;
+mod layout;
+mod limits;
 mod map;
 mod notes;
 mod reader;

@@ -89,15 +89,15 @@ impl Notes {
         let reads: Reads = get_meta(&open, &self.folder, READS)?.unwrap_or_default();
         let write = || -> rusqlite::Result<()> {
             let reads = Reads {
-                hits: reads.hits + pending.used.len() as u64,
-                misses: reads.misses + pending.misses,
+                hits: reads.hits.saturating_add(pending.used.len() as u64),
+                misses: reads.misses.saturating_add(pending.misses),
             };
             put_meta(&open, READS, &reads)?;
             for &chunk in &pending.used {
                 // Evicted since, if there is no row.
                 if let Some((row, _)) = UseRow::of(&open, chunk)? {
                     let turn = UseRow::next_turn(&open)?;
-                    UseRow { turn, hits: row.hits + 1, ..row }.write(&open)?;
+                    UseRow { turn, hits: row.hits.saturating_add(1), ..row }.write(&open)?;
                 }
             }
             Ok(())

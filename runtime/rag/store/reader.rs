@@ -78,7 +78,7 @@ impl View {
             let lost = "its write-ahead log has lost commits; gritlm index stores them again";
             return Err(damaged(folder, format!("expected commit {head}, found {found}: {lost}")));
         }
-        let open = |name: String| File::open(folder.join(name)).ok();
+        let open = |name: String| disk::open_read(&folder.join(name)).ok();
         let vectors = open(disk::vectors(index.state.generation));
         let segment = |s: &SegmentRow| {
             Segment::open(&folder.join(disk::segment(s.id)), s.bytes).ok().map(|file| (s.id, file))
@@ -167,6 +167,8 @@ impl Reader {
     pub fn vectors(&self) -> Result<Vectors> {
         let Index { identity, state, chunks, .. } = &self.view.index;
         let open = Vectors::open(self.view.vectors.as_ref(), identity, state.slots, chunks);
+        let open =
+            open.map(|vectors| vectors.named(self.folder.join(disk::vectors(state.generation))));
         open.map_err(|(chunk, problem)| {
             let name = disk::vectors(state.generation);
             let row = chunk.and_then(|id| self.row(id).ok());
@@ -277,7 +279,7 @@ impl Reader {
         let Some(place) = row.kv else { return Ok(None) };
         let read = match self.view.segments.get(&place.segment) {
             Some(segment) => segment.read(self.identity(), id, place),
-            None => Err("the file is missing".into()),
+            None => Err(disk::MISSING.into()),
         };
         let name = disk::segment(place.segment);
         let wrong = |problem: String| {
@@ -306,8 +308,8 @@ impl Reader {
             segment_bytes: segments.iter().map(|s| s.bytes).sum(),
             kv_bytes: state.kv_bytes,
             kv_budget: state.budget,
-            hits: reads.hits + hits,
-            misses: reads.misses + misses,
+            hits: reads.hits.saturating_add(hits),
+            misses: reads.misses.saturating_add(misses),
             evicted: state.evicted,
             approximate_above: state.approximate_above,
             graph_chunks: state.graph.map_or(0, |g| g.live()),

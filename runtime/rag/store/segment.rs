@@ -9,10 +9,10 @@
 //! Reading maps: what a record costs is its checksum, 20 GB/s a core where the system has the file in
 //! memory. Copying it out first costs two to four times as much.
 
-use super::content_hash;
 use super::identity::{Identity, KvFormat};
 use super::map::map;
 use super::tables::Place;
+use super::{content_hash, disk};
 use crate::cache::KvCache;
 use half::bf16;
 use memmap2::Mmap;
@@ -96,7 +96,7 @@ pub(super) struct Segment {
 impl Segment {
     /// Maps the first `bytes` of a file; where it is shorter, what there is.
     pub(super) fn open(path: &Path, bytes: u64) -> io::Result<Self> {
-        let file = File::open(path)?;
+        let file = disk::open_read(path)?;
         let len = file.metadata()?.len().min(bytes);
         Ok(Self { map: Arc::new(map(&file, len as usize)?), file })
     }
@@ -112,7 +112,8 @@ impl Segment {
         let wrong = |what: String| format!("record at {}: {what}", place.offset);
         // What is cut off behind our back would end the process when it is looked at.
         let len = self.file.metadata().map_err(|e| wrong(e.to_string()))?.len();
-        let (start, end) = (place.offset as usize, (place.offset + place.bytes) as usize);
+        let end = place.offset.saturating_add(place.bytes);
+        let (start, end) = (place.offset as usize, end as usize);
         let record = self.map.get(start..end).filter(|_| end as u64 <= len);
         let record = record.ok_or_else(|| wrong(format!("expected {end} bytes, found {len}")))?;
         // Off a disk the blocks come in large pieces, not page by page as they are touched.

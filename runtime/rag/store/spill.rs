@@ -20,12 +20,11 @@ impl Spill {
     /// When the folder cannot be written.
     pub(crate) fn new(store: &Path) -> Result<Self> {
         let path = store.join(disk::SPILL);
-        let file = disk::open(&path)?;
+        let file = disk::create(&path).map_err(Error::io(&path))?;
         // Elsewhere than on Unix the name stays until the next writer cleans up.
         if cfg!(unix) {
             std::fs::remove_file(&path).map_err(Error::io(&path))?;
         }
-        file.set_len(0).map_err(Error::io(&path))?;
         Ok(Self { file, bytes: 0 })
     }
 

@@ -5,7 +5,7 @@
 //! tell: its pages have no checksums.
 
 use super::content_hash;
-use super::disk::DATABASE;
+use super::disk::{self, DATABASE};
 use super::graph::GraphFile;
 use super::identity::Identity;
 use super::types::Stamp;
@@ -67,7 +67,15 @@ pub(super) fn connect(folder: &Path, create: bool) -> Result<Connection> {
     if !create && !path.exists() {
         return Err(none(folder));
     }
-    let mut flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    for end in ["", "-wal", "-shm", "-journal"] {
+        let path = folder.join(format!("{DATABASE}{end}"));
+        disk::check_regular(&path).map_err(Error::io(&path))?;
+    }
+    // The store's folder may be a link, which SQLite would refuse together with links in it.
+    let path = folder.canonicalize().map_err(Error::io(folder))?.join(DATABASE);
+    let mut flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+        | OpenFlags::SQLITE_OPEN_NO_MUTEX
+        | OpenFlags::SQLITE_OPEN_NOFOLLOW;
     flags.set(OpenFlags::SQLITE_OPEN_CREATE, create);
     let mut db = Connection::open_with_flags(&path, flags).map_err(sql(folder))?;
     if !create && is_empty(&db).is_err_and(|e| is_read_only(&e)) && log_is_empty(folder) {
@@ -554,7 +562,9 @@ impl Index {
         if sum.fold(0, u64::wrapping_add) != state.sum {
             return Err(damaged(folder, "a row is missing or another's"));
         }
-        Ok(Self { identity, state, chunks, segments })
+        let index = Self { identity, state, chunks, segments };
+        index.check().map_err(|problem| damaged(folder, problem))?;
+        Ok(index)
     }
 
     /// Bytes of a slot.

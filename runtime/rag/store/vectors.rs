@@ -5,11 +5,13 @@ use super::identity::{Identity, VectorFormat};
 use super::map::map;
 use super::segment::{dequantize_row, quantize_row};
 use super::tables::ChunkRow;
+use crate::{Error, Result};
 use half::bf16;
 use memmap2::Mmap;
 use rayon::prelude::*;
 use std::borrow::Cow;
 use std::fs::File;
+use std::path::PathBuf;
 
 /// A vector in the store's format.
 pub(super) fn encode(identity: &Identity, vector: &[f32]) -> Vec<u8> {
@@ -61,6 +63,9 @@ pub struct Vectors {
     dense: bool,
     /// None where there is no row.
     rows: Option<Mmap>,
+    /// What is mapped.
+    file: Option<File>,
+    path: PathBuf,
 }
 
 impl Vectors {
@@ -70,7 +75,7 @@ impl Vectors {
         identity: &Identity,
         slots: u64,
         rows: &[ChunkRow],
-    ) -> Result<Self, (Option<u64>, String)> {
+    ) -> std::result::Result<Self, (Option<u64>, String)> {
         let width = identity.vector_bytes();
         let mut out = Self {
             ids: rows.iter().map(|row| row.id).collect(),
@@ -80,20 +85,28 @@ impl Vectors {
             slots: rows.iter().map(|row| row.slot).collect(),
             dense: rows.iter().zip(0..).all(|(row, slot)| row.slot == slot),
             rows: None,
+            file: None,
+            path: PathBuf::new(),
         };
         if rows.is_empty() || width == 0 {
             return Ok(out);
         }
         let whole = |e: std::io::Error| (None, e.to_string());
         let file = file.ok_or_else(|| (None, "the file is missing".to_string()))?;
-        let (expected, found) = (slots * width as u64, file.metadata().map_err(whole)?.len());
+        let expected = slots.checked_mul(width as u64).filter(|&n| n <= isize::MAX as u64);
+        let expected = expected.ok_or_else(|| (None, format!("{slots} rows are too many")))?;
+        let found = file.metadata().map_err(whole)?.len();
         if found < expected {
             return Err((None, format!("expected {expected} bytes, found {found}")));
         }
         let mapped = map(file, expected as usize).map_err(whole)?;
         let wrong = rows.par_iter().find_map_first(|row| {
-            let sum = content_hash(mapped.get(range(row.slot, width))?);
             let (id, expected) = (row.id, row.vector_checksum);
+            let Some(bytes) = mapped.get(range(row.slot, width)) else {
+                let slot = row.slot;
+                return Some((Some(id), format!("vector of chunk {id}: no row {slot} of {slots}")));
+            };
+            let sum = content_hash(bytes);
             let problem = || {
                 format!("vector of chunk {id}: expected checksum {expected:016x}, found {sum:016x}")
             };
@@ -103,7 +116,29 @@ impl Vectors {
             return Err(wrong);
         }
         out.rows = Some(mapped);
+        out.file = Some(file.try_clone().map_err(whole)?);
         Ok(out)
+    }
+
+    /// With the file's path, for errors.
+    pub(super) fn named(self, path: PathBuf) -> Self {
+        Self { path, ..self }
+    }
+
+    /// Compares the file's length with what is mapped of it. Rows that another program has cut off
+    /// since would end this one when they are looked at; so whoever keeps vectors for long asks
+    /// before each use. A cut that comes during the use is not seen.
+    ///
+    /// # Errors
+    /// When the file is shorter than it was.
+    pub fn check(&self) -> Result<()> {
+        let (Some(file), Some(rows)) = (&self.file, &self.rows) else { return Ok(()) };
+        let (expected, found) = (rows.len(), file.metadata().map_err(Error::io(&self.path))?.len());
+        if found < expected as u64 {
+            let problem = format!("expected {expected} bytes, found {found}: it was cut off");
+            return Err(Error::Store { path: self.path.clone(), problem });
+        }
+        Ok(())
     }
 
     /// The chunks' ids, by row; ascending.

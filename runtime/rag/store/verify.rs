@@ -5,7 +5,7 @@ use super::disk::{self, DATABASE, HEAD};
 use super::reader::Reader;
 use super::tables::{self, DocumentRow, Index, READS, Reads, UseRow, get_meta, sql};
 use super::types::{Problem, Report};
-use super::{folder_bytes_of, head};
+use super::{folder_bytes_of, head, layout};
 use crate::{Error, Result};
 use std::collections::HashMap;
 use std::path::Path;
@@ -105,11 +105,11 @@ impl Found {
         let Index { identity, state, chunks, .. } = reader.index();
         let name = disk::vectors(state.generation);
         let Some(file) = reader.vectors_file() else {
-            return self.add(name, None, "the file is missing".into());
+            return self.add(name, None, disk::MISSING.into());
         };
         let mut row = vec![0; identity.vector_bytes()];
         for chunk in chunks {
-            let offset = chunk.slot * row.len() as u64;
+            let offset = chunk.slot.saturating_mul(row.len() as u64);
             let read = disk::read_at(file, &mut row, offset);
             let wrong = match read {
                 Err(e) => Some(e.to_string()),
@@ -138,9 +138,14 @@ impl Found {
 
     fn graph(&mut self, reader: &Reader) {
         let Some(graph) = reader.index().state.graph else { return };
-        if let Err(problem) = graph.read(reader.graph_file()) {
-            self.add(disk::graph(graph.generation), None, problem);
+        let read = graph.read(reader.graph_file());
+        let checked = read.and_then(|bytes| {
+            layout::check(&bytes, reader.identity().dim, &graph)?;
+            Ok(bytes.len() as u64)
+        });
+        match checked {
+            Ok(bytes) => self.0.bytes += bytes,
+            Err(problem) => self.add(disk::graph(graph.generation), None, problem),
         }
-        self.0.bytes += graph.bytes;
     }
 }

@@ -12,12 +12,13 @@ use super::identity::Identity;
 use super::reader::Reader;
 use super::tables::{self, DocumentRow, Index, State, connect, damaged, put_meta, sql};
 use super::types::{Compacted, NewChunk, NewDocument, Stamp};
-use super::{Spill, content_hash, folder_bytes, head};
+use super::{Spill, content_hash, folder_bytes, head, layout};
 use crate::unlock::UnlockOnDrop;
 use crate::{Error, Result};
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{File, TryLockError};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// The one writer of a store.
@@ -228,8 +229,9 @@ impl Writer {
             };
         }
         let sound = |graph: &GraphFile| {
-            let file = File::open(self.folder.join(disk::graph(graph.generation)));
-            graph.read(file.ok().as_ref()).is_ok()
+            let file = disk::open_read(&self.folder.join(disk::graph(graph.generation)));
+            let bytes = graph.read(file.ok().as_ref());
+            bytes.is_ok_and(|b| layout::check(&b, self.index.identity.dim, graph).is_ok())
         };
         match graph.filter(|graph| !graph.is_worn() && sound(graph)) {
             Some(graph) if !graph.is_behind(chunks) => Ok(()),
@@ -385,7 +387,7 @@ impl Writer {
     /// what it held stays damaged, and can be removed and stored again.
     fn clean_files(&self) -> Result<()> {
         let state = &self.index.state;
-        let vectors = state.slots * self.index.vector_bytes();
+        let vectors = state.slots.saturating_mul(self.index.vector_bytes());
         let mut keep = HashMap::from([(disk::vectors(state.generation), vectors)]);
         keep.extend(self.index.segments.iter().map(|s| (disk::segment(s.id), s.bytes)));
         let graph = state.graph.map(|graph| disk::graph(graph.generation));
@@ -416,10 +418,11 @@ fn lock(folder: &Path) -> Result<UnlockOnDrop> {
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
-            let holder = std::fs::read_to_string(&path).unwrap_or_default();
-            let problem = match holder.trim() {
-                "" => "another writer is at work on it".into(),
-                holder => format!("another writer (process {holder}) is at work on it"),
+            let mut holder = String::new();
+            let _ = (&file).take(16).read_to_string(&mut holder);
+            let problem = match holder.trim().parse::<u32>() {
+                Err(_) => "another writer is at work on it".into(),
+                Ok(holder) => format!("another writer (process {holder}) is at work on it"),
             };
             return Err(Error::Busy { path: folder.into(), problem });
         }
