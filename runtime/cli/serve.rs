@@ -13,6 +13,7 @@ pub(super) fn run(args: Serve, global: &Global, out: &mut Out) -> Result<()> {
     let settings = Settings {
         name: args.model_name.unwrap_or_else(|| name(&global.model)),
         api_keys: args.api_key,
+        write_keys: args.write_key,
         cors: args.cors_origin,
         allow_hosts: args.allow_host,
         max_body_bytes: args.max_body_bytes,
@@ -27,6 +28,7 @@ pub(super) fn run(args: Serve, global: &Global, out: &mut Out) -> Result<()> {
             ..Limits::default()
         },
         store: args.store,
+        store_read_only: args.store_read_only,
     };
     let server = Server::bind(&args.host, args.port, settings)?;
     out.line(format!("http://{}", server.address()))?;

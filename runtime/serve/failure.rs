@@ -30,8 +30,8 @@ pub(super) struct FailureBody {
 pub(super) struct Problem {
     /// One line: what was expected, and what was found.
     pub(super) message: String,
-    /// The kind: `invalid_request_error`, `authentication_error`, `rate_limit_error` or
-    /// `server_error`.
+    /// The kind: `invalid_request_error`, `authentication_error`, `permission_error`,
+    /// `rate_limit_error` or `server_error`.
     pub(super) r#type: &'static str,
     /// The field that it is about.
     #[schema(required)]
@@ -50,6 +50,9 @@ pub(super) enum Failures {
     /// No key, or a wrong one.
     #[response(status = 401)]
     Unauthorized(#[to_schema] FailureBody),
+    /// The key may not write to the store, or nobody may.
+    #[response(status = 403)]
+    Forbidden(#[to_schema] FailureBody),
     /// No such model; or there is no store of documents.
     #[response(status = 404)]
     NoModel(#[to_schema] FailureBody),
@@ -233,6 +236,18 @@ impl Failure {
         Self::new(StatusCode::NOT_FOUND, INVALID, "no_store", message)
     }
 
+    /// 403: the store takes no documents over HTTP.
+    pub(super) fn read_only() -> Self {
+        let message = "the store is read only here (--store-read-only)";
+        Self::new(StatusCode::FORBIDDEN, "permission_error", "store_read_only", message)
+    }
+
+    /// 403: the key may ask, not write.
+    pub(super) fn no_write_key() -> Self {
+        let message = "expected a key that may write to the store (--write-key), found another";
+        Self::new(StatusCode::FORBIDDEN, "permission_error", "write_key_required", message)
+    }
+
     /// 429: as many wait beside the scheduler's queue as may.
     pub(super) fn many_wait(requests: usize) -> Self {
         let message = format!("the queue is full: {requests} requests to the store wait");
@@ -315,11 +330,25 @@ impl From<Error> for Failure {
             Error::NoRoom { needed, total, .. } if needed > total => {
                 Self::too_long("max_tokens", message)
             }
-            Error::NoRoom { .. } => {
+            Error::NoRoom { needed, free, total } => {
+                let message = format!(
+                    "the KV cache has room for {free} of {needed} more tokens (of {total} in all) \
+                     because other requests have it at the moment; try again"
+                );
                 Self::again(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", "no_room", message)
             }
+            // Where things are on the server, and who else works there, is no client's business.
             Error::Busy { .. } => {
+                let message = "the store has another writer at the moment; try again".into();
                 Self::again(StatusCode::SERVICE_UNAVAILABLE, SERVER, "store_busy", message)
+            }
+            Error::Store { .. } => {
+                let message = "the store cannot be used; gritlm index --verify says why";
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, SERVER, "store_failed", message)
+            }
+            Error::Io { .. } => {
+                let message = "the server could not read or write a file";
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, SERVER, "failed", message)
             }
             Error::Model(gritlm_model::Error::Tokenize(_)) => Self::malformed(message),
             Error::Expired => {

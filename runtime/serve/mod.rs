@@ -62,6 +62,8 @@ pub struct Settings {
     pub name: String,
     /// Keys of which a request must bear one; none for everybody.
     pub api_keys: Vec<String>,
+    /// Keys that may also write to the store; none if every key of `api_keys` may.
+    pub write_keys: Vec<String>,
     /// Origins of pages that may call, as browsers send them (`https://app.example`; `*` for any,
     /// `null` for pages from files); none for this server's own only.
     pub cors: Vec<String>,
@@ -83,6 +85,8 @@ pub struct Settings {
     pub limits: Limits,
     /// The folder of a store of documents (of `gritlm index`) to answer from.
     pub store: Option<PathBuf>,
+    /// Whether nobody may write to the store over HTTP.
+    pub store_read_only: bool,
 }
 
 impl Default for Settings {
@@ -90,6 +94,7 @@ impl Default for Settings {
         Self {
             name: "gritlm".into(),
             api_keys: Vec::new(),
+            write_keys: Vec::new(),
             cors: Vec::new(),
             allow_hosts: Vec::new(),
             max_body_bytes: 16 << 20,
@@ -99,6 +104,7 @@ impl Default for Settings {
             grace: Duration::from_secs(30),
             limits: Limits::default(),
             store: None,
+            store_read_only: false,
         }
     }
 }
@@ -156,9 +162,13 @@ impl Server {
     /// # Errors
     /// When the address cannot be bound, or a setting means nothing.
     pub fn bind(host: &str, port: u16, settings: Settings) -> Result<Self> {
-        if let Some(wrong) = settings.api_keys.iter().find(|key| key.is_empty() || !visible(key)) {
-            let (expected, found) = ("visible ASCII".into(), format!("{wrong:?}"));
-            return Err(Error::Option { option: "--api-key", expected, found });
+        for (option, keys) in
+            [("--api-key", &settings.api_keys), ("--write-key", &settings.write_keys)]
+        {
+            if let Some(wrong) = keys.iter().find(|key| key.is_empty() || !visible(key)) {
+                let (expected, found) = ("visible ASCII".into(), format!("{wrong:?}"));
+                return Err(Error::Option { option, expected, found });
+            }
         }
         settings.cors.iter().try_for_each(|origin| cors::check(origin))?;
         let failed = |source| Error::Input {
@@ -272,6 +282,9 @@ fn visible(text: &str) -> bool {
 /// Everything that is served. Whoever calls an endpoint with `/v1`, `/v2` and the like in front of
 /// it needs a key, where there are keys; what says how the server is, and the pages, are open.
 fn router(app: Arc<App>) -> axum::Router {
+    let writing = OpenApiRouter::new()
+        .routes(routes!(rag::index))
+        .route_layer(from_fn_with_state(Arc::clone(&app), may_write));
     let locked = OpenApiRouter::new()
         .routes(routes!(status::models))
         .routes(routes!(status::model))
@@ -293,7 +306,7 @@ fn router(app: Arc<App>) -> axum::Router {
         .routes(routes!(chat::chat))
         .routes(routes!(completions::completions))
         .routes(routes!(rag_ask::ask))
-        .routes(routes!(rag::index))
+        .merge(writing)
         .route_layer(from_fn_with_state(Arc::clone(&app), authorized));
     let open = OpenApiRouter::new().routes(routes!(status::health)).routes(routes!(status::ready));
     let (router, description) = OpenApiRouter::with_openapi(Description::openapi())
@@ -326,13 +339,30 @@ struct Description;
 
 /// Lets a request through that bears one of the keys.
 async fn authorized(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    let keys = &app.settings.api_keys;
-    let given = request.headers().get(header::AUTHORIZATION).and_then(|v| bearer(v.as_bytes()));
-    let given = given.unwrap_or_default();
-    if keys.is_empty() || keys.iter().any(|key| equal(key.as_bytes(), given)) {
+    let Settings { api_keys, write_keys, .. } = &app.settings;
+    if api_keys.is_empty() || bears(&request, api_keys) || bears(&request, write_keys) {
         return next.run(request).await;
     }
     Failure::unauthorized().into_response()
+}
+
+/// Lets a request through that may write to the store.
+async fn may_write(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let Settings { store_read_only, write_keys, .. } = &app.settings;
+    if *store_read_only {
+        return Failure::read_only().into_response();
+    }
+    if !write_keys.is_empty() && !bears(&request, write_keys) {
+        return Failure::no_write_key().into_response();
+    }
+    next.run(request).await
+}
+
+/// Whether a request bears one of the keys.
+fn bears(request: &Request, keys: &[String]) -> bool {
+    let given = request.headers().get(header::AUTHORIZATION).and_then(|v| bearer(v.as_bytes()));
+    let given = given.unwrap_or_default();
+    keys.iter().any(|key| equal(key.as_bytes(), given))
 }
 
 /// The key behind the scheme's name, which HTTP spells in either case.

@@ -23,6 +23,11 @@ pub(crate) struct Serve {
     #[arg(long, value_name = "K", env = "GRITLM_API_KEY", hide_env_values = true)]
     #[arg(value_delimiter = ',')]
     pub(crate) api_key: Vec<String>,
+    /// A key that may also add documents to the store; with one, those of --api-key may only ask;
+    /// several with commas, or given again
+    #[arg(long, value_name = "K", env = "GRITLM_WRITE_KEY", hide_env_values = true)]
+    #[arg(value_delimiter = ',')]
+    pub(crate) write_key: Vec<String>,
     /// An origin whose pages may call, as browsers send it (https://app.example), * for any or null
     /// for pages from files; several with commas, or given again
     #[arg(long, value_name = "URL", env = "GRITLM_CORS_ORIGIN", value_delimiter = ',')]
@@ -34,6 +39,9 @@ pub(crate) struct Serve {
     /// A folder of `gritlm index`, to answer from its documents and to add to them
     #[arg(long, value_name = "DIR", env = "GRITLM_STORE")]
     pub(crate) store: Option<PathBuf>,
+    /// Answer from the store's documents only; requests to add some are refused with 403
+    #[arg(long, env = "GRITLM_STORE_READ_ONLY", requires = "store")]
+    pub(crate) store_read_only: bool,
     /// Requests that may wait; more are refused with 429
     #[arg(long, value_name = "N", env = "GRITLM_MAX_QUEUE")]
     #[arg(default_value_t = Limits::default().queue_requests)]
