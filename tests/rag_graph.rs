@@ -86,7 +86,7 @@ fn update(writer: &mut Writer) {
 }
 
 /// A store with a graph over all its chunks.
-fn store(vectors: VectorFormat) -> (TempDir, Writer) {
+pub(crate) fn store(vectors: VectorFormat) -> (TempDir, Writer) {
     let folder = tempfile::tempdir().unwrap();
     let mut writer = Writer::open(&folder, &identity(vectors)).unwrap();
     put(&mut writer, 0..DOCUMENTS);

@@ -364,6 +364,13 @@ fn room_is_made_or_missing() {
     let refused = server.post(ASK, &body);
     refused.fails(429, &["KV cache"]);
     assert_eq!(refused.header("retry-after"), "1");
+    // Nor for documents: that they are too long is not the reason.
+    for text in ["chess ", "a board game ", "capture network packets "] {
+        let documents = json!({"documents": [{"path": "new", "text": text.repeat(200)}]});
+        let refused = server.post("/v1/rag/index", &documents);
+        refused.fails(429, &["KV cache", "other requests"]);
+        assert!(!refused.text.contains("shorten"), "{}", refused.text);
+    }
     drop(held);
     let free = server.post(ASK, &body).ok();
     for i in 0..12 {
