@@ -540,7 +540,7 @@ fn a_line_of_a_million() {
     for line in ["a".repeat(1_000_000), "ab c ".repeat(200_000)] {
         let found = finite(&[], format!("{line}\nshort\n"), 2);
         assert_ne!(found[0], found[1]);
-        run(&["generate"], line).fails(1, &["the prompt has", "the model has 2048 positions"]);
+        run(&["generate"], line).fails(1, &["the prompt has", "bytes", "2048 positions"]);
     }
 }
 

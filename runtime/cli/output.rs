@@ -65,7 +65,8 @@ impl Out {
 /// A text in which control characters, and those that turn the direction of writing, are escapes.
 pub(super) fn printable(text: &str) -> Cow<'_, str> {
     let acts = |c: char| {
-        let turns = matches!(c, '\u{200E}' | '\u{200F}' | '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}');
+        let marks = matches!(c, '\u{200E}' | '\u{200F}');
+        let turns = marks || matches!(c, '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}');
         (c.is_control() && c != '\t') || turns
     };
     if !text.contains(acts) {

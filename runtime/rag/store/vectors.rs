@@ -1,6 +1,7 @@
 //! Vectors as they lie in their file: rows of the store's format, one a slot, nothing else.
 
 use super::content_hash;
+use super::disk::MISSING;
 use super::identity::{Identity, VectorFormat};
 use super::map::map;
 use super::segment::{dequantize_row, quantize_row};
@@ -92,7 +93,7 @@ impl Vectors {
             return Ok(out);
         }
         let whole = |e: std::io::Error| (None, e.to_string());
-        let file = file.ok_or_else(|| (None, "the file is missing".to_string()))?;
+        let file = file.ok_or_else(|| (None, MISSING.to_string()))?;
         let expected = slots.checked_mul(width as u64).filter(|&n| n <= isize::MAX as u64);
         let expected = expected.ok_or_else(|| (None, format!("{slots} rows are too many")))?;
         let found = file.metadata().map_err(whole)?.len();
