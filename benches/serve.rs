@@ -5,12 +5,15 @@
 //!
 //!     cargo bench --bench serve -- --model target/bench/1b --seconds 60
 
+#[path = "serve/server.rs"]
+mod server;
+
 use clap::Parser;
 use gritlm::{Device, Embed, Engine, Options, Prompt, Sampling, dot};
 use serde_json::{Value, json};
+use server::Server;
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{scope, sleep};
@@ -53,39 +56,14 @@ struct Expected {
     prompts: Vec<(String, String)>,
 }
 
-/// A `gritlm serve`.
-struct Server {
-    child: Child,
-    url: String,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+/// For the whole machine, or for half of its cores.
+fn start(args: &Args, threads: Option<usize>) -> Server {
+    let tokens = args.max_batch_tokens.to_string();
+    let more = ["--kv-tokens", "65536", "--max-batch-tokens", &tokens];
+    Server::start(&args.model, &args.device, &more, threads)
 }
 
 impl Server {
-    fn start(args: &Args, threads: Option<usize>) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_gritlm"));
-        command.args(["serve", "--port", "0", "--kv-tokens", "65536", "--model-name", "model"]);
-        command.args(["--model", &args.model, "--device", &args.device]);
-        command.args(["--max-batch-tokens", &args.max_batch_tokens.to_string()]);
-        if let Some(threads) = threads {
-            command.env("RAYON_NUM_THREADS", threads.to_string());
-        }
-        let mut child = command.stdout(Stdio::piped()).spawn().expect("gritlm serve starts");
-        let mut url = String::new();
-        let stdout = child.stdout.take().expect("a pipe");
-        BufReader::new(stdout).read_line(&mut url).expect("an address");
-        let server = Self { child, url: url.trim().into() };
-        while agent().get(format!("{}/ready", server.url)).call().is_err() {
-            sleep(Duration::from_millis(50));
-        }
-        server
-    }
-
     /// MB: resident, and with what is shared (the mapped weights) counted in parts.
     fn memory(&self) -> [f64; 2] {
         let text = std::fs::read_to_string(format!("/proc/{}/smaps_rollup", self.child.id()));
@@ -321,13 +299,13 @@ fn main() {
         args.model, args.device, args.clients, args.seconds, args.max_batch_tokens, args.max_tokens
     );
     let one = {
-        let server = Server::start(&args, None);
+        let server = start(&args, None);
         load(&args, "one process", &server, &server, &expected)
     };
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let halves = args.half_threads.then(|| (cores / 2).max(1));
     let two = {
-        let servers = [Server::start(&args, halves), Server::start(&args, halves)];
+        let servers = [start(&args, halves), start(&args, halves)];
         load(&args, "two processes", &servers[0], &servers[1], &expected)
     };
     println!("one process / two processes: {:.2}", one / two);

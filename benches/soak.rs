@@ -8,13 +8,16 @@
 //!
 //!     cargo bench --bench soak -- --minutes 30
 
+#[path = "serve/server.rs"]
+mod server;
+
 use clap::Parser;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use serde_json::{Value, json};
-use std::io::{BufRead, BufReader, Read, Write};
+use server::Server;
+use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{scope, sleep};
@@ -42,34 +45,7 @@ struct Args {
     bench: bool,
 }
 
-struct Server {
-    child: Child,
-    url: String,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 impl Server {
-    fn start(args: &Args) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_gritlm"));
-        command.args(["serve", "--port", "0", "--model-name", "model"]);
-        command.args(["--model", &args.model, "--device", &args.device]);
-        let mut child = command.stdout(Stdio::piped()).spawn().expect("gritlm serve starts");
-        let mut url = String::new();
-        let stdout = child.stdout.take().expect("a pipe");
-        BufReader::new(stdout).read_line(&mut url).expect("an address");
-        let server = Self { child, url: url.trim().into() };
-        while agent().get(format!("{}/ready", server.url)).call().is_err() {
-            sleep(Duration::from_millis(50));
-        }
-        server
-    }
-
     /// Resident MB, descriptors and threads.
     fn taken(&self) -> [u64; 3] {
         let folder = format!("/proc/{}", self.child.id());
@@ -264,7 +240,7 @@ fn quantile(waits: &mut [f64], share: f64) -> f64 {
 
 fn main() {
     let args = Args::parse();
-    let server = Server::start(&args);
+    let server = Server::start(&args.model, &args.device, &[], None);
     let time = Duration::from_secs_f64(args.minutes * 60.0);
     let mut p99 = Vec::new();
     let mut rows = Vec::new();

@@ -300,6 +300,7 @@ impl<'a> Chat<'a> {
         let ids = match self.context.last() {
             None => self.engine.tokenize_prompt(&Prompt::user(text), false)?,
             Some(last) => {
+                self.engine.check_bytes("prompt", text.len())?;
                 // An answer that was cut short gets its end, as in training.
                 let end = self.engine.config().eos.first().filter(|_| !tokenizer.is_eos(last));
                 let mut ids: Vec<u32> = end.copied().into_iter().collect();

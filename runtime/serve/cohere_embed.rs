@@ -3,12 +3,12 @@
 use super::answers::{Wish, server_timing};
 use super::body::{Body, Loaded};
 use super::cohere::{ApiVersion, MetaTokens};
+use super::embeddings::base64;
 use super::failure::{Failure, Failures};
 use super::input::Input;
 use crate::schedule::Work;
 use crate::{Embed, Embedding};
 use axum::response::Response;
-use base64::prelude::{BASE64_STANDARD, Engine as _};
 use serde::{Deserialize, Serialize};
 use std::time::Instant;
 use utoipa::ToSchema;
@@ -174,14 +174,10 @@ impl ByType {
             true => vectors.iter().map(|vector| signs(vector)).collect(),
             false => Vec::new(),
         };
-        let base64 = |vector: &Vec<f32>| {
-            let bytes: Vec<u8> = vector.iter().flat_map(|v| v.to_le_bytes()).collect();
-            BASE64_STANDARD.encode(bytes)
-        };
         // 0 to 255 as -128 to 127.
         let signed = |bytes: &Vec<u8>| bytes.iter().map(|b| (b ^ 0x80) as i8).collect();
         Self {
-            base64: has(EmbeddingType::Base64).then(|| vectors.iter().map(base64).collect()),
+            base64: has(EmbeddingType::Base64).then(|| vectors.iter().map(|v| base64(v)).collect()),
             binary: has(EmbeddingType::Binary).then(|| signs.iter().map(signed).collect()),
             ubinary: has(EmbeddingType::Ubinary).then_some(signs),
             float: has(EmbeddingType::Float).then_some(vectors),

@@ -2,7 +2,7 @@
 
 use super::chat::{Message, Role, join};
 use super::failure::Failure;
-use super::input::Input;
+use super::input::{Input, rest};
 use super::options;
 use gritlm_model::prompt::embed_prefix;
 use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
@@ -77,18 +77,10 @@ impl<'de> Visitor<'de> for OneOrMany {
         match seq.next_element()? {
             None => Ok(Conversations { single: false, all: Vec::new() }),
             Some(Element::Message(first)) => {
-                let mut messages = vec![first];
-                while let Some(next) = seq.next_element()? {
-                    messages.push(next);
-                }
-                Ok(Conversations { single: true, all: vec![messages] })
+                Ok(Conversations { single: true, all: vec![rest(vec![first], seq)?] })
             }
             Some(Element::Conversation(first)) => {
-                let mut all = vec![first];
-                while let Some(next) = seq.next_element()? {
-                    all.push(next);
-                }
-                Ok(Conversations { single: false, all })
+                Ok(Conversations { single: false, all: rest(vec![first], seq)? })
             }
         }
     }

@@ -158,12 +158,15 @@ impl Vector {
     fn new(vector: Vec<f32>, encoding: Encoding) -> Self {
         match encoding {
             Encoding::Float => Self::Float(vector),
-            Encoding::Base64 => {
-                let bytes: Vec<u8> = vector.iter().flat_map(|v| v.to_le_bytes()).collect();
-                Self::Base64(BASE64_STANDARD.encode(bytes))
-            }
+            Encoding::Base64 => Self::Base64(base64(&vector)),
         }
     }
+}
+
+/// The base64 of a vector's little-endian f32.
+pub(super) fn base64(vector: &[f32]) -> String {
+    let bytes: Vec<u8> = vector.iter().flat_map(|v| v.to_le_bytes()).collect();
+    BASE64_STANDARD.encode(bytes)
 }
 
 /// Tokens.

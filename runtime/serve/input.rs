@@ -139,7 +139,8 @@ impl<'de> Visitor<'de> for OneOrMany {
     }
 }
 
-fn rest<'de, T: Deserialize<'de>, A: SeqAccess<'de>>(
+/// All elements, of which the first have been read.
+pub(super) fn rest<'de, T: Deserialize<'de>, A: SeqAccess<'de>>(
     mut all: Vec<T>,
     mut seq: A,
 ) -> Result<Vec<T>, A::Error> {

@@ -1,0 +1,40 @@
+//! A `gritlm serve` in a process of its own, ended when dropped.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::Duration;
+
+pub(crate) struct Server {
+    pub(crate) child: Child,
+    pub(crate) url: String,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Server {
+    /// Starts it on a free port with further arguments, on so many threads where that is said;
+    /// returns when it is ready.
+    pub(crate) fn start(model: &str, device: &str, more: &[&str], threads: Option<usize>) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_gritlm"));
+        command.args(["serve", "--port", "0", "--model-name", "model"]);
+        command.args(["--model", model, "--device", device]).args(more);
+        if let Some(threads) = threads {
+            command.env("RAYON_NUM_THREADS", threads.to_string());
+        }
+        let mut child = command.stdout(Stdio::piped()).spawn().expect("gritlm serve starts");
+        let mut url = String::new();
+        let stdout = child.stdout.take().expect("a pipe");
+        BufReader::new(stdout).read_line(&mut url).expect("an address");
+        let server = Self { child, url: url.trim().into() };
+        while ureq::get(format!("{}/ready", server.url)).call().is_err() {
+            sleep(Duration::from_millis(50));
+        }
+        server
+    }
+}
