@@ -61,7 +61,9 @@ fn runs(python: &str, script: &str, given: &Value) {
     for (name, _) in std::env::vars().filter(|(name, _)| ours(name)) {
         command.env_remove(name);
     }
-    let mut child = command.env("NO_PROXY", "*").env("LANGSMITH_TRACING", "false").spawn().unwrap();
+    command.env("NO_PROXY", "*").env("LANGSMITH_TRACING", "false");
+    command.env("PYTHONDONTWRITEBYTECODE", "1");
+    let mut child = command.spawn().unwrap();
     child.stdin.take().unwrap().write_all(given.to_string().as_bytes()).unwrap();
     let output = child.wait_with_output().unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();

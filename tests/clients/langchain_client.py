@@ -1,24 +1,14 @@
 """`langchain-openai` against a server. Input and output as openai_client.py."""
 
 import asyncio
-import json
-import sys
 from importlib.metadata import version
 
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_openai import ChatOpenAI, OpenAI, OpenAIEmbeddings
 
-given = json.load(sys.stdin)
+from checks import check, done, given
+
 base = {"base_url": given["url"] + "/v1", "api_key": given["key"], "model": given["model"]}
-checked = 0
-
-
-def check(what, got, expected):
-    global checked
-    if got != expected:
-        sys.exit(f"{what}: expected {expected!r}, found {got!r}")
-    checked += 1
-
 
 
 def check_vectors(what, found):
@@ -76,4 +66,4 @@ shaped = ChatOpenAI(**base, temperature=0, max_tokens=200).with_structured_outpu
     schema, method="json_schema"
 )
 check("structured", sorted(shaped.invoke(given["prompt"])), given["keys"])
-print(f"langchain-openai {version('langchain-openai')}: {checked} checks")
+done(f"langchain-openai {version('langchain-openai')}")

@@ -1,8 +1,6 @@
 """llama-index's classes for servers like OpenAI's. Input and output as openai_client.py."""
 
 import asyncio
-import json
-import sys
 from importlib.metadata import version
 
 from llama_index.core import Document, Settings, VectorStoreIndex
@@ -10,16 +8,9 @@ from llama_index.core.llms import ChatMessage
 from llama_index.embeddings.openai_like import OpenAILikeEmbedding
 from llama_index.llms.openai_like import OpenAILike
 
-given = json.load(sys.stdin)
+from checks import check, done, given
+
 base = {"api_base": given["url"] + "/v1", "api_key": given["key"]}
-checked = 0
-
-
-def check(what, got, expected):
-    global checked
-    if got != expected:
-        sys.exit(f"{what}: expected {expected!r}, found {got!r}")
-    checked += 1
 
 
 def near(what, got, expected):
@@ -67,4 +58,4 @@ check("answer", bool(answer.response), True)
 streamed = index.as_query_engine(streaming=True, similarity_top_k=2).query(question)
 check("answer, streamed", "".join(streamed.response_gen), answer.response)
 versions = (f"{name} {version(name)}" for name in ("llama-index-core", "openai"))
-print(f"{', '.join(versions)}: {checked} checks")
+done(f"{', '.join(versions)}")

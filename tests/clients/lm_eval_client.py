@@ -9,11 +9,11 @@ import json
 import os
 import pathlib
 import shutil
-import sys
 import tempfile
 from importlib.metadata import version
 
-given = json.load(sys.stdin)
+from checks import check, done, given
+
 scratch = tempfile.TemporaryDirectory()
 for name in ("HF_HOME", "XDG_CACHE_HOME"):
     os.environ[name] = scratch.name + "/cache"
@@ -35,14 +35,6 @@ torch.set_num_threads(1)
 transformers.utils.logging.disable_progress_bar()
 BOS, EOS = 1, 2
 manager = TaskManager(include_path=str(tasks), include_defaults=False)
-checked = 0
-
-
-def check(what, got, expected):
-    global checked
-    if got != expected:
-        sys.exit(f"{what}: expected {expected!r}, found {got!r}")
-    checked += 1
 
 
 def documents(name):
@@ -214,4 +206,4 @@ def check_template(server):
 for server in given["servers"]:
     evaluate(server)
     check_template(server)
-print(f"lm-eval {version('lm-eval')}, transformers {transformers.__version__}: {checked} checks")
+done(f"lm-eval {version('lm-eval')}, transformers {transformers.__version__}")

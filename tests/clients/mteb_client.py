@@ -9,11 +9,11 @@ import logging
 import os
 import re
 import subprocess
-import sys
 import tempfile
 from importlib.metadata import version
 
-given = json.load(sys.stdin)
+from checks import check, done, given
+
 scratch = tempfile.TemporaryDirectory()
 for name in ("HF_HOME", "MTEB_CACHE", "XDG_CACHE_HOME"):
     os.environ[name] = scratch.name
@@ -35,14 +35,6 @@ logging.disable(logging.WARNING)
 INSTRUCTION = "Find the software package that fits the description."
 # GritLM's prompt as users of a server without fields for instructions write it.
 TEMPLATE = "<|user|>\n{instruction}\n<|embed|>\n"
-checked = 0
-
-
-def check(what, got, expected):
-    global checked
-    if got != expected:
-        sys.exit(f"{what}: expected {expected!r}, found {got!r}")
-    checked += 1
 
 
 def packages(count):
@@ -170,4 +162,4 @@ program = scores(Program(True, True))
 check("instructions matter", program != plain, True)
 compare("messages, instructions", served(**apart), program)
 compare("input, instructions", served(use_chat_template=False, **apart), program)
-print(f"mteb {version('mteb')}: {checked} checks")
+done(f"mteb {version('mteb')}")

@@ -10,19 +10,12 @@ import sys
 
 import openai
 
-given = json.load(sys.stdin)
+from checks import check, done, given
+
 base = {"base_url": given["url"] + "/v1", "api_key": given["key"], "max_retries": 0}
 client = openai.OpenAI(**base)
 turn = [{"role": "user", "content": given["prompt"]}]
 greedy = {"model": given["model"], "messages": turn, "temperature": 0, "max_tokens": given["tokens"]}
-checked = 0
-
-
-def check(what, got, expected):
-    global checked
-    if got != expected:
-        sys.exit(f"{what}: expected {expected!r}, found {got!r}")
-    checked += 1
 
 
 def check_vectors(what, data):
@@ -119,4 +112,4 @@ for text in results[:8]:
     check("async chat", text, given["answer"])
 for result in results[8:]:
     check_vectors("async embeddings", result.data)
-print(f"openai {openai.__version__}: {checked} checks")
+done(f"openai {openai.__version__}")
