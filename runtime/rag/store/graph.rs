@@ -4,7 +4,7 @@
 //! there were; what came later is searched exactly, and what has gone since is skipped. So the file
 //! may be behind, and is rewritten only where enough has changed.
 
-use super::{content_hash, disk};
+use super::{content_hash, disk, layout};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 
@@ -43,9 +43,10 @@ impl GraphFile {
         chunks.saturating_sub(self.live()) > self.live() / 16
     }
 
-    /// Its bytes, compared with the checksum; in memory, where nobody changes them between
-    /// [`layout::check`](super::layout::check) and usearch, which trusts what it loads.
-    pub(super) fn read(&self, file: Option<&File>) -> Result<Vec<u8>, String> {
+    /// The bytes of a graph over vectors of `dim` numbers, compared with the checksum and looked
+    /// through; in memory, where nobody changes them before usearch, which trusts what it loads.
+    /// Whoever writes a file can write its checksum, too.
+    pub(super) fn read(&self, file: Option<&File>, dim: usize) -> Result<Vec<u8>, String> {
         let file = file.ok_or(disk::MISSING)?;
         let found = file.metadata().map_err(|e| e.to_string())?.len();
         if found != self.bytes {
@@ -59,6 +60,7 @@ impl GraphFile {
         if found != self.checksum {
             return Err(format!("expected checksum {:016x}, found {found:016x}", self.checksum));
         }
+        layout::check(&bytes, dim, self)?;
         Ok(bytes)
     }
 }

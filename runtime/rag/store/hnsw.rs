@@ -5,7 +5,7 @@
 //! product, up to rounding: what it finds is to be scored again with the store's own rows.
 
 use super::graph::GraphFile;
-use super::layout::{self, CONNECTIVITY};
+use super::layout::CONNECTIVITY;
 use super::segment::quantize_row;
 use super::vectors::Vectors;
 use crate::{Error, Result};
@@ -34,19 +34,13 @@ pub(crate) struct Graph {
 }
 
 impl Graph {
-    /// The graph that the bytes of a file hold. Whoever writes a file can write its checksum, too, so
-    /// they are looked through before usearch has them.
+    /// The graph that the bytes of a file hold, which [`GraphFile::read`] has looked through.
     pub(super) fn load(
         path: &Path,
         dim: usize,
         file: GraphFile,
         bytes: &[u8],
     ) -> Result<Option<Self>> {
-        let wrong = |problem| Error::Store {
-            path: path.into(),
-            problem: format!("{problem}; gritlm index makes it anew"),
-        };
-        layout::check(bytes, dim, &file).map_err(wrong)?;
         let index = empty(dim).map_err(failed(path))?;
         index.load_from_buffer(bytes).map_err(failed(path))?;
         Ok(Some(Self { index: Mutex::new(index), file, path: path.into() }))

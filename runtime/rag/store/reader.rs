@@ -185,7 +185,7 @@ impl Reader {
         let Index { identity, state, .. } = &self.view.index;
         let Some(file) = state.graph.filter(|_| hnsw::AVAILABLE) else { return Ok(None) };
         let path = self.folder.join(disk::graph(file.generation));
-        let bytes = file.read(self.view.graph.as_ref()).map_err(|problem| {
+        let bytes = file.read(self.view.graph.as_ref(), identity.dim).map_err(|problem| {
             let problem = format!("{problem}; gritlm index makes it anew");
             Error::Store { path: path.clone(), problem }
         })?;

@@ -5,7 +5,7 @@ use super::disk::{self, DATABASE, HEAD};
 use super::reader::Reader;
 use super::tables::{self, DocumentRow, Index, READS, Reads, UseRow, get_meta, sql};
 use super::types::{Problem, Report};
-use super::{folder_bytes_of, head, layout};
+use super::{folder_bytes_of, head};
 use crate::{Error, Result};
 use std::collections::HashMap;
 use std::path::Path;
@@ -138,14 +138,9 @@ impl Found {
 
     fn graph(&mut self, reader: &Reader) {
         let Some(graph) = reader.index().state.graph else { return };
-        let read = graph.read(reader.graph_file());
-        let checked = read.and_then(|bytes| {
-            layout::check(&bytes, reader.identity().dim, &graph)?;
-            Ok(bytes.len() as u64)
-        });
-        match checked {
-            Ok(bytes) => self.0.bytes += bytes,
-            Err(problem) => self.add(disk::graph(graph.generation), None, problem),
+        if let Err(problem) = graph.read(reader.graph_file(), reader.identity().dim) {
+            self.add(disk::graph(graph.generation), None, problem);
         }
+        self.0.bytes = self.0.bytes.saturating_add(graph.bytes);
     }
 }

@@ -12,7 +12,7 @@ use super::identity::Identity;
 use super::reader::Reader;
 use super::tables::{self, DocumentRow, Index, State, connect, damaged, put_meta, sql};
 use super::types::{Compacted, NewChunk, NewDocument, Stamp};
-use super::{Spill, content_hash, folder_bytes, head, layout};
+use super::{Spill, content_hash, folder_bytes, head};
 use crate::unlock::UnlockOnDrop;
 use crate::{Error, Result};
 use rusqlite::{Connection, Transaction, TransactionBehavior};
@@ -230,8 +230,7 @@ impl Writer {
         }
         let sound = |graph: &GraphFile| {
             let file = disk::open_read(&self.folder.join(disk::graph(graph.generation)));
-            let bytes = graph.read(file.ok().as_ref());
-            bytes.is_ok_and(|b| layout::check(&b, self.index.identity.dim, graph).is_ok())
+            graph.read(file.ok().as_ref(), self.index.identity.dim).is_ok()
         };
         match graph.filter(|graph| !graph.is_worn() && sound(graph)) {
             Some(graph) if !graph.is_behind(chunks) => Ok(()),
