@@ -240,16 +240,30 @@ impl Steps<'_> {
     fn pack_texts(
         &mut self,
         parts: &mut Vec<Part>,
+        used: usize,
+        share: usize,
+        credit: usize,
+    ) -> usize {
+        // Out of `self`, whose answers may have to make room meanwhile.
+        let mut texts = std::mem::take(&mut self.texts);
+        let used = self.pack_some(&mut texts, parts, used, share, credit);
+        self.texts = texts;
+        used
+    }
+
+    /// [`Steps::pack_texts`] of these.
+    fn pack_some(
+        &mut self,
+        texts: &mut BTreeMap<Rank, Texts>,
+        parts: &mut Vec<Part>,
         mut used: usize,
         share: usize,
         credit: usize,
     ) -> usize {
-        let mut texts = std::mem::take(&mut self.texts);
-        for (&rank, job) in &mut texts {
+        for (&rank, job) in texts {
             while let Some(text) = job.texts.get(job.next) {
                 let tokens = text.tokens.len();
                 if used + tokens > share && !(parts.is_empty() && tokens <= credit) {
-                    self.texts = texts;
                     return used;
                 }
                 let mut cache = self.engine.cache();
@@ -258,7 +272,6 @@ impl Steps<'_> {
                     // Only for the first text of a pass, so that answers make progress, too.
                     || parts.is_empty() && self.preempt(pages, job.client.priority);
                 if !room || cache.reserve(tokens).is_err() {
-                    self.texts = texts;
                     self.short = Some(rank);
                     return used;
                 }
@@ -269,7 +282,6 @@ impl Steps<'_> {
                 used += tokens;
             }
         }
-        self.texts = texts;
         used
     }
 
