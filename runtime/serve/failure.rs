@@ -117,8 +117,8 @@ impl Failure {
     /// 403: the request bears another server's name.
     pub(super) fn wrong_host(found: &str) -> Self {
         let message = format!(
-            "host: expected localhost or another name of this machine for itself, found {found:?}; \
-             gritlm serve takes more names with --allow-host NAME, and any with --api-key KEY"
+            "host: expected a loopback name such as localhost, found {found:?}; --allow-host NAME \
+             lets gritlm serve answer to another name, and with --api-key KEY it answers to any"
         );
         Self::new(StatusCode::FORBIDDEN, INVALID, "host_not_allowed", message)
     }

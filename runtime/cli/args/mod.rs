@@ -125,8 +125,9 @@ store that `gritlm index` has made.")]
   gritlm index --store DIR --status
 
 Text, Markdown, HTML, PDF, and JSONL with `text`, perhaps `id`, `title` and fields to filter by. What
-has not changed is skipped, what is gone from PATHS is removed (nothing below one that is not there:
-it may be on a drive that is not), and a run that was ended goes on where it was. --chunk, --overlap, --cache, --vectors, --kv-format and --attn are the store's for good.")]
+has not changed is skipped, and a run that was ended goes on where it was. What is gone from PATHS is
+removed, but nothing below a path that cannot be read. --chunk, --overlap, --cache, --vectors,
+--kv-format and --attn are the store's for good.")]
     Index(Index),
     /// Order passages by relevance to a query, by asking the model yes or no
     #[command(after_help = "Example:\n  gritlm rerank \"who wrote it?\" --input passages.txt")]
