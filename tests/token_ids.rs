@@ -132,10 +132,13 @@ fn long_ids_are_cut_as_their_text() {
             let expected = engine.encode_texts(&[&text], &how).unwrap().remove(0);
             let found = engine.encode_tokens(&[&ids], &how).unwrap().remove(0);
             let place = format!("{unit:?}, {max_length}");
-            assert_eq!((found.tokens, found.skip), (expected.tokens, expected.skip), "{place}");
+            if text.len() <= engine.tokenizer().most_bytes(max_length) {
+                assert_eq!(found, expected, "{place}");
+                continue;
+            }
             // Of a text far longer than what counts, what was cut off is counted in part.
-            assert!(expected.truncated <= found.truncated, "{place}");
-            assert_eq!(expected.truncated == 0, found.truncated == 0, "{place}");
+            assert!((1..=found.truncated).contains(&expected.truncated), "{place}");
+            assert_eq!((found.tokens, found.skip), (expected.tokens, expected.skip), "{place}");
         }
     }
 }
