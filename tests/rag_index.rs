@@ -409,7 +409,7 @@ fn what_has_not_changed_is_skipped_and_what_is_gone_is_removed() {
     assert_eq!(go(&[&files.path().join("inside")]), (1, 0, 0, 0, 1));
     fs::remove_dir_all(&inside).unwrap();
     assert_eq!(go(&[&other]), (0, 0, 1, 0, 0));
-    // A folder that is not there may be on a drive that is not; one that is empty was read.
+    // A missing folder may be on a drive that is not mounted; an empty one has been read.
     assert_eq!(go(&[&inside]), (0, 0, 0, 0, 0));
     fs::create_dir(&inside).unwrap();
     assert_eq!(go(&[&inside]), (0, 0, 0, 3, 0));

@@ -175,8 +175,8 @@ impl<'a> Indexer<'a> {
     /// gone are removed, and the store's graph is updated ([`Writer::update_graph`]). Where `watch`
     /// returns an error, what has been embedded is stored, and the next run goes on from there.
     ///
-    /// Nothing is removed below what could not be read, be it one of the `paths` itself: a folder
-    /// that is not there may be on a drive that is not there.
+    /// Nothing is removed below a path that could not be read, even where it is one of the `paths`
+    /// themselves: a missing folder may be on a drive that is not mounted.
     ///
     /// # Errors
     /// When the engine or the store refuses, and what `watch` returns.
