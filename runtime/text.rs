@@ -86,18 +86,44 @@ fn utf16(bytes: &[u8], unit: fn([u8; 2]) -> u16) -> Result<String, usize> {
     if rest.is_empty() { Ok(unmarked(&text).into()) } else { Err(at) }
 }
 
+/// Bytes of a line, and of a document: more than a book of a thousand pages, and little enough to
+/// be read at once.
+pub(crate) const MAX_BYTES: usize = 256 << 20;
+
+/// Reads the next line, with its end, to where `line` was cleared; whether there was one.
+///
+/// # Errors
+/// When it cannot be read, or has more than [`MAX_BYTES`]. (A pipe may have no line's end at all.)
+pub(crate) fn read_line(from: &mut dyn BufRead, line: &mut Vec<u8>) -> io::Result<bool> {
+    line.clear();
+    from.take(MAX_BYTES as u64 + 1).read_until(b'\n', line)?;
+    match line.len() > MAX_BYTES {
+        true => Err(too_long("a line")),
+        false => Ok(!line.is_empty()),
+    }
+}
+
+fn too_long(what: &str) -> io::Error {
+    let problem = format!("{what} has more than {} MiB", MAX_BYTES >> 20);
+    io::Error::new(io::ErrorKind::FileTooLarge, problem)
+}
+
 /// A reader of UTF-8 from one of either, without the mark. It waits for the first line.
 ///
 /// # Errors
-/// When the first line cannot be read, or what has the mark of UTF-16 is not.
+/// When the first line cannot be read, or what has the mark of UTF-16 is not, or has more than
+/// [`MAX_BYTES`].
 pub(crate) fn utf8<'a>(mut from: impl BufRead + 'a) -> io::Result<Box<dyn BufRead + 'a>> {
     let mut first = Vec::new();
-    from.read_until(b'\n', &mut first)?;
+    read_line(&mut from, &mut first)?;
     if Encoding::of(&first) == Encoding::Utf8 {
         let first = unmarked_bytes(&first).to_vec();
         return Ok(Box::new(Cursor::new(first).chain(from)));
     }
-    from.read_to_end(&mut first)?;
+    from.take(MAX_BYTES as u64).read_to_end(&mut first)?;
+    if first.len() > MAX_BYTES {
+        return Err(too_long("UTF-16"));
+    }
     let text = decode(first);
     let text = text.map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.to_string()))?;
     Ok(Box::new(Cursor::new(text.into_bytes())))

@@ -15,6 +15,7 @@ mod devtools; // a browser for the pages
 mod emulator; // builds the emulator, and makes sure that it finds what it should
 mod golden; // equal to Hugging Face, on its own outputs
 mod grammar; // answers that follow a JSON schema
+mod hostile_documents; // documents made to end or hang their reader: named, the others stored
 mod hostile_store; // stores made by somebody else: graphs, numbers, links, pipes, cut files
 mod hub; // `--model owner/name`: cache, download, resume, bad servers
 mod hub_places; // where models lie: variables of the environment, and `~`

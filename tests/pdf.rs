@@ -5,7 +5,7 @@ use gritlm::rag::read;
 use std::fs;
 
 /// The text of a file, or what is said to be wrong with it.
-fn text(bytes: &[u8]) -> Result<String, String> {
+pub(crate) fn text(bytes: &[u8]) -> Result<String, String> {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("a.pdf"), bytes).unwrap();
     let (mut sources, mut problems) = read(folder.path());
@@ -36,14 +36,14 @@ const FONT: &str = "<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica \
                     /Encoding /WinAnsiEncoding >>";
 
 /// A page whose text is the stream of that number.
-fn page(contents: u32) -> String {
+pub(crate) fn page(contents: u32) -> String {
     format!(
         "<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents {contents} 0 R \
          /Resources << /Font << /F1 5 0 R >> >> >>"
     )
 }
 
-fn stream(dictionary: &str, content: &str) -> String {
+pub(crate) fn stream(dictionary: &str, content: &str) -> String {
     let length = content.len();
     format!("<< {dictionary} /Length {length} >>\nstream\n{content}\nendstream")
 }
@@ -54,7 +54,7 @@ fn draws(line: &str) -> String {
 }
 
 /// A document of two pages, object by object, by number.
-fn two_pages() -> Vec<(u32, String)> {
+pub(crate) fn two_pages() -> Vec<(u32, String)> {
     vec![
         (1, CATALOG.into()),
         (2, PAGES.into()),
@@ -66,21 +66,21 @@ fn two_pages() -> Vec<(u32, String)> {
     ]
 }
 
-const BOTH: &str = "The first page.\n\nThe second page.";
+pub(crate) const BOTH: &str = "The first page.\n\nThe second page.";
 
 /// A file in the making.
-struct File {
-    bytes: Vec<u8>,
+pub(crate) struct File {
+    pub(crate) bytes: Vec<u8>,
     /// Number and offset of each object.
     places: Vec<(u32, usize)>,
 }
 
 impl File {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { bytes: b"%PDF-1.5\n%\xE2\xE3\xCF\xD3\n".to_vec(), places: Vec::new() }
     }
 
-    fn add(&mut self, objects: &[(u32, String)]) {
+    pub(crate) fn add(&mut self, objects: &[(u32, String)]) {
         for (number, object) in objects {
             self.places.push((*number, self.bytes.len()));
             self.bytes.extend(format!("{number} 0 obj\n{object}\nendobj\n").as_bytes());
@@ -89,7 +89,7 @@ impl File {
 
     /// A table of what was added since the last, whose lines end so; with offsets and `startxref`
     /// that are wrong by so much. The whole file, and where the table is.
-    fn table(&mut self, end: &str, off: i64, start_off: i64, trailer: &str) -> usize {
+    pub(crate) fn table(&mut self, end: &str, off: i64, start_off: i64, trailer: &str) -> usize {
         let at = self.bytes.len();
         let mut table = format!("xref\n0 1\n0000000000 65535 f{end}");
         let mut size = 0;

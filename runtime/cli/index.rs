@@ -4,12 +4,15 @@ use super::args::{Above, Budget, Global, Index};
 use super::inspect::{gib, grouped};
 use super::note;
 use super::output::{Out, Progress};
-use crate::rag::{CacheKind, Event, Identity, Indexer, Plan, Reader, Writer, verify};
+use crate::rag::{
+    CacheKind, Event, Identity, Indexer, ParseLimits, Parser, Plan, Reader, Writer, verify,
+};
 use crate::{Engine, Error, Result};
 use serde::Serialize;
 use serde_json::Value;
 use std::path::Path;
-use std::time::Instant;
+use std::process::Command;
+use std::time::{Duration, Instant};
 
 pub(super) fn run(args: &Index, global: &Global, out: &mut Out) -> Result<()> {
     let store = &args.store;
@@ -40,6 +43,8 @@ fn index(args: &Index, global: &Global, out: &mut Out) -> Result<()> {
     let engine = super::open(global)?;
     let identity = identity(args, &engine);
     let mut indexer = Indexer::open(&engine, &args.store, &identity)?;
+    indexer.set_parser(parser(args)?);
+    indexer.follow_links(args.follow);
     if identity.cache == CacheKind::Doc {
         let mut progress = Progress::bytes("counting tokens");
         let plan = indexer.plan(&args.paths, &mut |read, total| progress.of(read, total))?;
@@ -91,6 +96,12 @@ fn index(args: &Index, global: &Global, out: &mut Out) -> Result<()> {
         if done.binary > 0 {
             note(format_args!("note: {} files are no text and left out", done.binary));
         }
+        if done.outside > 0 {
+            note(format_args!(
+                "note: {} links lead outside the given paths and are left out; --follow reads them",
+                done.outside
+            ));
+        }
     }
     match done.failed {
         0 => Ok(()),
@@ -99,6 +110,19 @@ fn index(args: &Index, global: &Global, out: &mut Out) -> Result<()> {
             format!("{n} paths, files or lines could not be read, see above"),
         )),
     }
+}
+
+/// HTML and PDF are parsed by this program in another process.
+fn parser(args: &Index) -> Result<Parser> {
+    let limits = ParseLimits {
+        cpu: Duration::from_secs(args.parse_seconds),
+        memory: args.parse_memory,
+        text: usize::try_from(args.parse_text).unwrap_or(usize::MAX),
+    };
+    let program = std::env::current_exe().map_err(Error::io("this program"))?;
+    let mut command = Command::new(program);
+    command.arg("parse-documents");
+    Ok(Parser::in_child(command, limits))
 }
 
 /// What the store was made with, if there is one, changed to what was asked for: where that

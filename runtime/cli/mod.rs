@@ -84,6 +84,8 @@ fn interrupted(command: &Command) -> &'static str {
         Command::Index(_) => {
             "index was interrupted; what it has embedded is stored, and a new run goes on from there"
         }
+        #[cfg(unix)]
+        Command::ParseDocuments => "parse-documents was interrupted",
         Command::Embed(_) => "embed was interrupted; it has written no embeddings",
         Command::Similarity(_) => "similarity was interrupted; it has written nothing",
         Command::Rerank(_) => "rerank was interrupted; it has written nothing",
@@ -129,6 +131,8 @@ fn run(args: Args) -> Result<()> {
         Command::Rerank(a) => rank::rerank(&a, &global, &mut out),
         Command::Search(a) => search::run(&a, &global, &mut out),
         Command::Index(a) => index::run(&a, &global, &mut out),
+        #[cfg(unix)]
+        Command::ParseDocuments => crate::rag::serve_parser(),
         Command::Inspect(a) => inspect::inspect(&a, &global, &mut out),
         Command::Devices => inspect::devices(&mut out),
         Command::Ask(a) => ask::run(&a, &global, &mut out),

@@ -204,12 +204,16 @@ pub(super) fn lines(name: &str, from: impl BufRead) -> Result<Vec<String>> {
     let mut json = false;
     let mut bytes = Vec::new();
     for number in 1.. {
-        bytes.clear();
-        if from.read_until(b'\n', &mut bytes).map_err(Error::io(name))? == 0 {
-            break;
-        }
         let wrong =
             |problem: String| Error::Input { what: format!("{name}, line {number}"), problem };
+        match text::read_line(&mut from, &mut bytes) {
+            Ok(false) => break,
+            Ok(true) => {}
+            Err(e) if e.kind() == std::io::ErrorKind::FileTooLarge => {
+                return Err(wrong(e.to_string()));
+            }
+            Err(e) => return Err(Error::io(name)(e)),
+        }
         let line = std::str::from_utf8(&bytes)
             .map_err(|e| wrong(format!("not UTF-8 (byte {} of the line)", e.valid_up_to() + 1)))?;
         let line = line.strip_suffix('\n').unwrap_or(line);

@@ -5,7 +5,7 @@
 //! is stored stays stored, and the next run goes on from there.
 
 use super::chunk::Chunking;
-use super::read::{Entry, Item, Source, Unread, Walk, read_file, resolve, walk};
+use super::read::{Entry, Item, Links, Parser, Source, Unread, Walk, read_file, resolve, walk};
 use super::store::{CacheKind, Identity, KvFormat, NewChunk, NewDocument, Spill, Stamp, Writer};
 use crate::batch::{Output, Sequence};
 use crate::cache::KvCache;
@@ -46,6 +46,8 @@ pub struct Indexed {
     pub removed: u64,
     /// Files that are no text.
     pub binary: u64,
+    /// Links to files outside the given paths, which were left out; see [`Indexer::follow_links`].
+    pub outside: u64,
     /// Files, folders and lines that could not be read.
     pub failed: u64,
     /// Chunks embedded.
@@ -105,6 +107,8 @@ pub struct Indexer<'a> {
     folder: PathBuf,
     /// Bytes of keys and values that may wait in memory.
     memory: usize,
+    parser: Parser,
+    links: Links,
 }
 
 impl<'a> Indexer<'a> {
@@ -119,7 +123,20 @@ impl<'a> Indexer<'a> {
         how.check(engine.config().max_positions)?;
         identity.check(engine, identity.attn)?;
         let writer = Writer::open(folder, identity)?;
-        Ok(Self { engine, writer, folder: resolve(folder), memory: 256 << 20 })
+        let (folder, parser) = (resolve(folder), Parser::default());
+        Ok(Self { engine, writer, folder, memory: 256 << 20, parser, links: Links::Within })
+    }
+
+    /// What parses HTML and PDF: at first [`Parser::default`], in this process. Documents of people
+    /// that are not trusted are better parsed in a child process ([`Parser::in_child`]).
+    pub fn set_parser(&mut self, parser: Parser) {
+        self.parser = parser;
+    }
+
+    /// Whether links to files outside the given paths are followed, too. At first they are not:
+    /// whoever fills a folder could make any file of its reader's a document.
+    pub fn follow_links(&mut self, anywhere: bool) {
+        self.links = if anywhere { Links::Anywhere } else { Links::Within };
     }
 
     /// How many bytes of keys and values may wait in memory until all chunks of their document are
@@ -138,17 +155,18 @@ impl<'a> Indexer<'a> {
     /// `watch` is told how many bytes of files are dealt with, and how many there are.
     ///
     /// # Errors
-    /// When the store cannot be read, and what `watch` returns.
+    /// When the store cannot be read, the parser's process does not start, and what `watch` returns.
     pub fn plan(
         &self,
         paths: &[PathBuf],
         watch: &mut dyn FnMut(u64, u64) -> Result<()>,
     ) -> Result<Plan> {
-        let Walk { files, .. } = walk(paths, Some(&self.folder));
+        let Walk { files, .. } = walk(paths, Some(&self.folder), self.links);
         let (stamps, identity) = (self.writer.stamps()?, self.writer.identity());
         let (mut read, total) = (0, files.iter().map(|f| f.bytes).sum());
         let mut plan = Plan::default();
-        cut_files(self.engine, identity, &files, &stamps, &mut |found| {
+        let reading = Reading { parser: &self.parser, stamps: &stamps };
+        cut_files(self.engine, identity, &files, reading, &mut |found| {
             for cut in found {
                 match cut {
                     Cut::Read(bytes) => read += bytes,
@@ -179,13 +197,15 @@ impl<'a> Indexer<'a> {
     /// themselves: a missing folder may be on a drive that is not mounted.
     ///
     /// # Errors
-    /// When the engine or the store refuses, and what `watch` returns.
+    /// When the engine or the store refuses, the parser's process does not start, and what `watch`
+    /// returns.
     pub fn run(
         &mut self,
         paths: &[PathBuf],
         watch: &mut dyn FnMut(Event<'_>) -> Result<()>,
     ) -> Result<Indexed> {
-        let Walk { roots, files, failed, dangling } = walk(paths, Some(&self.folder));
+        let Walk { roots, files, failed, dangling, outside } =
+            walk(paths, Some(&self.folder), self.links);
         let stamps = self.writer.stamps()?;
         let known = |path: &str| stamps.keys().filter(|known| is_below(known, path)).count();
         // A link that leads nowhere is a matter only where it once led to a document.
@@ -205,14 +225,16 @@ impl<'a> Indexer<'a> {
         let engine = self.engine;
         let mut run = Run::new(engine, &mut self.writer, self.memory, &identity, &stamps);
         run.total = files.iter().map(|f| f.bytes).sum();
+        run.done.outside = outside;
         for Unread { path, name, problem, .. } in failed {
             run.problem(path, &name, &problem, watch)?;
         }
         std::thread::scope(|scope| {
             let (send, receive) = sync_channel(4);
-            let (files, stamps, identity) = (&files, &stamps, &identity);
+            let (files, identity) = (&files, &identity);
+            let reading = Reading { parser: &self.parser, stamps: &stamps };
             let reader = move || {
-                cut_files(engine, identity, files, stamps, &mut |found| {
+                cut_files(engine, identity, files, reading, &mut |found| {
                     // Nobody listens any more after an error; then reading on is in vain.
                     send.send(found).map_err(|_| Error::Interrupted)
                 })
@@ -220,11 +242,12 @@ impl<'a> Indexer<'a> {
             // Parsers of HTML and PDF go as deep as a file is nested.
             let reader =
                 std::thread::Builder::new().stack_size(64 << 20).spawn_scoped(scope, reader);
-            reader.map_err(Error::io("a thread to read files"))?;
+            let reader = reader.map_err(Error::io("a thread to read files"))?;
             let result = receive.iter().try_for_each(|found| run.take(found, watch));
             let result = result.and_then(|()| run.embed(1, watch));
             // Whatever ends the run, what has been embedded is kept.
-            run.commit().and(result)
+            run.commit().and(result)?;
+            reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })?;
         run.remove_gone(&roots)?;
         run.writer.restamp(&run.restamped)?;
@@ -305,12 +328,20 @@ fn tokens(chunks: &[Waiting]) -> u64 {
     chunks.iter().map(|(_, e)| e.tokens.len() as u64).sum()
 }
 
+/// How files are read.
+#[derive(Clone, Copy)]
+struct Reading<'a> {
+    parser: &'a Parser,
+    /// What is stored already.
+    stamps: &'a HashMap<String, Stamp>,
+}
+
 /// Reads files and cuts what has changed, some documents at a time, on all threads.
 fn cut_files(
     engine: &Engine,
     identity: &Identity,
     files: &[Entry],
-    stamps: &HashMap<String, Stamp>,
+    Reading { parser, stamps }: Reading<'_>,
     each: &mut dyn FnMut(Vec<Cut>) -> Result<()>,
 ) -> Result<()> {
     let how = Chunking { tokens: identity.chunk, overlap: identity.overlap };
@@ -324,7 +355,7 @@ fn cut_files(
         } else {
             let unchanged =
                 |path: &str, hash| stamps.get(path).is_some_and(|stamp| stamp.hash == hash);
-            read_file(file, &unchanged, &mut |item| group.push(&file.path, item))?;
+            read_file(file, parser, &unchanged, &mut |item| group.push(&file.path, item))?;
         }
         group.items.push(Err(file.bytes));
     }

@@ -16,7 +16,9 @@ pub use chunk::{Chunking, Cut, MIN_CHUNK};
 pub use index::{Event, Indexed, Indexer, Plan};
 pub use join::{Part, Positions, join};
 pub use mode::{Mode, Order};
-pub use read::{Source, read};
+#[cfg(unix)]
+pub use read::serve_parser;
+pub use read::{ParseLimits, Parser, Source, read};
 pub(crate) use search::Shelf;
 pub use search::{Filter, Find, Hit, Searcher};
 pub use store::{

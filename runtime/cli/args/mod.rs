@@ -129,6 +129,10 @@ has not changed is skipped, and a run that was ended goes on where it was. What 
 removed, but nothing below a path that cannot be read. --chunk, --overlap, --cache, --vectors,
 --kv-format and --attn are the store's for good.")]
     Index(Index),
+    /// Parse documents for `index`, in a process of its own
+    #[cfg(unix)]
+    #[command(hide = true)]
+    ParseDocuments,
     /// Order passages by relevance to a query, by asking the model yes or no
     #[command(after_help = "Example:\n  gritlm rerank \"who wrote it?\" --input passages.txt")]
     Rerank(Rerank),

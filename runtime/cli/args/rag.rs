@@ -1,7 +1,7 @@
 //! Arguments of what deals with documents: `search`, `index`, `ask`.
 
 use super::SamplingArgs;
-use super::values::{Above, Budget, parse, unmarked};
+use super::values::{Above, Budget, bytes, parse, unmarked};
 use crate::rag::{CacheKind, Filter, KvFormat, Mode, Order, VectorFormat};
 use crate::{Attn, Embed};
 use clap::Args as Group;
@@ -80,6 +80,19 @@ pub(crate) struct Index {
     /// bbcc (bidirectional embedding) or cccc (causal throughout) [default: bbcc]
     #[arg(long, value_name = "MODE", value_parser = parse::<Attn>)]
     pub(crate) attn: Option<Attn>,
+    /// Read files, too, that links lead to outside the given paths
+    #[arg(long)]
+    pub(crate) follow: bool,
+    /// CPU time that an HTML or PDF file may take to parse, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub(crate) parse_seconds: u64,
+    /// Memory that it may take to parse, the program's own included
+    #[arg(long, value_name = "BYTES", default_value = "1GiB", value_parser = bytes)]
+    pub(crate) parse_memory: u64,
+    /// Text that may come of it
+    #[arg(long, value_name = "BYTES", default_value = "64MiB", value_parser = bytes)]
+    pub(crate) parse_text: u64,
     /// Say what is in the store
     #[arg(long, conflicts_with_all = ["paths", "verify", "compact"])]
     pub(crate) status: bool,

@@ -88,29 +88,36 @@ impl FromStr for Budget {
         if text == "none" {
             return Ok(Self(None));
         }
-        let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-        let (number, unit) = text.split_at(digits);
-        let unit = match unit.trim().to_ascii_lowercase().as_str() {
-            "" | "b" => Some(1.0),
-            "kb" => Some(1e3),
-            "mb" => Some(1e6),
-            "gb" => Some(1e9),
-            "tb" => Some(1e12),
-            "kib" => Some(1024.0),
-            "mib" => Some(1024_f64.powi(2)),
-            "gib" => Some(1024_f64.powi(3)),
-            "tib" => Some(1024_f64.powi(4)),
-            _ => None,
-        };
-        match (number.parse::<f64>(), unit) {
-            (Ok(number), Some(unit)) => Ok(Self(Some((number * unit) as u64))),
-            _ => Err(Error::Option {
-                option: "--kv-budget",
-                expected: "none or bytes, as 20GB or 4GiB".into(),
-                found: text.into(),
-            }),
-        }
+        let bytes = in_bytes(text).ok_or_else(|| Error::Option {
+            option: "--kv-budget",
+            expected: "none or bytes, as 20GB or 4GiB".into(),
+            found: text.into(),
+        })?;
+        Ok(Self(Some(bytes)))
     }
+}
+
+/// Bytes, perhaps with a unit.
+pub(crate) fn bytes(text: &str) -> Result<u64, String> {
+    in_bytes(text).ok_or_else(|| format!("expected bytes, as 64MiB or 1GB, found {text:?}"))
+}
+
+fn in_bytes(text: &str) -> Option<u64> {
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let unit = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "kb" => 1e3,
+        "mb" => 1e6,
+        "gb" => 1e9,
+        "tb" => 1e12,
+        "kib" => 1024.0,
+        "mib" => 1024_f64.powi(2),
+        "gib" => 1024_f64.powi(3),
+        "tib" => 1024_f64.powi(4),
+        _ => return None,
+    };
+    Some((number.parse::<f64>().ok()? * unit) as u64)
 }
 
 /// `none`, or a number of chunks.

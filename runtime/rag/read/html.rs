@@ -1,25 +1,18 @@
-//! Text of HTML, from the tokens that html5ever makes as a browser would: no tree is built, so no
-//! nesting is too deep, and the time is linear.
+//! Text of HTML, from the tokens that html5gum makes as a browser would. No tree is built and no
+//! attribute is kept, so no nesting is too deep, and the time is linear in the file, whatever is in
+//! it. (A tokenizer that keeps attributes must compare each with all before it: for a tag of a
+//! million attributes html5ever 0.40 took more than a minute.)
 
 use encoding_rs::{Encoding, WINDOWS_1252};
-use html5ever::tendril::StrTendril;
-use html5ever::tokenizer::states::RawKind;
-use html5ever::tokenizer::{
-    BufferQueue, Tag, TagKind, Token, TokenSink, TokenSinkResult, Tokenizer, TokenizerOpts,
-};
-use std::cell::RefCell;
+use html5gum::{Emitter, Error, State, Tokenizer};
 
 /// Title, if there is one, and text: a blank line between paragraphs, each on one line.
 pub(super) fn text(bytes: &[u8]) -> (Option<String>, String) {
-    let input = BufferQueue::default();
-    input.push_back(StrTendril::from_slice(&decode(bytes)));
-    let tokenizer = Tokenizer::new(Sink(RefCell::default()), TokenizerOpts::default());
-    // A script does not stop the tokenizer for longer than this.
-    while !input.is_empty() {
-        let _ = tokenizer.feed(&input);
-    }
-    tokenizer.end();
-    let Page { title, first_heading, text, .. } = tokenizer.sink.0.into_inner();
+    let (html, mut page) = (decode(bytes), Page::default());
+    let tokenizer = Tokenizer::new_with_emitter(html.as_str(), Tokens::of(&mut page));
+    // A reader of memory has no errors.
+    let Ok(()) = tokenizer.finish();
+    let Page { title, first_heading, text, .. } = page;
     let title = [title, first_heading].into_iter().find(|t| !t.trim().is_empty());
     (title, text)
 }
@@ -107,13 +100,13 @@ impl Page {
         }
     }
 
-    fn tag(&mut self, tag: &Tag) -> TokenSinkResult<()> {
-        let start = tag.kind == TagKind::StartTag;
-        let name: &str = &tag.name;
+    /// Takes a tag of that name in small letters; as what the tokenizer is to read on, if not as
+    /// before.
+    fn tag(&mut self, name: &str, start: bool, self_closing: bool) -> Option<State> {
         match name {
             "script" | "style" | "svg" | "template" | "noscript" | "iframe" | "object" => {
                 match start {
-                    true if !tag.self_closing => self.hidden += 1,
+                    true if !self_closing => self.hidden += 1,
                     true => {}
                     false => self.hidden = self.hidden.saturating_sub(1),
                 }
@@ -140,14 +133,10 @@ impl Page {
             _ => {}
         }
         match (start, name) {
-            (true, "script") => TokenSinkResult::RawData(RawKind::ScriptData),
-            (true, "style" | "iframe" | "noframes" | "noembed" | "xmp") => {
-                TokenSinkResult::RawData(RawKind::Rawtext)
-            }
-            (true, "title" | "textarea") if self.hidden == 0 => {
-                TokenSinkResult::RawData(RawKind::Rcdata)
-            }
-            _ => TokenSinkResult::Continue,
+            (true, "script") => Some(State::ScriptData),
+            (true, "style" | "iframe" | "noframes" | "noembed" | "xmp") => Some(State::RawText),
+            (true, "title" | "textarea") if self.hidden == 0 => Some(State::RcData),
+            _ => None,
         }
     }
 }
@@ -192,17 +181,104 @@ fn is_block(name: &str) -> bool {
     )
 }
 
-struct Sink(RefCell<Page>);
+/// Takes what the tokenizer finds to the page: text and tags, and nothing else.
+struct Tokens<'a> {
+    page: &'a mut Page,
+    /// Text that has come since the last tag.
+    text: Vec<u8>,
+    /// The tag that is being read.
+    name: Vec<u8>,
+    start: bool,
+    self_closing: bool,
+    /// The last start tag: only its own end ends a script or a title.
+    last: Vec<u8>,
+}
 
-impl TokenSink for Sink {
-    type Handle = ();
-
-    fn process_token(&self, token: Token, _line: u64) -> TokenSinkResult<()> {
-        match token {
-            Token::TagToken(tag) => return self.0.borrow_mut().tag(&tag),
-            Token::CharacterTokens(text) => self.0.borrow_mut().push(&text),
-            _ => {}
-        }
-        TokenSinkResult::Continue
+impl<'a> Tokens<'a> {
+    fn of(page: &'a mut Page) -> Self {
+        let (text, name, last) = (Vec::new(), Vec::new(), Vec::new());
+        Self { page, text, name, start: false, self_closing: false, last }
     }
+
+    /// Begins a tag. Within a script what looks like one may turn out to be text, so text that has
+    /// come waits until the tag is there.
+    fn begin(&mut self, start: bool) {
+        self.name.clear();
+        (self.start, self.self_closing) = (start, false);
+    }
+
+    fn flush(&mut self) {
+        self.page.push(&String::from_utf8_lossy(&self.text));
+        self.text.clear();
+    }
+}
+
+impl Emitter for Tokens<'_> {
+    type Token = std::convert::Infallible;
+
+    fn pop_token(&mut self) -> Option<Self::Token> {
+        None
+    }
+
+    fn should_emit_errors(&mut self) -> bool {
+        false
+    }
+
+    fn emit_error(&mut self, _: Error) {}
+
+    fn emit_eof(&mut self) {
+        self.flush();
+    }
+
+    fn emit_string(&mut self, text: &[u8]) {
+        self.text.extend_from_slice(text);
+    }
+
+    fn init_start_tag(&mut self) {
+        self.begin(true);
+    }
+
+    fn init_end_tag(&mut self) {
+        self.begin(false);
+    }
+
+    fn push_tag_name(&mut self, name: &[u8]) {
+        self.name.extend_from_slice(name);
+    }
+
+    fn set_self_closing(&mut self) {
+        self.self_closing = true;
+    }
+
+    fn emit_current_tag(&mut self) -> Option<State> {
+        self.flush();
+        if self.start {
+            self.last.clone_from(&self.name);
+        }
+        self.page.tag(&String::from_utf8_lossy(&self.name), self.start, self.self_closing)
+    }
+
+    fn current_is_appropriate_end_tag_token(&mut self) -> bool {
+        !self.start && !self.last.is_empty() && self.name == self.last
+    }
+
+    fn set_last_start_tag(&mut self, name: Option<&[u8]>) {
+        self.last = name.unwrap_or_default().to_vec();
+    }
+
+    // Attributes, comments and document types hold no text.
+    fn init_attribute(&mut self) {}
+    fn push_attribute_name(&mut self, _: &[u8]) {}
+    fn push_attribute_value(&mut self, _: &[u8]) {}
+    fn init_comment(&mut self) {}
+    fn push_comment(&mut self, _: &[u8]) {}
+    fn emit_current_comment(&mut self) {}
+    fn init_doctype(&mut self) {}
+    fn push_doctype_name(&mut self, _: &[u8]) {}
+    fn set_force_quirks(&mut self) {}
+    fn set_doctype_public_identifier(&mut self, _: &[u8]) {}
+    fn set_doctype_system_identifier(&mut self, _: &[u8]) {}
+    fn push_doctype_public_identifier(&mut self, _: &[u8]) {}
+    fn push_doctype_system_identifier(&mut self, _: &[u8]) {}
+    fn emit_current_doctype(&mut self) {}
 }

@@ -1,17 +1,21 @@
 //! Documents from files: text, Markdown, HTML, PDF and JSONL.
 
 mod html;
+mod parser;
 mod pdf;
-mod repair;
 mod walk;
 
-pub(super) use walk::{Entry, Unread, Walk, resolve, walk};
+#[cfg(unix)]
+pub use parser::serve_parser;
+pub use parser::{ParseLimits, Parser};
+pub(super) use walk::{Entry, Links, Unread, Walk, resolve, walk};
 
 use super::store::{Stamp, content_hash};
 use crate::{Result, text};
+use parser::Format;
 use serde_json::{Map, Value};
-use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufReader, Read};
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -43,11 +47,12 @@ pub(super) enum Item {
     Binary,
 }
 
-/// More than a book of a thousand pages, and little enough to be read at once.
-const MAX_FILE: u64 = 256 << 20;
+/// Bytes of a title, and of a JSON line's id, as of a path.
+pub(crate) const MAX_NAME: usize = 4096;
 
 /// Reads the documents of a file or folder, as [`super::Indexer`] does, to look at them: hidden and
-/// binary files and the targets of links to folders are left out. The second value says what could
+/// binary files, links to folders and links that lead outside are left out. HTML and PDF are parsed
+/// in this process, with the limits of [`ParseLimits::default`]. The second value says what could
 /// not be read, and why.
 ///
 /// ```
@@ -59,11 +64,12 @@ const MAX_FILE: u64 = 256 << 20;
 /// ```
 pub fn read(path: &Path) -> (Vec<Source>, Vec<String>) {
     let (mut sources, mut problems) = (Vec::new(), Vec::new());
-    let Walk { files, failed, .. } = walk(&[path.to_path_buf()], None);
+    let Walk { files, failed, .. } = walk(&[path.to_path_buf()], None, Links::Within);
     problems.extend(failed.into_iter().map(|u| format!("{}: {}", u.name, u.problem)));
+    let parser = Parser::default();
     for entry in files {
         // Nothing that is called returns an error.
-        let _ = read_file(&entry, &|_, _| false, &mut |item| {
+        let _ = read_file(&entry, &parser, &|_, _| false, &mut |item| {
             match item {
                 Item::Document(source) => sources.push(source),
                 Item::Problem(problem) => problems.push(format!("{}: {problem}", entry.path)),
@@ -76,9 +82,13 @@ pub fn read(path: &Path) -> (Vec<Source>, Vec<String>) {
 }
 
 /// Reads a file's documents one after the other, those that are not `unchanged` (by path and hash).
-/// An error is `each`'s; what is wrong with the file is an [`Item::Problem`].
+/// What is wrong with the file is an [`Item::Problem`].
+///
+/// # Errors
+/// What `each` returns, and when the parser's process does not start.
 pub(super) fn read_file(
     entry: &Entry,
+    parser: &Parser,
     unchanged: &dyn Fn(&str, u64) -> bool,
     each: &mut dyn FnMut(Item) -> Result<()>,
 ) -> Result<()> {
@@ -86,12 +96,8 @@ pub(super) fn read_file(
     if matches!(extension.as_str(), "jsonl" | "ndjson") {
         return lines(entry, unchanged, each);
     }
-    if entry.bytes > MAX_FILE {
-        let mib = entry.bytes >> 20;
-        return each(Item::Problem(format!("{mib} MiB; a document has at most 256 MiB")));
-    }
     let modified = settled(entry.modified);
-    let bytes = match std::fs::read(&entry.path) {
+    let bytes = match open(&entry.path).and_then(whole) {
         Ok(bytes) => bytes,
         Err(error) => return each(Item::Problem(error.to_string())),
     };
@@ -100,13 +106,12 @@ pub(super) fn read_file(
     if unchanged(&entry.path, hash) {
         return each(Item::Unchanged(entry.path.clone(), Some(stamp)));
     }
-    let (title, text) = match extension.as_str() {
-        "html" | "htm" | "xhtml" => html::text(&bytes),
-        "pdf" => match pdf::text(&bytes) {
-            Ok(text) => (None, text),
+    let (title, text) = match Format::of(&extension) {
+        Some(format) => match parser.parse(format, &bytes)? {
+            Ok(parsed) => parsed,
             Err(problem) => return each(Item::Problem(problem)),
         },
-        _ => match text::decode(bytes) {
+        None => match text::decode(bytes) {
             Ok(text) if text.contains('\0') => return each(Item::Binary),
             Ok(text) if matches!(extension.as_str(), "md" | "markdown") => (heading(&text), text),
             Ok(text) => (None, text),
@@ -117,13 +122,47 @@ pub(super) fn read_file(
         },
     };
     let name = || Path::new(&entry.path).file_name().unwrap_or_default().to_string_lossy().into();
+    let mut title = title.map(one_line).filter(|t| !t.is_empty()).unwrap_or_else(name);
+    title.truncate(title.floor_char_boundary(MAX_NAME));
     each(Item::Document(Source {
         path: entry.path.clone(),
-        title: title.map(one_line).filter(|t| !t.is_empty()).unwrap_or_else(name),
+        title,
         text: tidy(&text),
         metadata: Value::Null,
         stamp,
     }))
+}
+
+/// Opens a file that is one: what was a file when its folder was listed may be a pipe by now, and to
+/// open one waits for its writer.
+fn open(path: &str) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::OpenOptionsExt;
+        options.custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed());
+    }
+    let file = options.open(path)?;
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::other("it is no file any more")),
+    }
+}
+
+/// All of a file, whose size may be other than the system says: those of `/proc` have none.
+fn whole(file: File) -> io::Result<Vec<u8>> {
+    let too_long = |bytes: u64| {
+        let (mib, most) = (bytes >> 20, text::MAX_BYTES >> 20);
+        io::Error::other(format!("{mib} MiB or more; a document has at most {most} MiB"))
+    };
+    let size = file.metadata()?.len();
+    if size > text::MAX_BYTES as u64 {
+        return Err(too_long(size));
+    }
+    let mut bytes = Vec::with_capacity(size as usize);
+    file.take(text::MAX_BYTES as u64 + 1).read_to_end(&mut bytes)?;
+    if bytes.len() > text::MAX_BYTES { Err(too_long(bytes.len() as u64)) } else { Ok(bytes) }
 }
 
 /// No file system's clock ticks more slowly: FAT's.
@@ -150,7 +189,11 @@ fn lines(
     each: &mut dyn FnMut(Item) -> Result<()>,
 ) -> Result<()> {
     let modified = settled(entry.modified);
-    let file = File::open(&entry.path);
+    // What is written while it is read is left to the next run.
+    let file = open(&entry.path).and_then(|file| {
+        let bytes = file.metadata()?.len();
+        Ok(file.take(bytes))
+    });
     let mut file = match file.and_then(|file| text::utf8(BufReader::new(file))) {
         Ok(file) => file,
         Err(error) => return each(Item::Problem(error.to_string())),
@@ -158,12 +201,11 @@ fn lines(
     let mut seen = std::collections::HashSet::new();
     let mut bytes = Vec::new();
     for number in 1.. {
-        bytes.clear();
-        match file.read_until(b'\n', &mut bytes) {
-            Ok(0) => break,
-            Ok(_) if bytes.trim_ascii().is_empty() => continue,
-            Ok(_) => {}
-            Err(error) => return each(Item::Problem(error.to_string())),
+        match text::read_line(&mut file, &mut bytes) {
+            Ok(false) => break,
+            Ok(true) if bytes.trim_ascii().is_empty() => continue,
+            Ok(true) => {}
+            Err(error) => return each(Item::Problem(format!("line {number}: {error}"))),
         }
         let line = text::unmarked_bytes(&bytes).trim_ascii();
         let wrong = |problem: String| Item::Problem(format!("line {number}: {problem}"));
@@ -211,6 +253,11 @@ fn line_of(line: &[u8]) -> Result<(Option<String>, String, String, Value), Strin
         Some(Value::String(title)) => title,
         Some(_) => return Err("title: expected a string".into()),
     };
+    for (name, value) in [("id", id.as_deref()), ("title", Some(title.as_str()))] {
+        if let Some(bytes) = value.map(str::len).filter(|&bytes| bytes > MAX_NAME) {
+            return Err(format!("{name}: expected at most {MAX_NAME} bytes, found {bytes}"));
+        }
+    }
     let metadata = if fields.is_empty() { Value::Null } else { Value::Object(fields) };
     Ok((id, title, text, metadata))
 }

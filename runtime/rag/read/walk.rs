@@ -34,6 +34,18 @@ pub(in crate::rag) struct Walk {
     pub(in crate::rag) failed: Vec<Unread>,
     /// Links that lead nowhere, below the given paths.
     pub(in crate::rag) dangling: Vec<Unread>,
+    /// Links to files outside the given paths that were left out.
+    pub(in crate::rag) outside: u64,
+}
+
+/// Which links to files are followed. Those to folders never are: no loop can arise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::rag) enum Links {
+    /// Those that lead to a file below one of the given paths. A folder that somebody else filled
+    /// may hold links to all that its reader can read.
+    Within,
+    /// All.
+    Anywhere,
 }
 
 /// A path that could not be looked at; what lies below may be there or not.
@@ -50,11 +62,12 @@ pub(in crate::rag) struct Unread {
 }
 
 /// Lists files and those in folders, each once. Below the given paths, hidden files and folders are
-/// left out, and so are links to folders: no loop can arise. `leave_out` is the store's folder.
-pub(in crate::rag) fn walk(paths: &[PathBuf], leave_out: Option<&Path>) -> Walk {
+/// left out, and so are links to folders, and to files as `links` says. `leave_out` is the store's
+/// folder.
+pub(in crate::rag) fn walk(paths: &[PathBuf], leave_out: Option<&Path>, links: Links) -> Walk {
     let leave_out = leave_out.and_then(|path| path.canonicalize().ok());
     let mut walk = Walk::default();
-    let mut seen = HashSet::new();
+    let mut roots = Vec::new();
     for path in paths {
         let root = resolve(path);
         let found = match root.to_str() {
@@ -70,9 +83,20 @@ pub(in crate::rag) fn walk(paths: &[PathBuf], leave_out: Option<&Path>) -> Walk 
                 continue;
             }
         }
-        let mut open = vec![root];
+        roots.push(root);
+    }
+    // Where a link leads matters only once all paths are known.
+    let is_inside = |target: &Path| roots.iter().any(|root| target.starts_with(root));
+    let follow = |link: &Path| match links {
+        Links::Anywhere => true,
+        // One that is gone by now is told of where it is looked at.
+        Links::Within => link.canonicalize().map_or(true, |target| is_inside(&target)),
+    };
+    let mut seen = HashSet::new();
+    for root in &roots {
+        let mut open = vec![root.clone()];
         while let Some(path) = open.pop() {
-            walk.visit(&path, leave_out.as_deref(), &mut seen, &mut open);
+            walk.visit(&path, leave_out.as_deref(), &follow, &mut seen, &mut open);
         }
     }
     walk
@@ -157,6 +181,7 @@ impl Walk {
         &mut self,
         path: &Path,
         leave_out: Option<&Path>,
+        follow: &dyn Fn(&Path) -> bool,
         seen: &mut HashSet<PathBuf>,
         open: &mut Vec<PathBuf>,
     ) {
@@ -185,6 +210,10 @@ impl Walk {
             let Some(name) = path.to_str() else {
                 return self.fail(path, "its name is not UTF-8");
             };
+            if path.is_symlink() && !follow(path) {
+                self.outside += 1;
+                return;
+            }
             let modified = changed(&found);
             self.files.push(Entry { path: name.into(), modified, bytes: found.len() });
         }

@@ -1,13 +1,17 @@
 //! Text of PDF, from the places of its characters.
 
-use super::repair;
+mod bounds;
+mod cmap;
+mod repair;
+
+use super::parser::ParseLimits;
 use pdf_extract::{Document, MediaBox, Object, OutputDev, OutputError, Transform, output_doc};
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Once;
 
 /// The text, a line a line, with a blank line where there is a gap on the page and between pages.
-pub(super) fn text(bytes: &[u8]) -> Result<String, String> {
+pub(super) fn text(bytes: &[u8], limits: &ParseLimits) -> Result<String, String> {
     quietly(|| {
         let mut document = repair::load(bytes)?;
         // Many are encrypted with an empty password, to forbid printing.
@@ -15,9 +19,12 @@ pub(super) fn text(bytes: &[u8]) -> Result<String, String> {
         if document.is_encrypted() && document.decrypt("").is_err() {
             return locked();
         }
-        spell_widths_out(&mut document);
-        let mut page = Page::default();
-        output_doc(&document, &mut page).map_err(|e| format!("a broken PDF: {e}"))?;
+        bounds::check(&mut document)?;
+        spell_widths_out(&mut document)?;
+        let mut page = Page::of(limits);
+        let drawn = output_doc(&document, &mut page);
+        limits.check_text(page.text.len())?;
+        drawn.map_err(|e| format!("a broken PDF: {e}"))?;
         match page.text.trim().is_empty() {
             false => Ok(page.text),
             // Of a cipher that it does not know, lopdf 0.42 leaves out what is encrypted.
@@ -30,16 +37,17 @@ pub(super) fn text(bytes: &[u8]) -> Result<String, String> {
 
 /// Fonts list widths as `first [w w w]` or `first last w`. pdf-extract 0.12 misreads the second, so
 /// that digits, say, would have no width and a space after each; it is rewritten as the first.
-fn spell_widths_out(document: &mut Document) {
+fn spell_widths_out(document: &mut Document) -> Result<(), String> {
     let resolved = |object: &Object| match object {
         Object::Reference(id) => document.get_object(*id).ok().cloned(),
         object => Some(object.clone()),
     };
     let mut changed = Vec::new();
+    let mut room = WIDTHS;
     for (id, object) in &document.objects {
         let widths = object.as_dict().ok().and_then(|font| resolved(font.get(b"W").ok()?));
         let Some(Object::Array(widths)) = widths else { continue };
-        let (mut out, mut rest) = (Vec::new(), widths.as_slice());
+        let (mut out, mut rest, mut as_read) = (Vec::new(), widths.as_slice(), true);
         while let [first, second, after @ ..] = rest {
             let (first, second) = (resolved(first), resolved(second));
             let run = match (first.as_ref().map(Object::as_i64), second, after) {
@@ -48,21 +56,35 @@ fn spell_widths_out(document: &mut Document) {
                     run
                 }
                 (Some(Ok(first)), Some(Object::Integer(last)), [width, after @ ..]) => {
-                    rest = after;
-                    let count = (last - first).clamp(0, 0xFFFF) as usize + 1;
+                    (rest, as_read) = (after, false);
+                    let count = last.saturating_sub(first).clamp(0, 0xFFFF) as usize + 1;
+                    room = room.checked_sub(count).ok_or_else(many_widths)?;
                     Object::Array(vec![width.clone(); count])
                 }
                 _ => break,
             };
+            // A list of widths may be that of many fonts, and is copied for each.
+            let listed = run.as_array().map_or(0, |run| run.len() / 4);
+            room = room.checked_sub(listed).ok_or_else(many_widths)?;
             out.extend([first.unwrap_or(Object::Null), run]);
         }
-        changed.push((*id, Object::Array(out)));
+        if !as_read {
+            changed.push((*id, Object::Array(out)));
+        }
     }
     for (id, widths) in changed {
         if let Ok(font) = document.get_object_mut(id).and_then(Object::as_dict_mut) {
             font.set("W", widths);
         }
     }
+    Ok(())
+}
+
+/// Widths that are spelled out, of all fonts: some 100 MB of them. A font has 65,536 at most.
+const WIDTHS: usize = 1 << 20;
+
+fn many_widths() -> String {
+    format!("its fonts list more than {WIDTHS} widths")
 }
 
 thread_local! {
@@ -99,6 +121,14 @@ struct Page {
     end: Option<(f64, f64)>,
     /// Whether a string begins.
     first: bool,
+    /// Bytes that the text may have.
+    limit: usize,
+}
+
+impl Page {
+    fn of(limits: &ParseLimits) -> Self {
+        Self { limit: limits.text, ..Self::default() }
+    }
 }
 
 impl OutputDev for Page {
@@ -125,6 +155,9 @@ impl OutputDev for Page {
         font_size: f64,
         text: &str,
     ) -> Result<(), OutputError> {
+        if self.text.len() > self.limit {
+            return Err(std::io::Error::from(std::io::ErrorKind::FileTooLarge).into());
+        }
         let size = font_size * (place.m11 * place.m22 - place.m12 * place.m21).abs().sqrt();
         let (x, y) = (place.m31, place.m32);
         // Within a string only spaced letters are apart.

@@ -5,6 +5,7 @@
 //! of several versions of an object takes the last. The time is linear in the file: each part is
 //! looked at as often, whatever is in it.
 
+use super::bounds::Decoded;
 use memchr::memmem;
 use pdf_extract::xref::XrefEntry;
 use pdf_extract::{Dictionary, Document, Object, ObjectId, ObjectStream, Reader, Stream};
@@ -13,6 +14,8 @@ use std::ops::Range;
 
 /// The document, by its table or without.
 pub(super) fn load(bytes: &[u8]) -> Result<Document, String> {
+    let scan = Scan::of(bytes);
+    scan.check_packed(bytes)?;
     let loaded = Document::load_mem(bytes);
     match loaded {
         Ok(document) if is_whole(&document) => return Ok(document),
@@ -27,7 +30,7 @@ pub(super) fn load(bytes: &[u8]) -> Result<Document, String> {
         }
         _ => {}
     }
-    let rebuilt = rebuilt(bytes);
+    let rebuilt = rebuilt(bytes, scan);
     let pages = |document: &Document| document.page_iter().count();
     match (loaded, rebuilt) {
         (_, Some(document)) if document.is_encrypted() || lost(&document) == 0 => Ok(document),
@@ -108,8 +111,7 @@ fn lost(document: &Document) -> usize {
 }
 
 /// The document of all objects that are in the file; None where there is no page among them.
-fn rebuilt(bytes: &[u8]) -> Option<Document> {
-    let Scan { found, trailers } = Scan::of(bytes);
+fn rebuilt(bytes: &[u8], Scan { found, trailers }: Scan) -> Option<Document> {
     let mut document = Document::new();
     // Where each object is, that the last may count.
     let mut places: HashMap<ObjectId, usize> = HashMap::new();
@@ -262,6 +264,19 @@ impl Scan {
             scan.close(&mut open, None);
         }
         scan
+    }
+
+    /// Counts what the streams decode to that lopdf decodes while it loads.
+    fn check_packed(&self, bytes: &[u8]) -> Result<(), String> {
+        let mut decoded = Decoded::new();
+        for Found { id, head, stream } in &self.found {
+            let Some(stream) = stream else { continue };
+            let Some(Object::Dictionary(head)) = parse(*id, &bytes[head.clone()]) else { continue };
+            if head.has_type(b"ObjStm") || head.has_type(b"XRef") {
+                decoded.count(&Stream::new(head, bytes[stream.clone()].to_vec()))?;
+            }
+        }
+        Ok(())
     }
 
     fn close(&mut self, open: &mut Option<Found>, stream: Option<Range<usize>>) {
