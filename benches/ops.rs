@@ -7,12 +7,9 @@
 //! Each case is checked against its formula before it is timed. Throughput is the bytes that the
 //! op must move at least; with many rows its FLOPs (in the name, in GFLOP) are what bounds it.
 
-#[path = "../tests/cases.rs"]
-mod formulas;
-
 use criterion::{Criterion, Throughput};
-use formulas::{Expected, cases};
 use gritlm::bench::case::{Case, Op, Seq, Step};
+use gritlm::bench::cases::cases;
 use gritlm::model::cpu::Cpu;
 use gritlm::model::ops::{Attention, GateUp, LinearAdd, Mask};
 use gritlm::model::weights::Dtype;
@@ -66,16 +63,6 @@ fn main() {
 }
 
 fn check(case: &Case) {
-    let (mut difference, mut length) = (0.0, 0.0);
-    for (a, b) in case.run(&Cpu).expect("a result").into_iter().zip(case.expected()) {
-        difference += (f64::from(a) - f64::from(b)).powi(2);
-        length += f64::from(b).powi(2);
-    }
-    let bound = 1e-5 * length.sqrt();
-    assert!(
-        difference.sqrt() <= bound,
-        "{}: wrong result, error {:.1e}",
-        case.name,
-        (difference / length).sqrt()
-    );
+    let error = case.error(&case.run(&Cpu).expect("a result"));
+    assert!(error <= 1e-5, "{}: wrong result, error {error:.1e}", case.name);
 }

@@ -4,7 +4,8 @@
 //! * [`tokenizer`]: text ↔ ids. * [`prompt`]: GritLM's formats.
 //! * [`ops`]: the fused operations of a forward pass, as a trait that each backend implements.
 //!   [`tiles`]: how GPU backends cut one of them, attention.
-//! * [`cpu`]: the same operations in plain Rust: the specification, and the fallback.
+//! * [`reference`]: what each operation computes, as plain formulas in f64: the specification.
+//! * [`cpu`]: the fast backend of a machine without a GPU.
 //! * [`demo`]: a tiny model of GritLM's shape, in the binary. * [`files`]: the cache folder.
 //!
 //! # Vocabulary
@@ -30,6 +31,7 @@ mod error;
 pub mod files;
 pub mod ops;
 pub mod prompt;
+pub mod reference;
 pub mod tiles;
 pub mod tokenizer;
 pub mod weights;

@@ -367,8 +367,8 @@ pub struct Created {
     pub launches: u64,
 }
 
-/// The operations that a backend offers. Each has a CPU twin of the same name in [`crate::cpu`],
-/// which is its specification.
+/// The operations that a backend offers. What each computes is said by the formula of the same name
+/// in [`crate::reference`].
 pub trait Ops: Send {
     /// One weight matrix, possibly several stacked; or a vector, as one row.
     type Matrix: Send;

@@ -3,10 +3,11 @@
 
 use crate::emulator::{self, Emulator};
 use crate::ops::check;
-use crate::support::{Reference, close, error, say};
+use crate::support::{Reference, close, say};
 use gritlm::batch::{Output, Sequence, Want};
 use gritlm::bench::case::Op;
 use gritlm::model::ops::{Created, LinearAdd, Mask, Ops};
+use gritlm::model::reference::relative_error;
 use gritlm::model::weights::Dtype;
 use gritlm::{Device, Embed, Engine, Options as EngineOptions, Prompt, Sampling, Stage};
 use gritlm_kernels::tune::{Form, TILES};
@@ -142,7 +143,7 @@ fn closer_than_hugging_face_in_bf16() {
             let mut routers = Vec::new();
             let hidden = run(&reference, mask, &Want::Hidden, &mut routers);
             let expected = reference.unpadded(&format!("{name}.hidden"), columns);
-            let found = error(&hidden, &expected);
+            let found = relative_error(&hidden, &expected);
             say(&format!("cuda: {model} {name}: error {found:.2e}, Hugging Face's {bound:.2e}"));
             let rows = hidden.len() / columns;
             let other = rows_of_other_experts(&reference, name, &routers, rows);

@@ -2,8 +2,9 @@
 //! the same sources, compiled by g++. Here it is built and installed for all tests, and shown to
 //! find what it is for: mistakes that leave most results right.
 
-use crate::cases::{Expected, cases};
-use crate::support::{error, say};
+use crate::support::say;
+use gritlm::bench::cases::cases;
+use gritlm::model::reference::relative_error;
 use gritlm_kernels::source::{self, HEADERS, Source};
 use gritlm_kernels::{Cuda, Options, compile};
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW, Symbol};
@@ -763,7 +764,9 @@ impl Mutant {
             // Without a fault, it is a variant that was left out.
             let (Ok(out), expected, exact) = (out, case.expected(), case.exact()) else { continue };
             let same = out.len() == expected.len() && out[..exact] == expected[..exact];
-            if !same || (out != expected && error(&out[exact..], &expected[exact..]) > BF16) {
+            if !same
+                || (out != expected && relative_error(&out[exact..], &expected[exact..]) > BF16)
+            {
                 return Some(format!("{}: a wrong result", case.name));
             }
         }

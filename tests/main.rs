@@ -7,7 +7,6 @@ mod bench; // `gritlm bench`: devices, shapes, records, comparison
 mod bench_model; // whole models, loading, random weights: all rows there, or said to be missing
 mod bench_report; // its table, page, comparison and peers
 mod browser; // the shaders in a browser's WebGPU, where there is one
-mod cases; // every op, its inputs and what should come out
 mod cli; // the program itself: commands, flags, JSON
 mod config; // what a config leaves out, says twice or asks for in vain
 mod cuda; // the CUDA backend, on an emulator or a GPU

@@ -1,12 +1,13 @@
 //! Every op on every backend: the case table against the formulas in f64.
 
-use crate::cases::{Expected, cases};
 use crate::shaders::{covered, open_all};
-use crate::support::{error, say};
+use crate::support::say;
 use gritlm::bench::case::{Case, stored_bytes};
+use gritlm::bench::cases::cases;
 use gritlm::model::config::Config;
 use gritlm::model::cpu::Cpu;
 use gritlm::model::ops::{LinearAdd, Ops};
+use gritlm::model::reference::relative_error;
 use gritlm::model::weights::{Dtype, Tensor, Weights};
 use pollster::block_on;
 use std::collections::BTreeSet;
@@ -34,7 +35,7 @@ pub(crate) fn check<O: Ops>(ops: &O, bound: f64, chosen: impl FnMut(&mut Case) -
             failed.push(format!("{}: other ids, first {differ:?}", case.name));
         } else if out != expected {
             // Only here: of nothing, or of zeros, there is no relative error.
-            let error = error(&out[exact..], &expected[exact..]);
+            let error = relative_error(&out[exact..], &expected[exact..]);
             if error > worst.0 {
                 worst = (error, case.name.clone());
             }

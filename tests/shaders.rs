@@ -1,7 +1,6 @@
 //! The WGSL backend: every variant is valid, its parameters are the shader's, and the adapters that
 //! are here compute the case table.
 
-use crate::cases::Expected;
 use crate::support::{Reference, devices, say};
 use gritlm::batch::{Output, Sequence, Want};
 use gritlm::bench::case::{Case, Op, Seq};

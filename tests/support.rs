@@ -1,28 +1,16 @@
 //! What the tests share: the error measure, the reference files, engines on them.
 
+use gritlm::model::reference::relative_error;
 use gritlm::model::weights::{Dtype, decode};
 use gritlm::{Device, Engine, Options};
 use safetensors::SafeTensors;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-/// ‖out − reference‖ / ‖reference‖ in f64; infinite if anything is not a number or lengths differ.
-pub(crate) fn error(out: &[f32], reference: &[f32]) -> f64 {
-    if out.len() != reference.len() || out.iter().any(|v| !v.is_finite()) {
-        return f64::INFINITY;
-    }
-    let (mut difference, mut length) = (0.0, 0.0);
-    for (&a, &b) in out.iter().zip(reference) {
-        difference += (f64::from(a) - f64::from(b)).powi(2);
-        length += f64::from(b).powi(2);
-    }
-    difference.sqrt() / length.sqrt()
-}
-
 /// Fails with the name where the error is above the bound.
 #[track_caller]
 pub(crate) fn close(name: &str, out: &[f32], reference: &[f32], bound: f64) {
-    let error = error(out, reference);
+    let error = relative_error(out, reference);
     assert!(error <= bound, "{name}: relative error {error:.2e}, bound {bound:.0e}");
 }
 

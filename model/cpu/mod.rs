@@ -1,5 +1,5 @@
-//! The operations in plain Rust: the specification of every other backend, and the fallback where
-//! there is no GPU.
+//! The backend of the CPU: fast, in Rust, for machines without a GPU. What each operation computes is
+//! said by [`crate::reference`], in f64 and without SIMD.
 //!
 //! One file per operation, f32 throughout, weights used in place as the checkpoint stores them. Only
 //! the matrix product is tuned; see `matmul.rs`. It adds each output's terms in an order that does

@@ -7,8 +7,9 @@
 
 use gritlm_model::ops::{
     Attention, Draw, Drawn, Expert, GateUp, Layout, LinearAdd, Logits, Mask, NO_PAGE, Ops, PAGE,
-    PoolShape, PoolSpan, Pooling, Qkv, Result, RmsNorm, Route, Search, Span,
+    PoolShape, PoolSpan, Qkv, Result, RmsNorm, Route, Search, Span,
 };
+use gritlm_model::reference::{largest_first, linear, pooled_rows, route};
 use gritlm_model::weights::{Dtype, Tensor};
 use half::{bf16, f16};
 use pollster::block_on;
@@ -166,7 +167,7 @@ impl Case {
                     + weights(experts * dim + 3 * used.len() * dim * hidden)
             }
             Op::Pool { dim, spans } => {
-                let rows: usize = spans.iter().map(|s| pooled(s).len() + 1).sum();
+                let rows: usize = spans.iter().map(|s| pooled_rows(s).len() + 1).sum();
                 4 * rows * *dim as usize
             }
             Op::Logits { p, rows } => {
@@ -207,7 +208,7 @@ impl Case {
                 product(p.rows, p.dim, p.experts) + product(p.rows * p.top_k, p.dim, 3 * p.hidden)
             }
             Op::Pool { dim, spans } => {
-                spans.iter().map(|s| product(pooled(s).len() as u32, *dim, 1)).sum()
+                spans.iter().map(|s| product(pooled_rows(s).len() as u32, *dim, 1)).sum()
             }
             Op::Logits { p, rows } => product(rows.len() as u32, p.dim, p.vocab),
             Op::Sample { vocab, draws, .. } => product(draws.len() as u32, *vocab, 1),
@@ -542,17 +543,12 @@ impl Case {
         while chosen.len() < rows {
             let row: Vec<f32> =
                 (0..dim).map(|_| self.kept(random.unit() * 3f32.sqrt() * self.scale)).collect();
-            let logits = router.times(&row, 0, p.experts);
-            let mut order: Vec<usize> = (0..experts).collect();
-            order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
+            let logits = linear(&row, router.all());
+            let order = largest_first(&logits);
             if top_k < experts && logits[order[top_k - 1]] - logits[order[top_k]] < 0.02 {
                 continue;
             }
-            // The softmax's sum over all experts cancels when the weights are renormalised.
-            let max = logits[order[0]];
-            let sum: f64 = order[..top_k].iter().map(|&e| (logits[e] - max).exp()).sum();
-            let weight = |&e: &usize| (e, (logits[e] - max).exp() / sum);
-            chosen.push(order[..top_k].iter().map(weight).collect());
+            chosen.push(route(&logits, top_k));
             h.extend(row);
         }
         (h, router, chosen)
@@ -735,14 +731,14 @@ pub struct Weight {
 }
 
 impl Weight {
-    /// A row.
-    pub fn row(&self, r: usize) -> &[f32] {
-        &self.values[r * self.cols..][..self.cols]
+    /// All of it, `(rows, cols)`.
+    pub fn all(&self) -> &[f32] {
+        &self.values
     }
 
-    /// The products with `rows` rows from `first` on.
-    pub fn times<T: Copy + Into<f64>>(&self, a: &[T], first: usize, rows: u32) -> Vec<f64> {
-        (first..first + rows as usize).map(|r| dot(a, self.row(r))).collect()
+    /// So many rows from `first` on.
+    pub fn rows(&self, first: usize, rows: usize) -> &[f32] {
+        &self.values[first * self.cols..][..rows * self.cols]
     }
 
     fn vector(&self) -> Tensor {
@@ -825,23 +821,6 @@ fn poison_unused(layout: &Layout, pool: &PoolShape, cache: &mut [f32]) {
             vector.fill(f32::NAN);
         }
     });
-}
-
-/// The inner product, in f64.
-pub fn dot<A: Copy + Into<f64>, B: Copy + Into<f64>>(a: &[A], b: &[B]) -> f64 {
-    debug_assert_eq!(a.len(), b.len());
-    a.iter().zip(b).map(|(&a, &b)| a.into() * b.into()).sum()
-}
-
-/// Rows that count, and with what weight.
-pub fn pooled(span: &PoolSpan) -> Vec<(u32, f64)> {
-    let end = span.row + span.rows;
-    match span.pooling {
-        Pooling::Mean => (span.row + span.skip..end).map(|row| (row, 1.0)).collect(),
-        Pooling::WeightedMean => (span.row + span.skip..end).zip((1..).map(f64::from)).collect(),
-        Pooling::Cls => vec![(span.row, 1.0)],
-        Pooling::LastToken => vec![(end - 1, 1.0)],
-    }
 }
 
 /// Ids, then log-probabilities.

@@ -3,6 +3,7 @@
 pub mod case;
 pub mod cases;
 pub mod compare;
+mod expected;
 pub mod limits;
 pub mod load;
 pub mod model;

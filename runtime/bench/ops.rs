@@ -11,6 +11,7 @@ use gritlm_model::ops::{
     Attention, Draw, Expert, GateUp, LinearAdd, Logits, Mask, Ops, PoolSpan, Pooling, Qkv, RmsNorm,
     Search,
 };
+use gritlm_model::reference::relative_error;
 use gritlm_model::weights::Dtype;
 
 /// A case and how the record names its shape.
@@ -285,7 +286,7 @@ pub fn row<O: Ops>(
             (other.run(ops)?, other.run(&Cpu)?)
         }
     };
-    let error = error(&found, &expected);
+    let error = relative_error(&found, &expected);
     if error.is_nan() || error > bound {
         return Err(Error::Input {
             what: format!("{} {} on {}", named.op, named.shape, limits.device),
@@ -312,20 +313,4 @@ pub fn row<O: Ops>(
         error: Some(error),
         ..Row::default()
     })
-}
-
-/// ‖found − expected‖ / ‖expected‖ in f64; infinite where lengths differ.
-fn error(found: &[f32], expected: &[f32]) -> f64 {
-    if found.len() != expected.len() {
-        return f64::INFINITY;
-    }
-    if found == expected {
-        return 0.0;
-    }
-    let (mut difference, mut length) = (0.0, 0.0);
-    for (&a, &b) in found.iter().zip(expected) {
-        difference += (f64::from(a) - f64::from(b)).powi(2);
-        length += f64::from(b).powi(2);
-    }
-    (difference / length).sqrt()
 }

@@ -1,0 +1,29 @@
+//! One vector of the hidden states of a sequence: GritLM takes the mean over the text without its
+//! instruction.
+
+use super::dot;
+use crate::ops::{PoolSpan, Pooling};
+
+/// Returns the rows of a batch that a span's vector is made of, and the weight of each.
+pub fn pooled_rows(span: &PoolSpan) -> Vec<(u32, f64)> {
+    let end = span.row + span.rows;
+    match span.pooling {
+        Pooling::Mean => (span.row + span.skip..end).map(|row| (row, 1.0)).collect(),
+        Pooling::WeightedMean => (span.row + span.skip..end).zip((1..).map(f64::from)).collect(),
+        Pooling::Cls => vec![(span.row, 1.0)],
+        Pooling::LastToken => vec![(end - 1, 1.0)],
+    }
+}
+
+/// Returns the vector, `(dim)`, of a span of the batch's hidden states `h`, `(rows, dim)`.
+pub fn pool(h: &[f32], dim: usize, span: &PoolSpan) -> Vec<f64> {
+    let rows = pooled_rows(span);
+    let total: f64 = rows.iter().map(|(_, weight)| weight).sum();
+    let column = |c: usize| {
+        let weighted = |(row, weight): &(u32, f64)| weight * f64::from(h[*row as usize * dim + c]);
+        rows.iter().map(weighted).sum::<f64>() / total
+    };
+    let vector: Vec<f64> = (0..dim).map(column).collect();
+    let length = if span.normalize { dot(&vector, &vector).sqrt() } else { 1.0 };
+    vector.into_iter().map(|v| v / length).collect()
+}

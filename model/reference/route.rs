@@ -1,0 +1,20 @@
+//! Mixtral's router: softmax over all experts, the `top_k` largest, renormalised to sum 1. The sum
+//! over all experts cancels, so it is a softmax over the chosen ones.
+
+use super::largest_first;
+
+/// Returns the chosen experts with their weights, the largest first, for `logits`, `(experts)`.
+///
+/// ```
+/// use gritlm_model::reference::route;
+/// let chosen = route(&[0.0, 2.0, 1.0], 2);
+/// let weight = 1.0 / (1.0 + (-1f64).exp());
+/// assert_eq!(chosen, [(1, weight), (2, (-1f64).exp() * weight)]);
+/// ```
+pub fn route(logits: &[f64], top_k: usize) -> Vec<(usize, f64)> {
+    let mut order = largest_first(logits);
+    order.truncate(top_k);
+    let max = logits[order[0]];
+    let sum: f64 = order.iter().map(|&expert| (logits[expert] - max).exp()).sum();
+    order.into_iter().map(|expert| (expert, (logits[expert] - max).exp() / sum)).collect()
+}

@@ -1,0 +1,78 @@
+//! The next token of one row of logits, `(vocab)`.
+
+use super::{Number, largest_first};
+use crate::ops::{Draw, Drawn};
+
+/// Returns `ln softmax(logits)`, `(vocab)`.
+pub fn log_softmax<T: Number>(logits: &[T]) -> Vec<f64> {
+    let logits: Vec<f64> = logits.iter().map(|&logit| logit.into()).collect();
+    let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let sum: f64 = logits.iter().map(|logit| (logit - max).exp()).sum();
+    logits.iter().map(|logit| logit - max - sum.ln()).collect()
+}
+
+/// Returns the drawn token, and how close the closest comparison of two probabilities was: where
+/// that is near the rounding of f32, a backend may rightly draw another token.
+pub fn sample(draw: &Draw, logits: &[f32]) -> (Drawn, f64) {
+    let mut margin = f64::INFINITY;
+    let mut is_less = |a: f64, b: f64| {
+        margin = margin.min((a - b).abs());
+        a < b
+    };
+
+    // Repetition penalty.
+    let mut changed: Vec<f64> = logits.iter().copied().map(f64::from).collect();
+    for &id in &draw.seen {
+        let (logit, penalty) = (&mut changed[id as usize], f64::from(draw.penalty));
+        *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
+    }
+
+    // The kept tokens, the likeliest first, and their probabilities relative to the likeliest's.
+    let mut kept = largest_first(&changed);
+    let likeliest = changed[kept[0]];
+    let weight = |id: usize| match draw.temperature {
+        0.0 => 1.0,
+        temperature => ((changed[id] - likeliest) / f64::from(temperature)).exp(),
+    };
+    if draw.temperature == 0.0 {
+        kept.truncate(1);
+    }
+    if draw.top_k > 0 {
+        kept.truncate(draw.top_k as usize);
+    }
+    if draw.top_p < 1.0 {
+        // The fewest whose probabilities reach top_p together.
+        let total: f64 = kept.iter().map(|&id| weight(id)).sum();
+        let (mut reached, mut count) = (0.0, 0);
+        while count < kept.len() && (count == 0 || is_less(reached, draw.top_p.into())) {
+            reached += weight(kept[count]) / total;
+            count += 1;
+        }
+        kept.truncate(count);
+    }
+    if draw.min_p > 0.0 {
+        let too_unlikely = |&id: &usize| is_less(weight(id), draw.min_p.into());
+        let end = kept.iter().skip(1).position(too_unlikely);
+        kept.truncate(end.map_or(kept.len(), |end| end + 1));
+    }
+
+    // The first whose cumulative probability is above the uniform number.
+    let total: f64 = kept.iter().map(|&id| weight(id)).sum();
+    let mut below = 0.0;
+    let is_drawn = |id: &&usize| {
+        below += weight(**id) / total;
+        is_less(draw.uniform.into(), below)
+    };
+    let (last, others) = kept.split_last().expect("one is kept");
+    let drawn = *others.iter().find(is_drawn).unwrap_or(last);
+
+    let token = draw.given.map_or(drawn, |id| id as usize);
+    let logprobs = log_softmax(logits);
+    let top = largest_first(logits).into_iter().take(draw.logprobs as usize);
+    let drawn = Drawn {
+        token: token as u32,
+        logprob: logprobs[token] as f32,
+        top: top.map(|id| (id as u32, logprobs[id] as f32)).collect(),
+    };
+    (drawn, margin)
+}
