@@ -12,6 +12,7 @@ mod config; // what a config leaves out, says twice or asks for in vain
 mod cuda; // the CUDA backend, on an emulator or a GPU
 mod devtools; // a browser for the pages
 mod emulator; // builds the emulator, and makes sure that it finds what it should
+mod examples; // the programs of `examples/`, run
 mod golden; // equal to Hugging Face, on its own outputs
 mod grammar; // answers that follow a JSON schema
 mod hostile_documents; // documents made to end or hang their reader: named, the others stored
