@@ -423,7 +423,7 @@ pub trait Ops: Send {
         false
     }
 
-    /// Bytes of a number in the KV pages.
+    /// Size of one cached key or value element, in bytes.
     fn cached_bytes(&self) -> usize {
         4
     }
@@ -444,7 +444,7 @@ pub trait Ops: Send {
         Ok(None)
     }
 
-    /// Reads and writes so many bytes, so that no cache holds anything else.
+    /// Flushes the device's caches by reading and writing so many bytes, for cold timings.
     ///
     /// # Errors
     /// When the device has no room.

@@ -226,7 +226,7 @@ mod cuda {
 
     const MISSING: &str = "the CUDA backend is not built in (feature cuda)";
 
-    /// What nothing has built.
+    /// Stands in for a backend that this build does not have.
     pub(crate) struct Built {
         pub(crate) arch: String,
         pub(crate) source: &'static str,

@@ -96,7 +96,7 @@ pub struct Sampling {
     /// the most likely ones; see [`Generation::prompt_logprobs`]. Prefixes that other requests have
     /// computed are computed again.
     pub prompt_logprobs: Option<u32>,
-    /// Go on when the model ends its answer, unless a grammar is complete with it.
+    /// Ignore the end-of-sequence token, unless a grammar is complete with it.
     pub ignore_eos: bool,
     /// The answer's text goes on from the prompt's as it stands: a space in front of it is kept,
     /// which a chat's answer loses. [`Engine::generate`] does so in any case with

@@ -58,7 +58,7 @@ const PAGE = 128u;
 const NONE = -3e38;
 
 
-// In one dimension: only so are subgroups what one thinks.
+// The workgroup is one-dimensional, so the lanes of a subgroup are consecutive invocations.
 override WIDTH: u32 = XT * YT;
 
 struct Tile {

@@ -14,7 +14,7 @@ override WX: u32 = 8u;
 override WY: u32 = 8u;
 override STAGED: bool = false;
 override BM: u32 = 8u * WY;
-// In one dimension: only so are subgroups what one thinks.
+// The workgroup is one-dimensional, so the lanes of a subgroup are consecutive invocations.
 override WIDTH: u32 = WX * WY;
 
 // Groups of 8 columns staged at once, and vectors from one staged row to the next: odd, so that

@@ -12,7 +12,7 @@ override GROUPS: u32 = 1u;
 // Only where LANES is 1 and subgroups have at least eight invocations.
 override SHARE: bool = false;
 override BM: u32 = ROWS;
-// In one dimension: only so are subgroups what one thinks.
+// The workgroup is one-dimensional, so the lanes of a subgroup are consecutive invocations.
 override WIDTH: u32 = LANES * GROUPS;
 
 const SUMS = select(8u, 4u, PAIR);

@@ -104,7 +104,7 @@ impl Grammar {
             let problem = "it was made for another engine".into();
             return Err(Error::Input { what: "grammar".into(), problem });
         }
-        // With a lexer of its own: what one answer does to it is no other's affair.
+        // Each answer gets a lexer state of its own.
         Ok(Guide { matcher: self.inner.start.deep_clone(), next: None })
     }
 }

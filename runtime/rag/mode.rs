@@ -35,10 +35,18 @@ impl FromStr for Order {
 
 /// What an answer reuses. All prompts are the paper's.
 ///
-/// Each embedding pass begins with `<s>`. Every part keeps its own, also behind another one, as in
-/// the paper, where `<s>` on both sides raised Doc-Query's match from 14.13 to 18.39 %. But in
-/// Query-Doc that of documents is left out, as there; what follows it was computed seeing it, which
-/// there it was not.
+/// Each embedding pass begins with `<s>`, and its keys and values are part of the cache. What the
+/// model then reads, with `Q` for the query's tokens, `D` for the document's and `…` for the rest of
+/// the prompt; in brackets what comes from a cache:
+///
+/// ```text
+/// Query       [<s> Q] D …
+/// Doc         [<s> D] Q …
+/// DocQuery    [<s> D][<s> Q] …     the second <s> stays, as in the paper's code, where it raised
+///                                  the match from 14.13 to 18.39 %
+/// QueryDoc    [<s> Q][D] …         the document's <s> is left out, as there; but the paper embedded
+///                                  D without it, and here D's keys were computed with it in sight
+/// ```
 ///
 /// ```
 /// use gritlm::rag::{Mode, Order};

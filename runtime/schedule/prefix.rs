@@ -66,8 +66,8 @@ impl Prefixes {
         }
     }
 
-    /// Sees to it that so many pages are free, if giving up prefixes that no sequence uses can do
-    /// that; the longest unused go first.
+    /// Evicts the least recently used prefixes until `pages` are free. Returns false, and evicts
+    /// nothing, where all prefixes that no sequence uses are not enough.
     pub(super) fn make_room(&mut self, pool: &Pool, pages: usize) -> bool {
         let free = pool.free_pages();
         if pages <= free {
@@ -91,8 +91,8 @@ fn unused(level: &Level) -> usize {
     level.values().map(count).sum()
 }
 
-/// When the longest unused of the last pages below was used. One number stands for one path, so
-/// for one last page.
+/// Returns the oldest `used` stamp among the evictable leaves below. Each path has a stamp of its
+/// own, so the stamp names one leaf.
 fn oldest(level: &Level) -> Option<u64> {
     let oldest = |n: &Node| match n.next.is_empty() {
         true => n.page.is_sole_holder().then_some(n.used),

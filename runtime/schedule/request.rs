@@ -84,7 +84,7 @@ pub enum Event {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Refused {
-    /// As much waits as may wait. Come back later.
+    /// The queue is full. Come back later.
     #[error(
         "the queue is full: {requests} requests with {tokens} tokens wait; try again in {} s",
         retry_after.as_secs()

@@ -146,7 +146,7 @@ impl Stats {
     pub(super) fn time_for(&self, tokens: usize) -> Duration {
         let pace = self.total.sum() as f64 / self.busy.as_secs_f64();
         let seconds = tokens as f64 / pace;
-        // No pace yet is no number, which becomes 0.
+        // The pace is NaN before the first pass, and `as` makes 0 of it.
         Duration::from_secs((seconds.ceil() as u64).clamp(1, 60))
     }
 }

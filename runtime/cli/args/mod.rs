@@ -211,7 +211,7 @@ pub(super) struct EmbedOptions {
     /// How hidden states become one vector
     #[arg(long, value_enum, default_value_t = PoolingArg::Mean)]
     pooling: PoolingArg,
-    /// Leave vectors at the length they come out with
+    /// Do not L2-normalise the vectors
     #[arg(long)]
     no_normalize: bool,
     /// Tokens of a text, instruction included; the rest is cut off
