@@ -2,6 +2,7 @@
 //! without the memory that tokenizing would take.
 
 use crate::serve::Server;
+use gritlm::rag::Chunking;
 use gritlm::{Device, Embed, Engine, Error, Options, Prompt};
 use serde_json::{Value, json};
 
@@ -49,6 +50,34 @@ fn the_library_refuses_and_cuts_by_bytes() {
     // What just fits is not refused by its bytes.
     let words = "a ".repeat(limit / 2);
     assert!(engine.tokenize_prompt(&Prompt::raw(&words), false).is_ok());
+}
+
+#[test]
+fn titles_of_chunks_are_refused_and_cut_by_bytes() {
+    let options = Options { device: Device::Cpu, ..Options::default() };
+    let engine = Engine::open("demo", &options).unwrap();
+    let limit = engine.tokenizer().most_bytes(2048);
+    let how = Chunking { tokens: 64, overlap: 0 };
+    for title in [long(), "x".repeat(limit + 1), "漢".repeat(limit / 3 + 1)] {
+        let error = engine.chunks(&title, "a text", how).unwrap_err();
+        let Error::LongText { what: "title", bytes, limit: found, positions: 2048 } = error else {
+            panic!("{error:.200}")
+        };
+        assert_eq!((bytes, found), (title.len(), limit));
+        // As far as it counts, it is looked at: a quarter of a chunk.
+        let fits = engine.chunk_title(&title, how).unwrap();
+        assert!(!fits.is_empty() && title.starts_with(&fits));
+        assert!(engine.tokenizer().encode(&fits).unwrap().len() <= 17);
+        assert_eq!(engine.chunks(&fits, "a text", how).unwrap().len(), 1);
+        let endless = Chunking { tokens: usize::MAX, overlap: 0 };
+        let error = engine.chunk_title(&title, endless).unwrap_err();
+        assert!(matches!(error, Error::LongText { what: "title", .. }), "{error:.200}");
+        // One that fits the model, but no chunk, is not told whole.
+        let half = &title[..title.floor_char_boundary(limit / 2)];
+        let error = engine.chunks(half, "a text", how).unwrap_err();
+        assert!(error.to_string().len() < 200, "{error:.300}");
+        assert!(error.to_string().contains("leaves no room"), "{error:.300}");
+    }
 }
 
 #[test]

@@ -14,6 +14,9 @@ pub struct Chunking {
     pub overlap: usize,
 }
 
+/// Bytes of a title in an error.
+const SHOWN: usize = 60;
+
 /// The fewest tokens of a chunk: GritLM's tag takes seven, and a title a quarter.
 pub const MIN_CHUNK: usize = 32;
 
@@ -64,9 +67,11 @@ impl Engine {
     /// chunk.
     ///
     /// # Errors
-    /// When the tokenizer cannot take it.
+    /// When the tokenizer cannot take it, or chunks of so many tokens are longer than the model's
+    /// positions and so is the title.
     pub fn chunk_title(&self, title: &str, how: Chunking) -> Result<String> {
         let title = self.tokenizer().beginning(title, how.tokens);
+        self.check_bytes("title", title.len())?;
         let ends = self.ends(title)?;
         let fit = ends.partition_point(|end| end.tokens <= how.tokens / 4);
         Ok(ends[..fit].last().map_or("", |end| &title[..end.at]).trim_end().into())
@@ -89,15 +94,18 @@ impl Engine {
     ///
     /// # Errors
     /// When the tokenizer cannot take the text, or the title fills a chunk (see
-    /// [`Engine::chunk_title`]).
+    /// [`Engine::chunk_title`]) or could not fit the model's positions.
     pub fn chunks(&self, title: &str, text: &str, how: Chunking) -> Result<Vec<Cut>> {
+        self.check_bytes("title", title.len())?;
         let whole = Embed { max_length: usize::MAX, ..Embed::default() };
         // What stands before the text, and one for the space that may end a chunk.
         let before = self.tokenizer().encode(&format!("{}{title}", embed_prefix("")))?.len();
         let room = how.tokens.saturating_sub(before + 1);
         let no_room = || {
             let problem = format!("leaves no room for text in chunks of {} tokens", how.tokens);
-            Error::Input { what: format!("title {title:?}"), problem }
+            let shown = &title[..title.floor_char_boundary(SHOWN)];
+            let more = if shown.len() < title.len() { "…" } else { "" };
+            Error::Input { what: format!("title {shown:?}{more}"), problem }
         };
         if room == 0 {
             return Err(no_room());
