@@ -15,11 +15,14 @@ use std::time::{Duration, Instant};
 pub(super) struct Out {
     stdout: BufWriter<std::io::Stdout>,
     format: Format,
+    terminal: bool,
 }
 
 impl Out {
     pub(super) fn new(format: Format) -> Self {
-        Self { stdout: BufWriter::new(std::io::stdout()), format }
+        let stdout = std::io::stdout();
+        let terminal = stdout.is_terminal();
+        Self { stdout: BufWriter::new(stdout), format, terminal }
     }
 
     /// Whether programs read it.
@@ -43,16 +46,24 @@ impl Out {
         text.as_ref().split('\n').try_for_each(|line| self.line(line))
     }
 
-    /// Text that is to be seen at once.
+    /// A part of what a model generates, which is to be seen at once. A terminal gets escapes for
+    /// what it would take for a command; a file or program gets the text as it was generated.
     pub(super) fn piece(&mut self, text: &str) -> Result<()> {
-        self.bytes(text.as_bytes())?;
+        if self.terminal {
+            let lines: Vec<_> = text.split('\n').map(printable).collect();
+            self.bytes(lines.join("\n").as_bytes())?;
+        } else {
+            self.bytes(text.as_bytes())?;
+        }
         self.finish()
     }
 
-    /// One JSON object, on one line.
+    /// One JSON object, on one line. For a terminal, the control characters that JSON may have as
+    /// they are become escapes, too, which leaves the object the same.
     pub(super) fn object(&mut self, value: &impl Serialize) -> Result<()> {
         let text = serde_json::to_string(value)
             .map_err(|e| Error::Input { what: "standard output".into(), problem: e.to_string() })?;
+        let text = if self.terminal { escaped(&text, json_escape) } else { text.into() };
         self.bytes(text.as_bytes())?;
         self.bytes(b"\n")
     }
@@ -64,19 +75,32 @@ impl Out {
 
 /// A text in which control characters, and those that turn the direction of writing, are escapes.
 pub(super) fn printable(text: &str) -> Cow<'_, str> {
-    let acts = |c: char| {
-        let marks = matches!(c, '\u{200E}' | '\u{200F}');
-        let turns = marks || matches!(c, '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}');
-        (c.is_control() && c != '\t') || turns
-    };
+    escaped(text, |c| c.escape_default().collect())
+}
+
+/// A character in a JSON string; all that act on a terminal have four digits.
+fn json_escape(c: char) -> String {
+    format!("\\u{:04x}", u32::from(c))
+}
+
+/// The text with such an escape for each character that acts on a terminal.
+fn escaped(text: &str, escape: impl Fn(char) -> String) -> Cow<'_, str> {
     if !text.contains(acts) {
         return text.into();
     }
     let mut clean = String::with_capacity(text.len() + 16);
     for c in text.chars() {
-        if acts(c) { clean.extend(c.escape_default()) } else { clean.push(c) }
+        if acts(c) { clean += &escape(c) } else { clean.push(c) }
     }
     clean.into()
+}
+
+/// Whether a terminal does something at this character, other than showing it or going on to the
+/// next column.
+fn acts(c: char) -> bool {
+    let marks = matches!(c, '\u{200E}' | '\u{200F}');
+    let turns = marks || matches!(c, '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}');
+    (c.is_control() && c != '\t') || turns
 }
 
 /// A bar on stderr for work that takes longer than a second; none where stderr is no terminal.
