@@ -1,13 +1,20 @@
 //! Text ↔ token ids: `tokenizer.json` through the `tokenizers` crate, `<s>` in front.
 
+mod charsmap;
+mod growth;
 mod surplus;
 
 use crate::config::Config;
 use crate::{Error, Result, files};
 use std::collections::{HashMap, HashSet};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::OnceLock;
 use tokenizers::Decoder;
+
+/// Bytes of a token, at most; published ones have up to 256. Some models look at as many from each
+/// place of a text on, and a text may have as many for each of its tokens.
+const LONGEST: usize = 1024;
 
 /// The tokenizer of one checkpoint.
 pub struct Tokenizer {
@@ -28,8 +35,8 @@ impl Tokenizer {
     /// left out; added ones of them (a `<pad>`) are text where a text spells them.
     ///
     /// # Errors
-    /// When it cannot be read or parsed, or a text could get an id that the model's vocabulary has
-    /// not.
+    /// When it cannot be read or parsed, its steps could make more than a hundred bytes of one, or a
+    /// text could get an id that the model's vocabulary has not.
     pub fn open(path: &Path, config: &Config) -> Result<Self> {
         Self::parse(&std::fs::read(path).map_err(Error::io(path))?, path, config)
     }
@@ -41,7 +48,9 @@ impl Tokenizer {
     pub fn parse(text: &[u8], path: &Path, config: &Config) -> Result<Self> {
         let format = |problem: String| Error::Format { path: path.into(), problem };
         files::check_pointer(text, path)?;
-        let mut inner = tokenizers::Tokenizer::from_bytes(text)
+        // Before anything is tokenized: added tokens are, as the file is read.
+        growth::check(text).map_err(format)?;
+        let mut inner = guarded(|| tokenizers::Tokenizer::from_bytes(text))
             .map_err(|e| format(format!("not a tokenizer: {e}")))?;
         let beyond = |(_, id): &(String, u32)| *id as usize >= config.vocab;
         if let Some((token, id)) = inner.get_vocab(true).into_iter().find(beyond) {
@@ -56,6 +65,11 @@ impl Tokenizer {
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| format(e.to_string()))?;
         let longest = inner.get_vocab(true).keys().map(String::len).max().unwrap_or(1);
+        if longest > LONGEST {
+            return Err(format(format!(
+                "expected tokens of at most {LONGEST} bytes, found one of {longest}"
+            )));
+        }
         let all = inner.get_added_tokens_decoder();
         let added = all.keys().copied().collect();
         let special = all.into_values().filter(|t| t.special).map(|t| t.content).collect();
@@ -78,8 +92,8 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::encode`].
     pub fn encode_continued(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self.inner.encode_fast(text, false);
-        Ok(encoding.map_err(|e| Error::Tokenize(e.to_string()))?.get_ids().to_vec())
+        let encoding = guarded(|| self.inner.encode_fast(text, false));
+        Ok(encoding.map_err(Error::Tokenize)?.get_ids().to_vec())
     }
 
     /// Ids of `before` and a text behind it, from those that the text has on its own, as
@@ -122,8 +136,8 @@ impl Tokenizer {
             plain.set_encode_special_tokens(true);
             plain
         });
-        let encoding = plain.encode_fast(text, false);
-        Ok(encoding.map_err(|e| Error::Tokenize(e.to_string()))?.get_ids().to_vec())
+        let encoding = guarded(|| plain.encode_fast(text, false));
+        Ok(encoding.map_err(Error::Tokenize)?.get_ids().to_vec())
     }
 
     /// A token on its own: its text, special ones as spelled, and its bytes. What is only a part of
@@ -154,8 +168,7 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::encode`].
     pub fn ends(&self, text: &str) -> Result<Vec<(usize, usize)>> {
-        let encoding =
-            self.inner.encode(text, false).map_err(|e| Error::Tokenize(e.to_string()))?;
+        let encoding = guarded(|| self.inner.encode(text, false)).map_err(Error::Tokenize)?;
         let mut ends: Vec<(usize, usize)> = Vec::with_capacity(encoding.len() + 1);
         // A normalizer may drop what is at the end; the last end is this text's all the same.
         let offsets = encoding.get_offsets().iter().map(|&(_, end)| end).zip(1..);
@@ -174,7 +187,7 @@ impl Tokenizer {
     /// # Errors
     /// When the tokenizer's decoder fails.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
-        self.inner.decode(ids, true).map_err(|e| Error::Tokenize(e.to_string()))
+        guarded(|| self.inner.decode(ids, true)).map_err(Error::Tokenize)
     }
 
     /// The id of a token as spelled in the vocabulary.
@@ -222,9 +235,9 @@ impl Tokenizer {
     /// When the decoder does more than put tokens together: then a token has no bytes of its own.
     pub fn token_bytes(&self) -> Result<Vec<Option<Vec<u8>>>> {
         let reads = |token: &str, text: &str| {
-            let decoder = self.inner.get_decoder();
-            let found = decoder.and_then(|d| d.decode(vec!["a".into(), token.into()]).ok());
-            found.is_some_and(|found| found == format!("a{text}"))
+            let Some(decoder) = self.inner.get_decoder() else { return false };
+            let found = guarded(|| decoder.decode(vec!["a".into(), token.into()]));
+            found.is_ok_and(|found| found == format!("a{text}"))
         };
         if !reads("b", "b") {
             let problem = "expected a decoder that puts tokens together and no more".into();
@@ -266,6 +279,20 @@ impl Tokenizer {
         };
         let start = ids.iter().rposition(has_text).unwrap_or(0);
         Stream { tokenizer: self, ids: ids[start..].to_vec(), shown: ids.len() - start }
+    }
+}
+
+/// What a call of the crate returns. A file may have parts that fit no text or token, on which the
+/// crate panics; that is an error like others, whichever thread asked.
+fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(returned) => returned.map_err(|e| e.to_string()),
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+            let line = text.and_then(|text| text.lines().next()).unwrap_or_default();
+            Err(format!("a part of tokenizer.json does not fit this: {line}"))
+        }
     }
 }
 

@@ -17,6 +17,7 @@ mod golden; // equal to Hugging Face, on its own outputs
 mod grammar; // answers that follow a JSON schema
 mod hostile_documents; // documents made to end or hang their reader: named, the others stored
 mod hostile_store; // stores made by somebody else: graphs, numbers, links, pipes, cut files
+mod hostile_tokenizer; // tokenizers that multiply a text, by what their steps can do
 mod hub; // `--model owner/name`: cache, download, resume, bad servers
 mod hub_places; // where models lie: variables of the environment, and `~`
 mod index_roots; // what `index` takes for gone and for changed: vanished roots, hidden changes
@@ -56,6 +57,6 @@ mod serve_spaces; // a completion's text goes on from its prompt's, spaces and a
 mod shaders; // the WGSL backend: variants, parameters, limits, errors
 mod support; // error measure, reference files
 mod synth; // random checkpoints: right, repeatable, whole or not at all
-mod terminal; // control characters of documents do not reach the terminal
+mod terminal; // control characters of documents and models do not reach the terminal
 mod text_input; // byte-order marks, UTF-16, blank lines, in everything that is read as text
 mod token_ids; // texts as token ids: to the vectors of their texts
