@@ -42,6 +42,7 @@ mod scores; // how likely a given text is: the library, the scheduler, `echo` ov
 mod serve; // `gritlm serve`: start, statuses, limits, draining
 mod serve_bounds; // texts that cannot fit, refused by their bytes
 mod serve_browser; // pages of other origins: what they may send and see, origins that none sends
+mod serve_budget; // clients that never read, bodies that never end: one budget of bytes for all
 mod serve_chat; // conversations of every form that clients send
 mod serve_clients; // clients and evaluation programs that others wrote, unchanged
 mod serve_embed; // its embeddings and ranks: values, shapes, refusals
@@ -49,6 +50,7 @@ mod serve_faults; // what it survives: vanished, slow and mad clients, failures,
 mod serve_generate; // its answers: equal to the library's, at once or streamed, alone or not
 mod serve_host; // names that a server answers to
 mod serve_http; // bodies, keys and paths as clients send them; structs from objects only
+mod serve_log; // why requests failed, on stderr and not to clients
 mod serve_metrics; // `/metrics` and `/stats`: well-formed, and right to the last count
 mod serve_options; // other servers' options: refused by name, or asking for nothing
 mod serve_page; // the page at `/`, in a browser

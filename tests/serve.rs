@@ -94,6 +94,11 @@ impl Server {
 
     /// As [`Server::start`], returning when the address is known.
     pub(crate) fn spawn(args: &[&str]) -> Self {
+        Self::spawn_with(args, Stdio::null())
+    }
+
+    /// The same with its stderr.
+    pub(crate) fn spawn_with(args: &[&str], stderr: Stdio) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_gritlm"));
         command.args(["serve", "--port", "0"]).args(args);
         if !args.contains(&"--device") {
@@ -103,7 +108,7 @@ impl Server {
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("GRITLM_")) {
             command.env_remove(name);
         }
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut child = command.stdout(Stdio::piped()).stderr(stderr).spawn().unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let mut url = String::new();
         stdout.read_line(&mut url).unwrap();

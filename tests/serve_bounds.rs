@@ -2,7 +2,8 @@
 //! without the memory that tokenizing would take.
 
 use crate::serve::Server;
-use gritlm::rag::Chunking;
+use crate::serve_rag::store_of;
+use gritlm::rag::{CacheKind, Chunking};
 use gritlm::{Device, Embed, Engine, Error, Options, Prompt};
 use serde_json::{Value, json};
 
@@ -12,7 +13,7 @@ fn long() -> String {
 }
 
 /// The most memory that the server has ever had, in MB.
-fn peak(server: &Server) -> u64 {
+pub(crate) fn peak(server: &Server) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
     line.trim().trim_end_matches("kB").trim().parse::<u64>().unwrap() / 1000
@@ -113,6 +114,46 @@ fn long_texts_are_refused_over_http_without_the_memory_to_tokenize_them() {
     // What is cut is embedded.
     let body = json!({"input": long, "truncate": true});
     assert_eq!(server.post("/v1/embeddings", &body).ok()["usage"]["prompt_tokens"], 2048);
+}
+
+#[test]
+fn token_ids_to_be_text_are_bounded() {
+    let server = Server::start(&[]);
+    let post = |ids: usize| server.post("/detokenize", &json!({"tokens": vec![9; ids]}));
+    for ids in [0, 2048, 4096] {
+        post(ids).ok();
+    }
+    for ids in [4097, 10_000, 2_000_000] {
+        let answer = post(ids);
+        answer.fails(400, &["tokens", "4096", "2048", &ids.to_string()]);
+        assert_eq!(answer.json()["error"]["param"], "tokens");
+    }
+}
+
+#[test]
+fn names_of_documents_are_bounded() {
+    let options = Options { device: Device::Cpu, ..Options::default() };
+    let engine = Engine::open("demo", &options).unwrap();
+    let (_kept, at) = store_of(&engine, CacheKind::None);
+    let server = Server::start(&["--store", at.to_str().unwrap()]);
+    let post = |path: &str, title: &str| {
+        let documents = json!([
+            {"path": "first", "text": "A text."}, {"path": path, "title": title, "text": "Another."}
+        ]);
+        server.post("/v1/rag/index", &json!({"documents": documents}))
+    };
+    let [long, wide, huge] = ["a".repeat(4097), "é".repeat(2049), "a".repeat(1 << 20)];
+    for text in [&long, &wide, &huge] {
+        let bytes = text.len().to_string();
+        for (answer, field) in [(post(text, ""), "path"), (post("b", text), "title")] {
+            answer.fails(400, &["4096", &bytes]);
+            assert_eq!(answer.json()["error"]["param"], format!("documents[1].{field}"));
+            assert!(answer.text.len() < 500);
+        }
+    }
+    // Nothing was stored; what just fits is.
+    let fits = post(&long[1..], &wide[2..]).ok();
+    assert_eq!((&fits["indexed"], &fits["failed"]), (&json!(2), &json!([])));
 }
 
 #[test]

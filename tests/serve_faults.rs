@@ -118,7 +118,7 @@ fn clients_that_vanish_free_their_place() {
 
 #[test]
 fn nobody_waits_for_slow_readers() {
-    let server = Server::start(&["--kv-tokens", "65536"]);
+    let server = Server::start(&["--kv-tokens", "65536", "--patience", "600"]);
     let slow: Vec<TcpStream> =
         (0..8).map(|i| open_stream(&server, &format!("Tell story {i}."), 1500)).collect();
     wait_for(&server, "8 running", |s| s["running"] == 8);

@@ -17,6 +17,7 @@ pub(super) fn run(args: Serve, global: &Global, out: &mut Out) -> Result<()> {
         cors: args.cors_origin,
         allow_hosts: args.allow_host,
         max_body_bytes: args.max_body_bytes,
+        max_bytes_under_way: args.max_bytes_under_way,
         max_inputs: args.max_inputs,
         connections: args.max_connections,
         patience: args.patience,
@@ -29,6 +30,7 @@ pub(super) fn run(args: Serve, global: &Global, out: &mut Out) -> Result<()> {
         },
         store: args.store,
         store_read_only: args.store_read_only,
+        log: |line| note(format!("error: {line}")),
     };
     let server = Server::bind(&args.host, args.port, settings)?;
     out.line(format!("http://{}", server.address()))?;

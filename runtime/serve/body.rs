@@ -1,15 +1,19 @@
 //! What handlers take: the loaded model, and a body of JSON.
 
 use super::App;
+use super::budget::{Charge, Held};
 use super::failure::Failure;
+use super::workers::SHORT;
 use super::{decode, objects};
 use crate::Engine;
 use crate::schedule::Scheduler;
-use axum::extract::{FromRequest, FromRequestParts, Request};
+use axum::extract::{FromRequest, FromRequestParts, MatchedPath, Request};
+use axum::http::Extensions;
 use axum::http::header;
 use axum::http::request::Parts;
 use futures_util::TryStreamExt;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use serde_json::error::Category;
 use serde_path_to_error::Segment;
 use std::sync::Arc;
@@ -19,10 +23,11 @@ use std::sync::Arc;
 pub(super) struct Loaded {
     pub(super) app: Arc<App>,
     pub(super) scheduler: Scheduler,
+    /// Method and path, as the log tells them.
+    pub(super) route: String,
+    /// What the request's results take until they are rendered or sent.
+    pub(super) results: Arc<Charge>,
 }
-
-/// Bytes of text that are tokenized within some 10 ms.
-const SHORT: usize = 64 << 10;
 
 impl Loaded {
     pub(super) fn engine(&self) -> &Engine {
@@ -55,32 +60,31 @@ impl Loaded {
         work: impl FnOnce(&Engine) -> Result<T, Failure> + Send + 'static,
     ) -> Result<T, Failure> {
         let scheduler = self.scheduler.clone();
-        let places = if bytes > SHORT { &self.app.long_places } else { &self.app.places };
-        // Never closed. The task has the place until its end, also when its client is gone.
-        let place = Arc::clone(places).acquire_owned().await;
-        let task = tokio::task::spawn_blocking(move || {
-            let done = work(scheduler.engine());
-            drop(place);
-            done
-        });
-        // A panic there is a bug; this request's client is told, and the others are served.
-        task.await.map_err(|_| Failure::lost())?
+        self.app.workers.run(bytes, move || work(scheduler.engine())).await
     }
 }
 
 impl FromRequestParts<Arc<App>> for Loaded {
     type Rejection = Failure;
 
-    async fn from_request_parts(_: &mut Parts, app: &Arc<App>) -> Result<Self, Failure> {
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Failure> {
         let scheduler = app.scheduler()?.clone();
-        Ok(Self { app: Arc::clone(app), scheduler })
+        let path = parts.extensions.get::<MatchedPath>().map_or("", MatchedPath::as_str);
+        let route = format!("{} {path}", parts.method);
+        let results = held(&parts.extensions, app).results;
+        Ok(Self { app: Arc::clone(app), scheduler, route, results })
     }
+}
+
+/// The request's charges.
+fn held(extensions: &Extensions, app: &App) -> Held {
+    extensions.get().cloned().unwrap_or_else(|| Held::new(&app.budget))
 }
 
 /// A body of JSON within the server's limits.
 pub(super) struct Body<T>(pub(super) T);
 
-impl<T: DeserializeOwned> FromRequest<Arc<App>> for Body<T> {
+impl<T: DeserializeOwned + Send + 'static> FromRequest<Arc<App>> for Body<T> {
     type Rejection = Failure;
 
     async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, Failure> {
@@ -99,38 +103,70 @@ impl<T: DeserializeOwned> FromRequest<Arc<App>> for Body<T> {
             return Err(Failure::large_body(limit));
         }
         let patience = app.settings.patience;
-        let bytes = tokio::time::timeout(patience, read(request.into_body(), limit));
+        let charge = held(request.extensions(), app).body;
+        let bytes = tokio::time::timeout(patience, read(request.into_body(), limit, &charge));
         let bytes = bytes.await.map_err(|_| Failure::slow_body(patience))??;
         let bytes = match coding {
             None => bytes,
-            Some(coding) => coding.decode(bytes, limit).await?,
-        };
-        let mut json = serde_json::Deserializer::from_slice(&bytes);
-        let value = objects::deserialize(&mut json).map_err(|e| {
-            let (path, error) = (e.path(), e.inner());
-            // Where the JSON itself is broken or cut, no field is wrong.
-            let whole = error.classify() != Category::Data
-                || path.iter().next().is_none()
-                || path.iter().any(|segment| matches!(segment, Segment::Unknown));
-            match whole {
-                true => Failure::malformed(format!("body: {error}")),
-                false => Failure::field(path.to_string(), error),
+            Some(coding) => {
+                let compressed = bytes.len();
+                let bytes = coding.decode(bytes, limit, Arc::clone(&charge)).await?;
+                charge.shrink(compressed);
+                bytes
             }
-        })?;
-        json.end().map_err(|e| Failure::malformed(format!("body: {e}")))?;
-        Ok(Self(value))
+        };
+        let size = bytes.len();
+        if size <= SHORT {
+            return parse(&bytes).map(Self);
+        }
+        // What it becomes: a number of two bytes is a value of many more.
+        let values = bytes.iter().filter(|&&byte| byte == b',').count();
+        charge.grow(values * size_of::<Value>())?;
+        app.workers.run(size, move || parse(&bytes)).await.map(Self)
     }
 }
 
-async fn read(body: axum::body::Body, limit: usize) -> Result<Vec<u8>, Failure> {
-    let mut bytes = Vec::new();
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Failure> {
+    let mut json = serde_json::Deserializer::from_slice(bytes);
+    let value = objects::deserialize(&mut json).map_err(|e| {
+        let (path, error) = (e.path(), e.inner());
+        // Where the JSON itself is broken or cut, no field is wrong.
+        let whole = error.classify() != Category::Data
+            || path.iter().next().is_none()
+            || path.iter().any(|segment| matches!(segment, Segment::Unknown));
+        match whole {
+            true => Failure::malformed(format!("body: {error}")),
+            false => Failure::field(path.to_string(), error),
+        }
+    })?;
+    json.end().map_err(|e| Failure::malformed(format!("body: {e}")))?;
+    Ok(value)
+}
+
+async fn read(body: axum::body::Body, limit: usize, charge: &Charge) -> Result<Vec<u8>, Failure> {
+    let (mut bytes, mut length, mut full) = (Vec::new(), 0, None);
     let mut stream = body.into_data_stream();
     let broken = |e| Failure::malformed(format!("body: it ended too early: {e}"));
     while let Some(part) = stream.try_next().await.map_err(broken)? {
-        if bytes.len() + part.len() > limit {
+        length += part.len();
+        if length > limit {
             return Err(Failure::large_body(limit));
+        }
+        // The rest of a body that finds no room is read and dropped: a client that is answered
+        // while it still sends may not see the answer.
+        if full.is_some() {
+            continue;
+        }
+        if let Err(failure) = charge.grow(part.len()) {
+            charge.shrink(bytes.len());
+            bytes = Vec::new();
+            full = Some(failure);
+            continue;
         }
         bytes.extend_from_slice(&part);
     }
-    Ok(bytes)
+    match full {
+        None => Ok(bytes),
+        Some(failure) => Err(failure),
+    }
 }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinHandle;
+use tokio_io_timeout::TimeoutStream;
 
 /// Files that a process needs besides its connections: the model's shards, pipes, a GPU's devices.
 #[cfg(unix)]
@@ -32,7 +33,8 @@ pub(super) enum Ended {
 
 /// Serves each connection in a task of its own, at most `limit` at once: beyond it, the system
 /// keeps them waiting. A client has `patience` for the head of a request, so that a connection on
-/// which nothing comes does not stay.
+/// which nothing comes does not stay; and one that takes nothing of an answer for as long is cut
+/// off, so that the answer does not stay.
 pub(super) fn serve(
     listener: TcpListener,
     router: Router,
@@ -73,7 +75,12 @@ async fn accept(
         // Tokens are small and wanted at once.
         let _ = stream.set_nodelay(true);
         let service = TowerToHyperService::new(router.clone());
-        let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service));
+        // It counts while a write waits, and from anew after each that does not: an answer that
+        // pauses between tokens is not late.
+        let mut stream = TimeoutStream::new(stream);
+        stream.set_write_timeout(Some(patience));
+        let stream = TokioIo::new(Box::pin(stream));
+        let connection = graceful.watch(http.serve_connection(stream, service));
         tokio::spawn(async move {
             // A client that goes away or sends nonsense has its connection closed; no more to do.
             let _ = connection.await;

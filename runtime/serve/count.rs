@@ -1,6 +1,8 @@
-//! Counts answers by path and status, and how long they took to their last byte.
+//! Counts answers by path and status, and how long they took to their last byte; logs why those
+//! failed that did.
 
 use super::App;
+use super::failure::Reason;
 use super::metrics::Metrics;
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{MatchedPath, Request, State};
@@ -21,11 +23,22 @@ pub(super) async fn count(
     next: Next,
 ) -> Response {
     let start = Instant::now();
+    let method = request.method().clone();
     let response = next.run(request).await;
     let path = path.map_or("other".into(), |path| path.as_str().to_string());
+    if let Some(reason) = response.extensions().get() {
+        app.log(&format!("{method} {path}"), reason);
+    }
     app.metrics.answered(&path, response.status());
     let left = Some(Left { app, path, start });
     response.map(|inner| Body::new(Timed { inner, left }))
+}
+
+impl App {
+    /// Logs why a request of this route failed.
+    pub(super) fn log(&self, route: &str, Reason(reason): &Reason) {
+        (self.settings.log)(&format!("{route}: {reason}"));
+    }
 }
 
 /// A body whose end is waited for.

@@ -1,12 +1,17 @@
 //! Bodies that come compressed.
 
+use super::budget::Charge;
 use super::failure::Failure;
 use axum::http::{HeaderMap, header};
 use flate2::read::{MultiGzDecoder, ZlibDecoder};
 use std::io::Read;
+use std::sync::Arc;
 
 /// Codings of bodies that are understood, as `Accept-Encoding` lists them.
 pub(super) const CODINGS: &str = "gzip, deflate";
+
+/// Bytes that are decoded before they are charged.
+const PART: u64 = 64 << 10;
 
 /// How a body is compressed.
 #[derive(Clone, Copy)]
@@ -32,30 +37,52 @@ impl Coding {
         }
     }
 
-    /// The body as it was before, of at most `limit` bytes: a few thousand can become gigabytes.
-    pub(super) async fn decode(self, body: Vec<u8>, limit: usize) -> Result<Vec<u8>, Failure> {
-        let decoded = tokio::task::spawn_blocking(move || {
-            let mut bytes = Vec::new();
-            let most = limit as u64 + 1;
-            let read = match self {
-                Self::Gzip => MultiGzDecoder::new(&body[..]).take(most).read_to_end(&mut bytes),
-                Self::Deflate => ZlibDecoder::new(&body[..]).take(most).read_to_end(&mut bytes),
-            };
-            read.map(|_| bytes)
+    /// The body as it was before, of at most `limit` bytes: a few thousand can become gigabytes. Its
+    /// bytes are added to the charge as they come.
+    pub(super) async fn decode(
+        self,
+        body: Vec<u8>,
+        limit: usize,
+        charge: Arc<Charge>,
+    ) -> Result<Vec<u8>, Failure> {
+        let decoded = tokio::task::spawn_blocking(move || match self {
+            Self::Gzip => self.read(MultiGzDecoder::new(&body[..]), limit, &charge),
+            Self::Deflate => {
+                let mut decoder = ZlibDecoder::new(&body[..]);
+                let bytes = self.read(&mut decoder, limit, &charge)?;
+                let (used, found) = (decoder.total_in(), body.len());
+                match used == found as u64 {
+                    true => Ok(bytes),
+                    false => Err(self.wrong(format!("{found} bytes, of which {used} are deflate"))),
+                }
+            }
         });
-        let decoded = decoded.await.map_err(|_| Failure::lost())?;
+        decoded.await.map_err(|_| Failure::lost())?
+    }
+
+    fn read(
+        self,
+        mut decoder: impl Read,
+        limit: usize,
+        charge: &Charge,
+    ) -> Result<Vec<u8>, Failure> {
+        let mut bytes = Vec::new();
+        loop {
+            let part = (&mut decoder).take(PART).read_to_end(&mut bytes);
+            match part.map_err(|e| self.wrong(e.to_string()))? {
+                0 => return Ok(bytes),
+                _ if bytes.len() > limit => return Err(Failure::large_body(limit)),
+                part => charge.grow(part)?,
+            }
+        }
+    }
+
+    fn wrong(self, found: String) -> Failure {
         let name = match self {
             Self::Gzip => "gzip",
             Self::Deflate => "deflate",
         };
-        let bytes = decoded.map_err(|e| {
-            Failure::malformed(format!(
-                "body: expected {name}, as content-encoding says, found {e}"
-            ))
-        })?;
-        match bytes.len() > limit {
-            true => Err(Failure::large_body(limit)),
-            false => Ok(bytes),
-        }
+        let found = format!("expected {name}, as content-encoding says, found {found}");
+        Failure::malformed(format!("body: {found}"))
     }
 }

@@ -17,7 +17,14 @@ pub(super) struct Failure {
     pub(super) status: StatusCode,
     pub(super) error: Problem,
     pub(super) retry_after: Option<Duration>,
+    /// What the log says instead of the message, which clients see.
+    reason: Option<Box<str>>,
 }
+
+/// What the log says of a failure that is the server's own: its code and the whole reason. It comes
+/// with the response.
+#[derive(Clone)]
+pub(super) struct Reason(pub(super) String);
 
 /// The body of every answer that is none.
 #[derive(Debug, Serialize, ToSchema)]
@@ -71,7 +78,8 @@ pub(super) enum Failures {
     /// The device failed.
     #[response(status = 500)]
     Failed(#[to_schema] FailureBody),
-    /// The model is being loaded, the server is about to stop, or the store has another writer.
+    /// The model is being loaded, the server is about to stop, the store has another writer, or
+    /// bodies and answers under way take as many bytes as they may.
     #[response(status = 503)]
     NotReady(#[to_schema] FailureBody),
 }
@@ -91,7 +99,15 @@ impl Failure {
         message: impl Into<String>,
     ) -> Self {
         let error = Problem { message: line(message.into()), r#type, param: None, code };
-        Self { status, error, retry_after: None }
+        Self { status, error, retry_after: None, reason: None }
+    }
+
+    /// What is to be logged, if anything: clients' own mistakes are not.
+    pub(super) fn reason(&self) -> Option<Reason> {
+        let Problem { message, code, .. } = &self.error;
+        let own = self.status == StatusCode::INTERNAL_SERVER_ERROR;
+        let reason = self.reason.as_deref().or(own.then_some(message))?;
+        Some(Reason(format!("{code}: {reason}")))
     }
 
     /// 400: `field` is not as it should be; `problem` says what was expected and what was found.
@@ -223,6 +239,15 @@ impl Failure {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, SERVER, "draining", message)
     }
 
+    /// 503: bodies and answers under way take as many bytes as they may.
+    pub(super) fn no_bytes(most: usize) -> Self {
+        let message = format!(
+            "bodies and answers under way take all of the {most} bytes that they may \
+             (--max-bytes-under-way); try again in a moment"
+        );
+        Self::again(StatusCode::SERVICE_UNAVAILABLE, SERVER, "bytes_under_way", message)
+    }
+
     /// 503, for `/ready`.
     pub(super) fn full(requests: usize) -> Self {
         let message = format!("the queue is full: {requests} requests wait");
@@ -266,8 +291,18 @@ impl Failure {
 
     /// 500: the request's end was never told, because the engine's thread is gone.
     pub(super) fn lost() -> Self {
-        let message = "the engine ended before the request was done";
-        Self::new(StatusCode::INTERNAL_SERVER_ERROR, SERVER, "engine_lost", message)
+        Self::failed("engine_lost", "the engine ended before the request was done")
+    }
+
+    /// 500.
+    fn failed(code: &'static str, message: impl Into<String>) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, SERVER, code, message)
+    }
+
+    /// With what the log says instead of the message: where things are on the server, and who else
+    /// works there, is no client's business.
+    fn because(self, reason: String) -> Self {
+        Self { reason: Some(reason.into()), ..self }
     }
 }
 
@@ -337,32 +372,37 @@ impl From<Error> for Failure {
                 );
                 Self::again(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", "no_room", message)
             }
-            // Where things are on the server, and who else works there, is no client's business.
             Error::Busy { .. } => {
-                let message = "the store has another writer at the moment; try again".into();
-                Self::again(StatusCode::SERVICE_UNAVAILABLE, SERVER, "store_busy", message)
+                let told = "the store has another writer at the moment; try again".into();
+                Self::again(StatusCode::SERVICE_UNAVAILABLE, SERVER, "store_busy", told)
+                    .because(message)
             }
             Error::Store { .. } => {
-                let message = "the store cannot be used; gritlm index --verify says why";
-                Self::new(StatusCode::INTERNAL_SERVER_ERROR, SERVER, "store_failed", message)
+                let told = "the store cannot be used; gritlm index --verify says why";
+                Self::failed("store_failed", told).because(message)
             }
             Error::Io { .. } => {
-                let message = "the server could not read or write a file";
-                Self::new(StatusCode::INTERNAL_SERVER_ERROR, SERVER, "failed", message)
+                Self::failed("failed", "the server could not read or write a file").because(message)
             }
             Error::Model(gritlm_model::Error::Tokenize(_)) => Self::malformed(message),
+            Error::Model(_) | Error::NoModel { .. } => {
+                Self::failed("failed", "the model cannot be used").because(message)
+            }
             Error::Expired => {
                 Self::new(StatusCode::REQUEST_TIMEOUT, INVALID, "deadline_passed", message)
             }
-            _ => Self::new(StatusCode::INTERNAL_SERVER_ERROR, SERVER, "failed", message),
+            _ => Self::failed("failed", message),
         }
     }
 }
 
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
-        let code = self.error.code;
+        let (code, reason) = (self.error.code, self.reason());
         let mut response = (self.status, Json(FailureBody { error: self.error })).into_response();
+        if let Some(reason) = reason {
+            response.extensions_mut().insert(reason);
+        }
         let headers = response.headers_mut();
         if let Some(after) = self.retry_after {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(after.as_secs()));

@@ -174,6 +174,7 @@ impl Watch {
 #[derive(Debug)]
 struct Snapshot {
     ready: bool,
+    bytes_under_way: usize,
     stats: Stats,
 }
 
@@ -189,6 +190,8 @@ impl Collector for Snapshot {
             metric.encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)
         };
         one("ready", "Whether the model is loaded and requests are taken.", self.ready.into())?;
+        let help = "Bytes of bodies, results and answers under way.";
+        one("bytes_under_way", help, self.bytes_under_way)?;
         one("tokens_waiting", "Tokens of all that waits.", stats.waiting_tokens)?;
         one("answers_running", "Answers under way.", stats.running)?;
         one("kv_pages", "KV pages.", stats.pages)?;
@@ -252,7 +255,8 @@ pub(super) async fn metrics(State(app): State<Arc<App>>, headers: HeaderMap) -> 
     let scheduler = app.scheduler.get();
     let ready = scheduler.is_some() && !app.draining.load(Ordering::Relaxed);
     let stats = scheduler.map_or_else(Stats::default, |scheduler| scheduler.stats());
-    let registry = app.metrics.registry(Snapshot { ready, stats });
+    let registry =
+        app.metrics.registry(Snapshot { ready, bytes_under_way: app.budget.under_way(), stats });
     let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|v| v.to_str().ok());
     let open = accepted
         .flat_map(|v| v.split(','))

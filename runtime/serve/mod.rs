@@ -7,6 +7,7 @@
 
 mod answers;
 mod body;
+mod budget;
 mod chat;
 mod cohere;
 mod cohere_embed;
@@ -35,6 +36,7 @@ mod status;
 mod stream;
 mod tei;
 mod tokens;
+mod workers;
 
 use crate::schedule::{Limits, Scheduler};
 use crate::{Engine, Error, Result};
@@ -42,6 +44,7 @@ use axum::extract::{Request, State};
 use axum::http::header;
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
+use budget::Budget;
 use connections::Ended;
 use failure::Failure;
 use metrics::Metrics;
@@ -50,10 +53,10 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
-use tokio::sync::Semaphore;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
+use workers::Workers;
 
 /// How to serve.
 #[derive(Clone, Debug)]
@@ -72,12 +75,17 @@ pub struct Settings {
     pub allow_hosts: Vec<String>,
     /// Bytes of a request's body.
     pub max_body_bytes: usize,
+    /// Bytes of all bodies, results and answers under way, over all connections. Where they are
+    /// used up, a request that needs more than a small part gets 503; one that needs more than all
+    /// never gets anything else.
+    pub max_bytes_under_way: usize,
     /// Inputs of one request.
     pub max_inputs: usize,
     /// Connections at once; more wait to be accepted. At most what the system's limit on open
     /// files leaves.
     pub connections: usize,
-    /// How long a client may take to send a request's head, and how long its body.
+    /// How long a client may take to send a request's head, how long its body, and how long it may
+    /// take nothing of an answer.
     pub patience: Duration,
     /// How long requests under way may take once the server is to stop.
     pub grace: Duration,
@@ -87,6 +95,9 @@ pub struct Settings {
     pub store: Option<PathBuf>,
     /// Whether nobody may write to the store over HTTP.
     pub store_read_only: bool,
+    /// Takes a line about each request that failed for a reason of the server's own, with what
+    /// clients are not told: files' paths, who else uses the store.
+    pub log: fn(&str),
 }
 
 impl Default for Settings {
@@ -98,6 +109,7 @@ impl Default for Settings {
             cors: Vec::new(),
             allow_hosts: Vec::new(),
             max_body_bytes: 16 << 20,
+            max_bytes_under_way: 1 << 30,
             max_inputs: 2048,
             connections: 16384,
             patience: Duration::from_secs(30),
@@ -105,6 +117,7 @@ impl Default for Settings {
             limits: Limits::default(),
             store: None,
             store_read_only: false,
+            log: |_| {},
         }
     }
 }
@@ -120,10 +133,9 @@ struct App {
     store: OnceLock<Arc<rag::Store>>,
     draining: AtomicBool,
     metrics: Metrics,
-    /// How many texts may be tokenized at once: a large one takes a hundred times its bytes.
-    places: Arc<Semaphore>,
-    /// The same of long ones, which short ones do not wait for.
-    long_places: Arc<Semaphore>,
+    /// What all requests hold in memory.
+    budget: Arc<Budget>,
+    workers: Workers,
     /// Unix time of the start, which OpenAI's `created` is.
     created: u64,
 }
@@ -221,17 +233,17 @@ impl Server {
         };
         let listener = tokio::net::TcpListener::from_std(self.listener).map_err(failed)?;
         let created = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let workers = Workers::new().map_err(|e| failed(std::io::Error::other(e)))?;
         let (keys, names) = (&self.settings.api_keys, &self.settings.allow_hosts);
         let app = Arc::new(App {
             hosts: host::allowed(self.address.ip(), keys, names),
+            budget: Budget::new(self.settings.max_bytes_under_way),
+            workers,
             settings: self.settings,
             scheduler: OnceLock::new(),
             store: OnceLock::new(),
             draining: AtomicBool::new(false),
             metrics: Metrics::new(),
-            places: Arc::new(Semaphore::new(cores.max(2))),
-            long_places: Arc::new(Semaphore::new(1)),
             created: created.unwrap_or_default().as_secs(),
         });
         let settings = &app.settings;
@@ -319,6 +331,7 @@ fn router(app: Arc<App>) -> axum::Router {
         .merge(page::routes())
         .fallback(async || Failure::no_such_path())
         .method_not_allowed_fallback(async || Failure::no_such_method())
+        .layer(from_fn_with_state(Arc::clone(&app), budget::hold))
         .layer(from_fn_with_state(Arc::clone(&app), count::count));
     let router = match cors::layer(&app.settings.cors) {
         Some(layer) => router.layer(layer),

@@ -1,6 +1,6 @@
 //! `/v1/rag/ask`: answers from the store's documents. [`super::rag`] says how it shares the device.
 
-use super::answers::{Many, first_timing, stages};
+use super::answers::{Sink, first_timing, stages};
 use super::body::{Body, Loaded};
 use super::chat::{Chat, ChatChoice, ChatPart, logprobs};
 use super::failure::{Failure, Failures};
@@ -19,7 +19,6 @@ use gritlm_model::ops::PAGE;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::time::Instant;
-use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 use utoipa::ToSchema;
 
@@ -188,14 +187,13 @@ pub(super) async fn ask(
     }
     let turn = store.asking.next().await?;
 
-    let (sender, receiver) = unbounded_channel();
-    let mut many = Many::of(receiver, loaded.app.metrics.watch_kind("ask"));
+    let (events, mut many) = loaded.events_of(loaded.app.metrics.watch_kind("ask"));
     let (cite, cited) = oneshot::channel();
     let scheduler = loaded.scheduler.clone();
     // It ends at the token at which the receiver is found dropped, as it is with this handler or
     // the stream.
     let task = tokio::task::spawn_blocking(move || {
-        let client = Client { events: sender, start };
+        let mut client = Client { events, start };
         let answered = client.answer(&scheduler, &store, &question, cite);
         drop(turn);
         answered.map_err(|error| client.tell(Event::Failed(error))).unwrap_or_default()
@@ -303,15 +301,14 @@ fn filter((key, value): (String, Value)) -> Result<Filter, Failure> {
 
 /// Whom the answer is for.
 struct Client {
-    events: UnboundedSender<(usize, Event)>,
+    events: Sink,
     /// When it asked.
     start: Instant,
 }
 
 impl Client {
-    fn tell(&self, event: Event) {
-        // Who has gone is not told.
-        let _ = self.events.send((0, event));
+    fn tell(&mut self, event: Event) {
+        self.events.send(0, event);
     }
 
     /// Whether the answer is still wanted.
@@ -325,7 +322,7 @@ impl Client {
 
     /// Finds, tells what was found, answers, and says where the time went.
     fn answer(
-        &self,
+        &mut self,
         scheduler: &Scheduler,
         store: &Store,
         question: &Question,

@@ -86,12 +86,16 @@ impl<S: Shape> Sending<S> {
             if self.left == 0 {
                 return None;
             }
+            self.many.sent();
             let taken = match self.many.next().await {
                 Ok((index, event)) => self.take(index, event),
                 Err(failure) => Err(failure),
             };
             if let Err(failure) = taken {
                 self.left = 0;
+                if let Some(reason) = failure.reason() {
+                    self.loaded.app.log(&self.loaded.route, &reason);
+                }
                 self.send(&FailureBody { error: failure.error });
             }
         }

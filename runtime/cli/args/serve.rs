@@ -61,11 +61,16 @@ pub(crate) struct Serve {
     #[arg(long, value_name = "N", env = "GRITLM_MAX_BODY_BYTES")]
     #[arg(default_value_t = Settings::default().max_body_bytes)]
     pub(crate) max_body_bytes: usize,
+    /// Bytes of all bodies and answers under way; requests for which too few are left get 503
+    #[arg(long, value_name = "N", env = "GRITLM_MAX_BYTES_UNDER_WAY")]
+    #[arg(default_value_t = Settings::default().max_bytes_under_way)]
+    pub(crate) max_bytes_under_way: usize,
     /// Connections at once; more wait
     #[arg(long, value_name = "N", env = "GRITLM_MAX_CONNECTIONS")]
     #[arg(default_value_t = Settings::default().connections)]
     pub(crate) max_connections: usize,
-    /// Seconds that a client may take to send a request's head, and then its body
+    /// Seconds that a client may take to send a request's head, and then its body, and that it may
+    /// take nothing of an answer
     #[arg(long, value_name = "S", env = "GRITLM_PATIENCE", default_value = "30")]
     #[arg(value_parser = seconds)]
     pub(crate) patience: Duration,
