@@ -161,6 +161,36 @@ fn compressed_bodies_are_bounded() {
     }
 }
 
+/// Also where what is left has a whole JSON in it, or more than one body.
+#[test]
+fn compressed_bodies_are_whole() {
+    let server = Server::start(&[]);
+    let pads = ["", "\n", &" ".repeat(1000)];
+    for (body, pad) in [r#"{"input": "a"}"#, r#"{"input": ["a", "b"], "model": "demo"}"#]
+        .into_iter()
+        .flat_map(|body| pads.map(|pad| (body, pad)))
+    {
+        let body = format!("{body}{pad}");
+        for (encoding, encode) in [("gzip", gzip as fn(&[u8]) -> Vec<u8>), ("deflate", deflate)] {
+            let whole = encode(body.as_bytes());
+            let post = |bytes: &[u8]| {
+                let headers = [JSON, ("content-encoding", encoding)];
+                server.post_with("/v1/embeddings", &headers, bytes)
+            };
+            post(&whole).ok();
+            for kept in 0..whole.len() {
+                post(&whole[..kept]).fails(400, &["body: "]);
+            }
+            for more in [&b"x"[..], b"\0\0\0\0\0\0\0\0\0\0\0\0", b"{}"] {
+                post(&[&whole, more].concat()).fails(400, &["body: expected", encoding]);
+            }
+            let mut wrong = whole.clone();
+            *wrong.last_mut().unwrap() ^= 1;
+            post(&wrong).fails(400, &["body: "]);
+        }
+    }
+}
+
 /// There is no telling which field it would have been.
 #[test]
 fn cut_bodies_are_nobodys_field() {

@@ -25,6 +25,8 @@ use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use utoipa::ToSchema;
 
+/// Bytes of a document's path, and of its title.
+const MOST_NAME: usize = 4096;
 /// Questions at once: while one is at the disk or the search, another computes.
 const ASKING: usize = 2;
 
@@ -101,12 +103,12 @@ pub(super) struct IndexRequest {
 #[derive(Deserialize, Serialize, ToSchema)]
 pub(super) struct NewDocument {
     /// What tells it from all others; what is stored under it is replaced where anything differs.
-    /// `gritlm index` removes it if it is below a path that it is given.
+    /// `gritlm index` removes it if it is below a path that it is given. At most 4096 bytes.
     #[schema(min_length = 1)]
     path: String,
     /// What it says; it is cut into chunks as the store is.
     text: String,
-    /// Goes in front of each chunk.
+    /// Goes in front of each chunk. At most 4096 bytes.
     #[serde(default)]
     title: String,
     /// What filters look at.
@@ -153,7 +155,14 @@ pub(super) async fn index(
     Failure::check_inputs("documents", request.documents.len(), limit)?;
     let mut paths = HashSet::new();
     for (i, document) in request.documents.iter().enumerate() {
-        let problem = match document.path.as_str() {
+        let NewDocument { path, title, .. } = document;
+        for (field, text) in [("path", path), ("title", title)] {
+            if text.len() > MOST_NAME {
+                let problem = format!("expected at most {MOST_NAME} bytes, found {}", text.len());
+                return Err(Failure::field(format!("documents[{i}].{field}"), problem));
+            }
+        }
+        let problem = match path.as_str() {
             "" => "expected a text, found an empty one",
             path if !paths.insert(path) => "expected each path once, found it again",
             _ => continue,

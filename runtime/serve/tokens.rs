@@ -45,7 +45,7 @@ pub(super) struct TokenizeResponse {
 pub(super) struct DetokenizeRequest {
     /// The model's name, as `/v1/models` tells it.
     model: Option<String>,
-    /// Ids below the size of the vocabulary.
+    /// Ids below the size of the vocabulary; at most twice as many as the model has positions.
     #[schema(value_type = Vec<Id>)]
     tokens: Ids,
 }
@@ -124,14 +124,25 @@ pub(super) async fn detokenize(
     Body(body): Body<DetokenizeRequest>,
 ) -> Result<Response, Failure> {
     loaded.check_model(body.model.as_deref())?;
-    let (Ids(ids), vocab) = (body.tokens, loaded.engine().config().vocab);
+    let Ids(ids) = body.tokens;
+    let config = loaded.engine().config();
+    let (vocab, positions) = (config.vocab, config.max_positions);
+    let most = positions.saturating_mul(2);
+    if ids.len() > most {
+        let problem = format!(
+            "expected at most {most} token ids, twice the model's {positions} positions, found {}",
+            ids.len()
+        );
+        return Err(Failure::too_long("tokens", format!("tokens: {problem}")));
+    }
     if let Some(at) = ids.iter().position(|&id| id as usize >= vocab) {
         let problem = format!("expected a token id below {vocab}, found {}", ids[at]);
         return Err(Failure::field(format!("tokens[{at}]"), problem));
     }
+    let bytes = 4 * ids.len();
     let work = move |engine: &crate::Engine| {
         let prompt = engine.tokenizer().decode(&ids).map_err(Error::from)?;
         Ok(Json(DetokenizeResponse { prompt }).into_response())
     };
-    loaded.blocking(work).await
+    loaded.blocking_of(bytes, work).await
 }
