@@ -2,9 +2,18 @@
 //! them, and one honest client whose latency is measured all the while.
 //!
 //! Attackers send what is hostile on purpose: bodies of 12 MB that are one text, bodies that never
-//! end, compressed bombs, JSON nested a thousand levels deep, requests for thousands of vectors whose
-//! answers nobody reads, heads that trickle in. Once a minute it prints the server's memory,
-//! descriptors and threads; at the end, what the honest client saw in both phases.
+//! end, compressed bombs, JSON nested a thousand levels deep, heads that trickle in. Each pauses
+//! between two attacks; their bodies are made once, so that they cost this machine little more than
+//! sending them.
+//!
+//! **At the same load.** Requests for thousands of vectors and for long streams are work that the
+//! server has to do, whoever asks. So they come in both phases, at the same fixed times and from as
+//! many clients: without attackers these clients read their answers, with attackers they never read
+//! and keep their connections for a minute. What the attackers add besides is refused work.
+//!
+//! At the end it prints three ratios: the honest client's p99 with attackers to that without;
+//! memory at the end to that at minute five (of a shorter run, at its half), each the mean over a
+//! minute; descriptors and threads at both times.
 //!
 //!     cargo bench --bench soak -- --minutes 30
 
@@ -16,6 +25,7 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use serde_json::{Value, json};
 use server::Server;
+use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::Mutex;
@@ -35,19 +45,38 @@ struct Args {
     #[arg(long, default_value_t = 30.0)]
     minutes: f64,
     /// Ordinary clients; half of them embed, half of them chat, and one in four leaves early.
-    #[arg(long, default_value_t = 8)]
+    #[arg(long, default_value_t = 4)]
     clients: usize,
+    /// Clients that ask for much every ten seconds, in both phases.
+    #[arg(long, default_value_t = 2)]
+    heavy: usize,
     /// Attackers.
     #[arg(long, default_value_t = 8)]
     attackers: usize,
+    /// Seconds that an attacker pauses after an attack.
+    #[arg(long, default_value_t = 0.5)]
+    pause: f64,
     /// `cargo bench` passes it.
     #[arg(long, hide = true)]
     bench: bool,
 }
 
-impl Server {
+/// What is asked for at the same times in both phases.
+const HEAVY: Duration = Duration::from_secs(10);
+/// How often the server is looked at.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// What the server takes.
+#[derive(Clone, Copy)]
+struct Taken {
+    /// Seconds since the phase's start.
+    at: f64,
     /// Resident MB, descriptors and threads.
-    fn taken(&self) -> [u64; 3] {
+    values: [u64; 3],
+}
+
+impl Server {
+    fn taken(&self, at: f64) -> Taken {
         let folder = format!("/proc/{}", self.child.id());
         let entries = |name: &str| {
             std::fs::read_dir(format!("{folder}/{name}")).map_or(0, |all| all.count() as u64)
@@ -55,7 +84,8 @@ impl Server {
         let status = std::fs::read_to_string(format!("{folder}/status")).unwrap_or_default();
         let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         let kilobytes = resident.and_then(|r| r.trim().strip_suffix("kB")?.trim().parse().ok());
-        [kilobytes.unwrap_or(0_u64) / 1000, entries("fd"), entries("task")]
+        let memory = kilobytes.unwrap_or(0_u64) / 1000;
+        Taken { at, values: [memory, entries("fd"), entries("task")] }
     }
 }
 
@@ -67,13 +97,21 @@ fn agent() -> ureq::Agent {
 /// What happened in a phase.
 #[derive(Default)]
 struct Seen {
+    over: AtomicBool,
     /// Seconds that the honest client's embeddings took.
     waits: Mutex<Vec<f64>>,
     /// Its embeddings that did not come.
     failed: AtomicU64,
     /// Ordinary requests that were answered, refused or left.
     ordinary: [AtomicU64; 3],
+    heavy: AtomicU64,
     attacks: AtomicU64,
+}
+
+impl Seen {
+    fn over(&self) -> bool {
+        self.over.load(Ordering::Relaxed)
+    }
 }
 
 /// A text of about so many words.
@@ -83,9 +121,9 @@ fn text(words: usize) -> String {
         .collect()
 }
 
-fn honest(url: &str, seen: &Seen, over: &AtomicBool) {
+fn honest(url: &str, seen: &Seen) {
     let agent = agent();
-    while !over.load(Ordering::Relaxed) {
+    while !seen.over() {
         let start = Instant::now();
         let body = json!({"input": text(60)}).to_string();
         let answer = agent
@@ -104,9 +142,9 @@ fn honest(url: &str, seen: &Seen, over: &AtomicBool) {
     }
 }
 
-fn ordinary(url: &str, index: usize, seen: &Seen, over: &AtomicBool) {
+fn ordinary(url: &str, index: usize, seen: &Seen) {
     let agent = agent();
-    while !over.load(Ordering::Relaxed) {
+    while !seen.over() {
         let leaves = fastrand::usize(..4) == 0;
         let (path, body) = match index % 2 {
             0 => ("/v1/embeddings", json!({"input": [text(16), text(120), text(300)]})),
@@ -131,102 +169,152 @@ fn ordinary(url: &str, index: usize, seen: &Seen, over: &AtomicBool) {
     }
 }
 
-/// One attack, chosen by chance.
-fn attack(url: &str) -> std::io::Result<()> {
+/// Sends a request over a connection of its own.
+fn post(url: &str, path: &str, more: &str, body: &[u8]) -> std::io::Result<TcpStream> {
     let address = url.trim_start_matches("http://");
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(Duration::from_secs(60)))?;
     stream.set_write_timeout(Some(Duration::from_secs(60)))?;
-    let mut post = |path: &str, more: &str, body: &[u8]| -> std::io::Result<()> {
-        write!(
-            stream,
-            "POST {path} HTTP/1.1\r\nhost: {address}\r\ncontent-type: application/json\r\n\
-             content-length: {}\r\n{more}\r\n",
-            body.len()
-        )?;
-        stream.write_all(body)
-    };
-    let long = || "word ".repeat(12_000_000 / 5);
-    let chat = |content: &str| json!({"messages": [{"role": "user", "content": content}]});
-    let json = |value: Value| value.to_string().into_bytes();
-    let mut first = [0; 1];
-    match fastrand::usize(..8) {
-        0 => post("/v1/chat/completions", "", &json(chat(&long())))?,
-        1 => post("/v1/embeddings", "", &json(json!({"input": "x", "instruction": long()})))?,
-        2 => post("/tokenize", "", &json(json!({"prompt": long()})))?,
-        3 => {
-            let mut bomb = GzEncoder::new(Vec::new(), Compression::best());
-            let zeros = vec![b' '; 1 << 20];
-            for _ in 0..64 {
-                bomb.write_all(&zeros)?;
+    write!(
+        stream,
+        "POST {path} HTTP/1.1\r\nhost: {address}\r\ncontent-type: application/json\r\n\
+         connection: close\r\ncontent-length: {}\r\n{more}\r\n",
+        body.len()
+    )?;
+    stream.write_all(body)?;
+    Ok(stream)
+}
+
+/// Asks for much every [`HEAVY`]; reads it, or keeps the connections without reading.
+fn heavy(url: &str, index: usize, reads: bool, seen: &Seen) {
+    let vectors = json!({"input": vec!["a"; 2048]}).to_string();
+    let stream = json!({
+        "messages": [{"role": "user", "content": text(40)}], "max_tokens": 256, "n": 4,
+        "ignore_eos": true, "stream": true, "logprobs": true, "top_logprobs": 20
+    });
+    let stream = stream.to_string();
+    let mut held = VecDeque::new();
+    let start = Instant::now();
+    for turn in 0.. {
+        while start.elapsed() < HEAVY * turn {
+            if seen.over() {
+                return;
             }
-            post("/v1/embeddings", "content-encoding: gzip\r\n", &bomb.finish()?)?;
+            sleep(Duration::from_millis(100));
         }
-        4 => {
-            let deep = "[".repeat(1000) + &"]".repeat(1000);
-            post("/v1/embeddings", "", format!("{{\"input\": {deep}}}").as_bytes())?;
+        let (path, body) = match (index + turn as usize) % 2 {
+            0 => ("/v1/embeddings", &vectors),
+            _ => ("/v1/chat/completions", &stream),
+        };
+        let Ok(mut asked) = post(url, path, "", body.as_bytes()) else { continue };
+        seen.heavy.fetch_add(1, Ordering::Relaxed);
+        if reads {
+            let _ = std::io::copy(&mut asked, &mut std::io::sink());
+        } else {
+            held.push_back(asked);
+            if held.len() > 6 {
+                held.pop_front();
+            }
         }
-        5 => {
-            // Thousands of numbers that nobody reads.
-            let texts = vec!["a"; 2048];
-            post("/v1/embeddings", "", &json(json!({"input": texts})))?;
-            sleep(Duration::from_secs(20));
-            return Ok(());
+    }
+}
+
+/// Bodies that are hostile, with their paths and further lines of the head.
+struct Hostile(Vec<(&'static str, &'static str, Vec<u8>)>);
+
+impl Hostile {
+    fn new() -> std::io::Result<Self> {
+        let long = "word ".repeat(12_000_000 / 5);
+        let json = |value: Value| value.to_string().into_bytes();
+        let chat = json!({"messages": [{"role": "user", "content": long}]});
+        let mut bomb = GzEncoder::new(Vec::new(), Compression::best());
+        let blanks = vec![b' '; 1 << 20];
+        for _ in 0..64 {
+            bomb.write_all(&blanks)?;
         }
-        6 => {
+        let deep = "[".repeat(1000) + &"]".repeat(1000);
+        Ok(Self(vec![
+            ("/v1/chat/completions", "", json(chat)),
+            ("/v1/embeddings", "", json(json!({"input": "x", "instruction": long}))),
+            ("/tokenize", "", json(json!({"prompt": long}))),
+            ("/v1/embeddings", "content-encoding: gzip\r\n", bomb.finish()?),
+            ("/v1/embeddings", "", format!("{{\"input\": {deep}}}").into_bytes()),
+        ]))
+    }
+}
+
+/// One attack, chosen by chance. It waits for the first byte of the answer, or for the end.
+fn attack(url: &str, hostile: &Hostile) -> std::io::Result<()> {
+    let address = url.trim_start_matches("http://");
+    let mut stream = match hostile.0.get(fastrand::usize(..hostile.0.len() + 2)) {
+        Some((path, more, body)) => post(url, path, more, body)?,
+        None if fastrand::bool() => {
             // A body that never ends.
+            let mut stream = TcpStream::connect(address)?;
             write!(
                 stream,
                 "POST /v1/embeddings HTTP/1.1\r\nhost: {address}\r\n\
                  content-type: application/json\r\ncontent-length: 16000000\r\n\r\n"
             )?;
             stream.write_all(&vec![b'['; 4 << 20])?;
-            sleep(Duration::from_secs(20));
-            return Ok(());
+            stream
         }
-        _ => {
+        None => {
+            let mut stream = TcpStream::connect(address)?;
             for byte in b"POST /v1/embeddings HTTP/1.1\r\nx-a: b" {
                 stream.write_all(&[*byte])?;
                 sleep(Duration::from_millis(50));
             }
-            return Ok(());
+            stream
         }
-    }
-    stream.read_exact(&mut first)
+    };
+    stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+    stream.read(&mut [0]).map(|_| ())
 }
 
-fn attacker(url: &str, seen: &Seen, over: &AtomicBool) {
-    while !over.load(Ordering::Relaxed) {
+fn attacker(url: &str, hostile: &Hostile, pause: Duration, seen: &Seen) {
+    while !seen.over() {
         // A server that hangs up on an attacker is right.
-        let _ = attack(url);
+        let _ = attack(url, hostile);
         seen.attacks.fetch_add(1, Ordering::Relaxed);
+        sleep(pause);
     }
 }
 
-/// One phase; returns what was seen, and what the server took at each minute.
-fn phase(server: &Server, args: &Args, attackers: usize, time: Duration) -> (Seen, Vec<[u64; 3]>) {
-    let (seen, over, mut taken) = (Seen::default(), AtomicBool::new(false), Vec::new());
+/// One phase; returns what was seen, and what the server took in its course.
+fn phase(
+    server: &Server,
+    args: &Args,
+    hostile: Option<&Hostile>,
+    time: Duration,
+) -> (Seen, Vec<Taken>) {
+    let (seen, mut taken) = (Seen::default(), Vec::new());
     scope(|scope| {
-        scope.spawn(|| honest(&server.url, &seen, &over));
+        let seen = &seen;
+        scope.spawn(|| honest(&server.url, seen));
         for i in 0..args.clients {
-            let (seen, over) = (&seen, &over);
-            scope.spawn(move || ordinary(&server.url, i, seen, over));
+            scope.spawn(move || ordinary(&server.url, i, seen));
         }
-        for _ in 0..attackers {
-            scope.spawn(|| attacker(&server.url, &seen, &over));
+        for i in 0..args.heavy {
+            scope.spawn(move || heavy(&server.url, i, hostile.is_none(), seen));
         }
-        let start = Instant::now();
+        for hostile in hostile.iter().flat_map(|all| std::iter::repeat_n(all, args.attackers)) {
+            let pause = Duration::from_secs_f64(args.pause);
+            scope.spawn(move || attacker(&server.url, hostile, pause, seen));
+        }
+        let (start, mut said) = (Instant::now(), 0);
         while start.elapsed() < time {
-            sleep(Duration::from_secs(60).min(time - start.elapsed()));
-            let now = server.taken();
-            let [memory, descriptors, threads] = now;
-            let minutes = start.elapsed().as_secs_f64() / 60.0;
-            println!(
-                "{minutes:5.1} min: {memory} MB, {descriptors} descriptors, {threads} threads"
-            );
+            sleep(LOOK.min(time - start.elapsed()));
+            let now = server.taken(start.elapsed().as_secs_f64());
             taken.push(now);
+            let minute = (now.at / 60.0) as u64;
+            if minute > said || start.elapsed() >= time {
+                said = minute;
+                let (minutes, [memory, files, threads]) = (now.at / 60.0, now.values);
+                println!("{minutes:5.1} min: {memory} MB, {files} descriptors, {threads} threads");
+            }
         }
-        over.store(true, Ordering::Relaxed);
+        seen.over.store(true, Ordering::Relaxed);
     });
     (seen, taken)
 }
@@ -238,35 +326,59 @@ fn quantile(waits: &mut [f64], share: f64) -> f64 {
     waits.get((last as f64 * share).round() as usize).map_or(f64::NAN, |wait| wait * 1e3)
 }
 
-fn main() {
+/// Means over the minute that ends at so many seconds.
+fn around(taken: &[Taken], end: f64, minute: f64) -> [f64; 3] {
+    let within = |taken: &&Taken| taken.at > end - minute && taken.at <= end + 0.1;
+    let rows: Vec<&Taken> = taken.iter().filter(within).collect();
+    let mean = |i: usize| rows.iter().map(|t| t.values[i] as f64).sum::<f64>() / rows.len() as f64;
+    [mean(0), mean(1), mean(2)]
+}
+
+fn main() -> std::io::Result<()> {
     let args = Args::parse();
     let server = Server::start(&args.model, &args.device, &[], None);
+    let hostile = Hostile::new()?;
     let time = Duration::from_secs_f64(args.minutes * 60.0);
-    let mut p99 = Vec::new();
-    let mut rows = Vec::new();
-    for (name, attackers, time) in
-        [("without attackers", 0, time / 4), ("with attackers", args.attackers, time)]
+    let mut tails = Vec::new();
+    let mut taken = Vec::new();
+    for (name, hostile, time) in
+        [("without attackers", None, time / 4), ("with attackers", Some(&hostile), time)]
     {
         println!("{name}, {:.1} minutes", time.as_secs_f64() / 60.0);
-        let (seen, taken) = phase(&server, &args, attackers, time);
+        let (seen, rows) = phase(&server, &args, hostile, time);
         let mut waits = seen.waits.into_inner().expect("nobody panics");
-        let [p50, tail] = [0.5, 0.99].map(|share| quantile(&mut waits, share));
+        let [p50, p90, p99] = [0.5, 0.9, 0.99].map(|share| quantile(&mut waits, share));
         let [whole, refused, left] = seen.ordinary.map(AtomicU64::into_inner);
         println!(
-            "honest client: {} embeddings, {} failed, p50 {p50:.1} ms, p99 {tail:.1} ms; ordinary: \
-             {whole} answered, {refused} refused, {left} left; {} attacks",
+            "honest client: {} embeddings, {} failed, p50 {p50:.1} ms, p90 {p90:.1} ms, p99 \
+             {p99:.1} ms; ordinary: {whole} answered, {refused} refused, {left} left; {} heavy; {} \
+             attacks",
             waits.len(),
             seen.failed.into_inner(),
+            seen.heavy.into_inner(),
             seen.attacks.into_inner()
         );
-        p99.push(tail);
-        rows = taken;
+        tails.push(p99);
+        taken = rows;
     }
-    println!("p99 with attackers ÷ without: {:.2} (bound 3)", p99[1] / p99[0]);
-    if let (Some(early), Some(late)) = (rows.get(4), rows.last()) {
-        println!(
-            "memory at the end ÷ at minute 5: {:.2} (bound 1.2)",
-            late[0] as f64 / early[0] as f64
-        );
-    }
+    println!("p99 with attackers to that without: {:.2} (at most 3)", tails[1] / tails[0]);
+    let end = time.as_secs_f64();
+    let (early, minute) = (f64::min(300.0, end / 2.0), f64::min(60.0, end / 4.0));
+    let [first, last] = [early, end].map(|at| around(&taken, at, minute));
+    println!(
+        "memory at the end to that at {:.1} min: {:.0} MB to {:.0} MB, {:.2} (at most 1.2)",
+        early / 60.0,
+        last[0],
+        first[0],
+        last[0] / first[0]
+    );
+    println!(
+        "descriptors and threads at the end: {:.0} and {:.0}; at {:.1} min: {:.0} and {:.0}",
+        last[1],
+        last[2],
+        early / 60.0,
+        first[1],
+        first[2]
+    );
+    Ok(())
 }
