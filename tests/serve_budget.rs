@@ -92,13 +92,13 @@ fn honest(server: &Server) {
 fn clients_that_never_read_are_cut_off() {
     let server = Server::start(&["--patience", "0.5", "--max-inputs", "8192"]);
     honest(&server);
-    // The one of this test's own client stays.
+    // With the one of this test's own client, which may be closed meanwhile.
     let before = sockets(&server);
     for (path, body) in large(8192) {
         let begun = answered(&server, path);
         let mut held: Vec<TcpStream> = (0..3).map(|_| ask(&server, path, &body)).collect();
         wait_until("answered", || answered(&server, path) == begun + 3);
-        wait_until("closed", || sockets(&server) == before);
+        wait_until("closed", || sockets(&server) <= before);
         honest(&server);
         given_back(&server);
         // What the system had in its buffers is there; the end is not.
