@@ -10,7 +10,8 @@ use gritlm::{Attn, Engine, Options};
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let engine = Engine::open("demo", &Options::default())?;
     let text = engine.tokenizer().encode("<|embed|>\ncapture network packets")?;
-    let prompt = engine.tokenizer().encode("<|user|>\nDescribe the package pdfgrep.\n<|assistant|>\n")?;
+    let prompt =
+        engine.tokenizer().encode("<|user|>\nDescribe the package pdfgrep.\n<|assistant|>\n")?;
 
     // Each sequence has a page table of its own in the one pool of KV pages.
     let (mut text_cache, mut prompt_cache) = (engine.cache(), engine.cache());
