@@ -1,6 +1,6 @@
 //! One batch holds embedding, prefill and decode; each sequence has the same bits as alone.
 
-use crate::support::{Reference, devices};
+use crate::support::{Reference, two_devices};
 use gritlm::batch::{Output, Sequence, Want};
 use gritlm::cache::{Cache, KvCache};
 use gritlm::model::ops::{Draw, Mask, Pooling};
@@ -99,7 +99,7 @@ fn same_bits_alone_and_together() {
 
 #[test]
 fn runs_same_bits() {
-    for (device, model) in devices().iter().flat_map(|(d, _)| MODELS.map(|m| (d, m))) {
+    for (device, model) in two_devices().iter().flat_map(|(d, _)| MODELS.map(|m| (d, m))) {
         let reference = Reference::open_on(model, device.clone());
         let parts = parts(&reference);
         let first = together(&reference.engine, &parts);

@@ -1,7 +1,7 @@
 //! Answers through a store on disk, `gritlm ask` and `gritlm bench rag`.
 
 use crate::cli::run;
-use crate::support::{Reference, devices, with_a_yes};
+use crate::support::{Reference, two_devices, with_a_yes};
 use gritlm::batch::{Sequence, Want};
 use gritlm::bench::rag::{RagPlan, rag};
 use gritlm::bench::record::{Limits, Record};
@@ -27,7 +27,7 @@ fn document(path: &str) -> NewDocument {
 /// tokens as in the golden files; in bfloat16 the same as without a disk.
 #[test]
 fn golden_documents_through_the_store() {
-    for (device, model) in devices()
+    for (device, model) in two_devices()
         .iter()
         .flat_map(|(d, _)| ["mistral-tiny", "mistral-odd", "mixtral-tiny"].map(|m| (d, m)))
     {

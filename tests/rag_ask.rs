@@ -1,7 +1,7 @@
 //! Answering from documents: every mode against a slow, obvious twin; joined caches; exactness with
 //! causal embedding; what is counted.
 
-use crate::support::{Reference, close, data, devices};
+use crate::support::{Reference, close, data, two_devices};
 use gritlm::batch::{Output, Sequence, Want};
 use gritlm::cache::KvCache;
 use gritlm::model::config::Config;
@@ -206,7 +206,7 @@ fn same(name: &str, (tokens, logprobs): &Said, (expected, near): &Said) {
 
 #[test]
 fn every_mode_as_its_slow_twin() {
-    for (device, model) in devices().iter().flat_map(|(d, _)| MODELS.map(|m| (d, m))) {
+    for (device, model) in two_devices().iter().flat_map(|(d, _)| MODELS.map(|m| (d, m))) {
         let reference = Reference::open_on(model, device.clone());
         let engine = &reference.engine;
         let mut all = Vec::new();
@@ -262,7 +262,7 @@ fn missing_caches_are_computed() {
 /// the same bits, and so is every answer, also with a penalty (here a premium) on what was read.
 #[test]
 fn causal_caches_change_nothing() {
-    for (device, bound) in devices() {
+    for (device, bound) in two_devices() {
         for model in MODELS {
             let reference = Reference::open_on(model, device.clone());
             let engine = &reference.engine;

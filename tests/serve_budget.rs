@@ -47,6 +47,9 @@ fn sockets(server: &Server) -> usize {
 fn send(server: &Server, path: &str, more: &str, body: &[u8]) -> TcpStream {
     let mut stream = TcpStream::connect(server.address()).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(120))).unwrap();
+    // A system may keep 6 MB of an answer that nobody reads.
+    #[cfg(unix)]
+    rustix::net::sockopt::set_socket_recv_buffer_size(&stream, 1 << 16).unwrap();
     let head = format!("POST {path} HTTP/1.1\r\nhost: localhost\r\n{more}");
     write!(stream, "{head}content-type: application/json\r\n\r\n").unwrap();
     stream.write_all(body).unwrap();
@@ -90,20 +93,21 @@ fn honest(server: &Server) {
 
 #[test]
 fn clients_that_never_read_are_cut_off() {
-    let server = Server::start(&["--patience", "0.5", "--max-inputs", "8192"]);
+    let server = Server::start(&["--patience", "0.5", "--max-inputs", "4096"]);
     honest(&server);
     // With the one of this test's own client, which may be closed meanwhile.
     let before = sockets(&server);
-    for (path, body) in large(8192) {
+    for (path, body) in large(4096) {
         let begun = answered(&server, path);
-        let mut held: Vec<TcpStream> = (0..3).map(|_| ask(&server, path, &body)).collect();
-        wait_until("answered", || answered(&server, path) == begun + 3);
+        // Two, which are more than the one that may be closed by itself.
+        let mut held = [(); 2].map(|()| ask(&server, path, &body));
+        wait_until("answered", || answered(&server, path) == begun + 2);
         wait_until("closed", || sockets(&server) <= before);
         honest(&server);
         given_back(&server);
         // What the system had in its buffers is there; the end is not.
         let mut last = Vec::new();
-        let _ = held.remove(0).read_to_end(&mut last);
+        let _ = held[0].read_to_end(&mut last);
         let last = String::from_utf8_lossy(&last[last.len().saturating_sub(7)..]).into_owned();
         assert!(!last.ends_with("}") && !last.ends_with("]]") && !last.ends_with("0\r\n\r\n"));
     }
@@ -117,7 +121,7 @@ fn forty_clients_that_never_read_share_one_budget() {
     let server = Server::start(&args);
     honest(&server);
     let before = peak(&server);
-    let [embeddings, embed, _] = large(4096);
+    let [embeddings, embed, _] = large(2048);
     let held: Vec<TcpStream> = (0..40)
         .map(|i| if i % 2 == 0 { &embeddings } else { &embed })
         .map(|(path, body)| ask(&server, path, body))
@@ -138,7 +142,7 @@ fn forty_clients_that_never_read_share_one_budget() {
     drop(held);
     given_back(&server);
     let (path, body) = embeddings;
-    assert_eq!(server.post(path, &body).ok()["data"].as_array().unwrap().len(), 4096);
+    assert_eq!(server.post(path, &body).ok()["data"].as_array().unwrap().len(), 2048);
 }
 
 #[test]

@@ -53,6 +53,21 @@ pub(crate) fn devices() -> Vec<(Device, f64)> {
     all
 }
 
+/// Whether the long forms of tests were asked for.
+pub(crate) fn long() -> bool {
+    std::env::var_os("GRITLM_LONG").is_some()
+}
+
+/// The CPU and one adapter; all of [`devices`] in the long form. For what is the same code on every
+/// adapter once each op is right there, which the case table and the golden files say.
+pub(crate) fn two_devices() -> Vec<(Device, f64)> {
+    let mut all = devices();
+    if !long() {
+        all.truncate(2);
+    }
+    all
+}
+
 /// A reference model and what Hugging Face computes with it; see `tests/data/README.md`.
 pub(crate) struct Reference {
     pub(crate) engine: Engine,
