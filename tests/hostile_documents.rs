@@ -139,6 +139,11 @@ fn hostile() -> Vec<(&'static str, Vec<u8>, &'static str)> {
             map("1 beginbfrange (\x01\x01\x01\x01) (zzzz) <0041> endbfrange"),
             "name more than 4194304 codes",
         ),
+        (
+            "a range of codes, in escapes",
+            map(r"1 beginbfrange (\000\000\000\000) <ffffffff> <0041> endbfrange"),
+            "name more than 4194304 codes",
+        ),
         ("a nested map", map(&"[".repeat(100_000)), "nested more than 32 deep"),
         (
             "a page below itself",

@@ -1,16 +1,16 @@
-//! How many codes a PDF's character maps name, and how deep they are nested. A range of codes takes
-//! 20 bytes to write, and adobe-cmap-parser 0.4 makes an entry of each code in it.
+//! Bounds how many codes a PDF's character maps name, and how deep they are nested. A range of
+//! codes takes 20 bytes to write, and adobe-cmap-parser 0.4 creates an entry for each code in it.
 
 use super::bounds::content;
 use pdf_extract::{Document, Object, ObjectId};
 use std::collections::BTreeSet;
 
-/// Codes that all maps of a document may name: a font has 65,536.
+/// Maximum codes that all maps of a document together may name; a font has 65,536.
 const CODES: u64 = 1 << 22;
-/// How deep arrays, dictionaries and strings may be nested; those of real maps are two deep.
+/// Maximum nesting of arrays, dictionaries and strings; real maps are nested two deep.
 const DEPTH: usize = 32;
 
-/// Looks through the maps of all fonts; what is wrong, if anything is.
+/// Checks the maps of all fonts, and describes what is wrong, if anything is.
 pub(super) fn check(document: &Document) -> Result<(), String> {
     let mut maps = BTreeSet::new();
     document.objects.values().for_each(|object| find_maps(object, &mut maps));
@@ -26,7 +26,7 @@ pub(super) fn check(document: &Document) -> Result<(), String> {
     Ok(())
 }
 
-/// What pdf-extract takes for a map, wherever a font's dictionary is.
+/// Collects what pdf-extract takes for a character map, wherever a font's dictionary is.
 fn find_maps(object: &Object, maps: &mut BTreeSet<ObjectId>) {
     let dictionary = match object {
         Object::Array(items) => return items.iter().for_each(|item| find_maps(item, maps)),
@@ -44,27 +44,30 @@ fn find_maps(object: &Object, maps: &mut BTreeSet<ObjectId>) {
     }
 }
 
-/// A string between `beginbfrange` and the next word, as the number that it is, or an array there.
-/// Three of them are a range: its first code, its last, and what the first one means.
+/// Counts the codes of the ranges between `beginbfrange` and the next word. A value there is a
+/// string, taken as the number it encodes, or an array. Three values make a range: its first
+/// code, its last code, and what the first one maps to. `None` is a string with an escape, which
+/// may stand for any byte: its range is taken as the longest that it may be.
 #[derive(Default)]
 struct Ranges {
-    /// None where no range is open.
-    open: Option<Vec<u64>>,
+    /// The values of the current range so far; `None` outside of ranges.
+    open: Option<Vec<Option<u64>>>,
     codes: u64,
 }
 
 impl Ranges {
-    fn push(&mut self, value: u64) {
+    fn push(&mut self, value: Option<u64>) {
         let Some(open) = &mut self.open else { return };
         open.push(value);
         if let &[first, last, _] = open.as_slice() {
+            let (first, last) = (first.unwrap_or(0), last.unwrap_or(u32::MAX.into()));
             self.codes = self.codes.saturating_add((last + 1).saturating_sub(first));
             open.clear();
         }
     }
 }
 
-/// The codes that a map's ranges name.
+/// Counts the codes that a map's ranges name.
 fn codes(map: &[u8]) -> Result<u64, String> {
     let mut ranges = Ranges::default();
     let mut depth = 0_usize;
@@ -84,24 +87,24 @@ fn codes(map: &[u8]) -> Result<u64, String> {
                 let string = &after[..after.len() - skip(after, |b| b != b'>').len()];
                 let digits = string.iter().filter_map(|&b| char::from(b).to_digit(16));
                 if depth == 0 {
-                    // Of a longer one the parser takes the last four bytes, too.
-                    ranges.push(digits.fold(0_u32, |code, digit| code << 4 | digit).into());
+                    // The parser also takes only the last four bytes of a longer string.
+                    let value = digits.fold(0_u32, |code, digit| code << 4 | digit);
+                    ranges.push(Some(value.into()));
                 }
                 after.get(string.len() + 1..).unwrap_or_default()
             }
             (b'(', _) => {
                 let (string, after) = literal(after)?;
                 if depth == 0 {
-                    // As an escape may stand for any byte, a code with one may be any.
                     let plain = !string.contains(&b'\\');
                     let value = string.iter().fold(0_u32, |code, &b| code << 8 | u32::from(b));
-                    ranges.push(if plain { value.into() } else { u32::MAX.into() });
+                    ranges.push(plain.then(|| value.into()));
                 }
                 after
             }
             (b'[', _) => {
                 if depth == 0 {
-                    ranges.push(0);
+                    ranges.push(Some(0));
                 }
                 depth += 1;
                 after
@@ -125,7 +128,8 @@ fn codes(map: &[u8]) -> Result<u64, String> {
     Ok(ranges.codes)
 }
 
-/// A string in round brackets, which nest, without the outer ones; and what comes behind it.
+/// Returns a string in parentheses, which may be nested, without the outer ones, and the bytes
+/// behind it.
 fn literal(bytes: &[u8]) -> Result<(&[u8], &[u8]), String> {
     let (mut depth, mut escaped) = (1_usize, false);
     for (at, byte) in bytes.iter().enumerate() {
@@ -148,7 +152,7 @@ fn nested() -> String {
     format!("a font's character map is nested more than {DEPTH} deep")
 }
 
-/// What comes behind the bytes that are so.
+/// Returns the bytes behind the leading ones that satisfy `so`.
 fn skip(bytes: &[u8], so: impl Fn(u8) -> bool) -> &[u8] {
     let end = bytes.iter().position(|&b| !so(b)).unwrap_or(bytes.len());
     &bytes[end..]
