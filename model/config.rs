@@ -1,8 +1,8 @@
-//! `config.json` of a Mistral or Mixtral checkpoint, checked.
+//! Parser and checks of a Mistral or Mixtral checkpoint's `config.json`.
 //!
-//! Every number is checked once, here; after that, no code asks again whether `heads` divides.
-//! A field that is absent has the default of its class in transformers, or is refused as missing;
-//! null means none.
+//! Every number is checked here, once; later code relies on it, for example on `kv_heads`
+//! dividing `heads`. An absent field gets the default of its class in transformers, or is refused
+//! as missing; null means that the field is absent or switched off.
 
 mod rope;
 
@@ -10,7 +10,7 @@ use crate::{Error, Result, files};
 use serde_json::{Map, Value};
 use std::path::Path;
 
-/// Shape and constants of a model. Fields have the names of the crate's vocabulary.
+/// Shape and constants of a model. Fields are named by the crate's vocabulary.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// Width of the residual stream (`hidden_size`).
@@ -21,9 +21,9 @@ pub struct Config {
     pub heads: usize,
     /// Key and value heads (`num_key_value_heads`); divides `heads`.
     pub kv_heads: usize,
-    /// Width of a head; even. Where the file has none: `dim / heads`.
+    /// Width of a head; even. It defaults to `dim / heads`.
     pub head_dim: usize,
-    /// Width of the feed-forward (`intermediate_size`), of one expert in a mixture.
+    /// Width of the feed-forward (`intermediate_size`), or of one expert in a mixture.
     pub hidden: usize,
     /// Rows of the embedding table (`vocab_size`).
     pub vocab: usize,
@@ -33,39 +33,40 @@ pub struct Config {
     pub norm_eps: f32,
     /// Sliding window of causal attention in tokens, the query itself included.
     pub window: Option<usize>,
-    /// Longest sequence that the model was made for (`max_position_embeddings`).
+    /// Longest sequence that the model supports (`max_position_embeddings`).
     pub max_positions: usize,
     /// Id of `<s>`.
     pub bos: u32,
-    /// Ids that end an answer: those of `config.json`, then those that only
-    /// `generation_config.json` has. The first goes between the turns of a conversation.
+    /// End-of-sequence token ids: those of `config.json`, then further ones from
+    /// `generation_config.json`. The first separates the turns of a conversation.
     pub eos: Vec<u32>,
     /// Whether `lm_head` is the embedding table (`tie_word_embeddings`).
     pub tied: bool,
-    /// The mixture of experts, in a Mixtral.
+    /// The mixture of experts, if the model is a Mixtral.
     pub experts: Option<Experts>,
-    /// Whether instruction and text to embed are tokenized apart, each as if it began a text
-    /// (`gritlm_instruction_apart`, a field of this project). The demo model was trained so; GritLM
-    /// on one string, which gives a text's first word another token.
+    /// Whether the instruction and the text to embed are tokenized separately, each as if it
+    /// began a text (`gritlm_instruction_apart`, a field of this project). The demo model was
+    /// trained that way. GritLM was trained on one string, in which a text's first word gets
+    /// another token.
     pub instruction_apart: bool,
 }
 
-/// The mixture's numbers.
+/// Sizes of the mixture of experts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Experts {
     /// Experts per layer (`num_local_experts`).
     pub count: usize,
-    /// Experts that each token goes through (`num_experts_per_tok`).
+    /// Experts that each token is routed to (`num_experts_per_tok`).
     pub top_k: usize,
 }
 
 impl Config {
-    /// Reads and checks `config.json`, and the `eos_token_id` of a `generation_config.json` beside
-    /// it.
+    /// Reads and checks `config.json`, and the `eos_token_id` of a `generation_config.json` in
+    /// the same folder.
     ///
     /// # Errors
-    /// When a file cannot be read, is not JSON, names another architecture, or has a value that is
-    /// missing, not positive, out of range or not dividing.
+    /// When a file cannot be read, is not JSON, names another architecture, or has a value that
+    /// is missing, not positive, out of range or not divisible as required.
     pub fn open(path: &Path) -> Result<Self> {
         let text = std::fs::read(path).map_err(Error::io(path))?;
         let beside = path.with_file_name("generation_config.json");
@@ -78,7 +79,7 @@ impl Config {
         Self::check(&Fields { json: &object(&text, path)?, path }, generation.as_ref())
     }
 
-    /// Checks the text of a `config.json`; `path` is what errors name.
+    /// Checks the text of a `config.json`. Errors name `path`.
     ///
     /// # Errors
     /// As [`Config::open`].
@@ -87,7 +88,8 @@ impl Config {
     }
 
     fn check(fields: &Fields<'_>, generation: Option<&Fields<'_>>) -> Result<Self> {
-        // `model_type` decides: `architectures` also reads "GritLM" in copies made for other servers.
+        // `model_type` decides, because copies made for other servers have "GritLM" in
+        // `architectures`.
         let mixture = match fields.text("model_type")? {
             "mistral" => false,
             "mixtral" => true,
@@ -173,37 +175,39 @@ impl Config {
         })
     }
 
-    /// Width of the stacked query, key and value projection.
+    /// Returns the width of the stacked query, key and value projection.
     pub fn qkv_rows(&self) -> usize {
         (self.heads + 2 * self.kv_heads) * self.head_dim
     }
 
-    /// Rotary frequencies `(head_dim / 2)`: theta^(−2d / head_dim), in f32 as in transformers.
+    /// Returns the RoPE frequencies, `(head_dim / 2)`: theta^(−2d / head_dim), in f32 as in
+    /// transformers.
     pub fn rope_frequencies(&self) -> Vec<f32> {
         let turn = |d| 1.0 / self.rope_theta.powf(2.0 * d as f32 / self.head_dim as f32);
         (0..self.head_dim / 2).map(turn).collect()
     }
 
-    /// Parameters of the model, tied matrices counted once.
+    /// Returns the number of parameters; tied matrices count once.
     pub fn parameters(&self) -> u64 {
         let tensors = crate::weights::expected(self);
         tensors.iter().map(|t| t.shape.iter().map(|&n| n as u64).product::<u64>()).sum()
     }
 
-    /// Bytes of keys and values per token when stored in `element` bytes each (2 in bf16).
+    /// Returns the bytes of keys and values per token, at `element` bytes per element (2 in
+    /// bf16).
     pub fn kv_bytes_per_token(&self, element: usize) -> usize {
         2 * self.layers * self.kv_heads * self.head_dim * element
     }
 }
 
-/// The JSON object that a file holds.
+/// Parses the JSON object in a file.
 fn object(text: &[u8], path: &Path) -> Result<Map<String, Value>> {
     files::check_pointer(text, path)?;
     serde_json::from_slice(text)
         .map_err(|e| Error::Format { path: path.into(), problem: format!("not JSON: {e}") })
 }
 
-/// The JSON object and the file it came from, for errors that name both.
+/// A JSON object and the file it came from, for errors that name both field and file.
 struct Fields<'a> {
     json: &'a Map<String, Value>,
     path: &'a Path,
@@ -212,7 +216,7 @@ struct Fields<'a> {
 impl<'a> Fields<'a> {
     fn fail<T>(&self, field: &'static str, expected: &str, found: impl ToString) -> Result<T> {
         let (expected, mut found) = (expected.to_string(), found.to_string());
-        // A hostile file must not fill the terminal.
+        // Truncate the value, so that a hostile file cannot fill the terminal.
         if let Some((cut, _)) = found.char_indices().nth(60) {
             found.truncate(cut);
             found.push('…');
@@ -220,7 +224,7 @@ impl<'a> Fields<'a> {
         Err(Error::Config { path: self.path.into(), field, expected, found })
     }
 
-    /// The field's value; null counts as absent.
+    /// Returns the field's value; null counts as absent.
     fn get(&self, field: &str) -> Option<&'a Value> {
         self.json.get(field).filter(|v| !v.is_null())
     }
@@ -237,7 +241,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// A whole number from 1 to `max`.
+    /// Returns a whole number from 1 to `max`.
     fn count(&self, field: &'static str, max: u64) -> Result<usize> {
         let expected = format!("a whole number from 1 to {max}");
         match self.get(field) {
@@ -263,7 +267,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// A token id or several; None where there is no such field.
+    /// Returns one or several token ids; `None` where the field is absent.
     fn tokens(&self, field: &'static str, vocab: usize) -> Result<Option<Vec<u32>>> {
         let ids = match self.get(field) {
             None => return Ok(None),

@@ -11,7 +11,7 @@ pub const TOKENIZER: &[u8] = include_bytes!("demo/tokenizer.json");
 /// `corpus.jsonl`: descriptions of 400 software packages, one JSON object (`id`, `text`) a line.
 pub const CORPUS: &str = include_str!("demo/corpus.jsonl");
 
-/// Bytes at an address that vector loads like; `include_bytes!` alone promises none.
+/// Bytes aligned for vector loads; `include_bytes!` alone guarantees no alignment.
 #[repr(C, align(64))]
 struct Aligned<B: ?Sized>(B);
 

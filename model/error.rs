@@ -1,11 +1,12 @@
-//! What can be wrong with a checkpoint: one line each, with file, field, expected and found.
+//! Errors of reading a checkpoint. Each is one line with the file, the field, and the expected
+//! and found values.
 
 use std::path::PathBuf;
 
-/// The result of reading a checkpoint.
+/// Result of reading a checkpoint.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What is wrong with a checkpoint, and where.
+/// What is wrong with a checkpoint and in which file.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -14,19 +15,20 @@ pub enum Error {
     Io {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// `config.json` has a field that no model can have, or one that this program cannot compute.
+    /// `config.json` has a field with an invalid value, or one that this program does not
+    /// support.
     #[error("{}: {field}: expected {expected}, found {found}", path.display())]
     Config {
         /// The file.
         path: PathBuf,
-        /// The field, as spelled there.
+        /// The field, as spelled in the file.
         field: &'static str,
-        /// What would be right.
+        /// The expected value.
         expected: String,
-        /// What is there.
+        /// The value found.
         found: String,
     },
     /// A tensor is missing, surplus, or of another type or shape than the config says.
@@ -36,12 +38,13 @@ pub enum Error {
         path: PathBuf,
         /// The tensor's name.
         tensor: String,
-        /// What would be right.
+        /// The expected value.
         expected: String,
-        /// What is there.
+        /// The value found.
         found: String,
     },
-    /// A file is not what its name says: cut off, overlapping, or not the format at all.
+    /// A file does not have the format that its name says, is truncated, or has overlapping
+    /// parts.
     #[error("{}: {problem}", path.display())]
     Format {
         /// The file.
@@ -55,7 +58,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// [`Error::Io`] of `path`, for `map_err`.
+    /// Returns a closure for `map_err` that makes an [`Error::Io`] of `path`.
     pub fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { path, source }

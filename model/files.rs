@@ -1,12 +1,12 @@
-//! Files that are kept for the next start, and what may stand in place of a checkpoint's.
+//! Cached files that are kept for the next start, and detection of Git LFS pointers.
 
 use crate::{Error, Result};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Where compiled kernels and pipelines and tuned tiles are kept: `GRITLM_CACHE`, else `gritlm` in
-/// the user's cache.
+/// Returns the folder of the cache for compiled kernels, pipelines and tuned tiles:
+/// `GRITLM_CACHE`, else `gritlm` in the user's cache folder.
 pub fn cache_folder() -> Option<PathBuf> {
     let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     set("GRITLM_CACHE")
@@ -15,11 +15,11 @@ pub fn cache_folder() -> Option<PathBuf> {
         .or_else(|| Some(set("HOME")?.join(".cache/gritlm")))
 }
 
-/// Writes a file whole or not at all, with the folders it is in; others that read or write it at
-/// the same time see one or the other.
+/// Writes a file atomically, and creates its folders. Concurrent readers and writers see either
+/// the old or the new file.
 ///
 /// # Errors
-/// When it cannot be written. For a cache that costs only time.
+/// When the file cannot be written. For a cache, this costs only time.
 pub fn keep(file: &Path, bytes: &[u8]) -> io::Result<()> {
     static PARTS: AtomicU64 = AtomicU64::new(0);
     let number = PARTS.fetch_add(1, Ordering::Relaxed);
@@ -28,14 +28,14 @@ pub fn keep(file: &Path, bytes: &[u8]) -> io::Result<()> {
         .and_then(|()| std::fs::write(&part, bytes))
         .and_then(|()| std::fs::rename(&part, file));
     if written.is_err() {
-        // Nothing was there, or a part of it is.
+        // Remove a partially written file; there may be none.
         let _ = std::fs::remove_file(&part);
     }
     written
 }
 
-/// Refuses a Git LFS pointer: the few lines of text that a clone has in place of a large file where
-/// Git LFS did not bring it.
+/// Refuses a Git LFS pointer: the few lines of text that a clone has in place of a large file if
+/// Git LFS did not fetch it.
 pub(crate) fn check_pointer(bytes: &[u8], path: &Path) -> Result<()> {
     if !bytes.starts_with(b"version https://git-lfs.github.com/spec/") {
         return Ok(());

@@ -1,16 +1,19 @@
-//! What a GritLM is, without any GPU.
+//! Everything that defines a GritLM model, without any GPU code.
 //!
-//! * [`config`]: `config.json`, checked. * [`weights`]: mapped safetensors, checked.
-//! * [`tokenizer`]: text ↔ ids. * [`prompt`]: GritLM's formats.
-//! * [`ops`]: the fused operations of a forward pass, as a trait that each backend implements.
-//!   [`tiles`]: how GPU backends cut one of them, attention.
-//! * [`reference`]: what each operation computes, as plain formulas in f64: the specification.
-//! * [`cpu`]: the fast backend of a machine without a GPU.
-//! * [`demo`]: a tiny model of GritLM's shape, in the binary. * [`files`]: the cache folder.
+//! * [`config`] parses and checks `config.json`.
+//! * [`weights`] maps and checks safetensors.
+//! * [`tokenizer`] converts between text and token ids.
+//! * [`prompt`] builds GritLM's prompt formats.
+//! * [`ops`] declares the fused operations of a forward pass, a trait that each backend implements.
+//! * [`tiles`] splits attention into tiles for the GPU backends.
+//! * [`reference`] specifies each operation as a plain formula in f64.
+//! * [`cpu`] is the fast backend for machines without a GPU.
+//! * [`demo`] embeds a tiny model of GritLM's shape in the binary.
+//! * [`files`] manages the cache folder.
 //!
 //! # Vocabulary
-//! One set of names for dimensions in all languages of the project; arrays are row-major, outermost
-//! dimension first.
+//! All languages of the project use one set of names for dimensions. Arrays are row-major,
+//! outermost dimension first.
 //!
 //! | name | GritLM-7B | meaning |
 //! |---|---|---|

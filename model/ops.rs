@@ -1,13 +1,14 @@
 //! The dozen fused operations of a forward pass, as a trait that every backend implements.
 //!
 //! There is no tensor library: the forward pass is written once, against [`Ops`], and each
-//! operation is what a good backend fuses into one or two launches. Operations record work; only
-//! the `read_*` functions bring results to the host, and they are futures, because a browser cannot
-//! block. Everything that changes from batch to batch (positions, page tables, spans) is in
-//! [`Layout`], which a backend uploads once per step.
+//! operation is one that a good backend fuses into one or two launches. Most operations only
+//! record work. `sample`, `search`, `export_pages` and the `read*` functions return results to
+//! the host; they are futures, because a browser cannot block. [`Layout`] holds everything that
+//! changes from batch to batch (positions, page tables, spans); a backend uploads it once per
+//! step.
 //!
-//! Activations are f32 `(rows, columns)`; a backend may compute matrix products in its own type and
-//! accumulates in f32. A buffer may be longer than the rows that an operation names.
+//! Activations are f32 `(rows, columns)`. A backend may compute matrix products in a type of its
+//! own, but accumulates in f32. A buffer may be longer than the rows that an operation names.
 
 use crate::weights::Tensor;
 use rayon::prelude::*;
@@ -18,34 +19,35 @@ use std::sync::Arc;
 /// Tokens in one KV page.
 pub const PAGE: usize = 128;
 
-/// A page table's entry for a page that a sliding window has freed.
+/// Entry of a page table for a page that the sliding window has freed.
 pub const NO_PAGE: u32 = u32::MAX;
 
-/// What a device refuses: no memory, a limit, a lost device. One line, for people.
+/// Error of a device: out of memory, a limit exceeded, or the device lost. The message is one
+/// human-readable line.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{0}")]
 pub struct DeviceError(pub String);
 
-/// The result of asking a device for something.
+/// Result of a call to a device.
 pub type Result<T> = std::result::Result<T, DeviceError>;
 
-/// Which keys a query may see. An argument of the call, per sequence.
+/// Which keys a query attends to. Each sequence of a batch has a mask of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mask {
-    /// Key j for query i where j ≤ i, and with a window w where i − w < j: w keys, itself included.
+    /// Query i sees key j where j ≤ i and, with a window w, i − w < j: w keys, its own included.
     Causal {
         /// Window in tokens.
         window: Option<u32>,
     },
-    /// Every key, and with a window w those where |i − j| < w.
+    /// Query i sees every key or, with a window w, the keys j with |i − j| < w.
     Bidirectional {
-        /// Window in tokens, both ways.
+        /// Window in tokens, in both directions.
         window: Option<u32>,
     },
 }
 
 impl Mask {
-    /// Keys that query `i` of a sequence of `total` tokens sees.
+    /// Returns the range of keys that query `i` of a sequence of `total` tokens sees.
     ///
     /// ```
     /// use gritlm_model::ops::Mask;
@@ -71,7 +73,7 @@ pub struct Span {
     pub row: u32,
     /// Its rows in the batch.
     pub rows: u32,
-    /// Tokens already in its pages; its first row stands at this position.
+    /// Number of its tokens already in the KV cache, which is also the position of its first row.
     pub past: u32,
     /// Where its page table begins in [`Layout::tables`].
     pub table: u32,
@@ -86,20 +88,20 @@ pub struct Layout {
     pub tokens: Vec<u32>,
     /// Rotary position of each row.
     pub positions: Vec<u32>,
-    /// Where each row's key and value go: page · [`PAGE`] + offset.
+    /// Slot of each row's key and value in the KV cache: page · [`PAGE`] + offset.
     pub slots: Vec<u32>,
     /// The sequences, in row order.
     pub spans: Vec<Span>,
-    /// Page tables of all sequences, one after the other.
+    /// Page tables of all sequences, concatenated.
     pub tables: Vec<u32>,
-    /// Rotary frequencies, `(head_dim / 2)`: pair d of a row turns by position · frequency d.
+    /// RoPE frequencies, `(head_dim / 2)`: pair d of a row is rotated by position · frequency d.
     pub frequencies: Vec<f32>,
 }
 
 impl Layout {
-    /// What a GPU gets of it: tokens, slots, then for each row and pair the bits of the angle's cosine
-    /// and sine, `(rows, head_dim / 2, 2)`. Angles here, because a shader's sine is too coarse for
-    /// large ones.
+    /// Returns the words that a GPU backend uploads: tokens, slots, then for each row and pair
+    /// the bits of the angle's cosine and sine, `(rows, head_dim / 2, 2)`. The host computes them
+    /// because a shader's sine is too imprecise for large angles.
     pub fn words(&self) -> Vec<u32> {
         let mut words = self.tokens.clone();
         words.extend(&self.slots);
@@ -115,7 +117,7 @@ impl Layout {
     }
 }
 
-/// Shape of the KV pools: per layer keys and values of `(pages, kv_heads, PAGE, head_dim)`.
+/// Shape of the KV cache: per layer, keys and values of `(pages, kv_heads, PAGE, head_dim)` each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PoolShape {
     /// Layers.
@@ -140,7 +142,8 @@ pub struct RmsNorm {
     pub eps: f32,
 }
 
-/// `[q; k; v] = h · [Wq; Wk; Wv]ᵀ`, rotary embedding on q and k, k and v into the pages.
+/// `[q; k; v] = h · [Wq; Wk; Wv]ᵀ`, with RoPE applied to q and k; k and v are written to the KV
+/// cache.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Qkv {
@@ -154,11 +157,11 @@ pub struct Qkv {
     pub kv_heads: u32,
     /// Width of a head.
     pub head_dim: u32,
-    /// Whose pages.
+    /// Layer whose keys and values are used.
     pub layer: u32,
 }
 
-/// `out = softmax(q kᵀ / √head_dim + mask) v` over the pages.
+/// `out = softmax(q kᵀ / √head_dim + mask) v` over the paged KV cache.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Attention {
@@ -168,7 +171,7 @@ pub struct Attention {
     pub kv_heads: u32,
     /// Width of a head.
     pub head_dim: u32,
-    /// Whose pages.
+    /// Layer whose keys and values are used.
     pub layer: u32,
 }
 
@@ -192,11 +195,12 @@ pub struct GateUp {
     pub rows: u32,
     /// Columns of `h`.
     pub dim: u32,
-    /// Columns of `out`; the stacked matrix has twice as many rows.
+    /// Columns of `out`; the stacked matrix `[W1; W3]` has twice as many rows.
     pub hidden: u32,
 }
 
-/// Router: logits → softmax over all experts → the `top_k` largest, renormalised to sum 1.
+/// Router: a softmax of the logits over all experts, of which the `top_k` largest are kept and
+/// renormalised to sum to 1.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Route {
@@ -210,7 +214,7 @@ pub struct Route {
     pub top_k: u32,
 }
 
-/// The two halves of the expert feed-forward, grouped by expert.
+/// Both halves of the mixture's feed-forward, with rows grouped by expert.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Expert {
@@ -233,28 +237,28 @@ pub enum Pooling {
     Mean,
     /// Mean with weights 1, 2, 3, … over the span.
     WeightedMean,
-    /// The sequence's first row, whatever the span.
+    /// The sequence's first row, even where `skip` excludes it.
     Cls,
     /// The span's last row.
     LastToken,
 }
 
-/// One vector to pool.
+/// Rows that are pooled into one vector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PoolSpan {
     /// The sequence's first row.
     pub row: u32,
     /// Rows of the sequence.
     pub rows: u32,
-    /// Leading rows (the instruction) that do not count; fewer than `rows`.
+    /// Leading rows (the instruction) that are left out of the mean; fewer than `rows`.
     pub skip: u32,
-    /// How.
+    /// Pooling method.
     pub pooling: Pooling,
-    /// Whether the result is divided by its length.
+    /// Whether the vector is L2-normalised.
     pub normalize: bool,
 }
 
-/// Final norm and `lm_head` of chosen rows.
+/// Final norm and `lm_head`, for selected rows only.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Logits {
@@ -266,31 +270,32 @@ pub struct Logits {
     pub eps: f32,
 }
 
-/// How one row's next token is drawn. The filters apply in the order of the fields.
+/// How the next token of one row is sampled. The filters apply in the order of the fields.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Draw {
-    /// Ids seen so far (each once): logits > 0 are divided by `penalty`, others multiplied.
+    /// Ids seen so far, each once: their logits are divided by `penalty` if positive, else
+    /// multiplied by it.
     pub seen: Vec<u32>,
     /// Repetition penalty; 1 for none.
     pub penalty: f32,
-    /// Divides the logits; 0 takes the largest, the lowest id where several are.
+    /// Divisor of the logits; 0 selects the largest logit, with ties going to the lowest id.
     pub temperature: f32,
-    /// Keep the k most likely; 0 for all.
+    /// Keeps the k most likely tokens; 0 keeps all.
     pub top_k: u32,
-    /// Keep the fewest most likely that reach this probability; 1 for all.
+    /// Keeps the smallest set of most likely tokens whose probability reaches this; 1 keeps all.
     pub top_p: f32,
-    /// Keep those at least this share of the most likely one's probability; 0 for all.
+    /// Keeps tokens at least this fraction as probable as the most likely one; 0 keeps all.
     pub min_p: f32,
-    /// Uniform in [0, 1): which of the kept is drawn.
+    /// Uniform number in [0, 1) that selects one of the kept tokens.
     pub uniform: f32,
-    /// How many of the most likely tokens to report.
+    /// Number of most likely tokens to report with their log-probabilities.
     pub logprobs: u32,
-    /// Takes this token instead of drawing one, to learn its log-probability.
+    /// Token to take instead of sampling one, to learn its log-probability.
     pub given: Option<u32>,
 }
 
 impl Draw {
-    /// The most likely token, and nothing told of others.
+    /// Returns parameters that select the most likely token and report no others.
     pub fn greedy() -> Self {
         Self {
             seen: Vec::new(),
@@ -306,21 +311,21 @@ impl Draw {
     }
 }
 
-/// A drawn token.
+/// A sampled token.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Drawn {
     /// Its id.
     pub token: u32,
     /// Its log-probability under the model, before penalty, temperature and filters.
     pub logprob: f32,
-    /// The most likely tokens and their log-probabilities, likeliest first.
+    /// The most likely tokens and their log-probabilities, most likely first.
     pub top: Vec<(u32, f32)>,
 }
 
-/// Numbers that stay where they are, in memory or in a mapped file, while somebody needs them.
+/// Vectors in memory or in a mapped file, shared by reference counting.
 pub type SharedVectors = Arc<dyn AsRef<[f32]> + Send + Sync>;
 
-/// Scores of queries against a corpus, and the best of each.
+/// Exact search: scores queries against a corpus and keeps the best documents of each query.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Search {
@@ -334,32 +339,32 @@ pub struct Search {
     pub top_k: u32,
 }
 
-/// What one op took on the device.
+/// Cost of one op on the device.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct OpTime {
-    /// Its stem.
+    /// Name of the op.
     pub op: &'static str,
     /// Launches.
     pub launches: u64,
     /// Time on the device, in nanoseconds.
     pub nanoseconds: f64,
-    /// Bytes that they read and wrote, at least.
+    /// Lower bound of the bytes that the launches read and wrote.
     pub bytes: u64,
     /// Additions and multiplications.
     pub flops: u64,
 }
 
-/// What a device has been asked to make since it was opened. Between two steps alike only `submits`
-/// and `launches` grow.
+/// Counts of objects that a device has created since it was opened. Between two identical steps
+/// only `submits` and `launches` grow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Created {
     /// Buffers.
     pub buffers: u64,
     /// Bind groups.
     pub bind_groups: u64,
-    /// Pipelines, or kernels looked up.
+    /// Pipelines, or kernels looked up by name.
     pub pipelines: u64,
-    /// Steps recorded, to be replayed (CUDA graphs).
+    /// Steps recorded for replay (CUDA graphs).
     pub graphs: u64,
     /// Command buffers submitted.
     pub submits: u64,
@@ -367,154 +372,156 @@ pub struct Created {
     pub launches: u64,
 }
 
-/// The operations that a backend offers. What each computes is said by the formula of the same name
-/// in [`crate::reference`].
+/// The operations that a backend implements. The formula of the same name in [`crate::reference`]
+/// specifies what each computes.
 pub trait Ops: Send {
-    /// One weight matrix, possibly several stacked; or a vector, as one row.
+    /// A weight matrix, possibly several stacked by rows; a vector is a matrix of one row.
     type Matrix: Send;
     /// Activations, f32, `(rows, columns)`.
     type Buffer: Send;
-    /// Vectors to search: where they are, or on the device.
+    /// Vectors to search, in place or uploaded to the device.
     type Corpus: Send + 'static;
     /// Keys and values of all layers.
     type Pages: Send;
     /// An uploaded [`Layout`].
     type Batch: Send;
-    /// Which experts each row goes through, with what weight; and the rows sorted by expert.
+    /// The experts of each row with their weights, and the rows sorted by expert.
     type Routing: Send;
 
-    /// The device, for people: "cpu (AVX-512, 2 threads)".
+    /// Returns a human-readable name of the device, such as "cpu (AVX-512, 2 threads)".
     fn device(&self) -> String;
 
-    /// The largest relative error of an op, by the numbers that it computes with: f32 here.
+    /// Returns the largest relative error that an op may have, given the number type it computes
+    /// in. The default is for f32.
     fn bound(&self) -> f64 {
         1e-5
     }
 
-    /// Runs a whole pass. A backend whose threads are a pool enters the pool here, once, instead of
-    /// at each operation.
+    /// Runs a whole forward pass. A backend with a thread pool enters the pool here once instead
+    /// of at each operation.
     fn enter<R: Send>(pass: impl FnOnce() -> R + Send) -> R {
         pass()
     }
 
-    /// Sends what has been recorded on its way, where nothing will be read.
+    /// Submits the recorded work without waiting for it, where no read follows.
     ///
     /// # Errors
-    /// With what has gone wrong since the last read.
+    /// When any operation has failed since the last read.
     fn submit(&self) -> Result<()> {
         Ok(())
     }
 
-    /// Waits until everything recorded is done.
+    /// Waits until all recorded work is done.
     ///
     /// # Errors
-    /// With what has gone wrong since the last read.
+    /// When any operation has failed since the last read.
     fn finish(&self) -> Result<()> {
         self.submit()
     }
 
-    /// Bytes that are free on the device, where it tells.
+    /// Returns the free bytes on the device, where the device reports them.
     fn free_memory(&self) -> Option<u64> {
         None
     }
 
-    /// Whether it computes on a tensor's own bytes, of which it makes no copy.
+    /// Returns whether the backend computes on a tensor's own bytes, without a copy.
     fn in_place(&self) -> bool {
         false
     }
 
-    /// Size of one cached key or value element, in bytes.
+    /// Returns the size of one cached key or value element in bytes.
     fn cached_bytes(&self) -> usize {
         4
     }
 
-    /// Bytes per second, read and written, of the device's own copy of `bytes` bytes: the median of
-    /// five.
+    /// Measures a copy of `bytes` bytes within the device. Returns bytes per second, reads and
+    /// writes both counted, as the median of five runs.
     ///
     /// # Errors
-    /// When the device has no room.
+    /// When the device is out of memory.
     fn copy_rate(&self, bytes: u64) -> Result<f64>;
 
-    /// Bytes per second of copies to the device from so many pinned bytes, where it takes such.
+    /// Measures copies of `bytes` pinned bytes to the device, in bytes per second; `None` where
+    /// the device does not support pinned memory.
     ///
     /// # Errors
-    /// When there is no room.
+    /// When memory runs out.
     fn pinned_rate(&self, bytes: u64) -> Result<Option<f64>> {
         let _ = bytes;
         Ok(None)
     }
 
-    /// Flushes the device's caches by reading and writing so many bytes, for cold timings.
+    /// Flushes the device's caches by reading and writing `bytes` bytes, for cold timings.
     ///
     /// # Errors
-    /// When the device has no room.
+    /// When the device is out of memory.
     fn displace(&self, bytes: u64) -> Result<()>;
 
-    /// The kernels of the last submit with the shapes of their launches, where the device was opened
-    /// to measure.
+    /// Returns the kernels of the last submit with their launch shapes, if the device was opened
+    /// for measuring.
     fn launched(&self) -> Vec<String> {
         Vec::new()
     }
 
-    /// What each op took since the last call, where the device was opened to measure it.
+    /// Returns the cost of each op since the last call, if the device was opened for measuring.
     fn profile(&self) -> Vec<OpTime> {
         Vec::new()
     }
 
-    /// What the device has made so far.
+    /// Returns how many objects the device has created so far.
     fn created(&self) -> Created {
         Created::default()
     }
 
-    /// Takes matrices of equal width, stacked by rows.
+    /// Loads matrices of equal width, stacked by rows.
     ///
     /// # Errors
-    /// When the device has no room.
+    /// When the device is out of memory.
     fn matrix(&self, parts: &[Tensor]) -> Result<Self::Matrix>;
 
-    /// A buffer with undefined contents.
+    /// Allocates a buffer with undefined contents.
     ///
     /// # Errors
-    /// When the device has no room.
+    /// When the device is out of memory.
     fn buffer(&self, rows: usize, cols: usize) -> Result<Self::Buffer>;
 
-    /// A buffer with these contents, `(rows, cols)`.
+    /// Creates a buffer with these contents, `(rows, cols)`.
     ///
     /// # Errors
-    /// When the device has no room.
+    /// When the device is out of memory.
     fn upload(&self, rows: usize, cols: usize, values: &[f32]) -> Result<Self::Buffer>;
 
-    /// Vectors `(documents, dim)`, ready for any number of searches.
+    /// Prepares vectors, `(documents, dim)`, for any number of searches.
     ///
     /// # Errors
-    /// When the device has no room.
+    /// When the device is out of memory.
     fn corpus(&self, documents: usize, dim: usize, vectors: SharedVectors) -> Result<Self::Corpus>;
 
-    /// The KV pools.
+    /// Allocates the KV cache.
     ///
     /// # Errors
-    /// When the device has no room.
+    /// When the device is out of memory.
     fn pages(&self, shape: PoolShape) -> Result<Self::Pages>;
 
     /// Uploads a batch's metadata.
     ///
     /// # Errors
-    /// When the device has no room.
+    /// When the device is out of memory.
     fn batch(&self, layout: &Layout) -> Result<Self::Batch>;
 
-    /// Room for the routing of `rows` rows.
+    /// Allocates memory for the routing of `rows` rows.
     ///
     /// # Errors
-    /// When the device has no room.
+    /// When the device is out of memory.
     fn routing(&self, rows: usize, experts: usize, top_k: usize) -> Result<Self::Routing>;
 
-    /// `x (rows, dim)` = rows of `table (vocab, dim)` named by the batch's tokens.
+    /// Looks up the embeddings of the batch's tokens: `x (rows, dim)` from `table (vocab, dim)`.
     fn embed(&self, batch: &Self::Batch, table: &Self::Matrix, x: &mut Self::Buffer);
 
     /// See [`RmsNorm`]: `x (rows, dim)`, `weight (dim)` → `h (rows, dim)`.
     fn rmsnorm(&self, p: RmsNorm, x: &Self::Buffer, weight: &Self::Matrix, h: &mut Self::Buffer);
 
-    /// See [`Qkv`]: `h (rows, dim)` → `q (rows, heads, head_dim)` and the pages.
+    /// See [`Qkv`]: `h (rows, dim)` → `q (rows, heads, head_dim)` and the KV cache.
     fn qkv(
         &self,
         p: Qkv,
@@ -544,8 +551,8 @@ pub trait Ops: Send {
     /// See [`Route`]: `h (rows, dim)`, `w (experts, dim)` → the routing.
     fn route(&self, p: Route, h: &Self::Buffer, w: &Self::Matrix, routing: &mut Self::Routing);
 
-    /// [`GateUp`] for each row's experts: `h (rows, dim)`, `w (experts · 2 · hidden, dim)` →
-    /// `out (rows · top_k, hidden)`, sorted by expert.
+    /// Computes [`GateUp`] for each row's experts: `h (rows, dim)`,
+    /// `w (experts · 2 · hidden, dim)` → `out (rows · top_k, hidden)`, sorted by expert.
     fn expert_gate_up(
         &self,
         p: Expert,
@@ -555,8 +562,8 @@ pub trait Ops: Send {
         out: &mut Self::Buffer,
     );
 
-    /// `x[row] += weight · (a · W2ᵀ)` for each row's experts: `a (rows · top_k, hidden)` sorted by
-    /// expert, `w (experts · dim, hidden)`, `x (rows, dim)`.
+    /// Adds `x[row] += weight · (a · W2ᵀ)` for each row's experts: `a (rows · top_k, hidden)`
+    /// sorted by expert, `w (experts · dim, hidden)`, `x (rows, dim)`.
     fn expert_down_add(
         &self,
         p: Expert,
@@ -566,7 +573,7 @@ pub trait Ops: Send {
         x: &mut Self::Buffer,
     );
 
-    /// One vector per span: `h (rows, dim)` after the final norm → `out (spans, dim)`.
+    /// Pools one vector per span: `h (rows, dim)` after the final norm → `out (spans, dim)`.
     fn pool(&self, dim: u32, spans: &[PoolSpan], h: &Self::Buffer, out: &mut Self::Buffer);
 
     /// See [`Logits`]: `x (…, dim)` at `rows`, `norm (dim)`, `w (vocab, dim)` →
@@ -581,7 +588,7 @@ pub trait Ops: Send {
         out: &mut Self::Buffer,
     );
 
-    /// Draws one token from each of the first `draws.len()` rows of `logits (…, vocab)`.
+    /// Samples one token from each of the first `draws.len()` rows of `logits (…, vocab)`.
     fn sample(
         &self,
         vocab: u32,
@@ -590,7 +597,7 @@ pub trait Ops: Send {
     ) -> impl Future<Output = Result<Vec<Drawn>>>;
 
     /// See [`Search`]: `queries (queries, dim)`, `corpus (documents, dim)` → per query the best
-    /// documents' (index, inner product), best first, lower index first where equal.
+    /// documents as (index, inner product), best first; ties go to the lower index.
     fn search(
         &self,
         p: Search,
@@ -598,17 +605,17 @@ pub trait Ops: Send {
         corpus: &Self::Corpus,
     ) -> impl Future<Output = Result<Vec<Vec<(u32, f32)>>>>;
 
-    /// The first `len` values of a buffer.
+    /// Reads the first `len` values of a buffer.
     fn read(&self, buffer: &Self::Buffer, len: usize) -> impl Future<Output = Result<Vec<f32>>>;
 
-    /// Router logits `(rows, experts)`, before the softmax.
+    /// Reads the router logits, `(rows, experts)`, before the softmax.
     fn read_routing(
         &self,
         routing: &Self::Routing,
         rows: usize,
     ) -> impl Future<Output = Result<Vec<f32>>>;
 
-    /// Keys and values of the first `tokens` tokens of a page table, without padding:
+    /// Reads the keys and values of the first `tokens` tokens of a page table, without padding:
     /// `(layers, 2, kv_heads, tokens, head_dim)`.
     fn export_pages(
         &self,
@@ -617,9 +624,9 @@ pub trait Ops: Send {
         tokens: usize,
     ) -> impl Future<Output = Result<Vec<f32>>>;
 
-    /// Writes what [`Ops::export_pages`] reads, or a part of it: whole planes `(kv_heads, tokens,
-    /// head_dim)` from plane `first` on, which is keys or values of layer `first / 2`. The table has
-    /// pages for all `tokens`.
+    /// Writes what [`Ops::export_pages`] reads, or a part of it: whole planes
+    /// `(kv_heads, tokens, head_dim)` from plane `first` on. Plane `first` holds keys (even) or
+    /// values (odd) of layer `first / 2`. The table must have pages for all `tokens`.
     fn import_pages(
         &self,
         pages: &mut Self::Pages,

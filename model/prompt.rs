@@ -1,16 +1,16 @@
 //! GritLM's prompt formats.
 //!
 //! The tags are plain text, not special tokens; `<s>` goes in front as an id (see
-//! [`crate::tokenizer`]). The strings are those that GritLM was trained on.
+//! [`crate::tokenizer`]). GritLM was trained on exactly these strings.
 
 /// Opens the user's turn.
 pub const USER: &str = "<|user|>\n";
-/// Opens the text to embed, when no instruction stands before it.
+/// Opens the text to embed. The prompt begins with it if there is no instruction.
 pub const EMBED: &str = "<|embed|>\n";
 /// Opens the answer.
 pub const ASSISTANT: &str = "\n<|assistant|>\n";
 
-/// What stands before a text to embed. Its tokens, `<s>` counted, are attended to and left out of
+/// Returns the prefix of a text to embed. Its tokens and `<s>` are attended to, but left out of
 /// pooling.
 ///
 /// ```
@@ -22,8 +22,8 @@ pub fn embed_prefix(instruction: &str) -> String {
     if instruction.is_empty() { EMBED.into() } else { format!("{USER}{instruction}\n{EMBED}") }
 }
 
-/// Takes a whole embedding prompt apart into its instruction, which may be empty, and its text;
-/// None where the text is no such prompt. A spelled `<s>` in front is left out.
+/// Splits a whole embedding prompt into its instruction, which may be empty, and its text.
+/// Returns `None` where the string is not such a prompt. A spelled-out `<s>` in front is ignored.
 ///
 /// ```
 /// use gritlm_model::prompt::embed_parts;
@@ -41,7 +41,7 @@ pub fn embed_parts(prompt: &str) -> Option<(&str, &str)> {
     }
 }
 
-/// A first user's turn, ready for the answer.
+/// Returns the first user turn, ready for the answer.
 ///
 /// ```
 /// assert_eq!(gritlm_model::prompt::user("Hi"), "<|user|>\nHi\n<|assistant|>\n");
@@ -50,13 +50,14 @@ pub fn user(text: &str) -> String {
     format!("{USER}{text}{ASSISTANT}")
 }
 
-/// A user's turn after an answer that ended with `</s>`, or after an embedding pass.
+/// Returns a user turn that follows an answer ended by `</s>`, or an embedding pass.
 pub fn next_user(text: &str) -> String {
     format!("\n{USER}{text}{ASSISTANT}")
 }
 
-/// A conversation, ready for the next answer: what was asked and answered so far, and what is asked
-/// now. `</s>` goes between the pieces as an id: text alone cannot end an answer.
+/// Returns a conversation, ready for the next answer: the past (question, answer) pairs and the
+/// question `text`, as pieces. The caller puts `</s>` between the pieces as an id, because text
+/// alone cannot end an answer.
 ///
 /// ```
 /// let pieces = gritlm_model::prompt::chat(&[("Hi", "Hello.")], "Bye");
@@ -71,8 +72,8 @@ pub fn chat<S: AsRef<str>>(past: &[(S, S)], text: &str) -> Vec<String> {
     pieces
 }
 
-/// The conversation of [`chat`] as a template in Jinja, for clients that make prompts themselves. A
-/// system message becomes a part of the user's turn, as `gritlm serve` has it.
+/// Jinja template of the conversation that [`chat`] builds, for clients that render prompts
+/// themselves. A system message becomes part of the user's turn, as in `gritlm serve`.
 pub const CHAT_TEMPLATE: &str = "\
 {{- bos_token -}}
 {%- set turn = namespace(open=false) -%}
@@ -90,8 +91,8 @@ pub const CHAT_TEMPLATE: &str = "\
 {{- '\n<|assistant|>\n' -}}
 {%- endif -%}";
 
-/// The pointwise relevance question of the GRIT paper's reranking; the answer's first token is
-/// "yes" or "no". Query and passage are cut to 600 characters, as there.
+/// Returns the pointwise relevance question of the GRIT paper's reranking; the answer's first
+/// token is "yes" or "no". Query and passage are cut to 600 characters, as in the paper.
 pub fn rerank(query: &str, passage: &str) -> String {
     let cut = |text: &str| text.chars().take(600).collect::<String>();
     format!(
@@ -103,16 +104,17 @@ pub fn rerank(query: &str, passage: &str) -> String {
     )
 }
 
-/// What goes on an answer's first line to make it short, in the paper's runs.
+/// Start of an answer that keeps it short, as in the paper's runs.
 pub const ANSWER_IS: &str = "The answer is";
 
-/// Asks after a query that was followed by its documents.
+/// Question after a query and then its documents.
 const QUERY_FIRST: &str = "Optionally using the prior context answer the query prior to it";
-/// Asks after documents that were followed by the query.
+/// Question after documents and then the query.
 const DOCUMENTS_FIRST: &str =
     "Answer the prior query while optionally using the context prior to it";
 
-/// A document as prompts and embeddings have it: the title in front of the text, where it has one.
+/// Returns a document as prompts and embeddings contain it: the title, if any, in front of the
+/// text.
 ///
 /// ```
 /// use gritlm_model::prompt::document;
@@ -123,13 +125,13 @@ pub fn document(title: &str, text: &str) -> String {
     if title.is_empty() { text.into() } else { format!("{title} {text}") }
 }
 
-/// Several documents as one text. The paper has one; an empty line stands between more.
+/// Joins documents with empty lines between them. The paper uses only one document.
 fn together(documents: &[impl AsRef<str>]) -> String {
     let texts: Vec<&str> = documents.iter().map(AsRef::as_ref).collect();
     texts.join("\n\n")
 }
 
-/// Retrieval without caches: the query, then what was found for it.
+/// Returns a RAG prompt without caches: the query, then the documents found for it.
 ///
 /// ```
 /// assert_eq!(
@@ -142,7 +144,7 @@ pub fn rag_query_doc(query: &str, documents: &[impl AsRef<str>]) -> String {
     user(&format!("{query}\n\n{}\n\n{QUERY_FIRST}", together(documents)))
 }
 
-/// Retrieval without caches: what was found for a query, then the query.
+/// Returns a RAG prompt without caches: the documents found for a query, then the query.
 ///
 /// ```
 /// assert_eq!(
@@ -155,7 +157,7 @@ pub fn rag_doc_query(documents: &[impl AsRef<str>], query: &str) -> String {
     user(&format!("{}\n\n{query}\n\n{DOCUMENTS_FIRST}", together(documents)))
 }
 
-/// What follows a query whose embedding pass is in the cache.
+/// Returns the prompt that follows a query whose embedding pass is in the KV cache.
 ///
 /// ```
 /// assert_eq!(
@@ -168,7 +170,7 @@ pub fn rag_after_query(documents: &[impl AsRef<str>]) -> String {
     next_user(&format!("{}\n\n{QUERY_FIRST}", together(documents)))
 }
 
-/// What follows documents whose embedding passes are in the cache.
+/// Returns the prompt that follows documents whose embedding passes are in the KV cache.
 ///
 /// ```
 /// assert_eq!(
@@ -181,7 +183,7 @@ pub fn rag_after_doc(query: &str) -> String {
     next_user(&format!("{query}\n\n{DOCUMENTS_FIRST}"))
 }
 
-/// What follows a query and then documents, where both are in the cache.
+/// Returns the prompt that follows a query and then documents, both in the KV cache.
 ///
 /// ```
 /// assert_eq!(
@@ -194,7 +196,7 @@ pub fn rag_after_query_doc() -> String {
     next_user(QUERY_FIRST)
 }
 
-/// What follows documents and then a query, where both are in the cache.
+/// Returns the prompt that follows documents and then a query, both in the KV cache.
 ///
 /// ```
 /// assert_eq!(

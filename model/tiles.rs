@@ -1,11 +1,12 @@
-//! Tiles of attention: which query vectors and which keys one workgroup of a GPU has. Made once per
-//! batch by the backends; the kernels walk the lists.
+//! Tiles of attention: which query vectors and keys each workgroup of a GPU processes. The
+//! backends build the lists once per batch, and the kernels walk them.
 //!
-//! The query heads of one key/value head are packed with a sequence's query tokens into one list of
-//! vectors, m = token · group + head, so that they share every key and value that is loaded. A
-//! tile has some of a sequence's vectors and the keys that any of them sees, for each key/value
-//! head. In the split form (few vectors, many keys) tiles have stretches of the keys, and a record
-//! says which tiles have parts of the same vectors.
+//! A sequence's query tokens and the query heads that share a key/value head are packed into one
+//! list of vectors, m = token · group + head, so that they share every key and value that is
+//! loaded. A tile holds some of a sequence's vectors and the range of keys that any of them sees;
+//! it is processed for each key/value head. In the split form (few vectors, many keys) each tile
+//! holds only a stretch of the keys, and a record lists the tiles with partial results of the
+//! same vectors.
 //!
 //! ```
 //! use gritlm_model::ops::{Mask, Span};
@@ -22,18 +23,18 @@
 use crate::ops::{Mask, Span};
 use std::cmp::Reverse;
 
-/// What one workgroup takes on.
+/// Size of a workgroup's tile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
-    /// Query vectors of a tile.
+    /// Maximum query vectors of a tile.
     pub rows: u32,
-    /// Keys of a block. A tile's first key begins one.
+    /// Keys of a block. A tile's first key is a multiple of it.
     pub block: u32,
-    /// In the split form, keys of a tile at most: a multiple of `block`.
+    /// In the split form, the maximum keys of a tile: a multiple of `block`.
     pub keys: Option<u32>,
 }
 
-/// A workgroup's share; as the kernels read it. All zeros are a tile without vectors.
+/// A workgroup's tile, in the kernels' layout. All zeros are a tile without vectors.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct Tile {
@@ -41,7 +42,7 @@ pub struct Tile {
     pub row: u32,
     /// The position of that row.
     pub past: u32,
-    /// The tile's first vector of the sequence.
+    /// The tile's first vector, counted within the sequence.
     pub first: u32,
     /// The vector after its last one.
     pub end: u32,
@@ -49,7 +50,7 @@ pub struct Tile {
     pub table: u32,
     /// Keys of the sequence.
     pub total: u32,
-    /// The mask's window; 0 where it has none.
+    /// The mask's window; 0 for none.
     pub window: u32,
     /// The tile's first key.
     pub first_key: u32,
@@ -57,34 +58,35 @@ pub struct Tile {
     pub end_key: u32,
 }
 
-/// Vectors and the tiles that have parts of them; as the kernels read it.
+/// Vectors and the tiles with partial results of them, in the kernels' layout.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct Record {
     /// The sequence's first row in the batch.
     pub row: u32,
-    /// First vector of the sequence.
+    /// The first vector, counted within the sequence.
     pub first: u32,
     /// The vector after the last one.
     pub end: u32,
-    /// First tile in the list.
+    /// Index of the first tile in the list.
     pub begin: u32,
-    /// Tiles.
+    /// Number of tiles.
     pub count: u32,
 }
 
-/// Tiles of one mask and form.
+/// Tiles of one kind of mask and one form.
 #[derive(Clone, Debug, Default)]
 pub struct List {
     /// The tiles.
     pub tiles: Vec<Tile>,
-    /// For the split form, whose records name tiles by their place.
+    /// Records of the split form, which refer to tiles by index.
     pub records: Vec<Record>,
-    /// Pairs of query vector and key that the tiles look at.
+    /// Number of pairs of query vector and key in the tiles.
     pub pairs: u64,
 }
 
-/// The mask's number in the kernels (bit 0: causal; bit 1: with a window), and its window or 0.
+/// Returns the mask's code in the kernels (bit 0: causal; bit 1: with a window), and its window
+/// or 0.
 pub fn mask_code(mask: Mask) -> (usize, u32) {
     let (causal, window) = match mask {
         Mask::Causal { window } => (1, window),
@@ -94,12 +96,12 @@ pub fn mask_code(mask: Mask) -> (usize, u32) {
 }
 
 impl Tile {
-    /// Pairs of query vector and key.
+    /// Returns the number of pairs of query vector and key.
     pub fn work(&self) -> u32 {
         (self.end - self.first) * self.keys()
     }
 
-    /// Keys.
+    /// Returns the number of keys.
     pub fn keys(&self) -> u32 {
         self.end_key - self.first_key
     }
@@ -113,7 +115,7 @@ impl List {
         for first in (0..vectors).step_by(shape.rows as usize) {
             let end = (first + shape.rows).min(vectors);
             let keys = |m: u32| mask.keys((past + m / group) as usize, total as usize);
-            // A later query sees no earlier first and no earlier last key.
+            // The first and the last visible key never move back from one query to the next.
             let (from, until) = (keys(first).start as u32, keys(end - 1).end as u32);
             let from = from / shape.block * shape.block;
             let begin = self.tiles.len() as u32;
@@ -131,16 +133,15 @@ impl List {
         }
     }
 
-    /// The longest tile first, for a GPU that gives work to whoever is free. Not for the split
-    /// form.
+    /// Sorts tiles longest first, for GPUs that assign work dynamically. Not for the split form.
     pub fn longest_first(&mut self) {
         self.tiles.sort_by_key(|tile| Reverse(tile.work()));
     }
 
-    /// The longest tile, the shortest, the second longest and so on: every stretch of the list is
-    /// about the same work, for adapters that give each core a stretch, and the longest is not
-    /// last, for those that give work to whoever is free. A causal mask's tiles grow from first to
-    /// last. Not for the split form.
+    /// Alternates long and short tiles: the longest, the shortest, the second longest and so on.
+    /// Every stretch of the list is then about the same work, for adapters that give each core a
+    /// stretch, and the longest tile is not last, for adapters that assign work dynamically. A
+    /// causal mask's tiles otherwise grow from first to last. Not for the split form.
     pub fn balance(&mut self) {
         self.longest_first();
         let middle = self.tiles.len().div_ceil(2);
@@ -149,7 +150,7 @@ impl List {
         self.tiles = pairs.flatten().collect();
     }
 
-    /// Keys of all tiles.
+    /// Returns the number of keys of all tiles.
     pub fn keys(&self) -> u64 {
         self.tiles.iter().map(|tile| u64::from(tile.keys())).sum()
     }
@@ -160,7 +161,7 @@ mod tests {
     use super::{List, Record, Shape, mask_code};
     use crate::ops::{Mask, Span};
 
-    /// Every mask, with pasts and rows around the edges of blocks and tiles.
+    /// Returns spans of every mask, with pasts and rows around the edges of blocks and tiles.
     fn spans() -> impl Iterator<Item = Span> {
         let windows = [None, Some(1), Some(5), Some(64), Some(1000)];
         let causal = windows.map(|window| Mask::Causal { window });
@@ -171,7 +172,8 @@ mod tests {
         masks.flat_map(move |mask| places.map(|place| of(mask, place)))
     }
 
-    /// Each pair that the mask allows is in one tile, no tile has a block that nobody sees.
+    /// Checks that each visible pair is in exactly one tile, and that each block is seen by a
+    /// vector of its tile.
     #[test]
     fn tiles_cover_what_is_seen_once() {
         for (span, group) in spans().flat_map(|span| [1, 3, 8].map(|group| (span, group))) {

@@ -1,4 +1,5 @@
-//! Text ↔ token ids: `tokenizer.json` through the `tokenizers` crate, `<s>` in front.
+//! Conversion between text and token ids: the `tokenizers` crate reads `tokenizer.json`, and this
+//! module puts `<s>` in front.
 
 mod charsmap;
 mod growth;
@@ -12,18 +13,19 @@ use std::path::Path;
 use std::sync::OnceLock;
 use tokenizers::Decoder;
 
-/// Bytes of a token, at most; published ones have up to 256. Some models look at as many from each
-/// place of a text on, and a text may have as many for each of its tokens.
+/// Maximum bytes of a token; published tokenizers have up to 256. Some models scan that many
+/// bytes from each position of a text, and a text may have that many bytes per token.
 const LONGEST: usize = 1024;
 
 /// The tokenizer of one checkpoint.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
-    /// The same, but without special tokens in texts; few texts need it.
+    /// The same tokenizer, but it reads special tokens in a text as plain characters. Built on
+    /// first use, because few texts need it.
     plain: OnceLock<tokenizers::Tokenizer>,
-    /// How special tokens are spelled.
+    /// Spellings of the special tokens.
     special: Vec<String>,
-    /// Ids of added tokens, special or not: a text is cut at them before it is tokenized.
+    /// Ids of added tokens, special or not. A text is split at them before it is tokenized.
     added: HashSet<u32>,
     bos: u32,
     eos: Vec<u32>,
@@ -31,24 +33,25 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer.json`. Tokens that the model has no row for and that no text asks for are
-    /// left out; added ones of them (a `<pad>`) are text where a text spells them.
+    /// Reads `tokenizer.json`. Tokens without a row in the model's embedding table are dropped if
+    /// no text can produce them. The spelling of an added one among them (a `<pad>`) is then
+    /// plain text.
     ///
     /// # Errors
-    /// When it cannot be read or parsed, its steps could make more than a hundred bytes of one, or a
-    /// text could get an id that the model's vocabulary has not.
+    /// When the file cannot be read or parsed, its steps could expand one byte to more than a
+    /// hundred, or a text could get an id outside the model's vocabulary.
     pub fn open(path: &Path, config: &Config) -> Result<Self> {
         Self::parse(&std::fs::read(path).map_err(Error::io(path))?, path, config)
     }
 
-    /// Reads the text of a `tokenizer.json`; `path` is what errors name.
+    /// Parses the text of a `tokenizer.json`. Errors name `path`.
     ///
     /// # Errors
     /// As [`Tokenizer::open`].
     pub fn parse(text: &[u8], path: &Path, config: &Config) -> Result<Self> {
         let format = |problem: String| Error::Format { path: path.into(), problem };
         files::check_pointer(text, path)?;
-        // Before anything is tokenized: added tokens are, as the file is read.
+        // Check before the crate reads the file, because reading it tokenizes the added tokens.
         growth::check(text).map_err(format)?;
         let mut inner = guarded(|| tokenizers::Tokenizer::from_bytes(text))
             .map_err(|e| format(format!("not a tokenizer: {e}")))?;
@@ -61,7 +64,7 @@ impl Tokenizer {
                 ))
             })?;
         }
-        // Lengths are this program's affair: a file that truncates would hide what was cut.
+        // This program handles lengths itself: truncation by the file would silently lose text.
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| format(e.to_string()))?;
         let longest = inner.get_vocab(true).keys().map(String::len).max().unwrap_or(1);
@@ -77,7 +80,7 @@ impl Tokenizer {
         Ok(Self { inner, plain, special, added, bos, eos, longest })
     }
 
-    /// Ids of a text that starts a sequence: `<s>` in front.
+    /// Encodes a text that starts a sequence, with `<s>` in front.
     ///
     /// # Errors
     /// When the tokenizer has no token for some part of the text.
@@ -87,7 +90,7 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    /// Ids of a text that continues a sequence: nothing in front.
+    /// Encodes a text that continues a sequence, with nothing in front.
     ///
     /// # Errors
     /// As [`Tokenizer::encode`].
@@ -96,15 +99,16 @@ impl Tokenizer {
         Ok(encoding.map_err(Error::Tokenize)?.get_ids().to_vec())
     }
 
-    /// Ids of `before` and a text behind it, from those that the text has on its own, as
-    /// [`Tokenizer::encode_continued`] makes them: what `encode` makes of both in one string. A
-    /// SentencePiece vocabulary puts a space in front of a text, which is not there behind another.
-    /// Ids that no text has (a part of a character, a spelling of the caller's) stay as they are.
+    /// Encodes `before` followed by a text that is given by its own ids, as
+    /// [`Tokenizer::encode_continued`] returns them. The result is what `encode` returns for both
+    /// in one string: a SentencePiece vocabulary puts a space in front of a text, but not where
+    /// the text follows another. Ids that do not round-trip through text (part of a character, a
+    /// spelling of the caller's own) stay as they are.
     ///
     /// # Errors
     /// As [`Tokenizer::encode`].
     pub fn encode_joined(&self, before: &str, ids: &[u32]) -> Result<Vec<u32>> {
-        // Behind an added token (`</s>`) nothing depends on what is in front of it.
+        // Tokens after an added token (`</s>`) do not depend on the text in front of it.
         let first = ids.iter().position(|id| self.added.contains(id)).unwrap_or(ids.len());
         for head in (0..=first).rev() {
             let (head, rest) = ids.split_at(head);
@@ -114,7 +118,7 @@ impl Tokenizer {
                 joined.extend(rest);
                 return Ok(joined);
             }
-            // Three tokens at most are a part of a character that is not finished.
+            // An unfinished character has at most three tokens.
             if first - head.len() == 3 || !text.ends_with('\u{FFFD}') {
                 break;
             }
@@ -122,8 +126,9 @@ impl Tokenizer {
         Ok([&self.encode(before)?, ids].concat())
     }
 
-    /// Ids of a turn, nothing in front: as [`Tokenizer::encode_continued`], but whoever writes
-    /// `</s>` in it writes four characters and does not end a turn.
+    /// Encodes a turn of a conversation, with nothing in front. Unlike
+    /// [`Tokenizer::encode_continued`] it reads special tokens in the text as plain characters,
+    /// so that a user's `</s>` does not end the turn.
     ///
     /// # Errors
     /// As [`Tokenizer::encode`].
@@ -140,8 +145,9 @@ impl Tokenizer {
         Ok(encoding.map_err(Error::Tokenize)?.get_ids().to_vec())
     }
 
-    /// A token on its own: its text, special ones as spelled, and its bytes. What is only a part of
-    /// a character is U+FFFD; it has bytes where the vocabulary spells them, as in `<0xE2>`.
+    /// Returns the text of a single token, special ones as spelled, and its bytes. The text of a
+    /// token that is only part of a character is U+FFFD; its bytes are known where the vocabulary
+    /// spells them, as in `<0xE2>`.
     ///
     /// # Errors
     /// When the tokenizer's decoder fails.
@@ -151,7 +157,8 @@ impl Tokenizer {
             let bytes = spelled.clone().into_bytes();
             return Ok((spelled, Some(bytes)));
         }
-        // Decoders strip a space in front of a text, so a token shows its own behind another.
+        // Decoders strip a text's leading space, so decode the token twice: the second keeps its
+        // space.
         let (one, two) = (self.decode(&[id])?, self.decode(&[id, id])?);
         let text = two.strip_prefix(&one).unwrap_or(&one).to_string();
         let hex = spelled.strip_prefix("<0x").and_then(|s| s.strip_suffix('>'));
@@ -162,15 +169,16 @@ impl Tokenizer {
         Ok((text, bytes))
     }
 
-    /// Where tokens of a text end, in its bytes, and how many there are up to there; ascending, and
-    /// without the ends within a character that several tokens spell. The last is the text's end.
+    /// Returns where the tokens of a text end, as (byte offset, number of tokens up to there),
+    /// ascending. Ends within a character that several tokens spell are left out. The last entry
+    /// is the text's end.
     ///
     /// # Errors
     /// As [`Tokenizer::encode`].
     pub fn ends(&self, text: &str) -> Result<Vec<(usize, usize)>> {
         let encoding = guarded(|| self.inner.encode(text, false)).map_err(Error::Tokenize)?;
         let mut ends: Vec<(usize, usize)> = Vec::with_capacity(encoding.len() + 1);
-        // A normalizer may drop what is at the end; the last end is this text's all the same.
+        // A normalizer may drop the end of a text, so add the text's own end.
         let offsets = encoding.get_offsets().iter().map(|&(_, end)| end).zip(1..);
         for (end, tokens) in offsets.chain([(text.len(), encoding.len())]) {
             match ends.last_mut() {
@@ -182,7 +190,7 @@ impl Tokenizer {
         Ok(ends)
     }
 
-    /// Text of the ids, special tokens left out.
+    /// Decodes ids to text, leaving special tokens out.
     ///
     /// # Errors
     /// When the tokenizer's decoder fails.
@@ -190,49 +198,50 @@ impl Tokenizer {
         guarded(|| self.inner.decode(ids, true)).map_err(Error::Tokenize)
     }
 
-    /// The id of a token as spelled in the vocabulary.
+    /// Returns the id of a token, as spelled in the vocabulary.
     pub fn id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
     }
 
-    /// A token as spelled in the vocabulary.
+    /// Returns a token as spelled in the vocabulary.
     pub fn piece(&self, id: u32) -> Option<String> {
         self.inner.id_to_token(id)
     }
 
-    /// Tokens in the vocabulary, added ones counted.
+    /// Returns the number of tokens in the vocabulary, added ones included.
     pub fn vocab(&self) -> usize {
         self.inner.get_vocab_size(true)
     }
 
-    /// Bytes beyond which a text has more than so many tokens, whatever they are: twice those that
-    /// the longest spelling stands for, because a normalizer may shorten a text.
+    /// Returns a length in bytes beyond which any text has more than `tokens` tokens. It is twice
+    /// the longest spelling per token, because a normalizer may shorten a text.
     pub fn most_bytes(&self, tokens: usize) -> usize {
         tokens.saturating_mul(2 * self.longest)
     }
 
-    /// A beginning of the text that has more than so many tokens, or all of it. Tokenizing takes
-    /// some 100 bytes of memory for each of a text, so what lies far behind the last token that
-    /// counts need not be looked at.
+    /// Returns a prefix of the text that has more than `tokens` tokens, or all of it. Tokenizing
+    /// takes some 100 bytes of memory per byte of text, so callers skip text far beyond the last
+    /// token that counts.
     pub fn beginning<'t>(&self, text: &'t str, tokens: usize) -> &'t str {
         &text[..text.floor_char_boundary(self.most_bytes(tokens))]
     }
 
-    /// Bytes of the longest spelling in the vocabulary: no token stands for more of a text.
+    /// Returns the bytes of the longest spelling in the vocabulary, the most that a token covers.
     pub fn longest(&self) -> usize {
         self.longest
     }
 
-    /// Whether the id ends an answer.
+    /// Returns whether the id is an end-of-sequence token.
     pub fn is_eos(&self, id: u32) -> bool {
         self.eos.contains(&id)
     }
 
-    /// The bytes that each id adds to a text, by id; None where it adds none: special tokens, and
-    /// ids that are no token's. Where a text begins, its first space may not be shown.
+    /// Returns the bytes that each id adds to a text, indexed by id. Special tokens and ids
+    /// without a token have `None`. A text's first space may not be shown.
     ///
     /// # Errors
-    /// When the decoder does more than put tokens together: then a token has no bytes of its own.
+    /// When the decoder does more than concatenate tokens, so that a token has no bytes of its
+    /// own.
     pub fn token_bytes(&self) -> Result<Vec<Option<Vec<u8>>>> {
         let reads = |token: &str, text: &str| {
             let Some(decoder) = self.inner.get_decoder() else { return false };
@@ -252,7 +261,8 @@ impl Tokenizer {
             if let Some(byte) = fallback_byte(&token).filter(|_| fallback) {
                 return Some(vec![byte]);
             }
-            // Without letters, or with one that is none, a token is its own text.
+            // A token with a character outside the byte alphabet, or without such an alphabet, is
+            // its own text.
             match token.chars().map(|c| letters.get(&c).copied()).collect::<Option<Vec<u8>>>() {
                 Some(bytes) => Some(bytes),
                 None if marks => Some(token.replace('▁', " ").into_bytes()),
@@ -263,16 +273,16 @@ impl Tokenizer {
         Ok((0..ids).map(bytes).collect())
     }
 
-    /// A decoder for ids that come one by one.
+    /// Returns a decoder for ids that arrive one by one.
     pub fn stream(&self) -> Stream<'_> {
         self.stream_after(&[])
     }
 
-    /// A decoder for ids that come one by one after these: it shows what they add to these ids'
-    /// text, a space in front of them included.
+    /// Returns a decoder for ids that arrive one by one after `ids`. It shows what they add to
+    /// the text of `ids`, including a space in front of them.
     pub fn stream_after(&self, ids: &[u32]) -> Stream<'_> {
-        // The window begins with a token that has a text of its own, so that decoders, which strip
-        // the first space of a text, strip none that is new; and with no part of a character.
+        // Decoders strip a text's first space. The window therefore begins with a token that has
+        // text of its own, so that no new space is stripped, and never with part of a character.
         let has_text = |&id: &u32| {
             let piece = self.piece(id);
             piece.is_some_and(|p| fallback_byte(&p).is_none() && !self.special.contains(&p))
@@ -282,8 +292,8 @@ impl Tokenizer {
     }
 }
 
-/// What a call of the crate returns. A file may have parts that fit no text or token, on which the
-/// crate panics; that is an error like others, whichever thread asked.
+/// Calls the `tokenizers` crate. It panics on some files with parts that do not fit a text or
+/// token; a panic becomes an error like others, on any thread.
 fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
     match catch_unwind(AssertUnwindSafe(call)) {
         Ok(returned) => returned.map_err(|e| e.to_string()),
@@ -296,20 +306,20 @@ fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String>
     }
 }
 
-/// Turns ids that come one by one into text, never splitting a UTF-8 character.
+/// Decodes ids one by one into text, never splitting a UTF-8 character.
 ///
-/// A byte-fallback vocabulary spells rare characters as several tokens; text is held back while it
-/// ends in an unfinished one. Only a window of ids is decoded again: the last piece shown stays in
-/// front, so that spaces come out as in the whole text.
+/// A byte-fallback vocabulary spells rare characters as several tokens, so text is held back
+/// while it ends in an unfinished character. Only a window of ids is decoded again. The last
+/// piece shown stays at its front, so that spaces come out as in the whole text.
 pub struct Stream<'a> {
     tokenizer: &'a Tokenizer,
     ids: Vec<u32>,
-    /// How many of `ids` have been shown.
+    /// Number of `ids` whose text has been shown.
     shown: usize,
 }
 
 impl Stream<'_> {
-    /// The text that `id` completes; empty while a character is unfinished.
+    /// Returns the text that `id` completes; it is empty while a character is unfinished.
     ///
     /// # Errors
     /// When the tokenizer's decoder fails.
@@ -318,7 +328,7 @@ impl Stream<'_> {
         self.take(false)
     }
 
-    /// What is still held back; an unfinished character becomes U+FFFD.
+    /// Returns the text still held back; an unfinished character becomes U+FFFD.
     ///
     /// # Errors
     /// When the tokenizer's decoder fails.
@@ -332,10 +342,11 @@ impl Stream<'_> {
         if whole == before || (whole.ends_with('\u{FFFD}') && !all) {
             return Ok(String::new());
         }
-        // A character that began before the first id is new as a whole.
+        // A character that began before the first new id is new as a whole.
         let begun = before.trim_end_matches('\u{FFFD}');
-        // A run of bytes that is no UTF-8 decodes to U+FFFD throughout, so that what was shown need
-        // not be a prefix any more; then what follows as many characters is new.
+        // A run of invalid UTF-8 decodes to U+FFFD throughout, so the text shown need not be a
+        // prefix of the whole any more. In that case the new text begins after the same number of
+        // characters.
         let new = match whole.strip_prefix(&before).or_else(|| whole.strip_prefix(begun)) {
             Some(new) => new.to_string(),
             None => whole.chars().skip(before.chars().count()).collect(),
@@ -346,14 +357,14 @@ impl Stream<'_> {
     }
 }
 
-/// The byte of a token like `<0x0A>`.
+/// Returns the byte of a token like `<0x0A>`.
 fn fallback_byte(token: &str) -> Option<u8> {
     let digits = token.strip_prefix("<0x")?.strip_suffix('>').filter(|digits| digits.len() == 2)?;
     u8::from_str_radix(digits, 16).ok()
 }
 
-/// GPT-2's alphabet: a letter for each byte, itself where it can be seen in Latin-1, else one of
-/// those from U+0100 on.
+/// Returns GPT-2's byte alphabet: printable Latin-1 bytes stand for themselves, and every other
+/// byte gets a letter from U+0100 on.
 fn byte_letters() -> HashMap<char, u8> {
     let mut hidden = '\u{100}'..;
     let letter = |byte| match byte {

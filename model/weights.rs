@@ -1,13 +1,13 @@
-//! Mapped safetensors: every tensor of the checkpoint, checked by name, type and shape, never read
-//! whole.
+//! Memory-mapped safetensors. The name, type and shape of every tensor are checked, but no file
+//! is ever read whole.
 //!
-//! A checkpoint is a folder with `model.safetensors`, or with shards and the index that names them.
-//! [`Weights::open`] maps the files, parses their headers (the `safetensors` crate refuses headers
-//! that are cut off, overlapping or absurdly long) and compares them with what the config asks for.
-//! A [`Tensor`] is a view that keeps its file mapped.
+//! A checkpoint is a folder with `model.safetensors`, or with shards and an index that names
+//! them. [`Weights::open`] maps the files, parses their headers (the `safetensors` crate refuses
+//! headers that are truncated, overlapping or absurdly long) and compares them with the shapes
+//! that the config implies. A [`Tensor`] is a view that keeps its file mapped.
 //!
 //! A checkpoint of the bare model (`MistralModel`, not `MistralForCausalLM`) has names without
-//! `model.` and no `lm_head`. It is taken as it is; without the head there are no logits.
+//! `model.` and no `lm_head`. It is accepted; without the head it yields no logits.
 
 use crate::config::Config;
 use crate::{Error, Result, files};
@@ -20,7 +20,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// How a weight is stored.
+/// Element type of a stored weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dtype {
     /// bfloat16, as GritLM is published.
@@ -32,7 +32,7 @@ pub enum Dtype {
 }
 
 impl Dtype {
-    /// Bytes of one element.
+    /// Returns the bytes of one element.
     pub fn bytes(self) -> usize {
         if self == Self::F32 { 4 } else { 2 }
     }
@@ -48,7 +48,7 @@ impl fmt::Display for Dtype {
     }
 }
 
-/// Bytes that someone keeps alive: a mapped file, the binary itself, or the heap.
+/// Owner of a tensor's bytes: a mapped file, the binary itself, or the heap.
 #[derive(Clone)]
 enum Source {
     Map(Arc<Mmap>),
@@ -66,7 +66,8 @@ impl Source {
     }
 }
 
-/// One tensor: a view of a mapped file. Cloning copies no data.
+/// One tensor: a view of a mapped file, of the binary or of a block on the heap. Cloning copies
+/// no data.
 #[derive(Clone)]
 pub struct Tensor {
     dtype: Dtype,
@@ -76,18 +77,20 @@ pub struct Tensor {
 }
 
 impl Tensor {
-    /// A tensor of its own values, for tests and tools. `values.len()` is the product of `shape`.
+    /// Creates a tensor that owns its values, for tests and tools. `values.len()` is the product
+    /// of `shape`.
     pub fn from_f32(shape: &[usize], values: &[f32]) -> Self {
         Self::from_bytes(Dtype::F32, shape, bytemuck::cast_slice(values))
     }
 
-    /// A tensor of its own bytes, for tests and tools.
+    /// Creates a tensor that owns its bytes, for tests and tools.
     pub fn from_bytes(dtype: Dtype, shape: &[usize], bytes: &[u8]) -> Self {
         debug_assert_eq!(shape.iter().product::<usize>() * dtype.bytes(), bytes.len());
         Self::of_block(dtype, shape, &Arc::new(bytes.to_vec()), 0)
     }
 
-    /// A tensor of a part of `block`, from byte `at` on; others may share it.
+    /// Creates a tensor of a part of `block`, from byte `at` on. Other tensors may share the
+    /// block.
     pub fn of_block(dtype: Dtype, shape: &[usize], block: &Arc<Vec<u8>>, at: usize) -> Self {
         let range = at..at + shape.iter().product::<usize>() * dtype.bytes();
         debug_assert!(range.end <= block.len());
@@ -95,7 +98,7 @@ impl Tensor {
         Self { dtype, shape: shape.to_vec(), source, range }
     }
 
-    /// How the elements are stored.
+    /// Returns the type of the stored elements.
     pub fn dtype(&self) -> Dtype {
         self.dtype
     }
@@ -105,18 +108,19 @@ impl Tensor {
         &self.shape
     }
 
-    /// The elements, little-endian, row-major.
+    /// Returns the elements, little-endian, row-major.
     pub fn bytes(&self) -> &[u8] {
         &self.source.bytes()[self.range.clone()]
     }
 
-    /// Rows and columns; a vector is one row.
+    /// Returns rows and columns; a vector is one row.
     pub fn matrix_shape(&self) -> (usize, usize) {
         let cols = self.shape.last().copied().unwrap_or(1);
         (self.shape.iter().rev().skip(1).product(), cols)
     }
 
-    /// All elements as f32. Exact: every stored type is a subset of f32.
+    /// Returns all elements as f32. The conversion is exact: every stored type is a subset of
+    /// f32.
     pub fn to_f32(&self) -> Vec<f32> {
         let mut out = vec![0.0; self.bytes().len() / self.dtype.bytes()];
         decode(self.dtype, self.bytes(), &mut out);
@@ -130,7 +134,7 @@ impl fmt::Debug for Tensor {
     }
 }
 
-/// Writes the elements stored in `bytes` to `out`, which has one place for each.
+/// Decodes the elements stored in `bytes` into `out`, which has the same number of elements.
 pub fn decode(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
     let halves = |bytes: &[u8], i: usize| u16::from_le_bytes([bytes[2 * i], bytes[2 * i + 1]]);
     match dtype {
@@ -152,7 +156,7 @@ pub fn decode(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
     }
 }
 
-/// A tensor that the config asks for.
+/// A tensor that a config requires.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Expected {
     /// Name in the published layout.
@@ -161,7 +165,7 @@ pub struct Expected {
     pub shape: Vec<usize>,
 }
 
-/// Every tensor of a checkpoint of this config, in the order of the forward pass.
+/// Returns every tensor of a checkpoint with this config, in the order of the forward pass.
 pub fn expected(config: &Config) -> Vec<Expected> {
     let c = config;
     let mut all = Vec::new();
@@ -199,7 +203,7 @@ pub fn expected(config: &Config) -> Vec<Expected> {
     all
 }
 
-/// What stands before all names but the head's, unless the checkpoint is the bare model's.
+/// Prefix of all names but the head's, unless the checkpoint is of the bare model.
 const PREFIX: &str = "model.";
 const TABLE: &str = "model.embed_tokens.weight";
 const HEAD: &str = "lm_head.weight";
@@ -208,7 +212,7 @@ const HEAD: &str = "lm_head.weight";
 #[derive(Debug)]
 pub struct Weights {
     path: PathBuf,
-    /// By their names in the files.
+    /// Keyed by the names in the files.
     tensors: BTreeMap<String, Tensor>,
     shards: Vec<(PathBuf, u64)>,
 }
@@ -220,8 +224,9 @@ impl Weights {
     /// Maps and checks the checkpoint in `folder`.
     ///
     /// # Errors
-    /// When a file is missing, is not safetensors, or a tensor is missing, surplus, in two shards,
-    /// in another shard than the index says, or of another type or shape than `config` asks for.
+    /// When a file is missing or is not safetensors, or when a tensor is missing, surplus, in two
+    /// shards, in another shard than the index says, or of another type or shape than `config`
+    /// requires.
     pub fn open(folder: &Path, config: &Config) -> Result<Self> {
         let single = folder.join("model.safetensors");
         let index_path = folder.join("model.safetensors.index.json");
@@ -248,7 +253,7 @@ impl Weights {
         Ok(weights)
     }
 
-    /// Checks a checkpoint that lies in memory, in one safetensors file; `path` is what errors name.
+    /// Checks a checkpoint in memory, of one safetensors file. Errors name `path`.
     ///
     /// # Errors
     /// As [`Weights::open`].
@@ -259,10 +264,11 @@ impl Weights {
         Ok(weights)
     }
 
-    /// Tensors that lie in no file: `make` makes each that the config asks for, in its shape.
+    /// Builds weights without files: `make` returns each tensor that the config requires, in its
+    /// shape.
     ///
     /// # Errors
-    /// When it is of another shape.
+    /// When a tensor has another shape.
     pub fn made(config: &Config, make: impl Fn(&Expected) -> Tensor) -> Result<Self> {
         let tensors = expected(config).into_iter().map(|want| {
             let tensor = make(&want);
@@ -274,17 +280,17 @@ impl Weights {
         Ok(weights)
     }
 
-    /// Whether there is a matrix that logits come from: `lm_head`, or the embedding table where
-    /// they are tied.
+    /// Returns whether the checkpoint can produce logits: it has `lm_head`, or the embedding
+    /// table is tied to it.
     pub fn has_head(&self, config: &Config) -> bool {
         config.tied || self.has(HEAD)
     }
 
-    /// The tensor of that name in the published layout.
+    /// Returns the tensor of this name in the published layout.
     ///
     /// # Errors
-    /// When there is none; [`Weights::open`] has checked the names of [`expected`], but for the head
-    /// that [`Weights::has_head`] asks for.
+    /// When there is none. [`Weights::open`] has checked the names of [`expected`] except for the
+    /// head, whose presence [`Weights::has_head`] reports.
     pub fn get(&self, name: &str) -> Result<Tensor> {
         let name = self.stored(name);
         self.tensors.get(name).cloned().ok_or_else(|| Error::Tensor {
@@ -295,22 +301,22 @@ impl Weights {
         })
     }
 
-    /// All tensors by their names in the files.
+    /// Iterates over all tensors with their names in the files.
     pub fn tensors(&self) -> impl Iterator<Item = (&str, &Tensor)> {
         self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor))
     }
 
-    /// The files and their sizes in bytes.
+    /// Returns the files and their sizes in bytes.
     pub fn shards(&self) -> &[(PathBuf, u64)] {
         &self.shards
     }
 
-    /// Bytes of all tensors.
+    /// Returns the total bytes of all tensors.
     pub fn bytes(&self) -> u64 {
         self.tensors.values().map(|t| t.bytes().len() as u64).sum()
     }
 
-    /// A name of the published layout as the files have it.
+    /// Translates a name of the published layout into the name in the files.
     fn stored<'a>(&self, name: &'a str) -> &'a str {
         let bare = || name.strip_prefix(PREFIX).filter(|_| !self.has(TABLE));
         bare().filter(|_| self.has(&TABLE[PREFIX.len()..])).unwrap_or(name)
@@ -363,7 +369,7 @@ impl Weights {
                 }
             }
             let (first, last) = info.data_offsets;
-            // The header's length field is 8 bytes; offsets count from the header's end.
+            // The header's length field takes 8 bytes, and offsets count from the header's end.
             let range = 8 + header + first..8 + header + last;
             let (shape, source) = (info.shape.clone(), source.clone());
             self.tensors.insert(name, Tensor { dtype, shape, source, range });
@@ -372,7 +378,7 @@ impl Weights {
         Ok(())
     }
 
-    /// Compares what is there with what the config asks for.
+    /// Compares the tensors found with those that the config requires.
     fn check(&self, config: &Config) -> Result<()> {
         let fail = |tensor: &str, expected: String, found: String| {
             Err(Error::Tensor { path: self.path.clone(), tensor: tensor.into(), expected, found })
@@ -390,7 +396,7 @@ impl Weights {
             }
         }
         let names: BTreeSet<&str> = expected.iter().map(|w| self.stored(&w.name)).collect();
-        // Tied checkpoints may store the head again; old ones store the rotary frequencies.
+        // Tied checkpoints may store the head again, and old ones store the rotary frequencies.
         let harmless = |n: &str| (config.tied && n == HEAD) || n.ends_with(".rotary_emb.inv_freq");
         match self.tensors.keys().find(|n| !names.contains(n.as_str()) && !harmless(n)) {
             Some(n) => fail(n, "no tensor of that name".into(), "a surplus tensor".into()),
@@ -399,10 +405,11 @@ impl Weights {
     }
 }
 
-/// Reads the `weight_map` of `model.safetensors.index.json`; `path` is what errors name.
+/// Reads the `weight_map` of `model.safetensors.index.json`. Errors name `path`.
 ///
 /// # Errors
-/// When it is not such a JSON object, is empty, or names a file outside the folder.
+/// When the text is not such a JSON object, the map is empty, or it names a file outside the
+/// folder.
 pub fn parse_index(text: &[u8], path: &Path) -> Result<BTreeMap<String, String>> {
     #[derive(serde::Deserialize)]
     struct File {
@@ -425,7 +432,7 @@ pub fn parse_index(text: &[u8], path: &Path) -> Result<BTreeMap<String, String>>
     Ok(file.weight_map)
 }
 
-/// The library's error in a reader's words, with sizes where the file is cut off.
+/// Rewords an error of the `safetensors` crate for users, with sizes where the file is truncated.
 fn explain(error: &safetensors::SafeTensorError, bytes: &[u8]) -> String {
     use safetensors::SafeTensorError as E;
     let found = bytes.len();

@@ -1,14 +1,14 @@
-//! The rotary embedding that a config asks for: the plain one, of some base. What scales positions
-//! or frequencies is not computed, and refused.
+//! The RoPE parameters of a config. Only plain RoPE with some base is supported; configs that
+//! scale positions or frequencies are refused.
 
 use super::Fields;
 use crate::Result;
 use serde_json::Value;
 
-/// The base of the frequencies; `default` is the class's own.
+/// Returns the base of the frequencies; `default` is the default of the model's class.
 ///
-/// transformers 5 writes one object, `rope_parameters`; older versions write `rope_theta`, and beside
-/// it `rope_scaling` where there is scaling. A file may have them all, and must mean one thing.
+/// transformers 5 writes one object, `rope_parameters`. Older versions write `rope_theta`, and
+/// `rope_scaling` as well if there is scaling. A file may have all three, but they must agree.
 pub(super) fn theta(fields: &Fields<'_>, default: f32) -> Result<f32> {
     if let Some(share) = fields.get("partial_rotary_factor").filter(|share| !is_one(share)) {
         return fields.fail("partial_rotary_factor", "1 (whole heads turn)", share);

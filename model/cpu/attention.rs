@@ -1,10 +1,11 @@
-//! attention: out = softmax(q kᵀ / √head_dim + mask) v over the pages, per sequence and head.
+//! attention: out = softmax(q kᵀ / √head_dim + mask) v over the paged KV cache, per sequence and
+//! head.
 //!
-//! `q`, `out (rows, heads, head_dim)`; keys and values in pages. One task per sequence, key/value
-//! head and block of [`QUERIES`] query tokens: the query heads that share a key/value head share
-//! its pages while they lie in the cache. Scores of one block are stored, never those of a whole
-//! sequence; pages that no query of the block sees are not touched. Each query's sums run over its
-//! keys in order, so the block that it falls into does not change its bits.
+//! `q` and `out` are `(rows, heads, head_dim)`; keys and values are in pages. Each task handles
+//! one sequence, key/value head and block of [`QUERIES`] query tokens, so the query heads that
+//! share a key/value head use its pages while they are in the CPU's cache. A task stores the
+//! scores of its block only, and does not touch pages that no query of the block sees. Each
+//! query's sums run over its keys in order, so its bits do not depend on the block it falls into.
 //! Bound by arithmetic with many queries, by memory when decoding.
 
 use super::Pages;
@@ -16,9 +17,9 @@ use std::ops::Range;
 
 /// Query tokens of one task.
 const QUERIES: usize = 8;
-/// Query heads that are dealt with at once, beside four keys or four vectors of columns: 16 chains of
-/// additions, for which a load of keys or values serves four times. Each has the sums that it would
-/// have alone.
+/// Query vectors processed at once, with four keys or four vectors of columns: 16 independent
+/// chains of additions, in which each load of keys or values is used four times. Each query gets
+/// the same sums as it would alone.
 const TOGETHER: usize = 4;
 
 pub(super) fn attention(p: Attention, q: &[f32], pages: &Pages, layout: &Layout, out: &mut [f32]) {
@@ -74,17 +75,19 @@ impl WithSimd for Task<'_> {
         let total = past + self.span.rows as usize;
         let scale = 1.0 / (head_dim as f32).sqrt();
 
-        // The block's query vectors: each token's heads of this group. `at` is where q and out are.
+        // The block's query vectors are each token's heads of this group. `at` is the index of
+        // vector i in q and out.
         let count = self.queries.len() * group;
         let token = |i: usize| self.queries.start + i / group;
         let at =
             |i: usize| ((row + token(i)) * heads + self.kv_head * group + i % group) * head_dim;
         let keys = |i: usize| self.span.mask.keys(past + token(i), total);
 
-        // Keys that any of them sees: a later query sees no earlier first and no earlier last key.
+        // The keys that any of them sees: the first and the last visible key never move back from
+        // one query to the next.
         let seen = keys(0).start..keys(count - 1).end;
         let width = seen.len();
-        // Every score is written before it is read; what an earlier task has left may stay.
+        // Every score is written before it is read, so values of an earlier task may stay.
         self.scores.resize(self.scores.len().max(count * width), 0.0);
 
         for page in pages_of(&seen) {
@@ -110,7 +113,7 @@ impl WithSimd for Task<'_> {
             let keys = keys(i);
             let keys = keys.start - seen.start..keys.end - seen.start;
             softmax(&mut self.scores[i * width..][keys], scale);
-            // SAFETY: a row and head belong to one task.
+            // SAFETY: each row and head belongs to exactly one task.
             unsafe { self.out.slice(at(i), head_dim) }.fill(0.0);
         }
 
@@ -125,14 +128,14 @@ impl WithSimd for Task<'_> {
             while first < count {
                 let keys = here(first);
                 let all: [usize; TOGETHER] = std::array::from_fn(|n| first + n);
-                // Those that see the same keys of the page share its loads.
+                // Queries that see the same keys of the page share its loads.
                 let together = first + TOGETHER <= count && all.iter().all(|&i| here(i) == keys);
                 if !keys.is_empty() {
                     let v = &self.pages.values[head + (keys.start - page.start) * head_dim..];
                     let weights = |i: usize| {
                         &self.scores[i * width + keys.start - seen.start..][..keys.len()]
                     };
-                    // SAFETY: a row and head belong to one task.
+                    // SAFETY: each row and head belongs to exactly one task.
                     let out = |i: usize| unsafe { self.out.slice(at(i), head_dim) };
                     if together {
                         weighted_sums(simd, all.map(weights), v, all.map(out));
@@ -146,13 +149,14 @@ impl WithSimd for Task<'_> {
     }
 }
 
-/// The pages that a range of keys touches, as ranges of keys.
+/// Returns the pages that a range of keys touches, as ranges of keys.
 #[inline(always)]
 fn pages_of(keys: &Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
     (keys.start / PAGE..keys.end.div_ceil(PAGE)).map(|page| page * PAGE..(page + 1) * PAGE)
 }
 
-/// scores[n][j] = q[n] · k[j, :], four keys at a time for independent chains of additions.
+/// Computes scores[n][j] = q[n] · k[j, :], four keys at a time for independent chains of
+/// additions.
 #[inline(always)]
 fn dots<S: Simd, const N: usize>(simd: S, q: [&[f32]; N], k: &[f32], scores: [&mut [f32]; N]) {
     let (dim, keys) = (q[0].len(), scores[0].len());
@@ -171,7 +175,7 @@ fn dots<S: Simd, const N: usize>(simd: S, q: [&[f32]; N], k: &[f32], scores: [&m
     }
 }
 
-/// Of N queries and K keys.
+/// Returns the inner products of N queries and K keys.
 #[inline(always)]
 fn some_dots<S: Simd, const N: usize, const K: usize>(
     simd: S,
@@ -205,11 +209,12 @@ fn some_dots<S: Simd, const N: usize, const K: usize>(
     dots
 }
 
-/// Below it e^x is 0 in f32 (less than half of 2⁻¹⁴⁹), which libm finds out slowly, through errno:
-/// 6 % of an embedding pass.
+/// Exponent below which e^x is 0 in f32 (less than half of 2⁻¹⁴⁹). Calling libm there is slow,
+/// because it sets errno: 6 % of an embedding pass.
 const UNDERFLOW: f32 = -104.0;
 
-/// The sum in f64: with thousands of keys an f32 sum would lose the last two digits.
+/// Replaces scores by their softmax. The sum is in f64: with thousands of keys an f32 sum would
+/// lose the last two digits.
 fn softmax(scores: &mut [f32], scale: f32) {
     let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let mut sum = 0.0f64;
@@ -222,7 +227,8 @@ fn softmax(scores: &mut [f32], scale: f32) {
     scores.iter_mut().for_each(|s| *s *= inverse);
 }
 
-/// outs[n] += Σ_j weights[n][j] · v[j, :], in the order of j, four vectors of columns at a time.
+/// Adds outs[n] += Σ_j weights[n][j] · v[j, :], in the order of j, four vectors of columns at a
+/// time.
 #[inline(always)]
 fn weighted_sums<S: Simd, const N: usize>(
     simd: S,
@@ -254,7 +260,7 @@ fn weighted_sums<S: Simd, const N: usize>(
     }
 }
 
-/// C vectors of columns, the first of them vector `d` of a row.
+/// Adds the weighted values in C vectors of columns, beginning with vector `d` of a row.
 #[inline(always)]
 fn add_columns<S: Simd, const N: usize, const C: usize>(
     simd: S,

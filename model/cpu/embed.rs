@@ -1,5 +1,5 @@
-//! embed: x[r, :] = table[tokens[r], :]. `table (vocab, dim)` as stored, `x (rows, dim)` f32.
-//! Bound by memory.
+//! embed: x[r, :] = table[tokens[r], :]. `table (vocab, dim)` is in the stored type,
+//! `x (rows, dim)` is f32. Bound by memory.
 
 use super::Matrix;
 

@@ -1,10 +1,10 @@
 //! expert_gate_up, expert_down_add: the feed-forward of a mixture, expert by expert.
 //!
-//! For each row and each of its experts e with weight g:
-//! x += g · W2ₑ (silu(W1ₑ h) ⊙ (W3ₑ h)). The rows of one expert are gathered, so each expert's
-//! weights are read once per batch; a row's experts are added in ascending order.
-//! Weights `(experts · 2 · hidden, dim)` = per expert [W1; W3], and `(experts · dim, hidden)`.
-//! Bound as a dense feed-forward over the rows that each expert got.
+//! For each row and each of its experts e with weight g, they add x += g · W2ₑ (silu(W1ₑ h) ⊙
+//! (W3ₑ h)). The rows of one expert are gathered, so each expert's weights are read once per
+//! batch; a row's experts are added in ascending order. The weights are
+//! `(experts · 2 · hidden, dim)`, per expert [W1; W3], and `(experts · dim, hidden)`. Bound like
+//! a dense feed-forward over the rows of each expert.
 
 use super::gate_up::gate_up_rows;
 use super::matmul::{Packed, matmul};
@@ -40,7 +40,8 @@ pub(super) fn expert_down_add(p: Expert, a: &[f32], w: &Matrix, routing: &Routin
             |r| w.row(r),
             |i, cols, values| {
                 let (_, row, weight) = group[i];
-                // SAFETY: matmul calls once for each i and column, and a group has each row once.
+                // SAFETY: matmul emits each i and column exactly once, and a group contains each
+                // row once.
                 let x = unsafe { out.slice(row * dim + cols.start, values.len()) };
                 for (x, value) in x.iter_mut().zip(values) {
                     *x += weight * value;

@@ -1,7 +1,6 @@
-//! gate_up: out = silu(h · W1ᵀ) ⊙ (h · W3ᵀ), silu(x) = x / (1 + e⁻ˣ).
-//! `h (rows, dim)`, `w (2 · hidden, dim)` = [W1; W3], `out (rows, hidden)`.
-//! Both products of a column are made by the same task, so neither is stored.
-//! Bound by arithmetic with many rows, by memory with few.
+//! gate_up: out = silu(h · W1ᵀ) ⊙ (h · W3ᵀ), silu(x) = x / (1 + e⁻ˣ). `h (rows, dim)`,
+//! `w (2 · hidden, dim)` = [W1; W3], `out (rows, hidden)`. The same task computes both products
+//! of a column, so neither is stored. Bound by arithmetic with many rows, by memory with few.
 
 use super::Matrix;
 use super::matmul::{Packed, matmul};
@@ -12,7 +11,8 @@ pub(super) fn gate_up(p: GateUp, h: &[f32], w: &Matrix, out: &mut [f32]) {
     gate_up_rows(&Packed::new(p.rows as usize, p.dim as usize, h), p.hidden as usize, w, 0, out);
 }
 
-/// With the matrices that begin at row `first` of `w`; also each expert's half of the mixture.
+/// Computes gate_up with the matrices that begin at row `first` of `w`; experts of a mixture use
+/// it too.
 pub(super) fn gate_up_rows(h: &Packed, hidden: usize, w: &Matrix, first: usize, out: &mut [f32]) {
     let out = Shared::new(out);
     matmul(
@@ -22,7 +22,7 @@ pub(super) fn gate_up_rows(h: &Packed, hidden: usize, w: &Matrix, first: usize, 
         |r| w.row(r),
         |row, cols, values| {
             let (gate, up) = values.split_at(cols.len());
-            // SAFETY: matmul calls once for each row and column.
+            // SAFETY: matmul emits each row and column exactly once.
             let out = unsafe { out.slice(row * hidden + cols.start, cols.len()) };
             for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
                 *out = gate / (1.0 + (-gate).exp()) * up;

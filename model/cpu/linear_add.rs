@@ -15,7 +15,7 @@ pub(super) fn linear_add(p: LinearAdd, a: &[f32], w: &Matrix, x: &mut [f32]) {
         &[0],
         |r| w.row(r),
         |row, cols, values| {
-            // SAFETY: matmul calls once for each row and column.
+            // SAFETY: matmul emits each row and column exactly once.
             let x = unsafe { out.slice(row * outer + cols.start, values.len()) };
             for (x, value) in x.iter_mut().zip(values) {
                 *x += value;

@@ -1,5 +1,5 @@
-//! logits: out[i, :] = rmsnorm(x[rows[i], :]) · Wᵀ, for the wanted rows only.
-//! `x (…, dim)`, `norm (dim)`, `w (vocab, dim)`, `out (rows.len(), vocab)`. Bound by memory.
+//! logits: out[i, :] = rmsnorm(x[rows[i], :]) · Wᵀ, for the requested rows only. `x (…, dim)`,
+//! `norm (dim)`, `w (vocab, dim)`, `out (rows.len(), vocab)`. Bound by memory.
 
 use super::Matrix;
 use super::matmul::{Packed, matmul};
@@ -28,7 +28,7 @@ pub(super) fn logits(
         &[0],
         |r| w.row(r),
         |row, cols, values| {
-            // SAFETY: matmul calls once for each row and column.
+            // SAFETY: matmul emits each row and column exactly once.
             unsafe { out.slice(row * vocab + cols.start, values.len()) }.copy_from_slice(values);
         },
     );

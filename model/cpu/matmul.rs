@@ -1,25 +1,27 @@
 //! matmul: out[r, c] = Σ_k a[r, k] · w[c, k], accumulated in f32.
 //!
-//! `a (rows, inner)` f32, `w (cols, inner)` as the checkpoint stores it (rows are contiguous, so an
-//! output is an inner product of two contiguous arrays), `out (rows, cols)`.
+//! `a (rows, inner)` is f32, `w (cols, inner)` is as the checkpoint stores it (rows are
+//! contiguous, so an output is an inner product of two contiguous arrays), and `out (rows, cols)`
+//! is f32.
 //!
-//! **Order.** The inner dimension is cut into blocks of [`BLOCK`]. Within a block one vector of
-//! lanes walks along it, so lane l adds its products one after the other; then the lanes are summed,
-//! then the blocks in order. That order depends on `inner` and the CPU's lanes and on nothing else:
-//! a row's result is the same bits alone, in a large batch, and at any place in it.
+//! **Order.** The inner dimension is split into blocks of [`BLOCK`]. Within a block, one vector
+//! of lanes walks along it, so lane l adds its products one after the other. Then the lanes are
+//! summed, and then the blocks in order. This order depends only on `inner` and the CPU's lanes:
+//! a row's result is bit-identical alone, in a large batch, and at any place in it.
 //!
-//! **Layout.** A bf16 vector is loaded as u32, two weights each: `word << 16` is the even one,
-//! `word & 0xffff0000` the odd one, both exact f32. The other operand is therefore stored with each
-//! chunk of 2 · lanes values as evens, then odds ([`Packed`]); no shuffles are needed.
+//! **Layout.** A bf16 vector is loaded as u32, two weights per word: `word << 16` is the even one
+//! and `word & 0xffff0000` the odd one, both exact in f32. The other operand is therefore stored
+//! with each chunk of 2 · lanes values as evens, then odds ([`Packed`]), so no shuffles are
+//! needed.
 //!
-//! **Mapping.** One task per [`COLS`] columns. With few rows (decode) the weights are converted in
-//! registers, one weight row at a time: memory is read strictly in order, which here was worth
-//! 95 % of the read bandwidth against 70 % for four rows at a time. With many, the task's weights
-//! are converted once to f32 (256 KiB, for the L2 cache) and used by tiles of 6 × 4 outputs, whose
-//! 24 accumulators leave 8 of 32 vector registers for operands. On Zen 5 this ran at 1.5 times
-//! the rate of the `gemm` crate's f32, which packs both sides.
+//! **Mapping.** Each task computes [`COLS`] columns. With few rows (decode) the weights are
+//! converted in registers, one weight row at a time. Memory is then read strictly in order, which
+//! reached 95 % of the read bandwidth here, against 70 % for four rows at a time. With many rows,
+//! the task's weights are converted once to f32 (256 KiB, for the L2 cache) and used by tiles of
+//! 6 × 4 outputs, whose 24 accumulators leave 8 of 32 vector registers for operands. On Zen 5
+//! this ran at 1.5 times the rate of the `gemm` crate's f32 product, which packs both sides.
 //!
-//! Bound by memory up to some 8 rows, by arithmetic beyond.
+//! Bound by memory up to about 8 rows, by arithmetic beyond.
 
 use crate::weights::{Dtype, decode};
 use pulp::{Arch, Simd, WithSimd};
@@ -30,16 +32,16 @@ use std::ops::Range;
 /// Values of the inner dimension whose products are added in one run of the lanes.
 const BLOCK: usize = 1024;
 
-/// Columns of one task: 64 columns of a block in f32 are 256 KiB.
+/// Columns of one task: 64 columns of a block in f32 take 256 KiB.
 const COLS: usize = 64;
 
-/// Up to so many rows, weights are converted in registers instead of into a panel.
+/// Maximum rows for which weights are converted in registers instead of into a panel.
 const FEW: usize = 4;
 
-/// Below so many products a second thread costs more than it brings.
+/// Number of products below which a second thread costs more than it gains.
 const SERIAL: usize = 1 << 16;
 
-/// The vector instructions in use, for people.
+/// Returns a human-readable name of the vector instructions in use.
 pub(super) fn arch() -> &'static str {
     match (lanes(), cfg!(target_arch = "x86_64")) {
         (16, true) => "AVX-512",
@@ -49,24 +51,24 @@ pub(super) fn arch() -> &'static str {
     }
 }
 
-/// Rows of activations with each chunk of 2 · lanes values reordered as evens, then odds, and zeros
-/// up to a whole chunk.
+/// Rows of activations, with each chunk of 2 · lanes values reordered as evens, then odds, and
+/// zero-padded to a whole chunk.
 pub(super) struct Packed {
     rows: usize,
     inner: usize,
     stride: usize,
-    /// Whether chunks are as they come instead: for weights in f32, which then need not be reordered.
+    /// Whether chunks keep their order, for weights in f32, which then need no reordering.
     plain: bool,
     values: Vec<Line>,
 }
 
-/// A cache line. From unaligned memory every load of 64 bytes touches two, and the tiles make ten
-/// loads for 24 multiplications.
+/// A cache line. A load of 64 bytes from unaligned memory touches two lines, and the tiles make
+/// ten loads for 24 multiplications.
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C, align(64))]
 struct Line([f32; 16]);
 
-/// Sets the length to at least `len` values; what is new is zero.
+/// Grows or shrinks to `len` values, rounded up to whole lines; new ones are zero.
 fn resize(lines: &mut Vec<Line>, len: usize) -> &mut [f32] {
     lines.resize(len.div_ceil(16), Line([0.0; 16]));
     &mut bytemuck::cast_slice_mut(lines)[..len]
@@ -78,7 +80,7 @@ impl Packed {
         Self::gather(rows, inner, |r, row| row.copy_from_slice(&a[r * inner..][..inner]))
     }
 
-    /// Packs `rows` rows of `inner` values to multiply by weights in f32.
+    /// Packs `rows` rows of `inner` values in their order, to multiply by weights in f32.
     pub(super) fn plain(rows: usize, inner: usize, a: &[f32]) -> Self {
         let stride = inner.next_multiple_of(2 * lanes());
         let mut values = Vec::new();
@@ -111,7 +113,7 @@ impl Packed {
         Self { rows, inner, stride, plain: false, values }
     }
 
-    /// Block `k` of row `r`.
+    /// Returns block `k` of row `r`.
     #[inline(always)]
     fn block(&self, r: usize, k: &Range<usize>) -> &[f32] {
         let values: &[f32] = bytemuck::cast_slice(&self.values);
@@ -131,8 +133,8 @@ fn lanes() -> usize {
     Arch::new().dispatch(Lanes)
 }
 
-/// Writes `row` to `packed` chunk by chunk, evens first; `len` is a whole number of chunks, and
-/// what lies beyond `row` becomes zero.
+/// Writes `row` to `packed` chunk by chunk, evens first. `len` is a whole number of chunks, and
+/// values beyond the end of `row` become zero.
 fn deinterleave(row: &[f32], packed: &mut [f32], len: usize) {
     let lanes = lanes();
     for (c, chunk) in packed[..len].chunks_exact_mut(2 * lanes).enumerate() {
@@ -147,8 +149,8 @@ fn deinterleave(row: &[f32], packed: &mut [f32], len: usize) {
 /// Multiplies `a` by the rows of a weight matrix that `weight` returns as stored.
 ///
 /// Output column c has one value per entry of `strands`: that of weight row `strands[i] + c`.
-/// `emit(row, columns, values)` receives them for a run of columns, strand after strand; no other
-/// call has the same row and column.
+/// `emit(row, columns, values)` receives the values for a run of columns, strand after strand. No
+/// two calls have a row and column in common.
 pub(super) fn matmul<'w>(
     a: &Packed,
     cols: usize,
@@ -163,7 +165,7 @@ pub(super) fn matmul<'w>(
     let width = (COLS / strands.len()).max(1);
     let tasks = cols.div_ceil(width);
     let small = a.rows * a.inner * cols * strands.len() < SERIAL;
-    // One task at a time, so that a thread that is ahead finds something to take over.
+    // Split down to single tasks, so that a thread that is ahead can steal work.
     let (least, most) = if small { (tasks, tasks) } else { (1, 1) };
     (0..tasks).into_par_iter().with_min_len(least).with_max_len(most).for_each(|task| {
         let columns = task * width..((task + 1) * width).min(cols);
@@ -183,12 +185,12 @@ pub(super) fn matmul<'w>(
 }
 
 thread_local! {
-    /// A task's panel and its outputs, some 512 KiB: made anew for each task, the system would
-    /// clear their pages each time.
+    /// A task's panel and its outputs, some 512 KiB. They are reused because the system would
+    /// clear the pages of a new allocation for each task.
     static SCRATCH: RefCell<(Vec<Line>, Vec<Line>)> = const { RefCell::new((Vec::new(), Vec::new())) };
 }
 
-/// One task: all rows of `a` by a few weight rows, to `out (rows, weights)`.
+/// One task: multiplies all rows of `a` by a few weight rows into `out (rows, weights)`.
 struct Task<'a> {
     a: &'a Packed,
     weights: &'a [(Dtype, &'a [u8])],
@@ -202,14 +204,14 @@ impl WithSimd for Task<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { a, weights, panel, out } = self;
-        // In the last block the packed rows go on with zeros to a whole chunk.
+        // In the last block the packed rows are zero-padded to a whole chunk.
         let packed = |k: usize| k..(k + BLOCK).min(a.stride);
         let stored = |k: usize| k..(k + BLOCK).min(a.inner);
         let blocks = || (0..a.inner).step_by(BLOCK);
 
         let whole = a.stride == a.inner;
         if a.rows <= FEW && whole && weights.iter().all(|w| is_direct(w, a.plain)) {
-            // Row after row, so that memory is read in order.
+            // One weight row after the other, so that memory is read in order.
             for (c, w) in weights.iter().enumerate() {
                 let out = &mut out[c..];
                 for k in blocks() {
@@ -231,7 +233,7 @@ impl WithSimd for Task<'_> {
             for (w, row) in weights.iter().zip(panel.chunks_exact_mut(packed.len())) {
                 convert(simd, w, &stored, a.plain, row);
             }
-            // 6 × 4 accumulators where there are 32 registers, 3 × 3 where there are 16.
+            // Use 6 × 4 accumulators with 32 registers, 3 × 3 with 16.
             if S::REGISTER_COUNT >= 32 {
                 tiles::<S, 6, 4>(simd, a, &packed, panel, out, weights.len());
             } else {
@@ -241,7 +243,8 @@ impl WithSimd for Task<'_> {
     }
 }
 
-/// A block of a bf16 row as words of two weights; none if it is of another type or not aligned.
+/// Returns a block of a bf16 row as words of two weights, or `None` if it has another type or is
+/// not aligned.
 #[inline(always)]
 fn words<'a>((dtype, bytes): &(Dtype, &'a [u8]), k: &Range<usize>) -> Option<&'a [u32]> {
     match dtype {
@@ -250,7 +253,7 @@ fn words<'a>((dtype, bytes): &(Dtype, &'a [u8]), k: &Range<usize>) -> Option<&'a
     }
 }
 
-/// A block of a row in f32; none if it is of another type or not aligned.
+/// Returns a block of an f32 row, or `None` if it has another type or is not aligned.
 #[inline(always)]
 fn values<'a>((dtype, bytes): &(Dtype, &'a [u8]), k: &Range<usize>) -> Option<&'a [f32]> {
     match dtype {
@@ -259,7 +262,7 @@ fn values<'a>((dtype, bytes): &(Dtype, &'a [u8]), k: &Range<usize>) -> Option<&'
     }
 }
 
-/// Whether a row is multiplied as it is stored.
+/// Returns whether a row can be multiplied as it is stored.
 fn is_direct(w: &(Dtype, &[u8]), plain: bool) -> bool {
     match plain {
         true => values(w, &(0..0)).is_some(),
@@ -267,7 +270,7 @@ fn is_direct(w: &(Dtype, &[u8]), plain: bool) -> bool {
     }
 }
 
-/// Converts a block of a stored row to f32 in the packed order, with zeros at the end.
+/// Converts a block of a stored row to f32 in the packed order, zero-padded.
 #[inline(always)]
 fn convert<S: Simd>(simd: S, w: &(Dtype, &[u8]), k: &Range<usize>, plain: bool, row: &mut [f32]) {
     match words(w, k) {
@@ -295,7 +298,7 @@ fn convert<S: Simd>(simd: S, w: &(Dtype, &[u8]), k: &Range<usize>, plain: bool, 
     }
 }
 
-/// All rows by all rows of the panel, in tiles of M × N.
+/// Multiplies all rows by all rows of the panel, in tiles of M × N.
 #[inline(always)]
 fn tiles<S: Simd, const M: usize, const N: usize>(
     simd: S,
@@ -323,7 +326,7 @@ fn tiles<S: Simd, const M: usize, const N: usize>(
     }
 }
 
-/// At most six rows by N weight rows.
+/// Multiplies at most six rows by N weight rows.
 #[inline(always)]
 fn rows<S: Simd, W: Weight<S>, const N: usize>(
     simd: S,
@@ -346,11 +349,12 @@ fn rows<S: Simd, W: Weight<S>, const N: usize>(
     }
 }
 
-/// M × N inner products of one block, added to `out`.
+/// Computes M × N inner products of one block and adds them to `out`.
 ///
-/// Plain loops instead of closures: a closure need not be inlined where the vector instructions are
-/// enabled, and then costs ten times as much. And slices of one known length, indexed by their own
-/// counter: with bounds checks left in the loop, the accumulators are spilled at half the speed.
+/// It uses plain loops instead of closures, because a closure need not be inlined where the
+/// vector instructions are enabled, and then costs ten times as much. The slices have one known
+/// length and are indexed by their own counter: bounds checks in the loop make the compiler spill
+/// the accumulators, which halves the speed.
 #[inline(always)]
 #[expect(clippy::needless_range_loop, reason = "the same index walks several arrays")]
 fn tile<S: Simd, W: Weight<S>, const M: usize, const N: usize>(
@@ -396,15 +400,15 @@ fn tile<S: Simd, W: Weight<S>, const M: usize, const N: usize>(
         let sums = lane_sums(sum[r]);
         let out = &mut out[r * stride..][..N];
         for c in 0..N {
-            // The first block finds what an earlier task left.
+            // The first block overwrites what an earlier task left.
             out[c] = if k.start == 0 { sums[c] } else { out[c] + sums[c] };
         }
     }
 }
 
-/// The sum of each vector's lanes: the upper half added to the lower until one is left. Written for
-/// several vectors at once, so that their last steps share instructions; one by one they took a
-/// tenth of the time of large products.
+/// Returns the sum of each vector's lanes, adding the upper half to the lower until one lane is
+/// left. It processes several vectors at once, so that their last steps share instructions; one
+/// by one they took a tenth of the time of large products.
 #[inline(always)]
 fn lane_sums<V: bytemuck::Pod, const N: usize>(vectors: [V; N]) -> [f32; N] {
     let mut sums = [0.0; N];
@@ -424,15 +428,15 @@ fn lane_sums<V: bytemuck::Pod, const N: usize>(vectors: [V; N]) -> [f32; N] {
     sums
 }
 
-/// A block of a weight row, a chunk at a time: its even values, its odd ones.
+/// A block of a weight row, read a chunk at a time as its even and its odd values.
 trait Weight<S: Simd>: Copy {
-    /// Only the first so many chunks.
+    /// Keeps only the first `chunks` chunks.
     fn first(self, chunks: usize) -> Self;
     fn even(self, simd: S, i: usize) -> S::f32s;
     fn odd(self, simd: S, i: usize) -> S::f32s;
 }
 
-/// Already f32, in the packed order.
+/// A block already in f32, in the packed order.
 #[derive(Clone, Copy)]
 struct F32<'a, V>(&'a [[V; 2]]);
 
@@ -453,7 +457,7 @@ impl<S: Simd> Weight<S> for F32<'_, S::f32s> {
     }
 }
 
-/// bf16 as stored, two to a word.
+/// A block of bf16 as stored, two values per word.
 #[derive(Clone, Copy)]
 struct Bf16<'a, V>(&'a [V]);
 

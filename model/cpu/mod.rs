@@ -1,10 +1,11 @@
-//! The backend of the CPU: fast, in Rust, for machines without a GPU. What each operation computes is
-//! said by [`crate::reference`], in f64 and without SIMD.
+//! The CPU backend: a fast implementation in Rust for machines without a GPU.
+//! [`crate::reference`] specifies what each operation computes, in f64 and without SIMD.
 //!
-//! One file per operation, f32 throughout, weights used in place as the checkpoint stores them. Only
-//! the matrix product is tuned; see `matmul.rs`. It adds each output's terms in an order that does
-//! not depend on how many rows there are, and no other operation looks beyond its own row or
-//! sequence, so a sequence's results are the same bits whatever shares its batch.
+//! Each operation has a file of its own. All compute in f32 and use the weights in place, as the
+//! checkpoint stores them. Only the matrix product and attention are tuned, with SIMD; see
+//! `matmul.rs` and `attention.rs`. The product adds each output's terms in an order that does not
+//! depend on the number of rows, and no other operation looks beyond its own row or sequence. A
+//! sequence's results are therefore bit-identical whatever else is in its batch.
 
 mod attention;
 mod embed;
@@ -32,7 +33,7 @@ use std::hint::black_box;
 use std::ops::Range;
 use std::time::Instant;
 
-/// The CPU backend. Threads are rayon's.
+/// The CPU backend. It runs on rayon's thread pool.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Cpu;
 
@@ -46,10 +47,10 @@ pub struct Matrix {
 }
 
 impl Matrix {
-    /// Stacks the parts.
+    /// Stacks matrices by rows.
     ///
     /// # Panics
-    /// When their widths differ; the checkpoint's shapes have been checked.
+    /// When their widths differ, which the checks of a checkpoint's shapes rule out.
     pub fn new(parts: &[Tensor]) -> Self {
         let cols = parts.first().map_or(0, |p| p.matrix_shape().1);
         assert!(parts.iter().all(|p| p.matrix_shape().1 == cols), "stacked widths differ");
@@ -60,7 +61,7 @@ impl Matrix {
         Self { parts: parts.to_vec(), starts, cols }
     }
 
-    /// Row `r` as stored.
+    /// Returns row `r` as stored.
     fn row(&self, r: usize) -> (Dtype, &[u8]) {
         let part = self.starts.partition_point(|&s| s <= r) - 1;
         let tensor = &self.parts[part];
@@ -69,15 +70,15 @@ impl Matrix {
         (tensor.dtype(), &tensor.bytes()[start..start + width])
     }
 
-    /// Row `r` as f32.
+    /// Decodes row `r` to f32.
     fn row_f32(&self, r: usize, out: &mut [f32]) {
         let (dtype, bytes) = self.row(r);
         crate::weights::decode(dtype, bytes, out);
     }
 }
 
-/// Keys and values: each `(layers, pages, kv_heads, PAGE, head_dim)`. The system gives zeroed
-/// memory page by page as it is touched, so an unused pool costs nothing.
+/// Paged KV cache: keys and values of `(layers, pages, kv_heads, PAGE, head_dim)` each. The
+/// system provides zeroed memory lazily, as pages are touched, so an unused cache costs nothing.
 #[derive(Debug)]
 pub struct Pages {
     shape: PoolShape,
@@ -86,20 +87,20 @@ pub struct Pages {
 }
 
 impl Pages {
-    /// Where the vectors of one head in one page begin.
+    /// Returns the index where the vectors of one head in one page begin.
     fn head(&self, layer: usize, page: usize, head: usize) -> usize {
         let s = &self.shape;
         ((layer * s.pages + page) * s.kv_heads + head) * PAGE * s.head_dim
     }
 
-    /// Where the vector of one token in one head lies; `slot` is page · PAGE + offset.
+    /// Returns the range of one token's vector in one head; `slot` is page · PAGE + offset.
     fn slot(&self, layer: usize, slot: usize, head: usize) -> std::ops::Range<usize> {
         let start = self.head(layer, slot / PAGE, head) + slot % PAGE * self.shape.head_dim;
         start..start + self.shape.head_dim
     }
 }
 
-/// A layout, and the rotary angles of its rows.
+/// A layout and the RoPE angles of its rows.
 #[derive(Debug)]
 pub struct Batch {
     layout: Layout,
@@ -107,16 +108,16 @@ pub struct Batch {
     angles: Vec<(f32, f32)>,
 }
 
-/// Which experts each row goes through.
+/// The experts of each row.
 #[derive(Debug, Default)]
 pub struct Routing {
-    /// Before the softmax, `(rows, experts)`.
+    /// Router logits before the softmax, `(rows, experts)`.
     logits: Vec<f32>,
     /// (expert, row, weight), sorted by expert, then row: the order of the expert buffers.
     assigned: Vec<(usize, usize, f32)>,
 }
 
-/// By all threads.
+/// Copies with all threads.
 fn copy(from: &[u8], to: &mut [u8]) {
     let pieces = to.par_chunks_mut(1 << 20).zip(from.par_chunks(1 << 20));
     pieces.for_each(|(to, from)| to.copy_from_slice(from));
@@ -135,13 +136,13 @@ impl Ops for Cpu {
     }
 
     fn enter<R: Send>(pass: impl FnOnce() -> R + Send) -> R {
-        // From outside, each parallel loop would wake the pool and sleep until it is done: some 160
-        // times in a decode step of 22 layers.
+        // A parallel loop started outside the pool wakes it and sleeps until the loop is done:
+        // some 160 times in a decode step of 22 layers.
         rayon::scope(|_| pass())
     }
 
     fn free_memory(&self) -> Option<u64> {
-        // Linux; other systems have no such file. In KiB, with what the caches would give back.
+        // Only Linux has this file. MemAvailable is in KiB and includes reclaimable page cache.
         let text = std::fs::read_to_string("/proc/meminfo").ok()?;
         let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
         line.trim().strip_suffix("kB")?.trim().parse().ok().map(|kib: u64| kib << 10)
@@ -160,7 +161,7 @@ impl Ops for Cpu {
                 start.elapsed().as_secs_f64()
             })
             .collect();
-        // The first one also brings the pages in.
+        // The first run also faults the pages in.
         times.remove(0);
         times.sort_by(f64::total_cmp);
         Ok(2.0 * bytes as f64 / times[2])
@@ -193,7 +194,8 @@ impl Ops for Cpu {
     fn pages(&self, shape: PoolShape) -> Result<Pages> {
         let page = shape.layers * shape.kv_heads * PAGE * shape.head_dim;
         let len = page.saturating_mul(shape.pages);
-        // Asked for once without touching it: `vec!` would end the process where there is no room.
+        // Reserve the memory once without touching it: `vec!` would abort the process if there
+        // were not enough.
         Vec::<f32>::new().try_reserve_exact(len.saturating_mul(2)).map_err(|_| {
             let gib = 8.0 * page as f64 * shape.pages as f64 / f64::from(1 << 30);
             DeviceError(format!(
@@ -350,8 +352,8 @@ impl Ops for Cpu {
     }
 }
 
-/// Visits the key and value vectors of some planes of a sequence in the order of an exported cache:
-/// `f(layer, whether a value, slot, head)`.
+/// Visits the key and value vectors of some planes of a sequence in the order of an exported
+/// cache, calling `f(layer, is_value, slot, head)`.
 fn each_vector(
     s: PoolShape,
     planes: Range<usize>,

@@ -1,5 +1,5 @@
-//! pool: one vector per span of hidden states, f32; optionally divided by its length.
-//! `h (rows, dim)` after the final norm, `out (spans, dim)`. Bound by memory.
+//! pool: pools each span of hidden states into one f32 vector, optionally L2-normalised.
+//! `h (rows, dim)` is taken after the final norm, `out (spans, dim)`. Bound by memory.
 
 use crate::ops::{PoolSpan, Pooling};
 
@@ -15,7 +15,7 @@ pub(super) fn pool(dim: u32, spans: &[PoolSpan], h: &[f32], out: &mut [f32]) {
             Pooling::WeightedMean => mean(counted, |i| (i + 1) as f32, out),
         }
         if span.normalize {
-            // As torch's normalize, which keeps a zero vector zero.
+            // Like torch's `normalize`, this keeps a zero vector zero.
             let length = out.iter().map(|v| v * v).sum::<f32>().sqrt().max(1e-12);
             out.iter_mut().for_each(|v| *v /= length);
         }

@@ -1,11 +1,10 @@
-//! qkv: [q; k; v] = h · [Wq; Wk; Wv]ᵀ, then the rotary embedding on q and k, then k and v into the
-//! pages.
+//! qkv: [q; k; v] = h · [Wq; Wk; Wv]ᵀ, then RoPE on q and k; k and v are written to the pages.
 //!
-//! Rotary, for pair d < head_dim / 2 of a head at position p, with angle φ = p · frequency d:
-//! (a, b) → (a cos φ − b sin φ, b cos φ + a sin φ), where a is element d and b element
-//! d + head_dim / 2. The angle is rounded to f32 as in transformers, which at position 32768 is a
-//! larger effect than any other rounding here.
-//! Bound by arithmetic with many rows, by memory with few.
+//! RoPE rotates pair d < head_dim / 2 of a head at position p by the angle φ = p · frequency d:
+//! (a, b) → (a cos φ − b sin φ, b cos φ + a sin φ), where a is element d and b is element d +
+//! head_dim / 2. The angle is rounded to f32 as in transformers; at position 32768 this has a
+//! larger effect than any other rounding here. Bound by arithmetic with many rows, by memory with
+//! few.
 
 use super::matmul::{Packed, matmul};
 use super::shared::Shared;
@@ -26,7 +25,7 @@ pub(super) fn qkv(p: Qkv, h: &[f32], w: &Matrix, batch: &Batch, q: &mut [f32], p
         &[0],
         |r| w.row(r),
         |row, cols, values| {
-            // SAFETY: matmul calls once for each row and column.
+            // SAFETY: matmul emits each row and column exactly once.
             unsafe { out.slice(row * width + cols.start, values.len()) }.copy_from_slice(values);
         },
     );
@@ -55,7 +54,7 @@ pub(super) fn qkv(p: Qkv, h: &[f32], w: &Matrix, batch: &Batch, q: &mut [f32], p
     }
 }
 
-/// Cosines and sines of each row's angles, `(rows, head_dim / 2)`.
+/// Returns the cosines and sines of each row's angles, `(rows, head_dim / 2)`.
 pub(super) fn angles(layout: &Layout) -> Vec<(f32, f32)> {
     let turn = |&position: &u32| {
         let angle = move |f: &f32| (f * position as f32).sin_cos();

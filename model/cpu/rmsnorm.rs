@@ -1,5 +1,5 @@
-//! rmsnorm: h[r, c] = x[r, c] · weight[c] / √(mean_c(x[r, :]²) + eps), the mean in f32.
-//! `x`, `h (rows, dim)`. One task per row. Bound by memory.
+//! rmsnorm: h[r, c] = x[r, c] · weight[c] / √(mean_c(x[r, :]²) + eps), with the mean in f32. `x`,
+//! `h (rows, dim)`. Rows are processed in parallel. Bound by memory.
 
 use super::Matrix;
 use crate::ops::RmsNorm;
@@ -16,9 +16,9 @@ pub(super) fn rmsnorm(p: RmsNorm, x: &[f32], weight: &Matrix, h: &mut [f32]) {
         .for_each(|(h, x)| norm_row(p.eps, x, &w, h));
 }
 
-/// One row; also the final norm inside `logits`.
+/// Normalises one row; `logits` uses it too, for the final norm.
 pub(super) fn norm_row(eps: f32, x: &[f32], weight: &[f32], h: &mut [f32]) {
-    // Sixteen running sums: shorter chains than one, so less rounding, and vector instructions.
+    // Sixteen running sums have shorter chains than one, so less rounding error, and vectorise.
     let mut sums = [0.0f32; 16];
     let (chunks, rest) = x.as_chunks::<16>();
     for chunk in chunks {

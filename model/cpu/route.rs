@@ -1,6 +1,6 @@
-//! route: softmax over all experts in f32, the `top_k` likeliest (the lower index where equal),
-//! their weights divided by their sum; then rows sorted by expert.
-//! `h (rows, dim)`, `w (experts, dim)`. No row is dropped and no expert has a capacity.
+//! route: takes the softmax over all experts in f32, keeps the `top_k` most likely (ties go to
+//! the lower index) and divides their weights by their sum, then sorts the rows by expert.
+//! `h (rows, dim)`, `w (experts, dim)`. No row is dropped, and experts have no capacity limit.
 
 use super::matmul::{Packed, matmul};
 use super::shared::Shared;
@@ -18,7 +18,7 @@ pub(super) fn route(p: Route, h: &[f32], w: &Matrix, routing: &mut Routing) {
         &[0],
         |r| w.row(r),
         |row, cols, values| {
-            // SAFETY: matmul calls once for each row and column.
+            // SAFETY: matmul emits each row and column exactly once.
             unsafe { out.slice(row * experts + cols.start, values.len()) }.copy_from_slice(values);
         },
     );

@@ -1,12 +1,13 @@
-//! sample: the next token of each row, and log-probabilities.
+//! sample: samples the next token of each row and reports log-probabilities.
 //!
-//! In this order, each on what the one before left, as transformers does: repetition penalty (a
-//! seen token's logit is divided by it if positive, multiplied if not), temperature, top-k, top-p
-//! (the fewest likeliest whose sum reaches p), min-p (at least p times the likeliest); then the
-//! kept probabilities, likeliest first, are walked until their sum passes `uniform`. A token that is
-//! given is taken instead; only its log-probability is asked for then.
-//! Reported log-probabilities are the model's own, before any of that. Where tokens are equally
-//! likely the lower id comes first, so that every backend draws the same.
+//! The steps run in this order, each on the result of the one before, as in transformers:
+//! repetition penalty (a seen token's logit is divided by it if positive, multiplied if not),
+//! temperature, top-k, top-p (the smallest set of most likely tokens whose sum reaches p), min-p
+//! (tokens at least p times as probable as the most likely). Then the kept probabilities, most
+//! likely first, are summed until the sum exceeds `uniform`. A `given` token is taken instead,
+//! and only its log-probability is computed. Reported log-probabilities are the model's own,
+//! before any of these steps. Ties go to the lower id, so that every backend samples the same
+//! token.
 
 use crate::ops::{Draw, Drawn};
 use rayon::prelude::*;
@@ -16,8 +17,9 @@ pub(super) fn sample(vocab: u32, draws: &[Draw], logits: &[f32]) -> Vec<Drawn> {
     rows.map(|(d, l)| draw(d, l, |_| true)).collect()
 }
 
-/// The op for one row, on the host: among the tokens that are `allowed`, where it must be known from
-/// outside which are. Log-probabilities are the model's own here, too: those of all tokens.
+/// Samples the next token of one row on the host, among the tokens that are `allowed`, for
+/// callers that restrict the vocabulary. Log-probabilities are the model's own here too, over all
+/// tokens.
 pub fn draw(d: &Draw, logits: &[f32], allowed: impl Fn(u32) -> bool) -> Drawn {
     let normalizer = log_sum_exp(logits);
     let token = d.given.unwrap_or_else(|| choose(d, logits, allowed));
@@ -28,7 +30,7 @@ pub fn draw(d: &Draw, logits: &[f32], allowed: impl Fn(u32) -> bool) -> Drawn {
     Drawn { token, logprob: logits[token as usize] - normalizer, top }
 }
 
-/// The token that the filters and `uniform` lead to.
+/// Returns the token that the filters and `uniform` select.
 fn choose(d: &Draw, logits: &[f32], allowed: impl Fn(u32) -> bool) -> u32 {
     let mut changed = logits.to_vec();
     for &id in &d.seen {
@@ -44,7 +46,7 @@ fn choose(d: &Draw, logits: &[f32], allowed: impl Fn(u32) -> bool) -> u32 {
 }
 
 fn drawn(d: &Draw, mut logits: Vec<f32>) -> u32 {
-    // The largest becomes 0 first, so that no temperature makes infinity of it.
+    // Subtract the largest logit first, so that no temperature turns it into infinity.
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     logits.iter_mut().for_each(|l| *l = (*l - largest) / d.temperature);
     let k = if d.top_k == 0 { logits.len() } else { d.top_k as usize };
@@ -55,7 +57,7 @@ fn drawn(d: &Draw, mut logits: Vec<f32>) -> u32 {
     if d.top_p < 1.0 {
         let total: f32 = weights.iter().sum();
         let mut sum = 0.0;
-        // At least one is kept: the sum before the first is 0.
+        // At least one token is kept, because the sum before the first is 0.
         count = weights
             .iter()
             .take_while(|w| {
@@ -66,7 +68,7 @@ fn drawn(d: &Draw, mut logits: Vec<f32>) -> u32 {
             .count()
             .max(1);
     }
-    // The likeliest weighs 1, so min-p is a threshold on the weights themselves.
+    // The most likely token has weight 1, so min-p is a threshold on the weights themselves.
     count = weights[..count].iter().take_while(|w| **w >= d.min_p).count().max(1);
     kept.truncate(count);
     let total: f32 = weights[..count].iter().sum();
@@ -80,7 +82,7 @@ fn drawn(d: &Draw, mut logits: Vec<f32>) -> u32 {
     kept[count - 1]
 }
 
-/// Ids of the `n` largest logits, largest first.
+/// Returns the ids of the `n` largest logits, largest first.
 fn likeliest(logits: &[f32], n: usize) -> Vec<u32> {
     // Adding 0 makes −0 equal to 0, which `total_cmp` tells apart.
     let logit = |i: &u32| logits[*i as usize] + 0.0;

@@ -1,13 +1,13 @@
-//! search: inner products of queries with a corpus, and the `top_k` largest of each query, fused so
-//! that only a stretch of scores is ever stored.
-//! `queries (queries, dim)`, `corpus (documents, dim)`. Bound by reading the corpus.
+//! search: inner products of queries with a corpus, fused with the selection of the `top_k`
+//! largest per query, so that only a stretch of scores is ever stored. `queries (queries, dim)`,
+//! `corpus (documents, dim)`. Bound by reading the corpus.
 
 use super::matmul::{Packed, matmul};
 use super::shared::Shared;
 use crate::ops::Search;
 use crate::weights::Dtype;
 
-/// Documents scored before the best are kept: 4096 scores per query are 16 KiB.
+/// Documents scored between two selections of the best: 4096 scores per query take 16 KiB.
 const STRETCH: usize = 4096;
 
 pub(super) fn search(p: Search, queries: &[f32], corpus: &[f32]) -> Vec<Vec<(u32, f32)>> {
@@ -22,13 +22,13 @@ pub(super) fn search(p: Search, queries: &[f32], corpus: &[f32]) -> Vec<Vec<(u32
             |r: usize| (Dtype::F32, bytemuck::cast_slice(&corpus[(first + r) * dim..][..dim]));
         let out = Shared::new(&mut scores);
         matmul(&packed, len, &[0], row, |query, cols, values| {
-            // SAFETY: matmul calls once for each row and column.
+            // SAFETY: matmul emits each row and column exactly once.
             unsafe { out.slice(query * STRETCH + cols.start, values.len()) }
                 .copy_from_slice(values);
         });
         for (best, scores) in best.iter_mut().zip(scores.chunks_exact(STRETCH)) {
-            // What does not beat the last of the best so far, all of them earlier, is not among them:
-            // of a long corpus most.
+            // A score that does not exceed the last of the current best, which all come earlier,
+            // cannot be among the best. In a long corpus this skips most scores.
             let floor = best.get(top_k.wrapping_sub(1)).map(|last| last.1);
             let found = (first as u32..).zip(scores[..len].iter().copied());
             best.extend(found.filter(|(_, s)| floor.is_none_or(|f| s.total_cmp(&f).is_gt())));

@@ -1,9 +1,10 @@
-//! The one place where threads write to one array without the compiler's proof that they write to
-//! different parts of it: columns of a row-major matrix are not a slice.
+//! Shared mutable access to an array. This is the one place where threads write to one array
+//! without the compiler's proof that they write to different parts of it: columns of a row-major
+//! matrix are not a slice.
 
 use std::marker::PhantomData;
 
-/// An array that several threads may write to, each to its own elements.
+/// An array that several threads write to, each to elements of its own.
 pub(super) struct Shared<'a> {
     start: *mut f32,
     len: usize,
@@ -21,14 +22,15 @@ impl<'a> Shared<'a> {
         Self { start: array.as_mut_ptr(), len: array.len(), array: PhantomData }
     }
 
-    /// Elements `at..at + len`.
+    /// Returns elements `at..at + len`.
     ///
     /// # Safety
     /// While the result lives, no other call may return any of these elements.
     #[expect(clippy::mut_from_ref, reason = "the contract stands in for the exclusive borrow")]
     pub(super) unsafe fn slice(&self, at: usize, len: usize) -> &mut [f32] {
         assert!(at <= self.len && len <= self.len - at, "beyond the array");
-        // SAFETY: inside the array, which is borrowed for 'a, and by the contract not aliased.
+        // SAFETY: the elements are inside the array, which is borrowed for 'a, and the contract
+        // rules out aliasing.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(at), len) }
     }
 }

@@ -1,9 +1,11 @@
-//! `softmax(q Kᵀ / √head_dim) V` for one query of one head. The mask is which keys are passed.
+//! `softmax(q Kᵀ / √head_dim) V` for one query of one head. The caller applies the mask by
+//! passing only the visible keys.
 
 use super::dot;
 
-/// Returns the mixed values, `(head_dim)`, of the keys and values that the query sees, `(head_dim)`
-/// each and at least one. Grouped-query attention passes the same ones for several query heads.
+/// Returns the weighted mean of the values, `(head_dim)`. `keys` and `values` are those that the
+/// query sees, `(head_dim)` each and at least one. Grouped-query attention passes the same ones
+/// for several query heads.
 pub fn attention(query: &[f32], keys: &[&[f32]], values: &[&[f32]]) -> Vec<f64> {
     let scale = (query.len() as f64).sqrt();
     let scores: Vec<f64> = keys.iter().map(|key| dot(query, key) / scale).collect();

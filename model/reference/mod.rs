@@ -1,9 +1,9 @@
-//! The specification: every operation as the formula that the papers print, in f64, without SIMD,
-//! threads or `unsafe`. All backends are compared with it, [`crate::cpu`] included.
+//! The specification: every operation as the formula in the papers, in f64, without SIMD, threads
+//! or `unsafe`. All backends are compared with it, including [`crate::cpu`].
 //!
-//! Read it beside the papers; nothing here is fast, and nothing in an engine calls it. Each file has
-//! the name of its operation in all languages of the project, and works on one row, one head or one
-//! sequence: how rows are packed, paged and batched is a backend's affair.
+//! Read it beside the papers: nothing here is fast, and no engine calls it. Each file has the
+//! name of its operation in all languages of the project, and works on one row, one head or one
+//! sequence. Packing, paging and batching of rows are left to the backends.
 //!
 //! | file | formula | paper |
 //! |---|---|---|
@@ -37,8 +37,8 @@ pub use route::route;
 pub use sample::{log_softmax, sample};
 pub use search::{largest_first, search};
 
-/// Returns `‖out − reference‖ / ‖reference‖` in f64: the one measure of error in this project. It is
-/// 0 for equal values, also where all are 0, and infinite where the lengths differ or anything in
+/// Returns `‖out − reference‖ / ‖reference‖` in f64, the one measure of error in this project. It
+/// is 0 for equal values, even if all are 0, and infinite if the lengths differ or any value of
 /// `out` is not finite.
 ///
 /// ```

@@ -1,10 +1,10 @@
-//! One vector of the hidden states of a sequence: GritLM takes the mean over the text without its
-//! instruction.
+//! Pooling of a sequence's hidden states into one vector: GritLM takes the mean over the text
+//! without its instruction.
 
 use super::dot;
 use crate::ops::{PoolSpan, Pooling};
 
-/// Returns the rows of a batch that a span's vector is made of, and the weight of each.
+/// Returns the rows of a batch that a span's vector is computed from, and the weight of each.
 pub fn pooled_rows(span: &PoolSpan) -> Vec<(u32, f64)> {
     let end = span.row + span.rows;
     match span.pooling {
@@ -24,6 +24,7 @@ pub fn pool(h: &[f32], dim: usize, span: &PoolSpan) -> Vec<f64> {
         rows.iter().map(weighted).sum::<f64>() / total
     };
     let vector: Vec<f64> = (0..dim).map(column).collect();
-    let length = if span.normalize { dot(&vector, &vector).sqrt() } else { 1.0 };
+    // As torch's `normalize`, which leaves a zero vector as it is.
+    let length = if span.normalize { dot(&vector, &vector).sqrt().max(1e-12) } else { 1.0 };
     vector.into_iter().map(|v| v / length).collect()
 }

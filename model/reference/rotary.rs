@@ -1,5 +1,5 @@
-//! Rotary position embedding of one head, `(head_dim)`: the pairs (d, d + head_dim / 2) rotate by the
-//! angle position · frequency d, as in Hugging Face's Llama and Mistral.
+//! Rotary position embedding (RoPE) of one head, `(head_dim)`: the pairs (d, d + head_dim / 2)
+//! rotate by the angle position · frequency d, as in Hugging Face's Llama and Mistral.
 
 /// Returns the rotated head for `frequencies`, `(head_dim / 2)`.
 ///

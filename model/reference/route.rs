@@ -1,5 +1,6 @@
-//! Mixtral's router: softmax over all experts, the `top_k` largest, renormalised to sum 1. The sum
-//! over all experts cancels, so it is a softmax over the chosen ones.
+//! Mixtral's router: a softmax over all experts, of which the `top_k` largest are kept and
+//! renormalised to sum to 1. The sum over all experts cancels, so this is a softmax over the
+//! chosen ones.
 
 use super::largest_first;
 

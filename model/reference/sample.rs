@@ -1,4 +1,4 @@
-//! The next token of one row of logits, `(vocab)`.
+//! Sampling of the next token from one row of logits, `(vocab)`.
 
 use super::{Number, largest_first};
 use crate::ops::{Draw, Drawn};
@@ -11,8 +11,8 @@ pub fn log_softmax<T: Number>(logits: &[T]) -> Vec<f64> {
     logits.iter().map(|logit| logit - max - sum.ln()).collect()
 }
 
-/// Returns the drawn token, and how close the closest comparison of two probabilities was: where
-/// that is near the rounding of f32, a backend may rightly draw another token.
+/// Returns the sampled token, and the smallest difference in any comparison of two probabilities.
+/// Where that is near the rounding error of f32, a backend may correctly sample another token.
 pub fn sample(draw: &Draw, logits: &[f32]) -> (Drawn, f64) {
     let mut margin = f64::INFINITY;
     let mut is_less = |a: f64, b: f64| {
@@ -27,7 +27,8 @@ pub fn sample(draw: &Draw, logits: &[f32]) -> (Drawn, f64) {
         *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
     }
 
-    // The kept tokens, the likeliest first, and their probabilities relative to the likeliest's.
+    // The kept tokens, most likely first, and their probabilities relative to the most likely
+    // one's.
     let mut kept = largest_first(&changed);
     let likeliest = changed[kept[0]];
     let weight = |id: usize| match draw.temperature {
@@ -41,7 +42,7 @@ pub fn sample(draw: &Draw, logits: &[f32]) -> (Drawn, f64) {
         kept.truncate(draw.top_k as usize);
     }
     if draw.top_p < 1.0 {
-        // The fewest whose probabilities reach top_p together.
+        // Keep the smallest set of tokens whose probabilities sum to at least top_p.
         let total: f64 = kept.iter().map(|&id| weight(id)).sum();
         let (mut reached, mut count) = (0.0, 0);
         while count < kept.len() && (count == 0 || is_less(reached, draw.top_p.into())) {
@@ -56,7 +57,7 @@ pub fn sample(draw: &Draw, logits: &[f32]) -> (Drawn, f64) {
         kept.truncate(end.map_or(kept.len(), |end| end + 1));
     }
 
-    // The first whose cumulative probability is above the uniform number.
+    // Select the first token whose cumulative probability exceeds the uniform number.
     let total: f64 = kept.iter().map(|&id| weight(id)).sum();
     let mut below = 0.0;
     let is_drawn = |id: &&usize| {

@@ -1,8 +1,8 @@
-//! Scores of a query against a corpus, and the best documents.
+//! Exact search: scores of a query against a corpus, and the best documents.
 
 use super::dot;
 
-/// Returns indices, the largest value first, the lower index first where values are equal.
+/// Returns indices ordered by value, largest first; ties go to the lower index.
 ///
 /// # Panics
 /// When a value is NaN.

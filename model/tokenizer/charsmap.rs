@@ -1,15 +1,16 @@
-//! SentencePiece's table of a `Precompiled` normalizer: a trie of what is replaced, as a double
-//! array, and the texts that replace it. The crate that reads it follows its numbers wherever they
-//! lead, so they are looked through first.
+//! Checks SentencePiece's table of a `Precompiled` normalizer: a double-array trie of the strings
+//! to replace, and their replacements. The crate that reads it follows its offsets without
+//! checks, so this module validates them first.
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::Value;
 use std::collections::VecDeque;
 
-/// The field.
+/// Name of the field with the table.
 const FIELD: &str = "precompiled_charsmap";
 
-/// Refuses tables in a part of a `tokenizer.json` that are not there or lead beyond themselves.
+/// Refuses a part of a `tokenizer.json` with a table that is missing or has offsets beyond its
+/// end.
 pub(super) fn check(part: &Value) -> Result<(), String> {
     let inner = match part {
         Value::Array(values) => values.iter().try_for_each(check),
@@ -20,13 +21,13 @@ pub(super) fn check(part: &Value) -> Result<(), String> {
     match part.get(FIELD) {
         Some(Value::String(table)) => growth(table).map(drop),
         Some(_) => Err(wrong("expected a string".into())),
-        // The crate takes for granted that it is there.
+        // The crate assumes that the table exists.
         None if part["type"] == "Precompiled" => Err(wrong("expected a table, found none".into())),
         None => Ok(()),
     }
 }
 
-/// How many bytes can become of one with the table in base64.
+/// Returns the largest growth by the table (in base64), in bytes per byte.
 pub(super) fn growth(table: &str) -> Result<f64, String> {
     let table = decode(table)?;
     let (trie, texts) = split(&table)?;
@@ -35,7 +36,7 @@ pub(super) fn growth(table: &str) -> Result<f64, String> {
     let unit = |at: usize| trie.get(at).map(|&unit| Unit(unit)).ok_or_else(beyond);
     let mut growth = 1.0_f64;
     let mut seen = vec![false; trie.len()];
-    // Breadth first: the first way to a node is the shortest.
+    // The search is breadth-first, so the first path to a node is the shortest.
     let mut waiting = VecDeque::from([(unit(0)?.offset(), 0_u32)]);
     while let Some((node, depth)) = waiting.pop_front() {
         for byte in 1..=255_usize {
@@ -61,7 +62,7 @@ pub(super) fn growth(table: &str) -> Result<f64, String> {
     Ok(growth)
 }
 
-/// A number of the double array.
+/// An element of the double array.
 #[derive(Clone, Copy)]
 struct Unit(u32);
 
@@ -70,17 +71,17 @@ impl Unit {
         self.0 >> 8 & 1 == 1
     }
 
-    /// Where a leaf's text begins.
+    /// Returns where a leaf's text begins.
     fn value(self) -> usize {
         (self.0 & !(1 << 31)) as usize
     }
 
-    /// The byte that leads here; a leaf's is none.
+    /// Returns the byte on the edge to this unit; a leaf's label is not a byte.
     fn label(self) -> usize {
         (self.0 & (1 << 31 | 0xFF)) as usize
     }
 
-    /// From here to the children, by exclusive or.
+    /// Returns the offset to the children, to be combined by exclusive or.
     fn offset(self) -> usize {
         ((self.0 >> 10) as usize) << ((self.0 & 1 << 9) >> 6)
     }
@@ -90,7 +91,7 @@ fn decode(table: &str) -> Result<Vec<u8>, String> {
     BASE64_STANDARD.decode(table).map_err(|e| wrong(e.to_string()))
 }
 
-/// The trie, whose bytes are counted in front of it, and the texts.
+/// Splits the table into the trie, whose size in bytes precedes it, and the texts.
 fn split(table: &[u8]) -> Result<(Vec<u32>, &[u8]), String> {
     let (size, rest) = table.split_first_chunk().ok_or_else(|| wrong("it has no size".into()))?;
     let size = u32::from_le_bytes(*size) as usize;

@@ -1,33 +1,34 @@
-//! How much a `tokenizer.json` makes of a text, before it is given one.
+//! Bounds how much a `tokenizer.json` can expand a text, before any text is tokenized.
 //!
-//! A tokenizer's steps are data: forty that write each letter twice make 2⁴⁰ bytes of one. No trial
-//! text would show what a file was made to hide, so each step's worst case is taken from what it is,
-//! and multiplied. Published tokenizers need little: Llama's and Mistral's make up to 12 bytes of one
-//! (a space in front, `▁` for spaces), SmolLM2's 2, Qwen's 6, BERT's 7.5, T5's, whose table expands
-//! ligatures, 66.
+//! A tokenizer's steps are data: forty steps that double each letter turn one byte into 2⁴⁰. A
+//! trial text would not reveal what a malicious file hides, so this module derives each step's
+//! worst case from its definition and multiplies them. Published tokenizers need little: Llama's
+//! and Mistral's make up to 12 bytes of one (a space in front, `▁` for spaces), SmolLM2's 2,
+//! Qwen's 6, BERT's 7.5, and T5's, whose table expands ligatures, 66.
 
 use super::{charsmap, guarded};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use tokenizers::{DecoderWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper};
 
-/// Bytes that may become of one.
+/// Maximum bytes that one byte may become.
 const MOST: f64 = 100.0;
-/// Steps of a part; each looks at the whole text.
+/// Maximum steps of a part; each step reads the whole text.
 const STEPS: usize = 64;
-/// Characters of a word that WordPiece tries to spell, by all its parts: their cube is what it costs.
+/// Maximum characters of a word in WordPiece, which tries all its substrings at cubic cost.
 const WORD: u64 = 200;
-/// Bytes that are put to each character or word as it is looked up.
+/// Maximum bytes of an affix, which a model adds to each character or word that it looks up.
 const AFFIX: usize = 64;
-/// Of characters' decompositions, in UTF-8: U+0390 or U+1D160, and U+FDFA.
+/// Largest growth of a character by decomposition, in UTF-8: canonical (U+0390 or U+1D160) and
+/// compatibility (U+FDFA).
 const CANONICAL: f64 = 3.0;
 const COMPATIBLE: f64 = 11.0;
-/// Of `Ⱥ`, which is two bytes and in lower case three.
+/// Largest growth by lower case: `Ⱥ` has two bytes and becomes three.
 const LOWERCASE: f64 = 1.5;
-/// Of a Chinese character, which gets a space on either side.
+/// Growth of a Chinese character, which gets a space on either side.
 const SPACED: f64 = 5.0 / 3.0;
 
-/// The parts that turn text into text, as the file has them.
+/// The parts of the file that transform text.
 #[derive(Deserialize)]
 struct Parts {
     #[serde(default)]
@@ -42,7 +43,7 @@ struct Parts {
     model: Option<Model>,
 }
 
-/// What a model's words cost, whatever its vocabulary is.
+/// Fields of the model that bound the cost of a word, whatever the vocabulary.
 #[derive(Deserialize)]
 struct Model {
     #[serde(default)]
@@ -76,12 +77,12 @@ impl Model {
     }
 }
 
-/// Says what is wrong with the text of a `tokenizer.json` whose steps could multiply a text.
+/// Refuses a `tokenizer.json` whose steps could expand a text too much.
 pub(super) fn check(text: &[u8]) -> Result<(), String> {
     let parts: Parts = serde_json::from_slice(text).map_err(|e| format!("not a tokenizer: {e}"))?;
     parts.model.as_ref().map_or(Ok(()), Model::check)?;
-    // A normalizer's steps see the same piece of a text one after the other; those of a
-    // pre-tokenizer may each see a piece of a byte, and put something in front of it.
+    // All steps of a normalizer see the same piece of text, one after the other. Each step of a
+    // pre-tokenizer may see pieces of one byte, and put something in front of each.
     let normalizer = Steps::of::<NormalizerWrapper>("normalizer", &parts.normalizer)?;
     let mut growth = normalizer.follow(Growth::NONE, normal)?;
     growth = Growth { times: growth.worst(), plus: 0.0 };
@@ -96,7 +97,7 @@ pub(super) fn check(text: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
-/// At most `times` as many bytes, and `plus`.
+/// Bound on growth: n bytes become at most `times` · n + `plus`.
 #[derive(Clone, Copy, Debug)]
 struct Growth {
     times: f64,
@@ -114,26 +115,28 @@ impl Growth {
         Self { times: self.times * next.times, plus: self.plus * next.times + next.plus }
     }
 
-    /// Of a text of one byte, which grows most.
+    /// Returns the growth of a text of one byte, which grows most.
     fn worst(self) -> f64 {
         self.times + self.plus
     }
 }
 
-/// The steps of a part, those of sequences in sequences in one row.
+/// The steps of a part, with nested sequences flattened.
 struct Steps {
     part: &'static str,
     steps: Vec<Value>,
 }
 
 impl Steps {
-    /// Reads them as the crate does, which knows older forms of most, and takes them in today's.
+    /// Parses the steps with the crate, which accepts older forms of most, and keeps today's
+    /// form.
     fn of<T: DeserializeOwned + Serialize>(
         part: &'static str,
         value: &Value,
     ) -> Result<Self, String> {
         let wrong = |problem: String| format!("{part}: {problem}");
-        // Before the crate sees them: it would reserve what a table claims, and compile patterns.
+        // Check before the crate parses them: it would reserve the memory that a table claims,
+        // and compile patterns.
         count(value).map_err(wrong)?;
         charsmap::check(value).map_err(wrong)?;
         let read = guarded(|| Ok(Option::<T>::deserialize(value)?))
@@ -144,7 +147,8 @@ impl Steps {
         Ok(Self { part, steps })
     }
 
-    /// What becomes of a growth after all steps; the first step that makes it too much is named.
+    /// Returns the growth after all steps, or an error that names the first step beyond the
+    /// limit.
     fn follow(
         &self,
         mut growth: Growth,
@@ -166,7 +170,7 @@ impl Steps {
     }
 }
 
-/// Refuses a part of too many steps.
+/// Refuses a part with too many steps.
 fn count(value: &Value) -> Result<(), String> {
     let sequences = ["normalizers", "pretokenizers", "decoders", "processors"];
     let lists = sequences.iter().filter_map(|name| value.get(name)?.as_array());
@@ -222,14 +226,15 @@ fn normal(step: &Value) -> Result<Growth, String> {
 
 fn pre_token(step: &Value) -> Result<Growth, String> {
     Ok(match text(step, "type") {
-        // A letter of its alphabet has one byte or two.
+        // A letter of its alphabet has one or two bytes.
         "ByteLevel" if step["add_prefix_space"] == Value::Bool(true) => {
             Growth { times: 2.0, plus: 2.0 }
         }
         "ByteLevel" => Growth::times(2.0),
         "Metaspace" => {
             let times = text(step, "replacement").len().max(1) as f64;
-            // In front of what is no space, and so stays as long as it is.
+            // The replacement is prepended only to a character that is not a space and so does
+            // not grow.
             let plus = if text(step, "prepend_scheme") == "never" { 0.0 } else { 1.0 };
             Growth { times, plus }
         }
@@ -242,7 +247,7 @@ fn pre_token(step: &Value) -> Result<Growth, String> {
     })
 }
 
-/// Of tokens into tokens.
+/// Returns the growth of a post-processor's step, from tokens to tokens.
 fn process(step: &Value) -> Result<Growth, String> {
     match text(step, "type") {
         "BertProcessing" | "ByteLevel" | "RobertaProcessing" => Ok(Growth::NONE),
@@ -259,19 +264,19 @@ fn process(step: &Value) -> Result<Growth, String> {
     }
 }
 
-/// Of a token into a part of a text.
+/// Returns the growth of a decoder's step, from a token to its part of a text.
 fn decode(step: &Value) -> Result<Growth, String> {
     Ok(match text(step, "type") {
-        // What is in front of every letter where it is empty.
+        // An empty suffix or delimiter matches in front of every letter.
         "BPEDecoder" if text(step, "suffix").is_empty() => Growth { times: 2.0, plus: 1.0 },
         "CTC" if text(step, "word_delimiter_token").is_empty() => Growth { times: 2.0, plus: 1.0 },
         "BPEDecoder" | "ByteFallback" | "CTC" | "Fuse" | "Metaspace" => Growth::NONE,
-        // It counts past a token's beginning.
+        // With `stop`, the crate would count past a token's beginning.
         "Strip" if step["stop"] != 0 => {
             return Err(format!("stop: expected 0, found {}", step["stop"]));
         }
         "Strip" => Growth::NONE,
-        // A letter of two bytes is one byte, which may be U+FFFD.
+        // A letter of two bytes decodes to one byte, which may become U+FFFD, of three bytes.
         "ByteLevel" => Growth::times(1.5),
         "Replace" => replace(step)?,
         "WordPiece" => Growth { times: 1.0, plus: 1.0 },
@@ -284,19 +289,20 @@ fn replace(step: &Value) -> Result<Growth, String> {
     let pattern = &step["pattern"];
     let shortest = match (pattern["String"].as_str(), pattern["Regex"].as_str()) {
         (Some(text), _) => text.len(),
-        // What is not understood (looking around, references back) may match nothing at all.
+        // A pattern that does not parse here (look-around, back-references) may match the empty
+        // string.
         (_, Some(pattern)) => regex_syntax::parse(pattern)
             .map_or(0, |hir| hir.properties().minimum_len().unwrap_or(usize::MAX)),
         _ => return Err("pattern: expected String or Regex".into()),
     };
     Ok(match shortest {
-        // Between any two bytes, and at both ends.
+        // The empty string matches between any two bytes and at both ends.
         0 => Growth { times: 1.0 + content, plus: content },
         shortest => Growth::times((content / shortest as f64).max(1.0)),
     })
 }
 
-/// A field's text; empty where it is none.
+/// Returns a field's text; empty where it is not a string.
 fn text<'a>(step: &'a Value, field: &str) -> &'a str {
     step[field].as_str().unwrap_or_default()
 }
@@ -310,7 +316,7 @@ mod tests {
     use super::*;
     use tokenizers::{NormalizedString, Normalizer};
 
-    /// No character grows by more than the table says.
+    /// Checks that no character grows by more than the constants say.
     #[test]
     fn characters_grow_as_the_table_says() {
         let bert = r#"{"type": "BertNormalizer", "clean_text": true, "strip_accents": null,

@@ -1,15 +1,16 @@
-//! Tokens of a `tokenizer.json` that the model has no row for: a `<pad>` that was added without
-//! resizing the embedding table, for one.
+//! Removes tokens of a `tokenizer.json` that the model has no row for, such as a `<pad>` that was
+//! added without resizing the embedding table.
 
 use super::fallback_byte;
 use serde_json::{Map, Value};
 
-/// The tokenizer of the file `text`, which is `whole`, without its tokens from id `vocab` on; None
-/// where a text could ask for one of them, or others' ids would change.
+/// Returns the tokenizer of the file `text`, parsed before as `whole`, without its tokens from id
+/// `vocab` on. Returns `None` where a text could produce one of them, or where the ids of others
+/// would change.
 ///
-/// An added token is cut out of texts before they are tokenized: without it, its spelling is text
-/// like any other. A token of the vocabulary itself is left out where only a merge could make it, and
-/// there is none.
+/// An added token is split from a text before the text is tokenized; without it, its spelling is
+/// plain text. A token of the vocabulary itself can be removed only if nothing but a merge could
+/// produce it, and there is no such merge.
 pub(super) fn without(
     text: &[u8],
     whole: &tokenizers::Tokenizer,
@@ -30,7 +31,7 @@ pub(super) fn without(
         return None;
     }
     own.retain(|token, _| known.contains_key(token));
-    // A merge whose token is not there any more is refused.
+    // The crate refuses a merge whose token is gone.
     let inner = tokenizers::Tokenizer::from_bytes(serde_json::to_vec(&json).ok()?).ok()?;
     (inner.get_vocab(true) == known).then_some(inner)
 }

@@ -13,7 +13,7 @@ pub(super) fn run(args: &AskArgs, global: &Global, out: &mut Out) -> Result<()> 
     let sampling = args.sampling.sampling(0);
     sampling.check()?;
     let how = args.how()?;
-    // Before a model is loaded for nothing.
+    // Open the store first, so that a mistake is reported before a model is loaded.
     let store = Reader::open(&args.store)?;
     how.mode.check(store.identity())?;
     let attn = args.attn.unwrap_or(store.identity().attn);
@@ -70,7 +70,7 @@ pub(super) fn run(args: &AskArgs, global: &Global, out: &mut Out) -> Result<()> 
             out.line(format!("[{number}] {path}#{} {score:.3}", chunk.index))?;
         }
     }
-    // On a terminal the answer comes before what is said of it.
+    // Flush, so that on a terminal the answer comes before the notes about it.
     out.finish()?;
     if usage.recomputed > 0 {
         let count = usage.recomputed;
@@ -142,7 +142,7 @@ impl Serialize for Milliseconds {
     }
 }
 
-/// What the answer took, on stderr.
+/// Prints on stderr what the answer took.
 fn explain(mode: Mode, usage: &Usage, tokens: usize) {
     note(format_args!(
         "cache {mode}: {} tokens computed, {} reused, {:.1} MB read, {tokens} tokens answered",

@@ -84,7 +84,7 @@ pub(super) fn run(command: &Bench, global: &Global, out: &mut Out) -> Result<()>
                     }
                     None => load::load(&global.model, options, device, &plan, record, &mut at),
                 }?;
-                // From memory nothing is faster than a copy from memory that is pinned.
+                // No upload from memory is faster than a copy from pinned memory.
                 if let Some(pinned) = limits.pinned_gb_s {
                     let of = record.rows.iter_mut().filter(|r| r.device == device);
                     for row in of.filter(|row| row.limit.is_empty()) {
@@ -98,7 +98,7 @@ pub(super) fn run(command: &Bench, global: &Global, out: &mut Out) -> Result<()>
     }
 }
 
-/// Which model.
+/// The model to measure.
 struct Source<'a> {
     global: &'a Global,
     like: Option<&'a str>,
@@ -122,7 +122,7 @@ fn measure_model(
     record: &mut Record,
 ) -> Result<()> {
     let limits = backend::open(options, Limit { device })?;
-    // Timing every launch costs time, so what a step's ops take is measured apart.
+    // Timing every launch costs time, so the ops of a step are measured separately.
     let engine = source.open(&Options { profile: false, ..options.clone() })?;
     note(format_args!("note: measuring {} on {}", engine.name(), engine.device()));
     let mut progress = Progress::new("model", 0);
@@ -135,7 +135,7 @@ fn measure_model(
     model::steps(&source.open(options)?, device, plan, record)
 }
 
-/// The limits of a device, which is closed again.
+/// Measures the limits of a device and closes it again.
 struct Limit<'a> {
     device: &'a str,
 }
@@ -148,7 +148,8 @@ impl Visit for Limit<'_> {
     }
 }
 
-/// A record of what `run` measures on each device; what it cannot is a line of the record.
+/// Runs `run` on each device and returns the record. What could not be measured on a device is a
+/// line of the record.
 fn on_each_device(
     global: &Global,
     run: impl Fn(&Options, &str, &mut Record) -> Result<()>,
@@ -164,23 +165,23 @@ fn on_each_device(
     Ok(record)
 }
 
-/// The options of each device that was given, opened to measure.
+/// Returns the options for each given device, with profiling on.
 fn devices(global: &Global) -> impl Iterator<Item = Options> {
     let options = Options { profile: true, ..global.options() };
     global.device.0.iter().map(move |device| Options { device: device.clone(), ..options.clone() })
 }
 
-/// What could not be measured, as a line; but Ctrl-C ends everything.
+/// Describes in one line what could not be measured. Ctrl-C stays an error and ends the run.
 fn missing(device: &str, problem: Error) -> Result<String> {
     match problem {
         Error::Interrupted => Err(Error::Interrupted),
-        // It names the device already.
+        // The error already names the device.
         Error::NoDevice { .. } => Ok(problem.to_string()),
         _ => Ok(format!("{device}: {problem}")),
     }
 }
 
-/// The ops on one device.
+/// Measures the ops on one device.
 struct Single<'a> {
     device: &'a str,
     named: &'a [Named],
@@ -223,7 +224,7 @@ fn new_record() -> Record {
     }
 }
 
-/// The machine, as far as the system tells.
+/// Describes the machine, as far as the system tells.
 fn host() -> String {
     let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpu.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
@@ -232,7 +233,7 @@ fn host() -> String {
     format!("{model}, {threads} threads, {}", std::env::consts::OS)
 }
 
-/// `2026-11-25T17:00:00Z`.
+/// Returns the current time in UTC, as `2026-11-25T17:00:00Z`.
 fn now() -> String {
     let now = time::OffsetDateTime::now_utc();
     let (date, [h, m, s]) = (now.date(), [now.hour(), now.minute(), now.second()]);

@@ -1,4 +1,4 @@
-//! `gritlm chat`: turns on a terminal, history in the KV cache.
+//! `gritlm chat`: holds a conversation on a terminal, with its history in the KV cache.
 
 use super::args::{Global, SamplingArgs};
 use super::generate::stream;
@@ -16,7 +16,7 @@ pub(super) fn run(args: &SamplingArgs, global: &Global, out: &mut Out) -> Result
     let terminal = std::io::stdin().is_terminal();
     let stdin = std::io::stdin().lock();
     WAITING.store(true, Ordering::Relaxed);
-    // Only files have marks, and looking for one waits for the first line.
+    // Only files have byte-order marks, and looking for one waits for the first line.
     let mut stdin: Box<dyn BufRead> = match terminal {
         true => Box::new(stdin),
         false => text::utf8(stdin).map_err(Error::io(STDIN))?,

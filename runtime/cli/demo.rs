@@ -1,4 +1,4 @@
-//! `gritlm demo`: what GritLM does, on the embedded model, with no download.
+//! `gritlm demo`: shows what GritLM does, on the embedded model and without a download.
 
 use super::args::{Demo, Global};
 use super::embed::embed;
@@ -24,7 +24,7 @@ struct Package {
 }
 
 impl Package {
-    /// "name: summary. description" → the summary.
+    /// Returns the summary in "name: summary. description".
     fn summary(&self) -> &str {
         let rest = self.text.split_once(": ").map_or(self.text.as_str(), |(_, rest)| rest);
         rest.split_once(". ").map_or(rest, |(summary, _)| summary)

@@ -11,7 +11,8 @@ pub(super) fn run(args: &EmbedArgs, global: &Global, out: &mut Out) -> Result<()
     let writer = args.output.as_deref().map(Format::of).transpose()?;
     let from = &args.texts;
     let texts = texts(from)?;
-    // Before the work, so that a folder that cannot be written costs nobody an hour.
+    // Create the file before the work, so that an unwritable folder does not cost anybody an
+    // hour.
     let file = args.output.as_deref().map(Atomic::create).transpose()?;
     let engine = super::open(global)?;
     let found = embed(&engine, &texts, &args.how.embed()).map_err(|e| at_line(e, from))?;
@@ -38,7 +39,7 @@ pub(super) fn run(args: &EmbedArgs, global: &Global, out: &mut Out) -> Result<()
     Ok(())
 }
 
-/// Embeds with a progress bar, and says what was cut.
+/// Embeds with a progress bar, and prints a note if texts were cut.
 pub(super) fn embed(
     engine: &Engine,
     texts: &[impl AsRef<str> + Sync],

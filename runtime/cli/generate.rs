@@ -47,7 +47,7 @@ pub(super) fn run(args: &Generate, global: &Global, out: &mut Out) -> Result<()>
     })
 }
 
-/// The schema of `--json-schema`.
+/// Reads the schema that `--json-schema` gives or names.
 fn schema(asked: &str) -> Result<Value> {
     let (what, text) = match asked.trim_start().starts_with('{') {
         true => ("--json-schema", asked.into()),
@@ -64,7 +64,7 @@ fn decode(bytes: Vec<u8>, what: &str) -> Result<String> {
     })
 }
 
-/// Prints an answer as it comes; returns how many tokens it has.
+/// Prints an answer as it is generated, and returns how many tokens it has.
 pub(super) fn stream(answer: Generation<'_>, out: &mut Out) -> Result<usize> {
     let mut tokens = 0;
     for piece in answer {

@@ -1,4 +1,4 @@
-//! `gritlm index`: files into a store, and what is in it.
+//! `gritlm index`: indexes files into a store, and shows what is in it.
 
 use super::args::{Above, Budget, Global, Index};
 use super::inspect::{gib, grouped};
@@ -112,7 +112,7 @@ fn index(args: &Index, global: &Global, out: &mut Out) -> Result<()> {
     }
 }
 
-/// HTML and PDF are parsed by this program in another process.
+/// Returns a parser that runs this program in another process to parse HTML and PDF.
 fn parser(args: &Index) -> Result<Parser> {
     let limits = ParseLimits {
         cpu: Duration::from_secs(args.parse_seconds),
@@ -125,8 +125,8 @@ fn parser(args: &Index) -> Result<Parser> {
     Ok(Parser::in_child(command, limits))
 }
 
-/// What the store was made with, if there is one, changed to what was asked for: where that
-/// differs, the store says so.
+/// Returns what the store was made with, if there is one, with the given options applied. If the
+/// result differs from the store, opening the store reports it.
 fn identity(args: &Index, engine: &Engine) -> Identity {
     let fresh = || Identity::of(engine);
     let stored = Reader::open(&args.store).map_or_else(|_| fresh(), |r| r.identity().clone());
@@ -141,7 +141,7 @@ fn identity(args: &Index, engine: &Engine) -> Identity {
     }
 }
 
-/// Says how much a run is going to store, and whether there is room.
+/// Prints how much a run is going to store, and checks that there is room.
 fn check_room(args: &Index, plan: &Plan) -> Result<()> {
     if plan.documents == 0 {
         return Ok(());
@@ -180,7 +180,7 @@ fn object(value: &impl Serialize) -> Result<Value> {
         .map_err(|e| Error::Input { what: "standard output".into(), problem: e.to_string() })
 }
 
-/// An object on one line, or its fields one a line.
+/// Prints an object on one line as JSON, or its fields one per line.
 fn show(all: &Value, out: &mut Out) -> Result<()> {
     if out.json() {
         return out.object(all);

@@ -17,8 +17,9 @@ pub(super) fn inspect(args: &Inspect, global: &Global, out: &mut Out) -> Result<
         *dtypes.entry(tensor.dtype().to_string()).or_default() += tensor.bytes().len() as u64;
     }
     let architecture = if c.experts.is_some() { "Mixtral" } else { "Mistral" };
-    // What each backend keeps: the CPU computes on the mapped file, with f32 keys and values; the
-    // GPU backends hold weights as stored, with keys and values in their compute type.
+    // What each backend keeps in memory: the CPU computes on the mapped file, with f32 keys and
+    // values; the GPU backends hold weights as stored, with keys and values in their compute
+    // type.
     let stored = weights.bytes();
     let memory = [
         ("cpu", "mapped file, f32 cache", stored, c.kv_bytes_per_token(4)),
@@ -135,7 +136,7 @@ pub(super) fn synth(args: &Synth, out: &mut Out) -> Result<()> {
     ))
 }
 
-/// 7241732096 → "7,241,732,096".
+/// Formats 7241732096 as "7,241,732,096".
 pub(super) fn grouped(n: u64) -> String {
     let digits = n.to_string();
     let mut out = String::new();

@@ -10,7 +10,7 @@ pub(super) fn run(Kernels::Build { arch, output }: &Kernels, out: &mut Out) -> R
     super::handle_interrupt();
     let progress = Mutex::new(Progress::new("compiling", 0));
     let built = backend::build_kernels(arch, output, |done, all| {
-        // Whoever panicked while drawing has left a bar.
+        // A thread that panicked while drawing has left a usable bar.
         progress.lock().unwrap_or_else(PoisonError::into_inner).of(done, all)
     })?;
     drop(progress);

@@ -1,5 +1,5 @@
-//! The command line: data to stdout, progress and notes to stderr; exit code 0, 1 (failure), 2
-//! (usage) or 130 (Ctrl-C).
+//! The command line. It writes data to stdout, and progress and notes to stderr. Its exit code is
+//! 0, 1 (failure), 2 (usage) or 130 (Ctrl-C).
 
 mod args;
 mod ask;
@@ -29,20 +29,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// Set by the first Ctrl-C; work in progress ends at its next step. A second one ends the process.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-/// Set while nothing is computed and a line is awaited, so that no step will come: then the first
-/// Ctrl-C ends the process.
+/// Set while the program only waits for a line of input. No step would come to notice an
+/// interrupt, so the first Ctrl-C ends the process.
 static WAITING: AtomicBool = AtomicBool::new(false);
 
-/// The exit code after Ctrl-C, as shells have it: 128 and the signal's number.
+/// The exit code after Ctrl-C: 128 plus the signal's number, as in shells.
 const BY_INTERRUPT: u8 = 130;
-/// The same after SIGTERM.
+/// The exit code after SIGTERM.
 #[cfg(unix)]
 const BY_TERMINATE: u8 = 143;
 
-/// From here on the work looks at [`INTERRUPTED`] often enough. Before (a download, which resumes)
-/// Ctrl-C ends the process as it does anywhere.
+/// Installs the handler for Ctrl-C. From here on the work checks [`INTERRUPTED`] often enough.
+/// Before this call (during a download, which resumes) Ctrl-C ends the process as usual.
 fn handle_interrupt() {
-    // Without a handler Ctrl-C still ends the program, only less politely.
+    // Without a handler Ctrl-C still ends the program, but in the middle of its work.
     let _ = ctrlc::set_handler(|| {
         if INTERRUPTED.swap(true, Ordering::Relaxed) || WAITING.load(Ordering::Relaxed) {
             std::process::exit(BY_INTERRUPT.into());
@@ -67,7 +67,7 @@ pub fn main() -> ExitCode {
             note(format_args!("error: {interrupted}"));
             ExitCode::from(BY_INTERRUPT)
         }
-        // The reader (`head`, a pager) has seen enough.
+        // The reader (`head`, a pager) has closed the pipe.
         Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::BrokenPipe => {
             ExitCode::SUCCESS
         }
@@ -78,7 +78,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// What is said after Ctrl-C.
+/// Returns the message after Ctrl-C.
 fn interrupted(command: &Command) -> &'static str {
     match command {
         Command::Index(_) => {
@@ -104,8 +104,8 @@ fn interrupted(command: &Command) -> &'static str {
     }
 }
 
-/// One line on stderr, whatever is in it: what is not printable is shown as an escape. A stderr
-/// that takes nothing leaves nobody to tell.
+/// Prints one line on stderr, with unprintable characters as escapes. If writing to stderr fails,
+/// there is no other place to report it.
 fn note(line: impl std::fmt::Display) {
     let line = line.to_string();
     let _ = writeln!(std::io::stderr(), "{}", printable(&line));
@@ -149,7 +149,7 @@ fn run(args: Args) -> Result<()> {
     out.finish()
 }
 
-/// An opened model; when the command is done with it, `--profile` is printed.
+/// An open model. Prints the profile of `--profile` when the command is done with it.
 struct Opened {
     engine: Engine,
     profile: bool,
@@ -171,7 +171,7 @@ impl Drop for Opened {
     }
 }
 
-/// Opens the model and says once on stderr what it runs on.
+/// Opens the model and prints on stderr what it runs on.
 fn open(global: &Global) -> Result<Opened> {
     let engine = Engine::open(&global.model, &global.options())?;
     handle_interrupt();
@@ -179,7 +179,7 @@ fn open(global: &Global) -> Result<Opened> {
     Ok(Opened { engine, profile: global.profile })
 }
 
-/// Says on stderr what the model runs on.
+/// Prints on stderr what the model runs on.
 fn opened(engine: &Engine) {
     let (bytes, seconds) = (engine.loading().0 as f64 / 1e9, engine.loading().1.as_secs_f64());
     let loaded = if engine.device().starts_with("cpu") {
@@ -190,7 +190,7 @@ fn opened(engine: &Engine) {
     note(format_args!("{} on {}{loaded}", engine.name(), engine.device()));
 }
 
-/// Where the device's time went, op by op; also as a share of all of it.
+/// Prints the device's time op by op, in ms and as a share of the total.
 fn profile(times: &[OpTime]) {
     if times.is_empty() {
         return note("note: --profile times the ops of a GPU; this device has none");
@@ -215,7 +215,7 @@ fn profile(times: &[OpTime]) {
     note(format_args!("{:<25} {:>10.3}", "all", all / 1e6));
 }
 
-/// Help and version as clap prints them; anything else as one line.
+/// Prints help and version as clap does, and anything else on one line.
 fn usage(error: &clap::Error) -> ExitCode {
     if matches!(
         error.kind(),
@@ -223,7 +223,7 @@ fn usage(error: &clap::Error) -> ExitCode {
             | ErrorKind::DisplayVersion
             | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
     ) {
-        // A closed stdout leaves nobody to tell.
+        // If stdout is closed, there is no other place to report it.
         let _ = error.print();
         return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
     }

@@ -1,4 +1,4 @@
-//! Stdout, progress bars, and texts that come in.
+//! Writes to stdout, shows progress bars, and reads input texts.
 
 use super::args::{Format, Texts};
 use super::{check_interrupt, note};
@@ -11,7 +11,7 @@ use std::io::{BufRead, BufReader, BufWriter, IsTerminal, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// Buffered stdout. Errors name it; a closed pipe ends the program quietly.
+/// Buffered stdout. Errors name it as their file; a closed pipe ends the program quietly.
 pub(super) struct Out {
     stdout: BufWriter<std::io::Stdout>,
     format: Format,
@@ -25,7 +25,7 @@ impl Out {
         Self { stdout: BufWriter::new(stdout), format, terminal }
     }
 
-    /// Whether programs read it.
+    /// Returns whether the output is JSON, for programs.
     pub(super) fn json(&self) -> bool {
         self.format == Format::Json
     }
@@ -34,20 +34,20 @@ impl Out {
         self.stdout.write_all(bytes).map_err(Error::io("standard output"))
     }
 
-    /// One line for people. Texts and paths in it come from anywhere, so that what a terminal would
-    /// take for a command is shown as an escape.
+    /// Writes one line for people. Texts and paths in it come from anywhere, so characters that a
+    /// terminal would take for a command are shown as escapes.
     pub(super) fn line(&mut self, line: impl AsRef<str>) -> Result<()> {
         self.bytes(printable(line.as_ref()).as_bytes())?;
         self.bytes(b"\n")
     }
 
-    /// [`Out::line`] of each line of a text.
+    /// Writes each line of a text with [`Out::line`].
     pub(super) fn lines(&mut self, text: impl AsRef<str>) -> Result<()> {
         text.as_ref().split('\n').try_for_each(|line| self.line(line))
     }
 
-    /// A part of what a model generates, which is to be seen at once. A terminal gets escapes for
-    /// what it would take for a command; a file or program gets the text as it was generated.
+    /// Writes a part of what a model generates, and flushes it. A terminal gets escapes for what
+    /// it would take for a command; a file or program gets the text as it was generated.
     pub(super) fn piece(&mut self, text: &str) -> Result<()> {
         if self.terminal {
             let lines: Vec<_> = text.split('\n').map(printable).collect();
@@ -58,8 +58,8 @@ impl Out {
         self.finish()
     }
 
-    /// One JSON object, on one line. For a terminal, the control characters that JSON may have as
-    /// they are become escapes, too, which leaves the object the same.
+    /// Writes one JSON object on one line. For a terminal, control characters that JSON allows
+    /// unescaped become escapes, too, which does not change the object.
     pub(super) fn object(&mut self, value: &impl Serialize) -> Result<()> {
         let text = serde_json::to_string(value)
             .map_err(|e| Error::Input { what: "standard output".into(), problem: e.to_string() })?;
@@ -73,17 +73,19 @@ impl Out {
     }
 }
 
-/// A text in which control characters, and those that turn the direction of writing, are escapes.
+/// Returns the text with escapes for control characters and for characters that change the
+/// direction of writing.
 pub(super) fn printable(text: &str) -> Cow<'_, str> {
     escaped(text, |c| c.escape_default().collect())
 }
 
-/// A character in a JSON string; all that act on a terminal have four digits.
+/// Escapes a character of a JSON string. Four digits suffice for all characters that act on a
+/// terminal.
 fn json_escape(c: char) -> String {
     format!("\\u{:04x}", u32::from(c))
 }
 
-/// The text with such an escape for each character that acts on a terminal.
+/// Returns the text with `escape` applied to each character that acts on a terminal.
 fn escaped(text: &str, escape: impl Fn(char) -> String) -> Cow<'_, str> {
     if !text.contains(acts) {
         return text.into();
@@ -95,7 +97,7 @@ fn escaped(text: &str, escape: impl Fn(char) -> String) -> Cow<'_, str> {
     clean.into()
 }
 
-/// Whether a terminal does something at this character, other than showing it or going on to the
+/// Returns whether a terminal does anything at this character other than show it or go on to the
 /// next column.
 fn acts(c: char) -> bool {
     let marks = matches!(c, '\u{200E}' | '\u{200F}');
@@ -103,7 +105,8 @@ fn acts(c: char) -> bool {
     (c.is_control() && c != '\t') || turns
 }
 
-/// A bar on stderr for work that takes longer than a second; none where stderr is no terminal.
+/// A progress bar on stderr for work that takes longer than a second. Nothing is shown if stderr
+/// is not a terminal.
 pub(super) struct Progress {
     what: &'static str,
     bytes: bool,
@@ -113,19 +116,19 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    /// Counts things.
+    /// Creates a bar that counts items.
     pub(super) fn new(what: &'static str, total: u64) -> Self {
         Self { what, bytes: false, total, start: Instant::now(), bar: None }
     }
 
-    /// Counts bytes.
+    /// Creates a bar that counts bytes.
     pub(super) fn bytes(what: &'static str) -> Self {
         let mut progress = Self::new(what, 0);
         progress.bytes = true;
         progress
     }
 
-    /// Says how much is done. An error if the user pressed Ctrl-C.
+    /// Shows how much is done. Returns an error if the user pressed Ctrl-C.
     pub(super) fn at(&mut self, done: u64) -> Result<()> {
         if self.bar.is_none() && self.start.elapsed() > Duration::from_secs(1) {
             let counts = if self.bytes {
@@ -134,7 +137,7 @@ impl Progress {
                 "{pos}/{len} {per_sec}"
             };
             let template = format!("{{msg}} [{{wide_bar}}] {counts} ({{eta}})");
-            // The template is ours and right; a plain bar would do, too.
+            // The template is fixed and valid; a plain bar would do, too.
             let style = ProgressStyle::with_template(&template)
                 .unwrap_or_else(|_| ProgressStyle::default_bar());
             let bar = ProgressBar::new(self.total).with_style(style).with_message(self.what);
@@ -147,14 +150,14 @@ impl Progress {
         check_interrupt()
     }
 
-    /// What the bar says in front.
+    /// Sets the text in front of the bar.
     pub(super) fn say(&self, what: String) {
         if let Some(bar) = &self.bar {
             bar.set_message(what);
         }
     }
 
-    /// One line on stderr, above the bar.
+    /// Prints one line on stderr, above the bar.
     pub(super) fn note(&self, line: impl std::fmt::Display) {
         match &self.bar {
             Some(bar) => bar.suspend(|| note(line)),
@@ -162,7 +165,7 @@ impl Progress {
         }
     }
 
-    /// As [`Progress::at`], where the total becomes known on the way.
+    /// Shows progress like [`Progress::at`], for a total that becomes known on the way.
     pub(super) fn of(&mut self, done: u64, total: u64) -> Result<()> {
         self.total = total;
         self.at(done)
@@ -177,10 +180,10 @@ impl Drop for Progress {
     }
 }
 
-/// What errors call it.
+/// The name of stdin in errors.
 pub(super) const STDIN: &str = "standard input";
 
-/// The texts of a command: its arguments, else the lines of a file or of stdin.
+/// Returns the texts of a command: its arguments, else the lines of a file or of stdin.
 pub(super) fn texts(from: &Texts) -> Result<Vec<String>> {
     if !from.texts.is_empty() {
         return Ok(from.texts.clone());
@@ -205,7 +208,7 @@ pub(super) fn texts(from: &Texts) -> Result<Vec<String>> {
     Ok(found)
 }
 
-/// The error, with the line that it is about where the texts were lines.
+/// Adds the line number to an error about one text, if the texts were lines.
 pub(super) fn at_line(error: Error, from: &Texts) -> Error {
     match error {
         Error::EmptyText { index } if from.texts.is_empty() => {
@@ -217,7 +220,8 @@ pub(super) fn at_line(error: Error, from: &Texts) -> Error {
     }
 }
 
-/// One text a line; or, where the first line is a JSON object with `text`, such objects.
+/// Reads one text per line or, if the first line is a JSON object with `text`, one such object
+/// per line.
 pub(super) fn lines(name: &str, from: impl BufRead) -> Result<Vec<String>> {
     #[derive(serde::Deserialize)]
     struct Line {
@@ -257,7 +261,8 @@ pub(super) fn lines(name: &str, from: impl BufRead) -> Result<Vec<String>> {
     Ok(texts)
 }
 
-/// Writes a file whole or not at all: beside it first, then renamed.
+/// Writes a file completely or not at all: first to a temporary file beside it, which is then
+/// renamed.
 pub(super) struct Atomic {
     path: std::path::PathBuf,
     partial: std::path::PathBuf,
@@ -265,7 +270,7 @@ pub(super) struct Atomic {
 }
 
 impl Atomic {
-    /// Opens the file beside; a folder that cannot be written is found out before any work.
+    /// Opens the temporary file, so that an unwritable folder is found before any work.
     pub(super) fn create(path: &Path) -> Result<Self> {
         let mut name = path.file_name().unwrap_or_default().to_os_string();
         name.push(format!(".partial-{}", std::process::id()));

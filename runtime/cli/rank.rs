@@ -8,7 +8,7 @@ use crate::{Embed, Result, dot};
 pub(super) fn similarity(args: &Similarity, global: &Global, out: &mut Out) -> Result<()> {
     let texts = texts(&args.texts)?;
     let engine = super::open(global)?;
-    // Cosines, whatever length the vectors would have.
+    // Normalise in any case, so that the dot products are cosines.
     let how = Embed { normalize: true, ..args.how.embed() };
     let found = embed(&engine, &texts, &how).map_err(|e| at_line(e, &args.texts))?;
     for a in &found {

@@ -1,5 +1,5 @@
-//! `gritlm search`: lines of a file or files of a folder, by meaning. Embeddings are kept beside
-//! them, each with a hash of its text, so that only what changed is embedded again.
+//! `gritlm search`: finds lines of a file or files of a folder by meaning. Embeddings are kept
+//! beside them, each with a hash of its text, so that only what has changed is embedded again.
 
 use super::args::{Global, Search};
 use super::embed::embed;
@@ -19,7 +19,7 @@ pub(super) fn run(args: &Search, global: &Global, out: &mut Out) -> Result<()> {
     let path = match (&args.path, &args.store) {
         (_, Some(store)) => return in_store(store, args, global, out),
         (Some(path), None) => path,
-        // The arguments are refused before.
+        // clap has already refused such arguments.
         (None, None) => return Ok(()),
     };
     let items = collect(path)?;
@@ -85,15 +85,15 @@ fn in_store(store: &Path, args: &Search, global: &Global, out: &mut Out) -> Resu
     Ok(())
 }
 
-/// Something to find.
+/// A text that can be found.
 struct Item {
     /// `file:line`, or the file.
     place: String,
     text: String,
 }
 
-/// The lines of a file, or the files of a folder and those below it. Empty and hidden ones are left
-/// out; files that are no text are named on stderr.
+/// Returns the lines of a file, or the files of a folder and its subfolders. Empty and hidden
+/// ones are left out; files that are not text are named on stderr.
 fn collect(path: &Path) -> Result<Vec<Item>> {
     let mut items = Vec::new();
     if path.is_dir() {
@@ -130,8 +130,8 @@ fn collect(path: &Path) -> Result<Vec<Item>> {
     Ok(items)
 }
 
-/// The kept embeddings: safetensors with `hashes (n, 2)` u64, `embeddings (n, dim)` f32, and in the
-/// metadata what they were made with.
+/// The file of kept embeddings: safetensors with `hashes (n, 2)` u64 and `embeddings (n, dim)`
+/// f32. Its metadata say which model and options made them.
 struct Store {
     path: PathBuf,
     key: String,
@@ -165,7 +165,7 @@ impl Store {
         }
         let vectors: Vec<Vec<f32>> = hashes.iter().map(|h| kept[h].clone()).collect();
         if !new.is_empty() {
-            // A folder that cannot be written is searched all the same.
+            // An unwritable folder can still be searched.
             if let Err(error) = self.write(&hashes, &vectors) {
                 note(format_args!("note: embeddings are not kept: {error}"));
             }
@@ -173,7 +173,8 @@ impl Store {
         Ok(vectors)
     }
 
-    /// What is kept by hash; none where the file is missing, broken, or made otherwise.
+    /// Returns the kept embeddings by hash, or `None` if the file is missing, broken, or made
+    /// with another model or other options.
     fn read(&self, dim: usize) -> Option<HashMap<u128, Vec<f32>>> {
         let bytes = std::fs::read(&self.path).ok()?;
         let (_, metadata) = SafeTensors::read_metadata(&bytes).ok()?;

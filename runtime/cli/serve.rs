@@ -44,7 +44,7 @@ pub(super) fn run(args: Serve, global: &Global, out: &mut Out) -> Result<()> {
     server.run(load, stopped())
 }
 
-/// A folder's last part, or the id as it is.
+/// Returns the last part of a folder's path, or a model id as it is.
 fn name(model: &str) -> String {
     match Path::new(model).canonicalize() {
         Ok(folder) if model != "demo" => {
@@ -54,12 +54,12 @@ fn name(model: &str) -> String {
     }
 }
 
-/// Ready when the process is asked to end; asked again, it ends at once.
+/// Completes when the process is asked to end. A second signal ends the process at once.
 async fn stopped() {
     #[cfg(unix)]
     {
         use tokio::signal::unix::{SignalKind, signal};
-        // Without a handler the signal ends the process, as it does any other.
+        // Without a handler the signal ends the process, as by default.
         let (Ok(mut end), Ok(mut interrupt)) =
             (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
         else {

@@ -1,5 +1,5 @@
-//! From a question to its answer: the query's embedding pass, whatever the mode takes from caches,
-//! the rest of the prompt, and the answer piece by piece.
+//! Answers a question from documents: embeds the query, loads the keys and values that the mode
+//! reuses, prefills the rest of the prompt, and streams the answer.
 
 use super::{Chunk, Mode, Part, Positions, Reader, Usage, join};
 use crate::batch::{Output, Sequence};
@@ -13,46 +13,46 @@ use std::time::{Duration, Instant};
 /// How to answer from documents.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Ask {
-    /// What is reused.
+    /// Which embedding passes the answer reuses.
     pub mode: Mode,
-    /// Where keys stand that are joined.
+    /// The positions of the keys in joined caches.
     pub positions: Positions,
-    /// What the query's vector is for; the paper has none.
+    /// The instruction that the query is embedded with; the paper uses none.
     pub instruction: String,
-    /// Which attention embeds, instead of the engine's. With [`Attn::Cccc`] reusing one pass
-    /// changes nothing: the answer is the one without cache.
+    /// Overrides the engine's attention for embedding. With [`Attn::Cccc`], reusing a single pass
+    /// does not change the answer: it is the same as without a cache.
     pub attn: Option<Attn>,
-    /// The answer's first words, which the model goes on from: [`prompt::ANSWER_IS`] in the paper's
-    /// runs.
+    /// The first words of the answer, which the model continues: [`prompt::ANSWER_IS`] in the
+    /// paper's runs.
     pub answer_prefix: String,
 }
 
 /// A document to answer from.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Passage {
-    /// What it is called; may be empty.
+    /// The document's title; may be empty.
     pub title: String,
-    /// What it says.
+    /// The document's text.
     pub text: String,
-    /// Its embedding pass's keys and values, of [`prompt::document`] of title and text. Computed
-    /// where a mode needs them and they are not there.
+    /// Keys and values of the embedding pass over [`prompt::document`] of title and text. Where a
+    /// mode needs them and they are missing, they are computed.
     pub kv: Option<Stored>,
 }
 
-/// A cache that came out of a store.
+/// A cache read from a store.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Stored {
     /// The keys and values.
     pub cache: KvCache,
-    /// Bytes that were read for it.
+    /// Bytes read from the store.
     pub bytes: u64,
-    /// How long that took.
+    /// How long the read took.
     pub took: Duration,
 }
 
 impl Passage {
-    /// A chunk of a store, with its keys and values where the mode reuses documents' and the store
-    /// still has them.
+    /// Returns a chunk of a store as a passage. It carries the chunk's keys and values if the
+    /// mode reuses those of documents and the store still has them.
     ///
     /// # Errors
     /// When the record is damaged.
@@ -64,7 +64,7 @@ impl Passage {
 }
 
 impl Stored {
-    /// A chunk's keys and values; None where they were evicted.
+    /// Reads a chunk's keys and values; returns None if they are not kept or were evicted.
     ///
     /// # Errors
     /// When the record is damaged.
@@ -80,13 +80,14 @@ impl Stored {
 }
 
 impl From<KvCache> for Stored {
-    /// One that was in memory.
+    /// Wraps a cache that was already in memory: no bytes and no time are counted for it.
     fn from(cache: KvCache) -> Self {
         Self { cache, bytes: 0, took: Duration::ZERO }
     }
 }
 
-/// A question whose vector is known, and whose keys and values are kept where they are reused.
+/// An embedded question: its vector and, if the mode reuses them, the keys and values of its
+/// pass.
 pub struct Asked<'a> {
     engine: &'a Engine,
     how: Ask,
@@ -100,7 +101,7 @@ pub struct Asked<'a> {
 }
 
 impl Engine {
-    /// Embeds a question. Find documents by its [`Asked::vector`], then [`Asked::answer`] it.
+    /// Embeds a question. Find documents with its [`Asked::vector`], then call [`Asked::answer`].
     ///
     /// ```
     /// use gritlm::rag::{Ask, Mode, Passage};
@@ -119,7 +120,8 @@ impl Engine {
     /// ```
     ///
     /// # Errors
-    /// When the query is empty, longer than the model's positions, or finds no KV pages.
+    /// When the query is empty, is longer than the model's positions, or there are not enough
+    /// free KV pages.
     pub fn ask(&self, query: &str, how: &Ask) -> Result<Asked<'_>> {
         let asked = Instant::now();
         let embed = how.embed(self, how.instruction.clone());
@@ -143,25 +145,27 @@ impl Engine {
 }
 
 impl Ask {
-    /// A document's vector, and the keys and values of its pass, as an index keeps them. `text` is
-    /// [`prompt::document`] of its title and text.
+    /// Embeds a document and returns its vector with the keys and values of the pass, as an index
+    /// keeps them. `text` is [`prompt::document`] of its title and text.
     ///
     /// # Errors
-    /// When it is empty, longer than the model's positions, or finds no KV pages.
+    /// When the text is empty, is longer than the model's positions, or there are not enough free
+    /// KV pages.
     pub fn document(&self, engine: &Engine, text: &str) -> Result<(Vec<f32>, KvCache)> {
         let how = self.embed(engine, String::new());
         let (vector, cache) = pass(engine, &whole(engine, text, &how)?, &how)?;
         Ok((vector, engine.export(&cache)?))
     }
 
-    /// How passes embed: whole texts, not the 512 tokens at which the original cuts its caches.
+    /// Returns the options of an embedding pass. The limit is the model's positions, not the 512
+    /// tokens at which the original implementation truncates its caches.
     fn embed(&self, engine: &Engine, instruction: String) -> Embed {
         let max_length = engine.config().max_positions;
         Embed { instruction, max_length, attn: self.attn, ..Embed::default() }
     }
 }
 
-/// A text's tokens, none of them cut off.
+/// Encodes a text; it is an error if the text would be truncated.
 fn whole(engine: &Engine, text: &str, how: &Embed) -> Result<Encoded> {
     let encoded = engine.encode_texts(&[text], how)?.remove(0);
     match encoded.truncated {
@@ -172,7 +176,7 @@ fn whole(engine: &Engine, text: &str, how: &Embed) -> Result<Encoded> {
     }
 }
 
-/// An embedding pass that keeps its cache.
+/// Runs an embedding pass and returns the vector with the KV cache.
 fn pass(engine: &Engine, encoded: &Encoded, how: &Embed) -> Result<(Vec<f32>, Cache)> {
     let mut cache = engine.cache();
     let want = encoded.want(how, engine.config().dim);
@@ -185,17 +189,17 @@ fn pass(engine: &Engine, encoded: &Encoded, how: &Embed) -> Result<(Vec<f32>, Ca
 }
 
 impl<'a> Asked<'a> {
-    /// What to find documents by, `(dim)`, of length 1.
+    /// Returns the query's vector `(dim)`, L2-normalised, to find documents with.
     pub fn vector(&self) -> &[f32] {
         &self.vector
     }
 
-    /// Answers from these documents, the best first. From none, the question is answered as
-    /// [`Engine::generate`] would.
+    /// Answers from `documents`, best first. Without documents, the question is answered as
+    /// [`Engine::generate`] would answer it.
     ///
     /// # Errors
-    /// When a document's cache is another model's, an option means nothing, or all together does
-    /// not fit.
+    /// When a document's cache was made by another model, a sampling option is invalid, or the
+    /// whole prompt does not fit.
     pub fn answer(mut self, documents: &[Passage], how: &Sampling) -> Result<Answer<'a>> {
         how.check()?;
         let (engine, mode) = (self.engine, self.how.mode);
@@ -220,8 +224,8 @@ impl<'a> Asked<'a> {
         Ok(Answer { generation, usage: self.usage, asked: self.asked, drawn: 0 })
     }
 
-    /// What the mode takes from caches, joined and on the device; `seen` gets its tokens, which the
-    /// repetition penalty counts as it would if they had been read.
+    /// Joins the caches that the mode reuses and imports them to the device. Appends their tokens
+    /// to `seen`, because the repetition penalty counts them as if they had been read.
     fn reused(
         &mut self,
         documents: &[Passage],
@@ -246,7 +250,7 @@ impl<'a> Asked<'a> {
             (Mode::Query, Some(query)) => query,
             (Mode::QueryDoc | Mode::DocQuery, Some(query)) => {
                 let first = engine.export(&query)?;
-                // Its pages are free for the join.
+                // Frees the pages of the query for the joined cache.
                 drop(query);
                 self.joined(&caches, Some(&first))?
             }
@@ -257,7 +261,8 @@ impl<'a> Asked<'a> {
         Ok(cache)
     }
 
-    /// A document's keys and values: the store's, or computed now.
+    /// Returns a document's keys and values, from the store if it has them; otherwise computes
+    /// them.
     fn document<'d>(&mut self, document: &'d Passage, text: &str) -> Result<Cow<'d, KvCache>> {
         if let Some(kv) = &document.kv {
             self.usage.bytes_read += kv.bytes;
@@ -272,12 +277,12 @@ impl<'a> Asked<'a> {
         Ok(Cow::Owned(cache))
     }
 
-    /// All parts in the mode's order, on the device.
+    /// Joins all parts in the mode's order and imports the result to the device.
     fn joined(&self, documents: &[Cow<'_, KvCache>], query: Option<&KvCache>) -> Result<Cache> {
         let part = |skip| move |cache| Part { cache, skip };
         let documents = documents.iter().map(Cow::as_ref);
         let parts: Vec<Part<'_>> = match self.how.mode {
-            // The query's `<s>` is the only one.
+            // Only the query keeps its `<s>`; the documents' are skipped.
             Mode::QueryDoc => {
                 query.into_iter().map(part(0)).chain(documents.map(part(1))).collect()
             }
@@ -293,7 +298,7 @@ impl<'a> Asked<'a> {
     }
 }
 
-/// An answer in the making: an iterator of [`Piece`]s. Dropping it ends the answer.
+/// An answer being generated: an iterator of [`Piece`]s. Dropping it stops the generation.
 pub struct Answer<'a> {
     generation: Generation<'a>,
     usage: Usage,
@@ -302,12 +307,12 @@ pub struct Answer<'a> {
 }
 
 impl Answer<'_> {
-    /// What it took so far.
+    /// Returns what the answer has cost so far.
     pub fn usage(&self) -> &Usage {
         &self.usage
     }
 
-    /// Tokens that it goes on from, read or reused.
+    /// Returns the number of prompt tokens, computed or reused.
     pub fn prompt_tokens(&self) -> usize {
         self.generation.prompt_tokens()
     }

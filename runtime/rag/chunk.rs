@@ -1,39 +1,40 @@
-//! Texts cut into chunks that an embedding pass holds whole.
+//! Splits texts into chunks that one embedding pass holds in full.
 
 use crate::{Embed, Encoded, Engine, Error, Result};
 use gritlm_model::prompt::{self, embed_prefix};
 use std::ops::Range;
 
-/// How long chunks are.
+/// The length of chunks and their overlap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Chunking {
-    /// Tokens of a chunk as it is embedded, at most: `<s>`, the tag and the title are counted. So it
-    /// is also what a chunk's keys and values take.
+    /// The most tokens of a chunk as it is embedded, including `<s>`, the embedding tag and the
+    /// title. A chunk's keys and values cover the same tokens.
     pub tokens: usize,
-    /// Tokens at a chunk's end with which the next begins.
+    /// Tokens at the end of a chunk that the next chunk repeats.
     pub overlap: usize,
 }
 
-/// Bytes of a title in an error.
+/// The most bytes of a title that an error message shows.
 const SHOWN: usize = 60;
 
-/// The fewest tokens of a chunk: GritLM's tag takes seven, and a title a quarter.
+/// The smallest allowed [`Chunking::tokens`]: GritLM's embedding tag takes seven tokens, and the
+/// title up to a quarter of the chunk.
 pub const MIN_CHUNK: usize = 32;
 
 impl Default for Chunking {
-    /// 512 tokens, what GritLM's embeddings are cut at and were trained to; no overlap: it would add
-    /// its share to the time of indexing and to the bytes of all caches, and chunks end where
-    /// sentences do.
+    /// Returns 512 tokens, the length at which GritLM's embeddings are truncated and for which
+    /// they were trained. There is no overlap: it would increase the indexing time and the size
+    /// of all caches by its share, and chunks end at sentences anyway.
     fn default() -> Self {
         Self { tokens: 512, overlap: 0 }
     }
 }
 
 impl Chunking {
-    /// Whether chunks of this length can be made for a model of so many positions.
+    /// Checks that a model with `positions` positions can embed chunks of this length.
     ///
     /// # Errors
-    /// When they are too short, too long, or overlap by more than half.
+    /// When chunks are too short, too long, or overlap by more than a quarter.
     pub fn check(&self, positions: usize) -> Result<()> {
         if !(MIN_CHUNK..=positions).contains(&self.tokens) {
             return Err(Error::Option {
@@ -53,22 +54,22 @@ impl Chunking {
     }
 }
 
-/// A part of a text, ready to be embedded.
+/// A part of a text, encoded for embedding.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cut {
-    /// Its bytes in the text.
+    /// Byte range of the chunk in the text.
     pub bytes: Range<usize>,
-    /// Tokens of [`prompt::document`] of the title and it.
+    /// Encoded [`prompt::document`] of the title and the chunk's text.
     pub encoded: Encoded,
 }
 
 impl Engine {
-    /// The title as documents of this title have it in front of each chunk: at most a quarter of a
+    /// Returns the title as it precedes the text in each chunk, truncated to a quarter of a
     /// chunk.
     ///
     /// # Errors
-    /// When the tokenizer cannot take it, or chunks of so many tokens are longer than the model's
-    /// positions and so is the title.
+    /// When the tokenizer cannot take the title, or it is longer than the model's positions
+    /// (possible only if chunks of `how.tokens` are longer, too).
     pub fn chunk_title(&self, title: &str, how: Chunking) -> Result<String> {
         let title = self.tokenizer().beginning(title, how.tokens);
         self.check_bytes("title", title.len())?;
@@ -77,10 +78,11 @@ impl Engine {
         Ok(ends[..fit].last().map_or("", |end| &title[..end.at]).trim_end().into())
     }
 
-    /// Cuts a text into chunks, each of at most [`Chunking::tokens`] tokens as it is embedded after
-    /// the title: nothing is cut off. Cuts are where tokens and characters end; where one is in a
-    /// chunk's last quarter, after a paragraph, else after a sentence or line. Every byte of the text
-    /// is in a chunk, and the same text gives the same chunks. None of an empty text.
+    /// Splits a text into chunks, each of at most [`Chunking::tokens`] tokens as it is embedded
+    /// after the title, so that embedding truncates nothing. A chunk ends where both a token and
+    /// a character end: after a paragraph if one ends in the last quarter of the chunk, else
+    /// after a sentence or line there, else at the last place that fits. Every byte of the text
+    /// is in a chunk, and the same text always gives the same chunks. An empty text has none.
     ///
     /// ```
     /// use gritlm::rag::Chunking;
@@ -98,7 +100,7 @@ impl Engine {
     pub fn chunks(&self, title: &str, text: &str, how: Chunking) -> Result<Vec<Cut>> {
         self.check_bytes("title", title.len())?;
         let whole = Embed { max_length: usize::MAX, ..Embed::default() };
-        // What stands before the text, and one for the space that may end a chunk.
+        // Reserves the tokens before the text, and one for the space that may end a chunk.
         let before = self.tokenizer().encode(&format!("{}{title}", embed_prefix("")))?.len();
         let room = how.tokens.saturating_sub(before + 1);
         let no_room = || {
@@ -124,14 +126,14 @@ impl Engine {
                 let bytes = start..start + end.at;
                 let document = prompt::document(title, &text[bytes.clone()]);
                 let encoded = self.encode_texts(&[document], &whole)?.remove(0);
-                // Within the prompt the text may be a token or two longer than alone.
+                // In the prompt the text may be a token or two longer than on its own.
                 match encoded.tokens.len().saturating_sub(how.tokens) {
                     0 => break (Cut { bytes, encoded }, end),
                     more => most = end.tokens.saturating_sub(more),
                 }
             };
             match cuts.last() {
-                // Nothing but what the last chunk has.
+                // The chunk would repeat only what the last one contains.
                 Some(last) if cut.bytes.end <= last.bytes.end => {
                     start = last.bytes.end;
                     continue;
@@ -141,17 +143,18 @@ impl Engine {
             if start + end.at == text.len() {
                 break;
             }
-            // At least one token further, whatever the overlap.
+            // The next chunk starts at least one token further, whatever the overlap.
             let shared = |e: &&End| e.tokens + how.overlap >= end.tokens;
             start += ends.iter().find(shared).map_or(end.at, |e| e.at);
         }
         Ok(cuts)
     }
 
-    /// Where tokens end at the beginning of a text: at least as many as asked for and one more, or
-    /// all.
+    /// Returns where tokens end at the beginning of a text: more than `tokens` of them, or all if
+    /// the text is shorter.
     fn ends_of_first(&self, text: &str, tokens: usize) -> Result<Vec<End>> {
-        // Four bytes a token are usual; the last of a part may be a part of one.
+        // A token usually has about four bytes. The last token is dropped because the cut may
+        // split it.
         let mut length = 6 * tokens;
         loop {
             let part = &text[..text.floor_char_boundary(length)];
@@ -167,8 +170,8 @@ impl Engine {
         }
     }
 
-    /// Where tokens end and characters, too; a single space after one is counted to it, so that what
-    /// comes next begins with a word.
+    /// Returns the places where both a token and a character end. A single space after a token
+    /// counts to it, so that the next chunk begins with a word.
     fn ends(&self, text: &str) -> Result<Vec<End>> {
         let bytes = text.as_bytes();
         let mut ends: Vec<End> = Vec::new();
@@ -184,17 +187,17 @@ impl Engine {
     }
 }
 
-/// A place where a text can be cut.
+/// A place where a text can be split.
 #[derive(Clone, Copy, Debug)]
 struct End {
-    /// Bytes before it.
+    /// Bytes of the text before this place.
     at: usize,
-    /// Tokens before it.
+    /// Tokens of the text before this place.
     tokens: usize,
 }
 
-/// Where to cut, of the places that fit: the last, unless one in the last quarter ends a paragraph,
-/// or else a sentence or line.
+/// Chooses where to split: at the last of `ends` that ends a paragraph within the last quarter,
+/// else at the last there that ends a sentence or line, else at the last of all.
 fn preferred(text: &str, ends: &[End], is_all: bool) -> End {
     let last = ends[ends.len() - 1];
     if is_all {

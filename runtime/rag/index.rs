@@ -1,8 +1,10 @@
-//! From files to a store: what changed is read, cut, embedded and stored; what is gone is removed.
+//! Indexes files into a store: reads, splits, embeds and stores what has changed, and removes
+//! what is gone.
 //!
-//! One thread reads and cuts while this one embeds. Passes are filled in the order of the documents,
-//! so that documents are done one after the other and little is lost when the run ends early: what
-//! is stored stays stored, and the next run goes on from there.
+//! One thread reads files and splits them into chunks while the calling thread embeds. Passes
+//! take chunks in the order of the documents, so documents are completed one after the other. A
+//! run that ends early therefore loses little: what is stored stays stored, and the next run
+//! continues from there.
 
 use super::chunk::Chunking;
 use super::read::{Entry, Item, Links, Parser, Source, Unread, Walk, read_file, resolve, walk};
@@ -23,7 +25,7 @@ use std::time::{Duration, Instant};
 pub struct Plan {
     /// Documents that are new or have changed.
     pub documents: u64,
-    /// Their chunks.
+    /// Chunks of these documents.
     pub chunks: u64,
     /// Tokens to compute.
     pub tokens: u64,
@@ -36,15 +38,15 @@ pub struct Plan {
 /// What a run has done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Indexed {
-    /// Documents that are new.
+    /// Documents that were added.
     pub added: u64,
-    /// Documents that had changed.
+    /// Documents that had changed and were stored again.
     pub replaced: u64,
-    /// Documents that were as before.
+    /// Documents that had not changed.
     pub unchanged: u64,
-    /// Documents that are gone.
+    /// Documents that were removed because their source is gone.
     pub removed: u64,
-    /// Files that are no text.
+    /// Files that are not text.
     pub binary: u64,
     /// Links to files outside the given paths, which were left out; see [`Indexer::follow_links`].
     pub outside: u64,
@@ -56,30 +58,30 @@ pub struct Indexed {
     pub tokens: u64,
 }
 
-/// What [`Indexer::run`] tells on its way.
+/// A progress report of [`Indexer::run`].
 #[derive(Clone, Debug)]
 pub enum Event<'a> {
-    /// A file, or a line in it, cannot be read; the run goes on without it, and what is stored of
-    /// the file stays.
+    /// A file, or a line in it, cannot be read. The run continues without it, and what is stored
+    /// of the file stays.
     Problem {
-        /// Which.
+        /// The file, folder or line.
         path: &'a str,
         /// What is wrong with it.
         problem: &'a str,
     },
-    /// Something was read or embedded.
+    /// Files were read or chunks were embedded.
     Progress {
-        /// Bytes of files dealt with, so far.
+        /// Bytes of files processed so far.
         read: u64,
         /// Bytes of all files.
         total: u64,
-        /// What has been stored so far.
+        /// What has been done so far.
         done: &'a Indexed,
     },
-    /// The graph for approximate search is being made, after all documents have been stored; see
+    /// The graph for approximate search is being built, after all documents have been stored; see
     /// [`Writer::update_graph`].
     Graph {
-        /// Vectors that are in it, so far.
+        /// Vectors added so far.
         done: u64,
         /// Vectors to add.
         total: u64,
@@ -105,19 +107,19 @@ pub struct Indexer<'a> {
     engine: &'a Engine,
     writer: Writer,
     folder: PathBuf,
-    /// Bytes of keys and values that may wait in memory.
+    /// The most bytes of keys and values that wait in memory.
     memory: usize,
     parser: Parser,
     links: Links,
 }
 
 impl<'a> Indexer<'a> {
-    /// Opens the store in `folder` for writing, or creates it. [`Identity`] says how chunks are cut
-    /// and what is kept of them.
+    /// Opens the store in `folder` for writing, or creates it. [`Identity`] determines how
+    /// documents are split and what is kept of each chunk.
     ///
     /// # Errors
-    /// When chunks cannot be cut so, the store was made otherwise or is in use, or it cannot be
-    /// written.
+    /// When the chunk lengths are invalid, the store was made with other settings, another writer
+    /// holds it, or it cannot be written.
     pub fn open(engine: &'a Engine, folder: &Path, identity: &Identity) -> Result<Self> {
         let how = Chunking { tokens: identity.chunk, overlap: identity.overlap };
         how.check(engine.config().max_positions)?;
@@ -127,35 +129,38 @@ impl<'a> Indexer<'a> {
         Ok(Self { engine, writer, folder, memory: 256 << 20, parser, links: Links::Within })
     }
 
-    /// What parses HTML and PDF: at first [`Parser::default`], in this process. Documents of people
-    /// that are not trusted are better parsed in a child process ([`Parser::in_child`]).
+    /// Sets the parser of HTML and PDF. The default, [`Parser::default`], parses in this process;
+    /// parse documents from untrusted sources in a child process instead ([`Parser::in_child`]).
     pub fn set_parser(&mut self, parser: Parser) {
         self.parser = parser;
     }
 
-    /// Whether links to files outside the given paths are followed, too. At first they are not:
-    /// whoever fills a folder could make any file of its reader's a document.
+    /// Sets whether to follow links to files outside the given paths. By default they are not
+    /// followed: anyone who can write to an indexed folder could otherwise turn any file that the
+    /// reading process can access into a document.
     pub fn follow_links(&mut self, anywhere: bool) {
         self.links = if anywhere { Links::Anywhere } else { Links::Within };
     }
 
-    /// How many bytes of keys and values may wait in memory until all chunks of their document are
-    /// embedded, 256 MiB at first; more of them wait on the disk, in the store's folder. A pass's own
-    /// are not counted.
+    /// Sets how many bytes of keys and values may wait in memory until all chunks of their
+    /// document are embedded; the default is 256 MiB. Beyond that they wait on disk, in the
+    /// store's folder. The keys and values of the pass being computed are not counted.
     pub fn set_memory(&mut self, bytes: usize) {
         self.memory = bytes;
     }
 
-    /// The store.
+    /// Returns the writer of the store.
     pub fn writer(&mut self) -> &mut Writer {
         &mut self.writer
     }
 
-    /// What [`Indexer::run`] is going to do: reads and cuts what has changed, and embeds nothing.
-    /// `watch` is told how many bytes of files are dealt with, and how many there are.
+    /// Returns what [`Indexer::run`] would do: reads and splits what has changed, without
+    /// embedding it. `watch` receives the bytes of files processed so far and the bytes of all
+    /// files.
     ///
     /// # Errors
-    /// When the store cannot be read, the parser's process does not start, and what `watch` returns.
+    /// When the store cannot be read or the parser's process does not start; also any error that
+    /// `watch` returns.
     pub fn plan(
         &self,
         paths: &[PathBuf],
@@ -181,24 +186,25 @@ impl<'a> Indexer<'a> {
             watch(read, total)
         })?;
         plan.vector_bytes = plan.chunks * identity.vector_bytes() as u64;
-        // As the store counts: a record's head is 64 bytes.
+        // The store counts a header of 64 bytes for each record.
         if identity.cache == CacheKind::Doc {
             plan.kv_bytes = plan.tokens * identity.kv_bytes_per_token() + 64 * plan.chunks;
         }
         Ok(plan)
     }
 
-    /// Brings the store up to date with files and folders: documents that are new or have changed
-    /// (by time and size, then by content) are embedded and stored, those below `paths` that are
-    /// gone are removed, and the store's graph is updated ([`Writer::update_graph`]). Where `watch`
-    /// returns an error, what has been embedded is stored, and the next run goes on from there.
+    /// Brings the store up to date with files and folders. Embeds and stores documents that are
+    /// new or have changed (compared by time and size, then by content), removes those below
+    /// `paths` that are gone, and updates the store's graph ([`Writer::update_graph`]). If
+    /// `watch` returns an error, what has been embedded is stored, and the next run continues
+    /// from there.
     ///
     /// Nothing is removed below a path that could not be read, even where it is one of the `paths`
     /// themselves: a missing folder may be on a drive that is not mounted.
     ///
     /// # Errors
-    /// When the engine or the store refuses, the parser's process does not start, and what `watch`
-    /// returns.
+    /// When the engine or the store fails or the parser's process does not start; also any error
+    /// that `watch` returns.
     pub fn run(
         &mut self,
         paths: &[PathBuf],
@@ -208,7 +214,7 @@ impl<'a> Indexer<'a> {
             walk(paths, Some(&self.folder), self.links);
         let stamps = self.writer.stamps()?;
         let known = |path: &str| stamps.keys().filter(|known| is_below(known, path)).count();
-        // A link that leads nowhere is a matter only where it once led to a document.
+        // A dangling link is reported only if it once led to a document.
         let failed: Vec<Unread> = failed
             .into_iter()
             .chain(dangling.into_iter().filter(|link| known(&link.path) > 0))
@@ -235,17 +241,17 @@ impl<'a> Indexer<'a> {
             let reading = Reading { parser: &self.parser, stamps: &stamps };
             let reader = move || {
                 cut_files(engine, identity, files, reading, &mut |found| {
-                    // Nobody listens any more after an error; then reading on is in vain.
+                    // After an error nobody receives, so the thread stops reading.
                     send.send(found).map_err(|_| Error::Interrupted)
                 })
             };
-            // Parsers of HTML and PDF go as deep as a file is nested.
+            // The parsers of HTML and PDF recurse as deep as a file is nested.
             let reader =
                 std::thread::Builder::new().stack_size(64 << 20).spawn_scoped(scope, reader);
             let reader = reader.map_err(Error::io("a thread to read files"))?;
             let result = receive.iter().try_for_each(|found| run.take(found, watch));
             let result = result.and_then(|()| run.embed(1, watch));
-            // Whatever ends the run, what has been embedded is kept.
+            // Whatever ended the run, the embedded documents are stored.
             run.commit().and(result)?;
             reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })?;
@@ -255,8 +261,9 @@ impl<'a> Indexer<'a> {
         run.finish(watch)
     }
 
-    /// Embeds and stores documents that are not in files, those that are new or whose stamp has
-    /// another hash than the stored one's; nothing is removed. Otherwise as [`Indexer::run`].
+    /// Embeds and stores documents that do not come from files: those that are new or whose stamp
+    /// has another hash than the stored one. It removes nothing; otherwise it works like
+    /// [`Indexer::run`].
     ///
     /// ```
     /// use gritlm::rag::{Identity, Indexer, Source, Stamp, content_hash};
@@ -279,8 +286,8 @@ impl<'a> Indexer<'a> {
     /// ```
     ///
     /// # Errors
-    /// When the engine or the store refuses, and what `watch` returns; what has been embedded is
-    /// stored.
+    /// When the engine or the store fails; also any error that `watch` returns. What has been
+    /// embedded is stored.
     pub fn put(
         &mut self,
         sources: Vec<Source>,
@@ -310,17 +317,17 @@ impl<'a> Indexer<'a> {
     }
 }
 
-/// A chunk that waits: its text, and its tokens as it is embedded.
+/// A chunk waiting to be embedded: its text and its encoded tokens.
 type Waiting = (String, Encoded);
 
-/// What came of a file or line.
+/// The result of reading and splitting a file or a line.
 enum Cut {
     Document(NewDocument, Vec<Waiting>),
-    /// With its file's stamp, where that was read.
+    /// Path, and the file's stamp if it was read.
     Unchanged(String, Option<Stamp>),
     Problem(String, String),
     Binary,
-    /// So many bytes of files are dealt with.
+    /// Bytes of files that have been processed.
     Read(u64),
 }
 
@@ -328,15 +335,15 @@ fn tokens(chunks: &[Waiting]) -> u64 {
     chunks.iter().map(|(_, e)| e.tokens.len() as u64).sum()
 }
 
-/// How files are read.
+/// What reading needs: the parser and the stored stamps.
 #[derive(Clone, Copy)]
 struct Reading<'a> {
     parser: &'a Parser,
-    /// What is stored already.
+    /// Stamps of the stored documents, by path.
     stamps: &'a HashMap<String, Stamp>,
 }
 
-/// Reads files and cuts what has changed, some documents at a time, on all threads.
+/// Reads files and splits those that have changed, some documents at a time, on all threads.
 fn cut_files(
     engine: &Engine,
     identity: &Identity,
@@ -362,11 +369,11 @@ fn cut_files(
     group.flush()
 }
 
-/// Documents that are cut together.
+/// Documents that are split together.
 struct Group<'a> {
     engine: &'a Engine,
     how: Chunking,
-    /// Path and what came of it; or bytes that are dealt with.
+    /// Paths with what was read of them, or bytes of files that have been processed.
     items: Vec<Result<(String, Item), u64>>,
     bytes: usize,
     each: &'a mut dyn FnMut(Vec<Cut>) -> Result<()>,
@@ -413,17 +420,17 @@ impl Group<'_> {
     }
 }
 
-/// A document whose chunks are being embedded, in their order.
+/// A document whose chunks are being embedded, in order.
 struct Open {
     document: NewDocument,
     waiting: VecDeque<Waiting>,
     done: Vec<NewChunk>,
-    /// Bytes of the caches of `done` that are in memory, and where the others are.
+    /// Bytes of those caches in `done` that are in memory; the others are in `spill`.
     in_memory: usize,
     spill: Option<Spill>,
 }
 
-/// Documents under way.
+/// The state of a run.
 struct Run<'a> {
     engine: &'a Engine,
     writer: &'a mut Writer,
@@ -431,16 +438,16 @@ struct Run<'a> {
     identity: &'a Identity,
     stamps: &'a HashMap<String, Stamp>,
     queue: VecDeque<Open>,
-    /// Tokens in the queue.
+    /// Tokens of all chunks in the queue.
     queued: usize,
     ready: Vec<Open>,
     committed: Instant,
-    /// How long the last commit took.
+    /// Duration of the last commit.
     took: Duration,
     seen: HashSet<String>,
-    /// Files and folders that could not be read: nothing below them is removed.
+    /// Files and folders that could not be read; nothing below them is removed.
     failed: Vec<String>,
-    /// Documents that are as they were, and whose files have another time.
+    /// Unchanged documents whose files have a new time.
     restamped: Vec<(String, Stamp)>,
     done: Indexed,
     read: u64,
@@ -509,7 +516,7 @@ impl<'a> Run<'a> {
         self.progress(watch)
     }
 
-    /// Tells of what could not be read, by the name that people have for it.
+    /// Reports what could not be read, under the name that the user gave it.
     fn problem(
         &mut self,
         path: String,
@@ -527,7 +534,7 @@ impl<'a> Run<'a> {
         watch(Event::Progress { read: self.read, total: self.total, done: &self.done })
     }
 
-    /// Runs passes while as many tokens wait; stores what is done when it is time to.
+    /// Runs passes while at least `least` tokens wait, and commits completed documents when due.
     fn embed(
         &mut self,
         least: usize,
@@ -537,7 +544,8 @@ impl<'a> Run<'a> {
             while let Some(open) = self.queue.pop_front_if(|open| open.waiting.is_empty()) {
                 self.ready.push(open);
             }
-            // A commit waits for the disk; so it takes at most a tenth of the time.
+            // A commit waits for the disk; waiting ten times as long between commits limits them
+            // to a tenth of the time.
             if self.committed.elapsed() >= 10 * self.took || self.in_memory() >= self.memory {
                 self.commit()?;
             }
@@ -549,7 +557,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// One pass over the next chunks, as many as fit.
+    /// Runs one pass over as many of the next chunks as fit.
     fn pass(&mut self) -> Result<()> {
         let (budget, free) = (self.engine.options().batch_tokens, self.engine.pool().free_pages());
         let (mut tokens, mut pages) = (0, 0);
@@ -621,18 +629,18 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Brings the graph up to date with what is stored.
+    /// Updates the graph and returns what the run has done.
     fn finish(self, watch: &mut dyn FnMut(Event<'_>) -> Result<()>) -> Result<Indexed> {
         self.writer.update_graph(&mut |done, total| watch(Event::Graph { done, total }))?;
         Ok(self.done)
     }
 
-    /// Bytes of keys and values that are in memory.
+    /// Returns the bytes of keys and values in memory.
     fn in_memory(&self) -> usize {
         self.queue.iter().chain(&self.ready).map(|open| open.in_memory).sum()
     }
 
-    /// Stores the documents that are done.
+    /// Stores the completed documents.
     fn commit(&mut self) -> Result<()> {
         if self.ready.is_empty() {
             return Ok(());
@@ -651,7 +659,7 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Removes the documents below the given paths that are not there any more.
+    /// Removes documents below the given paths whose source is gone.
     fn remove_gone(&mut self, roots: &[String]) -> Result<()> {
         for path in self.stamps.keys() {
             let below = |all: &[String]| all.iter().any(|root| is_below(path, root));
@@ -663,7 +671,7 @@ impl<'a> Run<'a> {
     }
 }
 
-/// Whether a document is that of a path, or of a file below it, or of a line in it.
+/// Returns whether a document is that of `path` itself, of a file below it, or of a line in it.
 pub(super) fn is_below(document: &str, path: &str) -> bool {
     let Some(rest) = document.strip_prefix(path) else { return false };
     let lines = [".jsonl", ".ndjson"].iter().any(|end| path.ends_with(end));

@@ -1,39 +1,42 @@
-//! Caches that were computed apart, one after the other.
+//! Concatenates KV caches that were computed separately.
 //!
-//! A key has been turned by the rotary embedding to the position where it was computed. Turns
-//! compose: turned on by the difference of two positions' angles, it is the key that would have
-//! been computed at the other one, because attention sees only differences of positions and so
-//! everything below it is the same. Values have no position.
+//! The rotary embedding (RoPE) has rotated each key to the position where it was computed.
+//! Rotations compose: rotating a key by the difference of two positions' angles gives the key
+//! that would have been computed at the other position. Attention depends only on differences of
+//! positions, so shifting a whole pass leaves all its hidden states unchanged. Values have no
+//! position.
 
 use crate::cache::KvCache;
 use crate::{Error, Result};
 use rayon::prelude::*;
 
-/// Where joined keys stand.
+/// The positions of the keys in a joined cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Positions {
-    /// One after the other, as one text's would.
+    /// Consecutive, as in one text: keys are rotated to their new positions.
     #[default]
     Turned,
-    /// Every part from 0 on, as the paper's code leaves them: they overlap, and what is read next
-    /// stands behind the sum of the lengths.
+    /// Each part starts at position 0, as in the paper's code: positions overlap, and the tokens
+    /// that are read next start at the sum of the lengths.
     AsPublished,
 }
 
-/// A part of a join: the cache of one pass from position 0 on.
+/// One part of a joined cache: the cache of a pass that started at position 0.
 #[derive(Clone, Copy, Debug)]
 pub struct Part<'a> {
-    /// Its keys and values.
+    /// The part's keys and values.
     pub cache: &'a KvCache,
-    /// Tokens to leave out at its beginning: 1 for a `<s>`. The others were computed seeing it.
+    /// Tokens to skip at the beginning: 1 for a `<s>`. The remaining tokens were computed with
+    /// the skipped ones in sight.
     pub skip: usize,
 }
 
-/// The parts as one cache, in f32, so that numbers which are to be rounded are rounded once. Keys
-/// are turned by `frequencies` (of [`crate::Engine::frequencies`]).
+/// Concatenates the parts into one cache in f32, so that values which are rounded later are
+/// rounded only once. Rotates keys by `frequencies` (of [`crate::Engine::frequencies`]).
 ///
 /// # Errors
-/// When there is no part, a part has nothing left, or they are of different models.
+/// When there is no part, a part has no tokens left, the number of frequencies is wrong, or the
+/// parts are of different models.
 pub fn join(parts: &[Part<'_>], positions: Positions, frequencies: &[f32]) -> Result<KvCache> {
     let wrong = |problem: String| Error::Input { what: "caches to join".into(), problem };
     let first = parts.first().ok_or_else(|| wrong("expected at least one".into()))?.cache;
@@ -83,21 +86,22 @@ pub fn join(parts: &[Part<'_>], positions: Positions, frequencies: &[f32]) -> Re
     KvCache::from_f32([layers, 2, kv_heads, tokens, head_dim], joined)
 }
 
-/// A part, and what is to be done with it.
+/// A part with its size and rotation.
 struct Placed<'a> {
     cache: &'a KvCache,
-    /// Numbers of a head.
+    /// Elements per head: `tokens * head_dim`.
     length: usize,
-    /// Of these, at the beginning, those left out.
+    /// Elements to skip at the beginning of each head.
     skip: usize,
     turns: Option<Vec<(f32, f32)>>,
 }
 
-/// Cosine and sine of what takes `tokens` keys from positions `from…` to `to…`,
-/// `(tokens, head_dim / 2)`; None where they stand there.
+/// Returns cosine and sine of the rotations that move `tokens` keys from positions `from…` to
+/// `to…`, `(tokens, head_dim / 2)`; None if they do not move.
 ///
-/// The model rounds each angle to f32, which at position 4000 is up to 1e-4; the difference of the
-/// rounded ones, and no rounding of its own, gives the key that the model would have computed.
+/// The model rounds each angle to f32, with an error of up to 1e-4 at position 4000. Taking the
+/// difference of the rounded angles, without further rounding, gives the key that the model would
+/// have computed.
 fn turns(frequencies: &[f32], from: usize, to: usize, tokens: usize) -> Option<Vec<(f32, f32)>> {
     if from == to {
         return None;
@@ -112,7 +116,7 @@ fn turns(frequencies: &[f32], from: usize, to: usize, tokens: usize) -> Option<V
     Some(all.collect())
 }
 
-/// Turns pair d of a key, which is its elements d and d + head_dim / 2.
+/// Rotates a key; its pair `d` consists of the elements `d` and `d + head_dim / 2`.
 fn turn(key: &mut [f32], turns: &[(f32, f32)]) {
     let (first, second) = key.split_at_mut(turns.len());
     for ((a, b), (cos, sin)) in first.iter_mut().zip(second).zip(turns) {

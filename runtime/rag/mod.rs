@@ -1,5 +1,5 @@
-//! Retrieval with the caches of the GRIT paper: index once, answer without reading the document
-//! again.
+//! Retrieval-augmented generation with the caches of the GRIT paper: documents are embedded once,
+//! at indexing time, and an answer reuses their keys and values instead of reading them again.
 
 mod ask;
 mod chunk;

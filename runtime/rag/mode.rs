@@ -1,4 +1,5 @@
-//! The ways to answer from documents: what is read again, and what is taken from a cache.
+//! The ways to answer from documents: which parts of the prompt come from a cache and which are
+//! read again.
 
 use super::{CacheKind, Identity};
 use crate::{Error, Result};
@@ -6,13 +7,13 @@ use gritlm_model::prompt;
 use std::fmt;
 use std::str::FromStr;
 
-/// Which stands first in a prompt, the query or the documents.
+/// Whether the query or the documents come first in a prompt.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Order {
     /// The query, then the documents.
     QueryDoc,
-    /// The documents, then the query. In the paper as good as the other (30.47 and 30.50 % match),
-    /// and its caching is the best of all (33.38 %).
+    /// The documents, then the query. Without caches the paper finds both orders equally good
+    /// (30.47 and 30.50 % match); with caches this order is the best of all (33.38 %).
     #[default]
     DocQuery,
 }
@@ -33,19 +34,20 @@ impl FromStr for Order {
     }
 }
 
-/// What an answer reuses. All prompts are the paper's.
+/// What an answer reuses from embedding passes. All prompts are those of the paper.
 ///
-/// Each embedding pass begins with `<s>`, and its keys and values are part of the cache. What the
-/// model then reads, with `Q` for the query's tokens, `D` for the document's and `…` for the rest of
-/// the prompt; in brackets what comes from a cache:
+/// Each embedding pass begins with `<s>`, whose keys and values are part of the cache. The
+/// diagram shows what the model sees: `Q` stands for the query's tokens, `D` for the document's,
+/// `…` for the rest of the prompt; brackets enclose what comes from a cache.
 ///
 /// ```text
 /// Query       [<s> Q] D …
 /// Doc         [<s> D] Q …
 /// DocQuery    [<s> D][<s> Q] …     the second <s> stays, as in the paper's code, where it raised
 ///                                  the match from 14.13 to 18.39 %
-/// QueryDoc    [<s> Q][D] …         the document's <s> is left out, as there; but the paper embedded
-///                                  D without it, and here D's keys were computed with it in sight
+/// QueryDoc    [<s> Q][D] …         the document's <s> is left out, as there; but the paper
+///                                  embedded D without it, and here D's keys were computed with
+///                                  it in sight
 /// ```
 ///
 /// ```
@@ -56,15 +58,16 @@ impl FromStr for Order {
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// Nothing: query and documents are read once more, as one prompt.
+    /// Reuses nothing: query and documents are read again, as one prompt.
     Plain(Order),
-    /// The query's embedding pass; the documents follow it.
+    /// Reuses the query's embedding pass; the documents follow it.
     Query,
-    /// The documents' embedding passes, made when they were indexed; the query follows them.
+    /// Reuses the documents' embedding passes, computed when they were indexed; the query follows
+    /// them.
     Doc,
-    /// Both: the query's, then the documents'.
+    /// Reuses both: the query's pass, then the documents'.
     QueryDoc,
-    /// Both: the documents', then the query's.
+    /// Reuses both: the documents' passes, then the query's.
     DocQuery,
 }
 
@@ -79,7 +82,8 @@ impl Mode {
         Self::DocQuery,
     ];
 
-    /// The same mode, with this order where it reuses nothing; a cache says what is first.
+    /// Returns this mode, with `order` if it is [`Mode::Plain`]. In all other modes the cache
+    /// determines what comes first.
     pub fn ordered(self, order: Order) -> Self {
         match self {
             Self::Plain(_) => Self::Plain(order),
@@ -87,21 +91,21 @@ impl Mode {
         }
     }
 
-    /// Whether the answer goes on from the query's embedding pass.
+    /// Returns whether the answer continues from the query's embedding pass.
     pub fn reuses_query(self) -> bool {
         matches!(self, Self::Query | Self::QueryDoc | Self::DocQuery)
     }
 
-    /// Whether the answer goes on from the documents' embedding passes.
+    /// Returns whether the answer continues from the documents' embedding passes.
     pub fn reuses_documents(self) -> bool {
         matches!(self, Self::Doc | Self::QueryDoc | Self::DocQuery)
     }
 
-    /// Whether a store made so can serve the mode. One without caches is no help; single ones that
-    /// were evicted are computed again.
+    /// Checks that a store with this identity can serve the mode. A mode that reuses documents
+    /// needs a store that keeps caches; individual caches that were evicted are computed again.
     ///
     /// # Errors
-    /// When it keeps no caches and the mode wants documents'.
+    /// When the store keeps no caches and the mode reuses those of documents.
     pub fn check(self, store: &Identity) -> Result<()> {
         match self.reuses_documents() && store.cache == CacheKind::None {
             false => Ok(()),
@@ -114,8 +118,8 @@ impl Mode {
         }
     }
 
-    /// What is left to read. A prompt of its own in [`Mode::Plain`]; else it follows the caches.
-    /// `documents` are texts with their titles.
+    /// Returns the part of the prompt that is not cached: a whole prompt in [`Mode::Plain`],
+    /// otherwise the text that follows the caches. `documents` are texts with their titles.
     pub fn prompt(self, query: &str, documents: &[String]) -> String {
         match self {
             Self::Plain(Order::QueryDoc) => prompt::rag_query_doc(query, documents),
@@ -154,7 +158,7 @@ impl FromStr for Mode {
 }
 
 impl fmt::Display for Mode {
-    /// As `--cache` takes it.
+    /// Writes the name that `--cache` accepts.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Plain(_) => "none",

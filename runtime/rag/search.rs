@@ -1,5 +1,6 @@
-//! Chunks of a store by meaning. All are scored on the device; in a store with a graph only those
-//! that the graph finds, and those that it does not cover.
+//! Semantic search over the chunks of a store. The device scores all chunks exactly; if the store
+//! has a graph, it scores only the candidates that the graph finds and the chunks that the graph
+//! does not cover.
 
 use super::index::is_below;
 use super::read::resolve;
@@ -13,27 +14,27 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::{Arc, OnceLock};
 
-/// What to look for, apart from the meaning.
+/// The options of a search.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Find {
-    /// Results, at most.
+    /// The most results to return.
     pub top_k: usize,
-    /// What the query's vector is for; empty for none, as in the paper's runs.
+    /// The instruction that the query is embedded with; empty for none, as in the paper's runs.
     pub instruction: String,
-    /// Only documents whose metadata meet all of these.
+    /// Restricts the search to documents whose metadata match all of these filters.
     pub filters: Vec<Filter>,
-    /// Only this file, or those in this folder.
+    /// Restricts the search to this file, or to the files in this folder.
     pub below: Option<PathBuf>,
-    /// Ask the model of each of the best four times as many whether it is relevant
-    /// ([`Engine::rerank`]), and order by that.
+    /// Takes the best `4 * top_k` chunks, asks the model whether each is relevant
+    /// ([`Engine::rerank`]), and orders them by its answer.
     pub rerank: bool,
-    /// Score all chunks, also where the store has a graph
+    /// Scores all chunks, even if the store has a graph
     /// ([`Writer::set_approximate`](super::Writer::set_approximate)).
     pub exact: bool,
 }
 
-/// What is taken from a graph and scored, at least: with 10,000 chunks one in a thousand of the ten
-/// best is missed so, in a millisecond, which is less than embedding the query takes.
+/// The fewest candidates to take from a graph and score. With 10,000 chunks, 256 candidates miss
+/// one in a thousand of the true ten best and take a millisecond, less than embedding the query.
 const CANDIDATES: usize = 256;
 
 impl Default for Find {
@@ -43,7 +44,8 @@ impl Default for Find {
     }
 }
 
-/// `key=value`: a field of the metadata is this text, number or truth value, or a list with it.
+/// A condition `key=value` on metadata: the field `key` is this text, number or boolean, or a
+/// list that contains it.
 ///
 /// ```
 /// use gritlm::rag::Filter;
@@ -58,12 +60,12 @@ impl Default for Find {
 pub struct Filter {
     /// The field's name.
     pub key: String,
-    /// Its value, as it is written without quotes.
+    /// The field's value, written without quotes.
     pub value: String,
 }
 
 impl Filter {
-    /// Whether metadata meet it.
+    /// Returns whether `metadata` match the filter.
     pub fn matches(&self, metadata: &Value) -> bool {
         let is = |value: &Value| match value {
             Value::String(text) => *text == self.value,
@@ -96,18 +98,19 @@ impl FromStr for Filter {
     }
 }
 
-/// A chunk that was found.
+/// A search result.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Hit {
-    /// Inner product of its vector and the query's.
+    /// Inner product of the chunk's vector and the query's.
     pub score: f32,
-    /// Where asked to rerank, the model's probability of "yes": it is relevant.
+    /// The probability with which the model answers "yes", the chunk is relevant; None without
+    /// reranking.
     pub probability: Option<f32>,
     /// The chunk.
     pub chunk: Chunk,
 }
 
-/// Searches a store, as it is when it is opened.
+/// Searches a snapshot of a store, taken when it is opened.
 ///
 /// ```
 /// use gritlm::rag::{Find, Identity, Indexer, Searcher};
@@ -128,17 +131,17 @@ pub struct Searcher<'a> {
     shelf: Arc<Shelf>,
 }
 
-/// What is searched, without the engine: several searches can share it.
+/// An opened snapshot of a store without the engine, so that several searches can share it.
 pub(crate) struct Shelf {
     reader: Reader,
     vectors: Arc<Vectors>,
-    /// All vectors, on the device from the first search through all of them on.
+    /// All vectors on the device; created by the first search that scores all of them.
     corpus: OnceLock<Corpus>,
     graph: Option<Graph>,
 }
 
 impl Shelf {
-    /// As [`Searcher::open`].
+    /// Opens a snapshot; see [`Searcher::open`].
     pub(crate) fn open(engine: &Engine, folder: &Path) -> Result<Self> {
         let reader = Reader::open(folder)?;
         reader.check(engine, reader.identity().attn)?;
@@ -147,7 +150,8 @@ impl Shelf {
         Ok(Self { reader, vectors, corpus: OnceLock::new(), graph })
     }
 
-    /// All vectors, for [`Engine::search_in`].
+    /// Returns all vectors for [`Engine::search_in`] and puts them on the device on the first
+    /// call.
     fn corpus(&self, engine: &Engine) -> Result<&Corpus> {
         if let Some(corpus) = self.corpus.get() {
             return Ok(corpus);
@@ -157,17 +161,17 @@ impl Shelf {
             Cow::Borrowed(_) => engine.corpus(dim, Mapped(Arc::clone(&self.vectors)))?,
             Cow::Owned(rows) => engine.corpus(dim, rows)?,
         };
-        // Of two at once one is enough.
+        // If two threads create one at the same time, the first is kept.
         Ok(self.corpus.get_or_init(|| corpus))
     }
 
-    /// The store.
+    /// Returns the reader of the snapshot.
     pub(crate) fn reader(&self) -> &Reader {
         &self.reader
     }
 }
 
-/// Vectors whose file is in f32 and without gaps.
+/// Mapped vectors that are stored in f32 without gaps, so they can be used in place.
 struct Mapped(Arc<Vectors>);
 
 impl AsRef<[f32]> for Mapped {
@@ -177,30 +181,30 @@ impl AsRef<[f32]> for Mapped {
 }
 
 impl<'a> Searcher<'a> {
-    /// Opens the store in `folder`, made with this model; queries are embedded with the store's
-    /// `attn`.
+    /// Opens the store in `folder`, which must be made with this model. Queries are embedded with
+    /// the store's `attn`.
     ///
     /// # Errors
-    /// When there is no store, it is damaged, or it is another model's.
+    /// When there is no store, it is damaged, or it was made with another model.
     pub fn open(engine: &'a Engine, folder: &Path) -> Result<Self> {
         Ok(Self::on(engine, Arc::new(Shelf::open(engine, folder)?)))
     }
 
-    /// Searches what was opened with this engine.
+    /// Creates a searcher over a snapshot that was opened with this engine.
     pub(crate) fn on(engine: &'a Engine, shelf: Arc<Shelf>) -> Self {
         Self { engine, shelf }
     }
 
-    /// The store.
+    /// Returns the reader of the store.
     pub fn reader(&self) -> &Reader {
         &self.shelf.reader
     }
 
-    /// The chunks whose meaning is nearest to the query's, best first.
+    /// Embeds the query and returns the nearest chunks, best first.
     ///
     /// # Errors
     /// When the query is empty or longer than the model's positions, the store is damaged, or the
-    /// device refuses.
+    /// device fails.
     pub fn search(&self, query: &str, how: &Find) -> Result<Vec<Hit>> {
         let positions = self.engine.config().max_positions;
         let embed = Embed {
@@ -216,11 +220,11 @@ impl<'a> Searcher<'a> {
         self.find(query, &embedding.vector, how)
     }
 
-    /// [`Searcher::search`] of a query whose vector `(dim)` is known. `instruction` of `how` means
-    /// nothing here.
+    /// Same as [`Searcher::search`], with a query vector `(dim)` that is already computed.
+    /// Ignores `instruction` of `how`.
     ///
     /// # Errors
-    /// As [`Searcher::nearest`]; to rerank, also as [`Engine::rerank`].
+    /// As [`Searcher::nearest`]; with reranking, also as [`Engine::rerank`].
     pub fn find(&self, query: &str, vector: &[f32], how: &Find) -> Result<Vec<Hit>> {
         if !how.rerank {
             return self.nearest(vector, how);
@@ -237,13 +241,13 @@ impl<'a> Searcher<'a> {
         Ok(hits.collect())
     }
 
-    /// The chunks whose vectors have the largest inner product with `vector (dim)`, best first: of
-    /// all chunks, or of those that filters leave. Where the store has a graph, and there is no
-    /// filter, it may miss some; scores are those of exact search all the same. `instruction` and
-    /// `rerank` of `how` mean nothing here.
+    /// Returns the chunks whose vectors have the largest inner product with `vector (dim)`, best
+    /// first, among all chunks or those that match the filters. If the store has a graph and no
+    /// filter is given, the search may miss some chunks; the scores are always exact. Ignores
+    /// `instruction` and `rerank` of `how`.
     ///
     /// # Errors
-    /// When the vector has another width, the store is damaged, or the device refuses.
+    /// When the vector has another width, the store is damaged, or the device fails.
     pub fn nearest(&self, vector: &[f32], how: &Find) -> Result<Vec<Hit>> {
         let (dim, ids) = (self.shelf.vectors.dim(), self.shelf.vectors.ids());
         if vector.len() != dim {
@@ -258,7 +262,8 @@ impl<'a> Searcher<'a> {
         if chosen.as_ref().map_or(ids.len(), Vec::len) == 0 || how.top_k == 0 {
             return Ok(Vec::new());
         }
-        // A few rows are copied sooner than all are searched; of many, the copy is the least.
+        // Copying a few rows is faster than searching all of them; with many rows the copy is the
+        // smallest part of the work.
         let best = match &chosen {
             None => self.engine.search_in(self.shelf.corpus(self.engine)?, vector, how.top_k)?,
             Some(rows) => {
@@ -274,8 +279,8 @@ impl<'a> Searcher<'a> {
         hits.collect()
     }
 
-    /// The rows that the graph finds and those that are not in it, ascending, as exact search has
-    /// them; None for all.
+    /// Returns the rows that the graph finds and those that it does not cover, in ascending order
+    /// as in exact search; None means all rows.
     fn candidates(&self, vector: &[f32], how: &Find) -> Result<Option<Vec<usize>>> {
         let Some(graph) = &self.shelf.graph else { return Ok(None) };
         let ids = self.shelf.vectors.ids();
@@ -292,7 +297,7 @@ impl<'a> Searcher<'a> {
         Ok(Some(rows))
     }
 
-    /// The rows that filters leave; None for all.
+    /// Returns the rows that match the filters; None means all rows.
     fn chosen(&self, how: &Find) -> Result<Option<Vec<usize>>> {
         if how.filters.is_empty() && how.below.is_none() {
             return Ok(None);

@@ -1,19 +1,19 @@
-//! What an answer took.
+//! What an answer cost: tokens, bytes and time.
 
 use std::time::Duration;
 
-/// What an answer took, and what its caches saved. Tokens of the answer itself and of a search that
-/// reranks are not counted.
+/// What an answer cost and what its caches saved. Tokens of the answer itself and of a search
+/// that reranks are not counted.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Usage {
-    /// Tokens that went through the model: the query's embedding pass, documents' passes that no
-    /// store had, and what was left to read.
+    /// Tokens that the model computed: the query's embedding pass, the passes of documents that
+    /// had no stored cache, and the rest of the prompt.
     pub tokens_computed: usize,
-    /// Tokens whose keys and values a pass before had computed, and which were not read again.
+    /// Tokens whose keys and values came from an embedding pass and were not computed again.
     pub tokens_reused: usize,
-    /// Bytes of keys and values that came from a store.
+    /// Bytes of keys and values read from a store.
     pub bytes_read: u64,
-    /// Documents whose passes had to be computed again, because the store has them no more.
+    /// Documents whose passes were computed again because no stored cache was available.
     pub recomputed: usize,
     /// Where the time went.
     pub times: Times,
@@ -22,27 +22,27 @@ pub struct Usage {
 /// Where an answer's time went.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Times {
-    /// Embedding passes: the query's, and those of documents that no store had.
+    /// Embedding passes: the query's, and those of documents without a stored cache.
     pub embed: Duration,
-    /// From the query's vector to the documents, reading of caches left out: the caller's search.
+    /// From the query's vector to the documents, without reading caches: the caller's search.
     pub retrieve: Duration,
-    /// Reading caches, joining them, and their way to the device.
+    /// Reading caches, joining them, and copying them to the device.
     pub load: Duration,
-    /// Reading the rest of the prompt and drawing the first token.
+    /// Prefill of the rest of the prompt and sampling of the first token.
     pub prefill: Duration,
-    /// Drawing the other tokens.
+    /// Decoding of the remaining tokens.
     pub decode: Duration,
-    /// From the question to the first token, all of the above but `decode`.
+    /// From the question to the first token: all of the above but `decode`.
     pub first_token: Duration,
 }
 
 impl Times {
-    /// From the question to the last token so far.
+    /// Returns the time from the question to the latest token.
     pub fn total(&self) -> Duration {
         self.first_token + self.decode
     }
 
-    /// Name and duration, in the order of the work.
+    /// Returns names and durations, in the order of the work, then the two totals.
     pub fn named(&self) -> [(&'static str, Duration); 7] {
         [
             ("embed", self.embed),

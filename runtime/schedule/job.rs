@@ -1,4 +1,4 @@
-//! Requests in the scheduler's hands: one that waits, an answer under way, texts.
+//! Requests that the scheduler holds: waiting prompts, running answers, and texts.
 
 use super::prefix::Prefixes;
 use super::{Event, Summary, Timings, Work};
@@ -38,7 +38,7 @@ pub(super) struct Client {
     pub(super) arrived: u64,
     /// First pass: when, and its step.
     started: Option<(Instant, u64)>,
-    /// When the first token was drawn.
+    /// Time at which the first token was sampled.
     first: Option<Instant>,
     /// Events of this step; they go out when the step has been counted.
     out: Vec<Event>,
@@ -113,7 +113,7 @@ impl Client {
 /// A prompt that waits for pages, or a preempted answer that waits for them again.
 pub(super) struct Prompting<'a> {
     pub(super) client: Client,
-    /// With the tokens that have been drawn.
+    /// Tokens of the prompt, followed by the tokens sampled so far.
     pub(super) prompt: Vec<u32>,
     pub(super) answer: Continuation<'a>,
     /// Tokens that were found computed when it first had pages.
@@ -149,11 +149,11 @@ pub(super) struct Answering<'a> {
     /// Full pages that the prefixes know.
     known: usize,
     cached_tokens: usize,
-    /// Tokens that had been drawn when it got its pages.
+    /// Number of tokens that had been sampled when the answer got its pages.
     drawn_before: usize,
 }
 
-/// Tokens that an answer draws before it can be preempted again: they share what recomputing it
+/// Tokens that an answer samples before it can be preempted again: they share what recomputing it
 /// costs.
 const TURN: usize = 32;
 
@@ -172,13 +172,13 @@ impl<'a> Answering<'a> {
         Self { client, context, answer, part, window, ids, known, cached_tokens, drawn_before }
     }
 
-    /// Whether only the token that was drawn last is to be run.
+    /// Returns true if only the token sampled last is left to run.
     pub(super) fn decodes(&self) -> bool {
         self.answer.drawn() > 0 && self.context.pending() == 1
     }
 
-    /// Whether a text of this priority may preempt it: it has had its turn, and recomputing it gives
-    /// the same keys and values, because its tokens do not see later ones.
+    /// Whether a text of this priority may preempt it: it has had its turn, and recomputing it
+    /// gives the same keys and values, because its tokens do not see later ones.
     pub(super) fn yields_to(&self, priority: i32) -> bool {
         self.answer.drawn() >= self.drawn_before + TURN
             && self.window.is_some()
@@ -192,7 +192,7 @@ impl<'a> Answering<'a> {
         Prompting { client, prompt: ids, answer, cached_tokens: Some(cached_tokens) }
     }
 
-    /// Pages that it holds.
+    /// Returns the number of KV pages that the answer holds.
     pub(super) fn pages(&self) -> usize {
         self.context.cache.pages()
     }
@@ -245,14 +245,14 @@ pub(super) struct Texts {
     pub(super) left: usize,
 }
 
-/// What becomes of texts.
+/// The kind of result that texts are run for.
 pub(super) enum What {
     Embed(Embed),
     Rank(Judge),
 }
 
 impl Texts {
-    /// What a pass is to bring back of a text.
+    /// Returns the output that a pass must produce for a text.
     pub(super) fn want(&self, index: usize, dim: usize) -> Want {
         match &self.what {
             What::Embed(how) => self.texts[index].want(how, dim),
@@ -260,7 +260,7 @@ impl Texts {
         }
     }
 
-    /// Takes what the pass has brought for a text.
+    /// Turns the output of a pass for a text into its event.
     pub(super) fn settle(&mut self, index: usize, result: Result<Output>) -> Result<Event> {
         match (&self.what, result?) {
             (What::Embed(how), Output::Embedding(vector)) => {

@@ -1,8 +1,9 @@
 //! The scheduler: many requests, one copy of the weights, one batch.
 //!
-//! A thread of its own owns the device and goes on step by step. A step is one pass over a packed
-//! batch: the next token of every answer under way, parts of prompts, and whole texts to embed or
-//! to rank, each with its own mask. See [`Limits::batch_tokens`] for how a step is shared.
+//! The scheduler does continuous batching on a thread of its own. Each step is one pass over a
+//! packed batch: the next token of every running answer, parts of prompts (prefill), and whole
+//! texts to embed or to rank, each with its own mask. [`Limits::batch_tokens`] says how a step is
+//! shared.
 //!
 //! ```
 //! use gritlm::schedule::{Event, Limits, Scheduler, Work};
@@ -54,11 +55,11 @@ pub use stats::{Refusals, Stats, Step, StepTokens, Summary, Timings};
 /// Each kind of work gets something of every step from here on.
 const MIN_BATCH_TOKENS: usize = 16;
 
-/// How much at once, and how much may wait.
+/// Limits of a step and of the queue.
 ///
 /// An answer takes the KV pages for its whole length when it starts. A text that finds none
-/// preempts the youngest answers of its priority or a lower one, each of which has drawn 32 tokens
-/// since it got its pages; they go on behind it, with the same tokens.
+/// preempts the youngest answers of its priority or a lower one, each of which has sampled 32
+/// tokens since it got its pages; they resume behind it with the same tokens.
 #[derive(Clone, Debug)]
 pub struct Limits {
     /// Tokens of a step. First comes one for each answer under way, of which there are at most half
@@ -67,9 +68,9 @@ pub struct Limits {
     /// saves up the shares of steps that it sits out, and then runs beyond the budget if it must:
     /// no text is too long for a step.
     pub batch_tokens: usize,
-    /// Requests that may wait.
+    /// Most requests in the queue.
     pub queue_requests: usize,
-    /// Tokens that they may have together; a single one may have more.
+    /// Most tokens of all requests in the queue together; a single request may have more.
     pub queue_tokens: usize,
     /// For tests: a pass with a sequence of tokens for which this is true fails as on the device.
     #[doc(hidden)]
@@ -102,7 +103,7 @@ impl Drop for Handle {
     }
 }
 
-/// What the engine's thread and the handles see.
+/// State that the engine's thread shares with the handles.
 struct Shared {
     inbox: Mutex<Inbox>,
     wake: Condvar,
@@ -134,10 +135,10 @@ impl Shared {
 }
 
 impl Scheduler {
-    /// Starts the thread that from now on has the engine to itself.
+    /// Starts the scheduler's thread, which takes over the engine.
     ///
     /// # Errors
-    /// When the budget of a step is too small, or the system gives no thread.
+    /// When `batch_tokens` is too small, or the system cannot start a thread.
     pub fn start(engine: Engine, limits: Limits) -> Result<Self> {
         if limits.batch_tokens < MIN_BATCH_TOKENS {
             return Err(Error::Option {
@@ -191,16 +192,16 @@ impl Scheduler {
         answer.recv().unwrap_or(false)
     }
 
-    /// How much at once, and how much may wait.
+    /// Returns the limits that the scheduler was started with.
     pub fn limits(&self) -> &Limits {
         &self.handle.limits
     }
 
-    /// Takes a request; its events come through a channel without bound, so that no step waits for
-    /// a slow reader. For blocking code.
+    /// Queues a request and returns its events, for blocking code. The channel is unbounded, so
+    /// that no step waits for a slow reader.
     ///
     /// # Errors
-    /// When it cannot be taken.
+    /// When the scheduler refuses the request.
     pub fn submit(&self, request: Request) -> Result<Events, Refused> {
         let (sender, receiver) = channel();
         let ticket = self.submit_to(request, move |event| {
@@ -239,7 +240,7 @@ impl Scheduler {
         Ok(Ticket { gone })
     }
 
-    /// Whether the request means something and could be done by an idle scheduler.
+    /// Checks that the request is valid and that an idle scheduler could run it.
     fn check(&self, work: &Work) -> Result<(), Refused> {
         let engine = self.engine();
         let config = engine.config();
@@ -287,7 +288,7 @@ impl Scheduler {
         Ok(longest.ok_or_else(|| invalid("expected at least one text, found none".into()))?)
     }
 
-    /// Whether a request with so many tokens may wait, too.
+    /// Checks that the queue has room for a request of `more` tokens.
     fn room(&self, inbox: &Inbox, more: usize) -> Result<(), Refused> {
         if inbox.closed {
             return Err(Refused::Draining);
@@ -306,7 +307,7 @@ impl Scheduler {
         }
     }
 
-    /// What it does, and has done.
+    /// Returns the scheduler's counters.
     pub fn stats(&self) -> Stats {
         self.handle.shared.inbox().stats(self.engine())
     }
@@ -317,7 +318,7 @@ impl Scheduler {
         self.handle.shared.inbox().recent.since(step)
     }
 
-    /// Refuses what comes from now on, and waits until everything that was taken is done.
+    /// Refuses all new requests, and waits until every accepted request has ended.
     pub fn drain(&self) {
         self.handle.shared.close();
         let mut thread = self.handle.thread.lock().unwrap_or_else(PoisonError::into_inner);

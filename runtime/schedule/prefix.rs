@@ -1,8 +1,9 @@
-//! Beginnings that prompts have in common: full pages, kept for the next prompt that begins alike.
+//! Prefix caching: full KV pages are kept for later prompts that begin with the same tokens.
 //!
-//! A tree for each window, because keys and values depend on every token before them and on what
-//! those saw; a level is a page. Tokens are compared, not hashes of them, so no client gets another
-//! prompt's keys. Bidirectional passes neither use nor feed it: there every token depends on all.
+//! There is one tree for each attention window, because keys and values depend on every earlier
+//! token and on what that token attended to. A level of the tree is a page. The look-up compares
+//! tokens, not hashes, so no client gets the keys of another prompt. Bidirectional passes neither
+//! use nor fill the cache, because there every token depends on all others.
 
 use crate::Engine;
 use crate::cache::{Cache, Pool};
@@ -55,7 +56,7 @@ impl Prefixes {
         let mut level = self.windows.entry(window).or_default();
         for (i, tokens) in ids.chunks_exact(PAGE).enumerate() {
             if !level.contains_key(tokens) {
-                // What a window has passed by is not there any more.
+                // The cache no longer holds pages that the window has passed.
                 let Some(page) = cache.share(i..i + 1) else { return };
                 level.insert(tokens.into(), Node { page, used: 0, next: Level::new() });
                 self.pages += 1;
@@ -85,7 +86,7 @@ impl Prefixes {
     }
 }
 
-/// Pages below that nobody else holds.
+/// Counts the pages in `level` and below that no sequence shares.
 fn unused(level: &Level) -> usize {
     let count = |n: &Node| usize::from(n.page.is_sole_holder()) + unused(&n.next);
     level.values().map(count).sum()

@@ -1,11 +1,11 @@
-//! What the scheduler is asked, and what it answers.
+//! Requests to the scheduler, their events, and the reasons for refusing them.
 
 use super::Summary;
 use crate::{Embed, Embedding, Encoded, Error, Piece, Ranked, Sampling};
 use gritlm_model::ops::Drawn;
 use std::time::{Duration, Instant};
 
-/// What is to be done.
+/// The work of a request.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Work {
     /// Embed texts; one [`Event::Embedding`] each, in order.
@@ -40,14 +40,14 @@ impl Work {
     }
 }
 
-/// Work, and when it is wanted.
+/// Work with its priority and deadline.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request {
-    /// What.
+    /// The work to do.
     pub work: Work,
     /// Higher is earlier. One level is worth 64 steps of waiting, so nothing waits for ever.
     pub priority: i32,
-    /// When the answer is of no use any more: it fails with [`Error::Expired`].
+    /// Deadline, after which the request fails with [`Error::Expired`].
     pub deadline: Option<Instant>,
 }
 
@@ -57,7 +57,7 @@ impl From<Work> for Request {
     }
 }
 
-/// What comes of a request. The last one is [`Event::Finished`] or [`Event::Failed`].
+/// An event of a request. The last one is [`Event::Finished`] or [`Event::Failed`].
 #[derive(Debug)]
 pub enum Event {
     /// Log-probabilities of the prompt's tokens from the second on, where
@@ -74,13 +74,13 @@ pub enum Event {
     },
     /// A passage's relevance.
     Ranked(Ranked),
-    /// All is done.
+    /// The request is complete.
     Finished(Summary),
-    /// Nothing more will come.
+    /// The request failed.
     Failed(Error),
 }
 
-/// Why a request is not taken.
+/// Reason why the scheduler refuses a request.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Refused {
@@ -120,7 +120,7 @@ pub enum Refused {
     /// The scheduler ends: it finishes what it has and takes no more.
     #[error("the server is shutting down")]
     Draining,
-    /// The request means nothing.
+    /// The request is invalid.
     #[error(transparent)]
     Invalid(#[from] Error),
 }

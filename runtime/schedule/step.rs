@@ -1,4 +1,4 @@
-//! The step loop: who takes part in a pass, and what becomes of its outcome.
+//! The step loop: it chooses the sequences of each pass and delivers the results.
 
 use super::job::{AGE, Answering, Arrival, Client, Part, Prompting, Rank, Texts, What};
 use super::prefix::Prefixes;
@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 /// Steps until the handles are gone or closed, and everything is done.
 pub(super) fn run(engine: &Engine, limits: &Limits, shared: &Shared) {
-    // Whatever ends this thread, nobody is to wait for it.
+    // However this thread ends, no client may wait for it for ever.
     let _end = End(shared);
     let mut steps = Steps {
         engine,
@@ -63,7 +63,7 @@ struct Steps<'a> {
     prompts: BTreeMap<Rank, Prompting<'a>>,
     texts: BTreeMap<Rank, Texts>,
     running: BTreeMap<Rank, Answering<'a>>,
-    /// Clients whose last event is on its way.
+    /// Clients whose last event has yet to be delivered.
     leaving: Vec<Client>,
     prefixes: Prefixes,
     /// What the first text, too long for its share, has saved up.
@@ -95,7 +95,7 @@ impl Steps<'_> {
             inbox = shared.wake.wait(inbox).unwrap_or_else(PoisonError::into_inner);
         }
         for (pages, asked) in std::mem::take(&mut inbox.wanted) {
-            // Whoever asked may have gone.
+            // The caller may be gone.
             let _ = asked.send(self.prefixes.make_room(self.engine.pool(), pages));
         }
         for arrival in std::mem::take(&mut inbox.arrivals) {
@@ -147,7 +147,8 @@ impl Steps<'_> {
         }
     }
 
-    /// Drops requests whose client is gone, and fails those that are late; their pages are free.
+    /// Drops requests whose client is gone, fails requests past their deadline, and frees the pages
+    /// of both.
     fn sweep(&mut self) {
         let now = Instant::now();
         let over = |c: &Client| c.is_gone() || c.is_late(now);
@@ -195,7 +196,7 @@ impl Steps<'_> {
         }
     }
 
-    /// Shares the step's tokens out; see [`Limits::batch_tokens`].
+    /// Divides the step's token budget; see [`Limits::batch_tokens`].
     fn pack(&mut self) -> Vec<Part> {
         self.short = None;
         let (mut decode, mut prefills) = (0, false);
@@ -434,7 +435,7 @@ fn outcomes(
     }
 }
 
-/// A panic is a failure like any other: a server goes on.
+/// Runs a pass, and returns a panic as an error, so that the server goes on.
 fn attempt(
     engine: &Engine,
     limits: &Limits,

@@ -1,4 +1,4 @@
-//! From the engine's thread to a handler: a request's events, awaited.
+//! Carries a request's events from the engine's thread to its handler, which awaits them.
 
 use super::body::Loaded;
 use super::budget::Charge;
@@ -12,28 +12,28 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
-/// What every request may say about when it is wanted.
+/// When a request is wanted: the options that every request may have.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Wish {
-    /// Higher is earlier.
+    /// Higher values are scheduled earlier.
     pub(super) priority: Option<i32>,
-    /// Seconds after which the answer is of no use any more.
+    /// Seconds after which the answer is no longer needed.
     pub(super) timeout: Option<f32>,
 }
 
-/// A request's events. Dropping it gives the request up.
+/// A request's events. Dropping it cancels the request.
 pub(super) struct Answers(Many);
 
-/// An event and whose it is, from 0.
+/// An event and the index of its request, from 0.
 type Told = Result<(usize, Event), Failure>;
 
-/// Where a request's events go: to its handler, which may be slow to take them. What waits for it is
-/// charged.
+/// Sends a request's events to its handler, which may be slow to take them. Events that wait are
+/// charged to the budget.
 #[derive(Clone)]
 pub(super) struct Sink {
     sender: UnboundedSender<Told>,
     charge: Arc<Charge>,
-    /// Whether an event found no room. None comes after it.
+    /// Whether an event exceeded the budget. Its failure is sent, and nothing after it.
     full: bool,
 }
 
@@ -44,18 +44,18 @@ impl Sink {
         }
         let told = self.charge.grow(bytes(&event)).map(|()| (index, event));
         self.full = told.is_err();
-        // A receiver that is gone has dropped its ticket, too.
+        // If the receiver is gone, its tickets have been dropped as well.
         let _ = self.sender.send(told);
     }
 
-    /// Whether nobody takes the events any more.
+    /// Returns whether the receiver is gone.
     pub(super) fn is_closed(&self) -> bool {
         self.sender.is_closed()
     }
 }
 
-/// Bytes that an event takes while it waits. Of vectors and ranks they are charged beforehand; the
-/// last event always finds room.
+/// Returns the bytes that an event occupies while it waits. Vectors and ranks are charged in
+/// advance by [`result_bytes`]; the last event costs nothing, so it always fits.
 fn bytes(event: &Event) -> usize {
     let top = |drawn: &Drawn| size_of_val(&drawn.top[..]);
     match event {
@@ -67,7 +67,7 @@ fn bytes(event: &Event) -> usize {
     }
 }
 
-/// Bytes that the results of work take, as far as they are known before.
+/// Returns the bytes that the results of work will occupy, as far as they are known in advance.
 fn result_bytes(work: &Work, dim: usize) -> usize {
     match work {
         Work::Embed { texts, how } => {
@@ -80,12 +80,12 @@ fn result_bytes(work: &Work, dim: usize) -> usize {
 }
 
 impl Loaded {
-    /// Hands work to the scheduler.
+    /// Submits work to the scheduler.
     pub(super) fn submit(&self, work: Work, wish: Wish) -> Result<Answers, Failure> {
         Ok(Answers(self.submit_all([work], wish)?))
     }
 
-    /// Hands several to the scheduler, all or none.
+    /// Submits several pieces of work to the scheduler, all or none.
     pub(super) fn submit_all(
         &self,
         works: impl IntoIterator<Item = Work>,
@@ -103,7 +103,8 @@ impl Loaded {
         Ok(many)
     }
 
-    /// What one task sends, all of it from 0.
+    /// Returns both ends for one task that runs beside the scheduler and sends all its events with
+    /// index 0.
     pub(super) fn events_of(&self, watch: Watch) -> (Sink, Many) {
         let (sink, mut many) = self.events();
         many.watches.push(watch);
@@ -124,7 +125,7 @@ impl Wish {
         Ok(Request { work, priority: self.priority.unwrap_or(0), deadline })
     }
 
-    /// When its answer is of no use any more.
+    /// Returns the time after which the answer is no longer needed.
     pub(super) fn deadline(self) -> Result<Option<Instant>, Failure> {
         let Some(seconds) = self.timeout else { return Ok(None) };
         match Duration::try_from_secs_f32(seconds) {
@@ -137,23 +138,23 @@ impl Wish {
     }
 }
 
-/// Several requests' events, as they come. Dropping it gives them all up.
+/// The events of several requests, in order of arrival. Dropping it cancels all of them.
 pub(super) struct Many {
     receiver: UnboundedReceiver<Told>,
     charge: Arc<Charge>,
-    /// Bytes of the charge that are those of events which have been taken.
+    /// Bytes of the charge that belong to events already taken.
     taken: usize,
     watches: Vec<Watch>,
     _tickets: Vec<Ticket>,
 }
 
 impl Many {
-    /// How many requests they are.
+    /// Returns the number of requests.
     pub(super) fn len(&self) -> usize {
         self.watches.len()
     }
 
-    /// The next event and whose it is, from 0; a failure of one comes as such.
+    /// Returns the next event and the index of its request, from 0, or the failure of any request.
     pub(super) async fn next(&mut self) -> Result<(usize, Event), Failure> {
         let (index, event) = self.receiver.recv().await.ok_or_else(Failure::lost)??;
         self.taken += bytes(&event);
@@ -166,14 +167,15 @@ impl Many {
         }
     }
 
-    /// Gives back what the events took that have been taken: they are sent, and not kept.
+    /// Gives the bytes of the events taken so far back to the budget: they have been sent and are
+    /// not kept.
     pub(super) fn sent(&mut self) {
         self.charge.shrink(std::mem::take(&mut self.taken));
     }
 }
 
 impl Answers {
-    /// All vectors of an embedding request.
+    /// Returns all vectors of an embedding request.
     pub(super) async fn embeddings(mut self) -> Result<(Vec<Embedding>, Summary), Failure> {
         let mut all = Vec::new();
         loop {
@@ -185,7 +187,7 @@ impl Answers {
         }
     }
 
-    /// All passages of a request to rank, in their order.
+    /// Returns all passages of a ranking request, in their order.
     pub(super) async fn ranked(mut self) -> Result<(Vec<Ranked>, Summary), Failure> {
         let mut all = Vec::new();
         loop {
@@ -198,7 +200,7 @@ impl Answers {
     }
 }
 
-/// A request's stages as a `Server-Timing` header.
+/// Returns a request's stages as a `Server-Timing` header.
 pub(super) fn server_timing(tokenize: Duration, timings: &Timings) -> HeaderValue {
     stages(&[
         ("tokenize", tokenize),
@@ -208,16 +210,17 @@ pub(super) fn server_timing(tokenize: Duration, timings: &Timings) -> HeaderValu
     ])
 }
 
-/// The stages until a stream begins, which ends later.
+/// Returns the stages up to a stream's first event as a `Server-Timing` header, which is sent
+/// before the stream ends.
 pub(super) fn first_timing(tokenize: Duration, first: Duration) -> HeaderValue {
     stages(&[("tokenize", tokenize), ("first", first)])
 }
 
-/// In milliseconds.
+/// Formats stages as a `Server-Timing` header, in milliseconds.
 pub(super) fn stages(stages: &[(&str, Duration)]) -> HeaderValue {
     let ms = |time: &Duration| time.as_secs_f64() * 1e3;
     let text: Vec<String> =
         stages.iter().map(|(name, time)| format!("{name};dur={:.3}", ms(time))).collect();
-    // Digits and letters only.
+    // The text is visible ASCII, so the conversion does not fail.
     HeaderValue::from_str(&text.join(", ")).unwrap_or(HeaderValue::from_static(""))
 }

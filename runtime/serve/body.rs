@@ -1,4 +1,4 @@
-//! What handlers take: the loaded model, and a body of JSON.
+//! Extractors of the handlers: the loaded model, and a JSON body.
 
 use super::App;
 use super::budget::{Charge, Held};
@@ -18,14 +18,15 @@ use serde_json::error::Category;
 use serde_path_to_error::Segment;
 use std::sync::Arc;
 
-/// The loaded model; 503 while there is none, or no more work is taken. Stands before [`Body`], so
-/// that no body is read in vain.
+/// The loaded model. Rejects with 503 while the model is loading or the server is draining.
+/// Handlers take it before [`Body`], so that no body is read for a request that is going to be
+/// rejected.
 pub(super) struct Loaded {
     pub(super) app: Arc<App>,
     pub(super) scheduler: Scheduler,
-    /// Method and path, as the log tells them.
+    /// Method and path, as they appear in the log.
     pub(super) route: String,
-    /// What the request's results take until they are rendered or sent.
+    /// The charge for the request's results until they are rendered or sent.
     pub(super) results: Arc<Charge>,
 }
 
@@ -34,7 +35,7 @@ impl Loaded {
         self.scheduler.engine()
     }
 
-    /// Whether a request's `model` is this one; a request may leave it out.
+    /// Checks that a request's `model`, if it has one, is the model that is served.
     pub(super) fn check_model(&self, model: Option<&str>) -> Result<(), Failure> {
         match model {
             Some(found) if found != self.app.settings.name => {
@@ -44,7 +45,7 @@ impl Loaded {
         }
     }
 
-    /// Runs what takes longer than a handler may: tokenizing, above all.
+    /// Runs work that would block a handler for too long, mainly tokenizing.
     pub(super) async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Engine) -> Result<T, Failure> + Send + 'static,
@@ -52,8 +53,8 @@ impl Loaded {
         self.blocking_of(0, work).await
     }
 
-    /// [`Loaded::blocking`], on so many bytes of text. Short texts do not wait behind long ones,
-    /// which run one at a time.
+    /// Does the same as [`Loaded::blocking`], for work on `bytes` bytes of text. Short texts do not
+    /// wait behind long ones, which run one at a time.
     pub(super) async fn blocking_of<T: Send + 'static>(
         &self,
         bytes: usize,
@@ -76,19 +77,19 @@ impl FromRequestParts<Arc<App>> for Loaded {
     }
 }
 
-/// The request's charges.
+/// Returns the request's charges.
 fn held(extensions: &Extensions, app: &App) -> Held {
     extensions.get().cloned().unwrap_or_else(|| Held::new(&app.budget))
 }
 
-/// A body of JSON within the server's limits.
+/// A JSON body within the server's limits.
 pub(super) struct Body<T>(pub(super) T);
 
 impl<T: DeserializeOwned + Send + 'static> FromRequest<Arc<App>> for Body<T> {
     type Rejection = Failure;
 
     async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, Failure> {
-        // Pages of other origins can send other types without asking first.
+        // Browsers let pages of other origins send some other types without a preflight request.
         let kind = request.headers().get(header::CONTENT_TYPE);
         let kind = kind.and_then(|v| v.to_str().ok()).unwrap_or_default();
         let essence = kind.split(';').next().unwrap_or_default().trim();
@@ -119,7 +120,8 @@ impl<T: DeserializeOwned + Send + 'static> FromRequest<Arc<App>> for Body<T> {
         if size <= SHORT {
             return parse(&bytes).map(Self);
         }
-        // What it becomes: a number of two bytes is a value of many more.
+        // The parsed values need more memory than the text: a two-byte number becomes a whole
+        // `Value`.
         let values = bytes.iter().filter(|&&byte| byte == b',').count();
         charge.grow(values * size_of::<Value>())?;
         app.workers.run(size, move || parse(&bytes)).await.map(Self)
@@ -130,7 +132,7 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Failure> {
     let mut json = serde_json::Deserializer::from_slice(bytes);
     let value = objects::deserialize(&mut json).map_err(|e| {
         let (path, error) = (e.path(), e.inner());
-        // Where the JSON itself is broken or cut, no field is wrong.
+        // If the JSON itself is malformed or truncated, the error is not about a field.
         let whole = error.classify() != Category::Data
             || path.iter().next().is_none()
             || path.iter().any(|segment| matches!(segment, Segment::Unknown));
@@ -152,8 +154,8 @@ async fn read(body: axum::body::Body, limit: usize, charge: &Charge) -> Result<V
         if length > limit {
             return Err(Failure::large_body(limit));
         }
-        // The rest of a body that finds no room is read and dropped: a client that is answered
-        // while it still sends may not see the answer.
+        // If the body exceeds the budget, its rest is read and dropped: a client that gets an
+        // answer while it is still sending may not see that answer.
         if full.is_some() {
             continue;
         }

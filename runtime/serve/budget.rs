@@ -1,11 +1,11 @@
-//! One budget of bytes for what requests hold in memory at the same time: bodies from their first
-//! byte until their handlers are done, results until they are rendered, answers until they are
-//! written.
+//! One budget of bytes for everything that requests hold in memory at the same time: bodies from
+//! their first byte until their handlers are done, results until they are rendered, and answers
+//! until they are written.
 //!
 //! [`hold`] gives every request its [`Held`], which the extractors [`super::body::Body`] and
-//! [`super::body::Loaded`] take up, so that no handler has to count. A [`Charge`] gives back when it
-//! is dropped: with the handler, with the stream, or with the last byte of an answer, also where the
-//! client has gone.
+//! [`super::body::Loaded`] pick up, so that no handler has to count bytes. A [`Charge`] returns its
+//! bytes when it is dropped: with the handler, with the stream, or with the last byte of an answer,
+//! even if the client has disconnected.
 
 use super::App;
 use super::failure::Failure;
@@ -19,11 +19,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
-/// Bytes that each charge has in any case. They count, and yet nobody is refused because of them:
-/// whoever fills the budget does not stop requests of ordinary size.
+/// Bytes that each charge may hold even if the budget is spent. They count towards the budget, but
+/// are never refused, so that a client that fills the budget does not block requests of ordinary
+/// size.
 const SMALL: usize = 64 << 10;
 
-/// How many bytes there may be, and how many there are.
+/// The limit in bytes, and the bytes in use.
 pub(super) struct Budget {
     most: usize,
     under_way: AtomicUsize,
@@ -34,25 +35,25 @@ impl Budget {
         Arc::new(Self { most, under_way: AtomicUsize::new(0) })
     }
 
-    /// Bytes that requests hold now.
+    /// Returns the bytes that requests hold now.
     pub(super) fn under_way(&self) -> usize {
         self.under_way.load(Ordering::Relaxed)
     }
 }
 
-/// A part of the budget that somebody has, which is given back when it is dropped.
+/// A share of the budget, which is returned when it is dropped.
 pub(super) struct Charge {
     budget: Arc<Budget>,
     bytes: AtomicUsize,
 }
 
 impl Charge {
-    /// Of nothing yet.
+    /// Returns an empty charge.
     fn new(budget: &Arc<Budget>) -> Self {
         Self { budget: Arc::clone(budget), bytes: AtomicUsize::new(0) }
     }
 
-    /// Adds to it; 503 where the budget does not have as much.
+    /// Adds bytes to the charge; fails with 503 if the budget has too few left.
     pub(super) fn grow(&self, bytes: usize) -> Result<(), Failure> {
         let Budget { most, under_way } = &*self.budget;
         let own = self.bytes.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
@@ -68,14 +69,15 @@ impl Charge {
         Err(Failure::no_bytes(*most))
     }
 
-    /// Gives back so much of it.
+    /// Returns bytes of the charge to the budget.
     pub(super) fn shrink(&self, bytes: usize) {
         self.bytes.fetch_sub(bytes, Ordering::Relaxed);
         self.budget.under_way.fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    /// The same bytes with as much of the charge as they are; what it lacks is added without
-    /// asking. They give it back when nobody has them any more.
+    /// Moves `data.len()` bytes of the charge to the returned bytes, which give them back when
+    /// their last owner drops them. If the charge holds fewer, the rest is added without checking
+    /// the limit.
     fn pay(&mut self, data: Bytes) -> Bytes {
         let bytes = data.len();
         let own = self.bytes.get_mut();
@@ -93,12 +95,12 @@ impl Drop for Charge {
     }
 }
 
-/// What a request holds until its handler is done, or its stream.
+/// The charges that a request holds until its handler or its stream is done.
 #[derive(Clone)]
 pub(super) struct Held {
-    /// Its body, and what that decodes to.
+    /// The body, and what it is decoded to.
     pub(super) body: Arc<Charge>,
-    /// Vectors and pieces of text that are not rendered, or not sent.
+    /// Vectors and pieces of text that are not rendered or sent yet.
     pub(super) results: Arc<Charge>,
 }
 
@@ -109,7 +111,7 @@ impl Held {
     }
 }
 
-/// Passes a request on with its charges, and charges what is answered.
+/// Passes a request on with its charges, and charges the answer.
 pub(super) async fn hold(
     State(app): State<Arc<App>>,
     mut request: Request,
@@ -120,7 +122,7 @@ pub(super) async fn hold(
     let response = next.run(request).await;
     drop(held);
     let charge = Charge::new(&app.budget);
-    // Of a stream the size is not known; its events are charged while they wait.
+    // The size of a stream is unknown; its events are charged while they wait.
     let bytes = response.body().size_hint().exact().unwrap_or(0);
     match charge.grow(usize::try_from(bytes).unwrap_or(usize::MAX)) {
         Ok(()) => response.map(|inner| Body::new(Answer { inner, charge })),
@@ -128,7 +130,7 @@ pub(super) async fn hold(
     }
 }
 
-/// Bytes and their charge: hyper keeps them until they are written.
+/// Bytes and their charge, which hyper keeps until they are written.
 struct Paid {
     data: Bytes,
     _charge: Charge,
@@ -140,7 +142,7 @@ impl AsRef<[u8]> for Paid {
     }
 }
 
-/// A body whose charge goes along with its frames.
+/// A body that hands its charge on to its frames.
 struct Answer {
     inner: Body,
     charge: Charge,

@@ -1,4 +1,4 @@
-//! `/v1/chat/completions`.
+//! Implements `/v1/chat/completions`.
 
 use super::body::{Body, Loaded};
 use super::failure::{Failure, Failures};
@@ -15,40 +15,42 @@ use utoipa::ToSchema;
 #[derive(Deserialize, ToSchema)]
 pub(super) struct ChatRequest {
     /// The conversation. GritLM was trained without a system prompt: the text of a system or
-    /// developer message becomes a part of the user's turn, in order, or is that turn. Several
-    /// messages of one side in a row are one turn, with a blank line between. In front of an
-    /// assistant that begins stands an empty turn of the user's; where the last message is the
-    /// assistant's, the answer is what follows its words.
+    /// developer message becomes part of the user's turn, in order, or is that turn. Consecutive
+    /// messages of one side form one turn, with a blank line between them. If the assistant begins,
+    /// an empty user's turn is put in front. If the last message is the assistant's, the answer
+    /// continues it.
     #[schema(min_items = 1)]
     messages: Vec<Message>,
-    /// Whether the tokens' log-probabilities are told.
+    /// Whether to return the tokens' log-probabilities.
     #[schema(default = false)]
     logprobs: Option<bool>,
-    /// With `logprobs`: how many of the most likely tokens to tell with each.
+    /// With `logprobs`: how many of the most likely tokens to return with each token.
     #[schema(minimum = 0, maximum = 20)]
     top_logprobs: Option<u32>,
-    /// vLLM's: whether the answer is a message of its own. Decided by the last message's role; what
-    /// says otherwise is refused.
+    /// vLLM's option: whether the answer is a message of its own. The role of the last message
+    /// decides this; a value that contradicts it is refused.
     add_generation_prompt: Option<bool>,
-    /// vLLM's: whether the answer goes on from the last message. As above.
+    /// vLLM's option: whether the answer continues the last message. The role of the last message
+    /// decides this; a value that contradicts it is refused.
     continue_final_message: Option<bool>,
     #[serde(flatten)]
     #[schema(value_type = Params)]
     rest: Map<String, Value>,
 }
 
-/// What one side said.
+/// A message of one side.
 #[derive(Deserialize, ToSchema)]
 pub(super) struct Message {
     pub(super) role: Role,
-    /// May be null, empty or left out where the role is `assistant`, which then said nothing.
+    /// The text. It may be null, empty or left out if the role is `assistant`, in which case the
+    /// assistant said nothing.
     pub(super) content: Option<TextOr<ContentPart>>,
     #[serde(flatten)]
     #[schema(ignore)]
     pub(super) rest: Map<String, Value>,
 }
 
-/// Who.
+/// Who wrote a message.
 #[derive(Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Role {
@@ -58,14 +60,14 @@ pub(super) enum Role {
     Assistant,
 }
 
-/// A part of a message; they are put together without anything between.
+/// A part of a message. The parts are joined with nothing between them.
 #[derive(Clone, PartialEq, Deserialize, ToSchema)]
 pub(super) struct ContentPart {
     r#type: PartType,
     text: String,
 }
 
-/// Text only.
+/// The kind of a part: only text is supported.
 #[derive(Clone, Copy, PartialEq, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum PartType {
@@ -91,7 +93,7 @@ pub(super) struct ChatChoice {
     finish_reason: Finish,
 }
 
-/// What the model said.
+/// The model's message.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Answer {
     /// `assistant`.
@@ -111,7 +113,7 @@ pub(super) struct ChatPart {
     finish_reason: Option<Finish>,
 }
 
-/// What is new.
+/// What this part adds to the answer.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Delta {
     /// `assistant`, in the first part.
@@ -124,30 +126,30 @@ pub(super) struct Delta {
     content: Option<String>,
 }
 
-/// The tokens and their probabilities.
+/// The tokens and their log-probabilities.
 #[derive(Serialize, ToSchema)]
 pub(super) struct ChatLogprobs {
-    /// Every token that was drawn, also the one that ends the answer.
+    /// All sampled tokens, including the one that ends the answer.
     content: Vec<TokenLogprob>,
 }
 
-/// A token, and those that were likeliest in its place.
+/// A sampled token, and the most likely tokens at its position.
 #[derive(Serialize, ToSchema)]
 pub(super) struct TokenLogprob {
     #[serde(flatten)]
     drawn: Likely,
-    /// Likeliest first.
+    /// The most likely tokens, likeliest first.
     top_logprobs: Vec<Likely>,
 }
 
-/// A token on its own.
+/// A token and its log-probability.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Likely {
-    /// Its text; U+FFFD for a part of a character.
+    /// The token's text; U+FFFD for a part of a character.
     token: String,
-    /// Under the model, before penalty, temperature and filters.
+    /// Log-probability under the model, before penalty, temperature and filters.
     logprob: f32,
-    /// Its text's bytes; null where the vocabulary does not tell.
+    /// The bytes of the token's text; null if the vocabulary does not tell.
     #[schema(required)]
     bytes: Option<Vec<u8>>,
 }
@@ -200,8 +202,8 @@ impl Shape for Chat {
 /// Continues a conversation.
 ///
 /// With `stream` the answer is a stream of server-sent events, each with a `chat.completion.chunk`;
-/// the last one is `[DONE]`. The format of the conversation is GritLM's, for the model as it was
-/// trained; no text of a message can end a turn.
+/// the last one is `[DONE]`. The conversation is put into GritLM's format, as in the model's
+/// training; no text of a message can end a turn.
 #[utoipa::path(post, path = "/v1/chat/completions", tag = "generate",
     request_body = ChatRequest,
     responses(
@@ -235,7 +237,8 @@ pub(super) async fn chat(
     openai::answer::<Chat>(loaded, Job::new(prompts, how, logprobs), params).await
 }
 
-/// Whether tokens' log-probabilities are told, and how many of the most likely with each.
+/// Returns whether to return the tokens' log-probabilities, and how many of the most likely tokens
+/// with each.
 pub(super) fn logprobs(told: Option<bool>, top: Option<u32>) -> Result<(bool, u32), Failure> {
     let told = told.unwrap_or(false);
     match top {
@@ -248,7 +251,7 @@ pub(super) fn logprobs(told: Option<bool>, top: Option<u32>) -> Result<(bool, u3
     }
 }
 
-/// The turns of both sides, in alternation: the user's first, which may be empty.
+/// Builds the alternating turns of both sides. The user's comes first and may be empty.
 fn conversation(messages: Vec<Message>) -> Result<Prompt, Failure> {
     if messages.is_empty() {
         return Err(Failure::field("messages", "expected at least one, found none"));
@@ -284,7 +287,7 @@ fn conversation(messages: Vec<Message>) -> Result<Prompt, Failure> {
     })
 }
 
-/// Adds to a turn.
+/// Appends to a turn, after a blank line if neither is empty.
 pub(super) fn join(turn: &mut String, more: String) {
     if !turn.is_empty() && !more.is_empty() {
         turn.push_str("\n\n");

@@ -1,4 +1,4 @@
-//! Reranking as Cohere's clients ask for it, and Jina's and vLLM's, who took over the shape.
+//! Implements reranking in the shape of Cohere's API, which Jina and vLLM adopted.
 
 use super::answers::Wish;
 use super::body::{Body, Loaded};
@@ -14,32 +14,34 @@ use serde_json::{Map, Value};
 use std::fmt;
 use utoipa::ToSchema;
 
-/// Documents to rank. Options of other servers that would change the ranking are refused unless they
-/// ask for nothing, as `rank_fields`, `max_chunks_per_doc` and `instruction`; other fields are
-/// ignored.
+/// Documents to rank. Options of other servers that would change the ranking, such as
+/// `rank_fields`, `max_chunks_per_doc` and `instruction`, are refused unless their value has no
+/// effect; other fields are ignored.
 #[derive(Deserialize, ToSchema)]
 pub(super) struct RerankRequest {
-    /// The model's name, as `/v1/models` tells it.
+    /// The model's name, as `/v1/models` lists it.
     model: Option<String>,
-    /// What the documents are to be relevant to. The model sees its first 600 characters.
+    /// The query that documents are ranked for. The model sees its first 600 characters.
     #[schema(min_length = 1)]
     query: String,
-    /// The model sees the first 600 characters of each.
+    /// The documents. The model sees the first 600 characters of each.
     #[schema(min_items = 1)]
     documents: Vec<Document>,
-    /// Return only so many results; all if not given.
+    /// Number of results to return; all if not given.
     #[schema(minimum = 1)]
     top_n: Option<usize>,
-    /// The model sees only so many tokens of a document, even where 600 characters have more.
+    /// Number of tokens of a document that the model sees, even if its first 600 characters have
+    /// more.
     #[schema(minimum = 1, default = 4096)]
     max_tokens_per_doc: Option<usize>,
-    /// Return the documents, too.
+    /// Whether to return the documents as well.
     #[schema(default = false)]
     return_documents: Option<bool>,
-    /// An extension: higher is earlier. One level is worth 64 steps of waiting.
+    /// An extension: requests with a higher priority are scheduled earlier. One level is worth 64
+    /// steps of waiting.
     #[schema(default = 0)]
     priority: Option<i32>,
-    /// An extension: seconds after which the answer is of no use any more.
+    /// An extension: seconds after which the answer is no longer needed.
     #[schema(minimum = 0)]
     timeout: Option<f32>,
     #[serde(flatten)]
@@ -56,7 +58,7 @@ enum DocumentShape {
     Object(TextObject),
 }
 
-/// A document's text; other fields are not looked at.
+/// A document's text; other fields are ignored.
 #[derive(Deserialize, Serialize, ToSchema)]
 struct TextObject {
     text: String,
@@ -98,7 +100,7 @@ impl<'de> Deserialize<'de> for Document {
 /// Results, most relevant first.
 #[derive(Serialize, ToSchema)]
 pub(super) struct RerankResponse {
-    /// Of this answer.
+    /// Identifier of this answer.
     id: String,
     /// The model's name.
     model: String,
@@ -110,41 +112,41 @@ pub(super) struct RerankResponse {
 /// A document's relevance.
 #[derive(Serialize, ToSchema)]
 struct RerankResult {
-    /// Which document, from 0.
+    /// Index of the document, from 0.
     index: usize,
-    /// The probability that the model answers yes, and not no, when asked whether the document is
+    /// The probability that the model answers yes rather than no when asked whether the document is
     /// relevant to the query.
     #[schema(minimum = 0, maximum = 1)]
     relevance_score: f32,
-    /// Where `return_documents` asks for it.
+    /// The document, if `return_documents` is set.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     document: Option<TextObject>,
 }
 
-/// Tokens.
+/// Token counts.
 #[derive(Serialize, ToSchema)]
 struct RerankUsage {
-    /// Of all questions, each with the query and a document.
+    /// Tokens of all prompts, each of which has the query and one document.
     prompt_tokens: usize,
-    /// The same.
+    /// The same as `prompt_tokens`.
     total_tokens: usize,
 }
 
-/// What Cohere's clients look for.
+/// Fields that Cohere's clients read.
 #[derive(Serialize, ToSchema)]
 struct Meta {
     api_version: ApiVersion,
     tokens: MetaTokens,
 }
 
-/// Which of the two paths was called.
+/// The version of the path that was called.
 #[derive(Serialize, ToSchema)]
 pub(super) struct ApiVersion {
     pub(super) version: &'static str,
 }
 
-/// Tokens, again.
+/// Token counts, where Cohere's clients read them.
 #[derive(Serialize, ToSchema)]
 pub(super) struct MetaTokens {
     pub(super) input_tokens: usize,
@@ -160,7 +162,7 @@ pub(super) async fn rerank(
     answer(loaded, body, "2").await
 }
 
-/// As `/v2/rerank`.
+/// Does the same as `/v2/rerank`.
 #[utoipa::path(post, path = "/v1/rerank", tag = "rank", request_body = RerankRequest,
     responses((status = 200, body = RerankResponse), Failures))]
 pub(super) async fn rerank_v1(

@@ -1,4 +1,4 @@
-//! `POST /v2/embed`: embeddings as Cohere's clients ask for them.
+//! Implements `POST /v2/embed`: embeddings in the shape of Cohere's API.
 
 use super::answers::{Wish, server_timing};
 use super::body::{Body, Loaded};
@@ -13,42 +13,44 @@ use serde::{Deserialize, Serialize};
 use std::time::Instant;
 use utoipa::ToSchema;
 
-/// What a query's vector is for, where the request does not say it better: the instruction that
-/// GritLM was evaluated with on MS MARCO.
+/// The instruction for queries if the request has none: the one that GritLM was evaluated with on
+/// MS MARCO.
 const QUERY: &str = "Given a web search query, retrieve relevant passages that answer the query";
 
 /// Texts to embed.
 #[derive(Deserialize, ToSchema)]
 pub(super) struct CohereEmbedRequest {
-    /// The model's name, as `/v1/models` tells it.
+    /// The model's name, as `/v1/models` lists it.
     model: Option<String>,
     /// The texts.
     #[schema(min_items = 1)]
     texts: Vec<String>,
-    /// What the vectors are for. `search_query` stands for the instruction "Given a web search
-    /// query, retrieve relevant passages that answer the query", the others for none.
+    /// What the vectors are for. `search_query` selects the instruction "Given a web search query,
+    /// retrieve relevant passages that answer the query"; the other values select none.
     input_type: Option<InputType>,
-    /// An extension: what the vectors are for in words, in place of `input_type`'s.
+    /// An extension: an instruction that says what the vectors are for, in place of the one that
+    /// `input_type` selects.
     instruction: Option<String>,
-    /// Tokens of a text, `<s>`, tags and instruction counted.
+    /// Maximum number of tokens of a text, including `<s>`, tags and instruction.
     #[schema(minimum = 1)]
     max_tokens: Option<usize>,
-    /// Keep only so many leading numbers of each vector, which then gets length 1 again.
+    /// Number of leading elements to keep of each vector, which is then L2-normalised again.
     #[schema(minimum = 1)]
     output_dimension: Option<usize>,
-    /// How vectors come; as numbers where nothing is said.
+    /// How to write the vectors; as numbers if not given.
     embedding_types: Option<Vec<EmbeddingType>>,
-    /// Cut what is too long at its end, or refuse it.
+    /// Whether a text that is too long is cut at its end or refused.
     #[schema(default = "END")]
     truncate: Option<Truncate>,
     /// Not supported: the model reads text.
     images: Option<Vec<String>>,
-    /// Not supported; `texts` has the texts.
+    /// Not supported; use `texts`.
     inputs: Option<Vec<serde_json::Value>>,
-    /// An extension: higher is earlier. One level is worth 64 steps of waiting.
+    /// An extension: requests with a higher priority are scheduled earlier. One level is worth 64
+    /// steps of waiting.
     #[schema(default = 0)]
     priority: Option<i32>,
-    /// An extension: seconds after which the answer is of no use any more.
+    /// An extension: seconds after which the answer is no longer needed.
     #[schema(minimum = 0)]
     timeout: Option<f32>,
 }
@@ -63,8 +65,8 @@ enum InputType {
     Clustering,
 }
 
-/// How a vector is written: as numbers; as the base64 of its little-endian f32; its signs, eight a
-/// byte, as signed or unsigned bytes.
+/// How a vector is written: as numbers, as the base64 of its little-endian f32, or as its signs,
+/// packed eight to a byte into signed or unsigned bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 enum EmbeddingType {
@@ -74,7 +76,7 @@ enum EmbeddingType {
     Ubinary,
 }
 
-/// The end at which texts are cut, if at all; the start is not supported.
+/// Where texts that are too long are cut, if at all. Cutting at the start is not supported.
 #[derive(Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "UPPERCASE")]
 enum Truncate {
@@ -82,7 +84,7 @@ enum Truncate {
     End,
 }
 
-/// Vectors by the way they are written, each list in the order of the texts.
+/// The vectors by encoding, each list in the order of the texts.
 #[derive(Serialize, ToSchema)]
 pub(super) struct CohereEmbedResponse {
     id: String,
@@ -93,7 +95,7 @@ pub(super) struct CohereEmbedResponse {
     meta: EmbedMeta,
 }
 
-/// Those that were asked for.
+/// The encodings that were requested.
 #[derive(Default, Serialize, ToSchema)]
 struct ByType {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -110,7 +112,7 @@ struct ByType {
     ubinary: Option<Vec<Vec<u8>>>,
 }
 
-/// What Cohere's clients look for.
+/// Fields that Cohere's clients read.
 #[derive(Serialize, ToSchema)]
 struct EmbedMeta {
     api_version: ApiVersion,
@@ -174,7 +176,7 @@ impl ByType {
             true => vectors.iter().map(|vector| signs(vector)).collect(),
             false => Vec::new(),
         };
-        // 0 to 255 as -128 to 127.
+        // Shifts 0..=255 to -128..=127.
         let signed = |bytes: &Vec<u8>| bytes.iter().map(|b| (b ^ 0x80) as i8).collect();
         Self {
             base64: has(EmbeddingType::Base64).then(|| vectors.iter().map(|v| base64(v)).collect()),
@@ -185,7 +187,7 @@ impl ByType {
     }
 }
 
-/// A bit for each number, the first the highest of its byte: whether it is above 0.
+/// Packs one bit per element, most significant bit first: 1 if the element is above 0.
 fn signs(vector: &[f32]) -> Vec<u8> {
     let byte = |numbers: &[f32]| {
         numbers.iter().enumerate().fold(0, |byte, (i, &v)| byte | (u8::from(v > 0.0) << (7 - i)))

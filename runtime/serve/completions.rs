@@ -1,4 +1,4 @@
-//! `/v1/completions`.
+//! Implements `/v1/completions`.
 
 use super::body::{Body, Loaded};
 use super::failure::{Failure, Failures};
@@ -12,23 +12,24 @@ use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use utoipa::ToSchema;
 
-/// OpenAI's default.
+/// OpenAI's default of `max_tokens`.
 const MAX_TOKENS: usize = 16;
 
-/// Texts to be continued.
+/// Texts to continue.
 #[derive(Deserialize, ToSchema)]
 pub(super) struct CompletionRequest {
-    /// Verbatim text, in front of which only `<s>` goes, or token ids as they are; or several.
+    /// Verbatim text, which gets only `<s>` in front, or token ids, which are taken as they are;
+    /// one prompt or several.
     prompt: Input,
-    /// Tell the tokens' log-probabilities, and those of so many of the most likely ones.
+    /// Return the tokens' log-probabilities, and those of this many of the most likely tokens.
     #[schema(minimum = 0, maximum = 5)]
     logprobs: Option<u32>,
-    /// Begin `text` with the prompt; with `logprobs` its tokens are told, too, and how likely each
-    /// was after those before it. With `max_tokens` 0 nothing is added, so that a given text is
-    /// scored.
+    /// Whether `text` begins with the prompt. With `logprobs`, the prompt's tokens are returned as
+    /// well, each with its log-probability given the tokens before it. With `max_tokens` 0 nothing
+    /// is generated, so that a given text is scored.
     #[schema(default = false)]
     echo: Option<bool>,
-    /// An extension: whether `<s>` goes in front of text.
+    /// An extension: whether to put `<s>` in front of text.
     #[schema(default = true)]
     add_special_tokens: Option<bool>,
     #[serde(flatten)]
@@ -43,24 +44,25 @@ pub(super) struct TextChoice {
     text: String,
     #[schema(required)]
     logprobs: Option<TextLogprobs>,
-    /// Null in all parts of a stream but a choice's last, which has no text.
+    /// In a stream, null in all parts of a choice but the last, which has no text.
     #[schema(required)]
     finish_reason: Option<Finish>,
 }
 
-/// The tokens and their probabilities, each list with one entry for each token that was drawn, also
-/// the one that ends the text; with `echo` those of the prompt stand before them.
+/// The tokens and their log-probabilities. Each list has one entry for each sampled token,
+/// including the one that ends the text; with `echo`, the entries of the prompt come first.
 #[derive(Default, Serialize, ToSchema)]
 pub(super) struct TextLogprobs {
-    /// Texts of the tokens, each on its own; U+FFFD for a part of a character.
+    /// The text of each token on its own; U+FFFD for a part of a character.
     tokens: Vec<String>,
-    /// Under the model, before penalty, temperature and filters; null for a prompt's first token,
-    /// which stands behind nothing.
+    /// Log-probabilities under the model, before penalty, temperature and filters; null for a
+    /// prompt's first token, which has no context.
     token_logprobs: Vec<Option<f32>>,
-    /// Those of the most likely tokens, and of the one drawn; null where none were asked for.
+    /// Log-probabilities of the most likely tokens, and of the sampled one; null if none were
+    /// requested.
     #[schema(required)]
     top_logprobs: Option<Vec<Option<BTreeMap<String, f32>>>>,
-    /// Characters of `text` that were certain before the token.
+    /// Number of characters of `text` that were certain before the token.
     text_offset: Vec<usize>,
 }
 
@@ -84,7 +86,8 @@ impl Shape for Text {
             let (drawn, logprob) = (text(token.token)?, known.map(openai::finite));
             let mut top = BTreeMap::new();
             for &(id, logprob) in &token.top {
-                // Of several parts of characters the likeliest.
+                // Tokens that are parts of characters can have the same text; the most likely one
+                // is kept.
                 top.entry(text(id)?).or_insert(openai::finite(logprob));
             }
             if let Some(logprob) = logprob.filter(|_| !top.is_empty()) {
@@ -115,8 +118,10 @@ impl Shape for Text {
     }
 }
 
-/// Continues texts as they are: a prompt and its continuation are one text, with the space, say,
-/// that the first word begins with.
+/// Continues texts as they are.
+///
+/// A prompt and its continuation form one text: the continuation includes, for example, the space
+/// that its first word begins with.
 ///
 /// With `stream` the answer is a stream of server-sent events, each with a part of a choice; the
 /// last one is `[DONE]`.

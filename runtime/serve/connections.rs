@@ -1,4 +1,4 @@
-//! Accepts connections and ends them in good order.
+//! Accepts connections and shuts them down in order.
 
 use axum::Router;
 use hyper::server::conn::http1;
@@ -12,29 +12,30 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinHandle;
 use tokio_io_timeout::TimeoutStream;
 
-/// Files that a process needs besides its connections: the model's shards, pipes, a GPU's devices.
+/// File descriptors that a process needs besides its connections: the model's shards, pipes, a
+/// GPU's devices.
 #[cfg(unix)]
 const OTHER_FILES: u64 = 128;
 
-/// The task that accepts.
+/// The task that accepts connections.
 pub(super) struct Connections {
     task: JoinHandle<GracefulShutdown>,
     stop: oneshot::Sender<()>,
 }
 
-/// How it ended.
+/// How the connections ended.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Ended {
-    /// Every answer that was begun is written.
+    /// Every answer under way was written.
     Written,
-    /// The time was over before.
+    /// The deadline passed first.
     Cut,
 }
 
-/// Serves each connection in a task of its own, at most `limit` at once: beyond it, the system
-/// keeps them waiting. A client has `patience` for the head of a request, so that a connection on
-/// which nothing comes does not stay; and one that takes nothing of an answer for as long is cut
-/// off, so that the answer does not stay.
+/// Serves each connection in a task of its own, at most `limit` at once; the operating system
+/// queues further ones. A client has `patience` to send the head of a request, so that an idle
+/// connection does not stay open. A client that reads nothing of an answer for that long is
+/// disconnected, so that the answer does not stay in memory.
 pub(super) fn serve(
     listener: TcpListener,
     router: Router,
@@ -59,7 +60,7 @@ async fn accept(
     http.timer(TokioTimer::new()).header_read_timeout(patience);
     loop {
         let accepted = async {
-            // Never closed.
+            // The semaphore is never closed.
             let place = Arc::clone(&places).acquire_owned().await;
             (place, listener.accept().await)
         };
@@ -68,21 +69,23 @@ async fn accept(
             _ = &mut stopped => return graceful,
         };
         let Ok((stream, _)) = stream else {
-            // No more files, or a client that went away at once. A pause lets files come back.
+            // The process is out of file descriptors, or the client has disconnected already. A
+            // pause gives descriptors time to become free.
             tokio::time::sleep(Duration::from_millis(10)).await;
             continue;
         };
-        // Tokens are small and wanted at once.
+        // Tokens are small and must be sent at once.
         let _ = stream.set_nodelay(true);
         let service = TowerToHyperService::new(router.clone());
-        // It counts while a write waits, and from anew after each that does not: an answer that
-        // pauses between tokens is not late.
+        // The timeout runs only while a write waits, and restarts after each write that does not:
+        // an answer that pauses between tokens does not time out.
         let mut stream = TimeoutStream::new(stream);
         stream.set_write_timeout(Some(patience));
         let stream = TokioIo::new(Box::pin(stream));
         let connection = graceful.watch(http.serve_connection(stream, service));
         tokio::spawn(async move {
-            // A client that goes away or sends nonsense has its connection closed; no more to do.
+            // If a client disconnects or sends something invalid, its connection is closed. There
+            // is nothing else to do.
             let _ = connection.await;
             drop(place);
         });
@@ -90,7 +93,7 @@ async fn accept(
 }
 
 impl Connections {
-    /// Accepts no more, and waits for answers under way to be written, until `deadline`.
+    /// Stops accepting, and waits until `deadline` for answers under way to be written.
     pub(super) async fn end(self, deadline: Instant) -> Ended {
         let _ = self.stop.send(());
         let Ok(graceful) = self.task.await else { return Ended::Cut };
@@ -101,13 +104,13 @@ impl Connections {
     }
 }
 
-/// As many of `limit` connections as the system has files for, after asking it for as many as it
-/// gives.
+/// Raises the limit of open files to its maximum, and returns as many of `limit` connections as it
+/// has room for.
 #[cfg(unix)]
 fn most(limit: usize) -> usize {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let files = getrlimit(Resource::Nofile);
-    // Where it refuses, the old limit stays.
+    // If the system refuses, the old limit stays.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: files.maximum, maximum: files.maximum });
     match getrlimit(Resource::Nofile).current {
         Some(files) => limit.min(files.saturating_sub(OTHER_FILES).max(1) as usize),

@@ -1,4 +1,4 @@
-//! Conversations to be embedded: one, or several.
+//! Conversations to embed: one, or several.
 
 use super::chat::{Message, Role, join};
 use super::failure::Failure;
@@ -12,12 +12,12 @@ use utoipa::ToSchema;
 
 /// Messages of one conversation, or of several.
 pub(super) struct Conversations {
-    /// One, not an array of one.
+    /// Whether the request has one conversation rather than an array of conversations.
     single: bool,
     all: Vec<Vec<Message>>,
 }
 
-/// For the description.
+/// Messages of one conversation, or of several conversations.
 #[derive(serde::Deserialize, ToSchema)]
 #[serde(untagged)]
 #[expect(dead_code, reason = "the variants are the description")]
@@ -27,7 +27,7 @@ pub(super) enum ConversationsShape {
 }
 
 impl Conversations {
-    /// Their texts to embed, behind their instructions where they have any.
+    /// Returns the texts to embed, with their instructions in front if they have any.
     pub(super) fn texts(self) -> Result<Input, Failure> {
         let Self { single, all } = self;
         let place = |i: usize| if single { "messages".into() } else { format!("messages[{i}]") };
@@ -36,7 +36,7 @@ impl Conversations {
     }
 }
 
-/// A conversation's text. What a system message says in front of it is what the vector is for.
+/// Returns a conversation's text. The system messages in front of it are the instruction.
 fn text(place: &str, messages: Vec<Message>) -> Result<String, Failure> {
     let (mut instruction, mut text) = (String::new(), String::new());
     for (i, Message { role, content, rest }) in messages.into_iter().enumerate() {
@@ -63,7 +63,7 @@ impl<'de> Deserialize<'de> for Conversations {
     }
 }
 
-/// The first element says what the others are.
+/// Decides by the first element whether the array has messages or conversations.
 struct OneOrMany;
 
 impl<'de> Visitor<'de> for OneOrMany {

@@ -1,11 +1,12 @@
-//! Pages of other origins: which may call, what they may send, and what they see of an answer.
+//! Cross-origin requests: which pages may send them, with which headers, and which headers of an
+//! answer they may read.
 
 use crate::{Error, Result};
 use axum::http::{HeaderName, HeaderValue, Method, header};
 use std::net::Ipv6Addr;
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
-/// What a page may read of an answer's head, besides what every page may.
+/// Headers of an answer that a page may read, in addition to those that every page may read.
 const EXPOSED: [HeaderName; 4] = [
     HeaderName::from_static("server-timing"),
     header::RETRY_AFTER,
@@ -13,7 +14,7 @@ const EXPOSED: [HeaderName; 4] = [
     header::ACCEPT_ENCODING,
 ];
 
-/// Lets pages of these origins call; None where there are none.
+/// Returns a layer that allows requests from pages of these origins, or None if there are none.
 pub(super) fn layer(origins: &[String]) -> Option<CorsLayer> {
     let values = origins.iter().filter_map(|o| HeaderValue::from_str(o).ok());
     let allowed = match origins {
@@ -22,15 +23,16 @@ pub(super) fn layer(origins: &[String]) -> Option<CorsLayer> {
         _ => AllowOrigin::list(values),
     };
     let layer = CorsLayer::new().allow_origin(allowed).allow_methods([Method::GET, Method::POST]);
-    // Clients send headers of their own, as OpenAI's `x-stainless-os`. None means anything to this
-    // server but the key, which a page has to know.
+    // Clients send headers of their own, such as OpenAI's `x-stainless-os`. This server acts on
+    // none of them but the key, which a page has to know.
     Some(layer.allow_headers(AllowHeaders::mirror_request()).expose_headers(EXPOSED))
 }
 
-/// Refuses an origin that no browser sends: its pages would be blocked, and nobody would know why.
+/// Checks that an origin is one that browsers send. Requests from pages of any other would be
+/// blocked, with no hint at the cause.
 ///
 /// # Errors
-/// When a browser spells it otherwise, or there is no such origin.
+/// Fails if browsers spell the origin differently, or if it is not an origin.
 pub(super) fn check(found: &str) -> Result<()> {
     let expected = match spelled(found) {
         Some(right) if right == found => return Ok(()),
@@ -40,15 +42,16 @@ pub(super) fn check(found: &str) -> Result<()> {
     Err(Error::Option { option: "--cors-origin", expected, found: format!("{found:?}") })
 }
 
-/// The origin as browsers send it: a scheme, a host and a port that is not the scheme's own, in
-/// lower case; `null` for pages without an origin; `*` for all. None where it is no origin.
+/// Returns the origin as browsers send it: a scheme, a host, and a port unless it is the scheme's
+/// default, in lower case; `null` for pages without an origin; `*` for all. Returns None if the
+/// text is not an origin.
 fn spelled(text: &str) -> Option<String> {
     let text = text.trim().to_ascii_lowercase();
     if matches!(text.as_str(), "*" | "null") {
         return Some(text);
     }
     let (scheme, rest) = match text.split_once("://") {
-        // Pages from files have no origin.
+        // Pages that are opened from files have no origin.
         Some(("file", _)) => return Some("null".into()),
         Some((scheme, rest)) => (Some(scheme), rest),
         None => (None, text.trim_start_matches('/')),
@@ -56,7 +59,7 @@ fn spelled(text: &str) -> Option<String> {
     let authority = rest.split(['/', '\\', '?', '#']).next()?;
     let place = authority.rsplit('@').next()?;
     let (host, port) = match place.rsplit_once(':') {
-        // The colon is within an IPv6 address.
+        // The colon is part of an IPv6 address.
         Some((_, port)) if port.ends_with(']') => (place, ""),
         Some((host, port)) => (host, port),
         None => (place, ""),
@@ -69,7 +72,7 @@ fn spelled(text: &str) -> Option<String> {
     if host.is_empty() || !host.starts_with('[') && !host.chars().all(named) {
         return None;
     }
-    // Where no scheme is given: pages of this machine rarely have certificates.
+    // If no scheme is given, assume http for this machine, whose pages rarely have certificates.
     let local = host == "localhost" || host.starts_with("127.") || host.starts_with('[');
     let scheme = scheme.unwrap_or(if local { "http" } else { "https" });
     let letters = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.');

@@ -1,5 +1,5 @@
-//! Counts answers by path and status, and how long they took to their last byte; logs why those
-//! failed that did.
+//! Counts answers by path and status, measures the time until their last byte, and logs the reasons
+//! of failures.
 
 use super::App;
 use super::failure::Reason;
@@ -14,8 +14,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
-/// Passes a request on, and counts what comes of it. The path is the route's, and `other` where
-/// there is none: there are as many as routes, whoever asks for what.
+/// Passes a request on and counts its answer. The path is the route's, or `other` if no route
+/// matches, so that clients cannot add paths to the metrics.
 pub(super) async fn count(
     State(app): State<Arc<App>>,
     path: Option<MatchedPath>,
@@ -41,13 +41,14 @@ impl App {
     }
 }
 
-/// A body whose end is waited for.
+/// A body that records when it ends.
 struct Timed {
     inner: Body,
     left: Option<Left>,
 }
 
-/// Observed when dropped: at the end of the body, or when the client has gone.
+/// Records the time when it is dropped: at the end of the body, or when the client has
+/// disconnected.
 struct Left {
     app: Arc<App>,
     path: String,
@@ -70,7 +71,8 @@ impl HttpBody for Timed {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let frame = ready!(Pin::new(&mut self.inner).poll_frame(context));
-        // Before it is sent, so that whoever has the answer finds it counted.
+        // The time is recorded before the last frame is sent, so that a client that has the answer
+        // finds it in the metrics.
         if frame.is_none() || self.inner.is_end_stream() {
             self.left = None;
         }

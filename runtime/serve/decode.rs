@@ -1,4 +1,4 @@
-//! Bodies that come compressed.
+//! Decompresses the bodies of requests.
 
 use super::budget::Charge;
 use super::failure::Failure;
@@ -7,10 +7,10 @@ use flate2::read::{MultiGzDecoder, ZlibDecoder};
 use std::io::Read;
 use std::sync::Arc;
 
-/// Codings of bodies that are understood, as `Accept-Encoding` lists them.
+/// Supported codings of bodies, as `Accept-Encoding` lists them.
 pub(super) const CODINGS: &str = "gzip, deflate";
 
-/// Bytes that are decoded before they are charged.
+/// Bytes that are decoded before they are charged to the budget.
 const PART: u64 = 64 << 10;
 
 /// How a body is compressed.
@@ -21,7 +21,8 @@ pub(super) enum Coding {
 }
 
 impl Coding {
-    /// What `Content-Encoding` says; None where the body comes as it is.
+    /// Returns the coding that `Content-Encoding` names, or None if the body is not compressed.
+    /// Fails with 415 if the coding is not supported.
     pub(super) fn of(headers: &HeaderMap) -> Result<Option<Self>, Failure> {
         let values = headers.get_all(header::CONTENT_ENCODING).iter();
         let text =
@@ -37,8 +38,8 @@ impl Coding {
         }
     }
 
-    /// The body as it was before, of at most `limit` bytes: a few thousand can become gigabytes. Its
-    /// bytes are added to the charge as they come.
+    /// Returns the decompressed body, of at most `limit` bytes: a few thousand can expand to
+    /// gigabytes. The bytes are added to the charge as they are decoded.
     pub(super) async fn decode(
         self,
         body: Vec<u8>,

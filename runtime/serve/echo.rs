@@ -1,14 +1,14 @@
-//! Prompts told again in front of their answers, token by token, as `echo` asks for.
+//! Repeats prompts in front of their answers, token by token, as `echo` asks for.
 
 use crate::{Engine, Piece, Prompt, Result};
 use gritlm_model::ops::Drawn;
 
-/// A prompt's text, by its tokens.
+/// A prompt's tokens, each with its part of the text.
 pub(super) struct Echo(Vec<(u32, String)>);
 
 impl Echo {
-    /// Of a prompt and its ids. Verbatim text comes back to the byte, also where the tokenizer
-    /// normalises it.
+    /// Splits a prompt's text by its token ids. Verbatim text is returned byte for byte, even if
+    /// the tokenizer normalises it; in that case the first token has all of the text.
     pub(super) fn new(engine: &Engine, prompt: &Prompt, ids: &[u32]) -> Result<Self> {
         let mut stream = engine.tokenizer().stream();
         let mut tokens = Vec::with_capacity(ids.len());
@@ -26,8 +26,8 @@ impl Echo {
         Ok(Self(tokens))
     }
 
-    /// As pieces that an answer can begin with. `scores` are those of the tokens from the second
-    /// on; a log-probability that is not known is NaN.
+    /// Returns the tokens as pieces that an answer can begin with. `scores` belong to the tokens
+    /// from the second on; an unknown log-probability is NaN.
     pub(super) fn pieces(&self, scores: &[Drawn]) -> Vec<Piece> {
         let piece = |(i, (id, text)): (usize, &(u32, String))| {
             let unknown = || Drawn { token: *id, logprob: f32::NAN, top: Vec::new() };

@@ -1,4 +1,5 @@
-//! `POST /v1/embeddings`, as OpenAI's clients ask for it; and what other ways to a vector share.
+//! Implements `POST /v1/embeddings` in the shape of OpenAI's API, and what the other endpoints that
+//! embed share with it.
 
 use super::answers::{Wish, server_timing};
 use super::body::{Body, Loaded};
@@ -21,57 +22,62 @@ use std::fmt::Display;
 use std::time::Instant;
 use utoipa::ToSchema;
 
-/// Texts to embed. Options of other servers that would change the vectors are refused unless they
-/// ask for nothing, as `input_type`, `task` and `output_dimension`; other fields are ignored.
+/// Texts to embed. Options of other servers that would change the vectors, such as `input_type`,
+/// `task` and `output_dimension`, are refused unless their value has no effect; other fields are
+/// ignored.
 #[derive(Deserialize, ToSchema)]
 pub(super) struct EmbeddingsRequest {
-    /// One text or several, as strings or as token ids. Ids are the text's own, as `/tokenize`
-    /// makes them with `add_special_tokens: false`; `<s>`, tags and instruction go in front. A text
-    /// that is a whole prompt already (`<|user|>\n…\n<|embed|>\n…`) is taken as it is, its
-    /// instruction left out of pooling.
+    /// One text or several, as strings or as token ids. Ids are those of the text alone, as
+    /// `/tokenize` returns them with `add_special_tokens: false`; `<s>`, tags and instruction are
+    /// put in front. A text that is a complete prompt already (`<|user|>\n…\n<|embed|>\n…`) is
+    /// taken as it is, and its instruction is left out of pooling.
     input: Option<Input>,
-    /// An extension, in place of `input`: a conversation, or several, each of which is embedded: the
-    /// user's messages are its text, and a system message in front is the instruction.
+    /// An extension, in place of `input`: one conversation or several, each of which becomes one
+    /// vector. The user's messages are the text, and a system message in front is the instruction.
     #[schema(value_type = Option<ConversationsShape>)]
     messages: Option<Conversations>,
-    /// The model's name, as `/v1/models` tells it.
+    /// The model's name, as `/v1/models` lists it.
     model: Option<String>,
-    /// How vectors come: as numbers, or as the base64 of their little-endian f32.
+    /// How to write the vectors: as numbers, or as the base64 of their little-endian f32.
     #[schema(default = "float")]
     encoding_format: Option<Encoding>,
-    /// Keep only so many leading numbers of each vector, which then gets length 1 again.
+    /// Number of leading elements to keep of each vector, which is then L2-normalised again unless
+    /// `normalize` is false.
     #[schema(minimum = 1)]
     dimensions: Option<usize>,
     /// Not used.
     #[serde(rename = "user")]
     _user: Option<String>,
-    /// An extension: what the vectors are for, say "Given a question, retrieve passages that answer
-    /// it"; none for documents. It is attended to and left out of pooling.
+    /// An extension: an instruction that says what the vectors are for, such as "Given a question,
+    /// retrieve passages that answer it"; none for documents. It is attended to and left out of
+    /// pooling.
     instruction: Option<String>,
     /// An extension: how a text's hidden states become one vector.
     #[schema(default = "mean")]
     pooling: Option<PoolingName>,
-    /// An extension: whether vectors have length 1.
+    /// An extension: whether to L2-normalise the vectors.
     #[schema(default = true)]
     normalize: Option<bool>,
-    /// An extension: cut what is longer than `max_length`, rather than refuse it. True
-    /// where `max_length` is given.
+    /// An extension: whether to cut texts that are longer than `max_length` rather than refuse
+    /// them. Defaults to true if `max_length` or `truncate_prompt_tokens` is given.
     truncate: Option<bool>,
-    /// An extension: tokens of a text, `<s>`, tags and instruction counted. At most, and if not
-    /// given, as many as the model has positions and the KV cache holds (`gritlm embed` and the
-    /// library cut at 512).
+    /// An extension: maximum number of tokens of a text, including `<s>`, tags and instruction. The
+    /// default, and the largest value, is what both the model's positions and the KV cache have
+    /// room for (`gritlm embed` and the library cut at 512).
     #[schema(minimum = 1)]
     max_length: Option<usize>,
-    /// An extension: vLLM's name of `max_length` with `truncate`; -1, and what is beyond the limit,
-    /// stand for the limit.
+    /// An extension: vLLM's name for `max_length` with `truncate`. -1 and values above the limit
+    /// mean the limit.
     #[schema(minimum = -1)]
     truncate_prompt_tokens: Option<i64>,
-    /// An extension: which attention embeds. `cccc` is causal, for checkpoints trained so.
+    /// An extension: the attention for embedding. `cccc` is causal, for checkpoints that were
+    /// trained that way.
     attn: Option<AttnName>,
-    /// An extension: higher is earlier. One level is worth 64 steps of waiting.
+    /// An extension: requests with a higher priority are scheduled earlier. One level is worth 64
+    /// steps of waiting.
     #[schema(default = 0)]
     priority: Option<i32>,
-    /// An extension: seconds after which the answer is of no use any more.
+    /// An extension: seconds after which the answer is no longer needed.
     #[schema(minimum = 0)]
     timeout: Option<f32>,
     #[serde(flatten)]
@@ -108,7 +114,7 @@ impl From<PoolingName> for Pooling {
     }
 }
 
-/// Attention of embedding and generation, in the original's letters.
+/// The attention of embedding and generation, in the letters of the original implementation.
 #[derive(Clone, Copy, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 enum AttnName {
@@ -125,7 +131,7 @@ impl From<AttnName> for Attn {
     }
 }
 
-/// Vectors, in the order of the texts.
+/// The vectors, in the order of the texts.
 #[derive(Serialize, ToSchema)]
 pub(super) struct EmbeddingsResponse {
     /// `list`.
@@ -141,12 +147,12 @@ pub(super) struct EmbeddingsResponse {
 struct EmbeddingObject {
     /// `embedding`.
     object: &'static str,
-    /// Which text, from 0.
+    /// Index of the text, from 0.
     index: usize,
     embedding: Vector,
 }
 
-/// As `encoding_format` says.
+/// A vector, in the format that `encoding_format` selects.
 #[derive(Serialize, ToSchema)]
 #[serde(untagged)]
 enum Vector {
@@ -163,18 +169,18 @@ impl Vector {
     }
 }
 
-/// The base64 of a vector's little-endian f32.
+/// Returns the base64 of a vector's little-endian f32.
 pub(super) fn base64(vector: &[f32]) -> String {
     let bytes: Vec<u8> = vector.iter().flat_map(|v| v.to_le_bytes()).collect();
     BASE64_STANDARD.encode(bytes)
 }
 
-/// Tokens.
+/// Token counts.
 #[derive(Serialize, ToSchema)]
 struct EmbeddingsUsage {
-    /// Of all texts, `<s>`, tags and instruction counted; without those that were cut off.
+    /// Tokens of all texts, including `<s>`, tags and instruction, without those that were cut off.
     prompt_tokens: usize,
-    /// The same.
+    /// The same as `prompt_tokens`.
     total_tokens: usize,
 }
 
@@ -243,7 +249,7 @@ pub(super) async fn embeddings(
     loaded.render(timing, answer).await
 }
 
-/// Where `truncate_prompt_tokens` cuts; -1 at the limit.
+/// Returns the length at which `truncate_prompt_tokens` cuts; -1 stands for the limit.
 fn cut_at(tokens: Option<i64>, limit: usize) -> Result<Option<usize>, Failure> {
     match tokens {
         None => Ok(None),
@@ -257,13 +263,15 @@ fn cut_at(tokens: Option<i64>, limit: usize) -> Result<Option<usize>, Failure> {
 }
 
 impl Loaded {
-    /// Tokens that a text may have.
+    /// Returns the maximum number of tokens of a text: the model's positions, or the KV cache's if
+    /// it has fewer.
     pub(super) fn max_length(&self) -> usize {
         let engine = self.engine();
         engine.config().max_positions.min(engine.pool().pages() * PAGE)
     }
 
-    /// Makes a field's texts ready to be embedded; unless they may be cut, none may be too long.
+    /// Encodes a field's texts for embedding. Unless `truncate` is set, a text that is too long is
+    /// an error.
     pub(super) async fn encode(
         &self,
         field: &'static str,
@@ -273,7 +281,7 @@ impl Loaded {
     ) -> Result<Vec<Encoded>, Failure> {
         input.check(field, self.app.settings.max_inputs, self.engine().config().vocab)?;
         let (how, most, tokenizer) = (how.clone(), self.max_length(), self.engine().tokenizer());
-        // What is far behind the last token that can count need not be looked at.
+        // Text far behind the last token that can count does not have to be tokenized.
         if let Some((index, bytes)) = input.cut(tokenizer.most_bytes(how.max_length))
             && !truncate
         {
@@ -312,8 +320,8 @@ impl Loaded {
         .await
     }
 
-    /// Writes an answer of many numbers: 2048 vectors of 4096 are some 80 MB, too much for a
-    /// handler.
+    /// Serialises an answer of many numbers on a worker thread: 2048 vectors of 4096 elements are
+    /// about 80 MB, too much for a handler.
     pub(super) async fn render<T: Serialize>(
         &self,
         timing: HeaderValue,
@@ -325,7 +333,7 @@ impl Loaded {
 }
 
 impl Input {
-    /// Makes texts ready of which some are whole prompts, each with an instruction of its own.
+    /// Encodes texts of which some are complete prompts, each with an instruction of its own.
     fn encode_prompts(
         &self,
         field: &str,
@@ -361,7 +369,8 @@ impl Input {
     }
 }
 
-/// A text that is longer than `limit`: the request's own, or `most`, beyond which none can be.
+/// Returns the failure for a text that is longer than `limit`, which is the request's own limit or
+/// `most`, the limit of every text.
 fn long(place: &str, found: impl Display, limit: usize, most: usize) -> Failure {
     let more = "; \"truncate\": true cuts";
     if limit == most {

@@ -1,5 +1,4 @@
-//! What a client is told when it does not get what it asked for: a status, and a body in OpenAI's
-//! shape.
+//! The errors that clients get: a status, and a JSON body in OpenAI's shape.
 
 use super::decode::CODINGS;
 use crate::Error;
@@ -17,69 +16,71 @@ pub(super) struct Failure {
     pub(super) status: StatusCode,
     pub(super) error: Problem,
     pub(super) retry_after: Option<Duration>,
-    /// What the log says instead of the message, which clients see.
+    /// The reason that is logged in place of the message, which clients see.
     reason: Option<Box<str>>,
 }
 
-/// What the log says of a failure that is the server's own: its code and the whole reason. It comes
-/// with the response.
+/// The log line of a failure that is the server's own: its code and the whole reason. It is an
+/// extension of the response.
 #[derive(Clone)]
 pub(super) struct Reason(pub(super) String);
 
-/// The body of every answer that is none.
+/// The JSON body of every error.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct FailureBody {
     pub(super) error: Problem,
 }
 
-/// What is wrong.
+/// The error.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub(super) struct Problem {
     /// One line: what was expected, and what was found.
     pub(super) message: String,
-    /// The kind: `invalid_request_error`, `authentication_error`, `permission_error`,
+    /// The kind of error: `invalid_request_error`, `authentication_error`, `permission_error`,
     /// `rate_limit_error` or `server_error`.
     pub(super) r#type: &'static str,
-    /// The field that it is about.
+    /// The field that the error is about.
     #[schema(required)]
     pub(super) param: Option<String>,
-    /// The reason, for programs.
+    /// A code for programs.
     pub(super) code: &'static str,
 }
 
-/// For the description: every endpoint that takes a body may answer so.
+/// The errors of every endpoint that takes a body, for `/openapi.json`.
 #[derive(IntoResponses)]
 #[expect(dead_code, reason = "the variants are the description")]
 pub(super) enum Failures {
     /// The request is malformed, or an input is too long for the model or its cache.
     #[response(status = 400)]
     Malformed(#[to_schema] FailureBody),
-    /// No key, or a wrong one.
+    /// The key is missing or wrong.
     #[response(status = 401)]
     Unauthorized(#[to_schema] FailureBody),
-    /// The key may not write to the store, or nobody may.
+    /// The key may not write to the store, the store is read-only, or the `Host` header has a name
+    /// that is not allowed.
     #[response(status = 403)]
     Forbidden(#[to_schema] FailureBody),
-    /// No such model; or there is no store of documents.
+    /// There is no such model, or there is no store of documents.
     #[response(status = 404)]
     NoModel(#[to_schema] FailureBody),
-    /// The body did not come in time, or the request's own `timeout` passed.
+    /// The body did not arrive in time, or the request's own `timeout` passed.
     #[response(status = 408)]
     Slow(#[to_schema] FailureBody),
     /// The body is too large, or has too many inputs.
     #[response(status = 413)]
     TooLarge(#[to_schema] FailureBody),
-    /// The body is no JSON by its `Content-Type`, or compressed in a way that is not understood.
+    /// The `Content-Type` is not JSON, or the body is compressed in a way that is not supported.
     #[response(status = 415)]
     NoJson(#[to_schema] FailureBody),
-    /// As much waits as may wait; `Retry-After` says how long to wait before trying again.
+    /// The queue is full, or the KV cache has no room at the moment; `Retry-After` says how long to
+    /// wait before trying again.
     #[response(status = 429)]
     Full(#[to_schema] FailureBody),
-    /// The device failed.
+    /// The server failed, for example its device, its store or a file.
     #[response(status = 500)]
     Failed(#[to_schema] FailureBody),
-    /// The model is being loaded, the server is about to stop, the store has another writer, or
-    /// bodies and answers under way take as many bytes as they may.
+    /// The model is loading, the server is shutting down, the store has another writer, or bodies
+    /// and answers under way have used up their budget of bytes.
     #[response(status = 503)]
     NotReady(#[to_schema] FailureBody),
 }
@@ -87,7 +88,7 @@ pub(super) enum Failures {
 const INVALID: &str = "invalid_request_error";
 const TOO_LONG: &str = "context_length_exceeded";
 const UNKNOWN_CODING: &str = "unsupported_encoding";
-/// Bytes of a message.
+/// Maximum bytes of a message.
 const LINE: usize = 1000;
 const SERVER: &str = "server_error";
 
@@ -102,7 +103,7 @@ impl Failure {
         Self { status, error, retry_after: None, reason: None }
     }
 
-    /// What is to be logged, if anything: clients' own mistakes are not.
+    /// Returns the reason to log, if there is one: clients' own mistakes are not logged.
     pub(super) fn reason(&self) -> Option<Reason> {
         let Problem { message, code, .. } = &self.error;
         let own = self.status == StatusCode::INTERNAL_SERVER_ERROR;
@@ -110,7 +111,7 @@ impl Failure {
         Some(Reason(format!("{code}: {reason}")))
     }
 
-    /// 400: `field` is not as it should be; `problem` says what was expected and what was found.
+    /// Returns 400: `field` is invalid; `problem` says what was expected and what was found.
     pub(super) fn field(field: impl Into<String>, problem: impl std::fmt::Display) -> Self {
         let field = field.into();
         let message = format!("{field}: {problem}");
@@ -119,18 +120,18 @@ impl Failure {
         failure
     }
 
-    /// 400.
+    /// Returns 400: the request is malformed.
     pub(super) fn malformed(message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, INVALID, "invalid_request", message)
     }
 
-    /// 401.
+    /// Returns 401: the key is missing or wrong.
     pub(super) fn unauthorized() -> Self {
         let message = "expected a header \"Authorization: Bearer KEY\" with a key of this server";
         Self::new(StatusCode::UNAUTHORIZED, "authentication_error", "invalid_api_key", message)
     }
 
-    /// 403: the request bears another server's name.
+    /// Returns 403: the request's `Host` names another server.
     pub(super) fn wrong_host(found: &str) -> Self {
         let message = format!(
             "host: expected a loopback name such as localhost, found {found:?}; --allow-host NAME \
@@ -139,7 +140,7 @@ impl Failure {
         Self::new(StatusCode::FORBIDDEN, INVALID, "host_not_allowed", message)
     }
 
-    /// 404, about the body's `model`.
+    /// Returns 404: the body's `model` is not the one that is served.
     pub(super) fn no_such_model(found: &str, name: &str) -> Self {
         let message = format!("model: expected {name:?}, found {found:?}");
         let mut failure = Self::new(StatusCode::NOT_FOUND, INVALID, "model_not_found", message);
@@ -147,31 +148,31 @@ impl Failure {
         failure
     }
 
-    /// 404.
+    /// Returns 404: no route has this path.
     pub(super) fn no_such_path() -> Self {
         let message = "there is nothing at this path; /docs lists what there is";
         Self::new(StatusCode::NOT_FOUND, INVALID, "not_found", message)
     }
 
-    /// 405.
+    /// Returns 405: the path does not take this method.
     pub(super) fn no_such_method() -> Self {
         let message = "the path does not take this method; /docs lists what there is";
         Self::new(StatusCode::METHOD_NOT_ALLOWED, INVALID, "method_not_allowed", message)
     }
 
-    /// 408.
+    /// Returns 408: the body did not arrive within `limit`.
     pub(super) fn slow_body(limit: Duration) -> Self {
         let message = format!("the body did not come within {} s", limit.as_secs_f32());
         Self::new(StatusCode::REQUEST_TIMEOUT, INVALID, "body_timeout", message)
     }
 
-    /// 413.
+    /// Returns 413: the body has more than `limit` bytes.
     pub(super) fn large_body(limit: usize) -> Self {
         let message = format!("expected a body of at most {limit} bytes, found more");
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, INVALID, "body_too_large", message)
     }
 
-    /// 413, unless there are as few as there may be.
+    /// Returns `Err` with 413 if `found` exceeds `limit`.
     pub(super) fn check_inputs(field: &str, found: usize, limit: usize) -> Result<(), Self> {
         if found <= limit {
             return Ok(());
@@ -183,28 +184,28 @@ impl Failure {
         Err(failure)
     }
 
-    /// 415.
+    /// Returns 415: the `Content-Type` is not JSON.
     pub(super) fn no_json(found: &str) -> Self {
         let message = format!("content-type: expected application/json, found {found:?}");
         Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, INVALID, "unsupported_media_type", message)
     }
 
-    /// 415, with what is understood.
+    /// Returns 415: the body's coding is not supported. The answer lists those that are.
     pub(super) fn unknown_coding(found: &str) -> Self {
         let message =
             format!("content-encoding: expected one of {CODINGS}, or none, found {found:?}");
         Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, INVALID, UNKNOWN_CODING, message)
     }
 
-    /// 400: too long, and what to do about it.
+    /// Returns 400: an input is too long; `message` says what to do about it.
     pub(super) fn too_long(field: &str, message: impl Into<String>) -> Self {
         let mut failure = Self::new(StatusCode::BAD_REQUEST, INVALID, TOO_LONG, message);
         failure.error.param = Some(field.into());
         failure
     }
 
-    /// 400: longer than the model's positions or its cache, in the words that clients of OpenAI look
-    /// for; `more` ends the sentence.
+    /// Returns 400: an input is longer than the model's positions or its KV cache, in the wording
+    /// that OpenAI's clients look for; `more` ends the sentence.
     pub(super) fn long_context(
         field: &str,
         found: impl std::fmt::Display,
@@ -217,7 +218,7 @@ impl Failure {
         Self::too_long(field, message + more)
     }
 
-    /// 422 instead of 400 where an input is too long.
+    /// Changes 400 to 422 if the failure is that an input is too long.
     pub(super) fn unprocessable(mut self) -> Self {
         if self.error.code == TOO_LONG {
             self.status = StatusCode::UNPROCESSABLE_ENTITY;
@@ -225,7 +226,7 @@ impl Failure {
         self
     }
 
-    /// 503.
+    /// Returns 503: the model is loading.
     pub(super) fn loading() -> Self {
         let message = "the model is being loaded; try again in a moment";
         let status = StatusCode::SERVICE_UNAVAILABLE;
@@ -233,13 +234,13 @@ impl Failure {
         Self { retry_after: Some(Duration::from_secs(1)), ..failure }
     }
 
-    /// 503.
+    /// Returns 503: the server is shutting down.
     pub(super) fn draining() -> Self {
         let message = "the server is about to stop and takes no more requests";
         Self::new(StatusCode::SERVICE_UNAVAILABLE, SERVER, "draining", message)
     }
 
-    /// 503: bodies and answers under way take as many bytes as they may.
+    /// Returns 503: bodies and answers under way have used up their budget of `most` bytes.
     pub(super) fn no_bytes(most: usize) -> Self {
         let message = format!(
             "bodies and answers under way take all of the {most} bytes that they may \
@@ -248,32 +249,33 @@ impl Failure {
         Self::again(StatusCode::SERVICE_UNAVAILABLE, SERVER, "bytes_under_way", message)
     }
 
-    /// 503, for `/ready`.
+    /// Returns 503: the queue is full, for `/ready`.
     pub(super) fn full(requests: usize) -> Self {
         let message = format!("the queue is full: {requests} requests wait");
         Self::new(StatusCode::SERVICE_UNAVAILABLE, SERVER, "queue_full", message)
     }
 
-    /// 404: the server has no store of documents.
+    /// Returns 404: the server has no store of documents.
     pub(super) fn no_store() -> Self {
         let message = "the server has no store of documents; make one with gritlm index, and start \
                        gritlm serve with --store DIR";
         Self::new(StatusCode::NOT_FOUND, INVALID, "no_store", message)
     }
 
-    /// 403: the store takes no documents over HTTP.
+    /// Returns 403: the store takes no documents over HTTP.
     pub(super) fn read_only() -> Self {
         let message = "the store is read only here (--store-read-only)";
         Self::new(StatusCode::FORBIDDEN, "permission_error", "store_read_only", message)
     }
 
-    /// 403: the key may ask, not write.
+    /// Returns 403: the key may ask questions but not write to the store.
     pub(super) fn no_write_key() -> Self {
         let message = "expected a key that may write to the store (--write-key), found another";
         Self::new(StatusCode::FORBIDDEN, "permission_error", "write_key_required", message)
     }
 
-    /// 429: as many wait beside the scheduler's queue as may.
+    /// Returns 429: the queue of requests to the store, which is separate from the scheduler's, is
+    /// full.
     pub(super) fn many_wait(requests: usize) -> Self {
         let message = format!("the queue is full: {requests} requests to the store wait");
         Self::again(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", "queue_full", message)
@@ -289,24 +291,25 @@ impl Failure {
         Self { retry_after: Some(Duration::from_secs(1)), ..failure }
     }
 
-    /// 500: the request's end was never told, because the engine's thread is gone.
+    /// Returns 500: the request's last event never came, because the engine's thread is gone.
     pub(super) fn lost() -> Self {
         Self::failed("engine_lost", "the engine ended before the request was done")
     }
 
-    /// 500.
+    /// Returns 500: the server failed.
     fn failed(code: &'static str, message: impl Into<String>) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, SERVER, code, message)
     }
 
-    /// With what the log says instead of the message: where things are on the server, and who else
-    /// works there, is no client's business.
+    /// Sets the reason that is logged in place of the message. Clients must not learn where files
+    /// are on the server or who else works there.
     fn because(self, reason: String) -> Self {
         Self { reason: Some(reason.into()), ..self }
     }
 }
 
-/// A message, or a field's name, cut where it repeats what a client sent by the megabyte.
+/// Cuts a message or a field's name to `LINE` bytes, because it may repeat megabytes that a client
+/// sent.
 fn line(mut text: String) -> String {
     let bytes = text.len();
     if bytes > LINE {
@@ -316,7 +319,7 @@ fn line(mut text: String) -> String {
     text
 }
 
-/// OpenAI's words, up to the number of tokens found.
+/// Returns OpenAI's wording, up to the number of tokens found.
 fn context(limit: usize, what: &str, found: impl std::fmt::Display) -> String {
     format!("This model's maximum context length is {limit} tokens. However, {what} {found} tokens")
 }
@@ -350,7 +353,8 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let message = error.to_string();
         match error {
-            // Named as in a request's body, where they are the same.
+            // The option's name becomes that of the field in the request's body, if they are the
+            // same.
             Error::Option { option, expected, found } => Self::field(
                 option.trim_start_matches("--").replace('-', "_"),
                 format!("expected {expected}, found {found}"),
@@ -361,7 +365,8 @@ impl From<Error> for Failure {
             Error::LongInstruction { .. } => Self::too_long("instruction", message),
             Error::LongText { what, .. } => Self::too_long(what, message),
             Error::LongPrompt { tokens, limit } => Self::long_context("prompt", tokens, limit, ""),
-            // What is needed at once: of a request beside the scheduler, which makes others wait.
+            // Requests in the scheduler wait for room instead, so this error comes from a request
+            // beside it. `needed` is what that request needs at once.
             Error::NoRoom { needed, total, .. } if needed > total => {
                 Self::too_long("max_tokens", message)
             }
@@ -413,7 +418,7 @@ impl IntoResponse for Failure {
         if code == UNKNOWN_CODING {
             headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static(CODINGS));
         }
-        // What was not read of a body cannot be told from the next request.
+        // The part of a body that was not read cannot be told apart from the next request.
         if code == "draining" || self.status == StatusCode::PAYLOAD_TOO_LARGE {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }

@@ -1,5 +1,7 @@
-//! Which names a server answers to. A page of any site can have its own name resolved to 127.0.0.1
-//! (DNS rebinding) and then reads what this server answers; its requests bear that name in `Host`.
+//! Checks the name in the `Host` header, against DNS rebinding.
+//!
+//! A page of any site can have its own name resolve to 127.0.0.1 and then read what this server
+//! answers. Its requests carry that name in `Host`.
 
 use super::App;
 use super::failure::Failure;
@@ -11,24 +13,25 @@ use axum::response::{IntoResponse, Response};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
-/// Any name.
+/// Allows any name.
 const ANY: &str = "*";
 
-/// The names that requests may bear beside those of the loopback interface; None where any will do:
-/// a key keeps pages out, and a server of other addresses has names that it does not know.
+/// Returns the names that requests may have besides those of the loopback interface, or None if
+/// any name is allowed. A key keeps pages out, and a server on other addresses does not know its
+/// own names.
 pub(super) fn allowed(ip: IpAddr, keys: &[String], hosts: &[String]) -> Option<Vec<String>> {
     let open = hosts.iter().any(|host| host == ANY)
         || (hosts.is_empty() && (!ip.is_loopback() || !keys.is_empty()));
     (!open).then(|| hosts.iter().map(|host| host.to_ascii_lowercase()).collect())
 }
 
-/// Refuses requests to other names.
+/// Refuses requests to names that are not allowed.
 pub(super) async fn check(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let Some(names) = &app.hosts else { return next.run(request).await };
     let headers = request.headers().get_all(header::HOST).iter();
     let mut found: Vec<String> =
         headers.map(|value| String::from_utf8_lossy(value.as_bytes()).into()).collect();
-    // Browsers always send one; programs of HTTP/1.0 need not.
+    // Browsers always send a `Host` header; HTTP/1.0 clients need not.
     if found.is_empty() && request.version() != Version::HTTP_10 {
         found.push(String::new());
     }
@@ -39,7 +42,8 @@ pub(super) async fn check(State(app): State<Arc<App>>, request: Request, next: N
     }
 }
 
-/// Whether a `Host`, with or without a port, is one of the names or of the loopback interface.
+/// Returns whether a `Host`, with or without a port, is one of `names` or a name of the loopback
+/// interface.
 fn is_allowed(host: &str, names: &[String]) -> bool {
     let Some(authority) = host.parse::<Authority>().ok().filter(|_| !host.contains('@')) else {
         return false;

@@ -1,4 +1,4 @@
-//! Texts in a body: one or many, in characters or in token ids.
+//! The inputs of a body: one text or several, as strings or as token ids.
 
 use super::failure::Failure;
 use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Unexpected, Visitor};
@@ -8,15 +8,15 @@ use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, OneOfBuilder, Schema,
 use utoipa::openapi::{KnownFormat, RefOr, SchemaFormat};
 use utoipa::{PartialSchema, ToSchema};
 
-/// What a field holds.
+/// The value of a field.
 #[derive(Debug)]
 pub(super) struct Input {
-    /// One, not an array of one.
+    /// Whether the field held one text and not an array of texts.
     single: bool,
     pub(super) texts: Texts,
 }
 
-/// All of a kind.
+/// Texts, all of one kind.
 #[derive(Debug)]
 pub(super) enum Texts {
     Text(Vec<String>),
@@ -36,21 +36,21 @@ impl From<String> for Input {
 }
 
 impl Input {
-    /// What it may be.
+    /// The kinds of value that the field accepts, for messages.
     pub(super) const KINDS: &str =
         "a string, an array of strings, of token ids or of arrays of token ids";
 
-    /// Texts, which may have been one that was no array.
+    /// Returns an input of `texts`; `single` if the field held one text and not an array.
     pub(super) fn of(single: bool, texts: Vec<String>) -> Self {
         Self { single, texts: Texts::Text(texts) }
     }
 
-    /// Where text `index` stands in the body, from the field's name.
+    /// Returns the path of text `index` in the body, from the field's name.
     pub(super) fn place(&self, field: &str, index: usize) -> String {
         if self.single { field.into() } else { format!("{field}[{index}]") }
     }
 
-    /// Of all texts; token ids count as the four bytes that they are.
+    /// Returns the bytes of all texts; a token id counts as its four bytes.
     pub(super) fn bytes(&self) -> usize {
         match &self.texts {
             Texts::Text(all) => all.iter().map(String::len).sum(),
@@ -58,7 +58,8 @@ impl Input {
         }
     }
 
-    /// Leaves at most so many bytes of each text; tells the first that had more, and how many.
+    /// Truncates each text to at most `bytes` bytes. Returns the index and the length in bytes of
+    /// the first text that was longer.
     pub(super) fn cut(&mut self, bytes: usize) -> Option<(usize, usize)> {
         let Texts::Text(all) = &mut self.texts else { return None };
         let mut first = None;
@@ -69,7 +70,8 @@ impl Input {
         first
     }
 
-    /// Whether there is something, not too many, nothing empty, and no id beyond the vocabulary.
+    /// Checks that there is at least one input and at most `limit`, that none is empty, and that
+    /// all token ids are below `vocab`.
     pub(super) fn check(&self, field: &str, limit: usize, vocab: usize) -> Result<(), Failure> {
         let count = match &self.texts {
             Texts::Text(all) => all.len(),
@@ -105,7 +107,8 @@ impl<'de> Deserialize<'de> for Input {
     }
 }
 
-/// The first element says what the others are; by themselves they tell where they are wrong.
+/// Reads one text or an array of texts. The first element decides the kind of the others, so that
+/// an error names the element that is wrong.
 struct OneOrMany;
 
 impl<'de> Visitor<'de> for OneOrMany {
@@ -139,7 +142,7 @@ impl<'de> Visitor<'de> for OneOrMany {
     }
 }
 
-/// All elements, of which the first have been read.
+/// Returns all elements, the first of which have been read already.
 pub(super) fn rest<'de, T: Deserialize<'de>, A: SeqAccess<'de>>(
     mut all: Vec<T>,
     mut seq: A,
@@ -188,7 +191,7 @@ impl<'de> Deserialize<'de> for Element {
     }
 }
 
-/// A token id. Nothing that has to be rounded or wrapped to be one.
+/// A token id: an integer that fits without rounding or wrapping.
 pub(super) struct Id(pub(super) u32);
 
 impl<'de> Deserialize<'de> for Id {

@@ -1,4 +1,4 @@
-//! The batch as it runs, for the page and for whoever watches.
+//! The live batch, for the page at `/` and other monitors.
 
 use super::App;
 use super::failure::{Failure, Failures};
@@ -10,36 +10,37 @@ use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use utoipa::{IntoParams, ToSchema};
 
-/// Which steps.
+/// The steps to return.
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(super) struct Since {
-    /// Number of the last step that is known; left out or 0 for all that are kept.
+    /// Number of the last step that the client knows. If left out or 0, all recorded steps are
+    /// returned.
     #[serde(default)]
     #[param(required = false)]
     since: u64,
 }
 
-/// Counters, and the last steps.
+/// Counters, and the most recent steps.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Live {
     stats: Stats,
-    /// Steps after `since`, oldest first; of the last 256.
+    /// Steps after `since`, oldest first; at most the last 256.
     steps: Vec<LiveStep>,
 }
 
-/// A step: one pass over texts, parts of prompts and the next tokens of answers.
+/// A step: one forward pass over texts, parts of prompts and the next tokens of answers.
 #[derive(Serialize, ToSchema)]
 pub(super) struct LiveStep {
     /// Its number, from 1.
     step: u64,
-    /// Tokens of answers.
+    /// Tokens of answers (decode).
     decode: u64,
-    /// Tokens of prompts.
+    /// Tokens of prompts (prefill).
     prefill: u64,
     /// Tokens of texts to embed.
     embed: u64,
-    /// How long it took.
+    /// The time that it took, in milliseconds.
     #[schema(minimum = 0)]
     ms: f64,
 }
@@ -51,7 +52,9 @@ impl From<Step> for LiveStep {
     }
 }
 
-/// What the scheduler does, has done, and has in its last steps. Also while the server drains.
+/// Returns the scheduler's counters and its most recent steps.
+///
+/// It also answers while the server drains.
 #[utoipa::path(get, path = "/stats", tag = "server", params(Since),
     responses((status = 200, body = Live), Failures))]
 pub(super) async fn stats(
@@ -61,7 +64,7 @@ pub(super) async fn stats(
     let expected = |e| Failure::field("since", format!("expected a step's number: {e}"));
     let Query(Since { since }) = since.map_err(expected)?;
     let scheduler = app.scheduler.get().ok_or_else(Failure::loading)?;
-    // First the steps: none of them is missing in the counters.
+    // The steps are read first, so that the counters include all of them.
     let steps = scheduler.steps_since(since).into_iter().map(LiveStep::from).collect();
     Ok(Json(Live { stats: scheduler.stats(), steps }))
 }

@@ -1,4 +1,4 @@
-//! Counts and times for Prometheus.
+//! Counters and histograms for Prometheus.
 
 use super::App;
 use super::failure::Failures;
@@ -19,10 +19,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-/// Upper bounds, in seconds.
+/// Upper bounds of histogram buckets, in seconds.
 const SECONDS: [f64; 15] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
-/// Upper bounds, in tokens.
+/// Upper bounds of histogram buckets, in tokens.
 const TOKENS: [f64; 9] = [8.0, 32.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 8192.0, 32768.0];
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -30,7 +30,7 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 type Label<const N: usize> = [(&'static str, String); N];
 type Histograms = Family<Label<1>, Histogram, fn() -> Histogram>;
 
-/// What is counted beside the scheduler's own [`Stats`].
+/// The metrics that the scheduler's own [`Stats`] do not have.
 pub(super) struct Metrics {
     answers: Family<Label<2>, Counter>,
     durations: Histograms,
@@ -44,7 +44,7 @@ pub(super) struct Metrics {
 /// A request under observation.
 pub(super) struct Watch {
     start: Instant,
-    /// Whether an answer's first token has not come.
+    /// Whether the answer's first token is still to come.
     waits: bool,
     first_token: Histogram,
     each_token: Histogram,
@@ -76,7 +76,7 @@ impl Metrics {
             queued: Family::new_with_constructor(seconds),
             prompt_tokens: Family::new_with_constructor(tokens),
         };
-        // A count that is there from the start has a rate from its first request on.
+        // A series that exists from the start has a rate from its first request on.
         for family in [&all.latency, &all.queued, &all.prompt_tokens] {
             for name in ["embed", "rank", "generate"] {
                 drop(family.get_or_create(&kind(name)));
@@ -85,7 +85,7 @@ impl Metrics {
         all
     }
 
-    /// Begins to observe a request.
+    /// Starts to observe a request.
     pub(super) fn watch(&self, work: &Work) -> Watch {
         self.watch_kind(match work {
             Work::Embed { .. } => "embed",
@@ -94,7 +94,7 @@ impl Metrics {
         })
     }
 
-    /// Begins to observe a request of this kind.
+    /// Starts to observe a request of this kind.
     pub(super) fn watch_kind(&self, name: &str) -> Watch {
         let kind = kind(name);
         Watch {
@@ -108,13 +108,13 @@ impl Metrics {
         }
     }
 
-    /// Counts an answer.
+    /// Counts a response by path and status.
     pub(super) fn answered(&self, path: &str, status: StatusCode) {
         let labels = [("path", path.into()), ("status", status.as_str().into())];
         self.answers.get_or_create(&labels).inc();
     }
 
-    /// Counts how long an answer took.
+    /// Records how long a response took.
     pub(super) fn took(&self, path: &str, time: Duration) {
         self.durations.get_or_create(&[("path", path.into())]).observe(time.as_secs_f64());
     }
@@ -147,7 +147,7 @@ impl Metrics {
 }
 
 impl Watch {
-    /// Counts an event.
+    /// Records an event.
     pub(super) fn see(&mut self, event: &Event) {
         match event {
             Event::Piece(_) if self.waits => {
@@ -155,7 +155,7 @@ impl Watch {
                 self.first_token.observe(self.start.elapsed().as_secs_f64());
             }
             Event::Finished(summary) => {
-                // The engine's times: a client that reads slowly does not slow it down.
+                // These are the engine's times: they do not depend on how fast the client reads.
                 let Timings { queued, prefill, decode } = summary.timings;
                 self.queued.observe(queued.as_secs_f64());
                 self.latency.observe((queued + prefill + decode).as_secs_f64());
@@ -246,8 +246,10 @@ impl Collector for Snapshot {
     }
 }
 
-/// Counts and times in OpenMetrics' text format where that is accepted, else in Prometheus'. Also
-/// while the model is loaded.
+/// Returns the metrics for Prometheus.
+///
+/// The format is OpenMetrics text if the client accepts it, else Prometheus text. It also answers
+/// while the model is being loaded.
 #[utoipa::path(get, path = "/metrics", tag = "server", responses(
     (status = 200, content((String = "text/plain"), (String = "application/openmetrics-text"))),
     Failures))]
@@ -268,7 +270,7 @@ pub(super) async fn metrics(State(app): State<Arc<App>>, headers: HeaderMap) -> 
     };
     match written {
         Ok(()) => ([(header::CONTENT_TYPE, kind)], out).into_response(),
-        // A string takes everything.
+        // Writing to a string cannot fail.
         Err(fmt::Error) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }
 }

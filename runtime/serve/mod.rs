@@ -1,9 +1,9 @@
-//! HTTP over the scheduler: what OpenAI's, TEI's and Cohere's clients speak.
+//! The HTTP server over the scheduler, for clients of OpenAI, TEI and Cohere.
 //!
-//! Handlers are async and cheap: they check, hand work to the [`Scheduler`], and pass on what comes
-//! back. The step loop never waits for one of them, because events go through channels without
-//! bound; and when a client goes away, its handler is dropped, with it the request's ticket, and
-//! the request leaves the batch.
+//! Handlers are async and cheap: they check a request, hand its work to the [`Scheduler`], and
+//! pass on the results. The step loop never waits for a handler, because events go through
+//! unbounded channels. When a client disconnects, its handler is dropped and with it the request's
+//! ticket, and the scheduler removes the request from the batch.
 
 mod answers;
 mod body;
@@ -58,45 +58,48 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use workers::Workers;
 
-/// How to serve.
+/// The settings of a server.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The model's name in requests and answers.
+    /// The model's name in requests and responses.
     pub name: String,
-    /// Keys of which a request must bear one; none for everybody.
+    /// Keys that grant access: a request must carry one of these or of `write_keys`. If empty, no
+    /// key is needed.
     pub api_keys: Vec<String>,
-    /// Keys that may also write to the store; none if every key of `api_keys` may.
+    /// Keys that also allow writing to the store. If empty, every request that `api_keys` lets
+    /// through may write.
     pub write_keys: Vec<String>,
-    /// Origins of pages that may call, as browsers send them (`https://app.example`; `*` for any,
-    /// `null` for pages from files); none for this server's own only.
+    /// Origins whose pages may call this server, as browsers send them (`https://app.example`; `*`
+    /// for any, `null` for pages from files). If empty, only this server's own pages may.
     pub cors: Vec<String>,
-    /// Names in `Host` that requests may bear beside the loopback interface's; `*` for any. None
-    /// for any, too, where there are keys or the address is not a loopback one.
+    /// Names that a request's `Host` header may have besides those of the loopback interface; `*`
+    /// for any. If empty, any name is allowed if there are `api_keys` or the address is not a
+    /// loopback address.
     pub allow_hosts: Vec<String>,
-    /// Bytes of a request's body.
+    /// The largest body of a request, in bytes.
     pub max_body_bytes: usize,
-    /// Bytes of all bodies, results and answers under way, over all connections. Where they are
-    /// used up, a request that needs more than a small part gets 503; one that needs more than all
-    /// never gets anything else.
+    /// Bytes that all bodies, results and answers under way may take together, over all
+    /// connections. While they are used up, a request that needs more than a small part gets 503;
+    /// a request that needs more than the whole budget always does.
     pub max_bytes_under_way: usize,
-    /// Inputs of one request.
+    /// The most inputs of one request.
     pub max_inputs: usize,
-    /// Connections at once; more wait to be accepted. At most what the system's limit on open
-    /// files leaves.
+    /// The most simultaneous connections; further ones wait to be accepted. The system's limit on
+    /// open files may lower it.
     pub connections: usize,
-    /// How long a client may take to send a request's head, how long its body, and how long it may
-    /// take nothing of an answer.
+    /// How long a client may take to send a request's head, how long to send its body, and how
+    /// long it may accept nothing of an answer.
     pub patience: Duration,
-    /// How long requests under way may take once the server is to stop.
+    /// How long requests under way may still take after the server is told to stop.
     pub grace: Duration,
-    /// What the scheduler takes.
+    /// The scheduler's limits.
     pub limits: Limits,
-    /// The folder of a store of documents (of `gritlm index`) to answer from.
+    /// The folder of a document store (created by `gritlm index`) to answer from.
     pub store: Option<PathBuf>,
-    /// Whether nobody may write to the store over HTTP.
+    /// Refuses every write to the store over HTTP.
     pub store_read_only: bool,
-    /// Takes a line about each request that failed for a reason of the server's own, with what
-    /// clients are not told: files' paths, who else uses the store.
+    /// Receives a line about each request that failed for a reason of the server's own, with
+    /// details that clients do not see: paths of files, who else uses the store.
     pub log: fn(&str),
 }
 
@@ -122,21 +125,21 @@ impl Default for Settings {
     }
 }
 
-/// What every handler sees.
+/// The state that all handlers share.
 struct App {
     settings: Settings,
-    /// Names that requests may bear; None for any.
+    /// Names that the `Host` header may have; None for any.
     hosts: Option<Vec<String>>,
-    /// Set when the model is loaded.
+    /// Set once the model is loaded.
     scheduler: OnceLock<Scheduler>,
-    /// Set before it, where there is a store.
+    /// Set before `scheduler`, if there is a store.
     store: OnceLock<Arc<rag::Store>>,
     draining: AtomicBool,
     metrics: Metrics,
-    /// What all requests hold in memory.
+    /// The memory that all requests hold.
     budget: Arc<Budget>,
     workers: Workers,
-    /// Unix time of the start, which OpenAI's `created` is.
+    /// Unix time of the server's start, reported as OpenAI's `created`.
     created: u64,
 }
 
@@ -169,10 +172,10 @@ pub struct Server {
 }
 
 impl Server {
-    /// Binds; port 0 takes a free one. Clients may connect from here on, and wait.
+    /// Binds the address; port 0 takes a free one. From here on clients can connect, and wait.
     ///
     /// # Errors
-    /// When the address cannot be bound, or a setting means nothing.
+    /// When the address cannot be bound, or a setting is invalid.
     pub fn bind(host: &str, port: u16, settings: Settings) -> Result<Self> {
         for (option, keys) in
             [("--api-key", &settings.api_keys), ("--write-key", &settings.write_keys)]
@@ -193,24 +196,24 @@ impl Server {
         Ok(Self { listener, address, settings })
     }
 
-    /// Where clients find it.
+    /// Returns the address that clients connect to.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Serves until `stop` is ready; then new requests get 503, those under way have
-    /// [`Settings::grace`] to finish, and it returns. `load` runs on a thread of its own, while
-    /// requests get 503 and `/health` answers.
+    /// Serves until `stop` is ready. Then new requests get 503, those under way have
+    /// [`Settings::grace`] to finish, and the function returns. `load` runs on a thread of its
+    /// own; meanwhile `/health` answers and requests get 503.
     ///
     /// # Errors
-    /// What `load` returns, or when requests were cut off at the end of the grace time.
+    /// When `load` fails, or when requests were cut off at the end of the grace time.
     pub fn run(
         self,
         load: impl FnOnce() -> Result<Engine> + Send + 'static,
         stop: impl Future<Output = ()>,
     ) -> Result<()> {
         let failed = |e| Error::Input { what: "serve".into(), problem: format!("no runtime: {e}") };
-        // Handlers do little; the cores are the engine's.
+        // Handlers do little work; the cores are left to the engine.
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .thread_name("gritlm-http")
@@ -273,7 +276,8 @@ impl Server {
         let deadline = Instant::now() + settings.grace;
         app.draining.store(true, Ordering::Relaxed);
         let drained = tokio::task::spawn_blocking(move || scheduler.drain());
-        // Late by a little, so that what has come to its end is also written.
+        // The deadline is at least 200 ms away, so that answers that have just ended are also
+        // written.
         let finished = tokio::time::timeout_at(deadline.into(), drained).await.is_ok();
         let written = connections.end(deadline.max(Instant::now() + Duration::from_millis(200)));
         match (finished, written.await) {
@@ -291,8 +295,10 @@ fn visible(text: &str) -> bool {
     text.bytes().all(|b| b.is_ascii_graphic())
 }
 
-/// Everything that is served. Whoever calls an endpoint with `/v1`, `/v2` and the like in front of
-/// it needs a key, where there are keys; what says how the server is, and the pages, are open.
+/// Builds the routes. Where there are keys, every API endpoint needs one: `/v1/…` and `/v2/…`, and
+/// also `/embed`, `/similarity`, `/rerank`, `/info`, `/tokenize`, `/detokenize`,
+/// `/tokenizer_info`, `/metrics` and `/stats`. Only `/health`, `/ready`, `/docs`, `/openapi.json`
+/// and the page at `/` with its files are open.
 fn router(app: Arc<App>) -> axum::Router {
     let writing = OpenApiRouter::new()
         .routes(routes!(rag::index))
@@ -300,7 +306,7 @@ fn router(app: Arc<App>) -> axum::Router {
     let locked = OpenApiRouter::new()
         .routes(routes!(status::models))
         .routes(routes!(status::model))
-        // Names on Hugging Face have a slash, which clients need not encode.
+        // Model names on Hugging Face contain a slash, which clients need not encode.
         .route("/v1/models/{id}/{*rest}", axum::routing::get(status::model))
         .routes(routes!(embeddings::embeddings))
         .routes(routes!(tei::embed))
@@ -350,7 +356,7 @@ fn router(app: Arc<App>) -> axum::Router {
 )]
 struct Description;
 
-/// Lets a request through that bears one of the keys.
+/// Lets a request through if it carries one of the keys, or if there are no `api_keys`.
 async fn authorized(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let Settings { api_keys, write_keys, .. } = &app.settings;
     if api_keys.is_empty() || bears(&request, api_keys) || bears(&request, write_keys) {
@@ -359,7 +365,7 @@ async fn authorized(State(app): State<Arc<App>>, request: Request, next: Next) -
     Failure::unauthorized().into_response()
 }
 
-/// Lets a request through that may write to the store.
+/// Lets a request through if it may write to the store.
 async fn may_write(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let Settings { store_read_only, write_keys, .. } = &app.settings;
     if *store_read_only {
@@ -371,20 +377,20 @@ async fn may_write(State(app): State<Arc<App>>, request: Request, next: Next) ->
     next.run(request).await
 }
 
-/// Whether a request bears one of the keys.
+/// Returns whether a request carries one of the keys.
 fn bears(request: &Request, keys: &[String]) -> bool {
     let given = request.headers().get(header::AUTHORIZATION).and_then(|v| bearer(v.as_bytes()));
     let given = given.unwrap_or_default();
     keys.iter().any(|key| equal(key.as_bytes(), given))
 }
 
-/// The key behind the scheme's name, which HTTP spells in either case.
+/// Returns the key after the scheme's name, whose case does not matter in HTTP.
 fn bearer(value: &[u8]) -> Option<&[u8]> {
     let (scheme, key) = value.split_at_checked(b"Bearer ".len())?;
     scheme.eq_ignore_ascii_case(b"Bearer ").then(|| key.trim_ascii())
 }
 
-/// In a time that does not tell how much of it is right.
+/// Compares keys in a time that does not reveal how many bytes match.
 fn equal(a: &[u8], b: &[u8]) -> bool {
     a.len() == b.len() && a.iter().zip(b).fold(0, |sum, (a, b)| sum | (a ^ b)) == 0
 }

@@ -1,18 +1,18 @@
-//! Structs from objects and enums from strings, and from nothing else.
+//! Deserializes structs only from objects and enums only from strings.
 //!
-//! What serde derives also reads a struct from an array of its fields, in the order in which the
-//! code has them, and a variant from an object with its name. `["user", "x"]` would be a message,
-//! until somebody reorders the fields. [`Objects`] goes around a deserializer and whatever is
-//! deserialized through it, however deep.
+//! Serde's derived code also reads a struct from an array of its fields, in the order of their
+//! declaration, and a variant from an object with its name. `["user", "x"]` would be a message
+//! until somebody reorders the fields. [`Objects`] wraps a deserializer and everything that is
+//! deserialized through it, at any depth.
 
 use serde::de::value::StrDeserializer;
 use serde::de::{Deserialize, DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use std::fmt;
 
-/// Goes around serde's deserializers, visitors, seeds, sequences and maps.
+/// Wraps serde's deserializers, visitors, seeds, sequences and maps.
 pub(super) struct Objects<T>(pub(super) T);
 
-/// Takes the name of an enum's variant.
+/// Accepts the name of an enum's variant.
 struct Name<V>(V);
 
 macro_rules! passed_on {
@@ -193,10 +193,10 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for Objects<A> {
     }
 }
 
-/// Deserializes; an error says where it is.
+/// Deserializes a value; an error has the path at which it occurred.
 ///
 /// # Errors
-/// When the value is not as it should be.
+/// When the value does not have the expected form.
 pub(super) fn deserialize<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<T, serde_path_to_error::Error<D::Error>> {

@@ -1,4 +1,5 @@
-//! What OpenAI's two endpoints for answers share: from prompts to choices, at once or as a stream.
+//! The code that OpenAI's chat and completions endpoints share: it turns prompts into choices,
+//! whole or streamed.
 
 use super::answers::{Many, first_timing, server_timing};
 use super::body::Loaded;
@@ -16,19 +17,20 @@ use serde::Serialize;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use utoipa::ToSchema;
 
-/// What an endpoint makes of an answer's pieces.
+/// The form that an endpoint gives to the pieces of an answer.
 pub(super) trait Shape: 'static {
-    /// The field that the prompt is in.
+    /// The field of the body that holds the prompt.
     const INPUT: &'static str;
-    /// Begins the answers' ids.
+    /// The prefix of answers' ids.
     const ID: &'static str;
-    /// The `object` of an answer, and of a part of it.
+    /// The `object` of an answer, and of a part of a stream.
     const OBJECT: [&'static str; 2];
     type Logprobs: Send;
     type Choice: Serialize + Send;
     type Part: Serialize + Send;
 
-    /// What is told of an answer's tokens, the first of which begins at that character.
+    /// Returns the log-probabilities of an answer's tokens; the first begins at character `start`
+    /// of the choice.
     fn logprobs(engine: &Engine, pieces: &[Piece], start: usize) -> Result<Self::Logprobs>;
 
     fn choice(
@@ -41,9 +43,9 @@ pub(super) trait Shape: 'static {
     fn part(index: usize, news: News<Self::Logprobs>) -> Self::Part;
 }
 
-/// What a part of a stream says of a choice.
+/// What a part of a stream adds to a choice.
 pub(super) struct News<L> {
-    /// Whether nothing was said of it before.
+    /// Whether this is the first part of the choice.
     pub(super) first: bool,
     pub(super) text: Option<String>,
     pub(super) logprobs: Option<L>,
@@ -55,32 +57,32 @@ pub(super) struct News<L> {
 pub(super) struct Completion<C> {
     #[serde(flatten)]
     pub(super) head: Head,
-    /// In order of prompts, `n` of each.
+    /// Choices in the order of the prompts, `n` for each.
     pub(super) choices: Vec<C>,
     pub(super) usage: Usage,
 }
 
-/// A part of an answer: the data of a server-sent event. The last event's data is `[DONE]`; where
-/// the request fails on the way, it is an object with `error`.
+/// A part of an answer: the data of a server-sent event. The last event's data is `[DONE]`, or an
+/// object with `error` if the request fails midway.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Chunk<C> {
     #[serde(flatten)]
     pub(super) head: Head,
-    /// One; none beside `usage`.
+    /// One choice; none in the chunk that reports the usage.
     pub(super) choices: Vec<C>,
-    /// With `include_usage`: null until the last chunk.
+    /// With `include_usage`: null in all chunks but the last.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Usage>)]
     pub(super) usage: Option<Option<Usage>>,
 }
 
-/// What identifies an answer; the same in all its parts.
+/// The fields that identify an answer; they are the same in all its parts.
 #[derive(Clone, Serialize, ToSchema)]
 pub(super) struct Head {
     id: String,
-    /// The kind of object.
+    /// The type of the object.
     object: &'static str,
-    /// Unix time.
+    /// Unix time at which the answer was created.
     created: u64,
     model: String,
 }
@@ -96,26 +98,26 @@ impl Head {
     }
 }
 
-/// Tokens of a request.
+/// The tokens that a request used.
 #[derive(Clone, Copy, Debug, Default, Serialize, ToSchema)]
 pub(super) struct Usage {
-    /// Of the prompts, each counted once.
+    /// Tokens of the prompts, each counted once.
     prompt_tokens: usize,
-    /// Of all choices.
+    /// Tokens of all choices.
     completion_tokens: usize,
     total_tokens: usize,
     prompt_tokens_details: PromptTokens,
 }
 
-/// Tokens of the prompts.
+/// Details of the prompts' tokens.
 #[derive(Clone, Copy, Debug, Default, Serialize, ToSchema)]
 pub(super) struct PromptTokens {
-    /// Those that were found computed.
+    /// Tokens of the prompts that were found in the KV cache.
     cached_tokens: usize,
 }
 
 impl Usage {
-    /// Of all choices, `n` a prompt.
+    /// Sums over all choices, `n` per prompt.
     pub(super) fn new(summaries: &[Summary], n: usize) -> Self {
         let prompts = || summaries.iter().step_by(n);
         let prompt_tokens = prompts().map(|s| s.prompt_tokens).sum();
@@ -127,26 +129,26 @@ impl Usage {
     }
 }
 
-/// What is to be answered, and how it is to be told.
+/// The prompts to answer, and the form of the answers.
 pub(super) struct Job {
     pub(super) prompts: Vec<Prompt>,
     pub(super) how: Sampling,
-    /// Whether the tokens' probabilities are told.
+    /// Whether to return the log-probabilities of the tokens.
     pub(super) logprobs: bool,
-    /// Whether answers begin with their prompts.
+    /// Whether each answer begins with its prompt.
     pub(super) echo: bool,
-    /// Whether `<s>` goes in front of verbatim text.
+    /// Whether to put `<s>` in front of verbatim text.
     pub(super) bos: bool,
 }
 
 impl Job {
-    /// Answers that begin where their prompts end.
+    /// Returns a job whose answers begin after their prompts, without `echo`.
     pub(super) fn new(prompts: Vec<Prompt>, how: Sampling, logprobs: bool) -> Self {
         Self { prompts, how, logprobs, echo: false, bos: true }
     }
 }
 
-/// Answers prompts, `n` times each.
+/// Answers each prompt `n` times.
 pub(super) async fn answer<S: Shape>(
     loaded: Loaded,
     job: Job,
@@ -154,12 +156,12 @@ pub(super) async fn answer<S: Shape>(
 ) -> Result<Response, Failure> {
     let Job { prompts, mut how, logprobs, echo, bos } = job;
     let (n, settings) = (params.choices()?, &loaded.app.settings);
-    // More could never wait together.
+    // More requests than that never fit into the queue together.
     Failure::check_inputs("n", prompts.len() * n, settings.limits.queue_requests)?;
 
     let start = Instant::now();
     let format = params.response_format.take();
-    // All of a kind.
+    // The prompts are all of one kind.
     how.verbatim = prompts.iter().all(Prompt::is_verbatim);
     let bytes = prompts.iter().map(Prompt::bytes).sum();
     let prepare = move |engine: &Engine| {
@@ -212,7 +214,7 @@ pub(super) async fn answer<S: Shape>(
     Ok((header, Json(Completion { head, choices, usage })).into_response())
 }
 
-/// Refuses what the queue would refuse each time, before it is copied `n` times.
+/// Refuses prompts that the queue could never take, before they are copied `n` times.
 fn check_lengths<S: Shape>(loaded: &Loaded, prompts: &[Vec<u32>], n: usize) -> Result<(), Failure> {
     let positions = loaded.engine().config().max_positions;
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
@@ -228,15 +230,15 @@ fn check_lengths<S: Shape>(loaded: &Loaded, prompts: &[Vec<u32>], n: usize) -> R
     Ok(())
 }
 
-/// A choice as the scheduler has told it.
+/// A choice, collected from the scheduler's events.
 #[derive(Clone, Default)]
 pub(super) struct Answered {
-    /// The scores of its prompt, where they are asked for.
+    /// The scores of its prompt, if they were asked for.
     prompt: Vec<Drawn>,
     pieces: Vec<Piece>,
 }
 
-/// All choices, and what each took.
+/// Waits for all choices. Returns them with a summary of each.
 pub(super) async fn collect(mut many: Many) -> Result<(Vec<Answered>, Vec<Summary>), Failure> {
     let mut answers = vec![Answered::default(); many.len()];
     let mut summaries = vec![Summary::default(); many.len()];
@@ -256,7 +258,7 @@ pub(super) async fn collect(mut many: Many) -> Result<(Vec<Answered>, Vec<Summar
     Ok((answers, summaries))
 }
 
-/// What was answered, in the endpoint's shape.
+/// Returns the choices in the form of the endpoint.
 pub(super) fn choices<S: Shape>(
     engine: &Engine,
     answers: Vec<Answered>,
@@ -271,7 +273,8 @@ pub(super) fn choices<S: Shape>(
     answers.into_iter().enumerate().map(choice).collect()
 }
 
-/// OpenAI's number for what is next to impossible, as JSON has no infinity.
+/// Clamps a log-probability to -9999, OpenAI's value for nearly impossible tokens: JSON has no
+/// infinity.
 pub(super) fn finite(logprob: f32) -> f32 {
     logprob.max(-9999.0)
 }

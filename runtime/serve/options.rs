@@ -1,13 +1,14 @@
-//! Options of OpenAI's and other servers' that this one does not have. They would change what comes
-//! back, so they are refused by name, unless they ask for nothing.
+//! Options of OpenAI's and other servers that this server does not support. They would change the
+//! result, so a request that sets one is refused with the option's name, unless the value has no
+//! effect.
 
 use super::failure::Failure;
 use serde_json::{Map, Value};
 
-/// What an option may say without asking for anything; `null` in any case.
+/// The values of an option that have no effect; `null` is always one.
 #[derive(Clone, Copy)]
 enum Idle {
-    /// `false`, 0, or something empty.
+    /// `false`, 0, or an empty value.
     Off,
     /// `true`.
     On,
@@ -15,16 +16,16 @@ enum Idle {
     One,
     /// One of these names, or an array of them.
     Named(&'static [&'static str]),
-    /// Nothing else.
+    /// Only `null`.
     Null,
 }
 
-/// Options by name, and what each may say.
+/// Options by name, with the values of each that have no effect.
 pub(super) struct Options(&'static [(&'static str, Idle)]);
 
 use Idle::{Named, Null, Off, On, One};
 
-/// Of answers: OpenAI's, vLLM's, SGLang's, llama.cpp's and TGI's.
+/// Options of requests for answers: OpenAI's, vLLM's, SGLang's, llama.cpp's and TGI's.
 pub(super) const ANSWERS: Options = Options(&[
     ("add_generation_prompt", On),
     ("allowed_token_ids", Off),
@@ -70,7 +71,7 @@ pub(super) const ANSWERS: Options = Options(&[
     ("num_beams", One),
     ("presence_penalty", Off),
     ("prompt_embeds", Off),
-    // 0 asks for the prompt's own.
+    // 0 asks for the log-probabilities of the prompt's own tokens.
     ("prompt_logprobs", Null),
     ("reasoning_effort", Named(&["none"])),
     ("regex", Off),
@@ -98,16 +99,16 @@ pub(super) const ANSWERS: Options = Options(&[
     ("verbosity", Named(&["medium"])),
     ("vllm_xargs", Off),
     ("watermark", Off),
-    // An empty one asks for a search.
+    // An empty object asks for a search.
     ("web_search_options", Null),
     ("xtc_probability", Off),
 ]);
 
-/// Of a conversation's messages.
+/// Options of a conversation's messages.
 pub(super) const MESSAGES: Options =
     Options(&[("audio", Null), ("function_call", Off), ("tool_calls", Off)]);
 
-/// Of embeddings: vLLM's, Jina's, Voyage's, Cohere's and Infinity's.
+/// Options of requests for embeddings: vLLM's, Jina's, Voyage's, Cohere's and Infinity's.
 pub(super) const EMBEDDINGS: Options = Options(&[
     ("activation", On),
     ("chat_template", Off),
@@ -130,7 +131,7 @@ pub(super) const EMBEDDINGS: Options = Options(&[
     ("use_activation", On),
 ]);
 
-/// Of ranks: vLLM's, Jina's, Voyage's, TEI's and Cohere's older ones.
+/// Options of requests for ranking: vLLM's, Jina's, Voyage's, TEI's and Cohere's older ones.
 pub(super) const RANKS: Options = Options(&[
     ("activation", On),
     ("chat_template", Off),
@@ -149,8 +150,8 @@ pub(super) const RANKS: Options = Options(&[
 ]);
 
 impl Options {
-    /// Refuses fields that are among these options and ask for something; `place` stands in front
-    /// of their names.
+    /// Refuses a field that is one of these options and has a value with an effect. `place` is put
+    /// in front of the field's name in the error.
     pub(super) fn refuse(&self, fields: &Map<String, Value>, place: &str) -> Result<(), Failure> {
         for (name, value) in fields {
             let option = self.0.iter().find(|(option, _)| option == name);

@@ -1,5 +1,5 @@
-//! The page at `/`: both modes to try, and the batch as it runs. Its files are in the binary, as
-//! they are written.
+//! The page at `/`, to try both modes and to watch the batch as it runs. The binary contains its
+//! files unchanged.
 
 use super::App;
 use axum::Router;
@@ -8,11 +8,11 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use std::sync::Arc;
 
-/// Nothing from elsewhere, and nothing within the page that is not in these files.
+/// The content security policy: the page loads nothing from other origins and runs no inline code.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; \
      connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// Path, type and text.
+/// Path, content type and text of each file.
 const FILES: [(&str, &str, &str); 6] = [
     ("/", "text/html; charset=utf-8", include_str!("page/index.html")),
     ("/page.css", "text/css; charset=utf-8", include_str!("page/page.css")),
@@ -22,7 +22,7 @@ const FILES: [(&str, &str, &str); 6] = [
     ("/page.svg", "image/svg+xml", include_str!("page/page.svg")),
 ];
 
-/// The page's paths.
+/// Returns the routes of the page's files.
 pub(super) fn routes() -> Router<Arc<App>> {
     FILES.into_iter().fold(Router::new(), |router, (path, kind, text)| {
         let tag = tag(text);
@@ -30,7 +30,8 @@ pub(super) fn routes() -> Router<Arc<App>> {
     })
 }
 
-/// A browser keeps a file and asks whether it is still the one: it is, until the next update.
+/// Serves a file, or 304 if the browser has this version. Browsers keep a file and ask each time
+/// whether it is still current; it is until the server's next update.
 fn file(kind: &'static str, text: &'static str, tag: &str, headers: &HeaderMap) -> Response {
     let fixed = [
         (header::CONTENT_TYPE, kind),
@@ -48,7 +49,7 @@ fn file(kind: &'static str, text: &'static str, tag: &str, headers: &HeaderMap) 
     }
 }
 
-/// A hash (FNV-1a) in quotes, as HTTP wants it.
+/// Returns a hash of the text (FNV-1a) in quotes, the form of an HTTP entity tag.
 fn tag(text: &str) -> String {
     let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
     format!("\"{:016x}\"", text.bytes().fold(0xcbf2_9ce4_8422_2325, step))

@@ -1,4 +1,4 @@
-//! What a request for an answer may say, in either of OpenAI's endpoints.
+//! The fields that requests for answers share, in both of OpenAI's endpoints and in `/v1/rag/ask`.
 
 use super::answers::Wish;
 use super::failure::Failure;
@@ -12,75 +12,78 @@ use std::fmt;
 use std::marker::PhantomData;
 use utoipa::ToSchema;
 
-/// Choices of a prompt.
+/// The most choices of one prompt.
 const MAX_CHOICES: usize = 128;
-/// Each piece of an answer is searched for all of them, between two steps.
+/// The most stop texts. Each piece of an answer is searched for all of them, between two steps.
 const MAX_STOPS: usize = 16;
 const MAX_STOP_BYTES: usize = 1024;
 
-/// How to answer. Options of OpenAI's and other servers' that would change the answer and are not
-/// supported are refused unless they ask for nothing: `tools`, `functions`, `frequency_penalty`,
-/// `presence_penalty`, `logit_bias`, `best_of`, `suffix`, `modalities`, `audio`,
-/// `guided_json`, `structured_outputs` and the like, `min_tokens`, `bad_words`, `stop_token_ids`,
-/// `include_stop_str_in_output`, `"skip_special_tokens": false`, `prompt_logprobs`,
-/// `truncate_prompt_tokens`, `use_beam_search` and more. Other fields are ignored.
+/// How to answer. Options of OpenAI's and other servers that would change the answer, but are not
+/// supported here, are refused unless their value has no effect: `tools`, `functions`,
+/// `frequency_penalty`, `presence_penalty`, `logit_bias`, `best_of`, `suffix`, `modalities`,
+/// `audio`, `guided_json`, `structured_outputs` and the like, `min_tokens`, `bad_words`,
+/// `stop_token_ids`, `include_stop_str_in_output`, `"skip_special_tokens": false`,
+/// `prompt_logprobs`, `truncate_prompt_tokens`, `use_beam_search` and more. Other fields are
+/// ignored.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 pub(super) struct Params {
-    /// The model's name; this server has one.
+    /// The model's name; this server has only one model.
     pub(super) model: Option<String>,
-    /// Tokens to generate, at most: 256 in a chat, else 16.
+    /// The most tokens to generate; the default is 256 in a chat and for `/v1/rag/ask`, else 16.
     max_tokens: Option<usize>,
-    /// The newer name of `max_tokens`; it comes first where both are given.
+    /// The newer name of `max_tokens`; it takes precedence if both are given.
     max_completion_tokens: Option<usize>,
-    /// Divides the logits; 0 always takes the likeliest token.
+    /// Divides the logits before sampling; 0 always takes the most likely token.
     #[schema(minimum = 0, default = 1)]
     temperature: Option<f32>,
-    /// Keep the fewest most likely tokens that reach this probability.
+    /// Sample from the smallest set of most likely tokens whose probabilities reach this sum.
     #[schema(exclusive_minimum = 0, maximum = 1, default = 1)]
     top_p: Option<f32>,
-    /// Keep the k most likely tokens; 0 for all.
+    /// Sample from the k most likely tokens; 0 for all.
     #[schema(default = 0)]
     top_k: Option<u32>,
-    /// Keep tokens at least this share of the most likely one's probability.
+    /// Sample from tokens with at least this share of the most likely token's probability.
     #[schema(minimum = 0, maximum = 1, default = 0)]
     min_p: Option<f32>,
-    /// Divides the logits of tokens seen before; 1 for none.
+    /// Penalty on tokens seen before: it divides positive logits and multiplies the others; 1 for
+    /// none.
     #[schema(exclusive_minimum = 0, default = 1)]
     repetition_penalty: Option<f32>,
-    /// Answers to each prompt, with the seeds `seed`, `seed` + 1, …
+    /// Number of answers to each prompt; their seeds are `seed`, `seed` + 1, …
     #[schema(minimum = 1, maximum = 128, default = 1)]
     n: Option<usize>,
-    /// Same seed, same answer, whatever else the server does; random when left out.
+    /// Seed of sampling: the same seed gives the same answer, whatever else the server computes.
+    /// Random if left out.
     seed: Option<i64>,
     /// Up to 16 texts of up to 1024 bytes that end the answer; they are not part of it.
     stop: Option<TextOr<String>>,
-    /// Go on where the model would end.
+    /// Ignore the end-of-sequence token.
     #[schema(default = false)]
     ignore_eos: Option<bool>,
-    /// Send the answer as server-sent events while it is made.
+    /// Send the answer as server-sent events while it is generated.
     #[schema(default = false)]
     stream: Option<bool>,
     /// Only with `stream`.
     stream_options: Option<StreamOptions>,
-    /// What the answer looks like. It is whole unless `max_tokens` cuts it off.
+    /// The format of the answer. The answer is complete unless `max_tokens` cuts it off.
     pub(super) response_format: Option<ResponseFormat>,
-    /// Higher is earlier; one level is worth 64 steps of waiting.
+    /// Requests with a higher number run earlier; one level is worth 64 steps of waiting.
     #[schema(default = 0)]
     priority: Option<i32>,
-    /// Seconds after which the answer is of no use any more.
+    /// Seconds after which the request expires.
     #[schema(minimum = 0)]
     timeout: Option<f32>,
 }
 
-/// What a stream tells besides the answer.
+/// What a stream contains besides the answer.
 #[derive(Debug, Deserialize, ToSchema)]
 pub(super) struct StreamOptions {
-    /// Whether a last chunk without choices has the usage.
+    /// Whether to send a last chunk with the usage and without choices.
     #[schema(default = false)]
     include_usage: Option<bool>,
 }
 
-/// What an answer looks like.
+/// The format of an answer.
 #[derive(Debug, Deserialize, ToSchema)]
 pub(super) struct ResponseFormat {
     r#type: Format,
@@ -97,7 +100,7 @@ pub(super) enum Format {
     JsonSchema,
 }
 
-/// A schema that the answer follows, strictly: tokens that lead away from it are not drawn.
+/// A schema that the answer follows strictly: tokens that would violate it are not sampled.
 #[derive(Debug, Deserialize, ToSchema)]
 pub(super) struct JsonSchema {
     /// A JSON schema.
@@ -105,7 +108,8 @@ pub(super) struct JsonSchema {
 }
 
 impl ResponseFormat {
-    /// What the answer must be, where that is anything. It takes a while.
+    /// Compiles the grammar that the answer must follow, or returns None if any text will do. This
+    /// takes a while.
     pub(super) fn grammar(self, engine: &Engine) -> Result<Option<Grammar>, Failure> {
         let grammar = match (self.r#type, self.json_schema) {
             (Format::JsonObject, _) => Grammar::json_object(engine)?,
@@ -125,7 +129,7 @@ impl ResponseFormat {
 }
 
 impl Params {
-    /// From the fields that an endpoint has not taken itself.
+    /// Parses the fields that an endpoint has not taken itself.
     pub(super) fn parse(fields: Map<String, Value>) -> Result<Self, Failure> {
         options::ANSWERS.refuse(&fields, "")?;
         let params: Self = objects::deserialize(Value::Object(fields))
@@ -141,8 +145,8 @@ impl Params {
         }
     }
 
-    /// How to draw, with so many tokens where the request does not say, and the most likely ones
-    /// reported.
+    /// Returns the sampling settings. `max_tokens` is the default where the request has no limit,
+    /// and `logprobs` the number of most likely tokens to report.
     pub(super) fn sampling(&self, max_tokens: usize, logprobs: u32) -> Result<Sampling, Failure> {
         let stop = match &self.stop {
             None => Vec::new(),
@@ -171,7 +175,7 @@ impl Params {
         })
     }
 
-    /// Choices of each prompt.
+    /// Returns the number of choices for each prompt.
     pub(super) fn choices(&self) -> Result<usize, Failure> {
         match self.n.unwrap_or(1) {
             n if (1..=MAX_CHOICES).contains(&n) => Ok(n),
@@ -192,7 +196,7 @@ impl Params {
     }
 }
 
-/// A text, or several things.
+/// A text, or a list.
 #[derive(Clone, Debug, PartialEq, ToSchema)]
 #[serde(untagged)]
 pub(super) enum TextOr<T> {
@@ -200,7 +204,7 @@ pub(super) enum TextOr<T> {
     List(Vec<T>),
 }
 
-/// By hand, so that errors tell the place within the list.
+/// Written by hand, so that errors have the index of the list's element.
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for TextOr<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Either<T>(PhantomData<T>);

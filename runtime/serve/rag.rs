@@ -1,13 +1,14 @@
-//! The store of `--store`, and `/v1/rag/index`.
+//! The store given by `--store`, and `/v1/rag/index`.
 //!
-//! Requests to the store run past the scheduler, in passes of their own: the model's mutex puts
-//! them between its steps. So each slows down all others by its passes, and there are few at once:
-//! [`ASKING`] questions and one that indexes. More wait their turn, each kind at most as many as may
-//! wait for the scheduler. Their KV pages are the scheduler's; prompts kept for later give way to
-//! them, requests under way do not. Where that leaves too few, the answer is 429 at once.
+//! Requests to the store bypass the scheduler and run passes of their own, which the model's mutex
+//! places between the scheduler's steps. Each of these passes delays all other requests, so few
+//! requests to the store run at once: [`ASKING`] questions and one that indexes. Further ones
+//! wait, of each kind at most as many as may wait for the scheduler. They take KV pages from the
+//! scheduler's pool. Prefixes that the scheduler keeps for later prompts are evicted for them;
+//! requests under way are not. If that frees too few pages, the answer is 429 at once.
 //!
-//! The store is locked only while documents are being added: `gritlm index` can be used beside the
-//! server, and what it commits is seen by the next question.
+//! The store is locked only while documents are being added. `gritlm index` can therefore be used
+//! beside the server, and the next question sees what it commits.
 
 use super::body::{Body, Loaded};
 use super::failure::{Failure, Failures};
@@ -25,12 +26,12 @@ use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use utoipa::ToSchema;
 
-/// Bytes of a document's path, and of its title.
+/// The most bytes of a document's path, and of its title.
 const MOST_NAME: usize = 4096;
-/// Questions at once: while one is at the disk or the search, another computes.
+/// Questions answered at once: while one reads from disk or searches, another computes.
 const ASKING: usize = 2;
 
-/// The store, and who may use it.
+/// The store, and the queues for its use.
 pub(super) struct Store {
     folder: PathBuf,
     shelf: Mutex<Arc<Shelf>>,
@@ -39,17 +40,17 @@ pub(super) struct Store {
 }
 
 impl Store {
-    /// Opens it; `waiting` requests of each kind may wait.
+    /// Opens the store; `waiting` requests of each kind may wait.
     pub(super) fn open(engine: &Engine, folder: PathBuf, waiting: usize) -> Result<Self> {
         let shelf = Mutex::new(Arc::new(Shelf::open(engine, &folder)?));
         let (asking, indexing) = (Turns::new(ASKING, waiting), Turns::new(1, waiting));
         Ok(Self { folder, shelf, asking, indexing })
     }
 
-    /// The store as it is now.
+    /// Returns the store as it is now.
     pub(super) fn shelf(&self, engine: &Engine) -> Result<Arc<Shelf>> {
-        // Held while it is opened anew: the next question would only do the same. What it guards is
-        // whole at any time.
+        // The lock is held while the store is reopened, as the next question would only do the
+        // same. The guarded value is consistent at any time, so a poisoned lock can be used.
         let mut shelf = self.shelf.lock().unwrap_or_else(PoisonError::into_inner);
         if shelf.reader().is_stale() {
             *shelf = Arc::new(Shelf::open(engine, &self.folder)?);
@@ -58,14 +59,14 @@ impl Store {
     }
 }
 
-/// Few at once, and not too many that wait.
+/// Limits how many requests run at once, and how many wait.
 pub(super) struct Turns {
     at_once: Arc<Semaphore>,
     all: Arc<Semaphore>,
     waiting: usize,
 }
 
-/// A turn, and a place among all.
+/// A permit to run, and a place among all that run or wait.
 pub(super) type Turn = (OwnedSemaphorePermit, OwnedSemaphorePermit);
 
 impl Turns {
@@ -75,11 +76,11 @@ impl Turns {
         Self { at_once, all, waiting }
     }
 
-    /// Waits for a turn; dropped meanwhile, it gives up its place.
+    /// Waits for a turn. If the future is dropped meanwhile, the place is given up.
     pub(super) async fn next(&self) -> Result<Turn, Failure> {
         let place = Arc::clone(&self.all).try_acquire_owned();
         let place = place.map_err(|_| Failure::many_wait(self.waiting))?;
-        // Neither is ever closed.
+        // Neither semaphore is ever closed.
         let turn = Arc::clone(&self.at_once).acquire_owned().await;
         Ok((turn.map_err(|_| Failure::lost())?, place))
     }
@@ -94,7 +95,7 @@ impl Loaded {
 /// Documents to add to the store.
 #[derive(Deserialize, ToSchema)]
 pub(super) struct IndexRequest {
-    /// The model's name, as `/v1/models` tells it.
+    /// The model's name, as in `/v1/models`.
     model: Option<String>,
     documents: Vec<NewDocument>,
 }
@@ -102,36 +103,37 @@ pub(super) struct IndexRequest {
 /// A document.
 #[derive(Deserialize, Serialize, ToSchema)]
 pub(super) struct NewDocument {
-    /// What tells it from all others; what is stored under it is replaced where anything differs.
-    /// `gritlm index` removes it if it is below a path that it is given. At most 4096 bytes.
+    /// Identifies the document. A stored document with this path is replaced if anything differs.
+    /// `gritlm index` removes the document if its path is below one that the command is given. At
+    /// most 4096 bytes.
     #[schema(min_length = 1)]
     path: String,
-    /// What it says; it is cut into chunks as the store is.
+    /// The document's text; it is cut into chunks with the store's settings.
     text: String,
-    /// Goes in front of each chunk. At most 4096 bytes.
+    /// Put in front of each chunk. At most 4096 bytes.
     #[serde(default)]
     title: String,
-    /// What filters look at.
+    /// The fields that filters are compared with.
     metadata: Option<Map<String, Value>>,
 }
 
-/// What has been stored. What fails on the way has stored the documents before; the same request
-/// once more skips them.
+/// The result of indexing. A request that fails midway has stored the documents before the
+/// failure; if it is repeated, it skips them.
 #[derive(Serialize, ToSchema)]
 pub(super) struct IndexResponse {
     /// Documents that are new or have changed.
     indexed: u64,
-    /// Documents that were as before.
+    /// Documents that have not changed.
     unchanged: u64,
     /// Chunks embedded.
     chunks: u64,
     /// Tokens embedded.
     tokens: u64,
-    /// Documents that could not be cut; what was stored under their paths stays.
+    /// Documents that could not be cut into chunks; what was stored under their paths stays.
     failed: Vec<Failed>,
 }
 
-/// A document that is not stored.
+/// A document that was not stored.
 #[derive(Serialize, ToSchema)]
 struct Failed {
     path: String,
@@ -139,10 +141,10 @@ struct Failed {
     problem: String,
 }
 
-/// Adds documents to the store of `--store`.
+/// Adds documents to the store given by `--store`.
 ///
-/// They are durable when the answer comes, and the next question finds them. Without a store the
-/// answer is 404; while another process writes to it, 503.
+/// The documents are durable when the answer comes, and the next question finds them. Without a
+/// store the answer is 404; while another process writes to the store, it is 503.
 #[utoipa::path(post, path = "/v1/rag/index", tag = "rag", request_body = IndexRequest,
     responses((status = 200, body = IndexResponse), Failures))]
 pub(super) async fn index(
@@ -171,7 +173,7 @@ pub(super) async fn index(
     }
     let turn = store.indexing.next().await?;
     let scheduler = loaded.scheduler.clone();
-    // Its other end is dropped with this handler.
+    // The receiver is dropped with this handler.
     let (client, _receiver) = unbounded_channel();
     let task = tokio::task::spawn_blocking(move || {
         let done = add(&scheduler, &store, request.documents, &client);
@@ -191,11 +193,11 @@ fn add(
     let identity = store.shelf(engine)?.reader().identity().clone();
     let mut indexer = Indexer::open(engine, &store.folder, &identity)?;
     let sources: Vec<Source> = documents.into_iter().map(Source::from).collect();
-    // Of the pages that a chunk takes; more make passes larger.
+    // At least the pages of one chunk; with more, passes are larger.
     let pages = identity.chunk.max(engine.options().batch_tokens).div_ceil(PAGE);
     let pages = pages.min(engine.pool().pages());
     let room = || {
-        // Where there is less, passes are smaller, down to one chunk.
+        // With fewer free pages, passes are smaller, down to one chunk.
         let _ = engine.pool().free_pages() >= pages || scheduler.make_room(pages);
     };
     room();
@@ -221,7 +223,7 @@ fn add(
 
 impl From<NewDocument> for Source {
     fn from(document: NewDocument) -> Self {
-        // What can be parsed can be written.
+        // A parsed document can always be serialized.
         let bytes = serde_json::to_vec(&document).unwrap_or_default();
         let stamp = Stamp { modified: 0, bytes: bytes.len() as u64, hash: content_hash(&bytes) };
         let NewDocument { path, text, title, metadata } = document;

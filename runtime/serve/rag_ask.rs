@@ -1,4 +1,5 @@
-//! `/v1/rag/ask`: answers from the store's documents. [`super::rag`] says how it shares the device.
+//! `/v1/rag/ask`: answers questions from the store's documents. [`super::rag`] describes how it
+//! shares the device.
 
 use super::answers::{Sink, first_timing, stages};
 use super::body::{Body, Loaded};
@@ -22,50 +23,52 @@ use std::time::Instant;
 use tokio::sync::oneshot;
 use utoipa::ToSchema;
 
-/// Their caches are in memory together before they go to the device.
+/// The most documents per question: their caches are all in memory before they go to the device.
 const MAX_DOCUMENTS: usize = 64;
-/// A question needs room for its embedding pass, its joined caches and its answer, one after the
-/// other: each may find that there is not enough.
+/// The most attempts at a question. It needs pages for its embedding pass, then for its joined
+/// caches, then for its answer, and each may find too few.
 const ATTEMPTS: usize = 4;
 
-/// A question to the store's documents. Of the fields for an answer, `n` is 1 and `priority` has no
-/// meaning.
+/// A question to the store's documents. Of the fields for answers, `n` must be 1, and `priority`
+/// is not supported.
 #[derive(Deserialize, ToSchema)]
 pub(super) struct AskRequest {
     /// The question.
     #[schema(min_length = 1)]
     query: String,
-    /// What is reused instead of read again: nothing, the query's embedding pass, the documents', or
-    /// both in this order. Documents' need a store with caches (`gritlm index --cache doc`).
+    /// What is reused instead of being computed again: nothing, the query's embedding pass, the
+    /// documents' passes, or both in the named order. Reusing the documents' passes needs a store
+    /// with caches (`gritlm index --cache doc`).
     #[schema(default = "none")]
     cache: Option<CacheName>,
-    /// With `"cache": "none"`: which comes first.
+    /// With `"cache": "none"`: which comes first in the prompt.
     #[schema(default = "doc-query")]
     order: Option<OrderName>,
-    /// Documents (chunks of the store) to answer from, the best first; 0 for none.
+    /// How many documents (chunks of the store) to answer from, the best first; 0 for none.
     #[schema(minimum = 0, maximum = 64, default = 1)]
     documents: Option<usize>,
-    /// Join caches as the paper's code does, with positions that overlap.
+    /// Join caches as the paper's code does, with overlapping positions.
     #[schema(default = false)]
     as_published: Option<bool>,
-    /// What the question's vector is for; the paper has none.
+    /// The instruction that the question is embedded with; the paper uses none.
     instruction: Option<String>,
-    /// Only documents whose metadata have all of these: each a text, a number or a truth value.
+    /// Search only documents whose metadata have all of these values, each a text, a number or a
+    /// boolean.
     #[schema(value_type = Option<Object>)]
     filter: Option<Map<String, Value>>,
-    /// Whether the model is asked of each of the best four times as many whether it is relevant, and
-    /// the most relevant are taken.
+    /// Whether to ask the model if each of the best `4 * documents` chunks is relevant, and to
+    /// answer from the most relevant.
     #[schema(default = false)]
     rerank: Option<bool>,
-    /// Whether to look at all chunks, also where the store has a graph for approximate search.
+    /// Whether to score all chunks, even if the store has a graph for approximate search.
     #[schema(default = false)]
     exact: Option<bool>,
-    /// The answer's first words, which the model goes on from.
+    /// The first words of the answer, which the model continues.
     answer_prefix: Option<String>,
-    /// Whether the tokens' log-probabilities are told.
+    /// Whether to return the log-probabilities of the tokens.
     #[schema(default = false)]
     logprobs: Option<bool>,
-    /// With `logprobs`: how many of the most likely tokens to tell with each.
+    /// With `logprobs`: how many of the most likely tokens to return with each token.
     #[schema(minimum = 0, maximum = 20)]
     top_logprobs: Option<u32>,
     #[serde(flatten)]
@@ -73,7 +76,7 @@ pub(super) struct AskRequest {
     rest: Map<String, Value>,
 }
 
-/// What is reused.
+/// What is reused of earlier passes.
 #[derive(Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 enum CacheName {
@@ -84,7 +87,7 @@ enum CacheName {
     DocQuery,
 }
 
-/// Which comes first.
+/// Which comes first in the prompt.
 #[derive(Clone, Copy, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 enum OrderName {
@@ -92,46 +95,46 @@ enum OrderName {
     DocQuery,
 }
 
-/// An answer, and what it is from. `prompt_tokens` are all that it goes on from;
+/// An answer and its sources. `prompt_tokens` counts all tokens that precede the answer, and
 /// `prompt_tokens_details.cached_tokens` those of them that were reused.
 #[derive(Serialize, ToSchema)]
 pub(super) struct AskResponse {
     #[serde(flatten)]
     answer: Completion<ChatChoice>,
-    /// The best first.
+    /// The documents, the best first.
     documents: Vec<Cited>,
 }
 
-/// A part of an answer, as in a chat. The first has the documents, and no choice.
+/// A part of an answer, as in a chat. The first part has the documents and no choice.
 #[derive(Serialize, ToSchema)]
 pub(super) struct AskPart {
     #[serde(flatten)]
     part: Chunk<ChatPart>,
-    /// The best first; only in the first part.
+    /// The documents, the best first; only in the first part.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     documents: Option<Vec<Cited>>,
 }
 
-/// For the description: a server-sent event of a streamed answer.
+/// For the API description: a server-sent event of a streamed answer.
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "the fields are the description")]
 pub(super) struct AskEvent {
-    /// An `AskPart` as JSON; `[DONE]` in the last event, and an object with `error` where the
-    /// request fails on the way.
+    /// An `AskPart` as JSON. The last event has `[DONE]`, or an object with `error` if the request
+    /// fails midway.
     data: String,
 }
 
 /// A chunk of a document.
 #[derive(Serialize, ToSchema)]
 struct Cited {
-    /// The document's.
+    /// Path of the document.
     path: String,
-    /// Which chunk of it, from 0.
+    /// Index of the chunk in its document, from 0.
     chunk: u32,
-    /// The document's.
+    /// Title of the document.
     title: String,
-    /// Inner product of its vector and the question's.
+    /// Inner product of the chunk's vector and the question's.
     score: f32,
     /// With `rerank`: the model's probability that it is relevant.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -147,7 +150,7 @@ impl From<&Hit> for Cited {
     }
 }
 
-/// A question, checked.
+/// A question whose fields have been checked.
 struct Question {
     query: String,
     how: Ask,
@@ -156,10 +159,10 @@ struct Question {
     deadline: Option<Instant>,
 }
 
-/// Answers from the store's documents.
+/// Answers a question from the store's documents.
 ///
 /// The answer is a chat's, with the documents beside it; `Server-Timing` has its stages. With
-/// `stream` it comes in server-sent events, the documents in the first. Without a store (`gritlm
+/// `stream` it comes as server-sent events, the documents in the first. Without a store (`gritlm
 /// serve --store DIR`) the answer is 404.
 #[utoipa::path(post, path = "/v1/rag/ask", tag = "rag",
     request_body = AskRequest,
@@ -190,8 +193,8 @@ pub(super) async fn ask(
     let (events, mut many) = loaded.events_of(loaded.app.metrics.watch_kind("ask"));
     let (cite, cited) = oneshot::channel();
     let scheduler = loaded.scheduler.clone();
-    // It ends at the token at which the receiver is found dropped, as it is with this handler or
-    // the stream.
+    // The task ends at the first token after the receiver is dropped, which happens with this
+    // handler or the stream.
     let task = tokio::task::spawn_blocking(move || {
         let mut client = Client { events, start };
         let answered = client.answer(&scheduler, &store, &question, cite);
@@ -199,7 +202,7 @@ pub(super) async fn ask(
         answered.map_err(|error| client.tell(Event::Failed(error))).unwrap_or_default()
     });
     let Ok(documents) = cited.await else {
-        // Why comes as an event.
+        // The reason comes as an event.
         return Err(many.next().await.err().unwrap_or_else(Failure::lost));
     };
     let head = Head::new::<Chat>(&loaded, params.stream());
@@ -299,10 +302,10 @@ fn filter((key, value): (String, Value)) -> Result<Filter, Failure> {
     Ok(Filter { key, value })
 }
 
-/// Whom the answer is for.
+/// The client that waits for the answer.
 struct Client {
     events: Sink,
-    /// When it asked.
+    /// When the request arrived.
     start: Instant,
 }
 
@@ -311,7 +314,7 @@ impl Client {
         self.events.send(0, event);
     }
 
-    /// Whether the answer is still wanted.
+    /// Fails if the client has gone or the deadline has passed.
     fn check(&self, deadline: Option<Instant>) -> Result<()> {
         match deadline {
             _ if self.events.is_closed() => Err(Error::Interrupted),
@@ -320,7 +323,7 @@ impl Client {
         }
     }
 
-    /// Finds, tells what was found, answers, and says where the time went.
+    /// Finds documents, sends them, and generates the answer. Returns the times of the stages.
     fn answer(
         &mut self,
         scheduler: &Scheduler,
@@ -334,7 +337,7 @@ impl Client {
         question.how.mode.check(searcher.reader().identity())?;
         let began = self.start.elapsed();
         let (found, mut answer) = question.begin_with_room(scheduler, &searcher)?;
-        // Its receiver may have gone.
+        // The receiver may be gone.
         let _ = cite.send(found.iter().map(Cited::from).collect());
         let mut output_tokens = 0;
         for piece in &mut answer {
@@ -359,8 +362,8 @@ impl Client {
 }
 
 impl Question {
-    /// [`Question::begin`]; where it finds too few pages, prompts that the scheduler keeps for later
-    /// give way to it.
+    /// Calls [`Question::begin`]. If it finds too few pages, prefixes that the scheduler keeps for
+    /// later prompts are evicted for it.
     fn begin_with_room<'e>(
         &self,
         scheduler: &'e Scheduler,
@@ -370,8 +373,9 @@ impl Question {
         for _ in 1..ATTEMPTS {
             match self.begin(scheduler.engine(), searcher) {
                 Err(Error::NoRoom { needed, free, total }) => {
-                    // What it held by then has to find its place again. The same once more is no
-                    // further need: others have taken the pages.
+                    // The next attempt needs the pages that this one held once more, so the needs
+                    // add up. The same need twice in a row is not a further one: other requests
+                    // have taken the pages.
                     if needed != last {
                         pages += needed.div_ceil(PAGE);
                     }

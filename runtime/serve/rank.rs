@@ -1,4 +1,5 @@
-//! What the ways to a ranking share: a query, passages, and the model's word on each.
+//! The code that the ranking endpoints share: it takes a query and passages, and returns the
+//! model's judgement of each passage.
 
 use super::answers::{Wish, server_timing};
 use super::body::Loaded;
@@ -9,26 +10,26 @@ use axum::http::HeaderValue;
 use rayon::prelude::*;
 use std::time::Instant;
 
-/// Bytes of the 600 characters that the question takes of a passage.
+/// The most bytes of the 600 characters of a passage that the prompt contains.
 const MOST_LOOKED_AT: usize = 4 * 600;
 
-/// What is to be ranked.
+/// A query and the passages to rank.
 pub(super) struct Question {
     pub(super) query: String,
-    /// The passages' field in the body.
+    /// The field of the body that holds the passages.
     pub(super) field: &'static str,
     pub(super) passages: Vec<String>,
-    /// Tokens that are looked at of a passage.
+    /// The most tokens of a passage that are used; None for the first 600 characters.
     pub(super) max_tokens: Option<usize>,
     pub(super) wish: Wish,
 }
 
-/// Passages, and what became of them.
+/// The ranked passages.
 pub(super) struct Ranking {
-    /// In the passages' order.
+    /// One result per passage, in the order of the passages.
     pub(super) ranked: Vec<Ranked>,
     pub(super) passages: Vec<String>,
-    /// Tokens of all prompts.
+    /// Tokens of all prompts together.
     pub(super) tokens: usize,
     pub(super) timing: HeaderValue,
 }
@@ -44,7 +45,7 @@ impl Loaded {
         }
         Failure::check_inputs(field, passages.len(), self.app.settings.max_inputs)?;
         let (start, limit) = (Instant::now(), self.max_length());
-        // Of each the first characters are looked at, unless tokens are counted.
+        // Only the first characters of each passage are used, unless its tokens are counted.
         let most = if max_tokens.is_some() { usize::MAX } else { MOST_LOOKED_AT };
         let bytes = passages.iter().map(|passage| passage.len().min(most)).sum();
         let encode = move |engine: &Engine| {
@@ -72,14 +73,14 @@ impl Loaded {
     }
 }
 
-/// A text's first `n` tokens, as text again.
+/// Returns the text of the first `n` tokens of `text`.
 fn first(engine: &Engine, text: &str, n: usize) -> Result<String, Failure> {
     let tokenizer = engine.tokenizer();
     let begins = tokenizer.beginning(text, n);
     let ids = tokenizer.encode_continued(begins).map_err(crate::Error::from)?;
     match ids.get(..n) {
         None => Ok(text.into()),
-        // A character may have been cut in its middle.
+        // The cut may have split a character.
         Some(ids) => {
             let text = tokenizer.decode(ids).map_err(crate::Error::from)?;
             Ok(text.trim_end_matches(char::REPLACEMENT_CHARACTER).into())

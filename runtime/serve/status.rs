@@ -1,4 +1,4 @@
-//! How the server is: alive, ready, and with which model.
+//! The state of the server: whether it is alive and ready, and which model it serves.
 
 use super::App;
 use super::failure::{Failure, FailureBody, Failures};
@@ -9,10 +9,10 @@ use serde::Serialize;
 use std::sync::Arc;
 use utoipa::ToSchema;
 
-/// The models of a server: one.
+/// The server's models; there is always one.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Models {
-    /// `list`.
+    /// Always `list`.
     object: &'static str,
     data: Vec<ModelCard>,
 }
@@ -20,26 +20,28 @@ pub(super) struct Models {
 /// A model.
 #[derive(Serialize, ToSchema)]
 pub(super) struct ModelCard {
-    /// Its name, as requests give it.
+    /// The model's name, as requests give it.
     id: String,
-    /// `model`.
+    /// Always `model`.
     object: &'static str,
     /// Unix time of the server's start.
     created: u64,
     owned_by: &'static str,
-    /// Positions of the model: tokens of a text, or of a prompt with its answer.
+    /// Positions of the model: the most tokens of a text, or of a prompt with its answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     max_model_len: Option<usize>,
 }
 
-/// The model's name, also while it is being loaded.
+/// Lists the one model of this server, also while it is being loaded.
 #[utoipa::path(get, path = "/v1/models", tag = "server",
     responses((status = 200, body = Models), Failures))]
 pub(super) async fn models(State(app): State<Arc<App>>) -> Json<Models> {
     Json(Models { object: "list", data: vec![ModelCard::of(&app)] })
 }
 
-/// One model by its name, slashes and all; 404 where it is not this server's.
+/// Returns the model of this name, which may contain slashes.
+///
+/// The answer is 404 if it is not this server's model.
 #[utoipa::path(get, path = "/v1/models/{id}", tag = "server",
     params(("id" = String, Path, description = "The name, as `/v1/models` tells it.")),
     responses((status = 200, body = ModelCard), Failures))]
@@ -47,7 +49,7 @@ pub(super) async fn model(
     State(app): State<Arc<App>>,
     parts: Result<Path<Vec<String>>, PathRejection>,
 ) -> Result<Json<ModelCard>, Failure> {
-    // What is no UTF-8 is no name.
+    // A path that is not UTF-8 names no model.
     let id = parts.map(|Path(parts)| parts.join("/")).unwrap_or_default();
     match id == app.settings.name {
         true => Ok(Json(ModelCard::of(&app))),
@@ -67,20 +69,21 @@ impl ModelCard {
     }
 }
 
-/// Whether the process answers.
+/// Returns `ok` while the process runs.
 #[utoipa::path(get, path = "/health", tag = "server", responses((status = 200, body = Health)))]
 pub(super) async fn health() -> Json<Health> {
     Json(Health { status: "ok" })
 }
 
-/// `ok`.
+/// The status; `status` is always `ok`.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Health {
     status: &'static str,
 }
 
-/// Whether a request would be taken now: the model is loaded, the queue is not full, and the server
-/// is not about to stop.
+/// Returns whether the server would take a request now.
+///
+/// It would if the model is loaded, the queue is not full, and the server is not draining.
 #[utoipa::path(get, path = "/ready", tag = "server",
     responses((status = 200, body = Health), (status = 503, body = FailureBody)))]
 pub(super) async fn ready(State(app): State<Arc<App>>) -> Result<Json<Health>, Failure> {

@@ -1,4 +1,4 @@
-//! Answers as server-sent events, piece by piece.
+//! Streams answers as server-sent events, piece by piece.
 
 use super::answers::Many;
 use super::body::Loaded;
@@ -18,28 +18,29 @@ use std::convert::Infallible;
 use std::marker::PhantomData;
 use std::time::Duration;
 
-/// What is told besides the text.
+/// What a stream contains besides the text.
 pub(super) struct Tell {
     /// Choices of each prompt.
     pub(super) n: usize,
     pub(super) logprobs: bool,
     pub(super) usage: bool,
-    /// Prompts that answers begin with; none where they do not.
+    /// Prompts that the answers begin with; empty without `echo`.
     pub(super) echoes: Vec<Echo>,
 }
 
-/// A choice under way.
+/// The state of a choice under way.
 #[derive(Clone, Default)]
 struct Told {
     begun: bool,
-    /// The scores of its prompt, until it is told.
+    /// The scores of the choice's prompt, until they are sent.
     prompt: Vec<Drawn>,
-    /// Characters of its text.
+    /// Characters of the choice's text that have been sent.
     characters: usize,
     finish: Option<Finish>,
 }
 
-/// An answer on its way out. Dropping it, as happens when the client goes away, gives it up.
+/// An answer being sent. If it is dropped, as when the client disconnects, the request is
+/// cancelled.
 struct Sending<S> {
     loaded: Loaded,
     many: Many,
@@ -47,15 +48,15 @@ struct Sending<S> {
     tell: Tell,
     told: Vec<Told>,
     summaries: Vec<Summary>,
-    /// Choices that are not finished.
+    /// Number of choices that are not finished.
     left: usize,
-    /// Events that are to be sent.
+    /// Events to send.
     out: VecDeque<sse::Event>,
     shape: PhantomData<fn() -> S>,
 }
 
-/// Answers when the first event is there, so that what fails before has its own status; `first` is
-/// sent before it.
+/// Returns the response once the first event has arrived, so that an earlier failure gets its own
+/// status code. `first` is sent before that event.
 pub(super) async fn respond<S: Shape>(
     loaded: Loaded,
     mut many: Many,
@@ -72,7 +73,7 @@ pub(super) async fn respond<S: Shape>(
     sending.take(index, event)?;
     let header = [(HeaderName::from_static("server-timing"), timing())];
     let events = Sse::new(stream::unfold(sending, Sending::next));
-    // A comment now and then, so that nobody on the way takes the connection for dead.
+    // A comment every 15 s keeps proxies from closing the connection as dead.
     let events = events.keep_alive(KeepAlive::new().interval(Duration::from_secs(15)));
     Ok((header, events).into_response())
 }
@@ -101,7 +102,7 @@ impl<S: Shape> Sending<S> {
         }
     }
 
-    /// Makes of an event what is to be sent.
+    /// Turns an event into parts to send.
     fn take(&mut self, index: usize, event: Event) -> Result<(), Failure> {
         match event {
             Event::Prompt(scores) => self.told[index].prompt = scores,
@@ -113,7 +114,7 @@ impl<S: Shape> Sending<S> {
             Event::Finished(summary) => {
                 self.echo(index)?;
                 let told = &self.told[index];
-                // Without a piece, there was room for none.
+                // Without a piece, there was no room for a token.
                 let finish = Some(told.finish.unwrap_or(Finish::Length));
                 let first = !told.begun;
                 self.part(index, News { first, text: None, logprobs: None, finish });
@@ -128,7 +129,7 @@ impl<S: Shape> Sending<S> {
         Ok(())
     }
 
-    /// Tells the prompt, where it is told and has not been.
+    /// Sends the prompt if `echo` asks for it and it has not been sent.
     fn echo(&mut self, index: usize) -> Result<(), Failure> {
         let told = &mut self.told[index];
         match self.tell.echoes.get(index / self.tell.n) {
@@ -140,7 +141,7 @@ impl<S: Shape> Sending<S> {
         }
     }
 
-    /// Tells pieces in one part, unless there is nothing to tell.
+    /// Sends pieces as one part, unless there is nothing to send.
     fn pieces(&mut self, index: usize, pieces: &[Piece]) -> Result<(), Failure> {
         let told = &mut self.told[index];
         let logprobs =
@@ -171,7 +172,7 @@ impl<S: Shape> Sending<S> {
     }
 
     fn send(&mut self, data: &impl Serialize) {
-        // Such data can always be written.
+        // Such data can always be serialized.
         self.out.extend(sse::Event::default().json_data(data));
     }
 }

@@ -1,4 +1,4 @@
-//! What clients of text-embeddings-inference ask: `/embed`, `/similarity`, `/rerank`, `/info`.
+//! The endpoints of text-embeddings-inference (TEI): `/embed`, `/similarity`, `/rerank`, `/info`.
 
 use super::answers::{Wish, server_timing};
 use super::body::{Body, Loaded};
@@ -18,27 +18,29 @@ use utoipa::{IntoResponses, ToSchema};
 pub(super) struct EmbedRequest {
     /// One text or several, as strings or as token ids; see `/v1/embeddings`.
     inputs: Input,
-    /// Whether vectors have length 1.
+    /// Whether to L2-normalise the vectors.
     #[schema(default = true)]
     normalize: Option<bool>,
-    /// Cut texts that are too long, rather than refuse them with 422.
+    /// Cut texts that are too long, instead of refusing them with 422.
     #[schema(default = false)]
     truncate: Option<bool>,
-    /// Where to cut them.
+    /// The end at which they are cut.
     #[serde(rename = "truncation_direction")]
     #[schema(default = "Right")]
     _truncation_direction: Option<Direction>,
-    /// Not supported; `instruction` says what the vectors are for.
+    /// Not supported, as prompts have no names here; use `instruction`.
     prompt_name: Option<String>,
-    /// Keep only so many leading numbers of each vector, which then gets length 1 again.
+    /// Keep only this many leading components of each vector, and normalise it again if
+    /// `normalize` is true.
     #[schema(minimum = 1)]
     dimensions: Option<usize>,
-    /// An extension: what the vectors are for; none for documents.
+    /// An extension: the instruction that the texts are embedded with; leave it out for documents.
     instruction: Option<String>,
-    /// An extension: higher is earlier. One level is worth 64 steps of waiting.
+    /// An extension: requests with a higher number run earlier. One level is worth 64 steps of
+    /// waiting.
     #[schema(default = 0)]
     priority: Option<i32>,
-    /// An extension: seconds after which the answer is of no use any more.
+    /// An extension: seconds after which the request expires.
     #[schema(minimum = 0)]
     timeout: Option<f32>,
 }
@@ -54,79 +56,81 @@ enum Direction {
 #[derive(Serialize, ToSchema)]
 pub(super) struct EmbedResponse(Vec<Vec<f32>>);
 
-/// Sentences to compare.
+/// A sentence, and others to compare it with.
 #[derive(Deserialize, ToSchema)]
 pub(super) struct SimilarityRequest {
     inputs: SimilarityInputs,
     parameters: Option<SimilarityParameters>,
-    /// An extension: higher is earlier. One level is worth 64 steps of waiting.
+    /// An extension: requests with a higher number run earlier. One level is worth 64 steps of
+    /// waiting.
     #[schema(default = 0)]
     priority: Option<i32>,
-    /// An extension: seconds after which the answer is of no use any more.
+    /// An extension: seconds after which the request expires.
     #[schema(minimum = 0)]
     timeout: Option<f32>,
 }
 
-/// What is compared with what.
+/// The sentences to compare.
 #[derive(Deserialize, ToSchema)]
 struct SimilarityInputs {
-    /// The one that the others are compared with.
+    /// The sentence that the others are compared with.
     #[schema(min_length = 1)]
     source_sentence: String,
-    /// The others.
+    /// The other sentences.
     #[schema(min_items = 1)]
     sentences: Vec<String>,
 }
 
-/// How they are embedded.
+/// How the sentences are embedded.
 #[derive(Default, Deserialize, ToSchema)]
 struct SimilarityParameters {
-    /// Cut sentences that are too long, rather than refuse them with 422.
+    /// Cut sentences that are too long, instead of refusing them with 422.
     #[schema(default = false)]
     truncate: Option<bool>,
-    /// Where to cut them.
+    /// The end at which they are cut.
     #[serde(rename = "truncation_direction")]
     #[schema(default = "Right")]
     _truncation_direction: Option<Direction>,
-    /// Not supported; `instruction` says what the vectors are for.
+    /// Not supported, as prompts have no names here; use `instruction`.
     prompt_name: Option<String>,
-    /// An extension: what the source sentence's vector is for, if it is a query.
+    /// An extension: the instruction for the source sentence, if it is a query.
     instruction: Option<String>,
-    /// An extension: what the other vectors are for; none for documents. For a comparison that is
-    /// the same both ways, give the same as `instruction`.
+    /// An extension: the instruction for the other sentences; leave it out for documents. For a
+    /// symmetric comparison, give the same as `instruction`.
     sentences_instruction: Option<String>,
 }
 
-/// Cosines, in the order of the sentences.
+/// Cosine similarities, in the order of the sentences.
 #[derive(Serialize, ToSchema)]
 pub(super) struct SimilarityResponse(Vec<f32>);
 
 /// Texts to rank.
 #[derive(Deserialize, ToSchema)]
 pub(super) struct RankRequest {
-    /// What the texts are to be relevant to. The model sees its first 600 characters.
+    /// The query by which the texts are ranked. The model sees its first 600 characters.
     #[schema(min_length = 1)]
     query: String,
-    /// The model sees the first 600 characters of each.
+    /// The texts. The model sees the first 600 characters of each.
     #[schema(min_items = 1)]
     texts: Vec<String>,
-    /// Not used: what is longer is always cut as said there.
+    /// Ignored: longer texts are always cut to 600 characters.
     #[serde(rename = "truncate")]
     _truncate: Option<bool>,
-    /// As above.
+    /// Has no effect; only `Right` is accepted.
     #[serde(rename = "truncation_direction")]
     _truncation_direction: Option<Direction>,
-    /// Whether scores are the logits of "yes", as in the GRIT paper, and not the probabilities of
-    /// "yes" against "no".
+    /// Whether scores are the logits of "yes", as in the GRIT paper, instead of the probabilities
+    /// of "yes" against "no".
     #[schema(default = false)]
     raw_scores: Option<bool>,
     /// Whether to return the texts, too.
     #[schema(default = false)]
     return_text: Option<bool>,
-    /// An extension: higher is earlier. One level is worth 64 steps of waiting.
+    /// An extension: requests with a higher number run earlier. One level is worth 64 steps of
+    /// waiting.
     #[schema(default = 0)]
     priority: Option<i32>,
-    /// An extension: seconds after which the answer is of no use any more.
+    /// An extension: seconds after which the request expires.
     #[schema(minimum = 0)]
     timeout: Option<f32>,
 }
@@ -138,65 +142,65 @@ pub(super) struct RankResponse(Vec<Rank>);
 /// A text's relevance.
 #[derive(Serialize, ToSchema)]
 struct Rank {
-    /// Which text, from 0.
+    /// Index of the text in the request, from 0.
     index: usize,
     score: f32,
-    /// Where `return_text` asks for it.
+    /// The text, if `return_text` asks for it.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     text: Option<String>,
 }
 
-/// What is served, and how much at once.
+/// The model and the limits of this server.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Info {
     /// The model's name.
     model_id: String,
-    /// Not known.
+    /// Always null.
     #[schema(required)]
     model_sha: Option<String>,
-    /// What is computed in; weights are as in the checkpoint.
+    /// The data type of the computation; weights have that of the checkpoint.
     model_dtype: &'static str,
     model_type: ModelType,
-    /// Requests that may wait.
+    /// The most requests that may wait.
     max_concurrent_requests: usize,
-    /// Tokens of a text.
+    /// The most tokens of a text.
     max_input_length: usize,
-    /// Tokens of a pass.
+    /// The most tokens of a pass.
     max_batch_tokens: usize,
-    /// None: tokens are what limits a pass.
+    /// Always null: the number of tokens limits a pass.
     #[schema(required)]
     max_batch_requests: Option<usize>,
-    /// Inputs of one request.
+    /// The most inputs of one request.
     max_client_batch_size: usize,
-    /// Whether texts that are too long are cut unasked: no.
+    /// Whether texts that are too long are cut without being asked for: always false.
     auto_truncate: bool,
     /// Threads that tokenize.
     tokenization_workers: usize,
-    /// This program's.
+    /// Version of this server.
     version: &'static str,
-    /// Not known.
+    /// Always null.
     #[schema(required)]
     sha: Option<String>,
-    /// Not known.
+    /// Always null.
     #[schema(required)]
     docker_label: Option<String>,
 }
 
-/// What the model is for.
+/// The kind of model.
 #[derive(Serialize, ToSchema)]
 struct ModelType {
     embedding: EmbeddingModel,
 }
 
-/// How it embeds.
+/// How the model embeds.
 #[derive(Serialize, ToSchema)]
 struct EmbeddingModel {
-    /// The default.
+    /// The default pooling.
     pooling: &'static str,
 }
 
-/// A failure, with TEI's status where an input is too long.
+/// A failure, with TEI's status 422 if an input is too long.
 pub(super) struct Refusal(Failure);
 
 impl From<Failure> for Refusal {
@@ -211,7 +215,7 @@ impl IntoResponse for Refusal {
     }
 }
 
-/// For the description: what [`Refusal`] adds.
+/// For the API description: the response that [`Refusal`] adds.
 #[derive(IntoResponses)]
 #[expect(dead_code, reason = "the variant is the description")]
 enum TooLong {
@@ -253,7 +257,7 @@ pub(super) async fn embed(
     Ok(loaded.render(timing, answer).await?)
 }
 
-/// Compares a sentence with others.
+/// Compares a sentence with others by cosine similarity.
 #[utoipa::path(post, path = "/similarity", tag = "embedding", request_body = SimilarityRequest,
     responses((status = 200, body = SimilarityResponse), Failures, TooLong))]
 pub(super) async fn similarity(
@@ -274,7 +278,7 @@ pub(super) async fn similarity(
     let mut texts = loaded.encode("inputs.source_sentence", source, &one, truncate).await?;
     texts.extend(loaded.encode("inputs.sentences", sentences, &others, truncate).await?);
     let tokenize = start.elapsed();
-    // The instructions, in which alone they differ, are in the texts.
+    // The two option sets differ only in their instructions, which are already part of the texts.
     let answers = loaded.submit(Work::Embed { texts, how: one }, wish)?;
     let (found, summary) = answers.embeddings().await?;
     let timing = server_timing(tokenize, &summary.timings);
@@ -312,12 +316,12 @@ pub(super) async fn rerank(
     Ok(loaded.render(timing, answer).await?)
 }
 
-/// What is served, and how much at once.
+/// Returns the model and the limits of this server.
 #[utoipa::path(get, path = "/info", tag = "server",
     responses((status = 200, body = Info), Failures))]
 pub(super) async fn info(loaded: Loaded) -> Json<Info> {
     let (engine, settings) = (loaded.engine(), &loaded.app.settings);
-    // Keys and values are kept in what is computed in.
+    // Keys and values are stored in the data type of the computation.
     let half = engine.kv_bytes_per_token() == engine.config().kv_bytes_per_token(2);
     Json(Info {
         model_id: settings.name.clone(),

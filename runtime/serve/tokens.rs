@@ -1,4 +1,5 @@
-//! `POST /tokenize`, `POST /detokenize` and `GET /tokenizer_info`, in vLLM's shape for texts.
+//! The endpoints `POST /tokenize`, `POST /detokenize` and `GET /tokenizer_info`, in vLLM's format
+//! for texts.
 
 use super::body::{Body, Loaded};
 use super::failure::{Failure, Failures};
@@ -10,17 +11,17 @@ use gritlm_model::prompt::CHAT_TEMPLATE;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// A text.
+/// A text to tokenize.
 #[derive(Deserialize, ToSchema)]
 pub(super) struct TokenizeRequest {
-    /// The model's name, as `/v1/models` tells it.
+    /// The model's name, as in `/v1/models`.
     model: Option<String>,
-    /// Taken verbatim; no tags go around it.
+    /// The text, taken verbatim: no tags are put around it.
     prompt: String,
-    /// Whether `<s>` goes in front. Ids for `/v1/embeddings` are to be without it.
+    /// Whether to put `<s>` in front. Ids for `/v1/embeddings` must be without it.
     #[schema(default = true)]
     add_special_tokens: Option<bool>,
-    /// Whether to tell how the vocabulary spells each token.
+    /// Whether to return the vocabulary's spelling of each token.
     #[schema(default = false)]
     return_token_strs: Option<bool>,
 }
@@ -28,54 +29,54 @@ pub(super) struct TokenizeRequest {
 /// A text's tokens.
 #[derive(Serialize, ToSchema)]
 pub(super) struct TokenizeResponse {
-    /// Their number.
+    /// Number of tokens.
     count: usize,
-    /// Positions of the model.
+    /// Number of positions of the model.
     max_model_len: usize,
-    /// Their ids.
+    /// Token ids.
     tokens: Vec<u32>,
-    /// Their spellings, where `return_token_strs` asks for them.
+    /// Spellings of the tokens, if `return_token_strs` asks for them.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     token_strs: Option<Vec<String>>,
 }
 
-/// Token ids.
+/// Token ids to turn into text.
 #[derive(Deserialize, ToSchema)]
 pub(super) struct DetokenizeRequest {
-    /// The model's name, as `/v1/models` tells it.
+    /// The model's name, as in `/v1/models`.
     model: Option<String>,
-    /// Ids below the size of the vocabulary; at most twice as many as the model has positions.
+    /// Ids below the vocabulary's size, at most twice as many as the model has positions.
     #[schema(value_type = Vec<Id>)]
     tokens: Ids,
 }
 
-/// Their text.
+/// The text of token ids.
 #[derive(Serialize, ToSchema)]
 pub(super) struct DetokenizeResponse {
-    /// Special tokens, `<s>` for one, are left out.
+    /// The text, without special tokens such as `<s>`.
     prompt: String,
 }
 
-/// What clients that make prompts or count tokens themselves must know.
+/// The facts that clients need to build prompts or count tokens themselves.
 #[derive(Serialize, ToSchema)]
 pub(super) struct TokenizerInfo {
-    /// Begins a sequence.
+    /// The token that begins a sequence.
     bos_token: Option<String>,
-    /// Ends an answer.
+    /// The end-of-sequence token.
     eos_token: Option<String>,
-    /// None: nothing is padded.
+    /// Always null, as nothing is padded.
     #[schema(required)]
     pad_token: Option<String>,
-    /// Whether a text's tokens begin with `bos_token`, where nothing else is said.
+    /// Whether a text's tokens begin with `bos_token` by default.
     add_bos_token: bool,
-    /// Positions of the model.
+    /// Number of positions of the model.
     model_max_length: usize,
-    /// How a conversation becomes a prompt, in Jinja.
+    /// The Jinja template that turns a conversation into a prompt.
     chat_template: &'static str,
 }
 
-/// The tokenizer's special tokens, and the format of conversations.
+/// Returns the tokenizer's special tokens and the chat template.
 #[utoipa::path(get, path = "/tokenizer_info", tag = "tokens",
     responses((status = 200, body = TokenizerInfo), Failures))]
 pub(super) async fn tokenizer_info(loaded: Loaded) -> Json<TokenizerInfo> {
@@ -90,7 +91,7 @@ pub(super) async fn tokenizer_info(loaded: Loaded) -> Json<TokenizerInfo> {
     })
 }
 
-/// The token ids of a text.
+/// Returns the token ids of a text.
 #[utoipa::path(post, path = "/tokenize", tag = "tokens", request_body = TokenizeRequest,
     responses((status = 200, body = TokenizeResponse), Failures))]
 pub(super) async fn tokenize(
@@ -116,7 +117,7 @@ pub(super) async fn tokenize(
     loaded.blocking_of(bytes, work).await
 }
 
-/// The text of token ids.
+/// Returns the text of token ids.
 #[utoipa::path(post, path = "/detokenize", tag = "tokens", request_body = DetokenizeRequest,
     responses((status = 200, body = DetokenizeResponse), Failures))]
 pub(super) async fn detokenize(

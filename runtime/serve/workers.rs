@@ -1,21 +1,22 @@
-//! Where bodies are parsed and texts tokenized: on threads of their own, so that neither a step of the
-//! engine nor another connection waits for them, and what is short waits for nothing long.
+//! Worker threads for parsing bodies and tokenizing texts. Neither a step of the engine nor
+//! another connection waits for this work, and short work does not wait for long work.
 //!
-//! The engine's products run in rayon's pool of the whole process. A body of two thousand long texts
-//! would fill that pool for seconds, and every step of everybody else would stand behind it.
+//! The engine's products run in the process-wide rayon pool. A body of two thousand long texts
+//! would fill that pool for seconds and delay every step meanwhile.
 
 use super::failure::Failure;
 use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 use std::sync::Arc;
 use tokio::sync::Semaphore;
 
-/// Bytes that are tokenized within some 10 ms.
+/// The most bytes of short work: this many are tokenized within about 10 ms.
 pub(super) const SHORT: usize = 64 << 10;
 
-/// Places and threads for each kind of work.
+/// Permits and threads for short and for long work.
 pub(super) struct Workers {
     short: Lane,
-    /// One at a time, on half of the cores: a large text takes a hundred times its bytes.
+    /// Runs one at a time, on half of the cores: tokenizing a large text takes a hundred times its
+    /// bytes of memory.
     long: Lane,
 }
 
@@ -47,7 +48,7 @@ impl Workers {
         })
     }
 
-    /// Does work on so many bytes when there is a place for it.
+    /// Runs work on `bytes` bytes as soon as its lane has a free place.
     pub(super) async fn run<T: Send + 'static>(
         &self,
         bytes: usize,
@@ -55,14 +56,16 @@ impl Workers {
     ) -> Result<T, Failure> {
         let lane = if bytes > SHORT { &self.long } else { &self.short };
         let threads = Arc::clone(&lane.threads);
-        // Never closed. The task has the place until its end, also when its client is gone.
+        // The semaphore is never closed. The task keeps its place until it ends, even if its
+        // client has gone.
         let place = Arc::clone(&lane.places).acquire_owned().await;
         let task = tokio::task::spawn_blocking(move || {
             let done = threads.install(work);
             drop(place);
             done
         });
-        // A panic there is a bug; this request's client is told, and the others are served.
+        // A panic in the task is a bug: this request's client gets an error, and the others are
+        // still served.
         task.await.map_err(|_| Failure::lost())?
     }
 }

@@ -1,4 +1,4 @@
-//! Arguments of `bench` and of what it measures with.
+//! Arguments of `bench` and `kernels`.
 
 use super::values::count;
 use clap::{Args as Group, Subcommand};
@@ -8,21 +8,22 @@ use std::path::PathBuf;
 pub(crate) enum Bench {
     /// Single operations: the case table, a model's shapes (`--like`), or your own (`--shape`)
     Ops {
-        /// The ops of this shape of model: gritlm-7b, gritlm-8x7b, 1b, tiny or tiny-moe
+        /// The ops of a model of this shape: gritlm-7b, gritlm-8x7b, 1b, tiny or tiny-moe
         #[arg(long, value_name = "SHAPE", conflicts_with = "shape")]
         like: Option<String>,
-        /// An op and its sizes, as linear_add:128x4096x14336 (rows, inner, outer); several allowed
+        /// An op and its sizes, like linear_add:128x4096x14336 (rows, inner, outer); may be given
+        /// again
         #[arg(long, value_name = "OP:SIZES")]
         shape: Vec<String>,
-        /// Rows of a pass, with `--like`
+        /// Rows per pass, with `--like`
         #[arg(long, value_name = "N", value_delimiter = ',', value_parser = count())]
         #[arg(default_values_t = [1, 4, 16, 64, 512])]
         rows: Vec<u32>,
-        /// Lengths of the sequences of attention, with `--like`
+        /// Sequence lengths for attention, with `--like`
         #[arg(long, value_name = "N", value_delimiter = ',', value_parser = count())]
         #[arg(default_values_t = [512, 2048])]
         contexts: Vec<u32>,
-        /// Sequences that attention decodes together, with `--like`
+        /// Sequences per batch of decoding attention, with `--like`
         #[arg(long, value_name = "N", value_delimiter = ',', value_parser = count())]
         #[arg(default_values_t = [1, 8, 32])]
         batches: Vec<u32>,
@@ -37,7 +38,7 @@ pub(crate) enum Bench {
         /// Random weights of this shape, instead of `--model`
         #[arg(long, value_name = "SHAPE")]
         like: Option<String>,
-        /// Layers of it, instead of all
+        /// Number of layers, instead of all
         #[arg(long, value_name = "N", requires = "like")]
         layers: Option<usize>,
         /// The smallest sizes only
@@ -46,12 +47,12 @@ pub(crate) enum Bench {
         #[command(flatten)]
         how: BenchHow,
     },
-    /// From files to the first answer, with cold and with warm files
+    /// Loading, from files to the first answer, with cold and with warm files
     Load {
         /// Random weights of this shape, instead of `--model`
         #[arg(long, value_name = "SHAPE")]
         like: Option<String>,
-        /// Layers of it, instead of all
+        /// Number of layers, instead of all
         #[arg(long, value_name = "N", requires = "like")]
         layers: Option<usize>,
         #[command(flatten)]
@@ -62,31 +63,31 @@ pub(crate) enum Bench {
         /// Random weights of this shape, instead of `--model`
         #[arg(long, value_name = "SHAPE")]
         like: Option<String>,
-        /// Layers of it, instead of all
+        /// Number of layers, instead of all
         #[arg(long, value_name = "N", requires = "like")]
         layers: Option<usize>,
-        /// Tokens of the long side
+        /// Lengths of the long side, in tokens
         #[arg(long, value_name = "N", value_delimiter = ',', value_parser = count())]
         lengths: Vec<u32>,
         /// The smallest sizes only
         #[arg(long, conflicts_with = "lengths")]
         quick: bool,
-        /// Where the store is made, and removed again [default: the system's temporary folder]
+        /// Folder for the temporary store [default: the system's temporary folder]
         #[arg(long, value_name = "DIR")]
         folder: Option<PathBuf>,
         #[command(flatten)]
         how: BenchHow,
     },
-    /// A record of before, as table, page or comparison
+    /// Show an earlier record as a table, page or comparison
     Show {
-        /// What `--json` has written
+        /// A file that `--json` has written
         record: PathBuf,
         #[command(flatten)]
         output: BenchOutput,
     },
     /// Write the tables of a folder of records into its RESULTS.md
     Results {
-        /// The folder
+        /// The folder of records
         #[arg(default_value = "benches/record")]
         records: PathBuf,
     },
@@ -94,10 +95,10 @@ pub(crate) enum Bench {
 
 #[derive(Group)]
 pub(crate) struct BenchHow {
-    /// Times of each figure
+    /// Repetitions of each measurement
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) repeats: u32,
-    /// MiB that are copied before each time, so that no cache holds what is read
+    /// MiB to copy before each repetition, so that no cache holds the operands
     #[arg(long, value_name = "N", default_value_t = 256)]
     pub(crate) displace: u64,
     #[command(flatten)]
@@ -112,20 +113,20 @@ pub(crate) struct BenchOutput {
     /// Write a page with plots to this file
     #[arg(long, value_name = "FILE")]
     pub(crate) html: Option<PathBuf>,
-    /// What another program needs for the same: its JSON, or llama-bench's; several allowed
+    /// Results of another program: its JSON, or llama-bench's; may be given again
     #[arg(long, value_name = "FILE")]
     pub(crate) peer: Vec<PathBuf>,
-    /// A record of before, to compare with
+    /// An earlier record to compare with
     #[arg(long, value_name = "FILE")]
     pub(crate) compare: Option<PathBuf>,
-    /// Exit with 1 if anything is slower than there by more than the spread
+    /// Exit with 1 if anything is slower than in that record by more than the spread
     #[arg(long, requires = "compare")]
     pub(crate) fail_on_regression: bool,
 }
 
 #[derive(Subcommand)]
 pub(crate) enum Kernels {
-    /// Compile every kernel and say what each takes of a multiprocessor
+    /// Compile every kernel and show the resources that each uses
     #[command(after_help = "Example:
   gritlm kernels build --arch sm_80,sm_90a --output kernels
   gritlm generate --device cuda --kernels kernels --prompt \"Once upon\"")]
@@ -133,7 +134,7 @@ pub(crate) enum Kernels {
         /// Architectures: sm_80 is for A100, sm_89 for RTX 40, sm_90a for H100
         #[arg(long, value_name = "A", value_delimiter = ',', default_value = "sm_80,sm_90a")]
         arch: Vec<String>,
-        /// The folder for `--kernels`
+        /// The folder to write, later given as `--kernels`
         #[arg(long, value_name = "DIR")]
         output: PathBuf,
     },

@@ -1,4 +1,5 @@
-//! Arguments, as `--help` shows them. Names and meanings are a contract; see the README.
+//! Defines the arguments, as `--help` shows them. Names and meanings are a contract; see the
+//! README.
 
 mod bench;
 mod rag;
@@ -39,31 +40,35 @@ pub(super) struct Global {
     /// A checkpoint's folder, a Hugging Face id (cache first, then download), or `demo`
     #[arg(long, global = true, value_name = "M", default_value = "demo", env = "GRITLM_MODEL")]
     pub(super) model: String,
-    /// auto, cpu, cuda[:N] or wgpu[:NAME]; see `gritlm devices`. For `bench` several, with commas
+    /// auto, cpu, cuda[:N] or wgpu[:NAME]; see `gritlm devices`. `bench` takes several, separated
+    /// by commas
     #[arg(long, global = true, value_name = "D", default_value = "auto", value_parser = parse::<Devices>)]
     #[arg(env = "GRITLM_DEVICE")]
     pub(super) device: Devices,
-    /// Tokens of one pass; more are faster and take more memory
+    /// Tokens per pass; more are faster and take more memory
     #[arg(long, global = true, value_name = "N", default_value_t = Options::default().batch_tokens)]
     #[arg(env = "GRITLM_BATCH_TOKENS")]
     batch_tokens: usize,
-    /// Tokens that the KV pages hold
+    /// Capacity of the KV cache, in tokens
     #[arg(long, global = true, value_name = "N", default_value_t = Options::default().kv_tokens)]
     #[arg(env = "GRITLM_KV_TOKENS")]
     kv_tokens: usize,
-    /// On a GPU, say on stderr at the end where its time went, op by op
+    /// On a GPU, print the time of each op on stderr at the end
     #[arg(long, global = true)]
     pub(super) profile: bool,
-    /// On a GPU, multiply in half precision: faster where the adapter has it, about 1e-3 off
+    /// On a GPU, multiply in half precision: faster if the adapter supports it, with errors of
+    /// about 1e-3
     #[arg(long, global = true, env = "GRITLM_F16")]
     f16: bool,
-    /// On a GPU, first measure which shapes of tiles are fastest, and keep them for later starts
+    /// On a GPU, first measure which tile shapes are fastest, and keep the result for later
+    /// starts
     #[arg(long, global = true, env = "GRITLM_TUNE")]
     tune: bool,
-    /// On CUDA, kernels that `gritlm kernels build` has made, instead of compiling them here
+    /// On CUDA, use the kernels in this folder, made by `gritlm kernels build`, instead of
+    /// compiling them
     #[arg(long, global = true, value_name = "DIR", env = "GRITLM_KERNELS")]
     kernels: Option<PathBuf>,
-    /// What stdout gets
+    /// Format of the output on stdout
     #[arg(long, global = true, value_enum, default_value_t = Format::Text)]
     pub(super) format: Format,
 }
@@ -105,7 +110,7 @@ pub(super) enum Command {
     Generate(Generate),
     /// Talk with the model; the history stays in the KV cache
     Chat(SamplingArgs),
-    /// Cosine similarities of texts, each with each
+    /// Show the cosine similarity of each pair of texts
     #[command(after_help = "Example:\n  gritlm similarity \"a cat\" \"a kitten\" \"a train\"")]
     Similarity(Similarity),
     /// Find lines of a file, or files of a folder, by meaning
@@ -117,7 +122,7 @@ pub(super) enum Command {
 Embeddings are kept beside PATH and made again only for what has changed; or, with --store, in a
 store that `gritlm index` has made.")]
     Search(Search),
-    /// Keep texts, embeddings and, if asked to, KV caches of files in a store
+    /// Index files into a store: their texts, embeddings and, with --cache, KV caches
     #[command(after_help = "Examples:
   gritlm index notes/ papers/*.pdf --store DIR
   gritlm index corpus.jsonl --store DIR --cache doc --kv-format int8 --kv-budget 20GB
@@ -136,7 +141,7 @@ removed, but nothing below a path that cannot be read. --chunk, --overlap, --cac
     /// Order passages by relevance to a query, by asking the model yes or no
     #[command(after_help = "Example:\n  gritlm rerank \"who wrote it?\" --input passages.txt")]
     Rerank(Rerank),
-    /// Answer from the documents of a store, and say which they were
+    /// Answer from the documents of a store, and cite them
     #[command(after_help = "Examples:
   gritlm ask \"what captures packets?\" --store notes.store
   gritlm ask \"what captures packets?\" --store notes.store --cache doc --documents 3 --explain
@@ -145,7 +150,7 @@ What --cache reuses, the keys and values of embedding passes, is not read again.
 that changes the answer, since those passes saw the text in both directions; a cache that the store
 has evicted is computed again. Behind the answer: [1] path#chunk score.")]
     Ask(AskArgs),
-    /// Serve embeddings and answers over HTTP, to OpenAI's, TEI's and Cohere's clients
+    /// Serve embeddings and answers over HTTP, for clients of the OpenAI, TEI and Cohere APIs
     #[command(after_help = "Examples:
   gritlm serve --model GritLM/GritLM-7B --port 8080
   gritlm serve --port 0 --api-key \"$KEY\" --max-queue 64
@@ -153,16 +158,16 @@ has evicted is computed again. Behind the answer: [1] path#chunk score.")]
 The first line on stdout is the address. SIGTERM or Ctrl-C: what is under way is finished, within
 --grace; a second one ends at once. Pages: / to try it, /docs, /metrics.")]
     Serve(Serve),
-    /// Config, tensors, sizes and memory of a checkpoint
+    /// Show the config, tensors, sizes and memory of a checkpoint
     Inspect(Inspect),
-    /// Every backend, and whether it can be used here
+    /// List every backend, and whether it can be used here
     Devices,
-    /// Write a checkpoint of random weights, for benchmarks and capacity tests
+    /// Write a checkpoint with random weights, for benchmarks and capacity tests
     #[command(
         after_help = "Example:\n  gritlm synth --like gritlm-7b --layers 2 --output /tmp/small"
     )]
     Synth(Synth),
-    /// Measure ops, models and loading beside the device's limits and other programs
+    /// Measure ops, models and loading, compared with the device's limits and other programs
     #[command(
         subcommand,
         after_help = "Examples:
@@ -172,7 +177,7 @@ The first line on stdout is the address. SIGTERM or Ctrl-C: what is under way is
   gritlm bench rag --like gritlm-7b --layers 2 --device cpu"
     )]
     Bench(Bench),
-    /// Compile the CUDA kernels, for machines that have no compiler
+    /// Compile the CUDA kernels, for machines without a compiler
     #[command(subcommand)]
     Kernels(Kernels),
     /// Print a completion script for a shell
@@ -180,7 +185,7 @@ The first line on stdout is the address. SIGTERM or Ctrl-C: what is under way is
         after_help = "Example:\n  gritlm completions bash > ~/.local/share/bash-completion/completions/gritlm"
     )]
     Completions {
-        /// Which shell
+        /// The shell
         shell: clap_complete::Shell,
     },
 }
@@ -195,26 +200,26 @@ pub(super) struct Demo {
 /// Where texts come from: arguments, a file, or stdin.
 #[derive(Group)]
 pub(super) struct Texts {
-    /// Texts; without any, they are read from --input or stdin
+    /// Texts; if there are none, they are read from --input or stdin
     #[arg(value_name = "TEXT", value_parser = unmarked)]
     pub(super) texts: Vec<String>,
-    /// A file with one text a line, or JSON objects with `text`, one a line
+    /// A file with one text per line, or with one JSON object with `text` per line
     #[arg(long, value_name = "FILE", conflicts_with = "texts")]
     pub(super) input: Option<PathBuf>,
 }
 
 #[derive(Group)]
 pub(super) struct EmbedOptions {
-    /// What the vectors are for (for queries; documents want none)
+    /// The task that the vectors are for (only for queries; documents need none)
     #[arg(long, default_value = "", hide_default_value = true, value_name = "TEXT")]
     instruction: String,
-    /// How hidden states become one vector
+    /// How hidden states are pooled into one vector
     #[arg(long, value_enum, default_value_t = PoolingArg::Mean)]
     pooling: PoolingArg,
     /// Do not L2-normalise the vectors
     #[arg(long)]
     no_normalize: bool,
-    /// Tokens of a text, instruction included; the rest is cut off
+    /// Maximum tokens per text, instruction included; the rest is cut off
     #[arg(long, value_name = "N", default_value_t = Embed::default().max_length)]
     max_length: usize,
     /// bbcc (bidirectional embedding) or cccc (causal throughout)
@@ -223,7 +228,7 @@ pub(super) struct EmbedOptions {
     /// Attention window: none or tokens [default: none; in cccc the config's]
     #[arg(long, value_name = "W", value_parser = parse::<Window>)]
     window: Option<Window>,
-    /// Keep only so many leading numbers
+    /// Keep only the first N dimensions
     #[arg(long, value_name = "N")]
     dimensions: Option<usize>,
 }
@@ -259,25 +264,25 @@ pub(super) struct EmbedArgs {
 
 #[derive(Group)]
 pub(super) struct SamplingArgs {
-    /// Tokens to draw, at most
+    /// Maximum tokens to generate
     #[arg(long, value_name = "N", default_value_t = Sampling::default().max_tokens)]
     max_tokens: usize,
-    /// 0 is greedy
+    /// Sampling temperature; 0 is greedy
     #[arg(long, value_name = "T", default_value_t = 0.0)]
     temperature: f32,
     /// Keep the K most likely tokens; 0 for all
     #[arg(long, value_name = "K", default_value_t = 0)]
     top_k: u32,
-    /// Keep the fewest most likely tokens that reach probability P
+    /// Keep the smallest set of most likely tokens that reaches probability P
     #[arg(long, value_name = "P", default_value_t = 1.0)]
     top_p: f32,
     /// Keep tokens at least P times as likely as the likeliest
     #[arg(long, value_name = "P", default_value_t = 0.0)]
     min_p: f32,
-    /// Above 1 makes repeated tokens less likely
+    /// Penalty for repeated tokens; above 1 makes them less likely
     #[arg(long, value_name = "R", default_value_t = 1.0)]
     repetition_penalty: f32,
-    /// Same seed, same text
+    /// Random seed; the same seed gives the same text
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
     /// End the answer before this text; may be given again
@@ -339,7 +344,7 @@ pub(super) struct Rerank {
     pub(super) query: String,
     #[command(flatten)]
     pub(super) texts: Texts,
-    /// Results, at most [default: all]
+    /// Maximum number of results [default: all]
     #[arg(long, value_name = "K")]
     pub(super) top_k: Option<usize>,
 }
@@ -353,16 +358,16 @@ pub(super) struct Inspect {
 
 #[derive(Group)]
 pub(super) struct Synth {
-    /// Whose shape: gritlm-7b, gritlm-8x7b, 1b, tiny or tiny-moe
+    /// Shape of the model: gritlm-7b, gritlm-8x7b, 1b, tiny or tiny-moe
     #[arg(long, value_name = "SHAPE")]
     pub(super) like: String,
-    /// Layers, instead of the shape's
+    /// Number of layers, instead of the shape's
     #[arg(long, value_name = "N")]
     pub(super) layers: Option<usize>,
-    /// Same seed, same bytes
+    /// Random seed; the same seed gives the same bytes
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(super) seed: u64,
-    /// The folder to make
+    /// The folder to create
     #[arg(long, value_name = "DIR")]
     pub(super) output: PathBuf,
 }

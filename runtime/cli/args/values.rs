@@ -1,4 +1,4 @@
-//! What arguments can be, and how it is read.
+//! Types of argument values, and how they are parsed.
 
 use crate::{Device, Error, Pooling, Result, text};
 use clap::ValueEnum;
@@ -11,7 +11,7 @@ use std::time::Duration;
 pub(crate) enum Format {
     /// For people.
     Text,
-    /// For programs: one JSON object a line.
+    /// For programs: one JSON object per line.
     Json,
 }
 
@@ -77,7 +77,7 @@ impl FromStr for Window {
     }
 }
 
-/// `none`, or bytes, perhaps with a unit: 20GB, 512MiB.
+/// `none`, or a number of bytes, optionally with a unit: 20GB, 512MiB.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Budget(pub(crate) Option<u64>);
 
@@ -97,7 +97,7 @@ impl FromStr for Budget {
     }
 }
 
-/// Bytes, perhaps with a unit.
+/// Parses a number of bytes, optionally with a unit.
 pub(crate) fn bytes(text: &str) -> Result<u64, String> {
     in_bytes(text).ok_or_else(|| format!("expected bytes, as 64MiB or 1GB, found {text:?}"))
 }
@@ -140,7 +140,8 @@ impl FromStr for Above {
     }
 }
 
-/// Rows, tokens or sequences: with any of them a buffer's values can be counted in 32 bits.
+/// Returns the parser for a number of rows, tokens or sequences. Up to its maximum, 2^17, a
+/// buffer's values can be counted in 32 bits.
 pub(crate) fn count() -> clap::builder::RangedI64ValueParser<u32> {
     clap::value_parser!(u32).range(1..=1 << 17)
 }
@@ -150,12 +151,12 @@ pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
     seconds.ok_or_else(|| format!("expected seconds, 0 or more, found {text:?}"))
 }
 
-/// A text without a byte-order mark, which `"$(cat FILE)"` brings along.
+/// Removes a byte-order mark from a text; `"$(cat FILE)"` brings one along.
 pub(crate) fn unmarked(argument: &str) -> Result<String, Infallible> {
     Ok(text::unmarked(argument).into())
 }
 
-/// clap wants the error as text.
+/// Parses a value, and returns an error as text, as clap wants it.
 pub(crate) fn parse<T: FromStr<Err = Error>>(text: &str) -> Result<T, String> {
     text.parse().map_err(|e: Error| e.to_string())
 }

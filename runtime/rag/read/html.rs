@@ -1,23 +1,25 @@
-//! Text of HTML, from the tokens that html5gum makes as a browser would. No tree is built and no
-//! attribute is kept, so no nesting is too deep, and the time is linear in the file, whatever is in
-//! it. (A tokenizer that keeps attributes must compare each with all before it: for a tag of a
-//! million attributes html5ever 0.40 took more than a minute.)
+//! Extracts text from HTML. html5gum splits the file into tokens as a browser would; this module
+//! builds no tree and keeps no attributes, so nesting may be arbitrarily deep and the time is
+//! linear in the file, whatever is in it. (A tokenizer that keeps attributes must compare each
+//! one with all before it: html5ever 0.40 took more than a minute on a tag with a million
+//! attributes.)
 
 use encoding_rs::{Encoding, WINDOWS_1252};
 use html5gum::{Emitter, Error, State, Tokenizer};
 
-/// Title, if there is one, and text: a blank line between paragraphs, each on one line.
+/// Returns the title, if there is one, and the text, with a blank line between paragraphs.
 pub(super) fn text(bytes: &[u8]) -> (Option<String>, String) {
     let (html, mut page) = (decode(bytes), Page::default());
     let tokenizer = Tokenizer::new_with_emitter(html.as_str(), Tokens::of(&mut page));
-    // A reader of memory has no errors.
+    // Reading from memory cannot fail.
     let Ok(()) = tokenizer.finish();
     let Page { title, first_heading, text, .. } = page;
     let title = [title, first_heading].into_iter().find(|t| !t.trim().is_empty());
     (title, text)
 }
 
-/// UTF-8, or what the page says that it is in; as in browsers, Windows-1252 where it says nothing.
+/// Decodes the page: as UTF-8 if it is valid, else in the charset that the page declares, else,
+/// as browsers do, as Windows-1252.
 fn decode(bytes: &[u8]) -> String {
     if let Ok(text) = std::str::from_utf8(bytes) {
         return text.into();
@@ -36,12 +38,12 @@ struct Page {
     title: String,
     first_heading: String,
     text: String,
-    /// Of the elements that are not shown, how many are open.
+    /// Number of open elements that are not shown.
     hidden: usize,
-    /// How many `pre` are open: their white space counts.
+    /// Number of open `pre` elements, in which white space is significant.
     pre: usize,
     place: Place,
-    /// White space that is to stand before the next character.
+    /// White space to write before the next character.
     gap: Gap,
 }
 
@@ -51,7 +53,7 @@ enum Place {
     #[default]
     Body,
     Title,
-    /// The first heading: to the text and to the title.
+    /// The first `h1`, which goes to the text and serves as the title if there is no other.
     Heading,
 }
 
@@ -100,8 +102,8 @@ impl Page {
         }
     }
 
-    /// Takes a tag of that name in small letters; as what the tokenizer is to read on, if not as
-    /// before.
+    /// Handles a tag whose `name` is in lower case. Returns the state that the tokenizer must
+    /// switch to, or `None` if it stays in its current one.
     fn tag(&mut self, name: &str, start: bool, self_closing: bool) -> Option<State> {
         match name {
             "script" | "style" | "svg" | "template" | "noscript" | "iframe" | "object" => {
@@ -181,16 +183,16 @@ fn is_block(name: &str) -> bool {
     )
 }
 
-/// Takes what the tokenizer finds to the page: text and tags, and nothing else.
+/// Passes text and tags from the tokenizer to the page, and nothing else.
 struct Tokens<'a> {
     page: &'a mut Page,
-    /// Text that has come since the last tag.
+    /// Text received since the last tag.
     text: Vec<u8>,
-    /// The tag that is being read.
+    /// Name of the tag that is being read.
     name: Vec<u8>,
     start: bool,
     self_closing: bool,
-    /// The last start tag: only its own end ends a script or a title.
+    /// Name of the last start tag; only its own end tag ends a script or a title.
     last: Vec<u8>,
 }
 
@@ -200,8 +202,8 @@ impl<'a> Tokens<'a> {
         Self { page, text, name, start: false, self_closing: false, last }
     }
 
-    /// Begins a tag. Within a script what looks like one may turn out to be text, so text that has
-    /// come waits until the tag is there.
+    /// Begins a tag. Inside a script, something that looks like a tag may turn out to be text, so
+    /// pending text is not flushed until the tag is complete.
     fn begin(&mut self, start: bool) {
         self.name.clear();
         (self.start, self.self_closing) = (start, false);

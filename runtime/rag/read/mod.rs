@@ -1,4 +1,4 @@
-//! Documents from files: text, Markdown, HTML, PDF and JSONL.
+//! Reads documents from files: text, Markdown, HTML, PDF and JSONL.
 
 mod html;
 mod parser;
@@ -19,41 +19,41 @@ use std::io::{self, BufReader, Read};
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// A document as its file has it.
+/// A document as read from its file.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Source {
-    /// The file's path; of a line of a JSONL file `path#id`, where the id is the line's own or its
-    /// number, from 1.
+    /// The file's path. For a line of a JSONL file it is `path#id`, where the id is the line's
+    /// own or its number, counted from 1.
     pub path: String,
-    /// An HTML title, the first Markdown heading, a JSON title (empty where there is none), else the
-    /// file's name.
+    /// An HTML title or the first Markdown heading, else the file's name. For a JSON line it is
+    /// its title, empty if there is none.
     pub title: String,
-    /// The text, without white space at its ends; lines end with `\n`.
+    /// The text, trimmed of white space at both ends. Lines end with `\n`.
     pub text: String,
-    /// The other fields of a JSON line; null for a file.
+    /// The other fields of a JSON line; null if there are none, and for a file.
     pub metadata: Value,
-    /// The state of the file; of a JSON line, with the line's hash.
+    /// The state of the file. For a JSON line, the hash is the line's own.
     pub stamp: Stamp,
 }
 
-/// What came of a file, or of a line in it.
+/// The result of reading a file, or a line of a JSONL file.
 pub(super) enum Item {
     Document(Source),
-    /// It is as it was; its path, and the stamp of its file where that was read.
+    /// Unchanged: the document's path, and the stamp of its file if the whole file was read.
     Unchanged(String, Option<Stamp>),
-    /// It is no document; why.
+    /// Not a readable document, with the reason.
     Problem(String),
-    /// It is no text and does not say that it is.
+    /// Binary data, in a file that is not expected to be text.
     Binary,
 }
 
-/// Bytes of a title, and of a JSON line's id, as of a path.
+/// Maximum bytes of a title and of a JSON line's id; the same as for a path.
 pub(crate) const MAX_NAME: usize = 4096;
 
-/// Reads the documents of a file or folder, as [`super::Indexer`] does, to look at them: hidden and
-/// binary files, links to folders and links that lead outside are left out. HTML and PDF are parsed
-/// in this process, with the limits of [`ParseLimits::default`]. The second value says what could
-/// not be read, and why.
+/// Reads the documents of a file or folder as [`super::Indexer`] does, for inspection. Hidden and
+/// binary files, links to folders and links that lead outside are left out. HTML and PDF are
+/// parsed in this process, with the limits of [`ParseLimits::default`]. The second value lists
+/// what could not be read, and why.
 ///
 /// ```
 /// # let folder = tempfile::tempdir().unwrap();
@@ -68,7 +68,7 @@ pub fn read(path: &Path) -> (Vec<Source>, Vec<String>) {
     problems.extend(failed.into_iter().map(|u| format!("{}: {}", u.name, u.problem)));
     let parser = Parser::default();
     for entry in files {
-        // Nothing that is called returns an error.
+        // Neither the callback nor a parser in this process returns an error.
         let _ = read_file(&entry, &parser, &|_, _| false, &mut |item| {
             match item {
                 Item::Document(source) => sources.push(source),
@@ -81,11 +81,12 @@ pub fn read(path: &Path) -> (Vec<Source>, Vec<String>) {
     (sources, problems)
 }
 
-/// Reads a file's documents one after the other, those that are not `unchanged` (by path and hash).
-/// What is wrong with the file is an [`Item::Problem`].
+/// Reads a file's documents one by one and passes each to `each`. Documents that are `unchanged`,
+/// by path and hash, are passed without their text. A problem with the file is an
+/// [`Item::Problem`].
 ///
 /// # Errors
-/// What `each` returns, and when the parser's process does not start.
+/// Returns any error of `each`, and an error if the parser's process does not start.
 pub(super) fn read_file(
     entry: &Entry,
     parser: &Parser,
@@ -133,8 +134,8 @@ pub(super) fn read_file(
     }))
 }
 
-/// Opens a file that is one: what was a file when its folder was listed may be a pipe by now, and to
-/// open one waits for its writer.
+/// Opens a regular file. What was a file when its folder was listed may be a pipe by now, and
+/// opening a pipe would wait for its writer.
 fn open(path: &str) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.read(true);
@@ -150,7 +151,8 @@ fn open(path: &str) -> io::Result<File> {
     }
 }
 
-/// All of a file, whose size may be other than the system says: those of `/proc` have none.
+/// Reads a whole file. Its size may differ from what the system reports: files in `/proc` report
+/// none.
 fn whole(file: File) -> io::Result<Vec<u8>> {
     let too_long = |bytes: u64| {
         let (mib, most) = (bytes >> 20, text::MAX_BYTES >> 20);
@@ -165,31 +167,32 @@ fn whole(file: File) -> io::Result<Vec<u8>> {
     if bytes.len() > text::MAX_BYTES { Err(too_long(bytes.len() as u64)) } else { Ok(bytes) }
 }
 
-/// No file system's clock ticks more slowly: FAT's.
+/// The coarsest time stamp of any file system, which is FAT's.
 const TICK: Duration = Duration::from_secs(2);
 
-/// The time for the stamp of a file that is about to be read: 0 where another change may still come
-/// within the same tick, and would not show.
+/// Returns the modification time for the stamp of a file that is about to be read. It is 0 if
+/// another change may still come within the same tick, because that change would not show.
 fn settled(modified: i64) -> i64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let last = now.saturating_sub(TICK).as_nanos();
     if u128::try_from(modified).is_ok_and(|modified| modified < last) { modified } else { 0 }
 }
 
-/// Files of these names say that they are text; one that is neither UTF-8 nor UTF-16 with a mark is
-/// a mistake.
+/// Returns whether the extension promises text. Such a file that is neither UTF-8 nor UTF-16 with
+/// a byte-order mark is reported as a problem.
 fn is_text(extension: &str) -> bool {
     matches!(extension, "txt" | "text" | "md" | "markdown" | "rst" | "tex" | "csv" | "tsv" | "log")
 }
 
-/// The documents of a JSONL file: an object with `text` a line, perhaps `id` and `title`.
+/// Reads the documents of a JSONL file: one object per line with `text` and optionally `id` and
+/// `title`.
 fn lines(
     entry: &Entry,
     unchanged: &dyn Fn(&str, u64) -> bool,
     each: &mut dyn FnMut(Item) -> Result<()>,
 ) -> Result<()> {
     let modified = settled(entry.modified);
-    // What is written while it is read is left to the next run.
+    // Lines appended while the file is read are left to the next run.
     let file = open(&entry.path).and_then(|file| {
         let bytes = file.metadata()?.len();
         Ok(file.take(bytes))
@@ -236,7 +239,7 @@ fn lines(
     Ok(())
 }
 
-/// Id, title, text and the other fields of a JSON line.
+/// Returns the id, title, text and other fields of a JSON line.
 fn line_of(line: &[u8]) -> Result<(Option<String>, String, String, Value), String> {
     let expected = "expected an object with a string \"text\"";
     let mut fields: Map<String, Value> =
@@ -262,7 +265,8 @@ fn line_of(line: &[u8]) -> Result<(Option<String>, String, String, Value), Strin
     Ok((id, title, text, metadata))
 }
 
-/// The first Markdown heading, `# So` or underlined with `===`; not one in a block of code.
+/// Returns the first Markdown heading, either `# Heading` or underlined with `===`, that is not
+/// in a code block.
 fn heading(text: &str) -> Option<String> {
     let (mut code, mut before) = (false, "");
     for line in text.lines() {
@@ -287,7 +291,7 @@ fn one_line(text: String) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// Without a byte order mark, Windows line ends, and white space at the ends.
+/// Removes a byte-order mark and white space at both ends, and converts line ends to `\n`.
 fn tidy(text: &str) -> String {
     let text = text.trim_start_matches('\u{FEFF}').trim();
     if text.contains('\r') { text.replace("\r\n", "\n").replace('\r', "\n") } else { text.into() }

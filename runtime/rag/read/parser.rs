@@ -1,5 +1,6 @@
-//! Parses HTML and PDF, whose parsers do what a file makes them do: in a child process, which has
-//! limits of its own and takes nobody along when it ends, or in this one.
+//! Parses HTML and PDF. A file can make these parsers run for long, take much memory or crash, so
+//! they run either in a child process, which has limits of its own and takes nothing down with
+//! it, or in this process.
 
 #[cfg(unix)]
 mod child;
@@ -13,28 +14,29 @@ pub use child::serve_parser;
 use std::process::Command;
 use std::time::Duration;
 
-/// What a document of a format that others parse may take.
+/// Limits for parsing one HTML or PDF document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ParseLimits {
-    /// CPU time of its parser, in whole seconds; a child process only. It may wait for a core for
-    /// thirty times as long.
+    /// CPU time of the parser, in whole seconds; enforced only in a child process. Its wall-clock
+    /// time may be thirty times as long, in case it has to wait for a core.
     pub cpu: Duration,
-    /// Bytes of memory that the parser's process may have, itself included; a child process only.
+    /// Maximum bytes of memory of the parser's process, itself included; enforced only in a child
+    /// process.
     pub memory: u64,
-    /// Bytes of text.
+    /// Maximum bytes of text.
     pub text: usize,
 }
 
 impl Default for ParseLimits {
-    /// 10 s, 1 GiB, 64 MiB of text.
+    /// Returns limits of 10 s, 1 GiB of memory and 64 MiB of text.
     fn default() -> Self {
         Self { cpu: Duration::from_secs(10), memory: 1 << 30, text: 64 << 20 }
     }
 }
 
 impl ParseLimits {
-    /// Whether a document may have so many bytes of text.
+    /// Checks that a document may have this many bytes of text.
     pub(super) fn check_text(&self, bytes: usize) -> Result<(), String> {
         match bytes > self.text {
             true => Err(format!("it has more than {} of text", mib(self.text as u64))),
@@ -43,7 +45,7 @@ impl ParseLimits {
     }
 }
 
-/// For people; whole MiB where it is that many.
+/// Formats a size for messages, in whole MiB if it is at least 1 MiB.
 fn mib(bytes: u64) -> String {
     match bytes >> 20 {
         0 => format!("{bytes} bytes"),
@@ -51,7 +53,7 @@ fn mib(bytes: u64) -> String {
     }
 }
 
-/// Formats that others define.
+/// Formats that are read by third-party parsers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Format {
     Html,
@@ -59,7 +61,7 @@ pub(super) enum Format {
 }
 
 impl Format {
-    /// By a file's extension, in small letters.
+    /// Returns the format for a file extension in lower case.
     pub(super) fn of(extension: &str) -> Option<Self> {
         match extension {
             "html" | "htm" | "xhtml" => Some(Self::Html),
@@ -69,15 +71,15 @@ impl Format {
     }
 }
 
-/// A document's title, if it has one, and text; or what is wrong with it.
+/// A document's title, if it has one, and its text; or a description of what is wrong with it.
 pub(super) type Parsed = Result<(Option<String>, String), String>;
 
 /// Parses HTML and PDF; see [`super::super::Indexer::set_parser`].
 ///
-/// In either way it is counted what a document makes its parser do: what its streams decode to, how
-/// often and how deep its forms are drawn, codes and widths of its fonts, and its text. Only a child
-/// process ([`Parser::in_child`]) has limits of time and memory, too, and only there can the parser
-/// not take the program along with it.
+/// Both kinds of parser bound what a document makes them do: the bytes that its streams decode
+/// to, how often and how deep its forms are drawn, the codes and widths of its fonts, and its
+/// text. Only a child process ([`Parser::in_child`]) also limits time and memory, and only there
+/// can the parser not take the program down.
 #[derive(Debug, Default)]
 pub struct Parser {
     limits: ParseLimits,
@@ -86,14 +88,15 @@ pub struct Parser {
 }
 
 impl Parser {
-    /// One in this process.
+    /// Creates a parser that runs in this process.
     pub fn new(limits: ParseLimits) -> Self {
         Self { limits, ..Self::default() }
     }
 
-    /// One in a child process, which `command` starts and which calls [`serve_parser`]. It is
-    /// started with the first document, and again when a document has ended it. Systems other than
-    /// Unix have no such limits; there, the documents are parsed in this process.
+    /// Creates a parser that runs in a child process, which `command` starts and which calls
+    /// [`serve_parser`]. The process starts with the first document, and again after a document
+    /// has ended it. Systems other than Unix have no such limits; there, documents are parsed in
+    /// this process.
     ///
     /// ```no_run
     /// use gritlm::rag::{ParseLimits, Parser};
@@ -114,7 +117,7 @@ impl Parser {
         };
     }
 
-    /// An error is the child's, and no document's fault.
+    /// Parses a document. An outer error is the child's and not caused by the document.
     pub(super) fn parse(&self, format: Format, bytes: &[u8]) -> Result<Parsed> {
         #[cfg(unix)]
         if let Some(child) = &self.child {
@@ -124,7 +127,7 @@ impl Parser {
     }
 }
 
-/// In this process.
+/// Parses a document in this process.
 fn parse(format: Format, bytes: &[u8], limits: &ParseLimits) -> Parsed {
     let (title, text) = match format {
         Format::Html => html::text(bytes),

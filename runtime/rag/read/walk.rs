@@ -1,4 +1,4 @@
-//! Which files there are.
+//! Lists the files to read.
 
 use std::collections::HashSet;
 use std::fs::{FileType, Metadata};
@@ -6,17 +6,17 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
-/// A file.
+/// A file to read.
 #[derive(Clone, Debug)]
 pub(in crate::rag) struct Entry {
     pub(in crate::rag) path: String,
-    /// Nanoseconds since 1970 at which it was last changed; see [`changed`].
+    /// Time of the last change in nanoseconds since 1970; see [`changed`].
     pub(in crate::rag) modified: i64,
     pub(in crate::rag) bytes: u64,
 }
 
 impl Entry {
-    /// In small letters; empty where there is none.
+    /// Returns the extension in lower case, or an empty string if there is none.
     pub(super) fn extension(&self) -> String {
         let extension = Path::new(&self.path).extension().unwrap_or_default();
         extension.to_string_lossy().to_ascii_lowercase()
@@ -26,44 +26,44 @@ impl Entry {
 /// What [`walk`] found.
 #[derive(Debug, Default)]
 pub(in crate::rag) struct Walk {
-    /// The given paths, absolute, of those that are there.
+    /// The given paths that exist, as absolute paths.
     pub(in crate::rag) roots: Vec<String>,
-    /// In the order of the paths and, below each, of the names.
+    /// The files, in the order of the given paths and, below each, of the names.
     pub(in crate::rag) files: Vec<Entry>,
-    /// What could not be looked at.
+    /// Paths that could not be read.
     pub(in crate::rag) failed: Vec<Unread>,
-    /// Links that lead nowhere, below the given paths.
+    /// Links below the given paths whose target does not exist.
     pub(in crate::rag) dangling: Vec<Unread>,
-    /// Links to files outside the given paths that were left out.
+    /// Number of links to files outside the given paths, which were left out.
     pub(in crate::rag) outside: u64,
 }
 
-/// Which links to files are followed. Those to folders never are: no loop can arise.
+/// Which links to files are followed. Links to folders never are, so no loop can arise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::rag) enum Links {
-    /// Those that lead to a file below one of the given paths. A folder that somebody else filled
-    /// may hold links to all that its reader can read.
+    /// Only links to a file below one of the given paths. A folder that somebody else filled may
+    /// hold links to anything that its reader can read.
     Within,
-    /// All.
+    /// All links to files.
     Anywhere,
 }
 
-/// A path that could not be looked at; what lies below may be there or not.
+/// A path that could not be read; what lies below it may or may not exist.
 #[derive(Debug)]
 pub(in crate::rag) struct Unread {
-    /// Absolute.
+    /// The absolute path.
     pub(in crate::rag) path: String,
-    /// As it was given, for people.
+    /// The path as it was given, for messages.
     pub(in crate::rag) name: String,
-    /// Why.
+    /// The reason.
     pub(in crate::rag) problem: String,
-    /// Whether it is one of those that were given.
+    /// Whether it is one of the given paths.
     pub(in crate::rag) root: bool,
 }
 
-/// Lists files and those in folders, each once. Below the given paths, hidden files and folders are
-/// left out, and so are links to folders, and to files as `links` says. `leave_out` is the store's
-/// folder.
+/// Lists the given files and the files in the given folders, each once. Below the given paths,
+/// hidden files and folders and links to folders are left out; `links` says which links to files
+/// are followed. `leave_out` is the store's folder, which is skipped.
 pub(in crate::rag) fn walk(paths: &[PathBuf], leave_out: Option<&Path>, links: Links) -> Walk {
     let leave_out = leave_out.and_then(|path| path.canonicalize().ok());
     let mut walk = Walk::default();
@@ -85,11 +85,11 @@ pub(in crate::rag) fn walk(paths: &[PathBuf], leave_out: Option<&Path>, links: L
         }
         roots.push(root);
     }
-    // Where a link leads matters only once all paths are known.
+    // Whether a link leads outside can be told only once all paths are known.
     let is_inside = |target: &Path| roots.iter().any(|root| target.starts_with(root));
     let follow = |link: &Path| match links {
         Links::Anywhere => true,
-        // One that is gone by now is told of where it is looked at.
+        // A link that has vanished by now is reported when it is read.
         Links::Within => link.canonicalize().map_or(true, |target| is_inside(&target)),
     };
     let mut seen = HashSet::new();
@@ -102,7 +102,7 @@ pub(in crate::rag) fn walk(paths: &[PathBuf], leave_out: Option<&Path>, links: L
     walk
 }
 
-/// What is wrong with a path that is to be indexed, if it is not a file or a folder.
+/// Checks that a path to be indexed is a file or a folder, and describes what is wrong if not.
 fn look(root: &Path) -> Result<(), String> {
     match std::fs::metadata(root) {
         Ok(found) if found.is_dir() || found.is_file() => Ok(()),
@@ -112,7 +112,7 @@ fn look(root: &Path) -> Result<(), String> {
     }
 }
 
-/// What a path that is not there is.
+/// Describes a path that does not exist, which may be a link without a target.
 fn nowhere(path: &Path) -> String {
     std::fs::read_link(path).map_or_else(
         |_| "no such file or folder".into(),
@@ -137,12 +137,12 @@ fn kind(_found: FileType) -> &'static str {
     "something else"
 }
 
-/// Nanoseconds since 1970 at which a file was last changed; 0 where nobody knows.
+/// Returns the time of a file's last change in nanoseconds since 1970, or 0 if it is unknown.
 fn changed(found: &Metadata) -> i64 {
     let modified = found.modified().ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok());
     let modified = modified.map_or(0, |since| since.as_nanos() as i64);
-    // Whatever is done to a file sets this one, and nothing sets it back, as `touch` and `cp -p` do
-    // with the other. (On FAT it is when the file was made.)
+    // Every change to a file sets its ctime, and nothing sets it back, as `touch` and `cp -p` do
+    // with the modification time. (On FAT, the ctime is the time of creation.)
     #[cfg(unix)]
     let modified = {
         use std::os::unix::fs::MetadataExt;
@@ -151,7 +151,8 @@ fn changed(found: &Metadata) -> i64 {
     modified
 }
 
-/// The absolute path without links in it; of what is not there, as far as there is something.
+/// Returns the absolute path without links. For a path that does not exist, the links in its
+/// existing part are resolved.
 pub(in crate::rag) fn resolve(path: &Path) -> PathBuf {
     if let Ok(whole) = path.canonicalize() {
         return whole;
@@ -164,7 +165,7 @@ pub(in crate::rag) fn resolve(path: &Path) -> PathBuf {
 }
 
 impl Unread {
-    /// One that was found, below a given path.
+    /// Creates an entry for a path that was found below a given one.
     fn below(path: &Path, problem: impl ToString) -> Self {
         let path = path.display().to_string();
         Self { name: path.clone(), path, problem: problem.to_string(), root: false }
@@ -176,7 +177,7 @@ impl Walk {
         self.failed.push(Unread::below(path, problem));
     }
 
-    /// Takes a file, or puts what a folder holds on `open`, the first name last.
+    /// Records a file, or pushes a folder's entries onto `open`, the first name last.
     fn visit(
         &mut self,
         path: &Path,
@@ -196,7 +197,7 @@ impl Walk {
                 } else if self.roots.iter().any(|root| Path::new(root) == path) {
                     self.fail(path, nowhere(path));
                 }
-                // Others were deleted since their folder was listed.
+                // Other paths were deleted after their folder was listed.
                 return;
             }
             Err(error) => return self.fail(path, error),
@@ -220,7 +221,8 @@ impl Walk {
     }
 }
 
-/// What a folder holds and is to be looked at, the last name first.
+/// Returns the entries of a folder to visit, the last name first. Hidden ones and links to
+/// folders are left out.
 fn below(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
     let mut paths = Vec::new();
     for entry in std::fs::read_dir(folder)? {

@@ -1,39 +1,39 @@
-//! Files: names, reading and writing at an offset, making both durable.
+//! File names, and reading, writing and syncing of files at offsets.
 
 use crate::{Error, Result};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::Path;
 
-/// The database.
+/// The SQLite database.
 pub(super) const DATABASE: &str = "store.sqlite";
-/// What the one writer holds.
+/// The file that the writer locks.
 pub(super) const LOCK: &str = "lock";
 /// The number of the last commit; see [`super::head`].
 pub(super) const HEAD: &str = "head";
 
-/// What is wrong where a recorded file cannot be opened.
+/// The problem reported when a recorded file cannot be opened.
 pub(super) const MISSING: &str = "the file is missing or is no regular file";
 
-/// What [`super::Spill`] opens.
+/// The temporary file of [`super::Spill`].
 pub(super) const SPILL: &str = "kv-waiting.tmp";
 
-/// The file of all vectors; compaction makes the next generation.
+/// Returns the name of the vectors' file; each compaction makes the next generation.
 pub(super) fn vectors(generation: u64) -> String {
     format!("vectors-{generation}.bin")
 }
 
-/// A file of keys and values.
+/// Returns the name of a segment, a file of keys and values.
 pub(super) fn segment(id: u64) -> String {
     format!("kv-{id}.seg")
 }
 
-/// A file of the graph for approximate search; each rewriting makes the next generation.
+/// Returns the name of the graph's file; each rewrite makes the next generation.
 pub(super) fn graph(generation: u64) -> String {
     format!("graph-{generation}.usearch")
 }
 
-/// Whether a file is one that a writer makes; those that are not recorded are left-overs.
+/// Returns whether a file is a data file of a writer. Those that are not recorded are left over.
 pub(super) fn is_data(name: &str) -> bool {
     let number = |start, end| -> Option<&str> { name.strip_prefix(start)?.strip_suffix(end) };
     let names = [("vectors-", ".bin"), ("kv-", ".seg"), ("graph-", ".usearch")];
@@ -41,7 +41,7 @@ pub(super) fn is_data(name: &str) -> bool {
     number.is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit())) || name == SPILL
 }
 
-/// Opens a file for writing at offsets, and makes it where there is none.
+/// Opens a file for reading and writing at offsets, and creates it if there is none.
 pub(super) fn open(path: &Path) -> Result<File> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false);
@@ -53,7 +53,7 @@ pub(super) fn open_read(path: &Path) -> io::Result<File> {
     regular(path, OpenOptions::new().read(true))
 }
 
-/// Makes a file that is to be new; what a crash has left under its name goes.
+/// Creates a new file, and first removes what a crash has left under its name.
 pub(super) fn create(path: &Path) -> io::Result<File> {
     match std::fs::remove_file(path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
@@ -62,8 +62,8 @@ pub(super) fn create(path: &Path) -> io::Result<File> {
     regular(path, OpenOptions::new().read(true).write(true).create_new(true))
 }
 
-/// Opens what is a file and nothing else. A store may come from somebody else: a link in it could
-/// point to any file of ours, and a pipe would let the opening wait for ever.
+/// Opens a regular file and nothing else. A store may come from an untrusted source: a link in it
+/// could point to any file of this machine, and opening a pipe could block forever.
 fn regular(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     check_regular(path)?;
     #[cfg(unix)]
@@ -74,11 +74,11 @@ fn regular(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
         options.custom_flags(flags.bits().cast_signed());
     }
     let file = options.open(path)?;
-    // The name may have become another's since.
+    // The file may have been replaced since the check.
     if file.metadata()?.is_file() { Ok(file) } else { Err(not_regular("something else")) }
 }
 
-/// An error where there is something under this name that is no regular file.
+/// Returns an error if something other than a regular file has this name; a missing file is fine.
 pub(super) fn check_regular(path: &Path) -> io::Result<()> {
     let kind = match std::fs::symlink_metadata(path) {
         Ok(found) => found.file_type(),
@@ -97,7 +97,7 @@ fn not_regular(found: &str) -> io::Error {
     io::Error::other(format!("expected a regular file, found {found}"))
 }
 
-/// Writes a file that is not there yet, and makes it and its name durable.
+/// Writes a new file, and makes its content and its name durable.
 pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     let write = || -> io::Result<()> {
         let mut file = create(path)?;
@@ -108,9 +108,9 @@ pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     path.parent().map_or(Ok(()), sync_folder)
 }
 
-/// Makes a folder's new and removed names durable.
+/// Makes the creation and removal of files in a folder durable.
 pub(super) fn sync_folder(folder: &Path) -> Result<()> {
-    // Only Unix opens folders.
+    // Only Unix can open folders.
     if cfg!(unix) {
         File::open(folder).and_then(|f| f.sync_all()).map_err(Error::io(folder))?;
     }

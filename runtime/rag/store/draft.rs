@@ -1,4 +1,5 @@
-//! One commit in the making: rows in an open transaction, bytes behind what is recorded.
+//! A commit being prepared: rows in an open transaction, and bytes appended beyond the recorded
+//! ends.
 
 use super::content_hash;
 use super::disk::{self, write_at};
@@ -16,23 +17,24 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::Path;
 
-/// The most that a segment's file has, unless one record alone has more.
+/// The largest size of a segment's file, unless a single record is larger.
 const SEGMENT: u64 = 1 << 30;
-/// With a budget, segments are an eighth of it, so that cleaning one moves little; at least this.
+/// The smallest segment size with a budget. Segments are then an eighth of the budget, so that
+/// cleaning one moves little.
 const SMALL_SEGMENT: u64 = 1 << 20;
 
-/// What a commit changes; see [`super::writer::Writer`].
+/// The changes of one commit; see [`super::writer::Writer`].
 pub(super) struct Draft<'a> {
     pub(super) db: &'a Connection,
     folder: &'a Path,
     identity: &'a Identity,
     pub(super) state: State,
-    /// By id.
+    /// Segments by id, as the commit changes them.
     pub(super) segments: BTreeMap<u64, SegmentRow>,
     before: BTreeMap<u64, SegmentRow>,
-    /// Segments that nothing is appended to.
+    /// Segments being cleaned, to which nothing is appended.
     closed: BTreeSet<u64>,
-    /// Written to and not yet synced, by name.
+    /// Files written to but not yet synced, by name.
     files: BTreeMap<String, File>,
     new_names: bool,
 }
@@ -65,7 +67,7 @@ impl<'a> Draft<'a> {
         self.state.sum = self.state.sum.wrapping_sub(checksum);
     }
 
-    /// Appends to a file that is synced before the commit.
+    /// Writes `parts` to a file at `offset`; the file is synced before the commit.
     fn write(&mut self, name: String, parts: &[&[u8]], mut offset: u64) -> Result<()> {
         let path = self.folder.join(&name);
         let file = match self.files.entry(name) {
@@ -82,7 +84,7 @@ impl<'a> Draft<'a> {
         Ok(())
     }
 
-    /// Whether document and chunks are of this store's shape.
+    /// Checks that the vectors and caches of chunks have the store's shape and are finite.
     pub(super) fn check(identity: &Identity, path: &str, chunks: &[NewChunk]) -> Result<()> {
         let wrong = |i: usize, problem: String| {
             Err(Error::Input { what: format!("{path}, chunk {i}"), problem })
@@ -112,7 +114,7 @@ impl<'a> Draft<'a> {
         Ok(())
     }
 
-    /// Removes a document with all that belongs to it; false where there is none.
+    /// Removes a document with everything that belongs to it; returns false if there is none.
     pub(super) fn remove(&mut self, path: &str) -> Result<bool> {
         let found = DocumentRow::select(self.db, self.folder, "WHERE path = ?1", [path])?;
         let Some(document) = found.first() else { return Ok(false) };
@@ -135,7 +137,7 @@ impl<'a> Draft<'a> {
         Ok(true)
     }
 
-    /// Gives a document another stamp, where there is such a document.
+    /// Replaces a document's stamp, if there is such a document.
     pub(super) fn restamp(&mut self, path: &str, stamp: Stamp) -> Result<()> {
         let found = DocumentRow::select(self.db, self.folder, "WHERE path = ?1", [path])?;
         let Some(document) = found.into_iter().next() else { return Ok(()) };
@@ -174,8 +176,8 @@ impl<'a> Draft<'a> {
         self.write(name, &[&rows], slot * width as u64)?;
         self.state.slots += chunks.len() as u64;
 
-        // Of a document beyond the whole budget the first chunks are kept, rather than all others
-        // evicted for those that are evicted next.
+        // If a document exceeds the whole budget, its first chunks keep their caches. Otherwise
+        // each new cache would evict others only to be evicted next.
         let mut room = self.state.budget.unwrap_or(u64::MAX);
         for (i, (new, row)) in chunks.iter().zip(rows.chunks(width.max(1))).enumerate() {
             let id = self.state.next_chunk;
@@ -221,7 +223,7 @@ impl<'a> Draft<'a> {
         Ok(())
     }
 
-    /// Appends a chunk's record to the last segment, or to a new one where that is full.
+    /// Appends a chunk's record to the last segment, or to a new one if that is full.
     fn append(&mut self, chunk: u64, parts: &[&[u8]], checksum: u64) -> Result<Place> {
         let bytes = parts.iter().map(|part| part.len() as u64).sum();
         let limit = self.state.budget.map_or(SEGMENT, |b| (b / 8).clamp(SMALL_SEGMENT, SEGMENT));
@@ -242,7 +244,7 @@ impl<'a> Draft<'a> {
         Ok(Place { segment: segment.id, offset, bytes, checksum })
     }
 
-    /// Counts a chunk's keys and values as gone; its row is the caller's.
+    /// Accounts for the removal of a chunk's keys and values; the caller updates the chunk's row.
     fn forget_kv(&mut self, chunk: u64, place: Place) -> Result<()> {
         if let Some(segment) = self.segments.get_mut(&place.segment) {
             segment.live = segment.live.saturating_sub(place.bytes);
@@ -252,14 +254,14 @@ impl<'a> Draft<'a> {
         self.delete("DELETE FROM uses WHERE chunk = ?1", chunk)
     }
 
-    /// Replaces a chunk's row.
+    /// Replaces a chunk's row and updates the sum of checksums.
     fn replace(&mut self, old: &ChunkRow, new: &ChunkRow) -> Result<()> {
         self.subtract(old.checksum());
         self.add(new.checksum());
         self.sql(new.write(self.db))
     }
 
-    /// Evicts keys and values, those used longest ago first, until the budget holds.
+    /// Evicts the least recently used keys and values until the budget holds.
     pub(super) fn evict(&mut self) -> Result<()> {
         let budget = self.state.budget.unwrap_or(u64::MAX);
         while self.state.kv_bytes > budget {
@@ -277,7 +279,8 @@ impl<'a> Draft<'a> {
         Ok(())
     }
 
-    /// Moves what is live in the given segments to the end, so that their files go.
+    /// Moves the live records of the given segments to the end, so that the segments' files can
+    /// be deleted.
     pub(super) fn clean(&mut self, segments: BTreeSet<u64>) -> Result<()> {
         let cached = "WHERE segment IS NOT NULL ORDER BY segment, kv_offset";
         let rows = ChunkRow::select(self.db, self.folder, cached, None)?;
@@ -285,7 +288,7 @@ impl<'a> Draft<'a> {
         for row in rows {
             let Some(place) = row.kv.filter(|p| self.closed.contains(&p.segment)) else { continue };
             let path = self.folder.join(disk::segment(place.segment));
-            // A damaged record goes along as it is: its checksum still tells.
+            // A damaged record is moved unchanged; its checksum still reveals the damage.
             let file = disk::open_read(&path).map_err(Error::io(&path))?;
             let found = file.metadata().map_err(Error::io(&path))?.len();
             if place.offset.saturating_add(place.bytes) > found {
@@ -313,7 +316,7 @@ impl<'a> Draft<'a> {
         self.state.generation += 1;
         let name = disk::vectors(self.state.generation);
         let width = self.identity.vector_bytes();
-        // Some megabytes at a time.
+        // Copies about 4 MiB at a time.
         let block = (1 << 22) / width.max(1) + 1;
         for (b, rows) in rows.chunks(block).enumerate() {
             let mut bytes = vec![0; rows.len() * width];
@@ -331,7 +334,8 @@ impl<'a> Draft<'a> {
         Ok(())
     }
 
-    /// Syncs what was appended and writes the rows that record it; then the transaction may commit.
+    /// Syncs what was appended and writes the rows that record it. After that the transaction may
+    /// commit.
     pub(super) fn finish(&mut self) -> Result<()> {
         for (name, file) in &self.files {
             file.sync_data().map_err(Error::io(self.folder.join(name)))?;

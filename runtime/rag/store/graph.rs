@@ -1,51 +1,54 @@
-//! The file of the graph for approximate search, and when it is made anew.
+//! The file of the graph for approximate search, and when it is rewritten.
 //!
-//! It is written once and whole, synced, and then recorded by a commit. It covers the chunks that
-//! there were; what came later is searched exactly, and what has gone since is skipped. So the file
-//! may be behind, and is rewritten only where enough has changed.
+//! The writer writes the file once, syncs it, and then records it with a commit. The graph covers
+//! the chunks that existed then: later chunks are searched exactly, and removed ones are skipped.
+//! The file may therefore be out of date, and is rewritten only after enough changes.
 
 use super::{content_hash, disk, layout};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 
-/// What the store records of the file.
+/// What the store records about the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct GraphFile {
-    /// In its name; another for each file.
+    /// The number in the file's name, different for each file.
     pub(super) generation: u64,
     pub(super) bytes: u64,
     pub(super) checksum: u64,
-    /// Vectors in it: those of all chunks that there were with ids up to `through`.
+    /// Vectors in the graph: those of all chunks with ids up to `through` when it was written.
     pub(super) vectors: u64,
-    /// Those of them whose chunks have gone since.
+    /// Those of them whose chunks were removed since.
     pub(super) dead: u64,
     pub(super) through: u64,
 }
 
 impl GraphFile {
-    /// The highest id of a chunk that can be in it.
+    /// Returns the highest chunk id that the graph can contain.
     pub(crate) fn through(&self) -> u64 {
         self.through
     }
 
-    /// Chunks in it that there still are.
+    /// Returns the number of chunks in the graph that still exist.
     pub(crate) fn live(&self) -> u64 {
         self.vectors.saturating_sub(self.dead)
     }
 
-    /// Whether so much of it is dead that it is better made from nothing.
+    /// Returns whether more than a quarter of the graph is dead, so that it should be built from
+    /// scratch.
     pub(super) fn is_worn(&self) -> bool {
         self.dead > self.vectors / 4
     }
 
-    /// Whether so many of a store's chunks are not in it that they are better added.
+    /// Returns whether the chunks missing from the graph are more than a sixteenth of its live
+    /// ones, so that they should be added.
     pub(super) fn is_behind(&self, chunks: u64) -> bool {
         chunks.saturating_sub(self.live()) > self.live() / 16
     }
 
-    /// The bytes of a graph over vectors of `dim` numbers, compared with the checksum and looked
-    /// through; in memory, where nobody changes them before usearch, which trusts what it loads.
-    /// Whoever writes a file can write its checksum, too.
+    /// Reads a graph over vectors of `dim` numbers into memory, compares it with the checksum and
+    /// validates its layout. usearch trusts what it loads, so it gets this private copy, which
+    /// nobody can change after the checks. A checksum alone is not enough: anyone who can write
+    /// the file can write a matching checksum.
     pub(super) fn read(&self, file: Option<&File>, dim: usize) -> Result<Vec<u8>, String> {
         let file = file.ok_or(disk::MISSING)?;
         let found = file.metadata().map_err(|e| e.to_string())?.len();

@@ -1,8 +1,8 @@
-//! The number of the last commit, beside the database.
+//! The file `head`: the number of the last commit, kept beside the database.
 //!
-//! SQLite takes a damaged write-ahead log for its end: the commits behind the damage are gone and
-//! nothing says so. This file does. It is written after the commit, so it may be behind, never
-//! ahead.
+//! SQLite treats damage in its write-ahead log as the end of the log and silently drops the
+//! commits behind it. This file reveals the loss. It is written after each commit, so its number
+//! may be too low but never too high.
 
 use super::content_hash;
 use super::disk::{HEAD, open_read, write_at};
@@ -12,7 +12,7 @@ use std::path::Path;
 
 const BYTES: usize = 16;
 
-/// Notes a commit. That it fails does no harm: an older number is right, too.
+/// Writes the number of a commit. A failure is harmless, because a lower number is valid, too.
 pub(super) fn write(file: &File, commit: u64) {
     let mut bytes = [0; BYTES];
     bytes[..8].copy_from_slice(&commit.to_le_bytes());
@@ -21,8 +21,8 @@ pub(super) fn write(file: &File, commit: u64) {
     let _ = write_at(file, &bytes, 0);
 }
 
-/// The number in a store's folder; an error where it cannot be made out. A crash may have come
-/// before the first was written.
+/// Reads the number in a store's folder; returns an error if it cannot be read or is damaged.
+/// Returns 0 if nothing was written yet, as after a crash before the first write.
 pub(super) fn read(folder: &Path) -> Result<u64, String> {
     let file = match open_read(&folder.join(HEAD)) {
         Ok(file) => file,

@@ -1,8 +1,9 @@
-//! The graph itself: HNSW (Malkov and Yashunin, 2018), by usearch.
+//! The graph for approximate search: HNSW (Malkov and Yashunin, 2018), implemented by usearch.
 //!
-//! It keeps a byte for each number, in 127ths of its vector's largest, and compares cosines, which
-//! do not see that unit. So of vectors whose length is 1 it finds those with the largest inner
-//! product, up to rounding: what it finds is to be scored again with the store's own rows.
+//! The graph keeps one byte per number, scaled so that 127 is the vector's largest magnitude, and
+//! compares cosines, which are independent of that scale. For vectors of length 1 it therefore
+//! finds those with the largest inner product, up to rounding; the caller scores them again with
+//! the store's own rows.
 
 use super::graph::GraphFile;
 use super::layout::CONNECTIVITY;
@@ -16,25 +17,25 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use usearch::{Index, IndexOptions, MetricKind, ScalarKind};
 
-/// Whether this build makes graphs and searches them.
+/// Whether this build can create and search graphs.
 pub(super) const AVAILABLE: bool = true;
 
-/// Candidates that neighbours are chosen from.
+/// The number of candidates from which a new vector's neighbours are chosen.
 const EXPANSION: usize = 128;
-/// Vectors that are added between two reports of the progress.
+/// Vectors added between two progress reports.
 const BLOCK: usize = 1024;
 
-/// The graph of a store's file, in memory.
+/// A graph loaded into memory.
 pub(crate) struct Graph {
-    /// usearch refuses more searches at once than it has prepared for; one takes less than a
-    /// millisecond, so they wait.
+    /// usearch refuses more concurrent searches than it has reserved threads for. A search takes
+    /// less than a millisecond, so searches take turns.
     index: Mutex<Index>,
     file: GraphFile,
     path: PathBuf,
 }
 
 impl Graph {
-    /// The graph that the bytes of a file hold, which [`GraphFile::read`] has looked through.
+    /// Loads a graph from bytes that [`GraphFile::read`] has validated.
     pub(super) fn load(
         path: &Path,
         dim: usize,
@@ -46,12 +47,13 @@ impl Graph {
         Ok(Some(Self { index: Mutex::new(index), file, path: path.into() }))
     }
 
-    /// Its file as the store records it.
+    /// Returns the store's record of the graph's file.
     pub(crate) fn file(&self) -> &GraphFile {
         &self.file
     }
 
-    /// The ids of about the `count` chunks nearest to `vector (dim)`, of those that are `live`.
+    /// Returns the ids of approximately the `count` chunks nearest to `vector (dim)`, among those
+    /// that are `live`.
     pub(crate) fn nearest(
         &self,
         vector: &[f32],
@@ -59,7 +61,7 @@ impl Graph {
         live: impl Fn(u64) -> bool,
     ) -> Result<Vec<u64>> {
         let query = bytes(vector);
-        // Whole at any time: a search leaves nothing behind.
+        // A search changes nothing, so the index of a poisoned lock is valid.
         let index = self.index.lock().unwrap_or_else(PoisonError::into_inner);
         let found = match self.file.dead {
             0 => index.search(&query, count),
@@ -68,8 +70,8 @@ impl Graph {
         Ok(found.map_err(failed(&self.path))?.keys)
     }
 
-    /// The bytes of a file with all of `old` and the given rows. `watch` is told how many rows are
-    /// added, and of how many.
+    /// Adds the given rows to `old`, or to an empty graph, and returns the bytes of its file.
+    /// `watch` receives the number of rows added so far and the number to add.
     pub(super) fn extend(
         old: Option<Self>,
         path: &Path,
@@ -114,14 +116,14 @@ fn empty(dim: usize) -> Result<Index, impl Display> {
     })
 }
 
-/// A vector as the graph has it.
+/// Quantises a vector as the graph stores it.
 fn bytes(vector: &[f32]) -> Vec<i8> {
     let mut bytes = vec![0; vector.len()];
     quantize_row(vector, &mut bytes);
     bytes.into_iter().map(u8::cast_signed).collect()
 }
 
-/// usearch's errors, with the graph's file.
+/// Converts usearch's errors, adding the path of the graph's file.
 fn failed<E: Display>(path: &Path) -> impl Fn(E) -> Error {
     |error| Error::Store { path: path.into(), problem: format!("usearch: {error}") }
 }

@@ -1,11 +1,11 @@
-//! What a store was made with.
+//! The identity of a store: what it was made with.
 
 use crate::{Attn, Engine, Error, Result};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 
-/// A choice with a name on the command line and in the store.
+/// Defines an enum whose variants have names on the command line and in the store.
 macro_rules! choice {
     ($(#[$doc:meta])* $name:ident, $option:literal, $expected:literal,
      $($(#[$about:meta])* $variant:ident = $text:literal),+) => {
@@ -38,70 +38,73 @@ macro_rules! choice {
 }
 
 choice! {
-    /// Which keys and values a store keeps of its documents.
+    /// Which keys and values a store keeps.
     CacheKind, "--cache", "none or doc",
-    /// None: vectors and texts only.
+    /// No keys and values: only vectors and texts.
     None = "none",
-    /// Those that embedding a chunk computed.
+    /// Those computed by embedding each chunk.
     Doc = "doc"
 }
 
 choice! {
-    /// How a store keeps its vectors. Whatever it is, the query stays in f32, and so does the sum. A
-    /// graph ([`Writer::set_approximate`](super::Writer::set_approximate)) has a byte a number of its
-    /// own, and what it finds is scored again with these: over f32 or bf16 that is search by int8
-    /// with rescoring.
+    /// The format of a store's vectors. The query and the sum stay in f32 in every format. A
+    /// graph ([`Writer::set_approximate`](super::Writer::set_approximate)) keeps its own copy
+    /// with one byte per number, and its candidates are scored again with these vectors: with f32
+    /// or bf16 this is int8 search with rescoring.
     VectorFormat, "--vectors", "f32, bf16 or int8",
-    /// As computed.
+    /// Unrounded, as computed.
     F32 = "f32",
-    /// Rounded to bfloat16: each number within 2⁻⁸ of itself.
+    /// Rounded to bfloat16: a relative error of at most 2⁻⁸.
     Bf16 = "bf16",
-    /// Bytes with one scale a vector: each number within 1/254 of the vector's largest.
+    /// One byte per number and one scale per vector: an error of at most 1/254 of the vector's
+    /// largest number.
     Int8 = "int8"
 }
 
 choice! {
-    /// How a store keeps keys and values.
+    /// The format of a store's keys and values.
     KvFormat, "--kv-format", "f32, bf16 or int8",
-    /// As the CPU computes them.
+    /// Unrounded, as the CPU computes them.
     F32 = "f32",
-    /// Rounded to bfloat16: each number within 2⁻⁸ of itself.
+    /// Rounded to bfloat16: a relative error of at most 2⁻⁸.
     Bf16 = "bf16",
-    /// Bytes with one scale per layer, head and token: each number within 1/254 of the largest of
-    /// its `head_dim`.
+    /// One byte per number and one scale per layer, head and token: an error of at most 1/254 of
+    /// the largest of the scale's `head_dim` numbers.
     Int8 = "int8"
 }
 
-/// What a store was made with. Opening it with another model or another `attn` is refused by name.
+/// What a store was made with. Opening it with another model or another `attn` is an error that
+/// names the difference.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
-    /// The model as it was asked for.
+    /// The model's name, as given to the engine.
     pub model: String,
-    /// [`Engine::fingerprint`].
+    /// The model's [`Engine::fingerprint`].
     #[serde(with = "hex")]
     pub fingerprint: u128,
-    /// Which attention embedded.
+    /// The attention that chunks were embedded with.
     #[serde(with = "letters")]
     pub attn: Attn,
-    /// Numbers of a vector.
+    /// Width of a vector.
     pub dim: usize,
-    /// Layers, kv_heads, head_dim.
+    /// `layers`, `kv_heads` and `head_dim` of the model.
     pub kv_shape: [usize; 3],
-    /// Tokens of a chunk, at most.
+    /// The most tokens of a chunk.
     pub chunk: usize,
     /// Tokens that two neighbouring chunks share.
     pub overlap: usize,
-    /// What is kept beside text and vector.
+    /// Which keys and values are kept beside text and vector.
     pub cache: CacheKind,
-    /// How vectors are kept.
+    /// The format of the vectors.
     pub vectors: VectorFormat,
-    /// How keys and values are kept.
+    /// The format of keys and values.
     pub kv: KvFormat,
 }
 
 impl Identity {
-    /// Of a new store for `engine` with the engine's `attn`: chunks of 512 tokens without overlap,
-    /// no caches, vectors in f32, keys and values in bf16. Set the fields that are to be otherwise.
+    /// Returns the defaults of a new store for `engine`, with the engine's `attn`: chunks of 512
+    /// tokens without overlap, no caches, vectors in f32, keys and values in bf16. Change the
+    /// fields as needed.
     pub fn of(engine: &Engine) -> Self {
         let c = engine.config();
         Self {
@@ -118,8 +121,8 @@ impl Identity {
         }
     }
 
-    /// Bytes that the keys and values of one token take on disk: 128 KiB for GritLM-7B in bf16, 0
-    /// where none are kept. A chunk adds 64 bytes.
+    /// Returns the bytes that the keys and values of one token take on disk: 128 KiB for
+    /// GritLM-7B in bf16, 0 if none are kept. Each chunk adds 64 bytes.
     pub fn kv_bytes_per_token(&self) -> u64 {
         let [layers, kv_heads, head_dim] = self.kv_shape.map(|n| n as u64);
         let row = match self.kv {
@@ -130,7 +133,7 @@ impl Identity {
         if self.cache == CacheKind::None { 0 } else { layers * 2 * kv_heads * row }
     }
 
-    /// Bytes that one vector takes on disk.
+    /// Returns the bytes that one vector takes on disk.
     pub fn vector_bytes(&self) -> usize {
         match self.vectors {
             VectorFormat::F32 => 4 * self.dim,
@@ -139,18 +142,18 @@ impl Identity {
         }
     }
 
-    /// Whether what this store holds may be used with `engine` and `attn`.
+    /// Checks that the store's contents can be used with `engine` and `attn`.
     ///
     /// # Errors
-    /// When the model is another (by fingerprint: its name and place do not matter), or `attn` is;
-    /// the message names both.
+    /// When the model or `attn` differs; the message names both. Models are compared by
+    /// fingerprint, whatever their names and places.
     pub fn check(&self, engine: &Engine, attn: Attn) -> Result<()> {
         let asked = Self { attn, ..Self::of(engine) };
         self.differs(&asked)
             .map_or(Ok(()), |problem| Err(Error::Input { what: "the store".into(), problem }))
     }
 
-    /// Why `asked` may not use this store's contents, if so.
+    /// Returns why `asked` cannot use the store's contents, or None if it can.
     pub(super) fn differs(&self, asked: &Self) -> Option<String> {
         if self.fingerprint != asked.fingerprint {
             return Some(format!(
@@ -167,7 +170,8 @@ impl Identity {
         other.map(|(what, mine, other)| format!("made with {what} {mine}, not {other}"))
     }
 
-    /// As [`Identity::differs`], for a writer: what it adds must be made as the rest was.
+    /// Like [`Identity::differs`], for a writer: what it adds must be made with the same
+    /// settings.
     pub(super) fn differs_for_writing(&self, asked: &Self) -> Option<String> {
         let pairs = [
             ("--chunk", self.chunk.to_string(), asked.chunk.to_string()),
@@ -183,7 +187,7 @@ impl Identity {
     }
 }
 
-/// A fingerprint as 32 hexadecimal digits: JSON numbers do not hold 128 bits.
+/// Serialises a fingerprint as 32 hexadecimal digits, because JSON numbers do not hold 128 bits.
 mod hex {
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
@@ -197,7 +201,7 @@ mod hex {
     }
 }
 
-/// `attn` in the original's letters.
+/// Serialises `attn` in the letters of the original implementation.
 mod letters {
     use crate::Attn;
     use serde::{Deserialize, Deserializer, Serializer, de::Error};

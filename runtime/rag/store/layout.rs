@@ -1,29 +1,31 @@
-//! The layout of a graph's file, as usearch 2 writes it, looked through before usearch loads it:
-//! usearch follows the numbers in a file wherever they lead, beyond its memory, too.
+//! Validates a graph's file, in the layout that usearch 2 writes, before usearch loads it:
+//! usearch follows the numbers in a file without checking them, even outside its memory.
 //!
-//! A checksum does not help: it tells damage, and whoever makes a store makes its checksums. To make
-//! anew what another machine wrote would cost minutes for a large store, and nothing in a store
-//! proves who wrote it.
+//! A checksum does not help against an attacker: it detects damage, but the author of a store
+//! also writes its checksums. Rebuilding every graph from another machine would take minutes for
+//! a large store, and nothing in a store proves who wrote it.
 //!
-//! Little-endian: rows and bytes of a row (4 each), the rows; a header of 64 bytes (magic, version in
-//! 3 x 2, metric, numbers, keys and slots in 1 each, vectors present, deleted and their width in 8
-//! each, whether keys repeat in 1); nodes, connectivity, that of the lowest layer, highest layer and
-//! first node (8 each); a layer for each node (2); and the nodes: key (8), layer (2), then for each
-//! layer from the lowest a count (4) and room for as many slots (4 each) as its connectivity.
+//! The layout is little-endian: rows and bytes per row (4 each), the rows; a header of 64 bytes
+//! (magic, version in 3 x 2, metric, number, key and slot kinds in 1 each, vectors present,
+//! vectors deleted and vector width in 8 each, whether keys repeat in 1); nodes, connectivity,
+//! connectivity of the lowest layer, highest layer and first node (8 each); the layer of each
+//! node (2); then the nodes: key (8), layer (2), and for each layer from the lowest a count (4)
+//! and space for as many slots (4 each) as the layer's connectivity.
 
 use super::graph::GraphFile;
 
-/// Neighbours of a vector; twice as many in the lowest layer. Half as many save little beside the
-/// vectors, and several times as much is missed.
+/// Neighbours per vector; the lowest layer has twice as many. Half as many would save little
+/// compared with the size of the vectors, and the search would miss several times as many
+/// results.
 pub(super) const CONNECTIVITY: usize = 32;
 
 const MAGIC: &[u8; 7] = b"usearch";
 const MAJOR: u16 = 2;
-/// Cosine; numbers of 8 bits, keys of 64 and slots of 32, in usearch's codes.
+/// usearch's codes for the cosine metric, 8-bit numbers, 64-bit keys and 32-bit slots.
 const KINDS: [u8; 4] = [b'c', 23, 14, 15];
 const HEADER: usize = 64;
 
-/// What is wrong with the file of a graph over vectors of `dim` numbers, if anything is.
+/// Checks the file of a graph over vectors of `dim` numbers; the error says what is wrong.
 pub(super) fn check(bytes: &[u8], dim: usize, file: &GraphFile) -> Result<(), String> {
     let mut rest = Bytes(bytes);
     let (rows, width) = (rest.u32()? as usize, rest.u32()? as usize);
@@ -66,7 +68,7 @@ pub(super) fn check(bytes: &[u8], dim: usize, file: &GraphFile) -> Result<(), St
     }
 }
 
-/// Looks at the header, whose magic and version tell another format from a damaged file.
+/// Checks the header. Its magic and version distinguish another format from a damaged file.
 fn header(bytes: &[u8], dim: usize, rows: usize) -> Result<(), String> {
     let mut rest = Bytes(bytes);
     if rest.take(MAGIC.len())? != MAGIC {
@@ -84,7 +86,7 @@ fn header(bytes: &[u8], dim: usize, rows: usize) -> Result<(), String> {
     equal("chunks that repeat", 0, rest.take(1)?.iter().map(|&b| u64::from(b)).sum())
 }
 
-/// Reads a node's neighbours in a layer, which are nodes that reach up to it.
+/// Reads a node's neighbours in a layer and checks that each of them reaches that layer.
 fn neighbours(rest: &mut Bytes<'_>, layer: u16, layers: &[u16]) -> Result<(), String> {
     let most = if layer == 0 { 2 * CONNECTIVITY } else { CONNECTIVITY };
     let count = rest.u32()? as usize;
@@ -111,7 +113,7 @@ fn short() -> String {
     "expected more bytes, found the end".into()
 }
 
-/// What has not been read yet.
+/// The bytes that have not been read yet.
 struct Bytes<'a>(&'a [u8]);
 
 impl<'a> Bytes<'a> {

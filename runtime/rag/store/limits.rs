@@ -1,19 +1,21 @@
-//! Whether the numbers of a store fit together, before any of them is multiplied, allocated or
-//! counted up. Their checksums do not tell: whoever makes a store makes its checksums.
+//! Checks that the numbers of a store are consistent, before they are multiplied, used as
+//! allocation sizes or incremented. Checksums cannot ensure this: the author of a store also
+//! writes its checksums.
 
 use super::identity::Identity;
 use super::tables::{Index, State};
 use std::collections::HashMap;
 
-/// Numbers of a vector, at most.
+/// The largest width of a vector.
 const DIM: usize = 1 << 20;
-/// Layers, heads, and numbers of a head, at most: their product with 8 bytes stays below 2⁵².
+/// The largest number of layers, of heads, and of elements per head: their product, times 8
+/// bytes, stays below 2⁵².
 const SHAPE: usize = 1 << 16;
-/// What counts up, at most: it is far from its type's end, and from that of SQLite's integers.
+/// The largest value of any counter, far below the limits of its type and of SQLite's integers.
 const COUNT: u64 = 1 << 62;
 
 impl Index {
-    /// What does not fit, if anything does not.
+    /// Checks all numbers; the error says which do not fit.
     pub(super) fn check(&self) -> Result<(), String> {
         self.identity.check_sizes()?;
         self.state.check_counts()?;
@@ -35,7 +37,7 @@ impl Index {
         self.check_records()
     }
 
-    /// Compares segments with the records in them.
+    /// Checks that segments match the records in them.
     fn check_records(&self) -> Result<(), String> {
         let mut live: HashMap<u64, u64> = HashMap::new();
         let bytes = self.segments.iter().try_fold(0, |sum: u64, s| sum.checked_add(s.bytes));
@@ -51,7 +53,8 @@ impl Index {
                 let what = format!("{} bytes at {at} of segment {name}", place.bytes);
                 return Err(format!("chunk {id}: expected {size} bytes at most, found {what}"));
             }
-            // Each fits a segment, and there are few enough rows: this cannot overflow.
+            // This cannot overflow: each record fits its segment, and the number of rows is
+            // limited.
             let sum = live.entry(place.segment).or_default();
             *sum = sum.saturating_add(place.bytes);
         }

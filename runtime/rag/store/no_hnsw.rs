@@ -1,5 +1,5 @@
-//! In place of the graph, in a build without usearch: none is made, and one that is there is left
-//! alone. So every search is exact.
+//! Stub of the graph for builds without the feature `usearch`. It creates no graphs and ignores
+//! existing ones, so every search is exact.
 
 use super::graph::GraphFile;
 use super::vectors::Vectors;
@@ -7,10 +7,10 @@ use crate::Result;
 use std::ops::Range;
 use std::path::Path;
 
-/// Whether this build makes graphs and searches them.
+/// Whether this build can create and search graphs.
 pub(super) const AVAILABLE: bool = false;
 
-/// There is none.
+/// Stub without values.
 pub(crate) enum Graph {}
 
 impl Graph {

@@ -1,8 +1,8 @@
-//! What readers have used, noted in memory and written now and then, for the eviction of what was
-//! not used for long.
+//! Notes which keys and values readers have used. Each reader collects uses in memory and writes
+//! them in batches to the database, for the LRU eviction.
 //!
-//! A note is advice: it may be lost with its reader, wait while a writer commits, or fail on a
-//! folder that may not be written to. It is never worth an error.
+//! A note is a hint: it may be lost with its reader, be delayed while a writer commits, or fail
+//! in a read-only folder. None of this is reported as an error.
 
 use super::tables::{READS, Reads, UseRow, connect, get_meta, put_meta, sql};
 use crate::Result;
@@ -11,11 +11,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// Uses that are written together.
+/// Number of uses that are written together.
 const TOGETHER: usize = 64;
-/// Uses that are remembered where they cannot be written.
+/// The most uses that are kept if they cannot be written.
 const MOST: usize = 4096;
-/// How long a note waits for a writer's commit.
+/// How long writing notes waits for a writer's commit.
 const PATIENCE: Duration = Duration::from_millis(20);
 
 /// The uses of one reader that are not written yet.
@@ -26,7 +26,7 @@ pub(super) struct Notes {
 
 #[derive(Default)]
 struct Pending {
-    /// Chunks in the order of their uses.
+    /// Ids of the used chunks, oldest use first.
     used: Vec<u64>,
     misses: u64,
 }
@@ -40,7 +40,7 @@ impl Notes {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes that a chunk's keys and values were asked for, and whether they were there.
+    /// Notes that a chunk's keys and values were requested, and whether they were found.
     pub(super) fn add(&self, chunk: u64, found: bool) {
         let mut pending = self.lock();
         if !found {
@@ -53,13 +53,13 @@ impl Notes {
         }
     }
 
-    /// Hits and misses that are not written yet.
+    /// Returns the hits and misses that are not written yet.
     pub(super) fn pending(&self) -> (u64, u64) {
         let pending = self.lock();
         (pending.used.len() as u64, pending.misses)
     }
 
-    /// Writes what is noted, if that is possible now.
+    /// Tries to write all notes now.
     pub(super) fn flush(&self) {
         self.write(&mut self.lock());
     }
@@ -80,7 +80,8 @@ impl Notes {
         let db = connect(&self.folder, false)?;
         let begin = || -> rusqlite::Result<Transaction<'_>> {
             db.busy_timeout(PATIENCE)?;
-            // A note need not survive the power; the log stays whole, and the writer empties it.
+            // A note need not survive a power failure. The log stays valid, and the writer
+            // checkpoints it.
             db.pragma_update(None, "synchronous", "normal")?;
             db.pragma_update(None, "wal_autocheckpoint", 0)?;
             Transaction::new_unchecked(&db, TransactionBehavior::Immediate)
@@ -94,7 +95,7 @@ impl Notes {
             };
             put_meta(&open, READS, &reads)?;
             for &chunk in &pending.used {
-                // Evicted since, if there is no row.
+                // Without a row the chunk was evicted or removed since.
                 if let Some((row, _)) = UseRow::of(&open, chunk)? {
                     let turn = UseRow::next_turn(&open)?;
                     UseRow { turn, hits: row.hits.saturating_add(1), ..row }.write(&open)?;

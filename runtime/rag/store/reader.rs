@@ -1,4 +1,4 @@
-//! Readers, any number beside a writer.
+//! Readers. Any number of them can be open, also while a writer is.
 
 use super::hnsw::{self, Graph};
 use super::identity::Identity;
@@ -18,31 +18,31 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// A compaction may delete a file between the reading of its name and its opening; so often in a
-/// row it does not.
+/// How often to try to open all files of a store. A compaction may delete a file after its name
+/// was read and before it is opened, but hardly five times in a row.
 const ATTEMPTS: usize = 5;
 
-/// A view of a store as of opening: what is written since is not seen before [`Reader::refresh`],
-/// and what is deleted since stays readable. Threads may share it.
+/// A snapshot of a store. What is written after opening is visible only after
+/// [`Reader::refresh`], and what is deleted since stays readable. Threads can share a reader.
 ///
-/// While it lives, SQLite's log and the files of compacted segments keep their place on the disk:
-/// a long-lived reader should refresh now and then.
+/// While a reader lives, SQLite's write-ahead log and the files of compacted segments cannot be
+/// freed, so a long-lived reader should refresh now and then.
 pub struct Reader {
     folder: PathBuf,
     view: View,
     notes: Notes,
 }
 
-/// One state of the store, with all files that belong to it open.
+/// One state of the store, with all its files open.
 struct View {
-    /// In a transaction that began with this state.
+    /// Connection with an open transaction that pins this state.
     db: Mutex<Connection>,
     index: Index,
-    /// None where it is missing.
+    /// The vectors' file; None if it is missing.
     vectors: Option<File>,
-    /// By id; missing ones are not there.
+    /// Segments by id, without those whose file is missing.
     segments: HashMap<u64, Segment>,
-    /// None where it is missing, or there is to be none.
+    /// The graph's file; None if it is missing or the store has no graph.
     graph: Option<File>,
 }
 
@@ -56,12 +56,12 @@ impl View {
                 return Ok(view);
             }
         }
-        // Then a file is truly missing: what needs it says so.
+        // A file is really missing; whatever needs it returns an error.
         Self::attempt(folder)
     }
 
     fn attempt(folder: &Path) -> Result<Self> {
-        // Before the database, which is never behind it.
+        // `head` is read before the database, because the database is never behind it.
         let head = head::read(folder).unwrap_or(0);
         let db = connect(folder, false)?;
         let begin = || -> rusqlite::Result<bool> {
@@ -89,7 +89,7 @@ impl View {
     }
 
     fn db(&self) -> MutexGuard<'_, Connection> {
-        // Between any two statements the connection is whole.
+        // The connection is valid between any two statements, so a poisoned lock can be used.
         self.db.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -98,7 +98,7 @@ impl Reader {
     /// Opens the store in `folder`.
     ///
     /// # Errors
-    /// When there is none, or its database is damaged.
+    /// When there is no store, or its database is damaged.
     pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
         let folder = folder.as_ref().to_path_buf();
         let view = View::open(&folder)?;
@@ -106,36 +106,36 @@ impl Reader {
         Ok(Self { folder, view, notes })
     }
 
-    /// Sees what has been written since.
+    /// Moves the snapshot to the store's current state.
     ///
     /// # Errors
-    /// As [`Reader::open`]; then the view is the old one.
+    /// As [`Reader::open`]; the old snapshot is kept.
     pub fn refresh(&mut self) -> Result<()> {
         self.notes.flush();
         self.view = View::open(&self.folder)?;
         Ok(())
     }
 
-    /// Whether something has been written since.
+    /// Returns whether the store has changed since the snapshot.
     pub fn is_stale(&self) -> bool {
         head::read(&self.folder).is_ok_and(|commit| commit > self.commit())
     }
 
-    /// What the store was made with.
+    /// Returns what the store was made with.
     pub fn identity(&self) -> &Identity {
         &self.view.index.identity
     }
 
-    /// Whether what the store holds may be used with `engine` and `attn`.
+    /// Checks that the store's contents can be used with `engine` and `attn`.
     ///
     /// # Errors
-    /// When the model (by fingerprint) or `attn` is another; both are named.
+    /// When the model (by fingerprint) or `attn` differs; the message names both.
     pub fn check(&self, engine: &Engine, attn: Attn) -> Result<()> {
         let asked = Identity { attn, ..Identity::of(engine) };
         self.check_identity(&asked)
     }
 
-    /// [`Reader::check`] of what a store of `asked` would hold.
+    /// Like [`Reader::check`], for an identity instead of an engine.
     ///
     /// # Errors
     /// As [`Reader::check`].
@@ -145,25 +145,25 @@ impl Reader {
         differs.map_or(Ok(()), |problem| Err(Error::Store { path: path(), problem }))
     }
 
-    /// Counts up with every change of the store.
+    /// Returns the number of commits, which grows with every change of the store.
     pub fn commit(&self) -> u64 {
         self.view.index.state.commit
     }
 
-    /// Chunks.
+    /// Returns the number of chunks.
     pub fn len(&self) -> usize {
         self.view.index.chunks.len()
     }
 
-    /// Whether there is no chunk.
+    /// Returns whether the store has no chunks.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The vectors of all chunks.
+    /// Maps the vectors of all chunks and compares them with their checksums.
     ///
     /// # Errors
-    /// When one is damaged; its document is named.
+    /// When a vector is damaged; the message names its document.
     pub fn vectors(&self) -> Result<Vectors> {
         let Index { identity, state, chunks, .. } = &self.view.index;
         let open = Vectors::open(self.view.vectors.as_ref(), identity, state.slots, chunks);
@@ -176,8 +176,8 @@ impl Reader {
         })
     }
 
-    /// The graph for approximate search; None where there is none, or none can be read by this
-    /// build.
+    /// Loads the graph for approximate search; returns None if there is none, or this build
+    /// cannot read it.
     ///
     /// # Errors
     /// When its file is damaged.
@@ -192,21 +192,21 @@ impl Reader {
         Graph::load(&path, identity.dim, file, &bytes)
     }
 
-    /// An error in a file, with the document that it hits.
+    /// Returns an error about a damaged file, with the document that the damage affects.
     fn damaged(&self, file: String, row: Option<&ChunkRow>, problem: &str) -> Error {
         let document = row.and_then(|row| self.document(row.document).ok());
         let of = document.map(|d| format!(" (of {})", d.path)).unwrap_or_default();
         Error::Store { path: self.folder.join(file), problem: format!("{problem}{of}") }
     }
 
-    /// All documents, by path.
+    /// Returns all documents, sorted by path.
     ///
     /// # Errors
-    /// When one is damaged.
+    /// When a document's row is damaged.
     pub fn documents(&self) -> Result<Vec<Document>> {
         let mut chunks: HashMap<u64, Vec<u64>> = HashMap::new();
         for row in &self.view.index.chunks {
-            // Ids ascend in the order of the chunks in their document.
+            // The chunks of a document have ascending ids in order of their positions.
             chunks.entry(row.document).or_default().push(row.id);
         }
         let rows = DocumentRow::select(&self.view.db(), &self.folder, "ORDER BY path", [])?;
@@ -243,10 +243,10 @@ impl Reader {
         })
     }
 
-    /// A chunk by its id.
+    /// Returns the chunk with this id.
     ///
     /// # Errors
-    /// When there is none, or it is damaged.
+    /// When there is no such chunk, or it is damaged.
     pub fn chunk(&self, id: u64) -> Result<Chunk> {
         let row = self.row(id)?;
         let document = self.document(row.document)?;
@@ -262,18 +262,19 @@ impl Reader {
         })
     }
 
-    /// A chunk's keys and values, in f32 or bf16 as they are stored, int8 in f32; None where they
-    /// are not kept or were evicted. Counts as a use of them.
+    /// Returns a chunk's keys and values, in f32 or bf16 as they are stored (int8 becomes f32),
+    /// or None if they are not kept or were evicted. Counts as a use for the LRU eviction.
     ///
     /// # Errors
-    /// When there is no such chunk, or its record is damaged; file and document are named.
+    /// When there is no such chunk, or its record is damaged; the message names file and
+    /// document.
     pub fn kv(&self, id: u64) -> Result<Option<KvCache>> {
         let kv = self.load(id)?;
         self.notes.add(id, kv.is_some());
         Ok(kv)
     }
 
-    /// [`Reader::kv`] without counting.
+    /// Like [`Reader::kv`], but does not count as a use.
     pub(super) fn load(&self, id: u64) -> Result<Option<KvCache>> {
         let row = self.row(id)?;
         let Some(place) = row.kv else { return Ok(None) };
@@ -288,10 +289,11 @@ impl Reader {
         read.map(Some).map_err(wrong)
     }
 
-    /// What the store holds. Reads by other readers are seen after [`Reader::refresh`].
+    /// Returns what the store holds. Reads by other readers are included as of
+    /// [`Reader::refresh`].
     ///
     /// # Errors
-    /// When a file cannot be looked at, or the database is damaged.
+    /// When the size of a file cannot be read, or the database is damaged.
     pub fn status(&self) -> Result<Status> {
         let Index { identity, state, chunks, segments } = &self.view.index;
         let reads: Reads =
@@ -317,7 +319,7 @@ impl Reader {
         })
     }
 
-    // For [`super::verify`]: what the view was read from.
+    // For [`super::verify`]: the parts that the view consists of.
 
     pub(super) fn folder(&self) -> &Path {
         &self.folder

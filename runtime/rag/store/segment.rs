@@ -1,13 +1,14 @@
 //! Records of keys and values: a fixed header, then the numbers without padding.
 //!
-//! Header, little-endian: magic `GRKV`, version (2 bytes), format (2), fingerprint (16), chunk (8),
-//! tokens, layers, kv_heads, head_dim (4 each), bytes of the numbers (8), checksum (8): the xxh3-64
-//! of the header up to here and of the xxh3-64 of each 256 KiB of the numbers. Numbers: `(layers, 2,
-//! kv_heads, tokens, head_dim)`, in f32 or bf16; in int8 first a scale in f32 for each `(layer, k or
-//! v, head, token)`.
+//! The header is little-endian: magic `GRKV`, version (2 bytes), format (2), fingerprint (16),
+//! chunk (8), tokens, layers, kv_heads, head_dim (4 each), bytes of the numbers (8), checksum
+//! (8). The checksum is the xxh3-64 of these header fields followed by one xxh3-64 for each 256
+//! KiB of the numbers. The numbers are `(layers, 2, kv_heads, tokens, head_dim)` in f32 or bf16;
+//! in int8, one f32 scale for each `(layer, k or v, head, token)` precedes them.
 //!
-//! Reading maps: what a record costs is its checksum, 20 GB/s a core where the system has the file in
-//! memory. Copying it out first costs two to four times as much.
+//! Records are read from a memory map. If the file is in the page cache, reading a record costs
+//! only its checksum, at 20 GB/s per core; copying the record first would cost two to four times
+//! as much.
 
 use super::identity::{Identity, KvFormat};
 use super::map::map;
@@ -23,19 +24,20 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-/// Bytes before the numbers.
+/// Bytes of the header.
 pub(super) const HEADER: usize = 64;
 const CHECKSUM: usize = 56;
 const MAGIC: &[u8; 4] = b"GRKV";
 const VERSION: u16 = 1;
-/// Hashed at once, each by any core.
+/// Bytes per hash; blocks are hashed in parallel.
 const BLOCK: usize = 1 << 18;
-/// Rows that a core takes at once.
+/// The fewest rows that a thread quantises or dequantises at once.
 const ROWS: usize = 1024;
-/// Up to here one core is done before the others have been called.
+/// Payloads of up to this many bytes are hashed by one thread, which finishes before others would
+/// wake up.
 const ALONE: usize = 1 << 22;
 
-/// A record's header, and what its last field covers.
+/// Builds a record's header without its last field, the checksum, which covers it.
 fn header(identity: &Identity, chunk: u64, tokens: usize, payload: usize) -> [u8; CHECKSUM] {
     let [layers, kv_heads, head_dim] = identity.kv_shape;
     let format: u16 = match identity.kv {
@@ -56,9 +58,9 @@ fn header(identity: &Identity, chunk: u64, tokens: usize, payload: usize) -> [u8
     out
 }
 
-/// Of a header and of the numbers.
+/// Returns the checksum of a header and the numbers.
 fn checksum(header: &[u8], payload: &[u8]) -> u64 {
-    // At 20 GB/s a core; few are hashed before other threads have woken.
+    // One core hashes 20 GB/s, so a small payload is done before other threads have woken.
     let blocks: Vec<u64> = match payload.len() {
         ..=ALONE => payload.chunks(BLOCK).map(content_hash).collect(),
         _ => payload.par_chunks(BLOCK).map(content_hash).collect(),
@@ -67,7 +69,7 @@ fn checksum(header: &[u8], payload: &[u8]) -> u64 {
     content_hash(&header.iter().copied().chain(blocks).collect::<Vec<u8>>())
 }
 
-/// A record, ready to be appended.
+/// A record that is ready to be appended.
 pub(super) struct Record<'a> {
     pub(super) header: [u8; HEADER],
     pub(super) payload: Cow<'a, [u8]>,
@@ -75,7 +77,7 @@ pub(super) struct Record<'a> {
 }
 
 impl<'a> Record<'a> {
-    /// `kv` has the identity's shape.
+    /// Encodes `kv`, which has the identity's shape.
     pub(super) fn of(identity: &Identity, chunk: u64, kv: &'a KvCache) -> Self {
         let payload = encode(kv, identity.kv);
         let covered = header(identity, chunk, kv.tokens(), payload.len());
@@ -87,22 +89,22 @@ impl<'a> Record<'a> {
     }
 }
 
-/// A segment's file, mapped as far as a view knows it.
+/// A segment's file, mapped up to the end that a view has recorded.
 pub(super) struct Segment {
     file: File,
     map: Arc<Mmap>,
 }
 
 impl Segment {
-    /// Maps the first `bytes` of a file; where it is shorter, what there is.
+    /// Maps the first `bytes` of a file, or all of it if it is shorter.
     pub(super) fn open(path: &Path, bytes: u64) -> io::Result<Self> {
         let file = disk::open_read(path)?;
         let len = file.metadata()?.len().min(bytes);
         Ok(Self { map: Arc::new(map(&file, len as usize)?), file })
     }
 
-    /// A chunk's record, compared with its checksum. The numbers stay where they are, but for int8.
-    /// The error says what is wrong.
+    /// Reads a chunk's record and compares it with its checksum. The numbers stay in the mapped
+    /// file, except for int8, which is converted to f32. The error says what is wrong.
     pub(super) fn read(
         &self,
         identity: &Identity,
@@ -110,13 +112,14 @@ impl Segment {
         place: Place,
     ) -> Result<KvCache, String> {
         let wrong = |what: String| format!("record at {}: {what}", place.offset);
-        // What is cut off behind our back would end the process when it is looked at.
+        // Accessing mapped bytes that another program has truncated would kill this process.
         let len = self.file.metadata().map_err(|e| wrong(e.to_string()))?.len();
         let end = place.offset.saturating_add(place.bytes);
         let (start, end) = (place.offset as usize, end as usize);
         let record = self.map.get(start..end).filter(|_| end as u64 <= len);
         let record = record.ok_or_else(|| wrong(format!("expected {end} bytes, found {len}")))?;
-        // Off a disk the blocks come in large pieces, not page by page as they are touched.
+        // Lets the system read the record from the disk in large pieces, not page by page on
+        // access.
         #[cfg(unix)]
         let _ = self.map.advise_range(memmap2::Advice::WillNeed, start, record.len());
         let (found, payload) = record
@@ -153,7 +156,7 @@ impl Segment {
     }
 }
 
-/// The numbers as they are stored.
+/// Converts the numbers to the store's format.
 fn encode(kv: &KvCache, format: KvFormat) -> Cow<'_, [u8]> {
     let exact = || kv.as_f32().map_or_else(|| Cow::Owned(kv.to_f32()), Cow::Borrowed);
     match format {
@@ -169,7 +172,7 @@ fn encode(kv: &KvCache, format: KvFormat) -> Cow<'_, [u8]> {
     }
 }
 
-/// The numbers in bfloat16.
+/// Rounds the numbers to bfloat16.
 fn round(values: &[f32]) -> Vec<u8> {
     let mut out = vec![0; 2 * values.len()];
     out.par_chunks_mut(BLOCK).zip(values.par_chunks(BLOCK / 2)).for_each(|(out, values)| {
@@ -180,7 +183,7 @@ fn round(values: &[f32]) -> Vec<u8> {
     out
 }
 
-/// Scales of all rows of `width` numbers, then the rows in bytes.
+/// Quantises rows of `width` numbers; returns the scales of all rows, then the rows as bytes.
 fn quantize(values: &[f32], width: usize) -> Vec<u8> {
     let rows = values.len() / width.max(1);
     let mut out = vec![0; 4 * rows + values.len()];
@@ -194,7 +197,7 @@ fn quantize(values: &[f32], width: usize) -> Vec<u8> {
     out
 }
 
-/// Writes a row's numbers as signed bytes and returns what to multiply them by.
+/// Writes a row's numbers as signed bytes and returns the scale to multiply them by.
 pub(super) fn quantize_row(row: &[f32], bytes: &mut [u8]) -> f32 {
     let largest = row.iter().fold(0_f32, |most, v| most.max(v.abs()));
     let scale = largest / 127.0;
@@ -205,7 +208,7 @@ pub(super) fn quantize_row(row: &[f32], bytes: &mut [u8]) -> f32 {
     scale
 }
 
-/// What [`quantize`] made, as numbers.
+/// Converts the output of [`quantize`] back to numbers.
 fn dequantize(bytes: &[u8], width: usize) -> Vec<f32> {
     let rows = bytes.len() / (width + 4);
     let (scales, bytes) = bytes.split_at(4 * rows);
@@ -217,7 +220,7 @@ fn dequantize(bytes: &[u8], width: usize) -> Vec<f32> {
     out
 }
 
-/// What [`quantize_row`] made, as numbers.
+/// Converts the output of [`quantize_row`] back to numbers.
 pub(super) fn dequantize_row(scale: f32, bytes: &[u8], out: &mut [f32]) {
     for (out, byte) in out.iter_mut().zip(bytes) {
         *out = scale * f32::from(byte.cast_signed());

@@ -1,5 +1,5 @@
-//! Caches that wait for the rest of their document, on the disk instead of in memory: GritLM-7B's
-//! take 128 KiB a token, and a book has half a million tokens.
+//! A temporary file for caches that wait until their document is complete. They do not fit in
+//! memory: the caches of GritLM-7B take 128 KiB per token, and a book has half a million tokens.
 
 use super::disk;
 use super::map::map;
@@ -9,7 +9,7 @@ use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
-/// A file without a name in the store's folder, gone with what lies in it.
+/// An unnamed file in the store's folder, which disappears with its content when it is closed.
 pub(crate) struct Spill {
     file: File,
     bytes: u64,
@@ -21,14 +21,14 @@ impl Spill {
     pub(crate) fn new(store: &Path) -> Result<Self> {
         let path = store.join(disk::SPILL);
         let file = disk::create(&path).map_err(Error::io(&path))?;
-        // Elsewhere than on Unix the name stays until the next writer cleans up.
+        // On other systems than Unix the name stays until the next writer cleans up.
         if cfg!(unix) {
             std::fs::remove_file(&path).map_err(Error::io(&path))?;
         }
         Ok(Self { file, bytes: 0 })
     }
 
-    /// The same keys and values, in the file.
+    /// Writes keys and values to the file and returns them as a mapped cache.
     ///
     /// # Errors
     /// When the disk is full.

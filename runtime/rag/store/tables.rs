@@ -1,8 +1,8 @@
-//! The tables of `store.sqlite`, whose commits are the only truth about a store.
+//! The tables of `store.sqlite`, whose committed rows alone define a store's content.
 //!
-//! Every row carries a checksum of its own content, and `meta` the sum of all rows' checksums and
-//! their count, so that neither a changed nor a lost row goes unseen. The database alone does not
-//! tell: its pages have no checksums.
+//! Every row has a checksum of its content, and `meta` keeps the number of rows and the sum of
+//! their checksums, so that both changed and lost rows are detected. SQLite does not detect them
+//! by itself: its pages have no checksums.
 
 use super::content_hash;
 use super::disk::{self, DATABASE};
@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::path::Path;
 use std::time::Duration;
 
-/// `passages` is for people with a SQLite client.
+/// The schema. The view `passages` is for users with a SQLite client.
 const SCHEMA: &str = "
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL, checksum INTEGER NOT NULL) STRICT;
 CREATE TABLE documents (
@@ -44,24 +44,24 @@ CREATE VIEW passages AS
 /// How long a commit waits for a reader that notes what it used.
 pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
-/// `SQLite`'s errors with the database's name; `folder` is the store's.
+/// Converts SQLite's errors, adding the path of the database; `folder` is the store's.
 pub(super) fn sql(folder: &Path) -> impl Fn(rusqlite::Error) -> Error {
     let path = folder.join(DATABASE);
     move |error| Error::Store { path: path.clone(), problem: error.to_string() }
 }
 
-/// A row that is not as it was written.
+/// Returns the error for data that is not as it was written.
 pub(super) fn damaged(folder: &Path, what: impl Into<String>) -> Error {
     Error::Store { path: folder.join(DATABASE), problem: format!("damaged: {}", what.into()) }
 }
 
-/// There is nothing to read.
+/// Returns the error for a folder without a store.
 pub(super) fn none(folder: &Path) -> Error {
     let problem = "there is no store; gritlm index makes one".into();
     Error::Store { path: folder.into(), problem }
 }
 
-/// Opens the database; where `create`, and there is none, an empty one.
+/// Opens the database. With `create`, creates an empty one if there is none.
 pub(super) fn connect(folder: &Path, create: bool) -> Result<Connection> {
     let path = folder.join(DATABASE);
     if !create && !path.exists() {
@@ -71,7 +71,8 @@ pub(super) fn connect(folder: &Path, create: bool) -> Result<Connection> {
         let path = folder.join(format!("{DATABASE}{end}"));
         disk::check_regular(&path).map_err(Error::io(&path))?;
     }
-    // The store's folder may be a link, which SQLite would refuse together with links in it.
+    // The store's folder may be a symbolic link, which SQLite would refuse just as links in the
+    // folder, so the path is resolved first.
     let path = folder.canonicalize().map_err(Error::io(folder))?.join(DATABASE);
     let mut flags = OpenFlags::SQLITE_OPEN_READ_WRITE
         | OpenFlags::SQLITE_OPEN_NO_MUTEX
@@ -79,8 +80,8 @@ pub(super) fn connect(folder: &Path, create: bool) -> Result<Connection> {
     flags.set(OpenFlags::SQLITE_OPEN_CREATE, create);
     let mut db = Connection::open_with_flags(&path, flags).map_err(sql(folder))?;
     if !create && is_empty(&db).is_err_and(|e| is_read_only(&e)) && log_is_empty(folder) {
-        // SQLite's log needs a file beside it, which a folder that may not be written to does not
-        // take. Where the log is empty it is not needed either.
+        // SQLite's write-ahead log needs a shared-memory file, which cannot be created in a
+        // read-only folder. If the log is empty, that file is not needed.
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let uri = immutable(&path);
         let open = Connection::open_with_flags(uri, flags | OpenFlags::SQLITE_OPEN_URI);
@@ -92,7 +93,7 @@ pub(super) fn connect(folder: &Path, create: bool) -> Result<Connection> {
         db.pragma_update(None, "trusted_schema", false)?;
         if create {
             db.pragma_update_and_check(None, "journal_mode", "wal", |_| Ok(()))?;
-            // Each commit is on the disk when it returns.
+            // Makes each commit durable when it returns.
             db.pragma_update(None, "synchronous", "full")?;
         }
         Ok(())
@@ -109,7 +110,7 @@ fn log_is_empty(folder: &Path) -> bool {
     std::fs::metadata(folder.join(format!("{DATABASE}-wal"))).map_or(true, |m| m.len() == 0)
 }
 
-/// A database that nobody writes to, as a URI.
+/// Returns the URI that opens a database as immutable.
 fn immutable(path: &Path) -> String {
     let mut uri = String::from("file:");
     for c in path.to_string_lossy().chars() {
@@ -123,17 +124,17 @@ fn immutable(path: &Path) -> String {
     uri + "?immutable=1"
 }
 
-/// Makes the tables where there are none, and compares them with what they should be.
+/// Creates the tables.
 pub(super) fn make(db: &Connection) -> rusqlite::Result<()> {
     db.execute_batch(SCHEMA)
 }
 
-/// Whether the database has any table.
+/// Returns whether the database has no tables.
 pub(super) fn is_empty(db: &Connection) -> rusqlite::Result<bool> {
     db.query_row("SELECT count(*) = 0 FROM sqlite_schema", [], |row| row.get(0))
 }
 
-/// Compares the tables' definitions with what they should be.
+/// Compares the definitions of the tables with the schema.
 pub(super) fn check_schema(db: &Connection, folder: &Path) -> Result<()> {
     let read = |db: &Connection| -> rusqlite::Result<Vec<Option<String>>> {
         let mut all = db.prepare("SELECT sql FROM sqlite_schema ORDER BY name")?;
@@ -150,7 +151,7 @@ pub(super) fn check_schema(db: &Connection, folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A row's content in one form, to take its checksum.
+/// The canonical form of a row's content, of which the checksum is taken.
 struct Content(Vec<u8>);
 
 impl Content {
@@ -174,17 +175,18 @@ impl Content {
     }
 }
 
-/// SQLite's integers are signed; checksums, ids and sizes keep their bits.
+/// Reads an unsigned column: SQLite's integers are signed, and checksums, ids and sizes keep
+/// their bits.
 fn get(row: &Row<'_>, name: &str) -> rusqlite::Result<u64> {
     row.get::<_, i64>(name).map(i64::cast_unsigned)
 }
 
-/// Where a chunk's keys and values are.
+/// The place of a chunk's keys and values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Place {
     pub(super) segment: u64,
     pub(super) offset: u64,
-    /// With the header.
+    /// Bytes of the record, including its header.
     pub(super) bytes: u64,
     pub(super) checksum: u64,
 }
@@ -215,7 +217,7 @@ impl ChunkRow {
         }
     }
 
-    /// The row as it is in the table, and its checksum there.
+    /// Reads the row and the checksum stored with it.
     fn read(row: &Row<'_>) -> rusqlite::Result<(Self, u64)> {
         let kv = |name: &str| row.get::<_, Option<i64>>(name).map(|n| n.map(i64::cast_unsigned));
         let parts = (kv("segment")?, kv("kv_offset")?, kv("kv_bytes")?, kv("kv_checksum")?);
@@ -237,7 +239,7 @@ impl ChunkRow {
         Ok((read, get(row, "checksum")?))
     }
 
-    /// The rows that `tail`, a WHERE or ORDER BY, selects; each checked.
+    /// Returns the rows that `tail`, a WHERE or ORDER BY clause, selects, after checking each.
     pub(super) fn select(
         db: &Connection,
         folder: &Path,
@@ -290,7 +292,7 @@ pub(super) struct DocumentRow {
     pub(super) path: String,
     pub(super) title: String,
     pub(super) stamp: Stamp,
-    /// As JSON.
+    /// Metadata as JSON.
     pub(super) metadata: String,
 }
 
@@ -317,7 +319,7 @@ impl DocumentRow {
         Ok((read, get(row, "checksum")?))
     }
 
-    /// The rows that `tail` selects; each checked.
+    /// Returns the rows that `tail` selects, after checking each.
     pub(super) fn select(
         db: &Connection,
         folder: &Path,
@@ -356,7 +358,7 @@ impl DocumentRow {
     }
 }
 
-/// A row of `segments`: how much of the file is written, and how much of that is in use.
+/// A row of `segments`: how many bytes of the file are written, and how many of them are in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SegmentRow {
     pub(super) id: u64,
@@ -369,7 +371,7 @@ impl SegmentRow {
         Content::of("segments").number(self.id).number(self.bytes).number(self.live).checksum()
     }
 
-    /// All rows, each checked.
+    /// Returns all rows, after checking each.
     pub(super) fn all(db: &Connection, folder: &Path) -> Result<Vec<Self>> {
         let read = || -> rusqlite::Result<Vec<(Self, u64)>> {
             let mut found = db.prepare_cached("SELECT * FROM segments ORDER BY id")?;
@@ -395,51 +397,51 @@ impl SegmentRow {
     }
 }
 
-/// What changes with every commit.
+/// The state that changes with every commit.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct State {
-    /// Commits so far.
+    /// Number of commits so far.
     pub(super) commit: u64,
-    /// Of the vectors' file.
+    /// Generation of the vectors' file.
     pub(super) generation: u64,
-    /// Rows of the vectors' file, dead ones with them.
+    /// Rows of the vectors' file, including dead ones.
     pub(super) slots: u64,
     pub(super) next_document: u64,
     pub(super) next_chunk: u64,
     pub(super) next_segment: u64,
     pub(super) documents: u64,
     pub(super) chunks: u64,
-    /// Chunks with keys and values, and the bytes of these.
+    /// Number of chunks with keys and values; `kv_bytes` is the size of their records.
     pub(super) cached: u64,
     pub(super) kv_bytes: u64,
     pub(super) budget: Option<u64>,
     pub(super) evicted: u64,
-    /// Chunks above which there is to be a graph; None for none at all. A store made before there
-    /// were graphs has none of these three.
+    /// The number of chunks above which the store has a graph; None for never. This and the next
+    /// two fields are missing in stores made before graphs existed.
     #[serde(default)]
     pub(super) approximate_above: Option<u64>,
     #[serde(default)]
     pub(super) graph: Option<GraphFile>,
-    /// Of the last graph's file.
+    /// Generation of the last graph's file.
     #[serde(default)]
     pub(super) graph_generation: u64,
     /// Wrapping sum of the checksums of all rows of `documents`, `chunks` and `segments`.
     pub(super) sum: u64,
 }
 
-/// Reads of keys and values, noted by readers.
+/// How often keys and values were found and not found, as noted by readers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Reads {
     pub(super) hits: u64,
     pub(super) misses: u64,
 }
 
-/// The values of `meta`, by key.
+/// The keys of `meta`.
 pub(super) const IDENTITY: &str = "identity";
 pub(super) const STATE: &str = "state";
 pub(super) const READS: &str = "reads";
 
-/// A value of `meta`; None where there is none.
+/// Reads a value of `meta`; returns None if there is none.
 pub(super) fn get_meta<T: DeserializeOwned>(
     db: &Connection,
     folder: &Path,
@@ -471,7 +473,7 @@ pub(super) fn put_meta<T: Serialize>(
     Ok(())
 }
 
-/// A chunk's text, checked.
+/// Reads a chunk's text and compares it with its checksum.
 pub(super) fn text(db: &Connection, folder: &Path, row: &ChunkRow) -> Result<String> {
     let read = || -> rusqlite::Result<Option<String>> {
         let mut found = db.prepare_cached("SELECT text FROM texts WHERE chunk = ?1")?;
@@ -482,7 +484,7 @@ pub(super) fn text(db: &Connection, folder: &Path, row: &ChunkRow) -> Result<Str
         .ok_or_else(|| damaged(folder, format!("the text of chunk {}", row.id)))
 }
 
-/// When a chunk's keys and values were last used, in turns that count up, and how often.
+/// When a chunk's keys and values were last used, on a clock that counts uses, and how often.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct UseRow {
     pub(super) chunk: u64,
@@ -495,7 +497,8 @@ impl UseRow {
         Content::of("uses").number(self.chunk).number(self.turn).number(self.hits).checksum()
     }
 
-    /// A chunk's row and whether it is as it was written; None where nothing is kept for it.
+    /// Reads a chunk's row and returns it with whether its checksum matches; None if there is no
+    /// row.
     pub(super) fn of(db: &Connection, chunk: u64) -> rusqlite::Result<Option<(Self, bool)>> {
         let mut found = db.prepare_cached("SELECT * FROM uses WHERE chunk = ?1")?;
         let read = found.query_row([chunk.cast_signed()], |row| {
@@ -506,13 +509,13 @@ impl UseRow {
         read.optional()
     }
 
-    /// The turn after all others.
+    /// Returns the next value of the clock, after all recorded uses.
     pub(super) fn next_turn(db: &Connection) -> rusqlite::Result<u64> {
         let mut last = db.prepare_cached("SELECT coalesce(max(turn), 0) + 1 FROM uses")?;
         last.query_row([], |row| row.get::<_, i64>(0)).map(i64::cast_unsigned)
     }
 
-    /// The chunk used longest ago.
+    /// Returns the least recently used chunk.
     pub(super) fn oldest(db: &Connection) -> rusqlite::Result<Option<u64>> {
         let mut first = db.prepare_cached("SELECT chunk FROM uses ORDER BY turn, chunk LIMIT 1")?;
         first.query_row([], |row| get(row, "chunk")).optional()
@@ -526,11 +529,11 @@ impl UseRow {
     }
 }
 
-/// What every view of a store begins with: all but texts and documents, checked and counted.
+/// The part of a store that every view reads when it opens: all rows but texts and documents.
 pub(super) struct Index {
     pub(super) identity: Identity,
     pub(super) state: State,
-    /// By id, and so by slot.
+    /// Chunks sorted by id, and therefore by slot.
     pub(super) chunks: Vec<ChunkRow>,
     pub(super) segments: Vec<SegmentRow>,
 }
@@ -567,7 +570,7 @@ impl Index {
         Ok(index)
     }
 
-    /// Bytes of a slot.
+    /// Returns the bytes of one slot.
     pub(super) fn vector_bytes(&self) -> u64 {
         self.identity.vector_bytes() as u64
     }

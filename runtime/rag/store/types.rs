@@ -1,31 +1,32 @@
-//! What goes into a store and what comes out.
+//! Types that go into a store and come out of it.
 
 use crate::cache::KvCache;
 use serde::{Deserialize, Serialize};
 
-/// What tells whether a document's source has changed since it was indexed.
+/// Identifies the state of a document's source, to detect that it has changed since it was
+/// indexed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stamp {
-    /// Nanoseconds since 1970 at which the file, or on Unix anything about it, was last changed. 0
-    /// where that is not known, or was so shortly before it was read that a later change may have
-    /// the same time.
+    /// Time of the file's last change (on Unix, also of its metadata), in nanoseconds since 1970;
+    /// 0 if the time is unknown, or was so shortly before the file was read that a later change
+    /// may have the same time.
     pub modified: i64,
-    /// Its length.
+    /// The file's length in bytes.
     pub bytes: u64,
-    /// [`content_hash`](super::content_hash) of its content.
+    /// [`content_hash`](super::content_hash) of the content.
     pub hash: u64,
 }
 
 /// A document to store, without its chunks.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NewDocument {
-    /// What tells it from all others: a file's path, or with the line within a JSONL file.
+    /// Identifies the document in the store: a file's path, for JSONL files with the line.
     pub path: String,
-    /// For people.
+    /// The title, for display.
     pub title: String,
-    /// The state of the source.
+    /// The state of the source when it was read.
     pub stamp: Stamp,
-    /// What filters look at; null where there is nothing.
+    /// Metadata that filters match; null if there is none.
     pub metadata: serde_json::Value,
 }
 
@@ -34,87 +35,88 @@ pub struct NewDocument {
 pub struct NewChunk {
     /// The text that was embedded.
     pub text: String,
-    /// Its tokens.
+    /// Number of tokens as embedded.
     pub tokens: u32,
-    /// Its embedding `(dim)`.
+    /// The chunk's embedding, `(dim)`.
     pub vector: Vec<f32>,
-    /// Keys and values to generate from; None where they are not kept.
+    /// Keys and values to generate from; None to store none.
     pub kv: Option<KvCache>,
 }
 
 /// A stored document.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Document {
-    /// As given to [`NewDocument`].
+    /// As given in [`NewDocument`].
     pub path: String,
-    /// As given.
+    /// As given in [`NewDocument`].
     pub title: String,
-    /// As given.
+    /// As given in [`NewDocument`].
     pub stamp: Stamp,
-    /// As given.
+    /// As given in [`NewDocument`].
     pub metadata: serde_json::Value,
-    /// Ids of its chunks, in their order in the document.
+    /// Ids of the document's chunks, in order.
     pub chunks: Vec<u64>,
 }
 
 /// A stored chunk, without its vector and its keys and values.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Chunk {
-    /// Never used again for another chunk of this store.
+    /// The chunk's id, never reused in this store.
     pub id: u64,
-    /// Its document's path.
+    /// The path of its document.
     pub document: String,
-    /// Its document's title.
+    /// The title of its document.
     pub title: String,
-    /// Which chunk of the document, from 0.
+    /// Index of the chunk in its document, from 0.
     pub index: u32,
     /// The text that was embedded.
     pub text: String,
-    /// Its tokens.
+    /// Number of tokens as embedded.
     pub tokens: u32,
-    /// Its document's.
+    /// The metadata of its document.
     pub metadata: serde_json::Value,
-    /// Whether [`Reader::kv`](super::Reader::kv) finds something: stored and not evicted.
+    /// Whether keys and values are stored and not evicted, so that
+    /// [`Reader::kv`](super::Reader::kv) returns them.
     pub has_kv: bool,
 }
 
 /// What a store holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Status {
-    /// Documents.
+    /// Number of documents.
     pub documents: u64,
-    /// Chunks, each with a vector.
+    /// Number of chunks, each with a vector.
     pub chunks: u64,
-    /// Chunks with keys and values.
+    /// Number of chunks with keys and values.
     pub cached: u64,
     /// Bytes of the database with its write-ahead log.
     pub database_bytes: u64,
     /// Bytes of the vectors' file.
     pub vector_bytes: u64,
-    /// Of these, bytes of vectors that were replaced or removed; [`super::Writer::compact`]
-    /// (super::Writer::compact) frees them.
+    /// Those of them that hold replaced or removed vectors;
+    /// [`Writer::compact`](super::Writer::compact) frees them.
     pub dead_vector_bytes: u64,
     /// Bytes of the segments' files.
     pub segment_bytes: u64,
-    /// Of these, bytes of live keys and values: what the budget counts.
+    /// Those of them that hold live keys and values: what the budget limits.
     pub kv_bytes: u64,
-    /// The most that `kv_bytes` may be; None for no limit.
+    /// The limit of `kv_bytes`; None for no limit.
     pub kv_budget: Option<u64>,
-    /// Keys and values that have been read, over all readers.
+    /// How often keys and values were read, over all readers.
     pub hits: u64,
-    /// Chunks whose keys and values were asked for and not there.
+    /// How often keys and values were requested but not stored, over all readers.
     pub misses: u64,
-    /// Chunks whose keys and values gave way to the budget.
+    /// Chunks whose keys and values were evicted to stay within the budget.
     pub evicted: u64,
-    /// More chunks than this are searched approximately; None for exactly, however many.
+    /// The number of chunks above which search is approximate; None for always exact search.
     pub approximate_above: Option<u64>,
-    /// Chunks in the graph for approximate search; the others are searched exactly.
+    /// Chunks in the graph for approximate search; all others are searched exactly.
     pub graph_chunks: u64,
     /// Bytes of the graph's file.
     pub graph_bytes: u64,
 }
 
-/// What [`super::Writer::compact`](super::Writer::compact) did.
+/// The result of [`Writer::compact`](super::Writer::compact).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Compacted {
     /// Bytes of all files before.
@@ -123,12 +125,13 @@ pub struct Compacted {
     pub after: u64,
 }
 
-/// Something in a store that is not as it was written.
+/// Damage found in a store.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Problem {
     /// The file's name in the store's folder.
     pub file: String,
-    /// The document that it belongs to, where that is known: removing it and indexing again heals.
+    /// The document that the damaged data belongs to, if known: removing it and indexing it again
+    /// repairs the store.
     pub document: Option<String>,
     /// What was expected and what was found.
     pub problem: String,
@@ -143,23 +146,23 @@ impl std::fmt::Display for Problem {
     }
 }
 
-/// What [`verify`](super::verify) found.
+/// The result of [`verify`](super::verify).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Report {
-    /// Documents looked at.
+    /// Documents checked.
     pub documents: u64,
-    /// Chunks looked at, with text and vector.
+    /// Chunks checked, with text and vector.
     pub chunks: u64,
-    /// Keys and values looked at.
+    /// Records of keys and values checked.
     pub cached: u64,
-    /// Bytes that were read.
+    /// Bytes read.
     pub bytes: u64,
-    /// Everything that is wrong; empty for a sound store.
+    /// All problems found; empty for a sound store.
     pub problems: Vec<Problem>,
 }
 
 impl Report {
-    /// Whether nothing is wrong.
+    /// Returns whether there are no problems.
     pub fn is_sound(&self) -> bool {
         self.problems.is_empty()
     }

@@ -1,4 +1,4 @@
-//! Vectors as they lie in their file: rows of the store's format, one a slot, nothing else.
+//! The vectors' file: rows in the store's format, one per slot, and nothing else.
 
 use super::content_hash;
 use super::disk::MISSING;
@@ -14,7 +14,7 @@ use std::borrow::Cow;
 use std::fs::File;
 use std::path::PathBuf;
 
-/// A vector in the store's format.
+/// Encodes a vector in the store's format.
 pub(super) fn encode(identity: &Identity, vector: &[f32]) -> Vec<u8> {
     match identity.vectors {
         VectorFormat::F32 => bytemuck::cast_slice(vector).to_vec(),
@@ -30,7 +30,7 @@ pub(super) fn encode(identity: &Identity, vector: &[f32]) -> Vec<u8> {
     }
 }
 
-/// Writes the numbers of a row to `out`.
+/// Decodes a row to `out`.
 fn decode(format: VectorFormat, row: &[u8], out: &mut [f32]) {
     match format {
         VectorFormat::F32 => {
@@ -51,26 +51,27 @@ fn decode(format: VectorFormat, row: &[u8], out: &mut [f32]) {
     }
 }
 
-/// The vectors of all chunks of a view, each compared with its checksum. They stay readable when
-/// the view is refreshed or the store compacted.
+/// The vectors of all chunks of a snapshot, each compared with its checksum. They stay readable
+/// when the reader is refreshed or the store is compacted.
 pub struct Vectors {
     ids: Vec<u64>,
     dim: usize,
     width: usize,
     format: VectorFormat,
-    /// Of each row.
+    /// The slot of each row.
     slots: Vec<u64>,
-    /// Whether each row is in the slot of its number.
+    /// Whether row `i` is in slot `i` for all rows.
     dense: bool,
-    /// None where there is no row.
+    /// The mapped rows; None if there are none.
     rows: Option<Mmap>,
-    /// What is mapped.
+    /// The file that is mapped.
     file: Option<File>,
     path: PathBuf,
 }
 
 impl Vectors {
-    /// Maps `rows` of the file; the error says what is wrong and with which chunk, if with one.
+    /// Maps the file and checks `rows`. The error says what is wrong, and with which chunk if it
+    /// concerns one.
     pub(super) fn open(
         file: Option<&File>,
         identity: &Identity,
@@ -121,14 +122,14 @@ impl Vectors {
         Ok(out)
     }
 
-    /// With the file's path, for errors.
+    /// Sets the file's path, for error messages.
     pub(super) fn named(self, path: PathBuf) -> Self {
         Self { path, ..self }
     }
 
-    /// Compares the file's length with what is mapped of it. Rows that another program has cut off
-    /// since would end this one when they are looked at; so whoever keeps vectors for long asks
-    /// before each use. A cut that comes during the use is not seen.
+    /// Checks that the file still has all mapped bytes. Reading rows that another program has
+    /// truncated would kill this process, so call this before each use of vectors that were kept
+    /// for long. It cannot detect a truncation during the use.
     ///
     /// # Errors
     /// When the file is shorter than it was.
@@ -142,22 +143,22 @@ impl Vectors {
         Ok(())
     }
 
-    /// The chunks' ids, by row; ascending.
+    /// Returns the chunks' ids in the order of the rows, ascending.
     pub fn ids(&self) -> &[u64] {
         &self.ids
     }
 
-    /// Rows.
+    /// Returns the number of rows.
     pub fn len(&self) -> usize {
         self.ids.len()
     }
 
-    /// Whether there is no row.
+    /// Returns whether there are no rows.
     pub fn is_empty(&self) -> bool {
         self.ids.is_empty()
     }
 
-    /// Numbers of a row.
+    /// Returns the width of a row.
     pub fn dim(&self) -> usize {
         self.dim
     }
@@ -167,14 +168,15 @@ impl Vectors {
         self.slots.get(row).and_then(|&slot| rows.get(range(slot, self.width))).unwrap_or_default()
     }
 
-    /// One row, counted from 0; zeros beyond the last.
+    /// Returns row `row`, counted from 0; beyond the last row, zeros.
     pub fn row(&self, row: usize) -> Vec<f32> {
         let mut out = vec![0.0; self.dim];
         decode(self.format, self.row_bytes(row), &mut out);
         out
     }
 
-    /// The rows of these numbers `(rows, dim)`, as they come; zeros for those beyond the last.
+    /// Returns the given rows, `(rows, dim)`, in the given order; zeros for those beyond the
+    /// last.
     pub fn rows(&self, rows: &[usize]) -> Vec<f32> {
         let mut out = vec![0.0; rows.len() * self.dim];
         let places = out.par_chunks_mut(self.dim.max(1)).zip(rows).with_min_len(64);
@@ -182,8 +184,8 @@ impl Vectors {
         out
     }
 
-    /// All rows `(len, dim)` as they lie in the mapped file, where it is f32 and no row of it is dead
-    /// (see [`Writer::compact`](super::Writer::compact)).
+    /// Returns all rows `(len, dim)` in the mapped file, if its format is f32 and none of its
+    /// rows is dead (see [`Writer::compact`](super::Writer::compact)).
     pub fn as_f32(&self) -> Option<&[f32]> {
         if !self.dense || self.format != VectorFormat::F32 {
             return None;
@@ -192,7 +194,7 @@ impl Vectors {
         bytemuck::try_cast_slice(rows.get(..self.len() * self.width)?).ok()
     }
 
-    /// All rows `(len, dim)`: [`Vectors::as_f32`], or a copy.
+    /// Returns all rows `(len, dim)`: those of [`Vectors::as_f32`], or a converted copy.
     pub fn to_f32(&self) -> Cow<'_, [f32]> {
         if let Some(rows) = self.as_f32() {
             return Cow::Borrowed(rows);

@@ -1,4 +1,4 @@
-//! Reads everything and compares it with its checksums.
+//! Reads all data of a store and compares it with its checksums.
 
 use super::content_hash;
 use super::disk::{self, DATABASE, HEAD};
@@ -10,8 +10,9 @@ use crate::{Error, Result};
 use std::collections::HashMap;
 use std::path::Path;
 
-/// Reads every live byte of the store in `folder` and compares it with its checksums; may run
-/// beside a writer. What lies behind the recorded bytes, as a crash leaves it, is no problem.
+/// Reads every live byte of the store in `folder` and compares it with its checksums. It may run
+/// while a writer is open. Bytes beyond the recorded ends, which a crash can leave, are not a
+/// problem.
 ///
 /// # Errors
 /// When there is no store.
@@ -38,7 +39,7 @@ pub fn verify(folder: impl AsRef<Path>) -> Result<Report> {
     Ok(found.0)
 }
 
-/// The problem alone of an error that names its file.
+/// Returns the problem of an error without the name of its file.
 fn problem(error: Error) -> String {
     if let Error::Store { problem, .. } = error { problem } else { error.to_string() }
 }
@@ -50,7 +51,7 @@ impl Found {
         self.0.problems.push(Problem { file: file.into(), document: document.cloned(), problem });
     }
 
-    /// Checks pages, rows and texts; returns the documents' paths.
+    /// Checks pages, rows and texts; returns the documents' paths by id.
     fn database(&mut self, reader: &Reader) -> HashMap<u64, String> {
         let (folder, db, index) = (reader.folder(), reader.db(), reader.index());
         let pages = || -> rusqlite::Result<Vec<String>> {
@@ -66,7 +67,7 @@ impl Found {
             Err(e) => self.add(DATABASE, None, problem(sql(folder)(e))),
         }
         let mut paths = HashMap::new();
-        // One by one, so that one damaged row hides no other.
+        // Documents are read one by one, so that a damaged row does not hide others.
         let ids = || -> rusqlite::Result<Vec<i64>> {
             let mut all = db.prepare("SELECT id FROM documents NOT INDEXED ORDER BY id")?;
             all.query_map([], |row| row.get(0))?.collect()

@@ -1,8 +1,8 @@
-//! The one writer.
+//! The writer. A store has at most one at a time.
 //!
 //! A commit first appends to the vectors' file and the last segment, syncs both, and then commits
-//! the rows that name what was appended. Whatever lies behind what is recorded was never committed,
-//! and the next writer cuts it off.
+//! the rows that refer to what was appended. Bytes beyond the recorded ends were never committed,
+//! and the next writer truncates them.
 
 use super::disk::{self, HEAD, LOCK};
 use super::draft::Draft;
@@ -21,7 +21,7 @@ use std::fs::{File, TryLockError};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-/// The one writer of a store.
+/// Changes a store. Only one writer can be open at a time.
 ///
 /// ```
 /// use gritlm::rag::{Identity, NewChunk, NewDocument, Reader, Stamp, Writer};
@@ -53,17 +53,18 @@ pub struct Writer {
     db: Connection,
     index: Index,
     head: File,
-    /// Held while the writer is, until the database is closed: so it is the last field.
+    /// The writer's lock. It is the last field, so that it is released after the database is
+    /// closed.
     _lock: UnlockOnDrop,
 }
 
 impl Writer {
-    /// Creates the store in `folder` where there is none, else opens it, and cleans up what a crash
-    /// has left behind. Documents whose commits a damaged log has lost are not there; their
-    /// [`stamps`](Self::stamps) say so.
+    /// Opens the store in `folder`, or creates it, and cleans up what a crash has left behind.
+    /// Documents whose commits were lost in a damaged write-ahead log are missing from
+    /// [`stamps`](Self::stamps), so the next indexing stores them again.
     ///
     /// # Errors
-    /// When another writer has it, it was made with another model, `attn` or format, or its
+    /// When another writer holds it, it was made with another model, `attn` or format, or its
     /// database is damaged.
     pub fn open(folder: impl AsRef<Path>, identity: &Identity) -> Result<Self> {
         let folder = folder.as_ref().to_path_buf();
@@ -86,7 +87,7 @@ impl Writer {
         if let Some(problem) = index.identity.differs_for_writing(identity) {
             return Err(Error::Store { path: folder, problem });
         }
-        // The rows are checked; what is kept here is what commits need.
+        // Reading the index has checked the rows. Commits do not need them, so they are dropped.
         index.chunks = Vec::new();
         let head = disk::open(&folder.join(HEAD))?;
         let writer = Self { folder, db, index, head, _lock: lock };
@@ -95,28 +96,29 @@ impl Writer {
         Ok(writer)
     }
 
-    /// Where caches of a document wait that is not whole yet.
+    /// Creates a file in which the caches of an incomplete document wait.
     pub(crate) fn spill(&self) -> Result<Spill> {
         Spill::new(&self.folder)
     }
 
-    /// What the store was made with.
+    /// Returns what the store was made with.
     pub fn identity(&self) -> &Identity {
         &self.index.identity
     }
 
-    /// Stores a document and replaces what was stored under its path: all or nothing, durable when
-    /// it returns.
+    /// Stores a document and replaces what was stored under its path, all or nothing. The change
+    /// is durable when the call returns.
     ///
     /// # Errors
-    /// When a vector or cache has another shape or is not finite, or nothing more can be written;
-    /// then the store is as before.
+    /// When a vector or cache has another shape or is not finite, or writing fails; then the
+    /// store is as before.
     pub fn put(&mut self, document: &NewDocument, chunks: &[NewChunk]) -> Result<()> {
         self.put_all(&[(document, chunks)])
     }
 
-    /// [`Writer::put`] of several documents with one commit, all or nothing together: a commit
-    /// waits for the disk up to three times, so many small documents are faster so.
+    /// Stores several documents like [`Writer::put`], with one commit and all or nothing
+    /// together. A commit waits for the disk up to three times, so this is faster for many small
+    /// documents.
     ///
     /// # Errors
     /// As [`Writer::put`].
@@ -131,24 +133,25 @@ impl Writer {
             }
             draft.evict()
         })?;
-        // The documents are stored: that the disk has no room to move others is no failure of this.
+        // The documents are stored; if the disk has no room to move others, that does not fail
+        // this call.
         let _ = self.hold_files_to_budget();
         Ok(())
     }
 
-    /// Removes a document; false where there is none.
+    /// Removes a document; returns false if there is none.
     ///
     /// # Errors
-    /// When nothing can be written.
+    /// When writing fails.
     pub fn remove(&mut self, path: &str) -> Result<bool> {
         self.change(|draft| draft.remove(path))
     }
 
-    /// Notes that sources of these paths have another stamp, while what is stored of them is right.
-    /// Paths that are not in the store are left out.
+    /// Replaces the stamps of documents whose stored content is still right. Ignores paths that
+    /// are not in the store.
     ///
     /// # Errors
-    /// When nothing can be written; then the store is as before.
+    /// When writing fails; then the store is as before.
     pub fn restamp(&mut self, stamps: &[(String, Stamp)]) -> Result<()> {
         if stamps.is_empty() {
             return Ok(());
@@ -156,7 +159,7 @@ impl Writer {
         self.change(|draft| stamps.iter().try_for_each(|(path, stamp)| draft.restamp(path, *stamp)))
     }
 
-    /// Every stored document's path, with the state of its source then.
+    /// Returns the path of every stored document, with the stamp it was stored with.
     ///
     /// # Errors
     /// When the database is damaged.
@@ -170,13 +173,13 @@ impl Writer {
         Ok(rows.into_iter().map(|row| (row.path, row.stamp)).collect())
     }
 
-    /// Sets how many bytes of keys and values are kept, 64 a chunk for the header counted; the
-    /// store remembers it. What is beyond is evicted, the least recently used first; text and
+    /// Sets the most bytes of keys and values to keep, including 64 per chunk for the header; the
+    /// store remembers it. Beyond that, the least recently used are evicted; their text and
     /// vector stay. Segments are cleaned as needed, so that their files take at most a quarter
-    /// more.
+    /// more than the budget.
     ///
     /// # Errors
-    /// When nothing can be written.
+    /// When writing fails.
     pub fn set_budget(&mut self, bytes: Option<u64>) -> Result<()> {
         if self.index.state.budget != bytes {
             self.change(|draft| {
@@ -187,12 +190,12 @@ impl Writer {
         self.hold_files_to_budget()
     }
 
-    /// Sets above how many chunks there is to be a graph, by which
-    /// [`Searcher`](crate::rag::Searcher) finds chunks without a look at all of them; None for no
-    /// graph. The store remembers it, and [`Writer::update_graph`] makes the graph.
+    /// Sets the number of chunks above which the store has a graph, with which
+    /// [`Searcher`](crate::rag::Searcher) finds chunks without scoring all of them; None for no
+    /// graph. The store remembers it, and [`Writer::update_graph`] builds the graph.
     ///
     /// # Errors
-    /// When this build makes no graphs, or nothing can be written.
+    /// When this build has no graphs, or writing fails.
     pub fn set_approximate(&mut self, above: Option<u64>) -> Result<()> {
         if let (Some(above), false) = (above, hnsw::AVAILABLE) {
             return Err(Error::Option {
@@ -212,14 +215,15 @@ impl Writer {
         })
     }
 
-    /// Makes, rewrites or drops the graph for approximate search, where that is due: there is none
-    /// yet, its file is damaged, more than a quarter of it has gone, or what was added since is more
-    /// than a sixteenth of what it covers. In the last case it is added, else the graph is made from
-    /// nothing. `watch` is told how many vectors are in it, of how many; where it returns an error
-    /// the graph stays as it was.
+    /// Builds, extends or drops the graph for approximate search if that is due. The graph is due
+    /// when there is none yet, its file is damaged, more than a quarter of its vectors are dead,
+    /// or the chunks that it does not cover are more than a sixteenth of those it covers. In the
+    /// last case they are added to it; otherwise it is built from scratch. `watch` receives the
+    /// number of vectors added so far and the number to add; if it returns an error, the graph
+    /// stays as it was.
     ///
     /// # Errors
-    /// When a vector is damaged or nothing can be written, and what `watch` returns.
+    /// When a vector is damaged or writing fails; also any error that `watch` returns.
     pub fn update_graph(&mut self, watch: &mut dyn FnMut(u64, u64) -> Result<()>) -> Result<()> {
         let State { approximate_above, chunks, graph, .. } = self.index.state;
         if approximate_above.is_none_or(|above| chunks <= above) {
@@ -238,7 +242,7 @@ impl Writer {
         }
     }
 
-    /// Makes a graph over all vectors from `old`, which is sound, or from nothing.
+    /// Builds a graph over all vectors, starting from `old`, which is sound, or from scratch.
     fn make_graph(
         &mut self,
         old: Option<GraphFile>,
@@ -248,7 +252,8 @@ impl Writer {
             return Ok(());
         }
         let reader = Reader::open(&self.folder)?;
-        // One of another version of usearch is of no use.
+        // A graph that cannot be loaded, such as one of another version of usearch, is rebuilt
+        // from scratch.
         let loaded = old.and_then(|_| reader.graph().ok().flatten());
         let old = old.filter(|_| loaded.is_some());
         let vectors = reader.vectors()?;
@@ -267,9 +272,9 @@ impl Writer {
             through: vectors.ids().last().copied().unwrap_or_default(),
         };
         drop((reader, vectors));
-        // Outside of a transaction: readers that note what they use would wait for it.
+        // Not in a transaction: readers that note what they use would wait for it.
         if let Err(error) = disk::write_whole(&path, &bytes) {
-            // What is left lying is cleaned by the next writer.
+            // Ignore the error: the next writer cleans up what is left.
             let _ = self.clean_files();
             return Err(error);
         }
@@ -286,11 +291,11 @@ impl Writer {
         })
     }
 
-    /// Frees the place of everything that was replaced, removed or evicted. Readers go on with the
-    /// old files, which are gone when the last of them has refreshed.
+    /// Frees the space of everything that was replaced, removed or evicted. Readers continue with
+    /// the old files, which disappear when the last of them has refreshed.
     ///
     /// # Errors
-    /// When nothing can be written; then the store is as before.
+    /// When writing fails; then the store is as before.
     pub fn compact(&mut self) -> Result<Compacted> {
         let before = folder_bytes(&self.folder)?;
         let dead = self.index.segments.iter().filter(|s| s.live < s.bytes);
@@ -307,8 +312,8 @@ impl Writer {
         if graph.is_some_and(|graph| graph.dead > 0) {
             self.make_graph(None, &mut |_, _| Ok(()))?;
         }
-        // These shrink the database, and the log where no reader needs it. That they may fail costs
-        // only the place.
+        // These statements shrink the database, and the write-ahead log if no reader needs it. If
+        // they fail, only the space is lost.
         let _ = self.db.execute_batch("VACUUM");
         let _ = self.db.busy_timeout(std::time::Duration::ZERO);
         let _ = self.db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
@@ -316,7 +321,8 @@ impl Writer {
         Ok(Compacted { before, after: folder_bytes(&self.folder)? })
     }
 
-    /// Cleans the emptiest segments while all of them take more than 5/4 of the budget.
+    /// Cleans the segments with the smallest live share until all segments together take at most
+    /// 5/4 of the budget.
     fn hold_files_to_budget(&mut self) -> Result<()> {
         let Some(budget) = self.index.state.budget else { return Ok(()) };
         let segments = &self.index.segments;
@@ -337,7 +343,7 @@ impl Writer {
         if chosen.is_empty() { Ok(()) } else { self.change(|draft| draft.clean(chosen)) }
     }
 
-    /// One commit: all that `work` does, or nothing.
+    /// Runs `work` as one commit: all of it takes effect, or nothing.
     fn change<T>(&mut self, work: impl FnOnce(&mut Draft<'_>) -> Result<T>) -> Result<T> {
         let done = self.attempt(work);
         match done {
@@ -353,13 +359,13 @@ impl Writer {
                 let files =
                     |state: &State| (state.generation, state.graph.map(|graph| graph.generation));
                 if gone || files(&old) != files(&self.index.state) {
-                    // What is left lying is cleaned by the next writer.
+                    // Ignore the error: the next writer cleans up what is left.
                     let _ = self.clean_files();
                 }
                 Ok(value)
             }
             Err(error) => {
-                // As above.
+                // As above, ignore the error.
                 let _ = self.clean_files();
                 Err(error)
             }
@@ -381,9 +387,9 @@ impl Writer {
         Ok((value, state, segments.into_values().collect()))
     }
 
-    /// Cuts off what is behind the recorded bytes and deletes the files that are not recorded. A
-    /// file of vectors or segments that is too short or missing gets zeros, which fit no checksum:
-    /// what it held stays damaged, and can be removed and stored again.
+    /// Truncates files to their recorded lengths and deletes data files that are not recorded. A
+    /// file of vectors or keys and values that is missing or too short is filled with zeros,
+    /// which match no checksum: its content stays damaged, and can be removed and stored again.
     fn clean_files(&self) -> Result<()> {
         let state = &self.index.state;
         let vectors = state.slots.saturating_mul(self.index.vector_bytes());
@@ -395,7 +401,7 @@ impl Writer {
             let name = name.to_string_lossy();
             let kept = keep.contains_key(name.as_ref()) || graph.as_deref() == Some(&*name);
             if disk::is_data(&name) && !kept {
-                // Where a reader keeps it from being deleted, a later writer does.
+                // If an open reader prevents the deletion, a later writer deletes the file.
                 let _ = std::fs::remove_file(entry.path());
             }
         }
@@ -410,7 +416,8 @@ impl Writer {
     }
 }
 
-/// Takes the writer's lock, which the system gives back when the process ends, however it does.
+/// Takes the writer's lock, which the operating system releases when the process ends for
+/// whatever reason.
 fn lock(folder: &Path) -> Result<UnlockOnDrop> {
     let path = folder.join(LOCK);
     let file = disk::open(&path)?;
@@ -427,7 +434,7 @@ fn lock(folder: &Path) -> Result<UnlockOnDrop> {
         }
         Err(TryLockError::Error(source)) => return Err(Error::Io { path, source }),
     }
-    // For the message above only.
+    // The process id is only for the message above.
     let id = std::process::id().to_string();
     let _ = file.set_len(0).and_then(|()| disk::write_at(&file, id.as_bytes(), 0));
     Ok(UnlockOnDrop(file))

@@ -1,4 +1,4 @@
-//! A parser's process: started, asked, ended and named for what ended it.
+//! Runs a parser's process: starts it, sends it documents, ends it, and reports what ended it.
 
 use super::wire::{self, GREETING, read_answer, write_request};
 use super::{Format, ParseLimits, Parsed, mib, parse};
@@ -13,20 +13,21 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Bytes of documents after which a process is replaced, so that what an allocator keeps of one does
-/// not count against the next.
+/// Bytes of documents after which a process is replaced, so that memory that its allocator keeps
+/// from one document does not count against the next.
 const WORN: usize = 128 << 20;
 
-/// How long a process may take to start. (It has the program's relocations to do: some 10 ms.)
+/// How long a process may take to start. (Applying the program's relocations takes some 10 ms.)
 const START: Duration = Duration::from_secs(30);
 
-/// How much longer than its CPU time a parser may take, where others keep the cores busy.
+/// Wall-clock limit as a multiple of the CPU time limit, in case other processes keep the cores
+/// busy.
 const PATIENCE: u32 = 30;
 
-/// The thread that parses. Parsers go as deep as a file is nested.
+/// Stack of the parsing thread, in bytes. Parsers recurse as deep as a file is nested.
 const STACK: usize = 64 << 20;
 
-/// A parser in a process that is there when it is needed.
+/// A parser in a child process, which is started when it is needed.
 #[derive(Debug)]
 pub(super) struct Child {
     state: Mutex<State>,
@@ -42,7 +43,7 @@ struct State {
 struct Process {
     child: std::process::Child,
     socket: UnixStream,
-    /// Bytes of documents that it was given.
+    /// Bytes of documents that the process was given so far.
     parsed: usize,
 }
 
@@ -82,7 +83,7 @@ impl Child {
 }
 
 impl Process {
-    /// An error says that the command starts no parser.
+    /// Starts a parser's process. Returns an error if the command does not start one.
     fn start(command: &mut Command) -> Result<Self> {
         let name = command.get_program().to_owned();
         let wrong = |problem: String| Error::Input {
@@ -95,10 +96,11 @@ impl Process {
                 .stdin(OwnedFd::from(theirs))
                 .stdout(Stdio::null())
                 .stderr(Stdio::piped())
-                // Ctrl-C is this process's to handle; it ends the other one.
+                // This process handles Ctrl-C and then ends the child, which therefore has its
+                // own group.
                 .process_group(0)
                 .spawn()?;
-            // The command holds the other end, which would keep the socket open.
+            // The command still holds the other end, which would keep the socket open.
             command.stdin(Stdio::null());
             Ok(Self { child, socket, parsed: 0 })
         };
@@ -126,17 +128,17 @@ impl Process {
         let mut to = BufWriter::new(self.until(deadline));
         write_request(&mut to, format, limits, bytes)?;
         to.flush()?;
-        // Nothing else limits the text of a process that is not itself any more.
+        // Nothing else limits the answer of a process that a document has corrupted.
         read_answer(&mut self.until(deadline), limits.text.max(1 << 16))
     }
 
-    /// What has ended it.
+    /// Ends the process and describes what ended it.
     fn ended(mut self, limits: &ParseLimits) -> String {
         let Some(status) = self.end() else { return "its parser's process was lost".into() };
-        // What a Rust program says when it aborts.
+        // The message that a Rust program prints when it aborts.
         let mut said = String::new();
         if let Some(stderr) = self.child.stderr.take() {
-            // What is no text is not what is looked for.
+            // Output that is not UTF-8 is not the message that is looked for.
             let _ = stderr.take(1 << 16).read_to_string(&mut said);
         }
         let signal = status.signal();
@@ -153,9 +155,9 @@ impl Process {
         }
     }
 
-    /// Ends it if it has not ended, with all that it may have started.
+    /// Waits up to 1 s for the process to end, then kills it with its whole process group.
     fn end(&mut self) -> Option<ExitStatus> {
-        // One that closes its socket is about to end by itself.
+        // A process that has closed its socket is about to end by itself.
         let deadline = Instant::now() + Duration::from_secs(1);
         while Instant::now() < deadline {
             if let Ok(Some(status)) = self.child.try_wait() {
@@ -169,7 +171,7 @@ impl Process {
 
     fn kill(&mut self) {
         if let Some(group) = rustix::process::Pid::from_raw(self.child.id().cast_signed()) {
-            // It may be gone.
+            // The group may already be gone.
             let _ = rustix::process::kill_process_group(group, Signal::KILL);
         }
     }
@@ -184,7 +186,7 @@ impl Drop for Process {
     }
 }
 
-/// A socket whose other end has until a time for all that it does.
+/// A socket on which all reads and writes must finish by a deadline.
 struct Until<'a> {
     socket: &'a UnixStream,
     deadline: Instant,
@@ -197,7 +199,7 @@ impl Until<'_> {
     }
 }
 
-/// Unix says of a time-out that it would block.
+/// Converts `WouldBlock`, which Unix returns for a time-out, to `TimedOut`.
 fn timed_out(error: io::Error) -> io::Error {
     match error.kind() {
         ErrorKind::WouldBlock => ErrorKind::TimedOut.into(),
@@ -223,18 +225,18 @@ impl Write for Until<'_> {
     }
 }
 
-/// Parses the documents that come on stdin until there are no more: the other end of
-/// [`super::Parser::in_child`]. A program calls it first of all, before it opens files or starts
-/// threads. It gives up what a parser has no use for: opening and writing files.
+/// Parses the documents that arrive on stdin until there are no more. It is the other end of
+/// [`super::Parser::in_child`]. A program calls it first, before it opens files or starts
+/// threads. The process gives up what a parser does not need: opening and writing files.
 ///
 /// # Errors
-/// When stdin is no such socket, or it breaks.
+/// Returns an error if stdin is not such a socket, or if the socket breaks.
 pub fn serve_parser() -> Result<()> {
     let broken = Error::io("standard input");
     let socket = rustix::stdio::stdin().try_clone_to_owned().map(UnixStream::from);
     let thread = std::thread::Builder::new().stack_size(STACK);
     let parser = socket.and_then(|socket| {
-        // Made before there are limits.
+        // The thread is started before the limits are set.
         thread.spawn(move || answer_all(socket))
     });
     let ended = parser.and_then(|parser| {
@@ -245,12 +247,12 @@ pub fn serve_parser() -> Result<()> {
 
 fn answer_all(mut socket: UnixStream) -> io::Result<()> {
     let most = |resource, most: u64| {
-        // Where the system refuses, the old limit stays.
+        // If the system refuses, the old limit stays.
         let _ = setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) });
     };
     most(Resource::Core, 0);
     most(Resource::Fsize, 0);
-    // Those that are open stay open.
+    // Files that are already open stay open.
     most(Resource::Nofile, 0);
     socket.write_all(GREETING)?;
     while let Some(request) = wire::read_request(&mut socket)? {
@@ -263,7 +265,7 @@ fn answer_all(mut socket: UnixStream) -> io::Result<()> {
     Ok(())
 }
 
-/// Limits what the process may take for the next document.
+/// Sets the limits of the process for the next document.
 fn set_limits(limits: &ParseLimits) {
     let soft = |resource, most: u64| {
         let maximum = getrlimit(resource).maximum;

@@ -1,15 +1,15 @@
-//! What a parser's process is asked and answers, over a socket: numbers of 8 bytes, little-endian,
-//! and behind them the bytes that they count.
+//! Defines the protocol with a parser's process over a socket. Numbers have 8 bytes,
+//! little-endian; a string of bytes is its length, as such a number, followed by the bytes.
 //!
-//! The process says [`GREETING`] once. A request is the format (0 HTML, 1 PDF), seconds of CPU time,
-//! bytes of memory, bytes of text, and the document. An answer is 0 and a problem; 1 and a text; or 2,
-//! a title and a text.
+//! The process sends [`GREETING`] once. A request is the format (0 HTML, 1 PDF), seconds of CPU
+//! time, bytes of memory, bytes of text, and the document. An answer is 0 and a problem; 1 and a
+//! text; or 2, a title and a text.
 
 use super::{Format, ParseLimits, Parsed};
 use std::io::{self, Read, Write};
 use std::time::Duration;
 
-/// What tells a parser from any other program, and its version from others.
+/// Identifies a parser's process and the version of its protocol.
 pub(super) const GREETING: &[u8; 16] = b"gritlm parser 1\n";
 
 pub(super) struct Request {
@@ -31,7 +31,7 @@ pub(super) fn write_request(
     write_bytes(to, document)
 }
 
-/// The next request; None at the end.
+/// Reads the next request. Returns `None` at the end of the stream.
 pub(super) fn read_request(from: &mut impl Read) -> io::Result<Option<Request>> {
     let format = match number(from) {
         Ok(0) => Format::Html,
@@ -58,7 +58,7 @@ pub(super) fn write_answer(to: &mut impl Write, answer: &Parsed) -> io::Result<(
     parts.iter().try_for_each(|part| write_bytes(to, part.as_bytes()))
 }
 
-/// An answer whose parts have at most `limit` bytes each.
+/// Reads an answer whose parts have at most `limit` bytes each.
 pub(super) fn read_answer(from: &mut impl Read, limit: usize) -> io::Result<Parsed> {
     let kind = number(from)?;
     let mut text = || {
@@ -89,7 +89,7 @@ fn read_bytes(from: &mut impl Read, limit: usize) -> io::Result<Vec<u8>> {
     if count > limit as u64 {
         return Err(io::ErrorKind::InvalidData.into());
     }
-    // As many as there are, whatever was said.
+    // The buffer grows with the bytes that arrive, not to the announced size.
     let mut bytes = Vec::new();
     match from.take(count).read_to_end(&mut bytes)? as u64 == count {
         true => Ok(bytes),

@@ -1,9 +1,9 @@
-//! What a PDF may make its parser do. A file of 1 kB can decode to gigabytes, draw itself without
-//! end, or name four thousand million codes; here that is counted before pdf-extract 0.12 and lopdf
-//! 0.42, which have no limits of their own, do it.
+//! Bounds what a PDF may make its parser do. A file of 1 kB can decode to gigabytes, draw itself
+//! without end, or name four billion character codes. pdf-extract 0.12 and lopdf 0.42 have no
+//! limits of their own, so the work is counted here before they do it.
 //!
-//! What nothing counts: streams that lopdf decodes while it loads and that are encrypted or lie
-//! where no reader but lopdf looks. [`super::super::Parser::in_child`] bounds those, too.
+//! One case is not counted: streams that lopdf decodes while it loads and that are encrypted or
+//! lie where no reader but lopdf looks. [`super::super::Parser::in_child`] bounds those, too.
 
 use super::cmap;
 use flate2::read::{DeflateDecoder, ZlibDecoder};
@@ -13,20 +13,20 @@ use std::collections::{HashMap, HashSet};
 use std::io::{self, Read, Write};
 use weezl::{BitOrder, decode::Decoder};
 
-/// Bytes that a stream may decode to.
+/// Maximum bytes that one stream may decode to.
 const STREAM: usize = 64 << 20;
-/// Bytes that all streams may decode to.
+/// Maximum bytes that all streams together may decode to.
 const DECODED: usize = 512 << 20;
-/// Bytes of content that may be drawn, each form as often as it is.
+/// Maximum bytes of content that may be drawn; a form counts each time it is drawn.
 const DRAWN: usize = 512 << 20;
-/// Bytes that drawing counts for at least: finding its resources costs, too.
+/// Minimum bytes that a drawing counts for, because finding its resources costs time, too.
 const LEAST: usize = 256;
-/// How deep forms may lie in forms. A level takes some kB of stack.
+/// Maximum depth of forms within forms. A level takes some kB of stack.
 const DEPTH: usize = 64;
-/// Levels of the tree of pages, whose depth lopdf limits to the same.
+/// Maximum depth of the page tree; lopdf has the same limit.
 const LEVELS: usize = 256;
 
-/// Counts what streams decode to.
+/// Counts the bytes that streams decode to.
 pub(super) struct Decoded {
     left: usize,
 }
@@ -36,7 +36,7 @@ impl Decoded {
         Self { left: DECODED }
     }
 
-    /// Counts what a stream decodes to, by the filters that lopdf knows.
+    /// Counts the bytes that a stream decodes to, with the filters that lopdf knows.
     pub(super) fn count(&mut self, stream: &Stream) -> Result<(), String> {
         let filters = stream.filters().unwrap_or_default();
         let mut layer = stream.clone();
@@ -47,7 +47,7 @@ impl Decoded {
                 b"LZWDecode" => unpacked(&layer, limit),
                 // `z` stands for four zeros.
                 b"ASCII85Decode" => 4 * layer.content.len(),
-                // Left as it is.
+                // lopdf leaves such data as they are.
                 _ => return Ok(()),
             };
             if size > limit {
@@ -65,11 +65,12 @@ impl Decoded {
     }
 }
 
-/// Bytes that Flate's data have, as lopdf reads them; more than `limit` where they are more.
+/// Returns how many bytes Flate data decode to, as lopdf reads them; a number above `limit` if
+/// they exceed it.
 fn inflated(data: &[u8], limit: usize) -> usize {
     let count = |from: &mut dyn Read| {
         let mut counted = Counted { bytes: 0, limit };
-        // What is broken ends there.
+        // Broken data end at the error.
         let _ = io::copy(from, &mut counted);
         counted.bytes
     };
@@ -79,7 +80,8 @@ fn inflated(data: &[u8], limit: usize) -> usize {
     }
 }
 
-/// Bytes that LZW's data have, as lopdf reads them; more than `limit` where they are more.
+/// Returns how many bytes LZW data decode to, as lopdf reads them; a number above `limit` if they
+/// exceed it.
 fn unpacked(stream: &Stream, limit: usize) -> usize {
     let early = stream.dict.get(b"DecodeParms").and_then(Object::as_dict);
     let early = early.and_then(|parameters| parameters.get(b"EarlyChange"));
@@ -92,7 +94,7 @@ fn unpacked(stream: &Stream, limit: usize) -> usize {
     counted.bytes
 }
 
-/// Counts what is written, and takes nothing more after the write that passes the limit.
+/// Counts the bytes written, and fails after the write that passes the limit.
 struct Counted {
     bytes: usize,
     limit: usize,
@@ -112,8 +114,9 @@ impl Write for Counted {
     }
 }
 
-/// Looks through a document before its text is drawn; what is wrong, if anything is. Images and
-/// files in the document lose their data, which hold no text: pdf-extract would decode an image's.
+/// Checks a document before its text is extracted, and describes what is wrong, if anything is.
+/// It removes the data of images and embedded files, which hold no text; pdf-extract would decode
+/// an image's.
 pub(super) fn check(document: &mut Document) -> Result<(), String> {
     let mut decoded = Decoded::new();
     for object in document.objects.values_mut() {
@@ -132,7 +135,8 @@ pub(super) fn check(document: &mut Document) -> Result<(), String> {
     Drawing::of(document).pages()
 }
 
-/// A page takes what it lacks from the nodes above it; pdf-extract follows them without end.
+/// Checks that a page does not have too many ancestors. A page inherits what it lacks from the
+/// nodes above it, and pdf-extract would follow a cycle of them without end.
 fn ancestors(document: &Document, page: ObjectId) -> Result<(), String> {
     let (mut node, mut levels) = (page, 0);
     while let Ok(above) = document.get_dictionary(node).and_then(|node| node.get(b"Parent")) {
@@ -146,12 +150,12 @@ fn ancestors(document: &Document, page: ObjectId) -> Result<(), String> {
     Ok(())
 }
 
-/// Follows what pages draw as pdf-extract does.
+/// Follows what pages draw in the way that pdf-extract does.
 struct Drawing<'a> {
     document: &'a Document,
-    /// Bytes of content that have been drawn.
+    /// Bytes of content drawn so far.
     drawn: usize,
-    /// What each form draws: bytes of its content, and names in its resources.
+    /// What each form draws: the bytes of its content, and names in its resources.
     forms: HashMap<ObjectId, (usize, Vec<Vec<u8>>)>,
 }
 
@@ -161,7 +165,7 @@ impl<'a> Drawing<'a> {
     }
 
     fn pages(&mut self) -> Result<(), String> {
-        // The streams of a page's content are drawn as one; a page of many has each of them decoded.
+        // A page's content streams are drawn as one, after each of them is decoded.
         let mut sizes: HashMap<ObjectId, usize> = HashMap::new();
         for page in self.document.page_iter() {
             for id in self.document.get_page_contents(page) {
@@ -183,7 +187,7 @@ impl<'a> Drawing<'a> {
         Ok(())
     }
 
-    /// Draws what has that name in the resources, and all that it draws.
+    /// Counts the drawing of the form with this name in the resources, and of all that it draws.
     fn form(
         &mut self,
         name: &[u8],
@@ -235,7 +239,7 @@ impl<'a> Drawing<'a> {
     }
 }
 
-/// A page's resources, or those of what it lies below.
+/// Returns a page's resources, or else those of its nearest ancestor that has any.
 fn inherited(document: &Document, page: ObjectId) -> Option<&Dictionary> {
     let mut node = document.get_dictionary(page).ok()?;
     for _ in 0..LEVELS {
@@ -248,14 +252,14 @@ fn inherited(document: &Document, page: ObjectId) -> Option<&Dictionary> {
     None
 }
 
-/// A stream's content as pdf-extract takes it.
+/// Returns a stream's content as pdf-extract reads it.
 pub(super) fn content(stream: &Stream) -> Vec<u8> {
     stream.decompressed_content().unwrap_or_else(|_| stream.content.clone())
 }
 
-/// The names of what a content draws, as often as it does.
+/// Returns the names of the objects that a content stream draws, once for each time it does.
 fn drawn_names(content: &[u8]) -> Vec<Vec<u8>> {
-    // Most contents draw none, and are not parsed for it.
+    // Most contents draw no object, so they need not be parsed.
     if memchr::memmem::find(content, b"Do").is_none() {
         return Vec::new();
     }

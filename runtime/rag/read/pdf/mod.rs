@@ -1,4 +1,4 @@
-//! Text of PDF, from the places of its characters.
+//! Extracts text from PDF, by the positions of its characters.
 
 mod bounds;
 mod cmap;
@@ -10,11 +10,12 @@ use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Once;
 
-/// The text, a line a line, with a blank line where there is a gap on the page and between pages.
+/// Returns the text, line by line, with a blank line where there is a gap on the page and between
+/// pages.
 pub(super) fn text(bytes: &[u8], limits: &ParseLimits) -> Result<String, String> {
     quietly(|| {
         let mut document = repair::load(bytes)?;
-        // Many are encrypted with an empty password, to forbid printing.
+        // Many PDFs are encrypted with an empty password, to forbid printing.
         let locked = || Err("encrypted: it needs a password, or another reader".into());
         if document.is_encrypted() && document.decrypt("").is_err() {
             return locked();
@@ -27,7 +28,7 @@ pub(super) fn text(bytes: &[u8], limits: &ParseLimits) -> Result<String, String>
         drawn.map_err(|e| format!("a broken PDF: {e}"))?;
         match page.text.trim().is_empty() {
             false => Ok(page.text),
-            // Of a cipher that it does not know, lopdf 0.42 leaves out what is encrypted.
+            // lopdf 0.42 leaves out what is encrypted with a cipher that it does not know.
             true if document.trailer.has(b"Encrypt") || document.was_encrypted() => locked(),
             true => Err("no text in it; its pages may be images".into()),
         }
@@ -35,8 +36,9 @@ pub(super) fn text(bytes: &[u8], limits: &ParseLimits) -> Result<String, String>
     .unwrap_or_else(|problem| Err(format!("a PDF that cannot be read: {problem}")))
 }
 
-/// Fonts list widths as `first [w w w]` or `first last w`. pdf-extract 0.12 misreads the second, so
-/// that digits, say, would have no width and a space after each; it is rewritten as the first.
+/// Rewrites the widths of fonts for pdf-extract 0.12. Fonts list widths as `first [w w w]` or
+/// `first last w`. pdf-extract misreads the second form, so that digits, say, would have no width
+/// and a space after each; it is rewritten as the first.
 fn spell_widths_out(document: &mut Document) -> Result<(), String> {
     let resolved = |object: &Object| match object {
         Object::Reference(id) => document.get_object(*id).ok().cloned(),
@@ -63,7 +65,7 @@ fn spell_widths_out(document: &mut Document) -> Result<(), String> {
                 }
                 _ => break,
             };
-            // A list of widths may be that of many fonts, and is copied for each.
+            // Many fonts may share a list of widths, which is copied for each of them.
             let listed = run.as_array().map_or(0, |run| run.len() / 4);
             room = room.checked_sub(listed).ok_or_else(many_widths)?;
             out.extend([first.unwrap_or(Object::Null), run]);
@@ -80,7 +82,8 @@ fn spell_widths_out(document: &mut Document) -> Result<(), String> {
     Ok(())
 }
 
-/// Widths that are spelled out, of all fonts: some 100 MB of them. A font has 65,536 at most.
+/// Maximum widths that are spelled out for all fonts together, some 100 MB. A font has 65,536 at
+/// most.
 const WIDTHS: usize = 1 << 20;
 
 fn many_widths() -> String {
@@ -91,8 +94,8 @@ thread_local! {
     static QUIET: Cell<bool> = const { Cell::new(false) };
 }
 
-/// The result, or what it panicked with: parsers of PDF do, on files that are not as they expect.
-/// The panic is not printed.
+/// Returns the result of `work`, or its message if it panicked, as PDF parsers do on files that
+/// they do not expect. The panic is not printed.
 fn quietly<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
@@ -113,15 +116,15 @@ fn quietly<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     })
 }
 
-/// Puts characters together to words and lines.
+/// Assembles characters into words and lines.
 #[derive(Default)]
 struct Page {
     text: String,
-    /// Where the last character ended, and the next should begin.
+    /// Where the last character ended and the next should begin.
     end: Option<(f64, f64)>,
-    /// Whether a string begins.
+    /// Whether the next character begins a string.
     first: bool,
-    /// Bytes that the text may have.
+    /// Maximum bytes of text.
     limit: usize,
 }
 
@@ -160,11 +163,11 @@ impl OutputDev for Page {
         }
         let size = font_size * (place.m11 * place.m22 - place.m12 * place.m21).abs().sqrt();
         let (x, y) = (place.m31, place.m32);
-        // Within a string only spaced letters are apart.
+        // Gaps within a string are only letter spacing.
         if let Some((end, line)) = self.end.filter(|_| self.first) {
             let down = (y - line).abs();
             if down > 0.5 * size {
-                // Lines of a paragraph are 1 to 1.5 sizes apart.
+                // Lines of a paragraph are 1 to 1.5 font sizes apart.
                 self.text += if down > 1.7 * size { "\n\n" } else { "\n" };
             } else if (x - end > SPACE * size || end - x > size)
                 && !self.text.ends_with(char::is_whitespace)
@@ -174,7 +177,7 @@ impl OutputDev for Page {
         }
         for c in text.chars() {
             match c {
-                // A font's ligatures are no letters of the text.
+                // Ligatures belong to the font; the text gets their letters.
                 '\u{FB00}'..='\u{FB04}' => {
                     self.text += ["ff", "fi", "fl", "ffi", "ffl"][c as usize - 0xFB00];
                 }
@@ -201,6 +204,6 @@ impl OutputDev for Page {
     }
 }
 
-/// A gap that is a space, in sizes of the font: spaces are 0.2 to 0.3, in tight lines 0.13, and
-/// kerning is below 0.1.
+/// The smallest gap that counts as a space, in font sizes: spaces are 0.2 to 0.3, in tight lines
+/// 0.13, and kerning is below 0.1.
 const SPACE: f64 = 0.115;

@@ -1,9 +1,9 @@
-//! PDFs with small faults, read as other readers do: junk around the file, a cross-reference table
-//! that is not where it should be or not right, wrong lengths of streams.
+//! Loads PDFs with small faults, as other readers do: junk around the file, a cross-reference
+//! table that is misplaced or wrong, or wrong lengths of streams.
 //!
-//! [`rebuilt`] does without the table: it looks for `N G obj` from the first byte to the last, and
-//! of several versions of an object takes the last. The time is linear in the file: each part is
-//! looked at as often, whatever is in it.
+//! [`rebuilt`] does not use the table: it searches the whole file for `N G obj` and takes the
+//! last of several versions of an object. The time is linear in the file, because each part is
+//! read a fixed number of times, whatever is in it.
 
 use super::bounds::Decoded;
 use memchr::memmem;
@@ -12,14 +12,14 @@ use pdf_extract::{Dictionary, Document, Object, ObjectId, ObjectStream, Reader, 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 
-/// The document, by its table or without.
+/// Loads the document by its cross-reference table, or rebuilds it if the table is unusable.
 pub(super) fn load(bytes: &[u8]) -> Result<Document, String> {
     let scan = Scan::of(bytes);
     scan.check_packed(bytes)?;
     let loaded = Document::load_mem(bytes);
     match loaded {
         Ok(document) if is_whole(&document) => return Ok(document),
-        // lopdf 0.42 looks for the end in the last 512 bytes.
+        // lopdf 0.42 looks for the end only in the last 512 bytes.
         Err(_) if let Some(rest) = behind_the_end(bytes) => {
             let inside = &bytes[..bytes.len() - rest.len()];
             let none = memmem::find(rest, b"endobj").is_none();
@@ -34,7 +34,8 @@ pub(super) fn load(bytes: &[u8]) -> Result<Document, String> {
     let pages = |document: &Document| document.page_iter().count();
     match (loaded, rebuilt) {
         (_, Some(document)) if document.is_encrypted() || lost(&document) == 0 => Ok(document),
-        // What its writer has left out was never there.
+        // Rebuilding did not give a complete document either: its writer left the missing parts
+        // out.
         (Ok(document), rebuilt) => {
             let more = rebuilt.filter(|rebuilt| pages(rebuilt) > pages(&document));
             let best = more.unwrap_or(document);
@@ -54,18 +55,19 @@ pub(super) fn load(bytes: &[u8]) -> Result<Document, String> {
     }
 }
 
-/// What comes after the last `%%EOF`; None where nothing does.
+/// Returns what follows the last `%%EOF`, or `None` if nothing does.
 fn behind_the_end(bytes: &[u8]) -> Option<&[u8]> {
     let end = memmem::rfind(bytes, b"%%EOF")? + 5;
     Some(&bytes[end..]).filter(|rest| !rest.is_empty())
 }
 
-/// Whether everything was where the table says, and is what it should be.
+/// Returns whether all objects are where the table says, and are what they should be.
 fn is_whole(document: &Document) -> bool {
     if document.is_encrypted() {
         return true;
     }
-    // lopdf leaves out what it cannot read, and takes a stream of another length for a dictionary.
+    // lopdf leaves out objects that it cannot read, and takes a stream whose length is wrong for
+    // a dictionary.
     let there = |(number, entry): (&u32, &XrefEntry)| match *entry {
         XrefEntry::Normal { generation, .. } => {
             document.was_encrypted() || document.objects.contains_key(&(*number, generation))
@@ -82,8 +84,8 @@ fn is_whole(document: &Document) -> bool {
         && lost(document) == 0
 }
 
-/// How many pages, or streams of their contents, are referred to and not there; at least 1 where no
-/// page is.
+/// Counts the pages and content streams that are referred to but missing. Returns at least 1 if
+/// there is no page.
 fn lost(document: &Document) -> usize {
     let root = document.catalog().and_then(|c| c.get(b"Pages")).and_then(Object::as_reference);
     let Ok(root) = root else { return 1 };
@@ -110,10 +112,10 @@ fn lost(document: &Document) -> usize {
     if pages == 0 { lost.max(1) } else { lost }
 }
 
-/// The document of all objects that are in the file; None where there is no page among them.
+/// Builds a document from all objects in the file. Returns `None` if there is no page among them.
 fn rebuilt(bytes: &[u8], Scan { found, trailers }: Scan) -> Option<Document> {
     let mut document = Document::new();
-    // Where each object is, that the last may count.
+    // The offset of each object, so that its last version counts.
     let mut places: HashMap<ObjectId, usize> = HashMap::new();
     let mut heads: BTreeMap<usize, Dictionary> = BTreeMap::new();
     for Found { id, head, stream } in found {
@@ -142,7 +144,7 @@ fn rebuilt(bytes: &[u8], Scan { found, trailers }: Scan) -> Option<Document> {
         let last = heads.values().rev().find_map(|head| head.get(key).ok());
         last.into_iter().for_each(|value| document.trailer.set(key, value.clone()));
     }
-    // Many are encrypted with an empty password; whoever asks for the text says what others are.
+    // Many PDFs are encrypted with an empty password; the caller reports those with another.
     if document.is_encrypted() && document.decrypt("").is_err() {
         return Some(document);
     }
@@ -158,7 +160,7 @@ fn rebuilt(bytes: &[u8], Scan { found, trailers }: Scan) -> Option<Document> {
     Some(document).filter(|document| document.page_iter().next().is_some())
 }
 
-/// Takes the objects out of the object streams, where no later version of them is there.
+/// Extracts the objects from the object streams, unless a later version of them exists.
 fn unpack(document: &mut Document, mut places: HashMap<ObjectId, usize>) {
     let packed = document.objects.iter_mut().filter_map(|(id, object)| match object {
         Object::Stream(stream) if stream.dict.has_type(b"ObjStm") => {
@@ -177,7 +179,7 @@ fn unpack(document: &mut Document, mut places: HashMap<ObjectId, usize>) {
     }
 }
 
-/// An object as it lies in the file.
+/// The position of an object in the file.
 struct Found {
     id: ObjectId,
     /// From its number to its end, or to the keyword `stream`.
@@ -186,24 +188,24 @@ struct Found {
     stream: Option<Range<usize>>,
 }
 
-/// What is found without the table.
+/// What a scan of the file finds without the table.
 #[derive(Default)]
 struct Scan {
-    /// In the order of the file.
+    /// The objects, in the order of the file.
     found: Vec<Found>,
-    /// What comes behind the keyword `trailer`.
+    /// The bytes behind each keyword `trailer`.
     trailers: Vec<Range<usize>>,
 }
 
-/// The longest dictionary of a trailer.
+/// Maximum bytes of a trailer's dictionary.
 const TRAILER: usize = 1 << 16;
 
 impl Scan {
     fn of(bytes: &[u8]) -> Self {
         let mut scan = Self::default();
-        // The object that has begun, and where its stream's data begin.
+        // The object being read, and the offset where its stream's data begin.
         let (mut open, mut data): (Option<Found>, Option<usize>) = (None, None);
-        // Up to here all is a stream's data.
+        // Everything before this offset is a stream's data.
         let mut skip = 0;
         for (at, word) in words(bytes) {
             if at < skip {
@@ -215,7 +217,7 @@ impl Scan {
             let ends = bytes[..at].ends_with(b"end");
             match (word, data) {
                 (Word::Stream | Word::Object, Some(start)) if ends => {
-                    // An object that ends in a stream has lost the stream's end.
+                    // An object that ends within a stream has lost its `endstream`.
                     let end = start + without_line_end(&bytes[start..at - 3]).len();
                     scan.close(&mut open, Some(start..end));
                     data = None;
@@ -259,14 +261,15 @@ impl Scan {
                 }
             }
         }
-        // A stream without an end is cut off.
+        // A stream without an end was cut off, so its object is dropped.
         if data.is_none() {
             scan.close(&mut open, None);
         }
         scan
     }
 
-    /// Counts what the streams decode to that lopdf decodes while it loads.
+    /// Counts the bytes that those streams decode to that lopdf decodes while it loads: object
+    /// streams and cross-reference streams.
     fn check_packed(&self, bytes: &[u8]) -> Result<(), String> {
         let mut decoded = Decoded::new();
         for Found { id, head, stream } in &self.found {
@@ -284,7 +287,7 @@ impl Scan {
     }
 }
 
-/// The words that a file is taken apart by.
+/// The keywords by which a file is split.
 #[derive(Clone, Copy)]
 enum Word {
     Object,
@@ -298,7 +301,7 @@ impl Word {
     const TRAILER: &[u8] = b"trailer";
 }
 
-/// Where the words are, in their order.
+/// Returns the keywords with their offsets, in the order of the file.
 fn words(bytes: &[u8]) -> impl Iterator<Item = (usize, Word)> {
     let find = |word| memmem::find_iter(bytes, word).peekable();
     let mut objects = find(Word::OBJECT);
@@ -321,7 +324,7 @@ fn words(bytes: &[u8]) -> impl Iterator<Item = (usize, Word)> {
     })
 }
 
-/// The object's number and generation in front of `obj`, and where they begin.
+/// Returns the object's number and generation in front of `obj`, and the offset where they begin.
 fn number_before(bytes: &[u8], at: usize) -> Option<(ObjectId, usize)> {
     let number = |end: usize| -> Option<(&str, usize)> {
         let text = bytes[..end].trim_ascii_end();
@@ -337,13 +340,13 @@ fn number_before(bytes: &[u8], at: usize) -> Option<(ObjectId, usize)> {
     Some(((number.parse().ok()?, generation.parse().ok()?), start))
 }
 
-/// A stream's length, where its dictionary says a number.
+/// Returns a stream's length if its dictionary gives it as a number.
 fn length(head: &[u8]) -> Option<usize> {
     memmem::find_iter(head, b"/Length").find_map(|at| {
         let rest = head[at + 7..].trim_ascii_start();
         let digits = |text: &[u8]| text.iter().take_while(|b| b.is_ascii_digit()).count();
         let (number, rest) = rest.split_at(digits(rest));
-        // `N G R` is another object.
+        // `N G R` refers to another object.
         let rest = rest.trim_ascii_start();
         let rest = rest[digits(rest)..].trim_ascii_start();
         let apart = head.get(at + 7).is_some_and(u8::is_ascii_whitespace);
@@ -352,7 +355,7 @@ fn length(head: &[u8]) -> Option<usize> {
     })
 }
 
-/// Whether a stream's data may end here.
+/// Returns whether a stream's data may end at this offset.
 fn ends_at(bytes: &[u8], end: usize) -> bool {
     bytes.get(end..).is_some_and(|rest| {
         let line_end = rest.iter().take(2).take_while(|b| b"\r\n".contains(b)).count();
@@ -365,7 +368,7 @@ fn without_line_end(data: &[u8]) -> &[u8] {
     data.strip_suffix(b"\r").unwrap_or(data)
 }
 
-/// The object that begins with its number in `text`.
+/// Parses the object that begins with its number in `text`.
 fn parse(id: ObjectId, text: &[u8]) -> Option<Object> {
     let mut document = Document::new();
     document.reference_table.insert(id.0, XrefEntry::Normal { offset: 0, generation: id.1 });
