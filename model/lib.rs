@@ -6,7 +6,7 @@
 //! * [`prompt`] builds GritLM's prompt formats.
 //! * [`ops`] declares the fused operations of a forward pass, a trait that each backend implements.
 //! * [`tiles`] splits attention into tiles for the GPU backends.
-//! * [`reference`] specifies each operation as a plain formula in f64.
+//! * [`mod@reference`] specifies each operation as a plain formula in f64.
 //! * [`cpu`] is the fast backend for machines without a GPU.
 //! * [`demo`] embeds a tiny model of GritLM's shape in the binary.
 //! * [`files`] manages the cache folder.
