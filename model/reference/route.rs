@@ -9,8 +9,8 @@ use super::largest_first;
 /// ```
 /// use gritlm_model::reference::route;
 /// let chosen = route(&[0.0, 2.0, 1.0], 2);
-/// let weight = 1.0 / (1.0 + (-1f64).exp());
-/// assert_eq!(chosen, [(1, weight), (2, (-1f64).exp() * weight)]);
+/// let sum = 1.0 + (-1f64).exp();
+/// assert_eq!(chosen, [(1, 1.0 / sum), (2, (-1f64).exp() / sum)]);
 /// ```
 pub fn route(logits: &[f64], top_k: usize) -> Vec<(usize, f64)> {
     let mut order = largest_first(logits);
