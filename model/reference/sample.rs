@@ -60,12 +60,15 @@ pub fn sample(draw: &Draw, logits: &[f32]) -> (Drawn, f64) {
     // Select the first token whose cumulative probability exceeds the uniform number.
     let total: f64 = kept.iter().map(|&id| weight(id)).sum();
     let mut below = 0.0;
-    let is_drawn = |id: &&usize| {
-        below += weight(**id) / total;
-        is_less(draw.uniform.into(), below)
-    };
-    let (last, others) = kept.split_last().expect("one is kept");
-    let drawn = *others.iter().find(is_drawn).unwrap_or(last);
+    let mut drawn = kept[0];
+    for (i, &id) in kept.iter().enumerate() {
+        drawn = id;
+        below += weight(id) / total;
+        // The last one takes what rounding has left.
+        if i + 1 == kept.len() || is_less(draw.uniform.into(), below) {
+            break;
+        }
+    }
 
     let token = draw.given.map_or(drawn, |id| id as usize);
     let logprobs = log_softmax(logits);

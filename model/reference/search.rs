@@ -1,14 +1,14 @@
 //! Exact search: scores of a query against a corpus, and the best documents.
 
-use super::dot;
+use super::{Number, dot};
 
-/// Returns indices ordered by value, largest first; ties go to the lower index.
-///
-/// # Panics
-/// When a value is NaN.
-pub fn largest_first<T: PartialOrd>(values: &[T]) -> Vec<usize> {
+/// Returns indices ordered by value, largest first; ties go to the lower index. NaN counts as larger
+/// than any number.
+pub fn largest_first<T: Number>(values: &[T]) -> Vec<usize> {
+    // Adding zero makes both zeros one.
+    let key = |i: usize| -> f64 { values[i].into() + 0.0 };
     let mut order: Vec<usize> = (0..values.len()).collect();
-    order.sort_by(|&a, &b| values[b].partial_cmp(&values[a]).expect("no NaN").then(a.cmp(&b)));
+    order.sort_by(|&a, &b| key(b).total_cmp(&key(a)));
     order
 }
 

@@ -16,6 +16,7 @@ pub use chunk::{Chunking, Cut, MIN_CHUNK};
 pub use index::{Event, Indexed, Indexer, Plan};
 pub use join::{Part, Positions, join};
 pub use mode::{Mode, Order};
+pub(crate) use read::MAX_NAME;
 #[cfg(unix)]
 pub use read::serve_parser;
 pub use read::{ParseLimits, Parser, Source, read};

@@ -12,7 +12,7 @@
 
 use super::body::{Body, Loaded};
 use super::failure::{Failure, Failures};
-use crate::rag::{Event, Indexer, Shelf, Source, Stamp, content_hash};
+use crate::rag::{Event, Indexer, MAX_NAME, Shelf, Source, Stamp, content_hash};
 use crate::schedule::Scheduler;
 use crate::{Engine, Error, Result};
 use axum::Json;
@@ -26,8 +26,6 @@ use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use utoipa::ToSchema;
 
-/// The most bytes of a document's path, and of its title.
-const MOST_NAME: usize = 4096;
 /// Questions answered at once: while one reads from disk or searches, another computes.
 const ASKING: usize = 2;
 
@@ -159,8 +157,8 @@ pub(super) async fn index(
     for (i, document) in request.documents.iter().enumerate() {
         let NewDocument { path, title, .. } = document;
         for (field, text) in [("path", path), ("title", title)] {
-            if text.len() > MOST_NAME {
-                let problem = format!("expected at most {MOST_NAME} bytes, found {}", text.len());
+            if text.len() > MAX_NAME {
+                let problem = format!("expected at most {MAX_NAME} bytes, found {}", text.len());
                 return Err(Failure::field(format!("documents[{i}].{field}"), problem));
             }
         }

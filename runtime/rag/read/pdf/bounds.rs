@@ -9,8 +9,10 @@ use super::cmap;
 use flate2::read::{DeflateDecoder, ZlibDecoder};
 use pdf_extract::content::Content;
 use pdf_extract::{Dictionary, Document, Object, ObjectId, Stream};
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::io::{self, Read, Write};
+use std::rc::Rc;
 use weezl::{BitOrder, decode::Decoder};
 
 /// Maximum bytes that one stream may decode to.
@@ -36,32 +38,33 @@ impl Decoded {
         Self { left: DECODED }
     }
 
-    /// Counts the bytes that a stream decodes to, with the filters that lopdf knows.
-    pub(super) fn count(&mut self, stream: &Stream) -> Result<(), String> {
+    /// Counts what a stream decodes to, by the filters that lopdf knows, and returns it.
+    pub(super) fn count(&mut self, stream: &Stream) -> Result<usize, String> {
         let filters = stream.filters().unwrap_or_default();
-        let mut layer = stream.clone();
+        let (mut layer, mut decoded) = (Cow::Borrowed(stream), stream.content.len());
         for (at, filter) in filters.iter().enumerate() {
             let limit = STREAM.min(self.left);
-            let size = match *filter {
+            decoded = match *filter {
                 b"FlateDecode" => inflated(&layer.content, limit),
                 b"LZWDecode" => unpacked(&layer, limit),
                 // `z` stands for four zeros.
                 b"ASCII85Decode" => 4 * layer.content.len(),
                 // lopdf leaves such data as they are.
-                _ => return Ok(()),
+                _ => return Ok(stream.content.len()),
             };
-            if size > limit {
+            if decoded > limit {
                 let mib = if limit < STREAM { DECODED >> 20 } else { STREAM >> 20 };
                 let what = if limit < STREAM { "its streams decode" } else { "a stream decodes" };
                 return Err(format!("{what} to more than {mib} MiB"));
             }
-            self.left -= size;
+            self.left -= decoded;
             if at + 1 < filters.len() {
+                let layer = layer.to_mut();
                 layer.dict.set("Filter", Object::Name(filter.to_vec()));
                 layer.content = layer.decompressed_content().unwrap_or_default();
             }
         }
-        Ok(())
+        Ok(decoded)
     }
 }
 
@@ -118,67 +121,60 @@ impl Write for Counted {
 /// It removes the data of images and embedded files, which hold no text; pdf-extract would decode
 /// an image's.
 pub(super) fn check(document: &mut Document) -> Result<(), String> {
-    let mut decoded = Decoded::new();
-    for object in document.objects.values_mut() {
+    let (mut decoded, mut sizes) = (Decoded::new(), HashMap::new());
+    for (&id, object) in &mut document.objects {
         let Object::Stream(stream) = object else { continue };
         let kind = stream.dict.get(b"Subtype").and_then(Object::as_name);
         if kind.is_ok_and(|kind| kind == b"Image") || stream.dict.has_type(b"EmbeddedFile") {
             stream.set_plain_content(Vec::new());
             continue;
         }
-        decoded.count(stream)?;
+        sizes.insert(id, decoded.count(stream)?);
     }
     cmap::check(document)?;
-    for page in document.page_iter() {
-        ancestors(document, page)?;
-    }
-    Drawing::of(document).pages()
+    Drawing { document, sizes, drawn: 0, forms: HashMap::new() }.pages()
 }
 
-/// Checks that a page does not have too many ancestors. A page inherits what it lacks from the
-/// nodes above it, and pdf-extract would follow a cycle of them without end.
-fn ancestors(document: &Document, page: ObjectId) -> Result<(), String> {
-    let (mut node, mut levels) = (page, 0);
-    while let Ok(above) = document.get_dictionary(node).and_then(|node| node.get(b"Parent")) {
-        levels += 1;
-        if levels > LEVELS {
-            return Err(format!("a page lies below more than {LEVELS} others, or below itself"));
-        }
-        let Ok(above) = above.as_reference() else { break };
-        node = above;
+/// Returns a page's resources, or else those of its nearest ancestor that has any. Fails for a page
+/// with too many ancestors: pdf-extract follows them, also round a cycle, for whatever a page lacks.
+fn resources(document: &Document, page: ObjectId) -> Result<Option<&Dictionary>, String> {
+    let (mut found, mut next) = (None, Some(page));
+    for _ in 0..=LEVELS {
+        let node = next.and_then(|id| document.get_dictionary(id).ok());
+        let Some(node) = node else { return Ok(found) };
+        let own = || node.get_deref(b"Resources", document).and_then(Object::as_dict).ok();
+        found = found.or_else(own);
+        next = node.get(b"Parent").and_then(Object::as_reference).ok();
     }
-    Ok(())
+    match next {
+        None => Ok(found),
+        Some(_) => Err(format!("a page lies below more than {LEVELS} others, or below itself")),
+    }
 }
 
 /// Follows what pages draw in the way that pdf-extract does.
 struct Drawing<'a> {
     document: &'a Document,
+    /// What each stream decodes to, in bytes.
+    sizes: HashMap<ObjectId, usize>,
     /// Bytes of content drawn so far.
     drawn: usize,
-    /// What each form draws: the bytes of its content, and names in its resources.
-    forms: HashMap<ObjectId, (usize, Vec<Vec<u8>>)>,
+    /// The names of what each form draws, in its resources.
+    forms: HashMap<ObjectId, Rc<[Vec<u8>]>>,
 }
 
 impl<'a> Drawing<'a> {
-    fn of(document: &'a Document) -> Self {
-        Self { document, drawn: 0, forms: HashMap::new() }
-    }
-
     fn pages(&mut self) -> Result<(), String> {
-        // A page's content streams are drawn as one, after each of them is decoded.
-        let mut sizes: HashMap<ObjectId, usize> = HashMap::new();
-        for page in self.document.page_iter() {
-            for id in self.document.get_page_contents(page) {
-                let size = *sizes.entry(id).or_insert_with(|| {
-                    let stream = self.document.get_object(id).and_then(Object::as_stream);
-                    stream.map_or(0, |stream| content(stream).len())
-                });
-                self.draw(size)?;
+        let document = self.document;
+        for page in document.page_iter() {
+            // A page's content streams are drawn as one, after each of them is decoded.
+            for id in document.get_page_contents(page) {
+                self.draw(stream(document, id).map(|(id, _)| id))?;
             }
             // Without forms there is nothing more to follow.
-            let resources = inherited(self.document, page).filter(|all| self.has_forms(all));
+            let resources = resources(document, page)?.filter(|all| self.has_forms(all));
             let Some(resources) = resources else { continue };
-            let content = self.document.get_page_content(page).unwrap_or_default();
+            let content = document.get_page_content(page).unwrap_or_default();
             let mut path = HashSet::new();
             for name in drawn_names(&content) {
                 self.form(&name, resources, &mut path)?;
@@ -197,36 +193,30 @@ impl<'a> Drawing<'a> {
         let document = self.document;
         let forms = resources.get_deref(b"XObject", document).and_then(Object::as_dict);
         let form = forms.and_then(|forms| forms.get(name)).and_then(Object::as_reference);
-        let Ok(id) = form else { return Ok(()) };
-        let Ok(stream) = document.get_object(id).and_then(Object::as_stream) else {
-            return Ok(());
-        };
+        let form = form.ok().and_then(|id| stream(document, id));
+        let Some((id, stream)) = form else { return Ok(()) };
         if !path.insert(id) {
             return Err(format!("form {} draws itself", id.0));
         }
         if path.len() > DEPTH {
             return Err(format!("forms lie more than {DEPTH} deep in forms"));
         }
-        let (size, names) = match self.forms.get(&id) {
-            Some(known) => known.clone(),
-            None => {
-                let content = content(stream);
-                let found = (content.len(), drawn_names(&content));
-                self.forms.entry(id).insert_entry(found).get().clone()
-            }
-        };
-        self.draw(size)?;
+        self.draw(Some(id))?;
+        let names = self.forms.entry(id).or_insert_with(|| drawn_names(&content(stream)).into());
+        let names = Rc::clone(names);
         let own = stream.dict.get_deref(b"Resources", document).and_then(Object::as_dict);
         let resources = own.unwrap_or(resources);
-        for name in names {
-            self.form(&name, resources, path)?;
+        for name in &*names {
+            self.form(name, resources, path)?;
         }
         path.remove(&id);
         Ok(())
     }
 
-    fn draw(&mut self, bytes: usize) -> Result<(), String> {
-        self.drawn += bytes.max(LEAST);
+    /// Counts one drawing of a stream's content.
+    fn draw(&mut self, stream: Option<ObjectId>) -> Result<(), String> {
+        let bytes = stream.and_then(|id| self.sizes.get(&id)).copied();
+        self.drawn += bytes.unwrap_or(0).max(LEAST);
         match self.drawn > DRAWN {
             true => Err(format!("its pages draw more than {} MiB of content", DRAWN >> 20)),
             false => Ok(()),
@@ -239,17 +229,15 @@ impl<'a> Drawing<'a> {
     }
 }
 
-/// Returns a page's resources, or else those of its nearest ancestor that has any.
-fn inherited(document: &Document, page: ObjectId) -> Option<&Dictionary> {
-    let mut node = document.get_dictionary(page).ok()?;
-    for _ in 0..LEVELS {
-        if let Ok(resources) = node.get_deref(b"Resources", document).and_then(Object::as_dict) {
-            return Some(resources);
-        }
-        let above = node.get(b"Parent").and_then(Object::as_reference).ok()?;
-        node = document.get_dictionary(above).ok()?;
+/// Returns the stream that a reference leads to, and its own number.
+fn stream(document: &Document, id: ObjectId) -> Option<(ObjectId, &Stream)> {
+    // lopdf follows references to a limit, so the loop ends.
+    let stream = document.get_object(id).and_then(Object::as_stream).ok()?;
+    let mut at = id;
+    while let Object::Reference(next) = document.objects.get(&at)? {
+        at = *next;
     }
-    None
+    Some((at, stream))
 }
 
 /// Returns a stream's content as pdf-extract reads it.
