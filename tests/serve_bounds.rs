@@ -14,8 +14,17 @@ fn long() -> String {
 
 /// The most memory that the server has ever had, in MB.
 pub(crate) fn peak(server: &Server) -> u64 {
+    memory(server, "VmHWM:")
+}
+
+/// The memory that the server has now, in MB.
+pub(crate) fn resident(server: &Server) -> u64 {
+    memory(server, "VmRSS:")
+}
+
+fn memory(server: &Server, field: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap();
     line.trim().trim_end_matches("kB").trim().parse::<u64>().unwrap() / 1000
 }
 

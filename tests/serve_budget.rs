@@ -2,7 +2,7 @@
 //! counted to the byte, given back, and others are served meanwhile.
 
 use crate::serve::{Answer, Server};
-use crate::serve_bounds::peak;
+use crate::serve_bounds::{peak, resident};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use gritlm::schedule::Limits;
@@ -245,6 +245,28 @@ fn what_a_body_is_parsed_to_is_counted() {
     let texts = vec!["a text, and another"; 2000];
     server.post("/v1/embeddings", &json!({"input": texts})).ok();
     given_back(&server);
+}
+
+/// Without being told to, glibc keeps 35 MB or more of it for ever.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+#[test]
+fn a_quiet_server_gives_memory_back_to_the_system() {
+    let server = Server::start(&[]);
+    honest(&server);
+    let before = resident(&server);
+    let ids: Vec<u32> = (0..2_000_000).map(|i| i % 1000).collect();
+    let bodies = [json!({"input": ids}), json!({"input": "word ".repeat(2_000_000)})];
+    for _ in 0..2 {
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                // Some are too long for the model, some too many for the budget.
+                scope.spawn(|| bodies.iter().for_each(|b| drop(server.post("/v1/embeddings", b))));
+            }
+        });
+        given_back(&server);
+    }
+    assert!(peak(&server) - before > 60, "the requests are large");
+    wait_until("given to the system", || resident(&server) < before + 25);
 }
 
 #[test]

@@ -172,28 +172,30 @@ impl Steps {
 
 /// Refuses a part with too many steps.
 fn count(value: &Value) -> Result<(), String> {
-    let sequences = ["normalizers", "pretokenizers", "decoders", "processors"];
-    let lists = sequences.iter().filter_map(|name| value.get(name)?.as_array());
     let mut steps = 0;
-    let mut waiting: Vec<&Value> = lists.flatten().collect();
+    let mut waiting: Vec<&Value> = inner(value).collect();
     while let Some(step) = waiting.pop() {
         steps += 1;
         if steps > STEPS {
             return Err(format!("expected at most {STEPS} steps, found more"));
         }
-        let lists = sequences.iter().filter_map(|name| step.get(name)?.as_array());
-        waiting.extend(lists.flatten());
+        waiting.extend(inner(step));
     }
     Ok(())
+}
+
+/// Returns the steps within a sequence.
+fn inner(sequence: &Value) -> impl Iterator<Item = &Value> {
+    let lists = ["normalizers", "pretokenizers", "decoders", "processors"];
+    lists.into_iter().filter_map(|name| sequence.get(name)?.as_array()).flatten()
 }
 
 fn flatten(step: Value, steps: &mut Vec<Value>) {
     if step.is_null() {
         return;
     }
-    let lists = ["normalizers", "pretokenizers", "decoders", "processors"];
-    match (text(&step, "type"), lists.iter().find_map(|name| step.get(name)?.as_array())) {
-        ("Sequence", Some(list)) => list.iter().for_each(|step| flatten(step.clone(), steps)),
+    match text(&step, "type") {
+        "Sequence" => inner(&step).for_each(|step| flatten(step.clone(), steps)),
         _ => steps.push(step),
     }
 }

@@ -16,7 +16,7 @@ use axum::response::{IntoResponse, Response};
 use hyper::body::{Frame, SizeHint};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 /// Bytes that each charge may hold even if the budget is spent. They count towards the budget, but
@@ -28,16 +28,27 @@ const SMALL: usize = 64 << 10;
 pub(super) struct Budget {
     most: usize,
     under_way: AtomicUsize,
+    returned: AtomicU64,
 }
 
 impl Budget {
     pub(super) fn new(most: usize) -> Arc<Self> {
-        Arc::new(Self { most, under_way: AtomicUsize::new(0) })
+        Arc::new(Self { most, under_way: AtomicUsize::new(0), returned: AtomicU64::new(0) })
     }
 
     /// Returns the bytes that requests hold now.
     pub(super) fn under_way(&self) -> usize {
         self.under_way.load(Ordering::Relaxed)
+    }
+
+    /// Returns how many bytes requests have held and given back since the start.
+    pub(super) fn returned(&self) -> u64 {
+        self.returned.load(Ordering::Relaxed)
+    }
+
+    fn give_back(&self, bytes: usize) {
+        self.under_way.fetch_sub(bytes, Ordering::Relaxed);
+        self.returned.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 }
 
@@ -55,7 +66,7 @@ impl Charge {
 
     /// Adds bytes to the charge; fails with 503 if the budget has too few left.
     pub(super) fn grow(&self, bytes: usize) -> Result<(), Failure> {
-        let Budget { most, under_way } = &*self.budget;
+        let Budget { most, under_way, .. } = &*self.budget;
         let own = self.bytes.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
         let small = bytes == 0 || own <= SMALL;
         let room = |now: usize| {
@@ -72,7 +83,7 @@ impl Charge {
     /// Returns bytes of the charge to the budget.
     pub(super) fn shrink(&self, bytes: usize) {
         self.bytes.fetch_sub(bytes, Ordering::Relaxed);
-        self.budget.under_way.fetch_sub(bytes, Ordering::Relaxed);
+        self.budget.give_back(bytes);
     }
 
     /// Moves `data.len()` bytes of the charge to the returned bytes, which give them back when
@@ -91,7 +102,7 @@ impl Charge {
 
 impl Drop for Charge {
     fn drop(&mut self) {
-        self.budget.under_way.fetch_sub(*self.bytes.get_mut(), Ordering::Relaxed);
+        self.budget.give_back(*self.bytes.get_mut());
     }
 }
 

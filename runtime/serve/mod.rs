@@ -23,6 +23,7 @@ mod failure;
 mod host;
 mod input;
 mod live;
+mod memory;
 mod metrics;
 mod objects;
 mod openai;
@@ -249,6 +250,8 @@ impl Server {
             metrics: Metrics::new(),
             created: created.unwrap_or_default().as_secs(),
         });
+        // Ends with the runtime.
+        tokio::spawn(memory::give_back(Arc::clone(&app.budget)));
         let settings = &app.settings;
         let connections = connections::serve(
             listener,

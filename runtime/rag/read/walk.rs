@@ -67,7 +67,6 @@ pub(in crate::rag) struct Unread {
 pub(in crate::rag) fn walk(paths: &[PathBuf], leave_out: Option<&Path>, links: Links) -> Walk {
     let leave_out = leave_out.and_then(|path| path.canonicalize().ok());
     let mut walk = Walk::default();
-    let mut roots = Vec::new();
     for path in paths {
         let root = resolve(path);
         let found = match root.to_str() {
@@ -80,12 +79,11 @@ pub(in crate::rag) fn walk(paths: &[PathBuf], leave_out: Option<&Path>, links: L
             Err(problem) => {
                 let (path, name) = (root.display().to_string(), path.display().to_string());
                 walk.failed.push(Unread { path, name, problem, root: true });
-                continue;
             }
         }
-        roots.push(root);
     }
     // Whether a link leads outside can be told only once all paths are known.
+    let roots: Vec<PathBuf> = walk.roots.iter().map(PathBuf::from).collect();
     let is_inside = |target: &Path| roots.iter().any(|root| target.starts_with(root));
     let follow = |link: &Path| match links {
         Links::Anywhere => true,
