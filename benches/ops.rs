@@ -8,11 +8,11 @@
 //! op must move at least; with many rows its FLOPs (in the name, in GFLOP) are what bounds it.
 
 use criterion::{Criterion, Throughput};
-use gritlm::bench::case::{Case, Op, Seq, Step};
-use gritlm::bench::cases::cases;
 use gritlm::model::cpu::Cpu;
 use gritlm::model::ops::{Attention, GateUp, LinearAdd, Mask};
 use gritlm::model::weights::Dtype;
+use gritlm_bench::case::{Case, Op, Seq, Step};
+use gritlm_bench::cases::cases;
 use std::time::Duration;
 
 /// The 1b model's products with one row (decode) and with a text's 128, and its attention.

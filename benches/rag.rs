@@ -1,4 +1,4 @@
-//! `gritlm::rag` with the demo model: what it finds and what each cache does to the answer, and how
+//! `gritlm_rag` with the demo model: what it finds and what each cache does to the answer, and how
 //! a store grows.
 //!
 //!     cargo bench --bench rag -- quality [--packages N] [--kv-format int8] [--json FILE]

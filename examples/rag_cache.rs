@@ -2,10 +2,11 @@
 //!
 //!     cargo run --release --example rag_cache
 
-use gritlm::rag::{
+use gritlm::{Engine, Options, Sampling};
+use gritlm_rag::ask;
+use gritlm_rag::{
     Ask, CacheKind, Find, Identity, Indexer, Mode, Passage, Searcher, Source, Stamp, content_hash,
 };
-use gritlm::{Engine, Options, Sampling};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let engine = Engine::open("demo", &Options::default())?;
@@ -29,13 +30,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     // The query is embedded once; the best document's cache goes in front of it.
     let question = "Which program captures packets?";
     let how = Ask { mode: Mode::Doc, ..Ask::default() };
-    let asked = engine.ask(question, &how)?;
+    let asked = ask(&engine, question, &how)?;
     let searcher = Searcher::open(&engine, folder.path())?;
     let best = searcher.nearest(asked.vector(), &Find { top_k: 1, ..Find::default() })?.remove(0);
     let passage = Passage::of(searcher.reader(), &best.chunk, Mode::Doc)?;
     println!("from {} (score {:.3}):", best.chunk.document, best.score);
     let mut answer =
-        asked.answer(&[passage], &Sampling { max_tokens: 24, ..Sampling::greedy() })?;
+        asked.answer(&engine, &[passage], &Sampling { max_tokens: 24, ..Sampling::greedy() })?;
     for piece in &mut answer {
         print!("{}", piece?.text);
     }

@@ -17,7 +17,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let prompt = Prompt::user(format!("Describe the package gnuchess, in {number} words."));
         let prompt = engine.tokenize_prompt(&prompt, false)?;
         let sampling = Sampling { max_tokens: 12, ..Sampling::greedy() };
-        requests.push(scheduler.submit(Work::Generate { prompt, how: sampling }.into())?);
+        requests
+            .push(scheduler.submit(Work::Generate { prompt, how: sampling, past: None }.into())?);
         let texts = engine.encode_texts(&[format!("package number {number}")], &how)?;
         requests.push(scheduler.submit(Work::Embed { texts, how: how.clone() }.into())?);
     }

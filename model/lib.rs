@@ -32,6 +32,7 @@ pub mod cpu;
 pub mod demo;
 mod error;
 pub mod files;
+pub mod hash;
 pub mod ops;
 pub mod prompt;
 pub mod reference;

@@ -168,7 +168,7 @@ impl Gpu {
         let features = adapter::features(&adapter, profile, f16);
         let label = described.label();
         if f16 && !described.f16 {
-            return Err(DeviceError(format!("{label} has no f16 in shaders; leave out --f16")));
+            return Err(DeviceError(format!("{label} has no f16 in shaders; leave out `f16`")));
         }
         let experimental_features = if features.intersects(Features::all_experimental_mask()) {
             // SAFETY: only matrix.wgsl uses an experimental feature; it is this crate's own and
@@ -253,8 +253,8 @@ impl Gpu {
         let room = |why: &str| {
             let (mib, name) = (size as f64 / f64::from(1 << 20), self.adapter.label());
             DeviceError(format!(
-                "{name} has no room for {mib:.1} MiB more ({why}); use a smaller --kv-tokens or \
-                 --batch-tokens, or another --device"
+                "{name} has no room for {mib:.1} MiB more ({why}); use a smaller `kv_tokens` or \
+                 `batch_tokens`, or another `device`"
             ))
         };
         if size > self.limits.max_buffer_size {
@@ -530,7 +530,7 @@ impl Gpu {
         let name = self.adapter.label();
         if let Some(lost) = &trouble.lost {
             return Err(DeviceError(format!(
-                "{name} was lost ({lost}); open the model again, or use --device cpu"
+                "{name} was lost ({lost}); open the model again, or use `device` cpu"
             )));
         }
         match trouble.first.take() {
@@ -557,8 +557,8 @@ fn size_class(bytes: u64) -> u64 {
 fn explain(error: &wgpu::Error) -> String {
     match error {
         wgpu::Error::OutOfMemory { .. } => {
-            "out of device memory; use a smaller --kv-tokens or --batch-tokens, or another \
-             --device"
+            "out of device memory; use a smaller `kv_tokens` or `batch_tokens`, or another \
+             `device`"
                 .into()
         }
         other => format!("the driver refuses: {}", one_line(other)),

@@ -178,7 +178,7 @@ impl Wgpu {
         if bytes > self.gpu.largest() {
             return Err(DeviceError(format!(
                 "{} binds at most {} MiB, and {rows} rows of {cols} numbers take {}; use a smaller \
-                 --batch-tokens",
+                 `batch_tokens`",
                 self.gpu.adapter.label(),
                 self.gpu.largest() >> 20,
                 bytes >> 20
@@ -330,7 +330,7 @@ impl Ops for Wgpu {
         if head_dim > MAX_HEAD_DIM || head_dim % 2 != 0 {
             return Err(DeviceError(format!(
                 "the WGSL backend takes heads of up to {MAX_HEAD_DIM} columns in pairs, and this \
-                 model's have {head_dim}; use --device cpu"
+                 model's have {head_dim}; use `device` cpu"
             )));
         }
         let vectors = head_dim.div_ceil(4) as u32;
@@ -339,7 +339,7 @@ impl Ops for Wgpu {
             let page = bytes / pages as u64;
             return Err(DeviceError(format!(
                 "{} binds at most {} MiB, and a layer's keys of {} KV tokens take {} MiB; \
-                 --kv-tokens {} would fit",
+                 `kv_tokens` {} would fit",
                 self.gpu.adapter.label(),
                 self.gpu.largest() >> 20,
                 pages * PAGE,

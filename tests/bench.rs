@@ -2,13 +2,13 @@
 
 use crate::cli::run;
 use crate::support::say;
-use gritlm::bench::case::Op;
-use gritlm::bench::model::ModelPlan;
-use gritlm::bench::ops::{Named, model, row, table};
-use gritlm::bench::record::{Limits, Record};
-use gritlm::bench::shape;
 use gritlm::model::cpu::Cpu;
 use gritlm::synth;
+use gritlm_bench::case::Op;
+use gritlm_bench::model::ModelPlan;
+use gritlm_bench::ops::{Named, model, row, table};
+use gritlm_bench::record::{Limits, Record};
+use gritlm_bench::shape;
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::fs;
@@ -129,7 +129,7 @@ fn the_table_is_benched() {
     assert!((found.share - expected).abs() < 1e-9 * expected);
     let mut wrong = Named::parse("linear_add:3x8x8").unwrap();
     wrong.checked =
-        Some(gritlm::bench::ops::Check::Rows(Named::parse("linear_add:2x8x9").unwrap().case));
+        Some(gritlm_bench::ops::Check::Rows(Named::parse("linear_add:2x8x9").unwrap().case));
     assert!(row(&Cpu, &limits, &wrong, (1, 0)).unwrap_err().to_string().contains("linear_add"));
 }
 

@@ -2,10 +2,11 @@
 //! missing and why; units and shares are right. How fast anything is, no test asks.
 
 use crate::support::{data, devices};
-use gritlm::bench::load::{LoadPlan, load, upload};
-use gritlm::bench::model::{ModelPlan, model, steps};
-use gritlm::bench::record::{Limits, Record, Row};
-use gritlm::{Device, Engine, Error, Options, Prompt, Result, Sampling, synth};
+use gritlm::{Device, Engine, Options, Prompt, Sampling, synth};
+use gritlm_bench::load::{LoadPlan, load, upload};
+use gritlm_bench::model::{ModelPlan, model, steps};
+use gritlm_bench::record::{Limits, Record, Row};
+use gritlm_bench::{Error, Result};
 use std::path::Path;
 
 /// So fast that no figure takes too long.
@@ -133,9 +134,9 @@ fn what_does_not_fit_or_takes_too_long_is_missing() {
     let late = record.missing.iter().filter(|m| m.ends_with(late)).count();
     assert_eq!(late, 3, "{:?}", record.missing);
 
-    let mut stop = |_, _| Err(Error::Interrupted);
+    let mut stop = |_, _| Err(Error::Cancelled);
     let stopped = model(&engine, &slow, &plan, &mut record, &mut stop);
-    assert!(matches!(stopped, Err(Error::Interrupted)), "{stopped:?}");
+    assert!(matches!(stopped, Err(Error::Cancelled)), "{stopped:?}");
 }
 
 #[test]
@@ -156,7 +157,7 @@ fn random_weights_are_those_of_a_random_checkpoint() {
     };
     for like in ["tiny", "tiny-moe"] {
         let path = folder.path().join(like);
-        synth::write(like, Some(2), 0, &path, &mut quiet()).unwrap();
+        synth::write(like, Some(2), 0, &path, &mut |_, _| Ok(())).unwrap();
         let options = options(&Device::Cpu);
         let written = Engine::open(path.to_str().unwrap(), &options).unwrap();
         let random = Engine::random(like, Some(2), &options).unwrap();
@@ -171,35 +172,35 @@ fn random_weights_are_those_of_a_random_checkpoint() {
 
 #[test]
 fn a_model_larger_than_memory_is_refused_with_one_that_fits() {
-    let said = |result: Result<()>| result.unwrap_err().to_string();
+    let said = |result: gritlm::Result<()>| result.unwrap_err().to_string();
     synth::fits(32, 10, 5, 325).unwrap();
     let refused = said(synth::fits(32, 1 << 30, 1 << 30, 13 << 30));
     let parts =
-        ["--like: ", "the 14.0 GB of memory", "--layers 12 would fit", "32 layers", "35.4 GB"];
+        ["like: ", "the 14.0 GB of memory", "`layers` 12 would fit", "32 layers", "35.4 GB"];
     for part in parts {
         assert!(refused.contains(part), "{refused}");
     }
     let refused = said(synth::fits(1, 10, 5, 14));
-    assert!(refused.contains("not even --layers 1 would fit"), "{refused}");
+    assert!(refused.contains("not even `layers` 1 would fit"), "{refused}");
     assert!(said(synth::fits(2, u64::MAX, 5, 14)).contains("not even"));
 
     // 1024 layers of 2.8 GB; where the memory is known.
     if Path::new("/proc/meminfo").exists() {
         let refused = Engine::random("gritlm-8x7b", Some(1024), &options(&Device::Cpu)).map(drop);
         let refused = said(refused);
-        assert!(refused.starts_with("--like: ") && refused.contains("would fit"), "{refused}");
+        assert!(refused.starts_with("like: ") && refused.contains("would fit"), "{refused}");
     }
     let unknown = said(Engine::random("huge", None, &options(&Device::Cpu)).map(drop));
     assert!(unknown.contains("gritlm-7b"), "{unknown}");
     let none = said(Engine::random("tiny", Some(0), &options(&Device::Cpu)).map(drop));
-    assert!(none.starts_with("--layers: "), "{none}");
+    assert!(none.starts_with("layers: "), "{none}");
 }
 
 #[test]
 fn a_checkpoint_is_loaded_warm_and_cold() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("Tiny");
-    synth::write("tiny", None, 0, &path, &mut quiet()).unwrap();
+    synth::write("tiny", None, 0, &path, &mut |_, _| Ok(())).unwrap();
     let path = path.to_str().unwrap();
     let program = env!("CARGO_BIN_EXE_gritlm").into();
     let mut plan = LoadPlan { program, repeats: 2, seconds: 20.0 };

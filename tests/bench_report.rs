@@ -4,13 +4,13 @@
 use crate::browser::chromium;
 use crate::devtools::{Browser, looking};
 use crate::support::{data, say};
-use gritlm::bench::compare::{Kind, compare};
-use gritlm::bench::page::page;
-use gritlm::bench::peer::merge;
-use gritlm::bench::record::{Limits, Peer, Record, Row, Step, StepOp, VERSION};
-use gritlm::bench::results::{Records, results, splice};
-use gritlm::bench::shape;
-use gritlm::bench::table::{WIDTH, table};
+use gritlm_bench::compare::{Kind, compare};
+use gritlm_bench::page::page;
+use gritlm_bench::peer::merge;
+use gritlm_bench::record::{Limits, Peer, Record, Row, Step, StepOp, VERSION};
+use gritlm_bench::results::{Records, results, splice};
+use gritlm_bench::shape;
+use gritlm_bench::table::{WIDTH, table};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
@@ -103,7 +103,7 @@ fn sample() -> Record {
 
 /// The message, which must be one line.
 #[track_caller]
-fn message<T: std::fmt::Debug>(result: gritlm::Result<T>) -> String {
+fn message<T: std::fmt::Debug>(result: gritlm_bench::Result<T>) -> String {
     let message = result.unwrap_err().to_string();
     assert!(!message.contains('\n'), "more than a line: {message}");
     message

@@ -5,11 +5,11 @@ use crate::emulator::{self, Emulator};
 use crate::ops::check;
 use crate::support::{Reference, close, say};
 use gritlm::batch::{Output, Sequence, Want};
-use gritlm::bench::case::Op;
 use gritlm::model::ops::{Created, LinearAdd, Mask, Ops};
 use gritlm::model::reference::relative_error;
 use gritlm::model::weights::Dtype;
 use gritlm::{Device, Embed, Engine, Options as EngineOptions, Prompt, Sampling, Stage};
+use gritlm_bench::case::Op;
 use gritlm_kernels::tune::{Form, TILES};
 use gritlm_kernels::{Cuda, Options};
 use std::collections::BTreeSet;
@@ -354,7 +354,7 @@ fn matrices_arrive_whole() {
     let value = |i: usize| ((i * 7919) % 257) as f32 - 128.0;
     let values: Vec<f32> = (0..rows * cols).map(value).collect();
     for dtype in [Dtype::Bf16, Dtype::F16, Dtype::F32] {
-        let bytes = gritlm::bench::case::stored_bytes(dtype, &values);
+        let bytes = gritlm_bench::case::stored_bytes(dtype, &values);
         let tensor = |first: usize, rows: usize| {
             let (from, to) = (first * cols * dtype.bytes(), (first + rows) * cols * dtype.bytes());
             gritlm::model::weights::Tensor::from_bytes(dtype, &[rows, cols], &bytes[from..to])

@@ -3,8 +3,8 @@
 //! find what it is for: mistakes that leave most results right.
 
 use crate::support::say;
-use gritlm::bench::cases::cases;
 use gritlm::model::reference::relative_error;
+use gritlm_bench::cases::cases;
 use gritlm_kernels::source::{self, HEADERS, Source};
 use gritlm_kernels::{Cuda, Options, compile};
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW, Symbol};

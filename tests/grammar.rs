@@ -518,7 +518,7 @@ fn in_the_scheduler_as_alone() {
         let limits = Limits { batch_tokens: 64, ..Limits::default() };
         let scheduler = Scheduler::start(engine, limits).unwrap();
         let submit = |prompt: &[u32], how: &Sampling| {
-            let work = Work::Generate { prompt: prompt.to_vec(), how: how.clone() };
+            let work = Work::Generate { prompt: prompt.to_vec(), how: how.clone(), past: None };
             scheduler.submit(work.into()).unwrap()
         };
         let failing = submit(&other, &bad);
@@ -628,7 +628,7 @@ fn a_grammar_is_its_engines_and_its_text() {
     let error = other.generate(&Prompt::raw("x"), &how).err().unwrap().to_string();
     assert!(error.contains("another engine"), "{error}");
     let scheduler = Scheduler::start(other, Limits::default()).unwrap();
-    let work = Work::Generate { prompt: vec![1, 7], how };
+    let work = Work::Generate { prompt: vec![1, 7], how, past: None };
     assert!(scheduler.submit(work.into()).unwrap_err().to_string().contains("another engine"));
 }
 

@@ -4,8 +4,8 @@
 use crate::cli::run;
 use crate::pdf::{BOTH, File, page, stream, two_pages};
 use flate2::{Compression, write::ZlibEncoder};
-use gritlm::rag::{Event, Identity, Indexer, ParseLimits, Parser};
 use gritlm::{Device, Engine, Options};
+use gritlm_rag::{Event, Identity, Indexer, ParseLimits, Parser};
 use std::fs;
 use std::io::Write;
 use std::path::Path;

@@ -5,7 +5,7 @@
 use crate::cli::run;
 use crate::rag_graph::store;
 use crate::serve::Server;
-use gritlm::rag::{VectorFormat, content_hash};
+use gritlm_rag::{VectorFormat, content_hash};
 use rusqlite::Connection;
 use serde_json::{Value, json};
 use std::fs;

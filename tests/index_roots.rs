@@ -2,8 +2,8 @@
 
 use crate::cli::{objects, run};
 use crate::support::say;
-use gritlm::rag::{Event, Identity, Indexed, Indexer, Reader};
 use gritlm::{Device, Engine, Options};
+use gritlm_rag::{Event, Identity, Indexed, Indexer, Reader};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -254,5 +254,5 @@ fn times_count_when_they_have_settled() {
     // Then it is not read again.
     assert_eq!(library.index(&["notes", "papers"]).0, unchanged);
     assert_eq!(stamp("c.txt"), settled);
-    assert!(gritlm::rag::verify(library.store()).unwrap().is_sound());
+    assert!(gritlm_rag::verify(library.store()).unwrap().is_sound());
 }

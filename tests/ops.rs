@@ -2,13 +2,13 @@
 
 use crate::shaders::{covered, open_all};
 use crate::support::say;
-use gritlm::bench::case::{Case, stored_bytes};
-use gritlm::bench::cases::cases;
 use gritlm::model::config::Config;
 use gritlm::model::cpu::Cpu;
 use gritlm::model::ops::{LinearAdd, Ops};
 use gritlm::model::reference::relative_error;
 use gritlm::model::weights::{Dtype, Tensor, Weights};
+use gritlm_bench::case::{Case, stored_bytes};
+use gritlm_bench::cases::cases;
 use pollster::block_on;
 use std::collections::BTreeSet;
 use std::path::Path;

@@ -1,7 +1,7 @@
 //! PDFs with small faults, made here: what other readers repair is read, and what is lost is named.
 
 use crate::support::data;
-use gritlm::rag::read;
+use gritlm_rag::read;
 use std::fs;
 
 /// The text of a file, or what is said to be wrong with it.

@@ -3,14 +3,15 @@
 use crate::cli::run;
 use crate::support::{Reference, two_devices, with_a_yes};
 use gritlm::batch::{Sequence, Want};
-use gritlm::bench::rag::{RagPlan, rag};
-use gritlm::bench::record::{Limits, Record};
 use gritlm::model::ops::Mask;
-use gritlm::rag::{
+use gritlm::{Attn, Device, Embedding, Engine, Options, Prompt, Sampling, dot};
+use gritlm_bench::rag::{RagPlan, rag};
+use gritlm_bench::record::{Limits, Record};
+use gritlm_rag::ask;
+use gritlm_rag::{
     Ask, CacheKind, Find, Hit, Identity, KvFormat, Mode, NewChunk, NewDocument, Passage, Reader,
     Searcher, Stamp, Usage, Writer,
 };
-use gritlm::{Attn, Device, Engine, Options, Prompt, Sampling, dot};
 use serde_json::Value;
 use std::path::Path;
 
@@ -96,9 +97,9 @@ fn store(engine: &Engine, at: &Path, cache: CacheKind, attn: Attn) {
     let mut writer = Writer::open(at, &identity).unwrap();
     let how = Ask { attn: Some(attn), ..Ask::default() };
     let chunk = |text: &str| {
-        let (vector, kv) = how.document(engine, &titled(text)).unwrap();
-        let tokens = kv.tokens() as u32;
-        let kv = (cache == CacheKind::Doc).then_some(kv);
+        let Embedding { vector, tokens, kv, .. } = how.document(engine, &titled(text)).unwrap();
+        let tokens = tokens as u32;
+        let kv = kv.filter(|_| cache == CacheKind::Doc);
         NewChunk { text: text.into(), tokens, vector, kv }
     };
     writer.put(&document("a.txt"), &[chunk(TEXTS[0])]).unwrap();
@@ -109,10 +110,10 @@ fn store(engine: &Engine, at: &Path, cache: CacheKind, attn: Attn) {
 /// The texts by their scores, best first: (text, place, score).
 fn ranked(engine: &Engine, how: &Ask) -> Vec<(&'static str, (&'static str, u64), f32)> {
     let places = [("a.txt", 0), ("b.txt", 0), ("c.txt", 0), ("c.txt", 1)];
-    let asked = engine.ask(QUERY, how).unwrap();
+    let asked = ask(engine, QUERY, how).unwrap();
     let mut all: Vec<_> = (TEXTS.into_iter().zip(places))
         .map(|(text, place)| {
-            (text, place, dot(asked.vector(), &how.document(engine, &titled(text)).unwrap().0))
+            (text, place, dot(asked.vector(), &how.document(engine, &titled(text)).unwrap().vector))
         })
         .collect();
     all.sort_by(|a, b| b.2.total_cmp(&a.2));
@@ -126,11 +127,11 @@ fn expected(engine: &Engine, how: &Ask, texts: &[&str]) -> (Vec<u32>, String, Us
         .map(|text| Passage {
             title: "A title".into(),
             text: (*text).into(),
-            kv: Some(how.document(engine, &titled(text)).unwrap().1.into()),
+            kv: how.document(engine, &titled(text)).unwrap().kv.map(Into::into),
         })
         .collect();
     let draw = Sampling { max_tokens: 6, ..Sampling::greedy() };
-    let mut answer = engine.ask(QUERY, how).unwrap().answer(&passages, &draw).unwrap();
+    let mut answer = ask(engine, QUERY, how).unwrap().answer(engine, &passages, &draw).unwrap();
     let pieces: Vec<_> = (&mut answer).map(Result::unwrap).collect();
     let tokens = pieces.iter().map(|piece| piece.token.token).collect();
     (tokens, pieces.into_iter().map(|piece| piece.text).collect(), answer.usage().clone())
@@ -146,7 +147,7 @@ fn ask_answers_as_the_library_and_cites() {
         for mode in Mode::ALL {
             let how = Ask { mode, attn: Some(attn), ..Ask::default() };
             let order = match mode {
-                Mode::Plain(gritlm::rag::Order::QueryDoc) => &["--order", "query-doc"][..],
+                Mode::Plain(gritlm_rag::Order::QueryDoc) => &["--order", "query-doc"][..],
                 _ => &[],
             };
             let (cache, at) = (mode.to_string(), at.to_str().unwrap());
@@ -371,8 +372,8 @@ fn answers_are_benched() {
     for (query, document) in [(1, 64), (64, 1)] {
         for mode in Mode::ALL {
             let cache = match mode {
-                Mode::Plain(gritlm::rag::Order::QueryDoc) => "none (query-doc)".to_string(),
-                Mode::Plain(gritlm::rag::Order::DocQuery) => "none (doc-query)".to_string(),
+                Mode::Plain(gritlm_rag::Order::QueryDoc) => "none (query-doc)".to_string(),
+                Mode::Plain(gritlm_rag::Order::DocQuery) => "none (doc-query)".to_string(),
                 cached => cached.to_string(),
             };
             let shape = format!("{cache}, {query} + {document} of tiny with 2 layers");
@@ -380,7 +381,7 @@ fn answers_are_benched() {
             let ops: Vec<&str> = rows.iter().map(|row| row.op.as_str()).collect();
             assert_eq!(ops, ["first token", "after search", "4 tokens"], "{shape}");
             assert!(rows[0].us <= rows[2].us && rows[1].us <= rows[0].us);
-            let plain = |row: &&&gritlm::bench::record::Row| !record.beside(row).is_empty();
+            let plain = |row: &&&gritlm_bench::record::Row| !record.beside(row).is_empty();
             let expected = if matches!(mode, Mode::Plain(_)) { 0 } else { 3 };
             assert_eq!(rows.iter().filter(plain).count(), expected, "{shape}");
             let numbers: Vec<usize> =
@@ -391,7 +392,7 @@ fn answers_are_benched() {
             assert_eq!(numbers[1] >= long.start, reuses_long, "{shape}: {}", rows[0].note);
         }
     }
-    let table = gritlm::bench::table::table(&record);
+    let table = gritlm_bench::table::table(&record);
     for part in ["without cache", " computed, ", " reused, ", "load cache warm"] {
         assert!(table.contains(part), "{part} in {table}");
     }

@@ -10,8 +10,9 @@ use gritlm::model::ops::{
     Attention, GateUp, Layout, LinearAdd, Mask, Ops, PoolShape, Qkv, RmsNorm, Span,
 };
 use gritlm::model::weights::Weights;
-use gritlm::rag::{Ask, Mode, Order, Part, Passage, Positions, Usage, join};
-use gritlm::{Attn, Engine, Error, Options, Sampling};
+use gritlm::{Attn, Engine, Options, Sampling};
+use gritlm_rag::Error;
+use gritlm_rag::{Ask, Mode, Order, Part, Passage, Positions, Usage, ask, join};
 
 const MODELS: [&str; 3] = ["mistral-tiny", "mistral-odd", "mixtral-tiny"];
 /// Some of its characters, and of the first document's, are in nothing else.
@@ -191,7 +192,7 @@ fn sampling() -> Sampling {
 }
 
 fn answer(engine: &Engine, how: &Ask, documents: &[Passage], draw: &Sampling) -> (Said, Usage) {
-    let mut answer = engine.ask(QUERY, how).unwrap().answer(documents, draw).unwrap();
+    let mut answer = ask(engine, QUERY, how).unwrap().answer(engine, documents, draw).unwrap();
     let said = (&mut answer).map(|piece| piece.unwrap().token).map(|t| (t.token, t.logprob));
     let said = said.unzip();
     (said, answer.usage().clone())
@@ -469,21 +470,28 @@ fn what_does_not_fit_is_refused_in_one_line() {
 
     let how = Ask { mode: Mode::Doc, ..Ask::default() };
     let strange = Passage { kv: Some(caches[1].clone().into()), ..passages(1).remove(0) };
-    let error = a.ask(QUERY, &how).unwrap().answer(&[strange], &sampling()).err().unwrap();
+    let error = ask(a, QUERY, &how).unwrap().answer(a, &[strange], &sampling()).err().unwrap();
     assert!(line(error).contains("expected shape"));
-    assert!(line(a.ask("", &how).err().unwrap()).contains("empty"));
+    assert!(line(ask(a, "", &how).err().unwrap()).contains("empty"));
     let long = "x".repeat(a.config().max_positions);
-    assert!(line(a.ask(&long, &how).err().unwrap()).contains("positions"));
+    assert!(line(ask(a, &long, &how).err().unwrap()).contains("positions"));
 
     // What was refused holds no pages.
     let small = Options { kv_tokens: 256, ..Options::default() };
     let small = Engine::open(data("mistral-odd").to_str().unwrap(), &small).unwrap();
     let wide = Passage { text: "y".repeat(300), ..Passage::default() };
     for _ in 0..3 {
-        let error =
-            small.ask(QUERY, &how).unwrap().answer(std::slice::from_ref(&wide), &sampling());
+        let error = ask(&small, QUERY, &how).unwrap().answer(
+            &small,
+            std::slice::from_ref(&wide),
+            &sampling(),
+        );
         assert!(line(error.err().unwrap()).contains("room"));
-        small.ask(QUERY, &how).unwrap().answer(&passages(1), &sampling()).unwrap().count();
+        ask(&small, QUERY, &how)
+            .unwrap()
+            .answer(&small, &passages(1), &sampling())
+            .unwrap()
+            .count();
     }
 }
 

@@ -1,11 +1,12 @@
 //! Approximate search in a store with a graph: what it finds, what it follows, damage, the program.
 
 use crate::cli::{objects, run};
-use gritlm::rag::{
+use gritlm::{Device, Engine, Options};
+use gritlm_rag::Error;
+use gritlm_rag::{
     Filter, Find, Identity, Indexer, NewChunk, NewDocument, Reader, Searcher, Source, Stamp,
     Status, VectorFormat, Writer, content_hash, verify,
 };
-use gritlm::{Device, Engine, Error, Options};
 use rusqlite::Connection;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -338,9 +339,9 @@ fn what_ends_on_the_way_leaves_no_graph_and_what_is_not_recorded_goes() {
     let mut told = Vec::new();
     let ended = writer.update_graph(&mut |done, total| {
         told.push((done, total));
-        if done > 1000 { Err(Error::Interrupted) } else { Ok(()) }
+        if done > 1000 { Err(Error::Cancelled) } else { Ok(()) }
     });
-    assert!(matches!(ended, Err(Error::Interrupted)));
+    assert!(matches!(ended, Err(Error::Cancelled)));
     assert_eq!(told, [(0, 3000), (1024, 3000)]);
     assert_eq!((graphs(&folder).len(), status(&folder).graph_chunks), (0, 0));
     // Killed between the file and the commit that records it.
@@ -473,7 +474,7 @@ fn indexing_keeps_the_graph_up_to_date() {
     let mut told = Vec::new();
     indexer
         .run(&[file], &mut |event| {
-            if let gritlm::rag::Event::Graph { done, total } = event {
+            if let gritlm_rag::Event::Graph { done, total } = event {
                 told.push((done, total));
             }
             Ok(())

@@ -5,11 +5,12 @@ use crate::cli::{objects, run};
 use crate::support::{close, data, with_a_yes};
 use gritlm::batch::{Sequence, Want};
 use gritlm::model::prompt;
-use gritlm::rag::{
+use gritlm::{Attn, Device, Embed, Engine, Options, dot};
+use gritlm_rag::Error;
+use gritlm_rag::{
     CacheKind, Chunking, Event, Find, Identity, Indexed, Indexer, KvFormat, Reader, Searcher,
     Source, VectorFormat, read, verify,
 };
-use gritlm::{Attn, Device, Embed, Engine, Error, Options, dot};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use std::collections::HashMap;
@@ -183,9 +184,9 @@ proptest! {
         text in texts(), title in "[A-Za-z ]{0,60}", tokens in 32_usize..100, overlap in 0_usize..9,
     ) {
         let how = Chunking { tokens, overlap: overlap.min(tokens / 4) };
-        let title = engine().chunk_title(&title, how).unwrap();
-        let cuts = engine().chunks(&title, &text, how).unwrap();
-        prop_assert_eq!(&cuts, &engine().chunks(&title, &text, how).unwrap());
+        let title = how.title(engine(), &title).unwrap();
+        let cuts = how.cut(engine(), &title, &text).unwrap();
+        prop_assert_eq!(&cuts, &how.cut(engine(), &title, &text).unwrap());
         prop_assert_eq!(cuts.first().map_or(0, |c| c.bytes.start), 0);
         prop_assert_eq!(cuts.last().map_or(0, |c| c.bytes.end), text.len());
         for pair in cuts.windows(2) {
@@ -220,7 +221,7 @@ proptest! {
 fn chunks_end_where_paragraphs_or_sentences_do() {
     let how = Chunking { tokens: 64, overlap: 0 };
     let cut = |text: &str| -> Vec<String> {
-        let cuts = engine().chunks("", text, how).unwrap();
+        let cuts = how.cut(engine(), "", text).unwrap();
         cuts.into_iter().map(|c| text[c.bytes].to_string()).collect()
     };
     let sentence = "The program shows packets. ";
@@ -238,7 +239,7 @@ fn chunks_end_where_paragraphs_or_sentences_do() {
     let chunks = cut(&long);
     assert!(chunks.len() > 1);
     assert_eq!(chunks.concat(), long);
-    assert_eq!(engine().chunks("", "", how).unwrap(), []);
+    assert_eq!(how.cut(engine(), "", "").unwrap(), []);
 }
 
 #[test]
@@ -466,7 +467,7 @@ fn an_interrupted_run_is_taken_up_again() {
                     passes.dedup();
                     if passes.len() > 2 + runs {
                         chunks += done.chunks;
-                        return Err(Error::Interrupted);
+                        return Err(Error::Cancelled);
                     }
                 }
                 Ok(())
@@ -476,7 +477,7 @@ fn an_interrupted_run_is_taken_up_again() {
         runs += 1;
         assert!(verify(&store).unwrap().is_sound());
         match result {
-            Err(Error::Interrupted) => {}
+            Err(Error::Cancelled) => {}
             other => {
                 chunks += other.unwrap().chunks;
                 break;
@@ -502,7 +503,7 @@ fn a_plan_is_what_a_run_then_stores() {
     let status = Reader::open(&store).unwrap().status().unwrap();
     assert_eq!(plan.kv_bytes, status.kv_bytes);
     let nothing = indexer.plan(&paths, &mut |_, _| Ok(())).unwrap();
-    assert_eq!(nothing, gritlm::rag::Plan::default());
+    assert_eq!(nothing, gritlm_rag::Plan::default());
 }
 
 /// Scores of all chunks with the query by brute force, best first.
@@ -565,7 +566,7 @@ fn search_finds_what_brute_force_finds() {
     assert_eq!(texts(&[], Some("a/long.txt")).len(), texts(&[], Some("a")).len());
     assert_eq!(texts(&[], Some("b/meta.jsonl")), ["capture packets", "edit maps", "play chess"]);
     assert_eq!(texts(&[], None).len(), searcher.reader().len());
-    assert!("no".parse::<gritlm::rag::Filter>().is_err());
+    assert!("no".parse::<gritlm_rag::Filter>().is_err());
 }
 
 /// Caches that waited on the disk for their document's other chunks are those that waited in memory.

@@ -2,8 +2,8 @@
 
 #![cfg(target_os = "linux")]
 
-use gritlm::rag::{Identity, Indexer, Writer};
 use gritlm::{Device, Engine, Options};
+use gritlm_rag::{Identity, Indexer, Writer};
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};

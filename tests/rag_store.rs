@@ -2,7 +2,7 @@
 
 use gritlm::Attn;
 use gritlm::cache::KvCache;
-use gritlm::rag::{
+use gritlm_rag::{
     CacheKind, Identity, KvFormat, NewChunk, NewDocument, Reader, Stamp, VectorFormat, Writer,
     content_hash, verify,
 };
@@ -232,7 +232,7 @@ fn what_does_not_fit_the_store_is_refused_and_changes_nothing() {
     assert!(error.to_string().contains("--cache none"), "{error}");
 }
 
-fn refusal<T>(result: gritlm::Result<T>) -> String {
+fn refusal<T>(result: gritlm_rag::Result<T>) -> String {
     let error = result.err().expect("it was to be refused").to_string();
     assert!(!error.contains('\n'), "{error}");
     error

@@ -60,7 +60,7 @@ pub(crate) fn ids(seed: u32, tokens: usize) -> Vec<u32> {
 fn generate(seed: u32, prompt: usize, max_tokens: usize) -> Request {
     // So that the length of the answer is known.
     let how = Sampling { ignore_eos: true, ..greedy(max_tokens) };
-    Work::Generate { prompt: ids(seed, prompt), how }.into()
+    Work::Generate { prompt: ids(seed, prompt), how, past: None }.into()
 }
 
 pub(crate) fn embed(texts: impl IntoIterator<Item = Vec<u32>>) -> Request {
@@ -180,7 +180,10 @@ fn mixed(engine: &Engine) -> Vec<(Work, Outcome)> {
         }
         let pieces = engine.generate(&prompt, &how).unwrap().map(Result::unwrap).collect();
         let prompt = engine.tokenize_prompt(&prompt, false).unwrap();
-        all.push((Work::Generate { prompt, how }, Outcome { pieces, ..Outcome::default() }));
+        all.push((
+            Work::Generate { prompt, how, past: None },
+            Outcome { pieces, ..Outcome::default() },
+        ));
     }
     for i in 0..18 {
         let text = |j: usize| format!("text {i}.{j} {}", "and more ".repeat((i * 5 + j * 3) % 23));
@@ -449,8 +452,8 @@ fn what_cannot_be_done_is_refused_at_once() {
         embed([vec![1]]),
         embed([vec![1, vocab]]),
         generate(1, 0, 1),
-        Work::Generate { prompt: vec![vocab], how: greedy(3) }.into(),
-        Work::Generate { prompt: vec![1], how }.into(),
+        Work::Generate { prompt: vec![vocab], how: greedy(3), past: None }.into(),
+        Work::Generate { prompt: vec![1], how, past: None }.into(),
         Work::Embed {
             texts: vec![Encoded { tokens: vec![1, 2], skip: 1, truncated: 0 }],
             how: Embed { dimensions: Some(0), ..Embed::default() },
@@ -509,7 +512,9 @@ pub(crate) fn until(scheduler: &Scheduler, there: impl Fn(&Stats) -> bool) {
 #[test]
 fn whoever_goes_away_frees_the_pages() {
     let engine = demo_with(24);
-    let Work::Generate { prompt, how } = generate(2, 150, 100).work else { unreachable!() };
+    let Work::Generate { prompt, how, past: None } = generate(2, 150, 100).work else {
+        unreachable!()
+    };
     let expected: Vec<Piece> =
         engine.generate(&Prompt::Tokens(prompt), &how).unwrap().map(Result::unwrap).collect();
     let scheduler = start(engine, 64);
@@ -632,7 +637,7 @@ fn common_beginnings_are_computed_once() {
         });
         let scheduler = start(engine, 64);
         let run = |prompt: &Vec<u32>, how: &Sampling| {
-            let work = Work::Generate { prompt: prompt.clone(), how: how.clone() };
+            let work = Work::Generate { prompt: prompt.clone(), how: how.clone(), past: None };
             let (pieces, _, summary) = outcome(scheduler.submit(work.into()).unwrap()).done();
             assert_eq!(summary.prompt_tokens, prompt.len());
             (pieces, summary.cached_tokens)
@@ -670,7 +675,7 @@ fn kept_beginnings_make_room() {
     let expected: Vec<Piece> = expected.map(Result::unwrap).collect();
     let scheduler = start(engine, 64);
     let run = |seed, tokens| {
-        let request = Work::Generate { prompt: ids(seed, tokens), how: greedy(3) };
+        let request = Work::Generate { prompt: ids(seed, tokens), how: greedy(3), past: None };
         let (pieces, _, summary) = outcome(scheduler.submit(request.into()).unwrap()).done();
         (pieces, summary.cached_tokens)
     };
@@ -730,12 +735,12 @@ fn a_failure_is_its_own() {
     let gate = Gate::shut(&scheduler);
     let submit = |request: Request| scheduler.submit(request).unwrap();
     let good = [
-        submit(Work::Generate { prompt: ids(1, 30), how: greedy(20) }.into()),
+        submit(Work::Generate { prompt: ids(1, 30), how: greedy(20), past: None }.into()),
         submit(embed([ids(2, 9), ids(3, 9)])),
     ];
     let bad = [
         submit(embed([ids(4, 9), FAILS.to_vec(), ids(5, 9)])),
-        submit(Work::Generate { prompt: FAILS.to_vec(), how: greedy(20) }.into()),
+        submit(Work::Generate { prompt: FAILS.to_vec(), how: greedy(20), past: None }.into()),
         submit(embed([PANICS.to_vec()])),
     ];
     gate.open();

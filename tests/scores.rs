@@ -98,8 +98,9 @@ fn scores_come_through_the_scheduler_whatever_else_is_in_the_batch() {
         let work = |prompt: &Vec<u32>| Work::Generate {
             prompt: prompt.clone(),
             how: Sampling { ignore_eos: true, ..scoring(2, 3) },
+            past: None,
         };
-        let plain = Work::Generate { prompt: long.clone(), how: Sampling::greedy() };
+        let plain = Work::Generate { prompt: long.clone(), how: Sampling::greedy(), past: None };
         let _beside = scheduler.submit(plain.into()).unwrap();
         let all = prompts.each_ref().map(|p| scheduler.submit(work(p).into()).unwrap());
         for ((events, ids), expected) in all.into_iter().zip(&prompts).zip(&expected) {

@@ -3,8 +3,8 @@
 
 use crate::serve::Server;
 use crate::serve_rag::store_of;
-use gritlm::rag::{CacheKind, Chunking};
 use gritlm::{Device, Embed, Engine, Error, Options, Prompt};
+use gritlm_rag::{CacheKind, Chunking};
 use serde_json::{Value, json};
 
 /// 12 MB that no tokenizer makes short work of.
@@ -69,22 +69,24 @@ fn titles_of_chunks_are_refused_and_cut_by_bytes() {
     let limit = engine.tokenizer().most_bytes(2048);
     let how = Chunking { tokens: 64, overlap: 0 };
     for title in [long(), "x".repeat(limit + 1), "漢".repeat(limit / 3 + 1)] {
-        let error = engine.chunks(&title, "a text", how).unwrap_err();
-        let Error::LongText { what: "title", bytes, limit: found, positions: 2048 } = error else {
+        let error = how.cut(&engine, &title, "a text").unwrap_err();
+        let gritlm_rag::Error::Engine(Error::LongText { what, bytes, limit: found, .. }) = error
+        else {
             panic!("{error:.200}")
         };
-        assert_eq!((bytes, found), (title.len(), limit));
+        assert_eq!((what, bytes, found), ("title", title.len(), limit));
         // As far as it counts, it is looked at: a quarter of a chunk.
-        let fits = engine.chunk_title(&title, how).unwrap();
+        let fits = how.title(&engine, &title).unwrap();
         assert!(!fits.is_empty() && title.starts_with(&fits));
         assert!(engine.tokenizer().encode(&fits).unwrap().len() <= 17);
-        assert_eq!(engine.chunks(&fits, "a text", how).unwrap().len(), 1);
+        assert_eq!(how.cut(&engine, &fits, "a text").unwrap().len(), 1);
         let endless = Chunking { tokens: usize::MAX, overlap: 0 };
-        let error = engine.chunk_title(&title, endless).unwrap_err();
-        assert!(matches!(error, Error::LongText { what: "title", .. }), "{error:.200}");
+        let error = endless.title(&engine, &title).unwrap_err();
+        let long = Error::LongText { what: "title", bytes: title.len(), limit, positions: 2048 };
+        assert_eq!(error.to_string(), long.to_string());
         // One that fits the model, but no chunk, is not told whole.
         let half = &title[..title.floor_char_boundary(limit / 2)];
-        let error = engine.chunks(half, "a text", how).unwrap_err();
+        let error = how.cut(&engine, half, "a text").unwrap_err();
         assert!(error.to_string().len() < 200, "{error:.300}");
         assert!(error.to_string().contains("leaves no room"), "{error:.300}");
     }

@@ -1,7 +1,7 @@
 //! `--cors-origin`: what pages of other origins may send and see, and origins that no browser sends.
 
 use crate::serve::Server;
-use gritlm::serve::Settings;
+use gritlm_serve::Settings;
 use serde_json::json;
 use std::process::Command;
 
@@ -87,7 +87,7 @@ fn pages_see_what_the_answer_says() {
 fn bind(origins: &[&str]) -> Result<(), String> {
     let cors = origins.iter().map(|origin| (*origin).into()).collect();
     let settings = Settings { cors, ..Settings::default() };
-    gritlm::serve::Server::bind("127.0.0.1", 0, settings).map(drop).map_err(|e| e.to_string())
+    gritlm_serve::Server::bind("127.0.0.1", 0, settings).map(drop).map_err(|e| e.to_string())
 }
 
 #[test]

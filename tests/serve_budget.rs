@@ -6,8 +6,8 @@ use crate::serve_bounds::{peak, resident};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use gritlm::schedule::Limits;
-use gritlm::serve::Settings;
 use gritlm::{Device, Engine, Options};
+use gritlm_serve::Settings;
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -326,7 +326,7 @@ fn an_answer_that_pauses_is_not_cut_off() {
     }
     let limits = Limits { fault: Some(slow), ..Limits::default() };
     let settings = Settings { limits, patience: Duration::from_millis(100), ..Settings::default() };
-    let server = gritlm::serve::Server::bind("127.0.0.1", 0, settings).unwrap();
+    let server = gritlm_serve::Server::bind("127.0.0.1", 0, settings).unwrap();
     let url = format!("http://{}", server.address());
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let options = Options { device: Device::Cpu, ..Options::default() };

@@ -3,8 +3,8 @@
 
 use crate::serve::{Answer, Server};
 use gritlm::schedule::Limits;
-use gritlm::serve::Settings;
 use gritlm::{Device, Embed, Engine, Options, Prompt, Sampling};
+use gritlm_serve::Settings;
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -336,7 +336,7 @@ fn a_failing_device_harms_no_other_request() {
     }
     let limits = Limits { fault: Some(fault), ..Limits::default() };
     let settings = Settings { limits, ..Settings::default() };
-    let server = gritlm::serve::Server::bind("127.0.0.1", 0, settings).unwrap();
+    let server = gritlm_serve::Server::bind("127.0.0.1", 0, settings).unwrap();
     let url = format!("http://{}", server.address());
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let options = Options { device: Device::Cpu, ..Options::default() };

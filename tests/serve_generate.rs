@@ -3,8 +3,8 @@
 
 use crate::serve::Server;
 use gritlm::schedule::Limits;
-use gritlm::serve::Settings;
 use gritlm::{Device, Engine, Finish, Grammar, Options, Piece, Prompt, Sampling};
+use gritlm_serve::Settings;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -732,7 +732,7 @@ fn a_failure_ends_the_stream() {
     let fault: fn(&[u32]) -> bool = |tokens| tokens.len() == 1;
     let limits = Limits { fault: Some(fault), ..Limits::default() };
     let settings = Settings { name: "demo".into(), limits, ..Settings::default() };
-    let server = gritlm::serve::Server::bind("127.0.0.1", 0, settings).unwrap();
+    let server = gritlm_serve::Server::bind("127.0.0.1", 0, settings).unwrap();
     let url = format!("http://{}", server.address());
     std::thread::spawn(move || {
         let options = Options { device: Device::Cpu, ..Options::default() };

@@ -3,10 +3,10 @@
 
 use crate::serve::Server;
 use crate::serve_rag::store_of;
-use gritlm::rag::CacheKind;
 use gritlm::schedule::Limits;
-use gritlm::serve::Settings;
 use gritlm::{Device, Engine, Options};
+use gritlm_rag::CacheKind;
+use gritlm_serve::Settings;
 use serde_json::json;
 use std::path::Path;
 use std::sync::Mutex;
@@ -77,7 +77,7 @@ fn streams_that_fail_are_logged() {
     let limits = Limits { fault: Some(fault), ..Limits::default() };
     let log = |line: &str| LOG.lock().unwrap().push(line.into());
     let settings = Settings { limits, log, ..Settings::default() };
-    let server = gritlm::serve::Server::bind("127.0.0.1", 0, settings).unwrap();
+    let server = gritlm_serve::Server::bind("127.0.0.1", 0, settings).unwrap();
     let url = format!("http://{}", server.address());
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let run = move || server.run(|| Ok(engine()), async { drop(stopped.await) });

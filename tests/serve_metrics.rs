@@ -257,7 +257,7 @@ fn requests_are_counted_to_the_last_token() {
 
 #[test]
 fn a_server_that_loads_has_metrics() {
-    use gritlm::serve::{Server, Settings};
+    use gritlm_serve::{Server, Settings};
     let settings = || Settings { grace: Duration::from_secs(60), ..Settings::default() };
     // In one process, and apart.
     let servers = [(); 2].map(|()| Server::bind("127.0.0.1", 0, settings()).unwrap());

@@ -5,13 +5,14 @@ use crate::serve::Server;
 use crate::support::with_a_yes;
 use gritlm::batch::{Sequence, Want};
 use gritlm::model::ops::Mask;
-use gritlm::rag::{
+use gritlm::schedule::Limits;
+use gritlm::{Device, Engine, Options, Piece, Sampling};
+use gritlm_rag::ask;
+use gritlm_rag::{
     Ask, CacheKind, Filter, Find, Hit, Identity, Indexer, Mode, Order, Passage, Positions,
     Searcher, Source, Stamp, Writer, content_hash,
 };
-use gritlm::schedule::Limits;
-use gritlm::serve::Settings;
-use gritlm::{Device, Engine, Options, Piece, Sampling};
+use gritlm_serve::Settings;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::sync::{OnceLock, mpsc};
@@ -71,13 +72,13 @@ fn with(base: &Value, more: &Value) -> Value {
 /// What the library answers: the answer, its documents, and the numbers of its usage.
 fn library(at: &Path, how: &Ask, find: &Find, sampling: &Sampling) -> (String, Value, Value) {
     let searcher = Searcher::open(engine(), at).unwrap();
-    let asked = engine().ask(QUERY, how).unwrap();
+    let asked = ask(engine(), QUERY, how).unwrap();
     let found = searcher.nearest(asked.vector(), find).unwrap();
     let passages: Vec<Passage> = found
         .iter()
         .map(|hit| Passage::of(searcher.reader(), &hit.chunk, how.mode).unwrap())
         .collect();
-    let mut answer = asked.answer(&passages, sampling).unwrap();
+    let mut answer = asked.answer(engine(), &passages, sampling).unwrap();
     let pieces: Vec<Piece> = (&mut answer).map(Result::unwrap).collect();
     let documents = found.iter().map(|hit| {
         let chunk = &hit.chunk;
@@ -334,7 +335,7 @@ fn another_models_store() {
 fn serve(engine: Engine, store: &Path) -> (Server, impl FnOnce()) {
     let limits = Limits { queue_requests: 1, ..Limits::default() };
     let settings = Settings { store: Some(store.into()), limits, ..Settings::default() };
-    let server = gritlm::serve::Server::bind("127.0.0.1", 0, settings).unwrap();
+    let server = gritlm_serve::Server::bind("127.0.0.1", 0, settings).unwrap();
     let url = format!("http://{}", server.address());
     let (stop, stopped) = oneshot::channel::<()>();
     let thread = std::thread::spawn(move || {

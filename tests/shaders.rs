@@ -3,11 +3,11 @@
 
 use crate::support::{Reference, devices, say};
 use gritlm::batch::{Output, Sequence, Want};
-use gritlm::bench::case::{Case, Op, Seq};
 use gritlm::cache::KvCache;
 use gritlm::model::ops::{Attention, Draw, GateUp, LinearAdd, Mask, Ops, PoolShape, Pooling};
 use gritlm::model::weights::{Dtype, Tensor};
 use gritlm::{Device, Embed, Engine, Options as EngineOptions, Prompt, Sampling};
+use gritlm_bench::case::{Case, Op, Seq};
 use gritlm_shaders::shader::{Kind, Shader, Variant, shaders, variants};
 use gritlm_shaders::tune::Tiles;
 use gritlm_shaders::{Adapter, Options, Wgpu, adapters};

@@ -246,8 +246,8 @@ fn nothing_half_written_is_left_behind() {
     assert_eq!(names(&output), ["theirs"]);
     fs::remove_dir_all(&output).unwrap();
 
-    let stopped = synth::write("tiny", None, 0, &output, &mut |_, _| Err(Error::Interrupted));
-    assert!(matches!(stopped, Err(Error::Interrupted)));
+    let stopped = synth::write("tiny", None, 0, &output, &mut |_, _| Err(Error::Cancelled));
+    assert!(matches!(stopped, Err(Error::Cancelled)));
     assert_eq!(names(parent.path()), [""; 0]);
 
     let stop = || synth::write("tiny", None, 0, &output, &mut |_, _| panic!("stopped by the test"));
@@ -289,7 +289,7 @@ fn layers_that_no_model_has_are_refused() {
     let parent = tempfile::tempdir().unwrap();
     for layers in [0, 1025] {
         let error = write("tiny", Some(layers), 0, &parent.path().join("model")).unwrap_err();
-        assert!(matches!(error, Error::Option { option: "--layers", .. }), "{error:?}");
+        assert!(matches!(error, Error::Option { option: "layers", .. }), "{error:?}");
         assert!(error.to_string().ends_with(&layers.to_string()), "{error}");
     }
     assert_eq!(names(parent.path()), [""; 0]);

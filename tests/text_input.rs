@@ -2,7 +2,7 @@
 
 use crate::cli::{objects, run};
 use crate::support::with_a_yes;
-use gritlm::rag::read;
+use gritlm_rag::read;
 use serde_json::Value;
 use std::fs;
 use std::path::Path;

@@ -4,11 +4,11 @@ use super::{Result, corpus, folder, open};
 use gritlm::batch::{Output, Sequence, Want};
 use gritlm::cache::Cache;
 use gritlm::model::prompt;
-use gritlm::rag::{
+use gritlm::{Attn, Device, Engine, Piece, Prompt, Sampling};
+use gritlm_rag::{
     Ask, CacheKind, Find, Hit, Identity, Indexer, KvFormat, Mode, Order, Part, Passage, Positions,
     Searcher, join,
 };
-use gritlm::{Attn, Device, Engine, Piece, Prompt, Sampling};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::error::Error;

@@ -1,10 +1,10 @@
 //! How a store grows.
 
 use super::{Result, corpus, folder, open};
-use gritlm::rag::{
+use gritlm::{Attn, Device, Embed, Engine};
+use gritlm_rag::{
     Find, Identity, Indexer, NewChunk, NewDocument, Reader, Searcher, Stamp, VectorFormat, Writer,
 };
-use gritlm::{Attn, Device, Embed, Engine};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::error::Error;

@@ -18,7 +18,7 @@ pub(super) fn read(input: &[u8]) {
     };
     let path = FOLDER.path().join(format!("document.{extension}"));
     std::fs::write(&path, bytes).expect("a file");
-    let (documents, problems) = gritlm::rag::read(&path);
+    let (documents, problems) = gritlm_rag::read(&path);
     for document in documents {
         assert!(!document.title.contains('\n'), "{:?}", document.title);
         assert!(!document.text.contains('\r'), "{:?}", document.text);

@@ -1,8 +1,8 @@
 //! Requests, through the whole server: a connection, the router, a model, a store.
 
 use super::store;
-use gritlm::serve::{Server, Settings};
 use gritlm::{Device, Engine, Options};
+use gritlm_serve::{Server, Settings};
 use std::net::SocketAddr;
 use std::sync::LazyLock;
 use std::time::Duration;

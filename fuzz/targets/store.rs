@@ -2,11 +2,11 @@
 
 use gritlm::batch::{Sequence, Want};
 use gritlm::model::ops::Mask;
-use gritlm::rag::{
+use gritlm::{Device, Engine, Options};
+use gritlm_rag::{
     CacheKind, Find, Identity, NewChunk, NewDocument, Reader, Searcher, Stamp, Writer,
     content_hash, verify,
 };
-use gritlm::{Device, Engine, Options};
 use rusqlite::Connection;
 use serde_json::Value;
 use std::fs;
@@ -111,7 +111,7 @@ pub(super) fn mutated(input: &[u8]) {
             let _ = (reader.chunk(chunk), reader.kv(chunk));
         }
     }
-    if let Ok(searcher) = Searcher::open(&ENGINE, at) {
+    if let Ok(searcher) = Searcher::open(&*ENGINE, at) {
         for exact in [false, true] {
             let _ = searcher
                 .nearest(&vec![0.1; ENGINE.config().dim], &Find { exact, ..Find::default() });

@@ -199,7 +199,7 @@ impl Ops for Cpu {
         Vec::<f32>::new().try_reserve_exact(len.saturating_mul(2)).map_err(|_| {
             let gib = 8.0 * page as f64 * shape.pages as f64 / f64::from(1 << 30);
             DeviceError(format!(
-                "the CPU has no room for {} KV tokens ({gib:.0} GiB); lower --kv-tokens",
+                "the CPU has no room for {} KV tokens ({gib:.0} GiB); lower `kv_tokens`",
                 shape.pages * PAGE
             ))
         })?;

@@ -12,8 +12,8 @@ use super::model::{Bench, Decoding, short_name};
 use super::record::{Record, Row};
 use super::shape;
 use super::time::{Times, repeated};
-use crate::engine::Checkpoint;
-use crate::{Engine, Error, Options, Result};
+use crate::{Error, Result};
+use gritlm::{Checkpoint, Engine, Options};
 use gritlm_model::weights::Weights;
 use rayon::prelude::*;
 use std::fs::File;
@@ -57,7 +57,7 @@ pub fn load(
     let shards: Vec<PathBuf> = weights.shards().iter().map(|(path, _)| path.clone()).collect();
     let Some(folder) = shards[0].parent().filter(|_| shards[0].exists()) else {
         let expected = "a checkpoint in files".into();
-        return Err(Error::Option { option: "--model", expected, found: model.into() });
+        return Err(Error::Option { option: "model", expected, found: model.into() });
     };
     let mut bytes = weights.bytes() as f64;
     let shape = shape::of(&format!("{:.2} GB", bytes / 1e9), &short_name(model));

@@ -9,9 +9,10 @@
 use super::record::{Limits, Record, Row, Step, StepOp};
 use super::shape;
 use super::time::repeated;
-use crate::batch::{Output, Sequence, Want};
-use crate::cache::Cache;
-use crate::{Engine, Result};
+use crate::Result;
+use gritlm::Engine;
+use gritlm::batch::{Output, Sequence, Want};
+use gritlm::cache::Cache;
 use gritlm_model::config::Config;
 use gritlm_model::ops::{Draw, Mask, PAGE, Pooling};
 use std::ops::Range;
@@ -121,7 +122,7 @@ pub fn model(
 }
 
 /// Adds to the record where the time of a step of decoding and of a pass of embedding goes, op by
-/// op; nothing on the CPU. The engine was opened with [`profile`](crate::Options::profile), which
+/// op; nothing on the CPU. The engine was opened with [`profile`](gritlm::Options::profile), which
 /// is why it is not one whose speed [`model`] should measure.
 ///
 /// # Errors
@@ -243,7 +244,7 @@ impl<'a> Bench<'a> {
         let needed = sequences * (tokens + more).next_multiple_of(PAGE);
         let room = self.engine.options().kv_tokens.next_multiple_of(PAGE);
         if needed > room {
-            return Err(format!("{needed} tokens of KV pages, --kv-tokens has {room}"));
+            return Err(format!("{needed} tokens of KV pages, `kv_tokens` has {room}"));
         }
         let prompts = Prompts::new(self, sequences, tokens);
         let (before, cost) = match op {
@@ -321,7 +322,7 @@ impl<'a> Bench<'a> {
         let mut sequences: Vec<Sequence<'_>> = sequences
             .map(|(tokens, cache)| Sequence { tokens, cache, mask, want: want.clone() })
             .collect();
-        self.engine.run(&mut sequences).map(drop)
+        Ok(self.engine.run(&mut sequences).map(drop)?)
     }
 
     /// Runs prompts into caches; of the last tokens comes back what is wanted.
@@ -477,7 +478,7 @@ fn random(n: usize, seed: u64, vocab: usize) -> Vec<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Device, Options};
+    use gritlm::{Device, Options};
 
     fn engine(like: &str) -> Engine {
         let options = Options { device: Device::Cpu, batch_tokens: 64, ..Options::default() };

@@ -217,7 +217,7 @@ impl Named {
     /// When it is none.
     pub fn parse(text: &str) -> Result<Self> {
         let wrong = || Error::Option {
-            option: "--shape",
+            option: "shape",
             expected: "linear_add, gate_up or logits with ROWSxINNERxOUTER, attention with TOKENS \
                        or rmsnorm with ROWSxDIM, as in linear_add:128x4096x4096"
                 .into(),

@@ -20,11 +20,12 @@ use super::model::short_name;
 use super::record::{Peer, Record, Row};
 use super::shape;
 use super::time::{Times, repeated};
-use crate::rag::{
+use crate::{Error, Result};
+use gritlm::{Embedding, Engine, Sampling};
+use gritlm_rag::{
     Ask, CacheKind, Identity, Mode, NewChunk, NewDocument, Order, Passage, Reader, Stamp, Stored,
     Usage, Writer,
 };
-use crate::{Engine, Error, Result, Sampling};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -150,15 +151,15 @@ impl<'a> Bench<'a> {
         let mut writer = Writer::open(&folder, &identity)?;
         for tokens in [1].iter().chain(&plan.lengths) {
             let text = text(engine, *tokens)?;
-            let (vector, kv) = Ask::default().document(engine, &text)?;
-            let tokens = kv.tokens() as u32;
+            let Embedding { vector, tokens, kv, .. } = Ask::default().document(engine, &text)?;
+            let tokens = tokens as u32;
             let document = NewDocument {
                 path: tokens.to_string(),
                 title: String::new(),
                 stamp: Stamp::default(),
                 metadata: serde_json::Value::Null,
             };
-            writer.put(&document, &[NewChunk { text, tokens, vector, kv: Some(kv) }])?;
+            writer.put(&document, &[NewChunk { text, tokens, vector, kv }])?;
         }
         drop(writer);
         // Ids ascend in the order of writing.
@@ -169,7 +170,7 @@ impl<'a> Bench<'a> {
 
     /// The store, with nothing of it mapped yet: what is, the system does not forget.
     fn store(&self) -> Result<Reader> {
-        Reader::open(&self.folder)
+        Ok(Reader::open(&self.folder)?)
     }
 
     fn shape(&self, mode: Mode, query: usize, document: usize) -> String {
@@ -194,12 +195,12 @@ impl<'a> Bench<'a> {
         let (mut first, mut after, mut usage) = (Vec::new(), Vec::new(), Usage::default());
         let (store, warm) = (self.store()?, u32::from(self.plan.repeats > 1));
         let total = repeated(self.plan.repeats, warm, self.plan.seconds, || {
-            let asked = self.engine.ask(&query, &how)?;
+            let asked = gritlm_rag::ask(self.engine, &query, &how)?;
             let mut passage = Passage { text: text.clone(), ..Passage::default() };
             if mode.reuses_documents() {
                 passage.kv = Stored::read(&store, id)?;
             }
-            let mut answer = asked.answer(&[passage], &sampling)?;
+            let mut answer = asked.answer(self.engine, &[passage], &sampling)?;
             for piece in &mut answer {
                 piece?;
             }
@@ -274,7 +275,7 @@ impl<'a> Bench<'a> {
         let limit = repeat(std::slice::from_ref(&plain), &mut |_| {
             fs::read(&plain).map(drop).map_err(Error::io(&plain))
         })?;
-        let times = repeat(&self.segments()?, &mut |store| Stored::read(store, id).map(drop))?;
+        let times = repeat(&self.segments()?, &mut |store| Ok(Stored::read(store, id).map(drop)?))?;
         let shape = shape::of(&format!("{length} tokens"), &self.name);
         Ok(Row {
             bytes: bytes as f64,

@@ -3,8 +3,8 @@
 use super::args::{AskArgs, Global};
 use super::output::Out;
 use super::{check_interrupt, note};
-use crate::rag::{Ask, Find, Hit, Mode, Passage, Positions, Reader, Searcher, Times, Usage};
-use crate::{Error, Result};
+use crate::error::{Error, Result};
+use gritlm_rag::{Ask, Find, Hit, Mode, Passage, Positions, Reader, Searcher, Times, Usage};
 use serde::{Serialize, Serializer};
 use std::path::Path;
 use std::time::Duration;
@@ -19,19 +19,19 @@ pub(super) fn run(args: &AskArgs, global: &Global, out: &mut Out) -> Result<()> 
     let attn = args.attn.unwrap_or(store.identity().attn);
     drop(store);
     let engine = super::open(global)?;
-    let searcher = Searcher::open(&engine, &args.store)?;
+    let searcher = Searcher::open(&*engine, &args.store)?;
     let store = searcher.reader();
     store.check(&engine, attn)?;
 
-    let asked = engine.ask(&args.query, &Ask { attn: Some(attn), ..how })?;
+    let asked = gritlm_rag::ask(&*engine, &args.query, &Ask { attn: Some(attn), ..how })?;
     let found = searcher.find(&args.query, asked.vector(), &args.find())?;
     if found.is_empty() && args.documents > 0 {
         let (what, problem) = ("the store".into(), "it has no document that fits".into());
         return Err(Error::Input { what, problem });
     }
     let passages = found.iter().map(|hit| Passage::of(store, &hit.chunk, args.cache));
-    let passages = passages.collect::<Result<Vec<_>>>()?;
-    let mut answer = asked.answer(&passages, &sampling)?;
+    let passages = passages.collect::<gritlm_rag::Result<Vec<_>>>()?;
+    let mut answer = asked.answer(&engine, &passages, &sampling)?;
     drop(passages);
     let (mut text, mut tokens) = (String::new(), Vec::new());
     for piece in &mut answer {

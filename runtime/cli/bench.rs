@@ -3,16 +3,17 @@
 use super::args::{Bench, BenchHow, BenchOutput, Global};
 use super::output::{Out, Progress};
 use super::{handle_interrupt, note};
-use crate::backend::{self, Visit};
-use crate::bench::compare::compare;
-use crate::bench::limits::measure;
-use crate::bench::load::{self, LoadPlan};
-use crate::bench::model::{self, ModelPlan};
-use crate::bench::ops::{self, Named};
-use crate::bench::rag::{self, RagPlan};
-use crate::bench::record::{Limits, Record, VERSION};
-use crate::bench::{page, peer, results, table};
-use crate::{Engine, Error, Options, Result, synth};
+use crate::error::{Error, Result};
+use gritlm::backend::{self, Visit};
+use gritlm::{Engine, Options, synth};
+use gritlm_bench::compare::compare;
+use gritlm_bench::limits::measure;
+use gritlm_bench::load::{self, LoadPlan};
+use gritlm_bench::model::{self, ModelPlan};
+use gritlm_bench::ops::{self, Named};
+use gritlm_bench::rag::{self, RagPlan};
+use gritlm_bench::record::{Limits, Record, VERSION};
+use gritlm_bench::{page, peer, results, table};
 use gritlm_model::files::keep;
 use gritlm_model::ops::Ops;
 use std::fs;
@@ -27,7 +28,7 @@ pub(super) fn run(command: &Bench, global: &Global, out: &mut Out) -> Result<()>
                 (Some(like), _) => ops::model(&synth::config(like, None)?, rows, contexts, batches),
                 (None, []) => ops::table(),
                 (None, shapes) => {
-                    shapes.iter().map(|s| Named::parse(s)).collect::<Result<Vec<_>>>()?
+                    shapes.iter().map(|s| Ok(Named::parse(s)?)).collect::<Result<Vec<_>>>()?
                 }
             };
             let wanted = |n: &Named| format!("{} {}", n.op, n.shape).contains(filter.as_str());
@@ -65,8 +66,8 @@ pub(super) fn run(command: &Bench, global: &Global, out: &mut Out) -> Result<()>
                 let engine = source.open(&Options { profile: false, ..options.clone() })?;
                 note(format_args!("note: measuring {} on {}", engine.name(), engine.device()));
                 let mut progress = Progress::new("answers", 0);
-                let mut at = |done, all| progress.of(done, all);
-                rag::rag(&engine, device, &plan, record, &mut at)
+                let mut at = |done, all| Ok(progress.of(done, all)?);
+                Ok(rag::rag(&engine, device, &plan, record, &mut at)?)
             };
             report(on_each_device(global, run)?, &how.output, out)
         }
@@ -76,7 +77,7 @@ pub(super) fn run(command: &Bench, global: &Global, out: &mut Out) -> Result<()>
             let run = |options: &Options, device: &str, record: &mut Record| {
                 let limits = backend::open(options, Limit { device })?;
                 let mut progress = Progress::new("loading", 0);
-                let mut at = |done, all| progress.of(done, all);
+                let mut at = |done, all| Ok(progress.of(done, all)?);
                 record.devices.push(limits.clone());
                 match like {
                     Some(like) => {
@@ -108,8 +109,8 @@ struct Source<'a> {
 impl Source<'_> {
     fn open(&self, options: &Options) -> Result<Engine> {
         match self.like {
-            Some(like) => Engine::random(like, self.layers, options),
-            None => Engine::open(&self.global.model, options),
+            Some(like) => Ok(Engine::random(like, self.layers, options)?),
+            None => Ok(Engine::open(&self.global.model, options)?),
         }
     }
 }
@@ -127,12 +128,12 @@ fn measure_model(
     note(format_args!("note: measuring {} on {}", engine.name(), engine.device()));
     let mut progress = Progress::new("model", 0);
     record.devices.push(limits.clone());
-    model::model(&engine, &limits, plan, record, &mut |done, all| progress.of(done, all))?;
+    model::model(&engine, &limits, plan, record, &mut |done, all| Ok(progress.of(done, all)?))?;
     drop(engine);
     if device.starts_with("cpu") {
         return Ok(());
     }
-    model::steps(&source.open(options)?, device, plan, record)
+    Ok(model::steps(&source.open(options)?, device, plan, record)?)
 }
 
 /// Measures the limits of a device and closes it again.
@@ -142,9 +143,10 @@ struct Limit<'a> {
 
 impl Visit for Limit<'_> {
     type Out = Limits;
+    type Error = Error;
 
     fn visit<O: Ops + 'static>(self, ops: O, _why: String) -> Result<Limits> {
-        measure(&ops, self.device)
+        Ok(measure(&ops, self.device)?)
     }
 }
 
@@ -174,10 +176,10 @@ fn devices(global: &Global) -> impl Iterator<Item = Options> {
 /// Describes in one line what could not be measured. Ctrl-C stays an error and ends the run.
 fn missing(device: &str, problem: Error) -> Result<String> {
     match problem {
-        Error::Interrupted => Err(Error::Interrupted),
+        problem if problem.is_interrupt() => Err(problem),
         // The error already names the device.
-        Error::NoDevice { .. } => Ok(problem.to_string()),
-        _ => Ok(format!("{device}: {problem}")),
+        Error::Engine(gritlm::Error::NoDevice { .. }) => Ok(problem.message()),
+        _ => Ok(format!("{device}: {}", problem.message())),
     }
 }
 
@@ -191,6 +193,7 @@ struct Single<'a> {
 
 impl Visit for Single<'_> {
     type Out = ();
+    type Error = Error;
 
     fn visit<O: Ops + 'static>(self, ops: O, _why: String) -> Result<()> {
         let device = self.device;
@@ -203,7 +206,7 @@ impl Visit for Single<'_> {
                 Ok(row) => self.record.rows.push(row),
                 Err(problem) => {
                     let what = format!("{device} {} {}", named.op, named.shape);
-                    self.record.missing.push(missing(&what, problem)?);
+                    self.record.missing.push(missing(&what, problem.into())?);
                 }
             }
             progress.at(n)?;

@@ -4,7 +4,8 @@ use super::args::{Global, SamplingArgs};
 use super::generate::stream;
 use super::output::{Out, STDIN};
 use super::{INTERRUPTED, WAITING, note};
-use crate::{Error, Result, text};
+use crate::error::{Error, Result};
+use gritlm_rag::text;
 use std::io::{BufRead, IsTerminal, Write};
 use std::sync::atomic::Ordering;
 
@@ -42,7 +43,9 @@ pub(super) fn run(args: &SamplingArgs, global: &Global, out: &mut Out) -> Result
         }
         match stream(chat.say(text, &how)?, out) {
             // Ctrl-C at a terminal ends the answer, not the conversation.
-            Err(Error::Interrupted) if terminal => INTERRUPTED.store(false, Ordering::Relaxed),
+            Err(error) if error.is_interrupt() && terminal => {
+                INTERRUPTED.store(false, Ordering::Relaxed)
+            }
             other => _ = other?,
         }
         out.piece("\n")?;

@@ -4,7 +4,8 @@ use super::args::{Demo, Global};
 use super::embed::embed;
 use super::generate::stream;
 use super::output::Out;
-use crate::{Embed, Engine, Error, Prompt, Result, Sampling};
+use crate::error::{Error, Result};
+use gritlm::{Embed, Engine, Prompt, Sampling};
 use gritlm_model::demo::CORPUS;
 use std::time::Instant;
 

@@ -3,7 +3,8 @@
 use super::args::{EmbedArgs, Global};
 use super::note;
 use super::output::{Atomic, Out, Progress, at_line, texts};
-use crate::{Embed, Embedding, Engine, Error, Result};
+use crate::error::{Error, Result};
+use gritlm::{Embed, Embedding, Engine};
 use safetensors::tensor::{Dtype, TensorView};
 use std::path::Path;
 
@@ -49,7 +50,7 @@ pub(super) fn embed(
     let mut done = 0;
     let found = engine.embed_watched(texts, how, &mut |n| {
         done += n as u64;
-        progress.at(done)
+        Ok(progress.at(done)?)
     })?;
     drop(progress);
     let cut = found.iter().filter(|e| e.truncated > 0).count();

@@ -3,8 +3,10 @@
 use super::args::{Generate, Global};
 use super::check_interrupt;
 use super::output::{Out, STDIN};
-use crate::{Error, Finish, Generation, Grammar, Piece, Prompt, Result, text};
+use crate::error::{Error, Result};
+use gritlm::{Finish, Generation, Grammar, Piece, Prompt};
 use gritlm_model::ops::Drawn;
+use gritlm_rag::text;
 use serde_json::Value;
 use std::io::Read;
 

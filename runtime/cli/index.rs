@@ -4,10 +4,11 @@ use super::args::{Above, Budget, Global, Index};
 use super::inspect::{gib, grouped};
 use super::note;
 use super::output::{Out, Progress};
-use crate::rag::{
+use crate::error::{Error, Result};
+use gritlm::Engine;
+use gritlm_rag::{
     CacheKind, Event, Identity, Indexer, ParseLimits, Parser, Plan, Reader, Writer, verify,
 };
-use crate::{Engine, Error, Result};
 use serde::Serialize;
 use serde_json::Value;
 use std::path::Path;
@@ -42,12 +43,12 @@ pub(super) fn run(args: &Index, global: &Global, out: &mut Out) -> Result<()> {
 fn index(args: &Index, global: &Global, out: &mut Out) -> Result<()> {
     let engine = super::open(global)?;
     let identity = identity(args, &engine);
-    let mut indexer = Indexer::open(&engine, &args.store, &identity)?;
+    let mut indexer = Indexer::open(&*engine, &args.store, &identity)?;
     indexer.set_parser(parser(args)?);
     indexer.follow_links(args.follow);
     if identity.cache == CacheKind::Doc {
         let mut progress = Progress::bytes("counting tokens");
-        let plan = indexer.plan(&args.paths, &mut |read, total| progress.of(read, total))?;
+        let plan = indexer.plan(&args.paths, &mut |read, total| Ok(progress.of(read, total)?))?;
         drop(progress);
         check_room(args, &plan)?;
     }
@@ -73,7 +74,7 @@ fn index(args: &Index, global: &Global, out: &mut Out) -> Result<()> {
             progress.say(format!("{chunks:.1} chunks/s, {tokens:.0} tokens/s"));
             Ok(())
         }
-        Event::Graph { done, total } => graph.of(done, total),
+        Event::Graph { done, total } => Ok(graph.of(done, total)?),
     })?;
     drop((progress, graph));
     let seconds = start.elapsed().as_secs_f64();
@@ -114,11 +115,10 @@ fn index(args: &Index, global: &Global, out: &mut Out) -> Result<()> {
 
 /// Returns a parser that runs this program in another process to parse HTML and PDF.
 fn parser(args: &Index) -> Result<Parser> {
-    let limits = ParseLimits {
-        cpu: Duration::from_secs(args.parse_seconds),
-        memory: args.parse_memory,
-        text: usize::try_from(args.parse_text).unwrap_or(usize::MAX),
-    };
+    let mut limits = ParseLimits::default();
+    limits.cpu = Duration::from_secs(args.parse_seconds);
+    limits.memory = args.parse_memory;
+    limits.text = usize::try_from(args.parse_text).unwrap_or(usize::MAX);
     let program = std::env::current_exe().map_err(Error::io("this program"))?;
     let mut command = Command::new(program);
     command.arg("parse-documents");

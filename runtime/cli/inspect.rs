@@ -2,8 +2,8 @@
 
 use super::args::{Global, Inspect, Synth};
 use super::output::{Out, Progress};
-use crate::engine::Checkpoint;
-use crate::{Result, synth as writer};
+use crate::error::Result;
+use gritlm::{Checkpoint, synth as writer};
 use serde_json::json;
 use std::collections::BTreeMap;
 
@@ -102,7 +102,7 @@ pub(super) fn inspect(args: &Inspect, global: &Global, out: &mut Out) -> Result<
 }
 
 pub(super) fn devices(out: &mut Out) -> Result<()> {
-    for d in crate::devices() {
+    for d in gritlm::devices() {
         if out.json() {
             out.object(&d)?;
         } else {
@@ -118,7 +118,7 @@ pub(super) fn synth(args: &Synth, out: &mut Out) -> Result<()> {
     let mut progress = Progress::bytes("writing");
     let report =
         writer::write(&args.like, args.layers, args.seed, &args.output, &mut |done, total| {
-            progress.of(done, total)
+            Ok(progress.of(done, total)?)
         })?;
     drop(progress);
     let folder = args.output.display().to_string();

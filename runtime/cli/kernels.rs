@@ -2,7 +2,8 @@
 
 use super::args::Kernels;
 use super::output::{Out, Progress};
-use crate::{Result, backend};
+use crate::error::Result;
+use gritlm::backend;
 use serde_json::json;
 use std::sync::{Mutex, PoisonError};
 
@@ -11,7 +12,8 @@ pub(super) fn run(Kernels::Build { arch, output }: &Kernels, out: &mut Out) -> R
     let progress = Mutex::new(Progress::new("compiling", 0));
     let built = backend::build_kernels(arch, output, |done, all| {
         // A thread that panicked while drawing has left a usable bar.
-        progress.lock().unwrap_or_else(PoisonError::into_inner).of(done, all)
+        let mut progress = progress.lock().unwrap_or_else(PoisonError::into_inner);
+        progress.of(done, all).map_err(gritlm::Error::from)
     })?;
     drop(progress);
 

@@ -1,8 +1,9 @@
 //! Writes to stdout, shows progress bars, and reads input texts.
 
 use super::args::{Format, Texts};
+use super::error::{Error, Interrupt, Result};
 use super::{check_interrupt, note};
-use crate::{Error, Result, text};
+use gritlm_rag::text;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use std::borrow::Cow;
@@ -129,7 +130,7 @@ impl Progress {
     }
 
     /// Shows how much is done. Returns an error if the user pressed Ctrl-C.
-    pub(super) fn at(&mut self, done: u64) -> Result<()> {
+    pub(super) fn at(&mut self, done: u64) -> Result<(), Interrupt> {
         if self.bar.is_none() && self.start.elapsed() > Duration::from_secs(1) {
             let counts = if self.bytes {
                 "{bytes}/{total_bytes} {bytes_per_sec}"
@@ -166,7 +167,7 @@ impl Progress {
     }
 
     /// Shows progress like [`Progress::at`], for a total that becomes known on the way.
-    pub(super) fn of(&mut self, done: u64, total: u64) -> Result<()> {
+    pub(super) fn of(&mut self, done: u64, total: u64) -> Result<(), Interrupt> {
         self.total = total;
         self.at(done)
     }
@@ -211,7 +212,7 @@ pub(super) fn texts(from: &Texts) -> Result<Vec<String>> {
 /// Adds the line number to an error about one text, if the texts were lines.
 pub(super) fn at_line(error: Error, from: &Texts) -> Error {
     match error {
-        Error::EmptyText { index } if from.texts.is_empty() => {
+        Error::Engine(gritlm::Error::EmptyText { index }) if from.texts.is_empty() => {
             let name = from.input.as_ref().map_or(STDIN.into(), |path| path.display().to_string());
             let what = format!("{name}, line {}", index + 1);
             Error::Input { what, problem: error.to_string() }

@@ -3,7 +3,8 @@
 use super::args::{Global, Rerank, Similarity};
 use super::embed::embed;
 use super::output::{Out, Progress, at_line, texts};
-use crate::{Embed, Result, dot};
+use crate::error::Result;
+use gritlm::{Embed, dot};
 
 pub(super) fn similarity(args: &Similarity, global: &Global, out: &mut Out) -> Result<()> {
     let texts = texts(&args.texts)?;
@@ -29,7 +30,7 @@ pub(super) fn rerank(args: &Rerank, global: &Global, out: &mut Out) -> Result<()
     let (mut progress, mut done) = (Progress::new("ranking", texts.len() as u64), 0);
     let ranked = engine.rerank_watched(&args.query, &texts, &mut |n| {
         done += n as u64;
-        progress.at(done)
+        Ok(progress.at(done)?)
     })?;
     drop(progress);
     for r in ranked.iter().take(args.top_k.unwrap_or(texts.len())) {

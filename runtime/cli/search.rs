@@ -5,9 +5,11 @@ use super::args::{Global, Search};
 use super::embed::embed;
 use super::note;
 use super::output::{Atomic, Out, lines};
-use crate::engine::fnv1a;
-use crate::rag::{Find, Hit, Searcher};
-use crate::{Embed, Engine, Error, Result, text};
+use crate::error::{Error, Result};
+use gritlm::{Embed, Engine};
+use gritlm_model::hash::fnv1a;
+use gritlm_rag::text;
+use gritlm_rag::{Find, Hit, Searcher};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use std::collections::{HashMap, HashSet};
@@ -54,7 +56,7 @@ pub(super) fn run(args: &Search, global: &Global, out: &mut Out) -> Result<()> {
 /// Searches a store that `gritlm index` has made.
 fn in_store(store: &Path, args: &Search, global: &Global, out: &mut Out) -> Result<()> {
     let engine = super::open(global)?;
-    let searcher = Searcher::open(&engine, store)?;
+    let searcher = Searcher::open(&*engine, store)?;
     let how = Find {
         top_k: args.top_k,
         instruction: args.instruction.clone(),

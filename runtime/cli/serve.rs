@@ -3,9 +3,10 @@
 use super::args::{Global, Serve};
 use super::output::Out;
 use super::{BY_INTERRUPT, note, opened};
-use crate::schedule::Limits;
-use crate::serve::{Server, Settings};
-use crate::{Engine, Result};
+use crate::error::Result;
+use gritlm::Engine;
+use gritlm::schedule::Limits;
+use gritlm_serve::{Server, Settings};
 use std::path::Path;
 
 pub(super) fn run(args: Serve, global: &Global, out: &mut Out) -> Result<()> {
@@ -41,7 +42,7 @@ pub(super) fn run(args: Serve, global: &Global, out: &mut Out) -> Result<()> {
         opened(&engine);
         Ok(engine)
     };
-    server.run(load, stopped())
+    Ok(server.run(load, stopped())?)
 }
 
 /// Returns the last part of a folder's path, or a model id as it is.

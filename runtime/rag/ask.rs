@@ -1,11 +1,10 @@
 //! Answers a question from documents: embeds the query, loads the keys and values that the mode
 //! reuses, prefills the rest of the prompt, and streams the answer.
 
-use super::{Chunk, Mode, Part, Positions, Reader, Usage, join};
-use crate::batch::{Output, Sequence};
-use crate::cache::{Cache, KvCache};
-use crate::embed::Encoded;
-use crate::{Attn, Embed, Engine, Error, Generation, Piece, Result, Sampling};
+use super::{Chunk, Mode, Part, Passes, Positions, Reader, Result, Usage, join};
+use gritlm::cache::KvCache;
+use gritlm::schedule::Past;
+use gritlm::{Attn, Embed, Embedding, Encoded, Engine, Generation, Piece, Sampling};
 use gritlm_model::prompt;
 use std::borrow::Cow;
 use std::time::{Duration, Instant};
@@ -88,80 +87,82 @@ impl From<KvCache> for Stored {
 
 /// An embedded question: its vector and, if the mode reuses them, the keys and values of its
 /// pass.
-pub struct Asked<'a> {
-    engine: &'a Engine,
+pub struct Asked {
     how: Ask,
     query: String,
     tokens: Vec<u32>,
     vector: Vec<f32>,
-    cache: Option<Cache>,
+    kv: Option<KvCache>,
     usage: Usage,
     asked: Instant,
     embedded: Instant,
 }
 
-impl Engine {
-    /// Embeds a question. Find documents with its [`Asked::vector`], then call [`Asked::answer`].
-    ///
-    /// ```
-    /// use gritlm::rag::{Ask, Mode, Passage};
-    /// use gritlm::{Engine, Options, Sampling};
-    ///
-    /// let engine = Engine::open("demo", &Options::default())?;
-    /// let asked = engine.ask("chess on the desktop", &Ask { mode: Mode::Doc, ..Ask::default() })?;
-    /// assert_eq!(asked.vector().len(), engine.config().dim);
-    /// let found = Passage { title: "xboard".into(), text: "plays chess".into(), kv: None };
-    /// let mut answer = asked.answer(&[found], &Sampling { max_tokens: 8, ..Sampling::greedy() })?;
-    /// for piece in &mut answer {
-    ///     print!("{}", piece?.text);
-    /// }
-    /// println!("\n{} tokens were not read again", answer.usage().tokens_reused);
-    /// # Ok::<(), gritlm::Error>(())
-    /// ```
-    ///
-    /// # Errors
-    /// When the query is empty, is longer than the model's positions, or there are not enough
-    /// free KV pages.
-    pub fn ask(&self, query: &str, how: &Ask) -> Result<Asked<'_>> {
-        let asked = Instant::now();
-        let embed = how.embed(self, how.instruction.clone());
-        let encoded = whole(self, query, &embed)?;
-        let (vector, cache) = pass(self, &encoded, &embed)?;
-        let embedded = Instant::now();
-        let mut usage = Usage { tokens_computed: encoded.tokens.len(), ..Usage::default() };
-        usage.times.embed = embedded - asked;
-        Ok(Asked {
-            engine: self,
-            how: how.clone(),
-            query: query.into(),
-            tokens: encoded.tokens,
-            vector,
-            cache: how.mode.reuses_query().then_some(cache),
-            usage,
-            asked,
-            embedded,
-        })
-    }
+/// What is left to generate of an answer: a [`Work::Generate`](gritlm::schedule::Work::Generate)
+/// for a scheduler.
+#[derive(Clone, Debug)]
+pub struct Prepared {
+    /// What the answer goes on from; None if nothing is reused.
+    pub past: Option<Past>,
+    /// Tokens of the rest of the prompt.
+    pub prompt: Vec<u32>,
+    /// What has been computed, read and reused so far, and how long that took.
+    pub usage: Usage,
+    asked: Instant,
+}
+
+/// Embeds a question. Find documents with its [`Asked::vector`], then call [`Asked::answer`].
+///
+/// ```
+/// use gritlm::{Engine, Options, Sampling};
+/// use gritlm_rag::{Ask, Mode, Passage, ask};
+///
+/// let engine = Engine::open("demo", &Options::default())?;
+/// let how = Ask { mode: Mode::Doc, ..Ask::default() };
+/// let asked = ask(&engine, "chess on the desktop", &how)?;
+/// assert_eq!(asked.vector().len(), engine.config().dim);
+/// let found = Passage { title: "xboard".into(), text: "plays chess".into(), kv: None };
+/// let sampling = Sampling { max_tokens: 8, ..Sampling::greedy() };
+/// let mut answer = asked.answer(&engine, &[found], &sampling)?;
+/// for piece in &mut answer {
+///     print!("{}", piece?.text);
+/// }
+/// println!("\n{} tokens were not read again", answer.usage().tokens_reused);
+/// # Ok::<(), gritlm_rag::Error>(())
+/// ```
+///
+/// # Errors
+/// When the query is empty or longer than the model's positions, or its pass fails.
+pub fn ask(passes: &dyn Passes, query: &str, how: &Ask) -> Result<Asked> {
+    let asked = Instant::now();
+    let engine = passes.engine();
+    let embed = Embed { keep_kv: how.mode.reuses_query(), ..how.embed(engine) };
+    let embed = Embed { instruction: how.instruction.clone(), ..embed };
+    let encoded = whole(engine, query, &embed)?;
+    let tokens = encoded.tokens.clone();
+    let embedding = passes.embed_texts(vec![encoded], &embed)?.remove(0);
+    let embedded = Instant::now();
+    let mut usage = Usage { tokens_computed: tokens.len(), ..Usage::default() };
+    usage.times.embed = embedded - asked;
+    let (how, query, vector, kv) = (how.clone(), query.into(), embedding.vector, embedding.kv);
+    Ok(Asked { how, query, tokens, vector, kv, usage, asked, embedded })
 }
 
 impl Ask {
-    /// Embeds a document and returns its vector with the keys and values of the pass, as an index
-    /// keeps them. `text` is [`prompt::document`] of its title and text.
+    /// Embeds a document and keeps the keys and values of the pass, as an index does. `text` is [`prompt::document`] of its title and text.
     ///
     /// # Errors
-    /// When the text is empty, is longer than the model's positions, or there are not enough free
-    /// KV pages.
-    pub fn document(&self, engine: &Engine, text: &str) -> Result<(Vec<f32>, KvCache)> {
-        let how = self.embed(engine, String::new());
-        let (vector, cache) = pass(engine, &whole(engine, text, &how)?, &how)?;
-        Ok((vector, engine.export(&cache)?))
+    /// When the text is empty or longer than the model's positions, or its pass fails.
+    pub fn document(&self, passes: &dyn Passes, text: &str) -> Result<Embedding> {
+        let how = Embed { keep_kv: true, ..self.embed(passes.engine()) };
+        let encoded = whole(passes.engine(), text, &how)?;
+        Ok(passes.embed_texts(vec![encoded], &how)?.remove(0))
     }
 
-    /// Returns the options of an embedding pass. The limit is the model's positions, not the 512
-    /// tokens at which the original implementation truncates its caches.
-    fn embed(&self, engine: &Engine, instruction: String) -> Embed {
-        let max_length = engine.config().max_positions;
-        Embed { instruction, max_length, attn: self.attn, ..Embed::default() }
+    /// Returns the options of an embedding pass without instruction. The limit is the model's
+    /// positions, not the 512 tokens at which the original implementation truncates its caches.
+    fn embed(&self, engine: &Engine) -> Embed {
+        Embed { max_length: engine.config().max_positions, attn: self.attn, ..Embed::default() }
     }
 }
 
@@ -171,114 +172,147 @@ fn whole(engine: &Engine, text: &str, how: &Embed) -> Result<Encoded> {
     match encoded.truncated {
         0 => Ok(encoded),
         more => {
-            Err(Error::LongPrompt { tokens: encoded.tokens.len() + more, limit: how.max_length })
+            let tokens = encoded.tokens.len() + more;
+            Err(gritlm::Error::LongPrompt { tokens, limit: how.max_length }.into())
         }
     }
 }
 
-/// Runs an embedding pass and returns the vector with the KV cache.
-fn pass(engine: &Engine, encoded: &Encoded, how: &Embed) -> Result<(Vec<f32>, Cache)> {
-    let mut cache = engine.cache();
-    let want = encoded.want(how, engine.config().dim);
-    let mask = engine.mask_for(how);
-    let sequence = Sequence { tokens: &encoded.tokens, cache: &mut cache, mask, want };
-    match engine.run(&mut [sequence])?.pop() {
-        Some(Output::Embedding(vector)) => Ok((encoded.finish(0, vector, how)?.vector, cache)),
-        _ => Err(Error::NotFinite { what: "embedding".into() }),
-    }
-}
-
-impl<'a> Asked<'a> {
+impl Asked {
     /// Returns the query's vector `(dim)`, L2-normalised, to find documents with.
     pub fn vector(&self) -> &[f32] {
         &self.vector
     }
 
-    /// Answers from `documents`, best first. Without documents, the question is answered as
-    /// [`Engine::generate`] would answer it.
+    /// Answers from `documents`, best first, with the engine alone; [`Asked::prepare`] is for a
+    /// scheduler. Without documents, the question is answered as [`Engine::generate`] would answer
+    /// it.
     ///
     /// # Errors
     /// When a document's cache was made by another model, a sampling option is invalid, or the
     /// whole prompt does not fit.
-    pub fn answer(mut self, documents: &[Passage], how: &Sampling) -> Result<Answer<'a>> {
+    pub fn answer<'a>(
+        self,
+        engine: &'a Engine,
+        documents: &[Passage],
+        how: &Sampling,
+    ) -> Result<Answer<'a>> {
         how.check()?;
-        let (engine, mode) = (self.engine, self.how.mode);
+        let Prepared { past, prompt, mut usage, asked } = self.prepare(engine, documents)?;
+        let started = Instant::now();
+        let (cache, seen) = match past {
+            Some(Past { cache, tokens }) => (engine.import(&cache)?, tokens),
+            None => (engine.cache(), Vec::new()),
+        };
+        usage.times.load += started.elapsed();
+        let generation = engine.generate_seen(cache, &seen, &prompt, how)?;
+        Ok(Answer { generation, usage, asked, drawn: 0 })
+    }
+
+    /// Prepares an answer from `documents`, best first: joins the keys and values that the mode
+    /// reuses, computes those that a document lacks, and encodes the rest of the prompt.
+    ///
+    /// # Errors
+    /// When a document's cache was made by another model, or a pass fails.
+    pub fn prepare(mut self, passes: &dyn Passes, documents: &[Passage]) -> Result<Prepared> {
+        let (engine, mode) = (passes.engine(), self.how.mode);
         let read: Duration = documents.iter().flat_map(|d| &d.kv).map(|kv| kv.took).sum();
         self.usage.times.retrieve = self.embedded.elapsed().saturating_sub(read);
         let texts: Vec<String> =
             documents.iter().map(|d| prompt::document(&d.title, &d.text)).collect();
-
-        let mut seen = Vec::new();
-        let (cache, rest) = match documents {
-            [] => (engine.cache(), prompt::user(&self.query)),
-            _ => (self.reused(documents, &texts, &mut seen)?, mode.prompt(&self.query, &texts)),
+        let (past, rest) = match documents {
+            [] => (None, prompt::user(&self.query)),
+            _ => (self.past(passes, documents, &texts)?, mode.prompt(&self.query, &texts)),
         };
         let rest = rest + &self.how.answer_prefix;
-        let ids = match cache.is_empty() {
-            true => engine.tokenizer().encode(&rest)?,
-            false => engine.tokenizer().encode_continued(&rest)?,
+        let prompt = match past {
+            None => engine.tokenizer().encode(&rest)?,
+            Some(_) => engine.tokenizer().encode_continued(&rest)?,
         };
-        self.usage.tokens_reused = cache.tokens();
-        self.usage.tokens_computed += ids.len();
-        let generation = engine.generate_seen(cache, &seen, &ids, how)?;
-        Ok(Answer { generation, usage: self.usage, asked: self.asked, drawn: 0 })
+        self.usage.tokens_reused = past.as_ref().map_or(0, |past| past.cache.tokens());
+        self.usage.tokens_computed += prompt.len();
+        Ok(Prepared { past, prompt, usage: self.usage, asked: self.asked })
     }
 
-    /// Joins the caches that the mode reuses and imports them to the device. Appends their tokens
-    /// to `seen`, because the repetition penalty counts them as if they had been read.
-    fn reused(
+    /// Joins the caches that the mode reuses. Their tokens are told as well, because the repetition
+    /// penalty counts them as if they had been read.
+    fn past(
         &mut self,
+        passes: &dyn Passes,
         documents: &[Passage],
         texts: &[String],
-        seen: &mut Vec<u32>,
-    ) -> Result<Cache> {
-        let (engine, mode) = (self.engine, self.how.mode);
+    ) -> Result<Option<Past>> {
+        let (engine, mode) = (passes.engine(), self.how.mode);
+        let mut tokens = Vec::new();
         if mode.reuses_query() {
-            seen.extend(&self.tokens);
+            tokens.extend(&self.tokens);
         }
         let mut caches = Vec::new();
         if mode.reuses_documents() {
-            let how = self.how.embed(engine, String::new());
-            for (document, text) in documents.iter().zip(texts) {
-                caches.push(self.document(document, text)?);
-                seen.extend(whole(engine, text, &how)?.tokens);
-            }
+            let how = self.how.embed(engine);
+            let encoded: Vec<Encoded> =
+                texts.iter().map(|text| whole(engine, text, &how)).collect::<Result<_>>()?;
+            tokens.extend(encoded.iter().flat_map(|encoded| &encoded.tokens));
+            caches = self.caches(passes, documents, encoded, &how)?;
         }
         let started = Instant::now();
-        let query = self.cache.take();
-        let cache = match (mode, query) {
-            (Mode::Query, Some(query)) => query,
-            (Mode::QueryDoc | Mode::DocQuery, Some(query)) => {
-                let first = engine.export(&query)?;
-                // Frees the pages of the query for the joined cache.
-                drop(query);
-                self.joined(&caches, Some(&first))?
-            }
-            _ if mode.reuses_documents() => self.joined(&caches, None)?,
-            _ => engine.cache(),
+        let query = self.kv.take();
+        let cache = match (mode, &query) {
+            (Mode::Plain(_), _) => None,
+            _ => self.joined(engine, &caches, query.as_ref())?,
         };
         self.usage.times.load += started.elapsed();
-        Ok(cache)
+        Ok(cache.map(|cache| Past { cache, tokens }))
     }
 
-    /// Returns a document's keys and values, from the store if it has them; otherwise computes
-    /// them.
-    fn document<'d>(&mut self, document: &'d Passage, text: &str) -> Result<Cow<'d, KvCache>> {
-        if let Some(kv) = &document.kv {
-            self.usage.bytes_read += kv.bytes;
-            self.usage.times.load += kv.took;
-            return Ok(Cow::Borrowed(&kv.cache));
-        }
+    /// Returns the documents' keys and values, from the store if it has them; the others are
+    /// computed, in one batch.
+    fn caches<'d>(
+        &mut self,
+        passes: &dyn Passes,
+        documents: &'d [Passage],
+        encoded: Vec<Encoded>,
+        how: &Embed,
+    ) -> Result<Vec<Cow<'d, KvCache>>> {
         let started = Instant::now();
-        let (_, cache) = self.how.document(self.engine, text)?;
+        let all = documents.iter().zip(encoded);
+        let missing: Vec<Encoded> =
+            all.filter(|(document, _)| document.kv.is_none()).map(|(_, encoded)| encoded).collect();
+        self.usage.recomputed += missing.len();
+        let how = Embed { keep_kv: true, ..how.clone() };
+        let mut computed = match missing.is_empty() {
+            true => Vec::new(),
+            false => passes.embed_texts(missing, &how)?,
+        }
+        .into_iter();
         self.usage.times.embed += started.elapsed();
-        self.usage.tokens_computed += cache.tokens();
-        self.usage.recomputed += 1;
-        Ok(Cow::Owned(cache))
+        let mut caches = Vec::with_capacity(documents.len());
+        for document in documents {
+            match &document.kv {
+                Some(kv) => {
+                    self.usage.bytes_read += kv.bytes;
+                    self.usage.times.load += kv.took;
+                    caches.push(Cow::Borrowed(&kv.cache));
+                }
+                // There is one for each document that has none.
+                None => {
+                    if let Some(embedding) = computed.next() {
+                        self.usage.tokens_computed += embedding.tokens;
+                        caches.extend(embedding.kv.map(Cow::Owned));
+                    }
+                }
+            }
+        }
+        Ok(caches)
     }
 
-    /// Joins all parts in the mode's order and imports the result to the device.
-    fn joined(&self, documents: &[Cow<'_, KvCache>], query: Option<&KvCache>) -> Result<Cache> {
+    /// Joins all parts in the mode's order.
+    fn joined(
+        &self,
+        engine: &Engine,
+        documents: &[Cow<'_, KvCache>],
+        query: Option<&KvCache>,
+    ) -> Result<Option<KvCache>> {
         let part = |skip| move |cache| Part { cache, skip };
         let documents = documents.iter().map(Cow::as_ref);
         let parts: Vec<Part<'_>> = match self.how.mode {
@@ -289,11 +323,10 @@ impl<'a> Asked<'a> {
             _ => documents.chain(query).map(part(0)).collect(),
         };
         match parts[..] {
-            [Part { cache, skip: 0 }] => self.engine.import(cache),
-            _ => {
-                let frequencies = self.engine.frequencies();
-                self.engine.import(&join(&parts, self.how.positions, &frequencies)?)
-            }
+            [] => Ok(None),
+            // A mapped cache is not copied.
+            [Part { cache, skip: 0 }] => Ok(Some(cache.clone())),
+            _ => Ok(Some(join(&parts, self.how.positions, &engine.frequencies())?)),
         }
     }
 }
@@ -319,7 +352,7 @@ impl Answer<'_> {
 }
 
 impl Iterator for Answer<'_> {
-    type Item = Result<Piece>;
+    type Item = gritlm::Result<Piece>;
 
     fn next(&mut self) -> Option<Self::Item> {
         let started = Instant::now();

@@ -1,6 +1,7 @@
 //! Splits texts into chunks that one embedding pass holds in full.
 
-use crate::{Embed, Encoded, Engine, Error, Result};
+use crate::{Error, Result};
+use gritlm::{Embed, Encoded, Engine};
 use gritlm_model::prompt::{self, embed_prefix};
 use std::ops::Range;
 
@@ -38,15 +39,15 @@ impl Chunking {
     pub fn check(&self, positions: usize) -> Result<()> {
         if !(MIN_CHUNK..=positions).contains(&self.tokens) {
             return Err(Error::Option {
-                option: "--chunk",
+                option: "chunk",
                 expected: format!("{MIN_CHUNK} to {positions} tokens"),
                 found: self.tokens.to_string(),
             });
         }
         if self.overlap > self.tokens / 4 {
             return Err(Error::Option {
-                option: "--overlap",
-                expected: format!("at most a quarter of --chunk, {}", self.tokens / 4),
+                option: "overlap",
+                expected: format!("at most a quarter of `chunk`, {}", self.tokens / 4),
                 found: self.overlap.to_string(),
             });
         }
@@ -63,18 +64,18 @@ pub struct Cut {
     pub encoded: Encoded,
 }
 
-impl Engine {
+impl Chunking {
     /// Returns the title as it precedes the text in each chunk, truncated to a quarter of a
     /// chunk.
     ///
     /// # Errors
     /// When the tokenizer cannot take the title, or it is longer than the model's positions
-    /// (possible only if chunks of `how.tokens` are longer, too).
-    pub fn chunk_title(&self, title: &str, how: Chunking) -> Result<String> {
-        let title = self.tokenizer().beginning(title, how.tokens);
-        self.check_bytes("title", title.len())?;
-        let ends = self.ends(title)?;
-        let fit = ends.partition_point(|end| end.tokens <= how.tokens / 4);
+    /// (possible only if chunks of `tokens` are longer, too).
+    pub fn title(self, engine: &Engine, title: &str) -> Result<String> {
+        let title = engine.tokenizer().beginning(title, self.tokens);
+        engine.check_bytes("title", title.len())?;
+        let ends = ends(engine, title)?;
+        let fit = ends.partition_point(|end| end.tokens <= self.tokens / 4);
         Ok(ends[..fit].last().map_or("", |end| &title[..end.at]).trim_end().into())
     }
 
@@ -85,10 +86,10 @@ impl Engine {
     /// is in a chunk, and the same text always gives the same chunks. An empty text has none.
     ///
     /// ```
-    /// use gritlm::rag::Chunking;
+    /// use gritlm_rag::Chunking;
     /// let engine = gritlm::Engine::open("demo", &gritlm::Options::default())?;
     /// let text = "A sentence of some words. ".repeat(40);
-    /// let cuts = engine.chunks("Title", &text, Chunking { tokens: 64, overlap: 0 })?;
+    /// let cuts = Chunking { tokens: 64, overlap: 0 }.cut(&engine, "Title", &text)?;
     /// assert!(cuts.iter().all(|cut| cut.encoded.tokens.len() <= 64));
     /// assert!(cuts.iter().all(|cut| text[cut.bytes.clone()].ends_with("words. ")));
     /// # Ok::<(), gritlm::Error>(())
@@ -96,12 +97,13 @@ impl Engine {
     ///
     /// # Errors
     /// When the tokenizer cannot take the text, or the title fills a chunk (see
-    /// [`Engine::chunk_title`]) or could not fit the model's positions.
-    pub fn chunks(&self, title: &str, text: &str, how: Chunking) -> Result<Vec<Cut>> {
-        self.check_bytes("title", title.len())?;
+    /// [`Chunking::title`]) or could not fit the model's positions.
+    pub fn cut(self, engine: &Engine, title: &str, text: &str) -> Result<Vec<Cut>> {
+        let how = self;
+        engine.check_bytes("title", title.len())?;
         let whole = Embed { max_length: usize::MAX, ..Embed::default() };
         // Reserves the tokens before the text, and one for the space that may end a chunk.
-        let before = self.tokenizer().encode(&format!("{}{title}", embed_prefix("")))?.len();
+        let before = engine.tokenizer().encode(&format!("{}{title}", embed_prefix("")))?.len();
         let room = how.tokens.saturating_sub(before + 1);
         let no_room = || {
             let problem = format!("leaves no room for text in chunks of {} tokens", how.tokens);
@@ -115,7 +117,7 @@ impl Engine {
         let mut cuts: Vec<Cut> = Vec::new();
         let mut start = 0;
         while start < text.len() {
-            let ends = self.ends_of_first(&text[start..], room)?;
+            let ends = ends_of_first(engine, &text[start..], room)?;
             let mut most = room;
             let (cut, end) = loop {
                 let fit = ends.partition_point(|end| end.tokens <= most);
@@ -125,7 +127,7 @@ impl Engine {
                 let end = preferred(&text[start..], &ends[..fit], fit == ends.len());
                 let bytes = start..start + end.at;
                 let document = prompt::document(title, &text[bytes.clone()]);
-                let encoded = self.encode_texts(&[document], &whole)?.remove(0);
+                let encoded = engine.encode_texts(&[document], &whole)?.remove(0);
                 // In the prompt the text may be a token or two longer than on its own.
                 match encoded.tokens.len().saturating_sub(how.tokens) {
                     0 => break (Cut { bytes, encoded }, end),
@@ -149,42 +151,42 @@ impl Engine {
         }
         Ok(cuts)
     }
+}
 
-    /// Returns where tokens end at the beginning of a text: more than `tokens` of them, or all if
-    /// the text is shorter.
-    fn ends_of_first(&self, text: &str, tokens: usize) -> Result<Vec<End>> {
-        // A token usually has about four bytes. The last token is dropped because the cut may
-        // split it.
-        let mut length = 6 * tokens;
-        loop {
-            let part = &text[..text.floor_char_boundary(length)];
-            let mut ends = self.ends(part)?;
-            if part.len() == text.len() {
-                return Ok(ends);
-            }
-            ends.pop();
-            if ends.last().is_some_and(|end| end.tokens > tokens) {
-                return Ok(ends);
-            }
-            length *= 2;
+/// Returns where tokens end at the beginning of a text: more than `tokens` of them, or all if
+/// the text is shorter.
+fn ends_of_first(engine: &Engine, text: &str, tokens: usize) -> Result<Vec<End>> {
+    // A token usually has about four bytes. The last token is dropped because the cut may
+    // split it.
+    let mut length = 6 * tokens;
+    loop {
+        let part = &text[..text.floor_char_boundary(length)];
+        let mut ends = ends(engine, part)?;
+        if part.len() == text.len() {
+            return Ok(ends);
+        }
+        ends.pop();
+        if ends.last().is_some_and(|end| end.tokens > tokens) {
+            return Ok(ends);
+        }
+        length *= 2;
+    }
+}
+
+/// Returns the places where both a token and a character end. A single space after a token
+/// counts to it, so that the next chunk begins with a word.
+fn ends(engine: &Engine, text: &str) -> Result<Vec<End>> {
+    let bytes = text.as_bytes();
+    let mut ends: Vec<End> = Vec::new();
+    for (mut at, tokens) in engine.tokenizer().ends(text)? {
+        let next = bytes.get(at + 1).is_some_and(|b| !b.is_ascii_whitespace());
+        at += usize::from(next && bytes[at] == b' ');
+        match ends.last_mut() {
+            Some(last) if last.at == at => last.tokens = tokens,
+            _ => ends.push(End { at, tokens }),
         }
     }
-
-    /// Returns the places where both a token and a character end. A single space after a token
-    /// counts to it, so that the next chunk begins with a word.
-    fn ends(&self, text: &str) -> Result<Vec<End>> {
-        let bytes = text.as_bytes();
-        let mut ends: Vec<End> = Vec::new();
-        for (mut at, tokens) in self.tokenizer().ends(text)? {
-            let next = bytes.get(at + 1).is_some_and(|b| !b.is_ascii_whitespace());
-            at += usize::from(next && bytes[at] == b' ');
-            match ends.last_mut() {
-                Some(last) if last.at == at => last.tokens = tokens,
-                _ => ends.push(End { at, tokens }),
-            }
-        }
-        Ok(ends)
-    }
+    Ok(ends)
 }
 
 /// A place where a text can be split.

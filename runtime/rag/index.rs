@@ -9,10 +9,9 @@
 use super::chunk::Chunking;
 use super::read::{Entry, Item, Links, Parser, Source, Unread, Walk, read_file, resolve, walk};
 use super::store::{CacheKind, Identity, KvFormat, NewChunk, NewDocument, Spill, Stamp, Writer};
-use crate::batch::{Output, Sequence};
-use crate::cache::KvCache;
-use crate::{Embed, Encoded, Engine, Error, Result};
-use gritlm_model::ops::PAGE;
+use crate::{Error, Passes, Result};
+use gritlm::cache::KvCache;
+use gritlm::{Embed, Embedding, Encoded, Engine};
 use rayon::prelude::*;
 use serde::Serialize;
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -91,7 +90,7 @@ pub enum Event<'a> {
 /// Indexes files into a store.
 ///
 /// ```
-/// use gritlm::rag::{Identity, Indexer};
+/// use gritlm_rag::{Identity, Indexer};
 /// # let folder = tempfile::tempdir().unwrap();
 /// # let (notes, store) = (folder.path().join("notes"), folder.path().join("store"));
 /// # std::fs::create_dir(&notes).unwrap();
@@ -104,7 +103,7 @@ pub enum Event<'a> {
 /// # Ok::<(), gritlm::Error>(())
 /// ```
 pub struct Indexer<'a> {
-    engine: &'a Engine,
+    passes: &'a dyn Passes,
     writer: Writer,
     folder: PathBuf,
     /// The most bytes of keys and values that wait in memory.
@@ -120,13 +119,14 @@ impl<'a> Indexer<'a> {
     /// # Errors
     /// When the chunk lengths are invalid, the store was made with other settings, another writer
     /// holds it, or it cannot be written.
-    pub fn open(engine: &'a Engine, folder: &Path, identity: &Identity) -> Result<Self> {
+    pub fn open(passes: &'a dyn Passes, folder: &Path, identity: &Identity) -> Result<Self> {
+        let engine = passes.engine();
         let how = Chunking { tokens: identity.chunk, overlap: identity.overlap };
         how.check(engine.config().max_positions)?;
         identity.check(engine, identity.attn)?;
         let writer = Writer::open(folder, identity)?;
         let (folder, parser) = (resolve(folder), Parser::default());
-        Ok(Self { engine, writer, folder, memory: 256 << 20, parser, links: Links::Within })
+        Ok(Self { passes, writer, folder, memory: 256 << 20, parser, links: Links::Within })
     }
 
     /// Sets the parser of HTML and PDF. The default, [`Parser::default`], parses in this process;
@@ -171,7 +171,7 @@ impl<'a> Indexer<'a> {
         let (mut read, total) = (0, files.iter().map(|f| f.bytes).sum());
         let mut plan = Plan::default();
         let reading = Reading { parser: &self.parser, stamps: &stamps };
-        cut_files(self.engine, identity, &files, reading, &mut |found| {
+        cut_files(self.passes.engine(), identity, &files, reading, &mut |found| {
             for cut in found {
                 match cut {
                     Cut::Read(bytes) => read += bytes,
@@ -228,8 +228,8 @@ impl<'a> Indexer<'a> {
             })
             .collect();
         let identity = self.writer.identity().clone();
-        let engine = self.engine;
-        let mut run = Run::new(engine, &mut self.writer, self.memory, &identity, &stamps);
+        let engine = self.passes.engine();
+        let mut run = Run::new(self.passes, &mut self.writer, self.memory, &identity, &stamps);
         run.total = files.iter().map(|f| f.bytes).sum();
         run.done.outside = outside;
         for Unread { path, name, problem, .. } in failed {
@@ -242,7 +242,7 @@ impl<'a> Indexer<'a> {
             let reader = move || {
                 cut_files(engine, identity, files, reading, &mut |found| {
                     // After an error nobody receives, so the thread stops reading.
-                    send.send(found).map_err(|_| Error::Interrupted)
+                    send.send(found).map_err(|_| Error::Cancelled)
                 })
             };
             // The parsers of HTML and PDF recurse as deep as a file is nested.
@@ -266,7 +266,7 @@ impl<'a> Indexer<'a> {
     /// [`Indexer::run`].
     ///
     /// ```
-    /// use gritlm::rag::{Identity, Indexer, Source, Stamp, content_hash};
+    /// use gritlm_rag::{Identity, Indexer, Source, Stamp, content_hash};
     /// # let folder = tempfile::tempdir().unwrap();
     /// # let store = folder.path().join("store");
     ///
@@ -293,10 +293,10 @@ impl<'a> Indexer<'a> {
         sources: Vec<Source>,
         watch: &mut dyn FnMut(Event<'_>) -> Result<()>,
     ) -> Result<Indexed> {
-        let (engine, stamps) = (self.engine, self.writer.stamps()?);
+        let (engine, stamps) = (self.passes.engine(), self.writer.stamps()?);
         let identity = self.writer.identity().clone();
         let how = Chunking { tokens: identity.chunk, overlap: identity.overlap };
-        let mut run = Run::new(engine, &mut self.writer, self.memory, &identity, &stamps);
+        let mut run = Run::new(self.passes, &mut self.writer, self.memory, &identity, &stamps);
         let each = &mut |found| run.take(found, watch);
         let mut group = Group { engine, how, items: Vec::new(), bytes: 0, each };
         let pushed = sources.into_iter().try_for_each(|source| {
@@ -397,8 +397,8 @@ impl Group<'_> {
             Ok((path, Item::Problem(problem))) => Cut::Problem(path, problem),
             Ok((_, Item::Binary)) => Cut::Binary,
             Ok((_, Item::Document(source))) => {
-                let cut = engine.chunk_title(&source.title, how).and_then(|title| {
-                    let cuts = engine.chunks(&title, &source.text, how)?;
+                let cut = how.title(engine, &source.title).and_then(|title| {
+                    let cuts = how.cut(engine, &title, &source.text)?;
                     Ok((title, cuts))
                 });
                 match cut {
@@ -432,7 +432,7 @@ struct Open {
 
 /// The state of a run.
 struct Run<'a> {
-    engine: &'a Engine,
+    passes: &'a dyn Passes,
     writer: &'a mut Writer,
     memory: usize,
     identity: &'a Identity,
@@ -456,14 +456,14 @@ struct Run<'a> {
 
 impl<'a> Run<'a> {
     fn new(
-        engine: &'a Engine,
+        passes: &'a dyn Passes,
         writer: &'a mut Writer,
         memory: usize,
         identity: &'a Identity,
         stamps: &'a HashMap<String, Stamp>,
     ) -> Self {
         Self {
-            engine,
+            passes,
             writer,
             memory,
             identity,
@@ -512,7 +512,7 @@ impl<'a> Run<'a> {
                 }
             }
         }
-        self.embed(self.engine.options().batch_tokens, watch)?;
+        self.embed(self.passes.engine().options().batch_tokens, watch)?;
         self.progress(watch)
     }
 
@@ -557,76 +557,69 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Runs one pass over as many of the next chunks as fit.
+    /// Embeds as many of the next chunks as a pass holds.
     fn pass(&mut self) -> Result<()> {
-        let (budget, free) = (self.engine.options().batch_tokens, self.engine.pool().free_pages());
-        let (mut tokens, mut pages) = (0, 0);
+        let budget = self.passes.engine().options().batch_tokens;
+        let mut tokens = 0;
         let waiting = self.queue.iter().flat_map(|open| &open.waiting);
-        let batch: Vec<&Encoded> = waiting
-            .map(|(_, encoded)| encoded)
+        let batch: Vec<Encoded> = waiting
             .enumerate()
-            .take_while(|(i, encoded)| {
+            .take_while(|(i, (_, encoded))| {
                 tokens += encoded.tokens.len();
-                pages += encoded.tokens.len().div_ceil(PAGE);
-                *i == 0 || (tokens <= budget && pages <= free)
+                *i == 0 || tokens <= budget
             })
-            .map(|(_, encoded)| encoded)
+            .map(|(_, (_, encoded))| encoded.clone())
             .collect();
-        let how = Embed { attn: Some(self.identity.attn), ..Embed::default() };
-        let mask = self.engine.mask_for(&how);
-        let mut caches: Vec<_> = batch.iter().map(|_| self.engine.cache()).collect();
-        let mut sequences: Vec<Sequence<'_>> = batch
-            .iter()
-            .zip(&mut caches)
-            .map(|(encoded, cache)| Sequence {
-                tokens: &encoded.tokens,
-                cache,
-                mask,
-                want: encoded.want(&how, self.identity.dim),
-            })
-            .collect();
-        let outputs = self.engine.run(&mut sequences)?;
         let mut in_memory = self.in_memory();
-        for (output, cache) in outputs.into_iter().zip(&caches) {
-            let kv = match (self.identity.cache, self.identity.kv) {
-                (CacheKind::None, _) => None,
-                (CacheKind::Doc, KvFormat::Bf16) => Some(self.engine.export(cache)?.to_bf16()),
-                (CacheKind::Doc, _) => Some(self.engine.export(cache)?),
-            };
+        for Embedding { vector, tokens, kv, .. } in self.embeddings(batch)? {
             let Some(open) = self.queue.iter_mut().find(|open| !open.waiting.is_empty()) else {
                 break;
             };
-            if let (Some((text, encoded)), Output::Embedding(vector)) =
-                (open.waiting.pop_front(), output)
-            {
-                let name = |error| match error {
-                    Error::NotFinite { .. } => {
-                        let (path, index) = (&open.document.path, open.done.len());
-                        Error::NotFinite { what: format!("{path}, chunk {index}") }
-                    }
-                    error => error,
-                };
-                let vector = encoded.finish(open.done.len(), vector, &how).map_err(name)?.vector;
-                let kv = match kv {
-                    Some(kv) if in_memory + kv.bytes() > self.memory => {
-                        let spill = open.spill.take().map_or_else(|| self.writer.spill(), Ok)?;
-                        Some(open.spill.insert(spill).keep(&kv)?)
-                    }
-                    kv => {
-                        let bytes = kv.as_ref().map_or(0, KvCache::bytes);
-                        open.in_memory += bytes;
-                        in_memory += bytes;
-                        kv
-                    }
-                };
-                let tokens = encoded.tokens.len();
-                self.queued -= tokens;
-                self.done.chunks += 1;
-                self.done.tokens += tokens as u64;
-                open.done.push(NewChunk { text, tokens: tokens as u32, vector, kv });
-            }
+            let Some((text, _)) = open.waiting.pop_front() else { break };
+            let kv = kv.map(|kv| match self.identity.kv {
+                KvFormat::Bf16 => kv.to_bf16(),
+                KvFormat::F32 | KvFormat::Int8 => kv,
+            });
+            let kv = match kv {
+                Some(kv) if in_memory + kv.bytes() > self.memory => {
+                    let spill = open.spill.take().map_or_else(|| self.writer.spill(), Ok)?;
+                    Some(open.spill.insert(spill).keep(&kv)?)
+                }
+                kv => {
+                    let bytes = kv.as_ref().map_or(0, KvCache::bytes);
+                    open.in_memory += bytes;
+                    in_memory += bytes;
+                    kv
+                }
+            };
+            self.queued -= tokens;
+            self.done.chunks += 1;
+            self.done.tokens += tokens as u64;
+            open.done.push(NewChunk { text, tokens: tokens as u32, vector, kv });
         }
         Ok(())
+    }
+
+    /// Embeds the next chunks. If one has no finite vector, the error names its document.
+    fn embeddings(&self, batch: Vec<Encoded>) -> Result<Vec<Embedding>> {
+        let keep_kv = self.identity.cache == CacheKind::Doc;
+        let how = Embed { attn: Some(self.identity.attn), keep_kv, ..Embed::default() };
+        let embedded = self.passes.embed_texts(batch.clone(), &how);
+        let not_finite = |e: &Error| matches!(e, Error::Engine(gritlm::Error::NotFinite { .. }));
+        if !embedded.as_ref().is_err_and(not_finite) {
+            return embedded;
+        }
+        let chunks = self.queue.iter().flat_map(|open| {
+            let numbered = open.waiting.iter().zip(open.done.len()..);
+            numbered.map(move |(_, index)| (&open.document.path, index))
+        });
+        for (text, (path, index)) in batch.into_iter().zip(chunks) {
+            if self.passes.embed_texts(vec![text], &how).as_ref().is_err_and(not_finite) {
+                let what = format!("{path}, chunk {index}");
+                return Err(gritlm::Error::NotFinite { what }.into());
+            }
+        }
+        embedded
     }
 
     /// Updates the graph and returns what the run has done.

@@ -6,8 +6,8 @@
 //! positions, so shifting a whole pass leaves all its hidden states unchanged. Values have no
 //! position.
 
-use crate::cache::KvCache;
 use crate::{Error, Result};
+use gritlm::cache::KvCache;
 use rayon::prelude::*;
 
 /// The positions of the keys in a joined cache.
@@ -32,7 +32,7 @@ pub struct Part<'a> {
 }
 
 /// Concatenates the parts into one cache in f32, so that values which are rounded later are
-/// rounded only once. Rotates keys by `frequencies` (of [`crate::Engine::frequencies`]).
+/// rounded only once. Rotates keys by `frequencies` (of [`gritlm::Engine::frequencies`]).
 ///
 /// # Errors
 /// When there is no part, a part has no tokens left, the number of frequencies is wrong, or the
@@ -83,7 +83,7 @@ pub fn join(parts: &[Part<'_>], positions: Positions, frequencies: &[f32]) -> Re
             }
         }
     });
-    KvCache::from_f32([layers, 2, kv_heads, tokens, head_dim], joined)
+    Ok(KvCache::from_f32([layers, 2, kv_heads, tokens, head_dim], joined)?)
 }
 
 /// A part with its size and rotation.

@@ -26,7 +26,7 @@ impl FromStr for Order {
             "query-doc" => Ok(Self::QueryDoc),
             "doc-query" => Ok(Self::DocQuery),
             found => Err(Error::Option {
-                option: "--order",
+                option: "order",
                 expected: "query-doc or doc-query".into(),
                 found: found.into(),
             }),
@@ -51,7 +51,7 @@ impl FromStr for Order {
 /// ```
 ///
 /// ```
-/// use gritlm::rag::{Mode, Order};
+/// use gritlm_rag::{Mode, Order};
 /// assert_eq!("doc-query".parse::<Mode>()?, Mode::DocQuery);
 /// assert_eq!("none".parse::<Mode>()?.ordered(Order::QueryDoc), Mode::Plain(Order::QueryDoc));
 /// # Ok::<(), gritlm::Error>(())
@@ -110,8 +110,8 @@ impl Mode {
         match self.reuses_documents() && store.cache == CacheKind::None {
             false => Ok(()),
             true => Err(Error::Option {
-                option: "--cache",
-                expected: "none or query: the store keeps no caches (gritlm index --cache doc)"
+                option: "cache",
+                expected: "none or query: the store keeps no caches (index with `cache` doc)"
                     .into(),
                 found: self.to_string(),
             }),
@@ -149,7 +149,7 @@ impl FromStr for Mode {
             "query-doc" => Ok(Self::QueryDoc),
             "doc-query" => Ok(Self::DocQuery),
             found => Err(Error::Option {
-                option: "--cache",
+                option: "cache",
                 expected: "none, query, doc, query-doc or doc-query".into(),
                 found: found.into(),
             }),

@@ -5,7 +5,8 @@
 use super::index::is_below;
 use super::read::resolve;
 use super::store::{Chunk, Graph, Reader, Vectors};
-use crate::{Corpus, Embed, Engine, Error, Result};
+use crate::{Error, Passes, Result};
+use gritlm::{Corpus, Embed, Engine};
 use gritlm_model::prompt;
 use serde_json::Value;
 use std::borrow::Cow;
@@ -48,7 +49,7 @@ impl Default for Find {
 /// list that contains it.
 ///
 /// ```
-/// use gritlm::rag::Filter;
+/// use gritlm_rag::Filter;
 /// use serde_json::json;
 /// let filter: Filter = "year=2024".parse()?;
 /// assert!(filter.matches(&json!({"year": 2024})));
@@ -90,7 +91,7 @@ impl FromStr for Filter {
                 Ok(Self { key: key.into(), value: value.into() })
             }
             _ => Err(Error::Option {
-                option: "--filter",
+                option: "filter",
                 expected: "key=value".into(),
                 found: text.into(),
             }),
@@ -113,7 +114,7 @@ pub struct Hit {
 /// Searches a snapshot of a store, taken when it is opened.
 ///
 /// ```
-/// use gritlm::rag::{Find, Identity, Indexer, Searcher};
+/// use gritlm_rag::{Find, Identity, Indexer, Searcher};
 /// # let folder = tempfile::tempdir().unwrap();
 /// # let (notes, store) = (folder.path().join("notes"), folder.path().join("store"));
 /// # std::fs::create_dir(&notes).unwrap();
@@ -127,12 +128,12 @@ pub struct Hit {
 /// # Ok::<(), gritlm::Error>(())
 /// ```
 pub struct Searcher<'a> {
-    engine: &'a Engine,
-    shelf: Arc<Shelf>,
+    passes: &'a dyn Passes,
+    snapshot: Arc<Snapshot>,
 }
 
-/// An opened snapshot of a store without the engine, so that several searches can share it.
-pub(crate) struct Shelf {
+/// An opened snapshot of a store, which several searches can share.
+pub struct Snapshot {
     reader: Reader,
     vectors: Arc<Vectors>,
     /// All vectors on the device; created by the first search that scores all of them.
@@ -140,9 +141,12 @@ pub(crate) struct Shelf {
     graph: Option<Graph>,
 }
 
-impl Shelf {
+impl Snapshot {
     /// Opens a snapshot; see [`Searcher::open`].
-    pub(crate) fn open(engine: &Engine, folder: &Path) -> Result<Self> {
+    ///
+    /// # Errors
+    /// As [`Searcher::open`].
+    pub fn open(engine: &Engine, folder: &Path) -> Result<Self> {
         let reader = Reader::open(folder)?;
         reader.check(engine, reader.identity().attn)?;
         let vectors = Arc::new(reader.vectors()?);
@@ -166,7 +170,7 @@ impl Shelf {
     }
 
     /// Returns the reader of the snapshot.
-    pub(crate) fn reader(&self) -> &Reader {
+    pub fn reader(&self) -> &Reader {
         &self.reader
     }
 }
@@ -186,18 +190,18 @@ impl<'a> Searcher<'a> {
     ///
     /// # Errors
     /// When there is no store, it is damaged, or it was made with another model.
-    pub fn open(engine: &'a Engine, folder: &Path) -> Result<Self> {
-        Ok(Self::on(engine, Arc::new(Shelf::open(engine, folder)?)))
+    pub fn open(passes: &'a dyn Passes, folder: &Path) -> Result<Self> {
+        Ok(Self::on(passes, Arc::new(Snapshot::open(passes.engine(), folder)?)))
     }
 
     /// Creates a searcher over a snapshot that was opened with this engine.
-    pub(crate) fn on(engine: &'a Engine, shelf: Arc<Shelf>) -> Self {
-        Self { engine, shelf }
+    pub fn on(passes: &'a dyn Passes, snapshot: Arc<Snapshot>) -> Self {
+        Self { passes, snapshot }
     }
 
     /// Returns the reader of the store.
     pub fn reader(&self) -> &Reader {
-        &self.shelf.reader
+        &self.snapshot.reader
     }
 
     /// Embeds the query and returns the nearest chunks, best first.
@@ -206,16 +210,18 @@ impl<'a> Searcher<'a> {
     /// When the query is empty or longer than the model's positions, the store is damaged, or the
     /// device fails.
     pub fn search(&self, query: &str, how: &Find) -> Result<Vec<Hit>> {
-        let positions = self.engine.config().max_positions;
+        let engine = self.passes.engine();
+        let positions = engine.config().max_positions;
         let embed = Embed {
-            attn: Some(self.shelf.reader.identity().attn),
+            attn: Some(self.snapshot.reader.identity().attn),
             max_length: positions,
             ..Embed::with_instruction(&how.instruction)
         };
-        let embedding = self.engine.embed(&[query], &embed)?.remove(0);
+        let encoded = engine.encode_texts(&[query], &embed)?;
+        let embedding = self.passes.embed_texts(encoded, &embed)?.remove(0);
         if embedding.truncated > 0 {
             let tokens = embedding.tokens + embedding.truncated;
-            return Err(Error::LongPrompt { tokens, limit: positions });
+            return Err(gritlm::Error::LongPrompt { tokens, limit: positions }.into());
         }
         self.find(query, &embedding.vector, how)
     }
@@ -233,7 +239,8 @@ impl<'a> Searcher<'a> {
         let found = self.nearest(vector, &more)?;
         let passages: Vec<String> =
             found.iter().map(|h| prompt::document(&h.chunk.title, &h.chunk.text)).collect();
-        let ranked = self.engine.rerank(query, &passages)?;
+        let prompts = self.passes.engine().encode_passages(query, &passages)?;
+        let ranked = self.passes.rank_prompts(prompts)?;
         let hits = ranked
             .into_iter()
             .take(how.top_k)
@@ -249,12 +256,12 @@ impl<'a> Searcher<'a> {
     /// # Errors
     /// When the vector has another width, the store is damaged, or the device fails.
     pub fn nearest(&self, vector: &[f32], how: &Find) -> Result<Vec<Hit>> {
-        let (dim, ids) = (self.shelf.vectors.dim(), self.shelf.vectors.ids());
+        let (dim, ids) = (self.snapshot.vectors.dim(), self.snapshot.vectors.ids());
         if vector.len() != dim {
             let problem = format!("expected {dim} numbers, found {}", vector.len());
             return Err(Error::Input { what: "vector to search".into(), problem });
         }
-        self.shelf.vectors.check()?;
+        self.snapshot.vectors.check()?;
         let chosen = match self.chosen(how)? {
             None => self.candidates(vector, how)?,
             chosen => chosen,
@@ -264,11 +271,12 @@ impl<'a> Searcher<'a> {
         }
         // Copying a few rows is faster than searching all of them; with many rows the copy is the
         // smallest part of the work.
+        let engine = self.passes.engine();
         let best = match &chosen {
-            None => self.engine.search_in(self.shelf.corpus(self.engine)?, vector, how.top_k)?,
+            None => engine.search_in(self.snapshot.corpus(engine)?, vector, how.top_k)?,
             Some(rows) => {
-                let rows = self.engine.corpus(dim, self.shelf.vectors.rows(rows))?;
-                self.engine.search_in(&rows, vector, how.top_k)?
+                let rows = engine.corpus(dim, self.snapshot.vectors.rows(rows))?;
+                engine.search_in(&rows, vector, how.top_k)?
             }
         }
         .remove(0);
@@ -282,8 +290,8 @@ impl<'a> Searcher<'a> {
     /// Returns the rows that the graph finds and those that it does not cover, in ascending order
     /// as in exact search; None means all rows.
     fn candidates(&self, vector: &[f32], how: &Find) -> Result<Option<Vec<usize>>> {
-        let Some(graph) = &self.shelf.graph else { return Ok(None) };
-        let ids = self.shelf.vectors.ids();
+        let Some(graph) = &self.snapshot.graph else { return Ok(None) };
+        let ids = self.snapshot.vectors.ids();
         let row = |id: u64| ids.binary_search(&id).ok();
         let covered = ids.partition_point(|&id| id <= graph.file().through());
         let count = how.top_k.saturating_mul(4).max(CANDIDATES);
@@ -310,7 +318,7 @@ impl<'a> Searcher<'a> {
         let documents = self.reader().documents()?.into_iter();
         let ids: HashSet<u64> =
             documents.filter(|d| fits(&d.path, &d.metadata)).flat_map(|d| d.chunks).collect();
-        let rows = self.shelf.vectors.ids().iter().enumerate();
+        let rows = self.snapshot.vectors.ids().iter().enumerate();
         Ok(Some(rows.filter(|(_, id)| ids.contains(id)).map(|(row, _)| row).collect()))
     }
 }

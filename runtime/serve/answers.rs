@@ -4,9 +4,9 @@ use super::body::Loaded;
 use super::budget::Charge;
 use super::failure::Failure;
 use super::metrics::Watch;
-use crate::schedule::{Event, Request, Summary, Ticket, Timings, Work};
-use crate::{Embedding, Ranked};
 use axum::http::HeaderValue;
+use gritlm::schedule::{Cancel, Event, Request, Summary, Ticket, Timings, Work};
+use gritlm::{Embedding, Ranked};
 use gritlm_model::ops::Drawn;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -47,10 +47,15 @@ impl Sink {
         // If the receiver is gone, its tickets have been dropped as well.
         let _ = self.sender.send(told);
     }
+}
 
-    /// Returns whether the receiver is gone.
-    pub(super) fn is_closed(&self) -> bool {
-        self.sender.is_closed()
+/// Cancels the requests of a handler when it is dropped.
+#[derive(Default)]
+pub(super) struct CancelOnDrop(pub(super) Cancel);
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        self.0.cancel();
     }
 }
 
@@ -103,18 +108,32 @@ impl Loaded {
         Ok(many)
     }
 
-    /// Returns both ends for one task that runs beside the scheduler and sends all its events with
-    /// index 0.
-    pub(super) fn events_of(&self, watch: Watch) -> (Sink, Many) {
-        let (sink, mut many) = self.events();
-        many.watches.push(watch);
-        (sink, many)
+    /// Submits a request to the scheduler that the metrics know by this name. `until_first` is
+    /// dropped with the first event, and `cancel` with the events.
+    pub(super) fn submit_watched(
+        &self,
+        request: Request,
+        name: &str,
+        cancel: CancelOnDrop,
+        until_first: impl Send + 'static,
+    ) -> Result<Many, Failure> {
+        let (mut sink, mut many) = self.events();
+        many.watches.push(self.app.metrics.watch_kind(name));
+        let mut until_first = Some(until_first);
+        let ticket = self.scheduler.submit_to(request, move |event| {
+            drop(until_first.take());
+            sink.send(0, event);
+        })?;
+        many._tickets.push(ticket);
+        many._cancel = Some(cancel);
+        Ok(many)
     }
 
     fn events(&self) -> (Sink, Many) {
         let (sender, receiver) = unbounded_channel();
         let charge = Arc::clone(&self.results);
-        let many = Many { receiver, charge, taken: 0, watches: Vec::new(), _tickets: Vec::new() };
+        let (watches, _tickets) = (Vec::new(), Vec::new());
+        let many = Many { receiver, charge, taken: 0, watches, _tickets, _cancel: None };
         (Sink { sender, charge: Arc::clone(&self.results), full: false }, many)
     }
 }
@@ -122,7 +141,7 @@ impl Loaded {
 impl Wish {
     fn request(self, work: Work) -> Result<Request, Failure> {
         let deadline = self.deadline()?;
-        Ok(Request { work, priority: self.priority.unwrap_or(0), deadline })
+        Ok(Request { priority: self.priority.unwrap_or(0), deadline, ..work.into() })
     }
 
     /// Returns the time after which the answer is no longer needed.
@@ -146,6 +165,7 @@ pub(super) struct Many {
     taken: usize,
     watches: Vec<Watch>,
     _tickets: Vec<Ticket>,
+    _cancel: Option<CancelOnDrop>,
 }
 
 impl Many {

@@ -5,8 +5,8 @@ use super::failure::{Failure, Failures};
 use super::input::{Input, Texts};
 use super::openai::{self, Chunk, Completion, Job, News, Shape};
 use super::params::Params;
-use crate::{Engine, Finish, Piece, Prompt, Result};
 use axum::response::Response;
+use gritlm::{Engine, Finish, Piece, Prompt, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
@@ -78,7 +78,7 @@ impl Shape for Text {
     type Part = TextChoice;
 
     fn logprobs(engine: &Engine, pieces: &[Piece], start: usize) -> Result<TextLogprobs> {
-        let text = |id: u32| Ok::<_, crate::Error>(engine.tokenizer().token(id)?.0);
+        let text = |id: u32| Ok::<_, gritlm::Error>(engine.tokenizer().token(id)?.0);
         let (mut all, mut offset) = (TextLogprobs::default(), start);
         let mut tops = Vec::new();
         for Piece { text: more, token, .. } in pieces {

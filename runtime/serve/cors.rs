@@ -1,8 +1,8 @@
 //! Cross-origin requests: which pages may send them, with which headers, and which headers of an
 //! answer they may read.
 
-use crate::{Error, Result};
 use axum::http::{HeaderName, HeaderValue, Method, header};
+use gritlm::{Error, Result};
 use std::net::Ipv6Addr;
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
@@ -39,7 +39,7 @@ pub(super) fn check(found: &str) -> Result<()> {
         Some(right) => format!("{right:?}, as browsers send it"),
         None => "an origin as browsers send it, such as \"https://app.example\", or \"*\"".into(),
     };
-    Err(Error::Option { option: "--cors-origin", expected, found: format!("{found:?}") })
+    Err(Error::Option { option: "cors_origin", expected, found: format!("{found:?}") })
 }
 
 /// Returns the origin as browsers send it: a scheme, a host, and a port unless it is the scheme's

@@ -1,6 +1,6 @@
 //! Repeats prompts in front of their answers, token by token, as `echo` asks for.
 
-use crate::{Engine, Piece, Prompt, Result};
+use gritlm::{Engine, Piece, Prompt, Result};
 use gritlm_model::ops::Drawn;
 
 /// A prompt's tokens, each with its part of the text.

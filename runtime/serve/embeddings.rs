@@ -7,13 +7,12 @@ use super::conversations::{Conversations, ConversationsShape};
 use super::failure::{Failure, Failures};
 use super::input::{Input, Texts};
 use super::options;
-use crate::schedule::Work;
-use crate::{Attn, Embed, Embedding, Encoded, Engine, Error, Pooling};
 use axum::Json;
 use axum::http::{HeaderName, HeaderValue};
 use axum::response::{IntoResponse, Response};
 use base64::prelude::{BASE64_STANDARD, Engine as _};
-use gritlm_model::ops::PAGE;
+use gritlm::schedule::Work;
+use gritlm::{Attn, Embed, Embedding, Encoded, Engine, Error, Pooling};
 use gritlm_model::prompt::embed_parts;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -223,6 +222,7 @@ pub(super) async fn embeddings(
         attn: body.attn.map(Attn::from),
         mask: None,
         dimensions: body.dimensions,
+        keep_kv: false,
     };
     let wish = Wish { priority: body.priority, timeout: body.timeout };
     let truncate = body.truncate.unwrap_or(body.max_length.or(cut_at).is_some());
@@ -267,7 +267,7 @@ impl Loaded {
     /// it has fewer.
     pub(super) fn max_length(&self) -> usize {
         let engine = self.engine();
-        engine.config().max_positions.min(engine.pool().pages() * PAGE)
+        engine.config().max_positions.min(engine.kv_tokens())
     }
 
     /// Encodes a field's texts for embedding. Unless `truncate` is set, a text that is too long is
@@ -340,7 +340,7 @@ impl Input {
         texts: &[String],
         engine: &Engine,
         how: &Embed,
-    ) -> Result<crate::Result<Vec<Encoded>>, Failure> {
+    ) -> Result<gritlm::Result<Vec<Encoded>>, Failure> {
         let mut groups: BTreeMap<&str, Vec<(usize, &str)>> = BTreeMap::new();
         for (index, text) in texts.iter().enumerate() {
             let (instruction, text) = embed_parts(text).unwrap_or((&how.instruction, text));

@@ -1,11 +1,12 @@
 //! The errors that clients get: a status, and a JSON body in OpenAI's shape.
 
 use super::decode::CODINGS;
-use crate::Error;
-use crate::schedule::Refused;
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use gritlm::Error;
+use gritlm::schedule::Refused;
+use gritlm_rag::Error as RagError;
 use serde::Serialize;
 use std::time::Duration;
 use utoipa::{IntoResponses, ToSchema};
@@ -134,8 +135,8 @@ impl Failure {
     /// Returns 403: the request's `Host` names another server.
     pub(super) fn wrong_host(found: &str) -> Self {
         let message = format!(
-            "host: expected a loopback name such as localhost, found {found:?}; --allow-host NAME \
-             lets gritlm serve answer to another name, and with --api-key KEY it answers to any"
+            "host: expected a loopback name such as localhost, found {found:?}; with `allow_host` NAME \
+             the server answers to another name, and with `api_key` KEY to any"
         );
         Self::new(StatusCode::FORBIDDEN, INVALID, "host_not_allowed", message)
     }
@@ -244,7 +245,7 @@ impl Failure {
     pub(super) fn no_bytes(most: usize) -> Self {
         let message = format!(
             "bodies and answers under way take all of the {most} bytes that they may \
-             (--max-bytes-under-way); try again in a moment"
+             (`max_bytes_under_way`); try again in a moment"
         );
         Self::again(StatusCode::SERVICE_UNAVAILABLE, SERVER, "bytes_under_way", message)
     }
@@ -258,27 +259,20 @@ impl Failure {
     /// Returns 404: the server has no store of documents.
     pub(super) fn no_store() -> Self {
         let message = "the server has no store of documents; make one with gritlm index, and start \
-                       gritlm serve with --store DIR";
+                       gritlm serve with `store` DIR";
         Self::new(StatusCode::NOT_FOUND, INVALID, "no_store", message)
     }
 
     /// Returns 403: the store takes no documents over HTTP.
     pub(super) fn read_only() -> Self {
-        let message = "the store is read only here (--store-read-only)";
+        let message = "the store is read only here (`store_read_only`)";
         Self::new(StatusCode::FORBIDDEN, "permission_error", "store_read_only", message)
     }
 
     /// Returns 403: the key may ask questions but not write to the store.
     pub(super) fn no_write_key() -> Self {
-        let message = "expected a key that may write to the store (--write-key), found another";
+        let message = "expected a key that may write to the store (`write_key`), found another";
         Self::new(StatusCode::FORBIDDEN, "permission_error", "write_key_required", message)
-    }
-
-    /// Returns 429: the queue of requests to the store, which is separate from the scheduler's, is
-    /// full.
-    pub(super) fn many_wait(requests: usize) -> Self {
-        let message = format!("the queue is full: {requests} requests to the store wait");
-        Self::again(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", "queue_full", message)
     }
 
     fn again(
@@ -340,11 +334,12 @@ impl From<Refused> for Failure {
             Refused::NeverFits { tokens, kv_tokens } => {
                 let message = context(kv_tokens, "your request needs room for", tokens)
                     + ", those to be generated counted; shorten it, ask for fewer tokens or raise \
-                       --kv-tokens";
+                       `kv_tokens`";
                 Self::new(StatusCode::BAD_REQUEST, INVALID, TOO_LONG, message)
             }
             Refused::Draining => Self::draining(),
             Refused::Invalid(error) => error.into(),
+            _ => Self::malformed(message),
         }
     }
 }
@@ -353,12 +348,9 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let message = error.to_string();
         match error {
-            // The option's name becomes that of the field in the request's body, if they are the
-            // same.
-            Error::Option { option, expected, found } => Self::field(
-                option.trim_start_matches("--").replace('-', "_"),
-                format!("expected {expected}, found {found}"),
-            ),
+            Error::Option { option, expected, found } => {
+                Self::field(option, format!("expected {expected}, found {found}"))
+            }
             Error::EmptyText { .. } | Error::Input { .. } | Error::NoHead => {
                 Self::malformed(message)
             }
@@ -377,15 +369,6 @@ impl From<Error> for Failure {
                 );
                 Self::again(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", "no_room", message)
             }
-            Error::Busy { .. } => {
-                let told = "the store has another writer at the moment; try again".into();
-                Self::again(StatusCode::SERVICE_UNAVAILABLE, SERVER, "store_busy", told)
-                    .because(message)
-            }
-            Error::Store { .. } => {
-                let told = "the store cannot be used; gritlm index --verify says why";
-                Self::failed("store_failed", told).because(message)
-            }
             Error::Io { .. } => {
                 Self::failed("failed", "the server could not read or write a file").because(message)
             }
@@ -395,6 +378,33 @@ impl From<Error> for Failure {
             }
             Error::Expired => {
                 Self::new(StatusCode::REQUEST_TIMEOUT, INVALID, "deadline_passed", message)
+            }
+            _ => Self::failed("failed", message),
+        }
+    }
+}
+
+impl From<RagError> for Failure {
+    fn from(error: RagError) -> Self {
+        let message = error.to_string();
+        match error {
+            RagError::Engine(error) => error.into(),
+            RagError::Refused(refused) => refused.into(),
+            RagError::Option { option, expected, found } => {
+                Self::field(option, format!("expected {expected}, found {found}"))
+            }
+            RagError::Input { .. } => Self::malformed(message),
+            RagError::Busy { .. } => {
+                let told = "the store has another writer at the moment; try again".into();
+                Self::again(StatusCode::SERVICE_UNAVAILABLE, SERVER, "store_busy", told)
+                    .because(message)
+            }
+            RagError::Store { .. } => {
+                let told = "the store cannot be used; the log of the server says why";
+                Self::failed("store_failed", told).because(message)
+            }
+            RagError::Io { .. } => {
+                Self::failed("failed", "the server could not read or write a file").because(message)
             }
             _ => Self::failed("failed", message),
         }

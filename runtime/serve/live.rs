@@ -2,10 +2,10 @@
 
 use super::App;
 use super::failure::{Failure, Failures};
-use crate::schedule::{Stats, Step};
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
+use gritlm::schedule::{Stats, Step};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use utoipa::{IntoParams, ToSchema};

@@ -2,10 +2,10 @@
 
 use super::App;
 use super::failure::Failures;
-use crate::schedule::{Event, Stats, StepTokens, Timings, Work};
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::IntoResponse;
+use gritlm::schedule::{Event, Stats, StepTokens, Timings, Work};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, prometheus_text, text};
 use prometheus_client::metrics::MetricType;

@@ -7,11 +7,11 @@ use super::echo::Echo;
 use super::failure::Failure;
 use super::params::Params;
 use super::stream::{self, Tell};
-use crate::schedule::{Event, Summary, Work};
-use crate::{Engine, Finish, Piece, Prompt, Result, Sampling};
 use axum::Json;
 use axum::http::HeaderName;
 use axum::response::{IntoResponse, Response};
+use gritlm::schedule::{Event, Summary, Work};
+use gritlm::{Engine, Finish, Piece, Prompt, Result, Sampling};
 use gritlm_model::ops::Drawn;
 use serde::Serialize;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -185,7 +185,7 @@ pub(super) async fn answer<S: Shape>(
         let how = &how;
         (0..n as u64).map(move |i| {
             let how = Sampling { seed: how.seed.wrapping_add(i), ..how.clone() };
-            Work::Generate { prompt: prompt.clone(), how }
+            Work::Generate { prompt: prompt.clone(), how, past: None }
         })
     });
     let submitted = Instant::now();

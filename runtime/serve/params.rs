@@ -3,7 +3,7 @@
 use super::answers::Wish;
 use super::failure::Failure;
 use super::{objects, options};
-use crate::{Engine, Grammar, Sampling};
+use gritlm::{Engine, Grammar, Sampling};
 use serde::Deserialize;
 use serde::de::value::SeqAccessDeserializer;
 use serde::de::{Deserializer, Error, SeqAccess, Visitor};
@@ -116,7 +116,7 @@ impl ResponseFormat {
             (Format::JsonSchema, Some(JsonSchema { schema })) => {
                 let grammar = Grammar::json_schema(engine, &Value::Object(schema));
                 grammar.map_err(|error| match error {
-                    crate::Error::Input { problem, .. } => {
+                    gritlm::Error::Input { problem, .. } => {
                         Failure::field("response_format.json_schema.schema", problem)
                     }
                     error => error.into(),

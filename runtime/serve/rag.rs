@@ -1,86 +1,60 @@
 //! The store given by `--store`, and `/v1/rag/index`.
 //!
-//! Requests to the store bypass the scheduler and run passes of their own, which the model's mutex
-//! places between the scheduler's steps. Each of these passes delays all other requests, so few
-//! requests to the store run at once: [`ASKING`] questions and one that indexes. Further ones
-//! wait, of each kind at most as many as may wait for the scheduler. They take KV pages from the
-//! scheduler's pool. Prefixes that the scheduler keeps for later prompts are evicted for them;
-//! requests under way are not. If that frees too few pages, the answer is 429 at once.
+//! Requests to the store are work of the scheduler like all others: embedding passes, judged
+//! passages, and answers that go on from keys and values of embedding passes. What they do beside
+//! it, reading from disk and joining caches, runs on threads that may block.
 //!
 //! The store is locked only while documents are being added. `gritlm index` can therefore be used
 //! beside the server, and the next question sees what it commits.
 
+use super::answers::CancelOnDrop;
 use super::body::{Body, Loaded};
+use super::error::Result;
 use super::failure::{Failure, Failures};
-use crate::rag::{Event, Indexer, MAX_NAME, Shelf, Source, Stamp, content_hash};
-use crate::schedule::Scheduler;
-use crate::{Engine, Error, Result};
 use axum::Json;
-use gritlm_model::ops::PAGE;
+use gritlm::Engine;
+use gritlm_rag::{
+    Error, Event, Indexer, MAX_NAME, Passes, Scheduled, Snapshot, Source, Stamp, content_hash,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use utoipa::ToSchema;
 
-/// Questions answered at once: while one reads from disk or searches, another computes.
-const ASKING: usize = 2;
+/// Questions whose joined caches may be in memory at once, before they are in KV pages. A cache of
+/// 512 tokens of GritLM-7B takes 128 MB there.
+const LOADING: usize = 4;
 
-/// The store, and the queues for its use.
+/// The store.
 pub(super) struct Store {
     folder: PathBuf,
-    shelf: Mutex<Arc<Shelf>>,
-    pub(super) asking: Turns,
-    indexing: Turns,
+    snapshot: Mutex<Arc<Snapshot>>,
+    /// A permit for each question that may load caches.
+    pub(super) loading: Arc<Semaphore>,
+    /// One permit: a store has one writer.
+    writing: Arc<Semaphore>,
 }
 
 impl Store {
-    /// Opens the store; `waiting` requests of each kind may wait.
-    pub(super) fn open(engine: &Engine, folder: PathBuf, waiting: usize) -> Result<Self> {
-        let shelf = Mutex::new(Arc::new(Shelf::open(engine, &folder)?));
-        let (asking, indexing) = (Turns::new(ASKING, waiting), Turns::new(1, waiting));
-        Ok(Self { folder, shelf, asking, indexing })
+    /// Opens the store.
+    pub(super) fn open(engine: &Engine, folder: PathBuf) -> Result<Self> {
+        let snapshot = Mutex::new(Arc::new(Snapshot::open(engine, &folder)?));
+        let [loading, writing] = [LOADING, 1].map(|n| Arc::new(Semaphore::new(n)));
+        Ok(Self { folder, snapshot, loading, writing })
     }
 
     /// Returns the store as it is now.
-    pub(super) fn shelf(&self, engine: &Engine) -> Result<Arc<Shelf>> {
+    pub(super) fn snapshot(&self, engine: &Engine) -> gritlm_rag::Result<Arc<Snapshot>> {
         // The lock is held while the store is reopened, as the next question would only do the
         // same. The guarded value is consistent at any time, so a poisoned lock can be used.
-        let mut shelf = self.shelf.lock().unwrap_or_else(PoisonError::into_inner);
-        if shelf.reader().is_stale() {
-            *shelf = Arc::new(Shelf::open(engine, &self.folder)?);
+        let mut snapshot = self.snapshot.lock().unwrap_or_else(PoisonError::into_inner);
+        if snapshot.reader().is_stale() {
+            *snapshot = Arc::new(Snapshot::open(engine, &self.folder)?);
         }
-        Ok(Arc::clone(&shelf))
-    }
-}
-
-/// Limits how many requests run at once, and how many wait.
-pub(super) struct Turns {
-    at_once: Arc<Semaphore>,
-    all: Arc<Semaphore>,
-    waiting: usize,
-}
-
-/// A permit to run, and a place among all that run or wait.
-pub(super) type Turn = (OwnedSemaphorePermit, OwnedSemaphorePermit);
-
-impl Turns {
-    fn new(at_once: usize, waiting: usize) -> Self {
-        let all = at_once.saturating_add(waiting).min(Semaphore::MAX_PERMITS);
-        let [at_once, all] = [at_once, all].map(|n| Arc::new(Semaphore::new(n)));
-        Self { at_once, all, waiting }
-    }
-
-    /// Waits for a turn. If the future is dropped meanwhile, the place is given up.
-    pub(super) async fn next(&self) -> Result<Turn, Failure> {
-        let place = Arc::clone(&self.all).try_acquire_owned();
-        let place = place.map_err(|_| Failure::many_wait(self.waiting))?;
-        // Neither semaphore is ever closed.
-        let turn = Arc::clone(&self.at_once).acquire_owned().await;
-        Ok((turn.map_err(|_| Failure::lost())?, place))
+        Ok(Arc::clone(&snapshot))
     }
 }
 
@@ -169,46 +143,35 @@ pub(super) async fn index(
         };
         return Err(Failure::field(format!("documents[{i}].path"), problem));
     }
-    let turn = store.indexing.next().await?;
+    // The semaphore is never closed. A request that is dropped meanwhile gives its place up.
+    let permit = Arc::clone(&store.writing).acquire_owned().await.map_err(|_| Failure::lost())?;
     let scheduler = loaded.scheduler.clone();
-    // The receiver is dropped with this handler.
-    let (client, _receiver) = unbounded_channel();
+    let cancel = CancelOnDrop::default();
+    let cancelled = cancel.0.clone();
     let task = tokio::task::spawn_blocking(move || {
-        let done = add(&scheduler, &store, request.documents, &client);
-        drop(turn);
+        let (priority, deadline) = (0, None);
+        let passes = Scheduled { scheduler: &scheduler, priority, deadline, cancel: cancelled };
+        let done = add(&passes, &store, request.documents);
+        drop(permit);
         done
     });
     Ok(Json(task.await.map_err(|_| Failure::lost())??))
 }
 
 fn add(
-    scheduler: &Scheduler,
+    passes: &Scheduled<'_>,
     store: &Store,
     documents: Vec<NewDocument>,
-    client: &UnboundedSender<()>,
-) -> Result<IndexResponse> {
-    let engine = scheduler.engine();
-    let identity = store.shelf(engine)?.reader().identity().clone();
-    let mut indexer = Indexer::open(engine, &store.folder, &identity)?;
+) -> gritlm_rag::Result<IndexResponse> {
+    let identity = store.snapshot(passes.engine())?.reader().identity().clone();
+    let mut indexer = Indexer::open(passes, &store.folder, &identity)?;
     let sources: Vec<Source> = documents.into_iter().map(Source::from).collect();
-    // At least the pages of one chunk; with more, passes are larger.
-    let pages = identity.chunk.max(engine.options().batch_tokens).div_ceil(PAGE);
-    let pages = pages.min(engine.pool().pages());
-    let room = || {
-        // With fewer free pages, passes are smaller, down to one chunk.
-        let _ = engine.pool().free_pages() >= pages || scheduler.make_room(pages);
-    };
-    room();
     let mut failed = Vec::new();
     let done = indexer.put(sources, &mut |event| {
-        match event {
-            Event::Problem { path, problem } => {
-                failed.push(Failed { path: path.into(), problem: problem.into() });
-            }
-            Event::Progress { .. } => room(),
-            Event::Graph { .. } => {}
+        if let Event::Problem { path, problem } = event {
+            failed.push(Failed { path: path.into(), problem: problem.into() });
         }
-        if client.is_closed() { Err(Error::Interrupted) } else { Ok(()) }
+        if passes.cancel.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) }
     })?;
     Ok(IndexResponse {
         indexed: done.added + done.replaced,

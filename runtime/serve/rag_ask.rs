@@ -1,7 +1,6 @@
-//! `/v1/rag/ask`: answers questions from the store's documents. [`super::rag`] describes how it
-//! shares the device.
+//! `/v1/rag/ask`: answers questions from the store's documents.
 
-use super::answers::{Sink, first_timing, stages};
+use super::answers::{CancelOnDrop, first_timing, stages};
 use super::body::{Body, Loaded};
 use super::chat::{Chat, ChatChoice, ChatPart, logprobs};
 use super::failure::{Failure, Failures};
@@ -9,28 +8,26 @@ use super::openai::{self, Chunk, Completion, Head, Usage};
 use super::params::Params;
 use super::rag::Store;
 use super::stream::{self, Tell};
-use crate::rag::{self, Ask, Filter, Find, Hit, Mode, Order, Passage, Positions, Searcher, Times};
-use crate::schedule::{Event, Scheduler, Summary, Timings};
-use crate::{Engine, Error, Result, Sampling};
 use axum::Json;
 use axum::http::HeaderName;
 use axum::response::sse;
 use axum::response::{IntoResponse, Response};
-use gritlm_model::ops::PAGE;
+use gritlm::schedule::{Cancel, Scheduler, Work};
+use gritlm::{Engine, Sampling};
+use gritlm_rag::{
+    Ask, Asked, Error, Filter, Find, Hit, Mode, Order, Passage, Passes, Positions, Prepared,
+    Result, Scheduled, Searcher, Snapshot,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use std::sync::Arc;
 use std::time::Instant;
-use tokio::sync::oneshot;
 use utoipa::ToSchema;
 
 /// The most documents per question: their caches are all in memory before they go to the device.
 const MAX_DOCUMENTS: usize = 64;
-/// The most attempts at a question. It needs pages for its embedding pass, then for its joined
-/// caches, then for its answer, and each may find too few.
-const ATTEMPTS: usize = 4;
 
-/// A question to the store's documents. Of the fields for answers, `n` must be 1, and `priority`
-/// is not supported.
+/// A question to the store's documents. Of the fields for answers, `n` must be 1.
 #[derive(Deserialize, ToSchema)]
 pub(super) struct AskRequest {
     /// The question.
@@ -156,6 +153,7 @@ struct Question {
     how: Ask,
     find: Find,
     sampling: Sampling,
+    priority: i32,
     deadline: Option<Instant>,
 }
 
@@ -188,23 +186,22 @@ pub(super) async fn ask(
         let grammar = move |engine: &Engine| format.map(|f| f.grammar(engine)).transpose();
         question.sampling.grammar = loaded.blocking(grammar).await?.flatten();
     }
-    let turn = store.asking.next().await?;
+    let cancel = CancelOnDrop::default();
+    let question = Arc::new(Task { question, scheduler: loaded.scheduler.clone(), store });
+    let task = Arc::clone(&question);
+    let cancelled = cancel.0.clone();
+    let found = blocking(move || task.find(cancelled)).await?;
+    // The permit goes to the sink, which drops it when the answer has its pages.
+    let loading = Arc::clone(&question.store.loading).acquire_owned().await;
+    let task = Arc::clone(&question);
+    let cancelled = cancel.0.clone();
+    let (documents, prepared) = blocking(move || task.prepare(found, cancelled)).await?;
 
-    let (events, mut many) = loaded.events_of(loaded.app.metrics.watch_kind("ask"));
-    let (cite, cited) = oneshot::channel();
-    let scheduler = loaded.scheduler.clone();
-    // The task ends at the first token after the receiver is dropped, which happens with this
-    // handler or the stream.
-    let task = tokio::task::spawn_blocking(move || {
-        let mut client = Client { events, start };
-        let answered = client.answer(&scheduler, &store, &question, cite);
-        drop(turn);
-        answered.map_err(|error| client.tell(Event::Failed(error))).unwrap_or_default()
-    });
-    let Ok(documents) = cited.await else {
-        // The reason comes as an event.
-        return Err(many.next().await.err().unwrap_or_else(Failure::lost));
-    };
+    let Prepared { past, prompt, usage, .. } = prepared;
+    let how = question.question.sampling.clone();
+    let passes = question.passes(cancel.0.clone());
+    let request = passes.request(Work::Generate { prompt, how, past });
+    let many = loaded.submit_watched(request, "ask", cancel, loading)?;
     let head = Head::new::<Chat>(&loaded, params.stream());
     if params.stream() {
         let (usage, echoes) = (params.include_usage(), Vec::new());
@@ -216,15 +213,16 @@ pub(super) async fn ask(
         return stream::respond::<Chat>(loaded, many, head, tell, first.ok(), timing).await;
     }
     let (answers, summaries) = openai::collect(many).await?;
-    let times = task.await.map_err(|_| Failure::lost())?;
     let choices = move |engine: &Engine| Ok(openai::choices::<Chat>(engine, answers, logprobs)?);
     let choices = loaded.blocking(choices).await?;
+    let timings = summaries.first().map(|summary| summary.timings).unwrap_or_default();
     let timing = stages(&[
-        ("embed", times.embed),
-        ("search", times.retrieve),
-        ("load", times.load),
-        ("prefill", times.prefill),
-        ("decode", times.decode),
+        ("embed", usage.times.embed),
+        ("search", usage.times.retrieve),
+        ("load", usage.times.load),
+        ("queue", timings.queued),
+        ("prefill", timings.prefill),
+        ("decode", timings.decode),
     ]);
     let answer = Completion { head, choices, usage: Usage::new(&summaries, 1) };
     let header = [(HeaderName::from_static("server-timing"), timing)];
@@ -237,9 +235,6 @@ impl AskRequest {
             return Err(Failure::field("n", "expected 1: a question has one answer"));
         }
         let wish = params.wish();
-        if wish.priority.is_some_and(|priority| priority != 0) {
-            return Err(Failure::field("priority", "not supported here; leave it out"));
-        }
         let top_k = self.documents.unwrap_or(1);
         if top_k > MAX_DOCUMENTS {
             let problem = format!("expected 0 to {MAX_DOCUMENTS}, found {top_k}");
@@ -267,6 +262,7 @@ impl AskRequest {
                 ..Find::default()
             },
             sampling: params.sampling(Sampling::default().max_tokens, logprobs)?,
+            priority: wish.priority.unwrap_or(0),
             deadline: wish.deadline()?,
         })
     }
@@ -302,110 +298,60 @@ fn filter((key, value): (String, Value)) -> Result<Filter, Failure> {
     Ok(Filter { key, value })
 }
 
-/// The client that waits for the answer.
-struct Client {
-    events: Sink,
-    /// When the request arrived.
-    start: Instant,
+/// Runs work that waits for the disk or for the scheduler on a thread that may block.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T, Failure> {
+    Ok(tokio::task::spawn_blocking(work).await.map_err(|_| Failure::lost())??)
 }
 
-impl Client {
-    fn tell(&mut self, event: Event) {
-        self.events.send(0, event);
-    }
-
-    /// Fails if the client has gone or the deadline has passed.
-    fn check(&self, deadline: Option<Instant>) -> Result<()> {
-        match deadline {
-            _ if self.events.is_closed() => Err(Error::Interrupted),
-            Some(deadline) if Instant::now() >= deadline => Err(Error::Expired),
-            _ => Ok(()),
-        }
-    }
-
-    /// Finds documents, sends them, and generates the answer. Returns the times of the stages.
-    fn answer(
-        &mut self,
-        scheduler: &Scheduler,
-        store: &Store,
-        question: &Question,
-        cite: oneshot::Sender<Vec<Cited>>,
-    ) -> Result<Times> {
-        self.check(question.deadline)?;
-        let engine = scheduler.engine();
-        let searcher = Searcher::on(engine, store.shelf(engine)?);
-        question.how.mode.check(searcher.reader().identity())?;
-        let began = self.start.elapsed();
-        let (found, mut answer) = question.begin_with_room(scheduler, &searcher)?;
-        // The receiver may be gone.
-        let _ = cite.send(found.iter().map(Cited::from).collect());
-        let mut output_tokens = 0;
-        for piece in &mut answer {
-            self.check(question.deadline)?;
-            self.tell(Event::Piece(piece?));
-            output_tokens += 1;
-        }
-        let usage = answer.usage();
-        let Times { prefill, decode, first_token, .. } = usage.times;
-        let timings =
-            Timings { queued: began + first_token.saturating_sub(prefill), prefill, decode };
-        let summary = Summary {
-            prompt_tokens: answer.prompt_tokens(),
-            cached_tokens: usage.tokens_reused,
-            output_tokens,
-            timings,
-            ..Summary::default()
-        };
-        self.tell(Event::Finished(summary));
-        Ok(usage.times)
-    }
+/// A question with what answers it.
+struct Task {
+    question: Question,
+    scheduler: Scheduler,
+    store: Arc<Store>,
 }
 
-impl Question {
-    /// Calls [`Question::begin`]. If it finds too few pages, prefixes that the scheduler keeps for
-    /// later prompts are evicted for it.
-    fn begin_with_room<'e>(
-        &self,
-        scheduler: &'e Scheduler,
-        searcher: &Searcher<'e>,
-    ) -> Result<(Vec<Hit>, rag::Answer<'e>)> {
-        let (mut pages, mut last) = (0, 0);
-        for _ in 1..ATTEMPTS {
-            match self.begin(scheduler.engine(), searcher) {
-                Err(Error::NoRoom { needed, free, total }) => {
-                    // The next attempt needs the pages that this one held once more, so the needs
-                    // add up. The same need twice in a row is not a further one: other requests
-                    // have taken the pages.
-                    if needed != last {
-                        pages += needed.div_ceil(PAGE);
-                    }
-                    last = needed;
-                    if pages * PAGE > total || !scheduler.make_room(pages) {
-                        return Err(Error::NoRoom { needed: pages * PAGE, free, total });
-                    }
-                }
-                begun => return begun,
-            }
-        }
-        self.begin(scheduler.engine(), searcher)
+/// The documents that were found for a question.
+struct Found {
+    snapshot: Arc<Snapshot>,
+    hits: Vec<Hit>,
+    asked: Asked,
+}
+
+impl Task {
+    /// Returns the scheduler with the question's priority and deadline.
+    fn passes(&self, cancel: Cancel) -> Scheduled<'_> {
+        let Question { priority, deadline, .. } = self.question;
+        Scheduled { scheduler: &self.scheduler, priority, deadline, cancel }
     }
 
-    fn begin<'e>(
-        &self,
-        engine: &'e Engine,
-        searcher: &Searcher<'e>,
-    ) -> Result<(Vec<Hit>, rag::Answer<'e>)> {
-        let store = searcher.reader();
-        let attn = Some(store.identity().attn);
-        let asked = engine.ask(&self.query, &Ask { attn, ..self.how.clone() })?;
-        let found = searcher.find(&self.query, asked.vector(), &self.find)?;
-        if found.is_empty() && self.find.top_k > 0 {
+    /// Embeds the question and finds documents.
+    fn find(&self, cancel: Cancel) -> Result<Found> {
+        let passes = self.passes(cancel);
+        let Question { query, how, find, .. } = &self.question;
+        let snapshot = self.store.snapshot(passes.engine())?;
+        let identity = snapshot.reader().identity();
+        how.mode.check(identity)?;
+        let how = Ask { attn: Some(identity.attn), ..how.clone() };
+        let asked = gritlm_rag::ask(&passes, query, &how)?;
+        let searcher = Searcher::on(&passes, Arc::clone(&snapshot));
+        let hits = searcher.find(query, asked.vector(), find)?;
+        if hits.is_empty() && find.top_k > 0 {
             let problem = "the store has none that fits".into();
             return Err(Error::Input { what: "documents".into(), problem });
         }
-        let passages = found.iter().map(|hit| Passage::of(store, &hit.chunk, self.how.mode));
+        Ok(Found { hits, asked, snapshot })
+    }
+
+    /// Loads the documents' caches and prepares the answer.
+    fn prepare(&self, found: Found, cancel: Cancel) -> Result<(Vec<Cited>, Prepared)> {
+        let Found { snapshot, hits, asked } = found;
+        let passes = self.passes(cancel);
+        let (store, mode) = (snapshot.reader(), self.question.how.mode);
+        let passages = hits.iter().map(|hit| Passage::of(store, &hit.chunk, mode));
         let passages = passages.collect::<Result<Vec<_>>>()?;
-        let answer = asked.answer(&passages, &self.sampling)?;
-        Ok((found, answer))
+        let prepared = asked.prepare(&passes, &passages)?;
+        Ok((hits.iter().map(Cited::from).collect(), prepared))
     }
 }

@@ -4,9 +4,9 @@
 use super::answers::{Wish, server_timing};
 use super::body::Loaded;
 use super::failure::Failure;
-use crate::schedule::Work;
-use crate::{Engine, Ranked};
 use axum::http::HeaderValue;
+use gritlm::schedule::Work;
+use gritlm::{Engine, Ranked};
 use rayon::prelude::*;
 use std::time::Instant;
 
@@ -77,12 +77,12 @@ impl Loaded {
 fn first(engine: &Engine, text: &str, n: usize) -> Result<String, Failure> {
     let tokenizer = engine.tokenizer();
     let begins = tokenizer.beginning(text, n);
-    let ids = tokenizer.encode_continued(begins).map_err(crate::Error::from)?;
+    let ids = tokenizer.encode_continued(begins).map_err(gritlm::Error::from)?;
     match ids.get(..n) {
         None => Ok(text.into()),
         // The cut may have split a character.
         Some(ids) => {
-            let text = tokenizer.decode(ids).map_err(crate::Error::from)?;
+            let text = tokenizer.decode(ids).map_err(gritlm::Error::from)?;
             Ok(text.trim_end_matches(char::REPLACEMENT_CHARACTER).into())
         }
     }

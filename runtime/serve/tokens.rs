@@ -4,9 +4,9 @@
 use super::body::{Body, Loaded};
 use super::failure::{Failure, Failures};
 use super::input::{Id, Ids};
-use crate::Error;
 use axum::Json;
 use axum::response::{IntoResponse, Response};
+use gritlm::Error;
 use gritlm_model::prompt::CHAT_TEMPLATE;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -100,7 +100,7 @@ pub(super) async fn tokenize(
 ) -> Result<Response, Failure> {
     loaded.check_model(body.model.as_deref())?;
     let bytes = body.prompt.len();
-    let work = move |engine: &crate::Engine| {
+    let work = move |engine: &gritlm::Engine| {
         engine.check_bytes("prompt", bytes)?;
         let tokenizer = engine.tokenizer();
         let tokens = match body.add_special_tokens.unwrap_or(true) {
@@ -141,7 +141,7 @@ pub(super) async fn detokenize(
         return Err(Failure::field(format!("tokens[{at}]"), problem));
     }
     let bytes = 4 * ids.len();
-    let work = move |engine: &crate::Engine| {
+    let work = move |engine: &gritlm::Engine| {
         let prompt = engine.tokenizer().decode(&ids).map_err(Error::from)?;
         Ok(Json(DetokenizeResponse { prompt }).into_response())
     };

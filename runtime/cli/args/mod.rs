@@ -11,8 +11,8 @@ pub(super) use rag::*;
 pub(super) use serve::*;
 pub(super) use values::*;
 
-use crate::{Attn, Embed, Options, Sampling};
 use clap::{Args as Group, Parser, Subcommand};
+use gritlm::{Attn, Embed, Options, Sampling};
 use gritlm_model::ops::Mask;
 use std::path::PathBuf;
 
@@ -247,6 +247,7 @@ impl EmbedOptions {
             attn: Some(self.attn),
             mask,
             dimensions: self.dimensions,
+            keep_kv: false,
         }
     }
 }

@@ -2,10 +2,10 @@
 
 use super::SamplingArgs;
 use super::values::{Above, Budget, bytes, parse, unmarked};
-use crate::rag::{CacheKind, Filter, KvFormat, Mode, Order, VectorFormat};
-use crate::{Attn, Embed};
 use clap::Args as Group;
+use gritlm::{Attn, Embed};
 use gritlm_model::prompt;
+use gritlm_rag::{CacheKind, Filter, KvFormat, Mode, Order, VectorFormat};
 use std::path::PathBuf;
 
 #[derive(Group)]

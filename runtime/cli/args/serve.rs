@@ -1,9 +1,9 @@
 //! Arguments of `serve`.
 
 use super::values::seconds;
-use crate::schedule::Limits;
-use crate::serve::Settings;
 use clap::Args as Group;
+use gritlm::schedule::Limits;
+use gritlm_serve::Settings;
 use std::path::PathBuf;
 use std::time::Duration;
 

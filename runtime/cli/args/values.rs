@@ -1,7 +1,9 @@
 //! Types of argument values, and how they are parsed.
 
-use crate::{Device, Error, Pooling, Result, text};
+use crate::error::{Error, Result};
 use clap::ValueEnum;
+use gritlm::{Device, Pooling};
+use gritlm_rag::text;
 use std::convert::Infallible;
 use std::str::FromStr;
 use std::time::Duration;
@@ -53,7 +55,7 @@ impl FromStr for Devices {
                 _ => parts.push(part.into()),
             }
         }
-        Ok(Self(parts.iter().map(|part| part.parse()).collect::<Result<_>>()?))
+        Ok(Self(parts.iter().map(|part| part.parse()).collect::<gritlm::Result<_>>()?))
     }
 }
 
@@ -157,6 +159,6 @@ pub(crate) fn unmarked(argument: &str) -> Result<String, Infallible> {
 }
 
 /// Parses a value, and returns an error as text, as clap wants it.
-pub(crate) fn parse<T: FromStr<Err = Error>>(text: &str) -> Result<T, String> {
-    text.parse().map_err(|e: Error| e.to_string())
+pub(crate) fn parse<T: FromStr<Err: Into<Error>>>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|e: T::Err| e.into().message())
 }

@@ -48,7 +48,7 @@ pub(super) enum Item {
 }
 
 /// Maximum bytes of a title and of a JSON line's id; the same as for a path.
-pub(crate) const MAX_NAME: usize = 4096;
+pub const MAX_NAME: usize = 4096;
 
 /// Reads the documents of a file or folder as [`super::Indexer`] does, for inspection. Hidden and
 /// binary files, links to folders and links that lead outside are left out. HTML and PDF are
@@ -58,7 +58,7 @@ pub(crate) const MAX_NAME: usize = 4096;
 /// ```
 /// # let folder = tempfile::tempdir().unwrap();
 /// # std::fs::write(folder.path().join("a.md"), "# Chess\n\nfor the desktop").unwrap();
-/// let (found, problems) = gritlm::rag::read(folder.path());
+/// let (found, problems) = gritlm_rag::read(folder.path());
 /// assert_eq!(found[0].title, "Chess");
 /// assert!(problems.is_empty());
 /// ```

@@ -99,7 +99,7 @@ impl Parser {
     /// this process.
     ///
     /// ```no_run
-    /// use gritlm::rag::{ParseLimits, Parser};
+    /// use gritlm_rag::{ParseLimits, Parser};
     /// use std::process::Command;
     ///
     /// // `gritlm parse-documents` is such a program.

@@ -8,11 +8,11 @@ use std::time::UNIX_EPOCH;
 
 /// A file to read.
 #[derive(Clone, Debug)]
-pub(in crate::rag) struct Entry {
-    pub(in crate::rag) path: String,
+pub(crate) struct Entry {
+    pub(crate) path: String,
     /// Time of the last change in nanoseconds since 1970; see [`changed`].
-    pub(in crate::rag) modified: i64,
-    pub(in crate::rag) bytes: u64,
+    pub(crate) modified: i64,
+    pub(crate) bytes: u64,
 }
 
 impl Entry {
@@ -25,22 +25,22 @@ impl Entry {
 
 /// What [`walk`] found.
 #[derive(Debug, Default)]
-pub(in crate::rag) struct Walk {
+pub(crate) struct Walk {
     /// The given paths that exist, as absolute paths.
-    pub(in crate::rag) roots: Vec<String>,
+    pub(crate) roots: Vec<String>,
     /// The files, in the order of the given paths and, below each, of the names.
-    pub(in crate::rag) files: Vec<Entry>,
+    pub(crate) files: Vec<Entry>,
     /// Paths that could not be read.
-    pub(in crate::rag) failed: Vec<Unread>,
+    pub(crate) failed: Vec<Unread>,
     /// Links below the given paths whose target does not exist.
-    pub(in crate::rag) dangling: Vec<Unread>,
+    pub(crate) dangling: Vec<Unread>,
     /// Number of links to files outside the given paths, which were left out.
-    pub(in crate::rag) outside: u64,
+    pub(crate) outside: u64,
 }
 
 /// Which links to files are followed. Links to folders never are, so no loop can arise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::rag) enum Links {
+pub(crate) enum Links {
     /// Only links to a file below one of the given paths. A folder that somebody else filled may
     /// hold links to anything that its reader can read.
     Within,
@@ -50,21 +50,21 @@ pub(in crate::rag) enum Links {
 
 /// A path that could not be read; what lies below it may or may not exist.
 #[derive(Debug)]
-pub(in crate::rag) struct Unread {
+pub(crate) struct Unread {
     /// The absolute path.
-    pub(in crate::rag) path: String,
+    pub(crate) path: String,
     /// The path as it was given, for messages.
-    pub(in crate::rag) name: String,
+    pub(crate) name: String,
     /// The reason.
-    pub(in crate::rag) problem: String,
+    pub(crate) problem: String,
     /// Whether it is one of the given paths.
-    pub(in crate::rag) root: bool,
+    pub(crate) root: bool,
 }
 
 /// Lists the given files and the files in the given folders, each once. Below the given paths,
 /// hidden files and folders and links to folders are left out; `links` says which links to files
 /// are followed. `leave_out` is the store's folder, which is skipped.
-pub(in crate::rag) fn walk(paths: &[PathBuf], leave_out: Option<&Path>, links: Links) -> Walk {
+pub(crate) fn walk(paths: &[PathBuf], leave_out: Option<&Path>, links: Links) -> Walk {
     let leave_out = leave_out.and_then(|path| path.canonicalize().ok());
     let mut walk = Walk::default();
     for path in paths {
@@ -151,7 +151,7 @@ fn changed(found: &Metadata) -> i64 {
 
 /// Returns the absolute path without links. For a path that does not exist, the links in its
 /// existing part are resolved.
-pub(in crate::rag) fn resolve(path: &Path) -> PathBuf {
+pub(crate) fn resolve(path: &Path) -> PathBuf {
     if let Ok(whole) = path.canonicalize() {
         return whole;
     }

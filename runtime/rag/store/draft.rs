@@ -95,11 +95,11 @@ impl<'a> Draft<'a> {
                 return wrong(i, format!("expected a vector of {dim} numbers, found {found}"));
             }
             if !chunk.vector.iter().all(|v| v.is_finite()) {
-                return Err(Error::NotFinite { what: format!("{path}, chunk {i}") });
+                return Err(gritlm::Error::NotFinite { what: format!("{path}, chunk {i}") }.into());
             }
             let Some(kv) = &chunk.kv else { continue };
             if identity.cache == CacheKind::None {
-                return wrong(i, "the store keeps no keys and values (--cache none)".into());
+                return wrong(i, "the store keeps no keys and values (`cache` none)".into());
             }
             let [layers, kv_heads, head_dim] = identity.kv_shape;
             let expected = [layers, 2, kv_heads, kv.tokens(), head_dim];
@@ -108,7 +108,10 @@ impl<'a> Draft<'a> {
                 return wrong(i, format!("expected a cache of {expected:?}, found {found:?}"));
             }
             if !kv.is_finite() {
-                return Err(Error::NotFinite { what: format!("{path}, chunk {i}: its cache") });
+                return Err(gritlm::Error::NotFinite {
+                    what: format!("{path}, chunk {i}: its cache"),
+                }
+                .into());
             }
         }
         Ok(())

@@ -1,6 +1,7 @@
 //! The identity of a store: what it was made with.
 
-use crate::{Attn, Engine, Error, Result};
+use crate::{Error, Result};
+use gritlm::{Attn, Engine};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
@@ -39,7 +40,7 @@ macro_rules! choice {
 
 choice! {
     /// Which keys and values a store keeps.
-    CacheKind, "--cache", "none or doc",
+    CacheKind, "cache", "none or doc",
     /// No keys and values: only vectors and texts.
     None = "none",
     /// Those computed by embedding each chunk.
@@ -51,7 +52,7 @@ choice! {
     /// graph ([`Writer::set_approximate`](super::Writer::set_approximate)) keeps its own copy
     /// with one byte per number, and its candidates are scored again with these vectors: with f32
     /// or bf16 this is int8 search with rescoring.
-    VectorFormat, "--vectors", "f32, bf16 or int8",
+    VectorFormat, "vectors", "f32, bf16 or int8",
     /// Unrounded, as computed.
     F32 = "f32",
     /// Rounded to bfloat16: a relative error of at most 2⁻⁸.
@@ -63,7 +64,7 @@ choice! {
 
 choice! {
     /// The format of a store's keys and values.
-    KvFormat, "--kv-format", "f32, bf16 or int8",
+    KvFormat, "kv_format", "f32, bf16 or int8",
     /// Unrounded, as the CPU computes them.
     F32 = "f32",
     /// Rounded to bfloat16: a relative error of at most 2⁻⁸.
@@ -174,11 +175,11 @@ impl Identity {
     /// settings.
     pub(super) fn differs_for_writing(&self, asked: &Self) -> Option<String> {
         let pairs = [
-            ("--chunk", self.chunk.to_string(), asked.chunk.to_string()),
-            ("--overlap", self.overlap.to_string(), asked.overlap.to_string()),
-            ("--cache", self.cache.to_string(), asked.cache.to_string()),
-            ("--vectors", self.vectors.to_string(), asked.vectors.to_string()),
-            ("--kv-format", self.kv.to_string(), asked.kv.to_string()),
+            ("chunk", self.chunk.to_string(), asked.chunk.to_string()),
+            ("overlap", self.overlap.to_string(), asked.overlap.to_string()),
+            ("cache", self.cache.to_string(), asked.cache.to_string()),
+            ("vectors", self.vectors.to_string(), asked.vectors.to_string()),
+            ("kv_format", self.kv.to_string(), asked.kv.to_string()),
         ];
         self.differs(asked).or_else(|| {
             let other = pairs.into_iter().find(|(_, mine, other)| mine != other);
@@ -203,7 +204,7 @@ mod hex {
 
 /// Serialises `attn` in the letters of the original implementation.
 mod letters {
-    use crate::Attn;
+    use gritlm::Attn;
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
     pub(super) fn name(attn: Attn) -> &'static str {

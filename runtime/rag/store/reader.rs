@@ -10,8 +10,9 @@ use super::tables::{
 use super::types::{Chunk, Document, Status};
 use super::vectors::Vectors;
 use super::{disk, folder_bytes_of, head};
-use crate::cache::KvCache;
-use crate::{Attn, Engine, Error, Result};
+use crate::{Error, Result};
+use gritlm::cache::KvCache;
+use gritlm::{Attn, Engine};
 use rusqlite::Connection;
 use std::collections::HashMap;
 use std::fs::File;

@@ -14,7 +14,7 @@ use super::identity::{Identity, KvFormat};
 use super::map::map;
 use super::tables::Place;
 use super::{content_hash, disk};
-use crate::cache::KvCache;
+use gritlm::cache::KvCache;
 use half::bf16;
 use memmap2::Mmap;
 use rayon::prelude::*;

@@ -3,8 +3,8 @@
 
 use super::disk;
 use super::map::map;
-use crate::cache::KvCache;
 use crate::{Error, Result};
+use gritlm::cache::KvCache;
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
@@ -42,6 +42,7 @@ impl Spill {
         disk::write_at(&self.file, numbers, self.bytes).map_err(io)?;
         self.bytes += numbers.len() as u64;
         let map = Arc::new(map(&self.file, self.bytes as usize).map_err(io)?);
-        KvCache::from_map(kv.shape(), kv.as_bf16().is_some(), &map, start..self.bytes as usize)
+        let bytes = start..self.bytes as usize;
+        Ok(KvCache::from_map(kv.shape(), kv.as_bf16().is_some(), &map, bytes)?)
     }
 }

@@ -1,6 +1,6 @@
 //! Types that go into a store and come out of it.
 
-use crate::cache::KvCache;
+use gritlm::cache::KvCache;
 use serde::{Deserialize, Serialize};
 
 /// Identifies the state of a document's source, to detect that it has changed since it was

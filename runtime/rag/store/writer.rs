@@ -13,8 +13,8 @@ use super::reader::Reader;
 use super::tables::{self, DocumentRow, Index, State, connect, damaged, put_meta, sql};
 use super::types::{Compacted, NewChunk, NewDocument, Stamp};
 use super::{Spill, content_hash, folder_bytes, head};
-use crate::unlock::UnlockOnDrop;
 use crate::{Error, Result};
+use gritlm::UnlockOnDrop;
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{File, TryLockError};
@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 /// Changes a store. Only one writer can be open at a time.
 ///
 /// ```
-/// use gritlm::rag::{Identity, NewChunk, NewDocument, Reader, Stamp, Writer};
+/// use gritlm_rag::{Identity, NewChunk, NewDocument, Reader, Stamp, Writer};
 ///
 /// let engine = gritlm::Engine::open("demo", &gritlm::Options::default())?;
 /// let folder = std::env::temp_dir().join(format!("store-{}", std::process::id()));
@@ -191,7 +191,7 @@ impl Writer {
     }
 
     /// Sets the number of chunks above which the store has a graph, with which
-    /// [`Searcher`](crate::rag::Searcher) finds chunks without scoring all of them; None for no
+    /// [`Searcher`](crate::Searcher) finds chunks without scoring all of them; None for no
     /// graph. The store remembers it, and [`Writer::update_graph`] builds the graph.
     ///
     /// # Errors
@@ -199,7 +199,7 @@ impl Writer {
     pub fn set_approximate(&mut self, above: Option<u64>) -> Result<()> {
         if let (Some(above), false) = (above, hnsw::AVAILABLE) {
             return Err(Error::Option {
-                option: "--approximate-above",
+                option: "approximate_above",
                 expected: "none in a build without usearch (feature usearch)".into(),
                 found: above.to_string(),
             });

@@ -4,10 +4,10 @@ use super::Refused;
 use serde::{Serialize, Serializer};
 use std::collections::VecDeque;
 use std::time::Duration;
-use utoipa::ToSchema;
 
 /// Tokens that were computed, by kind.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "utoipa", derive(utoipa::ToSchema))]
 pub struct StepTokens {
     /// Of answers, one a step each.
     pub decode: u64,
@@ -15,6 +15,9 @@ pub struct StepTokens {
     pub prefill: u64,
     /// Of texts, to embed or to rank.
     pub embed: u64,
+    /// Those of `decode` and `prefill` that belong to answers with a [`Past`](super::Past): answers
+    /// from documents' caches.
+    pub from_cache: u64,
 }
 
 impl StepTokens {
@@ -27,6 +30,7 @@ impl StepTokens {
         self.decode += step.decode;
         self.prefill += step.prefill;
         self.embed += step.embed;
+        self.from_cache += step.from_cache;
     }
 }
 
@@ -70,7 +74,8 @@ fn seconds<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Er
 }
 
 /// Requests that were not taken, by reason; see [`Refused`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "utoipa", derive(utoipa::ToSchema))]
 pub struct Refusals {
     /// The queue was full.
     pub queue_full: u64,
@@ -97,7 +102,8 @@ impl Refusals {
 }
 
 /// What the scheduler does and has done. Whoever has a request's last event finds it counted.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "utoipa", derive(utoipa::ToSchema))]
 pub struct Stats {
     /// Prompts that wait for pages.
     pub waiting_generate: usize,
@@ -113,11 +119,12 @@ pub struct Stats {
     pub last: StepTokens,
     /// Tokens of all passes.
     pub total: StepTokens,
-    /// Times that an answer was preempted: it gave its pages to a text and was computed again.
+    /// Times that an answer was preempted: it gave its pages to a text, and was computed again or,
+    /// with a [`Past`](super::Past), copied away and back.
     pub preemptions: u64,
     /// Time in passes; as JSON, `busy_seconds`.
     #[serde(rename = "busy_seconds", serialize_with = "seconds")]
-    #[schema(rename = "busy_seconds", value_type = f64, minimum = 0)]
+    #[cfg_attr(feature = "utoipa", schema(rename = "busy_seconds", value_type = f64, minimum = 0))]
     pub busy: Duration,
     /// KV pages.
     pub pages: usize,
@@ -127,6 +134,8 @@ pub struct Stats {
     pub pages_prefix: usize,
     /// Tokens of prompts that were found in such pages and not computed again.
     pub prefix_tokens: u64,
+    /// Tokens whose keys and values came with their requests and were not computed again.
+    pub past_tokens: u64,
     /// Requests taken.
     pub submitted: u64,
     /// Requests done.

@@ -11,6 +11,7 @@
 
 use crate::{Error, Result};
 use bytemuck::{Pod, PodCastError};
+use gritlm_model::config::Config;
 use gritlm_model::ops::{NO_PAGE, PAGE};
 use half::bf16;
 use memmap2::Mmap;
@@ -274,7 +275,7 @@ impl KvCache {
     ///
     /// # Errors
     /// As [`KvCache::from_f32`].
-    pub(crate) fn from_map(
+    pub fn from_map(
         shape: [usize; 5],
         rounded: bool,
         map: &Arc<Mmap>,
@@ -319,6 +320,19 @@ impl KvCache {
         [self.layers, 2, self.kv_heads, self.tokens, self.head_dim]
     }
 
+    /// Checks that a model with this config can go on from the cache.
+    pub(crate) fn check_shape(&self, c: &Config) -> Result<()> {
+        let expected = [c.layers, 2, c.kv_heads, self.tokens, c.head_dim];
+        let found = self.shape();
+        match expected == found {
+            true => Ok(()),
+            false => {
+                let problem = format!("expected shape {expected:?}, found {found:?}");
+                Err(Error::Input { what: "cache".into(), problem })
+            }
+        }
+    }
+
     /// Tokens in the cache.
     pub fn tokens(&self) -> usize {
         self.tokens
@@ -341,7 +355,7 @@ impl KvCache {
     }
 
     /// [`KvCache::to_f32`], without a copy where they are.
-    pub(crate) fn wide(&self) -> Cow<'_, [f32]> {
+    pub fn wide(&self) -> Cow<'_, [f32]> {
         match &self.values {
             Values::F32(values) => Cow::Borrowed(values),
             Values::Bf16(values) => widened(values).collect(),
@@ -349,7 +363,7 @@ impl KvCache {
     }
 
     /// Some of the numbers as f32: in `buffer`, where they are rounded.
-    pub(crate) fn part<'a>(&'a self, at: Range<usize>, buffer: &'a mut Vec<f32>) -> &'a [f32] {
+    pub fn part<'a>(&'a self, at: Range<usize>, buffer: &'a mut Vec<f32>) -> &'a [f32] {
         match &self.values {
             Values::F32(values) => &values[at],
             Values::Bf16(values) => {

@@ -37,6 +37,11 @@ impl Context {
         }
     }
 
+    /// Ids that occurred, sorted.
+    pub(crate) fn seen(&self) -> &[u32] {
+        &self.seen
+    }
+
     /// Tokens so far, run or not.
     pub(crate) fn tokens(&self) -> usize {
         self.cache.tokens() + self.pending.len()

@@ -10,22 +10,22 @@ const MARK: char = '\u{FEFF}';
 
 /// Bytes that are no text.
 #[derive(Debug)]
-pub(crate) struct NotText {
+pub struct NotText {
     /// What they are not.
     encoding: Encoding,
     /// The first byte that is wrong, from 0.
-    pub(crate) at: usize,
+    pub at: usize,
     bytes: Vec<u8>,
 }
 
 impl NotText {
     /// What they are not.
-    pub(crate) fn encoding(&self) -> &'static str {
+    pub fn encoding(&self) -> &'static str {
         if self.encoding == Encoding::Utf8 { "UTF-8" } else { "UTF-16" }
     }
 
     /// Whether they hold zeros, which no text does but in UTF-16.
-    pub(crate) fn is_binary(&self) -> bool {
+    pub fn is_binary(&self) -> bool {
         self.encoding == Encoding::Utf8 && self.bytes.contains(&0)
     }
 }
@@ -55,7 +55,7 @@ impl Encoding {
 }
 
 /// The text of a file, or of what stands in for one, without its mark.
-pub(crate) fn decode(bytes: Vec<u8>) -> Result<String, NotText> {
+pub fn decode(bytes: Vec<u8>) -> Result<String, NotText> {
     let encoding = Encoding::of(&bytes);
     let decoded = match encoding {
         Encoding::Utf8 => {
@@ -88,13 +88,13 @@ fn utf16(bytes: &[u8], unit: fn([u8; 2]) -> u16) -> Result<String, usize> {
 
 /// Bytes of a line, and of a document: more than a book of a thousand pages, and little enough to
 /// be read at once.
-pub(crate) const MAX_BYTES: usize = 256 << 20;
+pub const MAX_BYTES: usize = 256 << 20;
 
 /// Reads the next line, with its end, to where `line` was cleared; whether there was one.
 ///
 /// # Errors
 /// When it cannot be read, or has more than [`MAX_BYTES`]. (A pipe may have no line's end at all.)
-pub(crate) fn read_line(from: &mut dyn BufRead, line: &mut Vec<u8>) -> io::Result<bool> {
+pub fn read_line(from: &mut dyn BufRead, line: &mut Vec<u8>) -> io::Result<bool> {
     line.clear();
     from.take(MAX_BYTES as u64 + 1).read_until(b'\n', line)?;
     match line.len() > MAX_BYTES {
@@ -113,7 +113,7 @@ fn too_long(what: &str) -> io::Error {
 /// # Errors
 /// When the first line cannot be read, or what has the mark of UTF-16 is not, or has more than
 /// [`MAX_BYTES`].
-pub(crate) fn utf8<'a>(mut from: impl BufRead + 'a) -> io::Result<Box<dyn BufRead + 'a>> {
+pub fn utf8<'a>(mut from: impl BufRead + 'a) -> io::Result<Box<dyn BufRead + 'a>> {
     let mut first = Vec::new();
     read_line(&mut from, &mut first)?;
     if Encoding::of(&first) == Encoding::Utf8 {
@@ -131,11 +131,11 @@ pub(crate) fn utf8<'a>(mut from: impl BufRead + 'a) -> io::Result<Box<dyn BufRea
 
 /// A text, or a line of one, without a mark in front. (Lines have marks where files were put one
 /// after the other.)
-pub(crate) fn unmarked(text: &str) -> &str {
+pub fn unmarked(text: &str) -> &str {
     text.strip_prefix(MARK).unwrap_or(text)
 }
 
 /// [`unmarked`], of UTF-8.
-pub(crate) fn unmarked_bytes(text: &[u8]) -> &[u8] {
+pub fn unmarked_bytes(text: &[u8]) -> &[u8] {
     text.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(text)
 }

@@ -19,6 +19,7 @@ mod count;
 mod decode;
 mod echo;
 mod embeddings;
+mod error;
 mod failure;
 mod host;
 mod input;
@@ -39,15 +40,16 @@ mod tei;
 mod tokens;
 mod workers;
 
-use crate::schedule::{Limits, Scheduler};
-use crate::{Engine, Error, Result};
 use axum::extract::{Request, State};
 use axum::http::header;
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use budget::Budget;
 use connections::Ended;
+pub use error::{Error, Result};
 use failure::Failure;
+use gritlm::Engine;
+use gritlm::schedule::{Limits, Scheduler};
 use metrics::Metrics;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -157,7 +159,7 @@ impl App {
 /// A bound address, not yet served.
 ///
 /// ```
-/// use gritlm::serve::{Server, Settings};
+/// use gritlm_serve::{Server, Settings};
 /// use gritlm::{Engine, Options};
 ///
 /// let server = Server::bind("127.0.0.1", 0, Settings::default())?;
@@ -178,8 +180,7 @@ impl Server {
     /// # Errors
     /// When the address cannot be bound, or a setting is invalid.
     pub fn bind(host: &str, port: u16, settings: Settings) -> Result<Self> {
-        for (option, keys) in
-            [("--api-key", &settings.api_keys), ("--write-key", &settings.write_keys)]
+        for (option, keys) in [("api_key", &settings.api_keys), ("write_key", &settings.write_keys)]
         {
             if let Some(wrong) = keys.iter().find(|key| key.is_empty() || !visible(key)) {
                 let (expected, found) = ("visible ASCII".into(), format!("{wrong:?}"));
@@ -187,8 +188,8 @@ impl Server {
             }
         }
         settings.cors.iter().try_for_each(|origin| cors::check(origin))?;
-        let failed = |source| Error::Input {
-            what: format!("--host {host} --port {port}"),
+        let failed = |source| Error::Server {
+            what: format!("`host` {host} `port` {port}"),
             problem: format!("cannot listen there: {source}"),
         };
         let listener = std::net::TcpListener::bind((host, port)).map_err(failed)?;
@@ -210,10 +211,11 @@ impl Server {
     /// When `load` fails, or when requests were cut off at the end of the grace time.
     pub fn run(
         self,
-        load: impl FnOnce() -> Result<Engine> + Send + 'static,
+        load: impl FnOnce() -> gritlm::Result<Engine> + Send + 'static,
         stop: impl Future<Output = ()>,
     ) -> Result<()> {
-        let failed = |e| Error::Input { what: "serve".into(), problem: format!("no runtime: {e}") };
+        let failed =
+            |e| Error::Server { what: "serve".into(), problem: format!("no runtime: {e}") };
         // Handlers do little work; the cores are left to the engine.
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
@@ -228,10 +230,10 @@ impl Server {
 
     async fn serve(
         self,
-        load: impl FnOnce() -> Result<Engine> + Send + 'static,
+        load: impl FnOnce() -> gritlm::Result<Engine> + Send + 'static,
         stop: impl Future<Output = ()>,
     ) -> Result<()> {
-        let failed = |e: std::io::Error| Error::Input {
+        let failed = |e: std::io::Error| Error::Server {
             what: self.address.to_string(),
             problem: format!("cannot be served: {e}"),
         };
@@ -262,8 +264,7 @@ impl Server {
         let (limits, folder) = (settings.limits.clone(), settings.store.clone());
         let open = move || -> Result<_> {
             let engine = load()?;
-            let waiting = limits.queue_requests;
-            let store = folder.map(|folder| rag::Store::open(&engine, folder, waiting));
+            let store = folder.map(|folder| rag::Store::open(&engine, folder));
             Ok((store.transpose()?, Scheduler::start(engine, limits)?))
         };
         let loading = tokio::task::spawn_blocking(open);
@@ -285,8 +286,8 @@ impl Server {
         let written = connections.end(deadline.max(Instant::now() + Duration::from_millis(200)));
         match (finished, written.await) {
             (true, Ended::Written) => Ok(()),
-            _ => Err(Error::Input {
-                what: format!("--grace {}", settings.grace.as_secs_f32()),
+            _ => Err(Error::Server {
+                what: format!("`grace` {}", settings.grace.as_secs_f32()),
                 problem: "the time was over before all requests were done; they were cut off"
                     .into(),
             }),

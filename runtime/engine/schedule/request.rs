@@ -1,8 +1,11 @@
 //! Requests to the scheduler, their events, and the reasons for refusing them.
 
 use super::Summary;
+use crate::cache::KvCache;
 use crate::{Embed, Embedding, Encoded, Error, Piece, Ranked, Sampling};
 use gritlm_model::ops::Drawn;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// The work of a request.
@@ -26,7 +29,45 @@ pub enum Work {
         prompt: Vec<u32>,
         /// How; [`Sampling::verbatim`] with what [`crate::Prompt::Raw`] and its like make.
         how: Sampling,
+        /// What precedes the prompt and is not computed again; None for nothing.
+        past: Option<Past>,
     },
+}
+
+/// Keys and values that precede a prompt: those of an embedding pass, say, or of several that were
+/// joined. They are copied to KV pages when the answer gets its pages, one such answer a step,
+/// because the copy delays the step.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Past {
+    /// The keys and values.
+    pub cache: KvCache,
+    /// Their tokens, for the repetition penalty; may be empty.
+    pub tokens: Vec<u32>,
+}
+
+/// Cancels all requests that carry a clone of it.
+#[derive(Clone, Debug, Default)]
+pub struct Cancel {
+    cancelled: Arc<AtomicBool>,
+}
+
+impl Cancel {
+    /// Cancels them: they leave the batch at the next step, and their pages are free.
+    pub fn cancel(&self) {
+        self.cancelled.store(true, Ordering::Relaxed);
+    }
+
+    /// Returns whether they are cancelled.
+    pub fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
+    }
+}
+
+impl PartialEq for Cancel {
+    /// Returns whether both cancel the same requests.
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.cancelled, &other.cancelled)
+    }
 }
 
 impl Work {
@@ -36,6 +77,14 @@ impl Work {
             Self::Embed { texts, .. } => texts.iter().map(|t| t.tokens.len()).sum(),
             Self::Rank { prompts } => prompts.iter().map(Vec::len).sum(),
             Self::Generate { prompt, .. } => prompt.len(),
+        }
+    }
+
+    /// Tokens that precede a prompt and are not computed.
+    pub(super) fn past_tokens(&self) -> usize {
+        match self {
+            Self::Generate { past: Some(past), .. } => past.cache.tokens(),
+            _ => 0,
         }
     }
 }
@@ -49,11 +98,13 @@ pub struct Request {
     pub priority: i32,
     /// Deadline, after which the request fails with [`Error::Expired`].
     pub deadline: Option<Instant>,
+    /// Cancels the request together with others.
+    pub cancel: Cancel,
 }
 
 impl From<Work> for Request {
     fn from(work: Work) -> Self {
-        Self { work, priority: 0, deadline: None }
+        Self { work, priority: 0, deadline: None, cancel: Cancel::default() }
     }
 }
 
@@ -109,7 +160,7 @@ pub enum Refused {
     /// more.
     #[error(
         "the request needs room for {tokens} tokens, and the KV cache holds {kv_tokens}; shorten \
-         it, ask for fewer tokens or raise --kv-tokens"
+         it, ask for fewer tokens or raise `kv_tokens`"
     )]
     NeverFits {
         /// Tokens of the longest sequence, those to be generated counted.

@@ -1,9 +1,9 @@
 //! Random checkpoints in the published layout, for benchmarks and capacity tests: speed and memory
 //! depend on a model's shape, not on what it has learnt.
 
-use crate::engine::fnv1a;
 use crate::{Error, Options, Result};
 use gritlm_model::config::{Config, Experts};
+use gritlm_model::hash::fnv1a;
 use gritlm_model::ops::Ops;
 use gritlm_model::tokenizer::Tokenizer;
 use gritlm_model::weights::{Dtype, Expected, Tensor, Weights, expected};
@@ -73,12 +73,12 @@ pub fn shape(like: &str) -> Option<Config> {
 pub fn config(like: &str, layers: Option<usize>) -> Result<Config> {
     let Some(mut config) = shape(like) else {
         let (expected, found) = (format!("one of {}", SHAPES.join(", ")), like.into());
-        return Err(Error::Option { option: "--like", expected, found });
+        return Err(Error::Option { option: "like", expected, found });
     };
     config.layers = layers.unwrap_or(config.layers);
     if !(1..=1024).contains(&config.layers) {
         let (expected, found) = ("a number from 1 to 1024".into(), config.layers.to_string());
-        return Err(Error::Option { option: "--layers", expected, found });
+        return Err(Error::Option { option: "layers", expected, found });
     }
     Ok(config)
 }
@@ -218,11 +218,11 @@ pub fn fits(layers: usize, layer: u64, rest: u64, free: u64) -> Result<()> {
     }
     let gb = |bytes: u64| format!("{:.1} GB", bytes as f64 / 1e9);
     let would = match free.saturating_sub(rest) / layer.max(1) {
-        0 => "not even --layers 1 would fit; lower --kv-tokens".into(),
-        layers => format!("--layers {layers} would fit"),
+        0 => "not even `layers` 1 would fit; lower `kv_tokens`".into(),
+        layers => format!("`layers` {layers} would fit"),
     };
     Err(Error::Option {
-        option: "--like",
+        option: "like",
         expected: format!("a model that fits the {} of memory that are free ({would})", gb(free)),
         found: format!("one of {layers} layers that takes {} with its KV pages", gb(needed)),
     })

@@ -3,11 +3,11 @@
 use std::fs::File;
 use std::ops::{Deref, DerefMut};
 
-/// A file that is unlocked when it is dropped.
+/// A locked file that is unlocked when it is dropped.
 ///
 /// Closing is not enough: the lock belongs to the open file, and a child process that another
 /// thread is starting shares it from its fork to its exec.
-pub(crate) struct UnlockOnDrop(pub(crate) File);
+pub struct UnlockOnDrop(pub File);
 
 impl Deref for UnlockOnDrop {
     type Target = File;

@@ -15,7 +15,8 @@
 //! let prompt = engine.tokenize_prompt(&Prompt::user("Describe the package pdfgrep."), false)?;
 //!
 //! let scheduler = Scheduler::start(engine, Limits::default())?;
-//! let answer = Work::Generate { prompt, how: Sampling { max_tokens: 8, ..Sampling::greedy() } };
+//! let sampling = Sampling { max_tokens: 8, ..Sampling::greedy() };
+//! let answer = Work::Generate { prompt, how: sampling, past: None };
 //! let answer = scheduler.submit(answer.into())?;
 //! let vectors = scheduler.submit(Work::Embed { texts, how }.into())?;
 //! for event in answer.chain(vectors) {
@@ -41,15 +42,18 @@ use crate::batch::check_tokens;
 use crate::continuation::Continuation;
 use crate::rerank::Judge;
 use crate::{Engine, Error, Result};
+use futures_channel::mpsc::{UnboundedReceiver, unbounded};
+use futures_core::Stream;
 use gritlm_model::ops::{DeviceError, PAGE};
 use job::{Arrival, Client};
 use stats::Recent;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
 use std::thread::JoinHandle;
 
-pub use request::{Event, Refused, Request, Work};
+pub use request::{Cancel, Event, Past, Refused, Request, Work};
 pub use stats::{Refusals, Stats, Step, StepTokens, Summary, Timings};
 
 /// Each kind of work gets something of every step from here on.
@@ -111,8 +115,6 @@ struct Shared {
 
 struct Inbox {
     arrivals: Vec<Arrival>,
-    /// Pages that are wanted past the scheduler, and whom to tell whether they are free.
-    wanted: Vec<(usize, Sender<bool>)>,
     /// Requests taken so far; the next one's number.
     taken: u64,
     closed: bool,
@@ -142,7 +144,7 @@ impl Scheduler {
     pub fn start(engine: Engine, limits: Limits) -> Result<Self> {
         if limits.batch_tokens < MIN_BATCH_TOKENS {
             return Err(Error::Option {
-                option: "--batch-tokens",
+                option: "batch_tokens",
                 expected: format!("at least {MIN_BATCH_TOKENS} tokens in a step"),
                 found: limits.batch_tokens.to_string(),
             });
@@ -150,7 +152,6 @@ impl Scheduler {
         let engine = Arc::new(engine);
         let inbox = Mutex::new(Inbox {
             arrivals: Vec::new(),
-            wanted: Vec::new(),
             taken: 0,
             closed: false,
             refused: Refusals::default(),
@@ -177,38 +178,32 @@ impl Scheduler {
         &self.handle.engine
     }
 
-    /// Gives up prefixes, between two steps, so that so many pages are free for passes that are run
-    /// past the scheduler; false where requests hold too many. Nothing is reserved.
-    pub(crate) fn make_room(&self, pages: usize) -> bool {
-        let (told, answer) = channel();
-        let shared = &self.handle.shared;
-        let mut inbox = shared.inbox();
-        if inbox.closed {
-            return self.engine().pool().free_pages() >= pages;
-        }
-        inbox.wanted.push((pages, told));
-        drop(inbox);
-        shared.wake.notify_all();
-        answer.recv().unwrap_or(false)
-    }
-
     /// Returns the limits that the scheduler was started with.
     pub fn limits(&self) -> &Limits {
         &self.handle.limits
     }
 
-    /// Queues a request and returns its events, for blocking code. The channel is unbounded, so
-    /// that no step waits for a slow reader.
+    /// Queues a request and returns its events, for blocking code; [`Scheduler::stream`] is the same
+    /// for async code.
     ///
     /// # Errors
     /// When the scheduler refuses the request.
     pub fn submit(&self, request: Request) -> Result<Events, Refused> {
-        let (sender, receiver) = channel();
+        Ok(Events { stream: self.stream(request)? })
+    }
+
+    /// Queues a request and returns its events, for async code on any runtime. The channel is
+    /// unbounded, so that no step waits for a slow reader.
+    ///
+    /// # Errors
+    /// When the scheduler refuses the request.
+    pub fn stream(&self, request: Request) -> Result<EventStream, Refused> {
+        let (sender, receiver) = unbounded();
         let ticket = self.submit_to(request, move |event| {
             // A receiver that is gone has dropped its ticket, too.
-            let _ = sender.send(event);
+            let _ = sender.unbounded_send(event);
         })?;
-        Ok(Events { receiver, _ticket: ticket })
+        Ok(EventStream { receiver, _ticket: ticket })
     }
 
     /// Takes a request whose events go to `sink`. It is called on the engine's thread between two
@@ -230,10 +225,10 @@ impl Scheduler {
             return Err(refused);
         }
         let gone = Arc::new(AtomicBool::new(false));
-        let client =
-            Client::new(Box::new(sink), Arc::clone(&gone), request.priority, request.deadline);
+        let Request { work, priority, deadline, cancel } = request;
+        let client = Client::new(Box::new(sink), Arc::clone(&gone), cancel, priority, deadline);
         let id = inbox.taken;
-        inbox.arrivals.push(Arrival { id, work: request.work, client });
+        inbox.arrivals.push(Arrival { id, work, client });
         inbox.taken += 1;
         drop(inbox);
         shared.wake.notify_all();
@@ -253,9 +248,12 @@ impl Scheduler {
                 Judge::new(engine)?;
                 self.longest(prompts.iter().map(|prompt| (prompt.as_slice(), 0)))?
             }
-            Work::Generate { prompt, how } => {
+            Work::Generate { prompt, how, past } => {
                 check_tokens(prompt, 0, config).map_err(invalid)?;
-                match Continuation::new(engine, how, prompt.len()) {
+                if let Some(past) = past {
+                    past.cache.check_shape(config)?;
+                }
+                match Continuation::new(engine, how, work.past_tokens() + prompt.len()) {
                     Err(Error::LongPrompt { tokens, limit }) => {
                         return Err(Refused::TooLong { tokens, limit });
                     }
@@ -365,18 +363,34 @@ impl Drop for Ticket {
     }
 }
 
-/// A request's events as they come; the iterator waits for the next. Dropping it gives the request
-/// up.
+/// A request's events as they come, for async code: a [`Stream`] that ends after the last one.
+/// Dropping it cancels the request.
+#[derive(Debug)]
+pub struct EventStream {
+    receiver: UnboundedReceiver<Event>,
+    _ticket: Ticket,
+}
+
+impl Stream for EventStream {
+    type Item = Event;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Event>> {
+        Pin::new(&mut self.receiver).poll_next(context)
+    }
+}
+
+/// A request's events as they come, for blocking code: an iterator that waits for the next. Dropping
+/// it cancels the request.
 #[derive(Debug)]
 pub struct Events {
-    receiver: Receiver<Event>,
-    _ticket: Ticket,
+    stream: EventStream,
 }
 
 impl Iterator for Events {
     type Item = Event;
 
     fn next(&mut self) -> Option<Event> {
-        self.receiver.recv().ok()
+        let next = std::future::poll_fn(|context| Pin::new(&mut self.stream).poll_next(context));
+        pollster::block_on(next)
     }
 }

@@ -8,10 +8,10 @@ use crate::grammar::Vocabulary;
 use crate::{Error, Result, hub, synth};
 use gritlm_model::config::Config;
 use gritlm_model::demo;
+use gritlm_model::hash::fnv1a;
 use gritlm_model::ops::{Created, Mask, OpTime, PAGE};
 use gritlm_model::tokenizer::Tokenizer;
 use gritlm_model::weights::Weights;
-use llguidance::ParserFactory;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -35,7 +35,7 @@ impl FromStr for Attn {
             "bbcc" => Ok(Self::Bbcc),
             "cccc" => Ok(Self::Cccc),
             found => Err(Error::Option {
-                option: "--attn",
+                option: "attn",
                 expected: "bbcc or cccc".into(),
                 found: found.into(),
             }),
@@ -101,8 +101,7 @@ impl Default for Options {
 
 impl Options {
     fn check(&self) -> Result<()> {
-        for (option, tokens) in
-            [("--batch-tokens", self.batch_tokens), ("--kv-tokens", self.kv_tokens)]
+        for (option, tokens) in [("batch_tokens", self.batch_tokens), ("kv_tokens", self.kv_tokens)]
         {
             if tokens == 0 {
                 let expected = "a positive number of tokens".into();
@@ -111,7 +110,7 @@ impl Options {
         }
         if self.kv_tokens > MAX_KV_TOKENS {
             return Err(Error::Option {
-                option: "--kv-tokens",
+                option: "kv_tokens",
                 expected: format!("at most {MAX_KV_TOKENS}"),
                 found: self.kv_tokens.to_string(),
             });
@@ -146,19 +145,27 @@ pub struct Engine {
     loading: (u64, Duration),
     fingerprint: u128,
     generates: bool,
+    #[cfg_attr(not(feature = "grammar"), expect(dead_code, reason = "for grammars"))]
     vocabulary: Vocabulary,
 }
 
 /// A checkpoint on disk or in the binary, checked and not yet on a device.
-pub(crate) struct Checkpoint {
-    pub(crate) config: Config,
-    pub(crate) tokenizer: Tokenizer,
-    pub(crate) weights: Weights,
+pub struct Checkpoint {
+    /// The model's sizes.
+    pub config: Config,
+    /// Its tokenizer.
+    pub tokenizer: Tokenizer,
+    /// Its weights, mapped.
+    pub weights: Weights,
 }
 
 impl Checkpoint {
-    /// Resolves and checks `model`: a folder, a Hugging Face id, or `demo`.
-    pub(crate) fn open(model: &str, progress: bool) -> Result<Self> {
+    /// Opens and checks `model`: a folder, a Hugging Face id, or `demo`. `progress`: whether a
+    /// download may draw a bar on a terminal.
+    ///
+    /// # Errors
+    /// When there is no such model, or a file is not as it should be.
+    pub fn open(model: &str, progress: bool) -> Result<Self> {
         if model == "demo" {
             let path = |file: &str| PathBuf::from("demo").join(file);
             let config = Config::parse(demo::CONFIG, &path("config.json"))?;
@@ -266,7 +273,7 @@ impl Engine {
 
     /// Refuses a text that cannot fit the model's positions before it is tokenized, which takes some
     /// 100 bytes of memory for each of its own.
-    pub(crate) fn check_bytes(&self, what: &'static str, bytes: usize) -> Result<()> {
+    pub fn check_bytes(&self, what: &'static str, bytes: usize) -> Result<()> {
         let positions = self.config.max_positions;
         let limit = self.tokenizer.most_bytes(positions);
         match bytes <= limit {
@@ -457,8 +464,14 @@ impl Engine {
     }
 
     /// The vocabulary by bytes, for grammars.
-    pub(crate) fn vocabulary(&self) -> Result<Arc<ParserFactory>> {
+    #[cfg(feature = "grammar")]
+    pub(crate) fn vocabulary(&self) -> Result<Arc<llguidance::ParserFactory>> {
         self.vocabulary.get(&self.tokenizer, self.config.vocab, &self.config.eos)
+    }
+
+    /// Tokens that all KV pages together hold.
+    pub fn kv_tokens(&self) -> usize {
+        self.pool.pages() * PAGE
     }
 
     /// The KV pages.
@@ -489,11 +502,4 @@ fn fingerprint(config: &Config, weights: Option<&Weights>) -> u128 {
         seen.extend(&bytes[..bytes.len().min(64)]);
     }
     fnv1a(&seen)
-}
-
-/// FNV-1a, 128 bits: the same in every version of this program, for what is kept on disk.
-pub(crate) fn fnv1a(bytes: &[u8]) -> u128 {
-    bytes.iter().fold(0x6c62_272e_07bb_0142_62b8_2175_6295_c58d, |hash, &b| {
-        (hash ^ u128::from(b)).wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013b)
-    })
 }

@@ -1,7 +1,7 @@
 //! Reranking by a yes/no question, as the GRIT paper's code does it: one causal pass per passage,
 //! and the score is the logit of "yes" as the answer's first token.
 
-use crate::batch::{Output, Sequence, Want};
+use crate::batch::{Output, Want};
 use crate::{Engine, Error, Result};
 use gritlm_model::prompt;
 use rayon::prelude::*;
@@ -19,7 +19,7 @@ pub struct Ranked {
 
 impl Ranked {
     /// Highest `value` first; equal ones as they came.
-    pub(crate) fn sort_by(all: &mut [Self], value: impl Fn(&Self) -> f32) {
+    pub fn sort_by(all: &mut [Self], value: impl Fn(&Self) -> f32) {
         all.sort_by(|a, b| value(b).total_cmp(&value(a)).then(a.index.cmp(&b.index)));
     }
 }
@@ -76,25 +76,31 @@ impl Engine {
         passages: &[impl AsRef<str> + Sync],
         done: &mut dyn FnMut(usize) -> Result<()>,
     ) -> Result<Vec<Ranked>> {
-        let judge = Judge::new(self)?;
         let prompts = self.encode_passages(query, passages)?;
-        let mut ranked = Vec::with_capacity(passages.len());
+        self.rank_encoded(&prompts, done)
+    }
+
+    /// [`Engine::rerank_watched`] of prompts that [`Engine::encode_passages`] has made.
+    ///
+    /// # Errors
+    /// As [`Engine::rerank_watched`].
+    pub fn rank_encoded(
+        &self,
+        prompts: &[Vec<u32>],
+        done: &mut dyn FnMut(usize) -> Result<()>,
+    ) -> Result<Vec<Ranked>> {
+        let judge = Judge::new(self)?;
+        let mut ranked = Vec::with_capacity(prompts.len());
         let tokens: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
-        for batch in self.batches(&tokens) {
-            let mut caches: Vec<_> = batch.iter().map(|_| self.cache()).collect();
-            let mask = self.generation_mask();
-            let mut sequences: Vec<Sequence<'_>> = batch
-                .iter()
-                .zip(&mut caches)
-                .map(|(&i, cache)| Sequence { tokens: tokens[i], cache, mask, want: Want::Logits })
-                .collect();
-            for (&index, output) in batch.iter().zip(self.run(&mut sequences)?) {
+        self.run_all(&tokens, self.generation_mask(), |_| Want::Logits, &mut |pass| {
+            let passages = pass.len();
+            for (index, output, _) in pass {
                 if let Output::Logits(logits) = output {
                     ranked.push(judge.ranked(index, &logits)?);
                 }
             }
-            done(batch.len())?;
-        }
+            done(passages)
+        })?;
         Ranked::sort_by(&mut ranked, |r| r.score);
         Ok(ranked)
     }

@@ -32,7 +32,7 @@ impl FromStr for Device {
     fn from_str(text: &str) -> Result<Self> {
         let (kind, rest) = text.split_once(':').unwrap_or((text, ""));
         let wrong = || Error::Option {
-            option: "--device",
+            option: "device",
             expected: "auto, cpu, cuda, cuda:N, wgpu or wgpu:NAME".into(),
             found: text.into(),
         };
@@ -96,6 +96,7 @@ pub(crate) struct Load<'a> {
 
 impl Visit for Load<'_> {
     type Out = Loaded;
+    type Error = Error;
 
     fn visit<O: Ops + 'static>(self, ops: O, why: String) -> Result<Loaded> {
         let made;
@@ -123,19 +124,28 @@ pub(crate) struct Loaded {
 }
 
 /// What is to be done with a device, whichever backend it belongs to.
-pub(crate) trait Visit {
+pub trait Visit {
+    /// What the visit results in.
     type Out;
+    /// How it can fail.
+    type Error: From<Error>;
 
-    /// `why` says why this device.
-    fn visit<O: Ops + 'static>(self, ops: O, why: String) -> Result<Self::Out>;
+    /// Does it. `why` says why this device.
+    ///
+    /// # Errors
+    /// The visitor's own.
+    fn visit<O: Ops + 'static>(self, ops: O, why: String) -> Result<Self::Out, Self::Error>;
 }
 
-/// Opens the device that the options ask for.
-pub(crate) fn open<V: Visit>(options: &Options, visitor: V) -> Result<V::Out> {
+/// Opens the device that the options ask for, and lets the visitor use it.
+///
+/// # Errors
+/// When there is no such device; those of the visitor.
+pub fn open<V: Visit>(options: &Options, visitor: V) -> Result<V::Out, V::Error> {
     let asked = &options.device;
     let missing = |problem: String| Error::NoDevice {
         asked: asked.to_string(),
-        problem: format!("{problem}; use --device cpu"),
+        problem: format!("{problem}; use `device` cpu"),
     };
     match asked {
         Device::Cuda(n) => {
@@ -157,7 +167,7 @@ pub(crate) fn open<V: Visit>(options: &Options, visitor: V) -> Result<V::Out> {
 }
 
 /// The best GPU that wgpu reaches, else the CPU; `but` says why not CUDA, where it has a GPU.
-fn open_other<V: Visit>(options: &Options, visitor: V, but: String) -> Result<V::Out> {
+fn open_other<V: Visit>(options: &Options, visitor: V, but: String) -> Result<V::Out, V::Error> {
     match wgpu::open_gpu(options) {
         Some(Ok((device, why))) => visitor.visit(device, why + &but),
         Some(Err(problem)) => visitor.visit(Cpu, format!("the GPU cannot be used: {problem}{but}")),
@@ -165,13 +175,13 @@ fn open_other<V: Visit>(options: &Options, visitor: V, but: String) -> Result<V:
     }
 }
 
-pub(crate) use cuda::build as build_kernels;
+pub use cuda::build as build_kernels;
 
 /// The CUDA backend, where it is built in.
 #[cfg(feature = "cuda")]
 mod cuda {
     use super::{DeviceInfo, Options};
-    pub(crate) use gritlm_kernels::compile::build;
+    pub use gritlm_kernels::compile::build;
     use gritlm_kernels::{Cuda, Device, devices as gpus};
 
     pub(super) fn devices() -> Vec<DeviceInfo> {
@@ -227,26 +237,38 @@ mod cuda {
     const MISSING: &str = "the CUDA backend is not built in (feature cuda)";
 
     /// Stands in for a backend that this build does not have.
-    pub(crate) struct Built {
-        pub(crate) arch: String,
-        pub(crate) source: &'static str,
-        pub(crate) usage: Vec<Usage>,
-        pub(crate) bytes: usize,
+    pub struct Built {
+        /// Architecture.
+        pub arch: String,
+        /// Stem of the source.
+        pub source: &'static str,
+        /// What each kernel takes.
+        pub usage: Vec<Usage>,
+        /// Bytes of code.
+        pub bytes: usize,
     }
 
     /// What nothing takes.
-    pub(crate) struct Usage {
-        pub(crate) entry: String,
-        pub(crate) registers: u32,
-        pub(crate) spills: u32,
-        pub(crate) stack: u32,
+    pub struct Usage {
+        /// Name of the kernel.
+        pub entry: String,
+        /// Registers of a thread.
+        pub registers: u32,
+        /// Bytes spilled.
+        pub spills: u32,
+        /// Bytes of stack.
+        pub stack: u32,
     }
 
-    pub(crate) fn build(
+    /// Fails: the feature is not built in.
+    ///
+    /// # Errors
+    /// Always.
+    pub fn build<E: From<gritlm_model::ops::DeviceError>>(
         _archs: &[String],
         _folder: &std::path::Path,
-        _progress: impl Fn(u64, u64) -> crate::Result<()> + Sync,
-    ) -> crate::Result<Vec<Built>> {
+        _progress: impl Fn(u64, u64) -> Result<(), E> + Sync,
+    ) -> Result<Vec<Built>, E> {
         Err(gritlm_model::ops::DeviceError(MISSING.into()).into())
     }
 

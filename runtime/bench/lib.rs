@@ -3,6 +3,7 @@
 pub mod case;
 pub mod cases;
 pub mod compare;
+mod error;
 mod expected;
 pub mod limits;
 pub mod load;
@@ -18,3 +19,5 @@ pub mod results;
 pub mod shape;
 pub mod table;
 pub mod time;
+
+pub use error::{Error, Result};

@@ -20,30 +20,33 @@
 //! [`Engine::open`] takes a checkpoint's folder, a Hugging Face id, or `demo`, a tiny model in the
 //! binary. [`Engine::run`] is the door below: sequences of token ids with a mask each, in one pass.
 
-mod backend;
+pub mod backend;
 pub mod batch;
-pub mod bench;
 pub mod cache;
-pub mod cli;
 mod continuation;
 mod embed;
 mod engine;
 mod error;
 mod forward;
 mod generate;
+#[cfg(feature = "grammar")]
 mod grammar;
+#[cfg(not(feature = "grammar"))]
+#[path = "grammar/none.rs"]
+mod grammar;
+#[cfg(feature = "hub")]
 mod hub;
-pub mod rag;
+#[cfg(not(feature = "hub"))]
+#[path = "hub/none.rs"]
+mod hub;
 mod rerank;
 pub mod schedule;
-pub mod serve;
 pub mod synth;
-mod text;
 mod unlock;
 
 pub use backend::{Device, DeviceInfo, devices};
 pub use embed::{Embed, Embedding, Encoded, dot};
-pub use engine::{Attn, Engine, Options};
+pub use engine::{Attn, Checkpoint, Engine, Options};
 pub use error::{Error, Result};
 pub use forward::{Corpus, Probe, Stage};
 pub use generate::{Chat, Finish, Generation, Piece, Prompt, Sampling};
@@ -51,3 +54,4 @@ pub use grammar::Grammar;
 pub use gritlm_model as model;
 pub use gritlm_model::ops::Pooling;
 pub use rerank::Ranked;
+pub use unlock::UnlockOnDrop;

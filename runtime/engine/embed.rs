@@ -1,6 +1,7 @@
 //! Embedding: texts to vectors, in batches by token budget and length.
 
 use crate::batch::{Output, Sequence, Want};
+use crate::cache::{Cache, KvCache};
 use crate::{Attn, Engine, Error, Result};
 use gritlm_model::ops::{Mask, PAGE, Pooling};
 use gritlm_model::prompt::embed_prefix;
@@ -31,6 +32,8 @@ pub struct Embed {
     pub mask: Option<Mask>,
     /// Keep only so many leading numbers (then normalised again, if at all).
     pub dimensions: Option<usize>,
+    /// Also return the keys and values of each pass ([`Embedding::kv`]), to generate from.
+    pub keep_kv: bool,
 }
 
 impl Default for Embed {
@@ -43,6 +46,7 @@ impl Default for Embed {
             attn: None,
             mask: None,
             dimensions: None,
+            keep_kv: false,
         }
     }
 }
@@ -57,7 +61,7 @@ impl Embed {
     pub(crate) fn check(&self, dim: usize) -> Result<()> {
         match self.dimensions {
             Some(n) if !(1..=dim).contains(&n) => Err(Error::Option {
-                option: "--dimensions",
+                option: "dimensions",
                 expected: format!("1 to {dim}"),
                 found: n.to_string(),
             }),
@@ -80,6 +84,8 @@ pub struct Embedding {
     pub tokens: usize,
     /// Tokens that were cut off; at least so many, where the text is far longer.
     pub truncated: usize,
+    /// Keys and values of the pass, if [`Embed::keep_kv`] asks for them.
+    pub kv: Option<KvCache>,
 }
 
 /// A text's tokens, ready to be embedded; see [`Engine::encode_texts`].
@@ -117,7 +123,8 @@ impl Encoded {
                 vector.iter_mut().for_each(|v| *v /= length);
             }
         }
-        Ok(Embedding { vector, tokens: self.tokens.len(), truncated: self.truncated })
+        let (tokens, truncated) = (self.tokens.len(), self.truncated);
+        Ok(Embedding { vector, tokens, truncated, kv: None })
     }
 }
 
@@ -143,29 +150,42 @@ impl Engine {
         done: &mut dyn FnMut(usize) -> Result<()>,
     ) -> Result<Vec<Embedding>> {
         let encoded = self.encode_texts(texts, how)?;
-        let mask = self.mask_for(how);
         let mut found: Vec<Option<Embedding>> = vec![None; texts.len()];
-        let tokens: Vec<&[u32]> = encoded.iter().map(|e| e.tokens.as_slice()).collect();
-        for batch in self.batches(&tokens) {
-            let mut caches: Vec<_> = batch.iter().map(|_| self.cache()).collect();
-            let mut sequences: Vec<Sequence<'_>> = batch
-                .iter()
-                .zip(&mut caches)
-                .map(|(&i, cache)| Sequence {
-                    tokens: tokens[i],
-                    cache,
-                    mask,
-                    want: encoded[i].want(how, self.config().dim),
-                })
-                .collect();
-            for (&i, output) in batch.iter().zip(self.run(&mut sequences)?) {
+        self.embed_encoded(&encoded, how, &mut |pass| {
+            let texts = pass.len();
+            pass.into_iter().for_each(|(index, embedding)| found[index] = Some(embedding));
+            done(texts)
+        })?;
+        Ok(found.into_iter().flatten().collect())
+    }
+
+    /// Embeds texts that [`Engine::encode_texts`] has made ready. `each` receives the results of
+    /// each pass with their indices in `texts`; its error ends the work.
+    ///
+    /// # Errors
+    /// When an option means nothing, the KV pages do not suffice, or a result is not finite; and
+    /// what `each` returns.
+    pub fn embed_encoded(
+        &self,
+        texts: &[Encoded],
+        how: &Embed,
+        each: &mut dyn FnMut(Vec<(usize, Embedding)>) -> Result<()>,
+    ) -> Result<()> {
+        let dim = self.config().dim;
+        how.check(dim)?;
+        let tokens: Vec<&[u32]> = texts.iter().map(|text| text.tokens.as_slice()).collect();
+        let want = |i: usize| texts[i].want(how, dim);
+        self.run_all(&tokens, self.mask_for(how), want, &mut |pass| {
+            let mut found = Vec::with_capacity(pass.len());
+            for (i, output, cache) in pass {
                 if let Output::Embedding(vector) = output {
-                    found[i] = Some(encoded[i].finish(i, vector, how)?);
+                    let mut embedding = texts[i].finish(i, vector, how)?;
+                    embedding.kv = how.keep_kv.then(|| self.export(&cache)).transpose()?;
+                    found.push((i, embedding));
                 }
             }
-            done(batch.len())?;
-        }
-        Ok(found.into_iter().flatten().collect())
+            each(found)
+        })
     }
 
     /// Makes texts ready to be embedded: instruction, tokens, what is cut off.
@@ -261,7 +281,7 @@ impl Engine {
     }
 
     /// The mask of an embedding pass.
-    pub(crate) fn mask_for(&self, how: &Embed) -> Mask {
+    pub fn mask_for(&self, how: &Embed) -> Mask {
         how.mask.unwrap_or_else(|| self.embedding_mask(how.attn.unwrap_or(self.options().attn)))
     }
 }
@@ -272,11 +292,32 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
 }
 
 impl Engine {
+    /// Runs each sequence once, whole and with an empty past, in as few passes as fit. `each`
+    /// receives the outputs of each pass with the sequences' indices and caches.
+    pub(crate) fn run_all(
+        &self,
+        tokens: &[&[u32]],
+        mask: Mask,
+        want: impl Fn(usize) -> Want,
+        each: &mut dyn FnMut(Vec<(usize, Output, Cache)>) -> Result<()>,
+    ) -> Result<()> {
+        for batch in self.batches(tokens) {
+            let mut caches: Vec<Cache> = batch.iter().map(|_| self.cache()).collect();
+            let sequence = |(&i, cache)| Sequence { tokens: tokens[i], cache, mask, want: want(i) };
+            let mut sequences: Vec<Sequence<'_>> =
+                batch.iter().zip(&mut caches).map(sequence).collect();
+            let outputs = self.run(&mut sequences)?;
+            let pass = batch.into_iter().zip(outputs).zip(caches);
+            each(pass.map(|((i, output), cache)| (i, output, cache)).collect())?;
+        }
+        Ok(())
+    }
+
     /// Groups sequences of like length into passes of at most the engine's token budget (a longer
     /// one goes alone) that find free pages. Nothing is padded, so length matters for one thing
     /// only: an attention task is as long as its sequence, and equal ones share the threads
     /// evenly. Longest first, so that memory shows its peak at the start.
-    pub(crate) fn batches(&self, sequences: &[&[u32]]) -> Vec<Vec<usize>> {
+    fn batches(&self, sequences: &[&[u32]]) -> Vec<Vec<usize>> {
         let mut order: Vec<usize> = (0..sequences.len()).collect();
         order.sort_by_key(|&i| std::cmp::Reverse(sequences[i].len()));
         let (budget, free) = (self.options().batch_tokens, self.pool().free_pages());

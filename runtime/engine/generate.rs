@@ -46,7 +46,7 @@ impl Prompt {
     }
 
     /// Of all its texts.
-    pub(crate) fn bytes(&self) -> usize {
+    pub fn bytes(&self) -> usize {
         let turns = |past: &[(String, String)]| -> usize {
             past.iter().map(|(question, answer)| question.len() + answer.len()).sum()
         };
@@ -59,7 +59,7 @@ impl Prompt {
     }
 
     /// Whether the answer goes on from the prompt's text as it stands.
-    pub(crate) fn is_verbatim(&self) -> bool {
+    pub fn is_verbatim(&self) -> bool {
         match self {
             Self::User(_) | Self::Chat { .. } => false,
             Self::Begun { answer, .. } => !answer.is_empty(),
@@ -135,13 +135,16 @@ impl Sampling {
     }
 
     /// Whether every option means something; generating checks it, too.
-    pub(crate) fn check(&self) -> Result<()> {
+    ///
+    /// # Errors
+    /// When one does not.
+    pub fn check(&self) -> Result<()> {
         let rules = [
-            ("--temperature", self.temperature, self.temperature >= 0.0, "0 or more"),
-            ("--top-p", self.top_p, self.top_p > 0.0 && self.top_p <= 1.0, "above 0, at most 1"),
-            ("--min-p", self.min_p, (0.0..=1.0).contains(&self.min_p), "from 0 to 1"),
+            ("temperature", self.temperature, self.temperature >= 0.0, "0 or more"),
+            ("top_p", self.top_p, self.top_p > 0.0 && self.top_p <= 1.0, "above 0, at most 1"),
+            ("min_p", self.min_p, (0.0..=1.0).contains(&self.min_p), "from 0 to 1"),
             (
-                "--repetition-penalty",
+                "repetition_penalty",
                 self.repetition_penalty,
                 self.repetition_penalty > 0.0,
                 "above 0",
@@ -155,14 +158,15 @@ impl Sampling {
         }
         if self.stop.iter().any(String::is_empty) {
             let (expected, found) = ("a text".into(), "an empty one".into());
-            return Err(Error::Option { option: "--stop", expected, found });
+            return Err(Error::Option { option: "stop", expected, found });
         }
         Ok(())
     }
 }
 
 /// Why an answer ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[cfg_attr(feature = "utoipa", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Finish {
     /// The model ended it, a stop text did, or its grammar is complete.
@@ -346,8 +350,12 @@ impl Engine {
         self.generate_seen(cache, &[], &ids, &Sampling { verbatim, ..how.clone() })
     }
 
-    /// Generates on top of a cache whose tokens are `seen`, which the repetition penalty counts.
-    pub(crate) fn generate_seen(
+    /// Generates what follows `ids` on top of a cache whose tokens are `seen`, which the repetition
+    /// penalty counts.
+    ///
+    /// # Errors
+    /// As [`Engine::generate`].
+    pub fn generate_seen(
         &self,
         cache: Cache,
         seen: &[u32],

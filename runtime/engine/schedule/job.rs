@@ -1,12 +1,12 @@
 //! Requests that the scheduler holds: waiting prompts, running answers, and texts.
 
 use super::prefix::Prefixes;
-use super::{Event, Summary, Timings, Work};
+use super::{Cancel, Event, Past, Summary, Timings, Work};
 use crate::batch::{Output, Want};
 use crate::cache::Cache;
 use crate::continuation::{Context, Continuation};
 use crate::rerank::Judge;
-use crate::{Embed, Encoded, Error, Piece, Result};
+use crate::{Embed, Encoded, Engine, Error, Piece, Result};
 use gritlm_model::ops::{Drawn, Mask, PAGE};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,6 +31,7 @@ pub(super) struct Arrival {
 pub(super) struct Client {
     sink: Box<dyn FnMut(Event) + Send>,
     gone: Arc<AtomicBool>,
+    cancel: Cancel,
     pub(super) priority: i32,
     deadline: Option<Instant>,
     submitted: Instant,
@@ -49,17 +50,30 @@ impl Client {
     pub(super) fn new(
         sink: Box<dyn FnMut(Event) + Send>,
         gone: Arc<AtomicBool>,
+        cancel: Cancel,
         priority: i32,
         deadline: Option<Instant>,
     ) -> Self {
         let submitted = Instant::now();
         let (started, first, out) = (None, None, Vec::new());
         let (arrived, ended) = (0, false);
-        Self { sink, gone, priority, deadline, submitted, arrived, started, first, out, ended }
+        Self {
+            sink,
+            gone,
+            cancel,
+            priority,
+            deadline,
+            submitted,
+            arrived,
+            started,
+            first,
+            out,
+            ended,
+        }
     }
 
     pub(super) fn is_gone(&self) -> bool {
-        self.gone.load(Ordering::Relaxed)
+        self.gone.load(Ordering::Relaxed) || self.cancel.is_cancelled()
     }
 
     pub(super) fn is_late(&self, now: Instant) -> bool {
@@ -113,6 +127,8 @@ impl Client {
 /// A prompt that waits for pages, or a preempted answer that waits for them again.
 pub(super) struct Prompting<'a> {
     pub(super) client: Client,
+    /// What precedes the prompt.
+    pub(super) past: Option<Past>,
     /// Tokens of the prompt, followed by the tokens sampled so far.
     pub(super) prompt: Vec<u32>,
     pub(super) answer: Continuation<'a>,
@@ -121,8 +137,13 @@ pub(super) struct Prompting<'a> {
 }
 
 impl<'a> Prompting<'a> {
-    pub(super) fn new(client: Client, prompt: Vec<u32>, answer: Continuation<'a>) -> Self {
-        Self { client, prompt, answer, cached_tokens: None }
+    pub(super) fn new(
+        client: Client,
+        past: Option<Past>,
+        prompt: Vec<u32>,
+        answer: Continuation<'a>,
+    ) -> Self {
+        Self { client, past, prompt, answer, cached_tokens: None }
     }
 }
 
@@ -130,8 +151,8 @@ impl Prompting<'_> {
     /// The window within which beginnings may be shared; None where they may not.
     pub(super) fn window(&self) -> Option<Option<u32>> {
         match self.answer.mask() {
-            Mask::Causal { window } => Some(window),
-            Mask::Bidirectional { .. } => None,
+            Mask::Causal { window } if self.past.is_none() => Some(window),
+            Mask::Causal { .. } | Mask::Bidirectional { .. } => None,
         }
     }
 }
@@ -144,7 +165,9 @@ pub(super) struct Answering<'a> {
     /// Tokens in this step's pass.
     pub(super) part: usize,
     window: Option<Option<u32>>,
-    /// All tokens, run or not.
+    /// Whether something preceded the prompt.
+    has_past: bool,
+    /// All tokens from the prompt on, run or not.
     ids: Vec<u32>,
     /// Full pages that the prefixes know.
     known: usize,
@@ -158,18 +181,32 @@ pub(super) struct Answering<'a> {
 const TURN: usize = 32;
 
 impl<'a> Answering<'a> {
-    /// With a cache that holds a beginning of the prompt, and pages for the rest and the answer.
+    /// With a cache that holds what precedes the prompt or a beginning of the prompt, and pages for
+    /// the rest and the answer.
     pub(super) fn new(waiting: Prompting<'a>, cache: Cache) -> Self {
         let window = waiting.window();
-        let Prompting { client, prompt, answer, cached_tokens } = waiting;
-        let computed = cache.tokens();
+        let Prompting { client, past, prompt, answer, cached_tokens } = waiting;
+        let has_past = past.is_some();
+        let (held, computed) = (cache.tokens(), if has_past { 0 } else { cache.tokens() });
         let mut context = Context::new(cache);
+        past.iter().flat_map(|past| &past.tokens).for_each(|&id| context.see(id));
         prompt[..computed].iter().for_each(|&id| context.see(id));
         prompt[computed..].iter().for_each(|&id| context.push(id));
         let known = computed / PAGE;
-        let cached_tokens = cached_tokens.unwrap_or(computed);
+        let cached_tokens = cached_tokens.unwrap_or(held);
         let (part, ids, drawn_before) = (0, prompt, answer.drawn());
-        Self { client, context, answer, part, window, ids, known, cached_tokens, drawn_before }
+        Self {
+            client,
+            context,
+            answer,
+            part,
+            window,
+            has_past,
+            ids,
+            known,
+            cached_tokens,
+            drawn_before,
+        }
     }
 
     /// Returns true if only the token sampled last is left to run.
@@ -177,19 +214,41 @@ impl<'a> Answering<'a> {
         self.answer.drawn() > 0 && self.context.pending() == 1
     }
 
-    /// Whether a text of this priority may preempt it: it has had its turn, and recomputing it
-    /// gives the same keys and values, because its tokens do not see later ones.
+    /// Returns whether it goes on from a [`Past`].
+    pub(super) fn has_past(&self) -> bool {
+        self.has_past
+    }
+
+    /// Whether a text of this priority may preempt it: it has had its turn, and can get the same
+    /// keys and values again. Without a past they are recomputed, which works because its tokens do
+    /// not see later ones; with one they are copied away, which works unless a window has dropped
+    /// some.
     pub(super) fn yields_to(&self, priority: i32) -> bool {
+        let returns = match self.has_past {
+            true => !self.context.cache.has_holes(),
+            false => self.window.is_some(),
+        };
         self.answer.drawn() >= self.drawn_before + TURN
-            && self.window.is_some()
+            && returns
             && self.client.priority <= priority
     }
 
-    /// Gives up its pages, which the prefix cache keeps as long as nobody needs them, and waits
-    /// again.
-    pub(super) fn preempt(self) -> Prompting<'a> {
-        let Self { client, answer, ids, cached_tokens, .. } = self;
-        Prompting { client, prompt: ids, answer, cached_tokens: Some(cached_tokens) }
+    /// Gives up its pages and waits again. The prefix cache keeps them as long as nobody needs them;
+    /// with a past they are copied to memory. If that fails, the client gets the error.
+    pub(super) fn preempt(self, engine: &Engine) -> Result<Prompting<'a>, (Client, Error)> {
+        let Self { client, context, answer, ids, cached_tokens, .. } = self;
+        let (past, prompt) = match self.has_past {
+            true => match engine.export(&context.cache) {
+                Ok(cache) => {
+                    let tokens = context.seen().to_vec();
+                    let rest = ids[ids.len() - context.pending()..].to_vec();
+                    (Some(Past { cache, tokens }), rest)
+                }
+                Err(error) => return Err((client, error)),
+            },
+            false => (None, ids),
+        };
+        Ok(Prompting { client, past, prompt, answer, cached_tokens: Some(cached_tokens) })
     }
 
     /// Returns the number of KV pages that the answer holds.
@@ -261,10 +320,17 @@ impl Texts {
     }
 
     /// Turns the output of a pass for a text into its event.
-    pub(super) fn settle(&mut self, index: usize, result: Result<Output>) -> Result<Event> {
+    pub(super) fn settle(
+        &mut self,
+        index: usize,
+        result: Result<Output>,
+        cache: &Cache,
+        engine: &Engine,
+    ) -> Result<Event> {
         match (&self.what, result?) {
             (What::Embed(how), Output::Embedding(vector)) => {
-                let embedding = self.texts[index].finish(index, vector, how)?;
+                let mut embedding = self.texts[index].finish(index, vector, how)?;
+                embedding.kv = how.keep_kv.then(|| engine.export(cache)).transpose()?;
                 Ok(Event::Embedding { index, embedding })
             }
             (What::Rank(judge), Output::Logits(logits)) => {

@@ -1,12 +1,13 @@
-//! Everything that can go wrong, and what to do about it.
+//! Everything that can go wrong in the engine, and what to do about it.
 
 use std::path::PathBuf;
 
 /// The result of everything in this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What went wrong. Messages are one line and name the file, flag or field, what was expected and
-/// what was found.
+/// What went wrong. Messages are one line and name the file or field, what was expected and what was
+/// found. Names of fields in advice are in backquotes, as in ``raise `kv_tokens` ``; a program that
+/// has flags for them can show those instead.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -16,7 +17,7 @@ pub enum Error {
     /// The device refused. Choose a smaller batch, another device, or close what else uses it.
     #[error(transparent)]
     Device(#[from] gritlm_model::ops::DeviceError),
-    /// The device asked for is not there. `gritlm devices` lists those that are.
+    /// The device asked for is not there. [`devices`](crate::devices) lists those that are.
     #[error("device {asked}: {problem}")]
     NoDevice {
         /// What was asked for.
@@ -35,7 +36,7 @@ pub enum Error {
     /// The KV pages cannot hold the request. Ask for less, or open the engine with more.
     #[error(
         "the KV cache has room for {free} of {needed} more tokens (of {total} in all); shorten the \
-         text or raise --kv-tokens"
+         text or raise `kv_tokens`"
     )]
     NoRoom {
         /// Tokens that were to be stored.
@@ -67,7 +68,7 @@ pub enum Error {
     },
     /// The instruction fills the whole length, so no token of the text is left. Shorten it or
     /// raise `max_length`.
-    #[error("the instruction has {tokens} tokens; with --max-length {limit} none is left for text")]
+    #[error("the instruction has {tokens} tokens; with `max_length` {limit} none is left for text")]
     LongInstruction {
         /// Its tokens, `<s>` and tags counted.
         tokens: usize,
@@ -101,7 +102,7 @@ pub enum Error {
     /// An option has a value that means nothing.
     #[error("{option}: expected {expected}, found {found}")]
     Option {
-        /// Its name as on the command line.
+        /// The field's name.
         option: &'static str,
         /// What would be right.
         expected: String,
@@ -124,29 +125,12 @@ pub enum Error {
         /// What the system said.
         source: std::io::Error,
     },
-    /// A store of documents is damaged, in use, full, or made with something else; the message says
-    /// which. `gritlm index --verify` finds all that is damaged.
-    #[error("{}: {problem}", path.display())]
-    Store {
-        /// The store's folder, or the file in it.
-        path: PathBuf,
-        /// What was expected and what was found.
-        problem: String,
-    },
-    /// A store of documents has a writer already. Wait until it is done.
-    #[error("{}: {problem}", path.display())]
-    Busy {
-        /// The store's folder.
-        path: PathBuf,
-        /// Who writes.
-        problem: String,
-    },
     /// The request's deadline came before its end. Allow more time, or ask when less waits.
     #[error("the deadline passed before the request was done")]
     Expired,
-    /// The user pressed Ctrl-C.
-    #[error("interrupted")]
-    Interrupted,
+    /// Whoever waited for the result no longer does: a callback said so, or the client has left.
+    #[error("cancelled")]
+    Cancelled,
 }
 
 impl Error {

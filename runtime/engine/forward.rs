@@ -445,12 +445,7 @@ impl<O: Ops> Model for Forward<O> {
 
     fn import(&mut self, from: &KvCache) -> Result<Cache> {
         let c = &self.config;
-        let (expected, found) =
-            ([c.layers, 2, c.kv_heads, from.tokens(), c.head_dim], from.shape());
-        if expected != found {
-            let problem = format!("expected shape {expected:?}, found {found:?}");
-            return Err(Error::Input { what: "cache".into(), problem });
-        }
+        from.check_shape(c)?;
         let mut cache = Cache::new(&self.pool);
         cache.reserve(from.tokens())?;
         debug_assert!(cache.table().len() * PAGE >= from.tokens());

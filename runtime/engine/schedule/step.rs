@@ -52,7 +52,6 @@ impl Drop for End<'_> {
         let mut inbox = self.0.inbox();
         inbox.closed = true;
         inbox.arrivals.clear();
-        inbox.wanted.clear();
     }
 }
 
@@ -88,15 +87,11 @@ impl Steps<'_> {
             inbox = wait.unwrap_or_else(PoisonError::into_inner).0;
         }
         let idle = self.prompts.is_empty() && self.texts.is_empty() && self.running.is_empty();
-        while idle && inbox.arrivals.is_empty() && inbox.wanted.is_empty() {
+        while idle && inbox.arrivals.is_empty() {
             if inbox.closed {
                 return false;
             }
             inbox = shared.wake.wait(inbox).unwrap_or_else(PoisonError::into_inner);
-        }
-        for (pages, asked) in std::mem::take(&mut inbox.wanted) {
-            // The caller may be gone.
-            let _ = asked.send(self.prefixes.make_room(self.engine.pool(), pages));
         }
         for arrival in std::mem::take(&mut inbox.arrivals) {
             self.accept(arrival);
@@ -109,7 +104,7 @@ impl Steps<'_> {
         let Arrival { id, work, mut client } = arrival;
         client.arrived = self.stats.steps;
         let rank = (self.stats.steps as i64 - i64::from(client.priority) * AGE, id);
-        let left = work.tokens();
+        let (left, before) = (work.tokens(), work.past_tokens());
         let mut fail = |mut client: Client, error| {
             client.fail(error);
             self.stats.failed += 1;
@@ -129,17 +124,18 @@ impl Steps<'_> {
                 }
                 Err(error) => fail(client, error),
             },
-            Work::Generate { prompt, how } => {
-                match Continuation::new(self.engine, &how, prompt.len()) {
+            Work::Generate { prompt, how, past } => {
+                match Continuation::new(self.engine, &how, before + prompt.len()) {
                     Ok(answer) if answer.is_over() => {
-                        let summary = Summary { prompt_tokens: left, ..Summary::default() };
+                        let prompt_tokens = before + left;
+                        let summary = Summary { prompt_tokens, ..Summary::default() };
                         client.finish(self.stats.steps, summary);
                         self.stats.finished += 1;
                         self.leaving.push(client);
                     }
                     Ok(answer) => {
                         let answer = answer.after(&prompt);
-                        self.prompts.insert(rank, Prompting::new(client, prompt, answer));
+                        self.prompts.insert(rank, Prompting::new(client, past, prompt, answer));
                     }
                     Err(error) => fail(client, error),
                 }
@@ -178,21 +174,42 @@ impl Steps<'_> {
             && self.short.is_none_or(|short| *entry.key() < short)
         {
             let waiting = entry.get();
+            let room = waiting.answer.room();
             let mut cache = match waiting.window() {
                 Some(window) if !waiting.answer.scores_prompt() => {
                     self.prefixes.find(self.engine, window, &waiting.prompt)
                 }
                 _ => self.engine.cache(),
             };
-            let more = waiting.answer.room() - cache.tokens();
-            if !self.prefixes.make_room(self.engine.pool(), cache.lacks(more))
-                || cache.reserve(more).is_err()
-            {
+            let more = room - cache.tokens();
+            if !self.prefixes.make_room(self.engine.pool(), cache.lacks(more)) {
                 break;
             }
             self.stats.prefix_tokens += cache.tokens() as u64;
+            if let Some(past) = &waiting.past {
+                cache = match self.engine.import(&past.cache) {
+                    Ok(cache) => cache,
+                    Err(Error::NoRoom { .. }) => break,
+                    Err(error) => {
+                        let mut client = entry.remove().client;
+                        client.fail(error);
+                        self.stats.failed += 1;
+                        self.leaving.push(client);
+                        continue;
+                    }
+                };
+                self.stats.past_tokens += cache.tokens() as u64;
+            }
+            if cache.reserve(room - cache.tokens()).is_err() {
+                break;
+            }
             let (rank, waiting) = entry.remove_entry();
+            let imported = waiting.past.is_some();
             self.running.insert(rank, Answering::new(waiting, cache));
+            if imported {
+                // Each copy delays the step, so the next one has the next step.
+                break;
+            }
         }
     }
 
@@ -231,8 +248,10 @@ impl Steps<'_> {
         }
         // Without those that texts have preempted.
         let decode = self.running.values().filter(|job| job.decodes()).count();
+        let from_cache = self.running.values().filter(|job| job.has_past());
+        let from_cache = from_cache.map(|job| job.part).sum::<usize>() as u64;
         let [decode, prefill, embed] = [decode, prefill, embed].map(|tokens| tokens as u64);
-        self.stats.last = StepTokens { decode, prefill, embed };
+        self.stats.last = StepTokens { decode, prefill, embed, from_cache };
         parts
     }
 
@@ -299,8 +318,17 @@ impl Steps<'_> {
         }
         for rank in ranks.into_iter().rev() {
             let Some(job) = self.running.remove(&rank) else { continue };
-            self.prompts.insert(rank, job.preempt());
-            self.stats.preemptions += 1;
+            match job.preempt(self.engine) {
+                Ok(waiting) => {
+                    self.prompts.insert(rank, waiting);
+                    self.stats.preemptions += 1;
+                }
+                Err((mut client, error)) => {
+                    client.fail(error);
+                    self.stats.failed += 1;
+                    self.leaving.push(client);
+                }
+            }
             if self.prefixes.make_room(pool, pages) {
                 return true;
             }
@@ -367,12 +395,12 @@ impl Steps<'_> {
                 }
             }
         }
-        for (Part { rank, index, .. }, result) in parts.into_iter().zip(results) {
+        for (Part { rank, index, cache }, result) in parts.into_iter().zip(results) {
             // Another of its texts may have failed just now.
             let Some(job) = self.texts.get_mut(&rank).filter(|job| !job.client.has_ended()) else {
                 continue;
             };
-            match job.settle(index, result) {
+            match job.settle(index, result, &cache, self.engine) {
                 Ok(event) => {
                     job.client.send(event);
                     if index + 1 == job.texts.len() {

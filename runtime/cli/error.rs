@@ -1,0 +1,140 @@
+//! The program's errors: those of the libraries, in which fields are named, and its own, in which
+//! flags are.
+
+use std::borrow::Cow;
+use std::path::PathBuf;
+
+/// The result of everything in the program.
+pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What went wrong.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error(transparent)]
+    Engine(#[from] gritlm::Error),
+    #[error(transparent)]
+    Rag(#[from] gritlm_rag::Error),
+    #[error(transparent)]
+    Serve(#[from] gritlm_serve::Error),
+    #[error(transparent)]
+    Bench(#[from] gritlm_bench::Error),
+    /// A flag has a value that means nothing.
+    #[error("{option}: expected {expected}, found {found}")]
+    Option { option: &'static str, expected: String, found: String },
+    #[error("{what}: {problem}")]
+    Input { what: String, problem: String },
+    #[error("{}: {source}", path.display())]
+    Io { path: PathBuf, source: std::io::Error },
+    /// The user pressed Ctrl-C.
+    #[error("interrupted")]
+    Interrupted,
+}
+
+/// Ctrl-C was pressed; every library's callback can end with it.
+#[derive(Debug)]
+pub(crate) struct Interrupt;
+
+impl From<Interrupt> for Error {
+    fn from(_: Interrupt) -> Self {
+        Self::Interrupted
+    }
+}
+
+impl From<Interrupt> for gritlm::Error {
+    fn from(_: Interrupt) -> Self {
+        Self::Cancelled
+    }
+}
+
+impl From<Interrupt> for gritlm_rag::Error {
+    fn from(_: Interrupt) -> Self {
+        Self::Cancelled
+    }
+}
+
+impl From<Interrupt> for gritlm_bench::Error {
+    fn from(_: Interrupt) -> Self {
+        Self::Cancelled
+    }
+}
+
+impl Error {
+    /// [`Error::Io`] of `path`, for `map_err`.
+    pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { path, source }
+    }
+
+    /// Returns whether Ctrl-C is the reason. The libraries call it a cancellation.
+    pub(crate) fn is_interrupt(&self) -> bool {
+        match self {
+            Self::Interrupted | Self::Engine(gritlm::Error::Cancelled) => true,
+            Self::Rag(error) => error.is_cancelled(),
+            Self::Bench(error) => error.is_cancelled(),
+            _ => false,
+        }
+    }
+
+    /// Returns the field whose value means nothing, if that is the reason.
+    fn field(&self) -> Option<&'static str> {
+        let of_engine = |error: &gritlm::Error| match error {
+            gritlm::Error::Option { option, .. } => Some(*option),
+            _ => None,
+        };
+        let of_rag = |error: &gritlm_rag::Error| match error {
+            gritlm_rag::Error::Option { option, .. } => Some(*option),
+            gritlm_rag::Error::Engine(error) => of_engine(error),
+            _ => None,
+        };
+        match self {
+            Self::Engine(error)
+            | Self::Serve(gritlm_serve::Error::Engine(error))
+            | Self::Bench(gritlm_bench::Error::Engine(error)) => of_engine(error),
+            Self::Rag(error)
+            | Self::Serve(gritlm_serve::Error::Rag(error))
+            | Self::Bench(gritlm_bench::Error::Rag(error)) => of_rag(error),
+            Self::Serve(gritlm_serve::Error::Option { option, .. })
+            | Self::Bench(gritlm_bench::Error::Option { option, .. }) => Some(option),
+            _ => None,
+        }
+    }
+
+    /// Returns whether the command was given wrongly.
+    pub(crate) fn is_usage(&self) -> bool {
+        matches!(self, Self::Option { .. }) || self.field().is_some()
+    }
+
+    /// Returns whether the reader of stdout has closed it.
+    pub(crate) fn is_broken_pipe(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if source.kind() == std::io::ErrorKind::BrokenPipe)
+    }
+
+    /// Returns the message with the flags of the fields that it names.
+    pub(crate) fn message(&self) -> String {
+        let message = self.to_string();
+        match self.field() {
+            Some(field) => flag(field) + message.strip_prefix(field).unwrap_or(&message),
+            None => flags(&message).into_owned(),
+        }
+    }
+}
+
+/// Returns the flag of a field: `--kv-tokens` of `kv_tokens`.
+fn flag(field: &str) -> String {
+    format!("--{}", field.replace('_', "-"))
+}
+
+/// Replaces the fields in backquotes by their flags. What is quoted otherwise, a file's name say,
+/// stays as it is.
+fn flags(message: &str) -> Cow<'_, str> {
+    let mut parts = message.split('`');
+    let mut text = String::from(parts.next().unwrap_or_default());
+    let is_field =
+        |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
+    while let (Some(quoted), Some(rest)) = (parts.next(), parts.next()) {
+        text += &if is_field(quoted) { flag(quoted) } else { format!("`{quoted}`") };
+        text += rest;
+    }
+    // With an odd number of backquotes the message is not one of ours.
+    if message.matches('`').count() % 2 == 0 { text.into() } else { message.into() }
+}

@@ -1,0 +1,40 @@
+//! What stands in for grammars where the feature `grammar` is not built in: types of which there
+//! are no values.
+
+use crate::{Engine, Result};
+
+/// What an answer must be. This build lacks the feature `grammar`, so there is none.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Grammar {}
+
+impl Grammar {
+    pub(crate) fn guide(&self, _engine: &Engine) -> Result<Guide> {
+        match *self {}
+    }
+}
+
+#[derive(Default)]
+pub(crate) struct Vocabulary;
+
+pub(crate) enum Guide {}
+
+/// Tokens that may come next.
+pub(crate) enum Allowed {}
+
+impl Allowed {
+    pub(crate) fn is_allowed(&self, _id: u32) -> bool {
+        match *self {}
+    }
+}
+
+impl Guide {
+    pub(crate) fn prepare(&mut self) {}
+
+    pub(crate) fn allowed(&mut self) -> Result<Allowed> {
+        match *self {}
+    }
+
+    pub(crate) fn push(&mut self, _id: u32) -> Result<bool> {
+        match *self {}
+    }
+}
