@@ -37,6 +37,8 @@ mod rag_index; // from files to an index: formats, chunks, runs, search, the pro
 mod rag_lock; // the store's lock, which a child has inherited
 mod rag_store; // the store: round trips, crashes, damage, readers beside a writer
 mod schedule; // the scheduler: values under load, fairness, bounds, pages, failures
+mod house; // rules that the compiler cannot enforce: no flags in messages of libraries
+mod schedule_past; // answers that go on from keys and values that came along: in the batch, preempted
 mod schedule_room; // a full KV pool: answers make room for texts, and are none the worse
 mod scores; // how likely a given text is: the library, the scheduler, `echo` over HTTP
 mod serve; // `gritlm serve`: start, statuses, limits, draining

@@ -1,6 +1,7 @@
 //! A `gritlm serve` in a process of its own, ended when dropped.
 
 use std::io::{BufRead, BufReader};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
@@ -21,7 +22,19 @@ impl Server {
     /// Starts it on a free port with further arguments, on so many threads where that is said;
     /// returns when it is ready.
     pub(crate) fn start(model: &str, device: &str, more: &[&str], threads: Option<usize>) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_gritlm"));
+        let program = Path::new(env!("CARGO_BIN_EXE_gritlm"));
+        Self::start_program(program, model, device, more, threads)
+    }
+
+    /// [`Server::start`] of another program.
+    pub(crate) fn start_program(
+        program: &Path,
+        model: &str,
+        device: &str,
+        more: &[&str],
+        threads: Option<usize>,
+    ) -> Self {
+        let mut command = Command::new(program);
         command.args(["serve", "--port", "0", "--model-name", "model"]);
         command.args(["--model", model, "--device", device]).args(more);
         if let Some(threads) = threads {

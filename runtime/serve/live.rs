@@ -5,7 +5,7 @@ use super::failure::{Failure, Failures};
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
-use gritlm::schedule::{Stats, Step};
+use gritlm::schedule::{Stats, Step, StepTokens};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use utoipa::{IntoParams, ToSchema};
@@ -40,6 +40,8 @@ pub(super) struct LiveStep {
     prefill: u64,
     /// Tokens of texts to embed.
     embed: u64,
+    /// Those of `decode` and `prefill` that belong to answers from documents' caches.
+    from_cache: u64,
     /// The time that it took, in milliseconds.
     #[schema(minimum = 0)]
     ms: f64,
@@ -47,8 +49,8 @@ pub(super) struct LiveStep {
 
 impl From<Step> for LiveStep {
     fn from(Step { step, tokens, time }: Step) -> Self {
-        let ms = time.as_secs_f64() * 1e3;
-        Self { step, decode: tokens.decode, prefill: tokens.prefill, embed: tokens.embed, ms }
+        let StepTokens { decode, prefill, embed, from_cache } = tokens;
+        Self { step, decode, prefill, embed, from_cache, ms: time.as_secs_f64() * 1e3 }
     }
 }
 

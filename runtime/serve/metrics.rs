@@ -203,6 +203,7 @@ impl Collector for Snapshot {
         };
         count("steps", "Passes.", stats.steps)?;
         count("prefix_tokens", "Prompts' tokens found computed.", stats.prefix_tokens)?;
+        count("past_tokens", "Tokens whose keys and values came along.", stats.past_tokens)?;
         count("preemptions", "Answers that gave their pages to a text.", stats.preemptions)?;
         count("requests_taken", "Requests that the scheduler took.", stats.submitted)?;
         let (help, unit) = ("Time in passes.", Some(&Unit::Seconds));

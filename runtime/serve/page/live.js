@@ -65,6 +65,7 @@ function figures(stats) {
     for (const end of ["finished", "failed", "cancelled", "expired"]) count(end, stats[end]);
     count("refused", Object.values(stats.refused).reduce((a, b) => a + b));
     count("prefix", stats.prefix_tokens);
+    count("past", stats.past_tokens);
     count("steps", stats.steps);
     const tokens = KINDS.reduce((sum, kind) => sum + stats.total[kind], 0);
     set("per-step", `${short.format(stats.steps ? tokens / stats.steps : 0)} tokens each`);
@@ -110,7 +111,8 @@ function caption() {
     const of = { embed: "of texts", prefill: "of prompts", decode: "of answers" };
     const parts = Object.keys(of).filter(kind => step[kind] > 0);
     const tokens = parts.map(kind => `${whole.format(step[kind])} ${of[kind]}`).join(", ");
-    const text = `Step ${step.step}, tokens: ${tokens}; ${short.format(step.ms)} ms`;
+    const caches = step.from_cache > 0 ? ` (${whole.format(step.from_cache)} from caches)` : "";
+    const text = `Step ${step.step}, tokens: ${tokens}${caches}; ${short.format(step.ms)} ms`;
     set("step", text);
     const slider = { min: steps[0].step, max: steps.at(-1).step, now: step.step, text };
     for (const [name, value] of Object.entries(slider)) {
