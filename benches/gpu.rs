@@ -17,7 +17,7 @@
 
 use gritlm::batch::{Output, Sequence, Want};
 use gritlm::model::ops::{
-    Attention, Draw, GateUp, Layout, LinearAdd, Mask, Ops, PAGE, PoolShape, Span,
+    Attention, GateUp, KvShape, Layout, LinearAdd, Mask, Ops, PAGE, SampleParams, Span,
 };
 use gritlm::model::weights::{Dtype, Tensor};
 use gritlm::{Device, Engine};
@@ -316,7 +316,7 @@ impl Bench {
             let (k, v) = (random(tokens * dim, 3), random(tokens * dim, 4));
             let q = self.buffer(tokens, dim, 5);
             let pages = tokens / PAGE;
-            let shape = PoolShape { layers: 1, pages, kv_heads: 1, head_dim: dim };
+            let shape = KvShape { layers: 1, pages, kv_heads: 1, head_dim: dim };
             let mut pool = self.gpu.pages(shape).expect("room");
             let table: Vec<u32> = (0..pages as u32).collect();
             self.gpu.import_pages(&mut pool, &table, tokens, 0, &[&k[..], &v[..]].concat());
@@ -407,7 +407,7 @@ impl Bench {
         let mut cache = engine.cache();
         let mut token = 1;
         let mut step = || {
-            let draw = Draw::greedy();
+            let draw = SampleParams::greedy();
             let (tokens, mask) = ([token], engine.generation_mask());
             let want = Want::Token(draw);
             let sequence = Sequence { tokens: &tokens, cache: &mut cache, mask, want };

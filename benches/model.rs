@@ -16,7 +16,7 @@
 
 use gritlm::batch::{Output, Sequence, Want};
 use gritlm::model::config::Config;
-use gritlm::model::ops::{Draw, Mask, Pooling};
+use gritlm::model::ops::{Mask, Pooling, SampleParams};
 use gritlm::model::weights::Weights;
 use gritlm::{Engine, Options};
 use rayon::prelude::*;
@@ -90,7 +90,7 @@ fn decode(engine: &Engine, config: &Config, weights: &Weights, repeats: usize) -
     let table = (config.vocab * config.dim * 2) as u64;
     let bytes = (weights.bytes() - if config.tied { 0 } else { table }) as f64;
     let mask = engine.generation_mask();
-    let draw = Draw::greedy();
+    let draw = SampleParams::greedy();
     let mut cache = engine.cache();
     let mut tokens = ids(16, 1, config.vocab);
     let mut step = || {

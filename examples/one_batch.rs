@@ -4,7 +4,7 @@
 //!     cargo run --release --example one_batch
 
 use gritlm::batch::{Output, Sequence, Want};
-use gritlm::model::ops::{Draw, Pooling};
+use gritlm::model::ops::{Pooling, SampleParams};
 use gritlm::{Attn, Engine, Options};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -26,7 +26,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             tokens: &prompt,
             cache: &mut prompt_cache,
             mask: engine.generation_mask(),
-            want: Want::Token(Draw::greedy()),
+            want: Want::Token(SampleParams::greedy()),
         },
     ])?;
 
@@ -41,7 +41,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             tokens: &[drawn.token],
             cache: &mut prompt_cache,
             mask: engine.generation_mask(),
-            want: Want::Token(Draw::greedy()),
+            want: Want::Token(SampleParams::greedy()),
         }])?);
     }
     if let Some(Output::Embedding(vector)) = outputs.first() {

@@ -265,7 +265,7 @@ __device__ __forceinline__ float base_of(float largest) {
 // Scores to weights; what was added up so far is scaled down where a larger score has come.
 // `largest` is in powers of two, `sum` of this lane's keys only.
 template <class F>
-__device__ __forceinline__ void soften(float (&s)[F::M][F::N][4], float (&o)[F::M][F::C][4],
+__device__ __forceinline__ void online_softmax(float (&s)[F::M][F::N][4], float (&o)[F::M][F::C][4],
                                        float (&largest)[F::M][2], float (&sum)[F::M][2],
                                        float scale) {
 #pragma unroll
@@ -429,7 +429,7 @@ template <u32 D, u32 MASK, bool SPLIT> __device__ void attend(const Attend &p) {
         if (start < whole || start + F::BLOCK > whole_end) {
             mask<F>(s, p, row + lane() / 4, start + key + lane() % 4 * 2);
         }
-        soften<F>(s, o, largest, sum, p.scale);
+        online_softmax<F>(s, o, largest, sum, p.scale);
         add_values<F>(o, s, ring.next(), key);
     }
     cp_async_wait<0>();

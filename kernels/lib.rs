@@ -40,9 +40,9 @@ pub use matrix::Matrix;
 use driver::Driver;
 use gpu::{Gpu, Raw, Use};
 use gritlm_model::ops::{
-    Attention, Created, DeviceError, Draw, Drawn, Expert, GateUp, Layout, LinearAdd, Logits,
-    NO_PAGE, OpTime, Ops, PAGE, PoolShape, PoolSpan, Qkv, Result, RmsNorm, Route, Search,
-    SharedVectors, Span,
+    Attention, Created, DeviceError, Expert, GateUp, KvShape, Layout, LinearAdd, Logits, NO_PAGE,
+    OpTime, Ops, PAGE, PoolingSpan, Qkv, Result, RmsNorm, Route, SampleParams, SampledToken,
+    Search, SharedVectors, Span,
 };
 use gritlm_model::weights::Tensor;
 use half::bf16;
@@ -92,7 +92,7 @@ pub struct Buffer {
 /// Keys and values: per layer two buffers of `(pages, kv_heads, PAGE, width)` bf16.
 #[derive(Debug)]
 pub struct Pages {
-    shape: PoolShape,
+    shape: KvShape,
     layers: Vec<[Arc<Raw>; 2]>,
     /// head_dim padded to a multiple of 8.
     width: u32,
@@ -252,8 +252,8 @@ impl Ops for Cuda {
         self.upload(documents, dim, (*vectors).as_ref())
     }
 
-    fn pages(&self, shape: PoolShape) -> Result<Pages> {
-        let PoolShape { layers, pages, kv_heads, head_dim } = shape;
+    fn pages(&self, shape: KvShape) -> Result<Pages> {
+        let KvShape { layers, pages, kv_heads, head_dim } = shape;
         if head_dim > MAX_HEAD_DIM || head_dim % 2 != 0 {
             return Err(DeviceError(format!(
                 "the CUDA kernels take heads of up to {MAX_HEAD_DIM} columns in pairs, and this \
@@ -355,7 +355,7 @@ impl Ops for Cuda {
         self.experts_down_add(p, a, w, routing, x);
     }
 
-    fn pool(&self, dim: u32, spans: &[PoolSpan], h: &Buffer, out: &mut Buffer) {
+    fn pool(&self, dim: u32, spans: &[PoolingSpan], h: &Buffer, out: &mut Buffer) {
         out.format = Format::F32;
         self.pooled(dim, spans, h, out);
     }
@@ -373,7 +373,12 @@ impl Ops for Cuda {
         self.last(p, rows, x, norm, w, out);
     }
 
-    async fn sample(&self, vocab: u32, draws: &[Draw], logits: &Buffer) -> Result<Vec<Drawn>> {
+    async fn sample(
+        &self,
+        vocab: u32,
+        draws: &[SampleParams],
+        logits: &Buffer,
+    ) -> Result<Vec<SampledToken>> {
         self.drawn(vocab, draws, logits)
     }
 
@@ -410,7 +415,7 @@ impl Ops for Cuda {
     }
 
     async fn export_pages(&self, pages: &Pages, table: &[u32], tokens: usize) -> Result<Vec<f32>> {
-        let PoolShape { layers, kv_heads, head_dim, .. } = pages.shape;
+        let KvShape { layers, kv_heads, head_dim, .. } = pages.shape;
         let page = pages.page_bytes();
         let used = &table[..tokens.div_ceil(PAGE)];
         let mut out = Vec::with_capacity(layers * 2 * kv_heads * tokens * head_dim);
@@ -440,7 +445,7 @@ impl Ops for Cuda {
         first: usize,
         values: &[f32],
     ) {
-        let PoolShape { kv_heads, head_dim, .. } = pages.shape;
+        let KvShape { kv_heads, head_dim, .. } = pages.shape;
         let bytes = pages.page_bytes();
         let mut page = vec![bf16::ZERO; bytes / 2];
         let each = kv_heads * tokens * head_dim;

@@ -4,7 +4,7 @@ use crate::driver::Grid;
 use crate::gpu::{Kernel, Work};
 use crate::params::{Pointer, params};
 use crate::{Buffer, Cuda, Format};
-use gritlm_model::ops::{PoolSpan, Pooling};
+use gritlm_model::ops::{Pooling, PoolingSpan};
 
 params! {
     /// Parameters; the fields are described in pool.cu.
@@ -20,7 +20,7 @@ params! {
 }
 
 /// First row, rows, weighted, normalize: all that the poolings differ in.
-fn record(span: &PoolSpan) -> [u32; 4] {
+fn record(span: &PoolingSpan) -> [u32; 4] {
     let (row, rows, weighted) = match span.pooling {
         Pooling::Mean => (span.row + span.skip, span.rows - span.skip, 0),
         Pooling::WeightedMean => (span.row + span.skip, span.rows - span.skip, 1),
@@ -31,7 +31,7 @@ fn record(span: &PoolSpan) -> [u32; 4] {
 }
 
 impl Cuda {
-    pub(crate) fn pooled(&self, dim: u32, spans: &[PoolSpan], h: &Buffer, out: &mut Buffer) {
+    pub(crate) fn pooled(&self, dim: u32, spans: &[PoolingSpan], h: &Buffer, out: &mut Buffer) {
         let records: Vec<[u32; 4]> = spans.iter().map(record).collect();
         let sent = match self.gpu.send(bytemuck::cast_slice(&records)) {
             Ok(sent) => sent,

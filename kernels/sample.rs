@@ -4,7 +4,7 @@ use crate::driver::Grid;
 use crate::gpu::{Kernel, Work};
 use crate::params::{Pointer, params};
 use crate::{Buffer, Cuda};
-use gritlm_model::ops::{Draw, Drawn, Result};
+use gritlm_model::ops::{Result, SampleParams, SampledToken};
 
 params! {
     /// Parameters; the fields are described in sample.cu.
@@ -23,7 +23,12 @@ const RECORD: usize = 11;
 const RESULT: usize = 4;
 
 impl Cuda {
-    pub(crate) fn drawn(&self, vocab: u32, draws: &[Draw], logits: &Buffer) -> Result<Vec<Drawn>> {
+    pub(crate) fn drawn(
+        &self,
+        vocab: u32,
+        draws: &[SampleParams],
+        logits: &Buffer,
+    ) -> Result<Vec<SampledToken>> {
         if draws.is_empty() {
             return Ok(Vec::new());
         }
@@ -71,7 +76,7 @@ impl Cuda {
             let normalizer = largest + (f64::from(sum)).ln() as f32;
             let mut likely = || (next(), f32::from_bits(next()) - normalizer);
             let top = (0..d.logprobs.min(vocab)).map(|_| likely()).collect();
-            Drawn { token, logprob: logit - normalizer, top }
+            SampledToken { token, logprob: logit - normalizer, top }
         });
         Ok(drawn.collect())
     }

@@ -119,7 +119,7 @@ impl Layout {
 
 /// Shape of the KV cache: per layer, keys and values of `(pages, kv_heads, PAGE, head_dim)` each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PoolShape {
+pub struct KvShape {
     /// Layers.
     pub layers: usize,
     /// Pages per layer.
@@ -245,7 +245,7 @@ pub enum Pooling {
 
 /// Rows that are pooled into one vector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PoolSpan {
+pub struct PoolingSpan {
     /// The sequence's first row.
     pub row: u32,
     /// Rows of the sequence.
@@ -272,7 +272,7 @@ pub struct Logits {
 
 /// How the next token of one row is sampled. The filters apply in the order of the fields.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Draw {
+pub struct SampleParams {
     /// Ids seen so far, each once: their logits are divided by `penalty` if positive, else
     /// multiplied by it.
     pub seen: Vec<u32>,
@@ -294,7 +294,7 @@ pub struct Draw {
     pub given: Option<u32>,
 }
 
-impl Draw {
+impl SampleParams {
     /// Returns parameters that select the most likely token and report no others.
     pub fn greedy() -> Self {
         Self {
@@ -313,7 +313,7 @@ impl Draw {
 
 /// A sampled token.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Drawn {
+pub struct SampledToken {
     /// Its id.
     pub token: u32,
     /// Its log-probability under the model, before penalty, temperature and filters.
@@ -501,7 +501,7 @@ pub trait Ops: Send {
     ///
     /// # Errors
     /// When the device is out of memory.
-    fn pages(&self, shape: PoolShape) -> Result<Self::Pages>;
+    fn pages(&self, shape: KvShape) -> Result<Self::Pages>;
 
     /// Uploads a batch's metadata.
     ///
@@ -574,7 +574,7 @@ pub trait Ops: Send {
     );
 
     /// Pools one vector per span: `h (rows, dim)` after the final norm → `out (spans, dim)`.
-    fn pool(&self, dim: u32, spans: &[PoolSpan], h: &Self::Buffer, out: &mut Self::Buffer);
+    fn pool(&self, dim: u32, spans: &[PoolingSpan], h: &Self::Buffer, out: &mut Self::Buffer);
 
     /// See [`Logits`]: `x (…, dim)` at `rows`, `norm (dim)`, `w (vocab, dim)` →
     /// `out (rows.len(), vocab)`.
@@ -592,9 +592,9 @@ pub trait Ops: Send {
     fn sample(
         &self,
         vocab: u32,
-        draws: &[Draw],
+        draws: &[SampleParams],
         logits: &Self::Buffer,
-    ) -> impl Future<Output = Result<Vec<Drawn>>>;
+    ) -> impl Future<Output = Result<Vec<SampledToken>>>;
 
     /// See [`Search`]: `queries (queries, dim)`, `corpus (documents, dim)` → per query the best
     /// documents as (index, inner product), best first; ties go to the lower index.

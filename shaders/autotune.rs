@@ -7,7 +7,7 @@
 use crate::tune::Tiles;
 use crate::{Buffer, Wgpu};
 use gritlm_model::files::{cache_folder, keep};
-use gritlm_model::ops::{Attention, Layout, LinearAdd, Mask, Ops, PAGE, PoolShape, Result, Span};
+use gritlm_model::ops::{Attention, KvShape, Layout, LinearAdd, Mask, Ops, PAGE, Result, Span};
 use gritlm_model::weights::{Dtype, Tensor};
 use std::path::PathBuf;
 use std::time::Instant;
@@ -58,7 +58,7 @@ impl Wgpu {
 
         let tokens = 4 * PAGE;
         let (heads, head_dim) = (8, 128);
-        let shape = PoolShape { layers: 1, pages: 4, kv_heads: 2, head_dim };
+        let shape = KvShape { layers: 1, pages: 4, kv_heads: 2, head_dim };
         let pages = self.pages(shape)?;
         let count = tokens as u32;
         let batch = self.batch(&Layout {

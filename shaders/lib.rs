@@ -38,9 +38,9 @@ pub use matrix::Matrix;
 
 use gpu::{Gpu, Raw, Use};
 use gritlm_model::ops::{
-    Attention, Created, DeviceError, Draw, Drawn, Expert, GateUp, Layout, LinearAdd, Logits,
-    NO_PAGE, OpTime, Ops, PAGE, PoolShape, PoolSpan, Qkv, Result, RmsNorm, Route, Search,
-    SharedVectors, Span,
+    Attention, Created, DeviceError, Expert, GateUp, KvShape, Layout, LinearAdd, Logits, NO_PAGE,
+    OpTime, Ops, PAGE, PoolingSpan, Qkv, Result, RmsNorm, Route, SampleParams, SampledToken,
+    Search, SharedVectors, Span,
 };
 use gritlm_model::weights::Tensor;
 use matrix::Ring;
@@ -90,7 +90,7 @@ pub struct Buffer {
 /// a multiple of 4.
 #[derive(Debug)]
 pub struct Pages {
-    shape: PoolShape,
+    shape: KvShape,
     layers: Vec<[Arc<Raw>; 2]>,
     /// Vectors of 4 in a cached head.
     vectors: u32,
@@ -325,8 +325,8 @@ impl Ops for Wgpu {
         self.upload(documents, dim, (*vectors).as_ref())
     }
 
-    fn pages(&self, shape: PoolShape) -> Result<Pages> {
-        let PoolShape { layers, pages, kv_heads, head_dim } = shape;
+    fn pages(&self, shape: KvShape) -> Result<Pages> {
+        let KvShape { layers, pages, kv_heads, head_dim } = shape;
         if head_dim > MAX_HEAD_DIM || head_dim % 2 != 0 {
             return Err(DeviceError(format!(
                 "the WGSL backend takes heads of up to {MAX_HEAD_DIM} columns in pairs, and this \
@@ -441,7 +441,7 @@ impl Ops for Wgpu {
         self.experts_down_add(p, a, w, routing, x);
     }
 
-    fn pool(&self, dim: u32, spans: &[PoolSpan], h: &Buffer, out: &mut Buffer) {
+    fn pool(&self, dim: u32, spans: &[PoolingSpan], h: &Buffer, out: &mut Buffer) {
         self.pooled(dim, spans, h, out);
     }
 
@@ -457,7 +457,12 @@ impl Ops for Wgpu {
         self.last(p, rows, x, norm, w, out);
     }
 
-    async fn sample(&self, vocab: u32, draws: &[Draw], logits: &Buffer) -> Result<Vec<Drawn>> {
+    async fn sample(
+        &self,
+        vocab: u32,
+        draws: &[SampleParams],
+        logits: &Buffer,
+    ) -> Result<Vec<SampledToken>> {
         self.drawn(vocab, draws, logits).await
     }
 
@@ -489,7 +494,7 @@ impl Ops for Wgpu {
     }
 
     async fn export_pages(&self, pages: &Pages, table: &[u32], tokens: usize) -> Result<Vec<f32>> {
-        let PoolShape { layers, kv_heads, head_dim, .. } = pages.shape;
+        let KvShape { layers, kv_heads, head_dim, .. } = pages.shape;
         let (page_bytes, padded) = (pages.page_bytes(), 4 * pages.vectors as usize);
         let used = &table[..tokens.div_ceil(PAGE)];
         let mut out = Vec::with_capacity(layers * 2 * kv_heads * tokens * head_dim);
@@ -520,7 +525,7 @@ impl Ops for Wgpu {
         first: usize,
         values: &[f32],
     ) {
-        let PoolShape { kv_heads, head_dim, .. } = pages.shape;
+        let KvShape { kv_heads, head_dim, .. } = pages.shape;
         let (page_bytes, padded) = (pages.page_bytes(), 4 * pages.vectors as usize);
         // The pages may have been used by what is noted already.
         if let Err(problem) = self.gpu.submit() {

@@ -4,7 +4,7 @@ use crate::gpu::Grid;
 use crate::params::params;
 use crate::profile::Work;
 use crate::{Buffer, Wgpu, shader, tune};
-use gritlm_model::ops::{PoolSpan, Pooling};
+use gritlm_model::ops::{Pooling, PoolingSpan};
 
 params! {
     /// Parameters; the fields are described in pool.wgsl.
@@ -17,7 +17,7 @@ params! {
 }
 
 /// First row, rows, weighted, normalize: all that the poolings differ in.
-fn record(span: &PoolSpan) -> [u32; 4] {
+fn record(span: &PoolingSpan) -> [u32; 4] {
     let (row, rows, weighted) = match span.pooling {
         Pooling::Mean => (span.row + span.skip, span.rows - span.skip, 0),
         Pooling::WeightedMean => (span.row + span.skip, span.rows - span.skip, 1),
@@ -28,7 +28,7 @@ fn record(span: &PoolSpan) -> [u32; 4] {
 }
 
 impl Wgpu {
-    pub(crate) fn pooled(&self, dim: u32, spans: &[PoolSpan], h: &Buffer, out: &Buffer) {
+    pub(crate) fn pooled(&self, dim: u32, spans: &[PoolingSpan], h: &Buffer, out: &Buffer) {
         let records: Vec<[u32; 4]> = spans.iter().map(record).collect();
         let sent = match self.gpu.send(bytemuck::cast_slice(&records)) {
             Ok(sent) => sent,

@@ -4,7 +4,7 @@ use crate::gpu::{Grid, Use};
 use crate::params::params;
 use crate::profile::Work;
 use crate::{Buffer, Wgpu, shader, tune};
-use gritlm_model::ops::{Draw, Drawn, Result};
+use gritlm_model::ops::{Result, SampleParams, SampledToken};
 
 params! {
     /// Parameters; the fields are described in sample.wgsl.
@@ -23,9 +23,9 @@ impl Wgpu {
     pub(crate) async fn drawn(
         &self,
         vocab: u32,
-        draws: &[Draw],
+        draws: &[SampleParams],
         logits: &Buffer,
-    ) -> Result<Vec<Drawn>> {
+    ) -> Result<Vec<SampledToken>> {
         if draws.is_empty() {
             return Ok(Vec::new());
         }
@@ -66,7 +66,7 @@ impl Wgpu {
             let normalizer = largest + (f64::from(sum)).ln() as f32;
             let mut likely = || (next(), f32::from_bits(next()) - normalizer);
             let top = (0..d.logprobs.min(vocab)).map(|_| likely()).collect();
-            Drawn { token, logprob: logit - normalizer, top }
+            SampledToken { token, logprob: logit - normalizer, top }
         });
         Ok(drawn.collect())
     }

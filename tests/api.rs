@@ -3,7 +3,7 @@
 
 use crate::support::{Reference, close, data, devices};
 use gritlm::batch::{Output, Sequence, Want};
-use gritlm::cache::KvCache;
+use gritlm::cache::KvSnapshot;
 use gritlm::model::ops::{Mask, PAGE};
 use gritlm::model::reference::relative_error;
 use gritlm::{
@@ -287,7 +287,7 @@ fn caches_join_export_and_import() {
         engine.export(&cache).unwrap()
     };
     let (a, b) = (cache(&texts[1]), cache(&texts[2]));
-    let joined = KvCache::concat(&[&a, &b]).unwrap();
+    let joined = KvSnapshot::concat(&[&a, &b]).unwrap();
     assert_eq!(joined.tokens(), a.tokens() + b.tokens());
     let back = engine.export(&engine.import(&joined).unwrap()).unwrap();
     assert!(back == joined, "pages do not hold what was put into them");
@@ -304,7 +304,7 @@ fn caches_join_export_and_import() {
     close("bf16", &rounded.to_f32(), &z, 4e-3);
     let other = Reference::open("mistral-odd").engine;
     assert!(matches!(other.import(&a), Err(Error::Input { .. })));
-    assert!(matches!(KvCache::concat(&[]), Err(Error::Input { .. })));
+    assert!(matches!(KvSnapshot::concat(&[]), Err(Error::Input { .. })));
 }
 
 #[test]
@@ -316,7 +316,7 @@ fn pages_are_counted_and_given_back() {
     let (mut a, mut b, mut c) = (engine.cache(), engine.cache(), engine.cache());
     fn sequence<'a>(
         tokens: &'a [u32],
-        cache: &'a mut gritlm::cache::Cache,
+        cache: &'a mut gritlm::cache::KvCache,
         mask: Mask,
     ) -> Sequence<'a> {
         Sequence { tokens, cache, mask, want: Want::Nothing }

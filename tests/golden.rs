@@ -122,7 +122,7 @@ fn embeddings_in_four_poolings() {
     });
 }
 
-fn greedy(reference: &Reference, cache: gritlm::cache::Cache, name: &str) {
+fn greedy(reference: &Reference, cache: gritlm::cache::KvCache, name: &str) {
     let engine = &reference.engine;
     let expected = reference.ids(&format!("{name}.tokens"));
     let how = Sampling {

@@ -3,7 +3,7 @@
 
 use crate::cli::run;
 use crate::support::{Reference, data, mistral_tokenizer, say};
-use gritlm::model::{config::Config, cpu, ops::Draw, tokenizer::Tokenizer};
+use gritlm::model::{config::Config, cpu, ops::SampleParams, tokenizer::Tokenizer};
 use gritlm::schedule::{Event, Events, Limits, Scheduler, Work};
 use gritlm::{Device, Engine, Error, Finish, Grammar, Options, Piece, Prompt, Sampling};
 use serde_json::{Value, json};
@@ -364,7 +364,7 @@ fn the_host_draws_as_the_device() {
     let engine = demo();
     let prompt = engine.tokenize_prompt(&Prompt::user("Describe it."), false).unwrap();
     let logits = logits(&engine, &prompt);
-    let base = Draw {
+    let base = SampleParams {
         seen: vec![5, 300, 301],
         penalty: 1.0,
         temperature: 1.0,
@@ -376,11 +376,11 @@ fn the_host_draws_as_the_device() {
         given: None,
     };
     for i in 0..60 {
-        let mut draw = Draw { uniform: i as f32 / 60.0, ..base.clone() };
+        let mut draw = SampleParams { uniform: i as f32 / 60.0, ..base.clone() };
         match i % 5 {
             1 => draw.top_k = 7,
             2 => draw.top_p = 0.6,
-            3 => draw = Draw { min_p: 0.1, penalty: 1.7, ..draw },
+            3 => draw = SampleParams { min_p: 0.1, penalty: 1.7, ..draw },
             4 => draw.temperature = 0.0,
             _ => {}
         }

@@ -19,6 +19,7 @@ mod grammar; // answers that follow a JSON schema
 mod hostile_documents; // documents made to end or hang their reader: named, the others stored
 mod hostile_store; // stores made by somebody else: graphs, numbers, links, pipes, cut files
 mod hostile_tokenizer; // tokenizers that multiply a text, by what their steps can do
+mod house; // rules that the compiler cannot enforce: no flags in messages of libraries
 mod hub; // `--model owner/name`: cache, download, resume, bad servers
 mod hub_places; // where models lie: variables of the environment, and `~`
 mod index_roots; // what `index` takes for gone and for changed: vanished roots, hidden changes
@@ -37,7 +38,6 @@ mod rag_index; // from files to an index: formats, chunks, runs, search, the pro
 mod rag_lock; // the store's lock, which a child has inherited
 mod rag_store; // the store: round trips, crashes, damage, readers beside a writer
 mod schedule; // the scheduler: values under load, fairness, bounds, pages, failures
-mod house; // rules that the compiler cannot enforce: no flags in messages of libraries
 mod schedule_past; // answers that go on from keys and values that came along: in the batch, preempted
 mod schedule_room; // a full KV pool: answers make room for texts, and are none the worse
 mod scores; // how likely a given text is: the library, the scheduler, `echo` over HTTP

@@ -2,8 +2,8 @@
 
 use crate::support::{Reference, two_devices};
 use gritlm::batch::{Output, Sequence, Want};
-use gritlm::cache::{Cache, KvCache};
-use gritlm::model::ops::{Draw, Mask, Pooling};
+use gritlm::cache::{KvCache, KvSnapshot};
+use gritlm::model::ops::{Mask, Pooling, SampleParams};
 use gritlm::{Device, Engine};
 
 const MODELS: [&str; 3] = ["mistral-tiny", "mistral-odd", "mixtral-tiny"];
@@ -21,7 +21,7 @@ fn parts(reference: &Reference) -> Vec<Part> {
     let window = reference.engine.config().window.map(|w| w as u32);
     let causal = Mask::Causal { window };
     let both = Mask::Bidirectional { window: None };
-    let draw = Draw {
+    let draw = SampleParams {
         seen: vec![],
         penalty: 1.0,
         temperature: 0.8,
@@ -53,7 +53,7 @@ fn parts(reference: &Reference) -> Vec<Part> {
     ]
 }
 
-fn past(engine: &Engine, part: &Part) -> Cache {
+fn past(engine: &Engine, part: &Part) -> KvCache {
     let mut cache = engine.cache();
     if !part.past.is_empty() {
         // Without window, so that the cache can be exported whole.
@@ -65,13 +65,13 @@ fn past(engine: &Engine, part: &Part) -> Cache {
     cache
 }
 
-fn sequence<'a>(part: &'a Part, cache: &'a mut Cache) -> Sequence<'a> {
+fn sequence<'a>(part: &'a Part, cache: &'a mut KvCache) -> Sequence<'a> {
     Sequence { tokens: &part.tokens, cache, mask: part.mask, want: part.want.clone() }
 }
 
 /// Outputs and, where no window has dropped a part, keys and values; compared by bits.
-fn together(engine: &Engine, parts: &[Part]) -> Vec<(Output, Option<KvCache>)> {
-    let mut caches: Vec<Cache> = parts.iter().map(|p| past(engine, p)).collect();
+fn together(engine: &Engine, parts: &[Part]) -> Vec<(Output, Option<KvSnapshot>)> {
+    let mut caches: Vec<KvCache> = parts.iter().map(|p| past(engine, p)).collect();
     let mut sequences: Vec<Sequence<'_>> =
         parts.iter().zip(&mut caches).map(|(p, c)| sequence(p, c)).collect();
     let outputs = engine.run(&mut sequences).unwrap();

@@ -4,7 +4,7 @@
 
 use crate::support::data;
 use gritlm::batch::{Sequence, Want};
-use gritlm::cache::KvCache;
+use gritlm::cache::KvSnapshot;
 use gritlm::model::config::Config;
 use gritlm::model::ops::Mask;
 use gritlm::model::tokenizer::Tokenizer;
@@ -301,7 +301,7 @@ proptest! {
             let cache = exported(&lengths[i]);
             if rounded[i] { cache.to_bf16() } else { cache }
         });
-        let join = |parts: &[&KvCache]| KvCache::concat(parts).unwrap();
+        let join = |parts: &[&KvSnapshot]| KvSnapshot::concat(parts).unwrap();
         let all = join(&[&a, &b, &c]);
         prop_assert_eq!(&join(&[&join(&[&a, &b]), &c]).to_f32(), &all.to_f32());
         prop_assert_eq!(&join(&[&a, &join(&[&b, &c])]).to_f32(), &all.to_f32());
@@ -309,7 +309,7 @@ proptest! {
         prop_assert_eq!(&join(&[&a]), &a);
         prop_assert_eq!(all.tokens(), a.tokens() + b.tokens() + c.tokens());
         // The first head of the first layer's keys begins with a's, then b's, then c's.
-        let first = |cache: &KvCache| cache.to_f32()[..cache.tokens() * cache.shape()[4]].to_vec();
+        let first = |cache: &KvSnapshot| cache.to_f32()[..cache.tokens() * cache.shape()[4]].to_vec();
         prop_assert_eq!(first(&all), [first(&a), first(&b), first(&c)].concat());
     }
 }
@@ -340,7 +340,7 @@ static TOKENIZERS: LazyLock<[Tokenizer; 2]> = LazyLock::new(|| {
 });
 
 /// Keys and values of a text.
-fn exported(tokens: &[u32]) -> KvCache {
+fn exported(tokens: &[u32]) -> KvSnapshot {
     static ENGINE: LazyLock<Engine> = LazyLock::new(|| {
         Engine::open(data("mistral-tiny").to_str().unwrap(), &Options::default()).unwrap()
     });

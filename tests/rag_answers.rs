@@ -41,7 +41,7 @@ fn golden_documents_through_the_store() {
         engine.run(&mut [Sequence { tokens: &tokens, cache: &mut cache, mask, want }]).unwrap();
         let exported = engine.export(&cache).unwrap();
         drop(cache);
-        let say = |kv: &gritlm::cache::KvCache| -> Vec<u32> {
+        let say = |kv: &gritlm::cache::KvSnapshot| -> Vec<u32> {
             let prompt = Prompt::Tokens(reference.ids("doc_cache.prompt"));
             let how = Sampling { max_tokens: 24, ignore_eos: true, ..Sampling::greedy() };
             let cache = engine.import(kv).unwrap();

@@ -3,11 +3,11 @@
 
 use crate::support::{Reference, close, data, two_devices};
 use gritlm::batch::{Output, Sequence, Want};
-use gritlm::cache::KvCache;
+use gritlm::cache::KvSnapshot;
 use gritlm::model::config::Config;
 use gritlm::model::cpu::Cpu;
 use gritlm::model::ops::{
-    Attention, GateUp, Layout, LinearAdd, Mask, Ops, PoolShape, Qkv, RmsNorm, Span,
+    Attention, GateUp, KvShape, Layout, LinearAdd, Mask, Ops, Qkv, RmsNorm, Span,
 };
 use gritlm::model::weights::Weights;
 use gritlm::{Attn, Engine, Options, Sampling};
@@ -53,7 +53,7 @@ fn ids(engine: &Engine, starts: bool, text: &str) -> Vec<u32> {
     ids
 }
 
-fn pass(engine: &Engine, tokens: &[u32], mask: Mask) -> KvCache {
+fn pass(engine: &Engine, tokens: &[u32], mask: Mask) -> KvSnapshot {
     let mut cache = engine.cache();
     engine.run(&mut [Sequence { tokens, cache: &mut cache, mask, want: Want::Nothing }]).unwrap();
     engine.export(&cache).unwrap()
@@ -63,7 +63,7 @@ fn pass(engine: &Engine, tokens: &[u32], mask: Mask) -> KvCache {
 type Said = (Vec<u32>, Vec<f32>);
 
 /// On top of what `cache` holds, one pass per token, the largest logit each time.
-fn greedy(engine: &Engine, past: Option<&KvCache>, prompt: &[u32], count: usize) -> Said {
+fn greedy(engine: &Engine, past: Option<&KvSnapshot>, prompt: &[u32], count: usize) -> Said {
     let mut cache = past.map_or_else(|| engine.cache(), |past| engine.import(past).unwrap());
     let (mut next, mut said) = (prompt.to_vec(), (vec![], vec![]));
     while said.0.len() < count {
@@ -88,13 +88,13 @@ fn greedy(engine: &Engine, past: Option<&KvCache>, prompt: &[u32], count: usize)
 
 /// What is kept of a part, and at which position its first kept key is to stand (None: as it is).
 struct Piece {
-    cache: KvCache,
+    cache: KvSnapshot,
     skip: usize,
     moved: i64,
 }
 
 /// One number after the other.
-fn put_together(pieces: &[Piece], frequencies: &[f32]) -> KvCache {
+fn put_together(pieces: &[Piece], frequencies: &[f32]) -> KvSnapshot {
     let [layers, _, kv_heads, _, head_dim] = pieces[0].cache.shape();
     let mut values = Vec::new();
     for layer in 0..layers {
@@ -126,7 +126,7 @@ fn put_together(pieces: &[Piece], frequencies: &[f32]) -> KvCache {
         }
     }
     let tokens = pieces.iter().map(|p| p.cache.tokens() - p.skip).sum();
-    KvCache::from_f32([layers, 2, kv_heads, tokens, head_dim], values).unwrap()
+    KvSnapshot::from_f32([layers, 2, kv_heads, tokens, head_dim], values).unwrap()
 }
 
 const BEFORE: &str = "Optionally using the prior context answer the query prior to it";
@@ -145,7 +145,7 @@ fn twin(engine: &Engine, attn: Attn, how: &Ask, count: usize) -> (Said, Usage) {
     let query_piece = || (pass(engine, &query, mask), 0);
     let document_pieces =
         |skip| texts.iter().map(move |text| (pass(engine, &embedded(text), mask), skip));
-    let (pieces, rest): (Vec<(KvCache, usize)>, String) = match how.mode {
+    let (pieces, rest): (Vec<(KvSnapshot, usize)>, String) = match how.mode {
         Mode::Plain(Order::QueryDoc) => {
             (vec![], format!("<|user|>\n{QUERY}\n\n{documents}\n\n{BEFORE}\n<|assistant|>\n"))
         }
@@ -181,7 +181,7 @@ fn twin(engine: &Engine, attn: Attn, how: &Ask, count: usize) -> (Said, Usage) {
     let rest = ids(engine, past.is_none(), &format!("{rest}{}", how.answer_prefix));
     let usage = Usage {
         tokens_computed: query.len() + rest.len(),
-        tokens_reused: past.as_ref().map_or(0, KvCache::tokens),
+        tokens_reused: past.as_ref().map_or(0, KvSnapshot::tokens),
         ..Usage::default()
     };
     (greedy(engine, past.as_ref(), &rest, NEW_TOKENS), usage)
@@ -319,7 +319,7 @@ fn causal_caches_change_nothing() {
 }
 
 /// A cache, computed from `position` on: a forward pass of its own, op by op, on the CPU.
-fn computed_at(model: &str, tokens: &[u32], position: usize, frequencies: &[f32]) -> KvCache {
+fn computed_at(model: &str, tokens: &[u32], position: usize, frequencies: &[f32]) -> KvSnapshot {
     let c = Config::open(&data(model).join("config.json")).unwrap();
     let weights = Weights::open(&data(model), &c).unwrap();
     let stack = |names: &[String]| {
@@ -339,8 +339,7 @@ fn computed_at(model: &str, tokens: &[u32], position: usize, frequencies: &[f32]
         frequencies: frequencies.to_vec(),
     });
     let batch = batch.unwrap();
-    let shape =
-        PoolShape { layers: c.layers, pages: 1, kv_heads: c.kv_heads, head_dim: c.head_dim };
+    let shape = KvShape { layers: c.layers, pages: 1, kv_heads: c.kv_heads, head_dim: c.head_dim };
     let mut pages = Cpu.pages(shape).unwrap();
     let buffer = |cols| Cpu.buffer(tokens.len(), cols).unwrap();
     let (mut x, mut h, mut inner) = (buffer(c.dim), buffer(c.dim), buffer(c.hidden));
@@ -366,11 +365,11 @@ fn computed_at(model: &str, tokens: &[u32], position: usize, frequencies: &[f32]
         Cpu.linear_add(p, &inner, &one("mlp.down_proj"), &mut x);
     }
     let values = pollster::block_on(Cpu.export_pages(&pages, &[0], tokens.len())).unwrap();
-    KvCache::from_f32([c.layers, 2, c.kv_heads, tokens.len(), c.head_dim], values).unwrap()
+    KvSnapshot::from_f32([c.layers, 2, c.kv_heads, tokens.len(), c.head_dim], values).unwrap()
 }
 
 /// `(keys, values)` of each layer, without each head's first tokens.
-fn behind(first: usize, cache: &KvCache) -> Vec<(Vec<f32>, Vec<f32>)> {
+fn behind(first: usize, cache: &KvSnapshot) -> Vec<(Vec<f32>, Vec<f32>)> {
     let [layers, _, kv_heads, tokens, head_dim] = cache.shape();
     let all = cache.to_f32();
     let heads = all.chunks(tokens * head_dim).map(|head| head[first * head_dim..].to_vec());
@@ -380,10 +379,10 @@ fn behind(first: usize, cache: &KvCache) -> Vec<(Vec<f32>, Vec<f32>)> {
     layers.map(|l| (l[..kv_heads].concat(), l[kv_heads..].concat())).collect()
 }
 
-fn filler(like: &KvCache, tokens: usize) -> KvCache {
+fn filler(like: &KvSnapshot, tokens: usize) -> KvSnapshot {
     let [layers, two, kv_heads, _, head_dim] = like.shape();
     let shape = [layers, two, kv_heads, tokens, head_dim];
-    KvCache::from_f32(shape, vec![0.5; shape.iter().product()]).unwrap()
+    KvSnapshot::from_f32(shape, vec![0.5; shape.iter().product()]).unwrap()
 }
 
 /// A part behind another is what a pass would have computed at its new positions.
@@ -425,10 +424,10 @@ fn joins_as_published_and_in_bf16() {
         .map(|t| pass(engine, t, Mask::Bidirectional { window: None }).to_bf16());
     let parts = [Part { cache: &caches[0], skip: 0 }, Part { cache: &caches[1], skip: 0 }];
     let published = join(&parts, Positions::AsPublished, &frequencies).unwrap();
-    let concatenated = KvCache::concat(&[&caches[0], &caches[1]]).unwrap();
+    let concatenated = KvSnapshot::concat(&[&caches[0], &caches[1]]).unwrap();
     assert!(published.to_f32() == concatenated.to_f32());
 
-    let wide = caches.clone().map(|c| KvCache::from_f32(c.shape(), c.to_f32()).unwrap());
+    let wide = caches.clone().map(|c| KvSnapshot::from_f32(c.shape(), c.to_f32()).unwrap());
     let of_wide = [Part { cache: &wide[0], skip: 0 }, Part { cache: &wide[1], skip: 0 }];
     let turned = join(&parts, Positions::Turned, &frequencies).unwrap();
     assert!(turned == join(&of_wide, Positions::Turned, &frequencies).unwrap());

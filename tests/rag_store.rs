@@ -1,7 +1,7 @@
 //! The store of `gritlm index`: round trips, crashes, damage, a full disk, readers beside a writer.
 
 use gritlm::Attn;
-use gritlm::cache::KvCache;
+use gritlm::cache::KvSnapshot;
 use gritlm_rag::{
     CacheKind, Identity, KvFormat, NewChunk, NewDocument, Reader, Stamp, VectorFormat, Writer,
     content_hash, verify,
@@ -41,10 +41,10 @@ fn numbers(random: &mut fastrand::Rng, n: usize) -> Vec<f32> {
     (0..n).map(|_| random.f32() * 2.0 - 1.0).collect()
 }
 
-fn cache(random: &mut fastrand::Rng, tokens: usize) -> KvCache {
+fn cache(random: &mut fastrand::Rng, tokens: usize) -> KvSnapshot {
     let [layers, kv_heads, head_dim] = SHAPE;
     let shape = [layers, 2, kv_heads, tokens, head_dim];
-    KvCache::from_f32(shape, numbers(random, shape.iter().product())).unwrap()
+    KvSnapshot::from_f32(shape, numbers(random, shape.iter().product())).unwrap()
 }
 
 /// The document of a number, always the same.
@@ -219,11 +219,11 @@ fn what_does_not_fit_the_store_is_refused_and_changes_nothing() {
     );
     let vector = vec![f32::NAN; DIM];
     refused(&mut writer, NewChunk { vector, ..base.clone() }, "not finite");
-    let other = KvCache::from_f32([2, 2, 2, 3, 4], vec![0.0; 96]).unwrap();
+    let other = KvSnapshot::from_f32([2, 2, 2, 3, 4], vec![0.0; 96]).unwrap();
     refused(&mut writer, NewChunk { kv: Some(other), ..base.clone() }, "found [2, 2, 2, 3, 4]");
-    let broken = KvCache::from_f32([2, 2, 2, 1, 8], vec![f32::INFINITY; 64]).unwrap();
+    let broken = KvSnapshot::from_f32([2, 2, 2, 1, 8], vec![f32::INFINITY; 64]).unwrap();
     refused(&mut writer, NewChunk { kv: Some(broken), ..base }, "not finite");
-    assert!(KvCache::from_f32([2, 2, 2, 3, 4], vec![0.0; 95]).is_err());
+    assert!(KvSnapshot::from_f32([2, 2, 2, 3, 4], vec![0.0; 95]).is_err());
     holds(folder.path(), &[1]);
     let none = TempDir::new().unwrap();
     let identity = Identity { cache: CacheKind::None, ..exact() };

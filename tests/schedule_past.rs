@@ -2,7 +2,7 @@
 //! that keep theirs: both are part of the batch like all other work, with the engine's own results.
 
 use crate::schedule::{demo_with, embed, end, greedy, ids, outcome, start, until, with_priority};
-use gritlm::cache::KvCache;
+use gritlm::cache::KvSnapshot;
 use gritlm::schedule::{Cancel, Event, Past, Refused, Request, Step, Work};
 use gritlm::{Device, Embed, Encoded, Engine, Options, Piece, Sampling};
 
@@ -11,7 +11,7 @@ fn encoded(tokens: Vec<u32>) -> Encoded {
 }
 
 /// Keys and values of an embedding pass, as the engine alone computes them.
-fn kept(engine: &Engine, tokens: &[u32]) -> KvCache {
+fn kept(engine: &Engine, tokens: &[u32]) -> KvSnapshot {
     let how = Embed { keep_kv: true, ..Embed::default() };
     let mut kept = None;
     engine
@@ -83,7 +83,7 @@ fn answers_after_a_past_share_their_steps() {
 fn passes_keep_their_keys_and_values_where_asked() {
     let engine = demo_with(128);
     let texts = [ids(1, 150), ids(2, 1 + 1), ids(3, 128)];
-    let expected: Vec<KvCache> = texts.iter().map(|text| kept(&engine, text)).collect();
+    let expected: Vec<KvSnapshot> = texts.iter().map(|text| kept(&engine, text)).collect();
     let scheduler = start(engine, 256);
     let submit = |keep_kv| {
         let texts = texts.iter().cloned().map(encoded).collect();
@@ -138,12 +138,11 @@ fn a_past_of_another_model_or_too_long_is_refused() {
     let shape = |layers, tokens| {
         let c = scheduler.engine().config();
         let shape = [layers, 2, c.kv_heads, tokens, c.head_dim];
-        let cache = KvCache::from_f32(shape, vec![0.5; shape.iter().product()]).unwrap();
+        let cache = KvSnapshot::from_f32(shape, vec![0.5; shape.iter().product()]).unwrap();
         Past { cache, tokens: Vec::new() }
     };
     let layers = scheduler.engine().config().layers;
-    let refused =
-        |past, prompt| scheduler.submit(after(past, prompt, &how)).map(drop).unwrap_err();
+    let refused = |past, prompt| scheduler.submit(after(past, prompt, &how)).map(drop).unwrap_err();
     let other = refused(shape(layers + 1, 4), vec![7]);
     assert!(matches!(&other, Refused::Invalid(_)), "{other:?}");
     assert!(other.to_string().contains("expected shape"), "{other}");

@@ -6,7 +6,7 @@ use crate::support::{Reference, close, devices};
 use gritlm::batch::{Output, Sequence, Want};
 use gritlm::schedule::{Event, Limits, Scheduler, Work};
 use gritlm::{Device, Engine, Options, Prompt, Sampling};
-use gritlm_model::ops::Drawn;
+use gritlm_model::ops::SampledToken;
 use serde_json::{Value, json};
 
 const TEXT: &str = "/v1/completions";
@@ -35,7 +35,14 @@ fn by_logits(engine: &Engine, ids: &[u32]) -> Vec<Vec<f64>> {
 
 /// The scores are those of `ids` from the second on, with the likeliest beside them.
 #[track_caller]
-fn check(name: &str, scores: &[Drawn], ids: &[u32], all: &[Vec<f64>], top: usize, bound: f64) {
+fn check(
+    name: &str,
+    scores: &[SampledToken],
+    ids: &[u32],
+    all: &[Vec<f64>],
+    top: usize,
+    bound: f64,
+) {
     assert_eq!(scores.iter().map(|s| s.token).collect::<Vec<_>>(), ids[1..], "{name}");
     let (found, expected): (Vec<f32>, Vec<f32>) =
         scores.iter().zip(all).map(|(s, row)| (s.logprob, row[s.token as usize] as f32)).unzip();

@@ -3,8 +3,8 @@
 
 use crate::support::{Reference, devices, say};
 use gritlm::batch::{Output, Sequence, Want};
-use gritlm::cache::KvCache;
-use gritlm::model::ops::{Attention, Draw, GateUp, LinearAdd, Mask, Ops, PoolShape, Pooling};
+use gritlm::cache::KvSnapshot;
+use gritlm::model::ops::{Attention, GateUp, KvShape, LinearAdd, Mask, Ops, Pooling, SampleParams};
 use gritlm::model::weights::{Dtype, Tensor};
 use gritlm::{Device, Embed, Engine, Options as EngineOptions, Prompt, Sampling};
 use gritlm_bench::case::{Case, Op, Seq};
@@ -128,9 +128,9 @@ fn wgpu_devices() -> Vec<Device> {
 }
 
 /// A pass with everything in it: two poolings, a drawn token after a past, logits.
-fn mixed_pass(engine: &Engine) -> (Vec<Output>, Vec<KvCache>) {
+fn mixed_pass(engine: &Engine) -> (Vec<Output>, Vec<KvSnapshot>) {
     let ids: Vec<u32> = (0..150).map(|i| 3 + i * 7 % 90).collect();
-    let draw = Draw {
+    let draw = SampleParams {
         seen: vec![5, 9],
         penalty: 1.2,
         temperature: 0.7,
@@ -218,7 +218,7 @@ fn the_steady_state_creates_nothing() {
         for model in ["mistral-tiny", "mixtral-tiny"] {
             let engine = Reference::open_on(model, device.clone()).engine;
             let mut cache = engine.cache();
-            let draw = |uniform| Draw {
+            let draw = |uniform| SampleParams {
                 seen: vec![],
                 penalty: 1.0,
                 temperature: 1.0,
@@ -256,10 +256,10 @@ fn refusals_leave_the_device_usable() {
             let missing = parts.iter().find(|part| !problem.contains(**part));
             assert!(missing.is_none(), "{name}: expected {missing:?} in: {problem}");
         };
-        let shape = PoolShape { layers: 1, pages: 1 << 20, kv_heads: 8, head_dim: 128 };
+        let shape = KvShape { layers: 1, pages: 1 << 20, kv_heads: 8, head_dim: 128 };
         let problem = gpu.pages(shape).unwrap_err().to_string();
         says(problem, &["--kv-tokens", "would fit"]);
-        let problem = gpu.pages(PoolShape { head_dim: 320, pages: 1, ..shape }).unwrap_err();
+        let problem = gpu.pages(KvShape { head_dim: 320, pages: 1, ..shape }).unwrap_err();
         says(problem.to_string(), &["320", "256", "--device cpu"]);
         let problem = gpu.buffer(1 << 20, 1 << 14).unwrap_err().to_string();
         says(problem, &["--batch-tokens"]);

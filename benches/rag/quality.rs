@@ -2,7 +2,7 @@
 
 use super::{Result, corpus, folder, open};
 use gritlm::batch::{Output, Sequence, Want};
-use gritlm::cache::Cache;
+use gritlm::cache::KvCache;
 use gritlm::model::prompt;
 use gritlm::{Attn, Device, Engine, Piece, Prompt, Sampling};
 use gritlm_rag::{
@@ -241,7 +241,7 @@ fn ask(
     for way in ways() {
         let passage = Passage::of(searcher.reader(), &hit.chunk, way.mode)?;
         let started = start(engine, &way, query, &passage)?;
-        let answer = engine.ask(query, &way)?.answer(&[passage], &how)?;
+        let answer = gritlm_rag::ask(engine, query, &way)?.answer(engine, &[passage], &how)?;
         add(way.mode, started, answer.collect::<gritlm::Result<_>>()?)?;
     }
     for text in [format!("{}\n\n{query}", hit.chunk.text), query.into()] {
@@ -254,8 +254,13 @@ fn ask(
 }
 
 /// What an answer goes on from: what the mode reuses, and what is left to read.
-fn start(engine: &Engine, way: &Ask, query: &str, passage: &Passage) -> Result<(Cache, Vec<u32>)> {
-    let (_, asked) = way.document(engine, query)?;
+fn start(
+    engine: &Engine,
+    way: &Ask,
+    query: &str,
+    passage: &Passage,
+) -> Result<(KvCache, Vec<u32>)> {
+    let asked = way.document(engine, query)?.kv.ok_or("a pass without keys and values")?;
     let asked = Part { cache: &asked, skip: 0 };
     let document = |skip| {
         let kv = passage.kv.as_ref().ok_or("a document without keys and values")?;
@@ -279,7 +284,7 @@ fn start(engine: &Engine, way: &Ask, query: &str, passage: &Passage) -> Result<(
 /// The logits of each of the reference's tokens, `(reference, vocab)`, where it is the answer.
 fn forced(
     engine: &Engine,
-    (mut cache, mut tokens): (Cache, Vec<u32>),
+    (mut cache, mut tokens): (KvCache, Vec<u32>),
     reference: &[u32],
 ) -> Result<Vec<Vec<f32>>> {
     let before = tokens.len() - 1;

@@ -65,7 +65,11 @@ impl Seen {
     }
 }
 
-pub(crate) fn embed(url: &str, (text, expected): &(String, Vec<f32>), seen: &Seen) -> Result<(), ureq::Error> {
+pub(crate) fn embed(
+    url: &str,
+    (text, expected): &(String, Vec<f32>),
+    seen: &Seen,
+) -> Result<(), ureq::Error> {
     let start = Instant::now();
     let body = json!({"input": text, "encoding_format": "float"}).to_string();
     let request = agent().post(format!("{url}/v1/embeddings"));
@@ -131,4 +135,3 @@ pub(crate) fn chat(
     seen.chats.fetch_add(1, Ordering::Relaxed);
     Ok(())
 }
-

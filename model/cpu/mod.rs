@@ -23,8 +23,8 @@ mod search;
 mod shared;
 
 use crate::ops::{
-    Attention, DeviceError, Draw, Drawn, Expert, GateUp, Layout, LinearAdd, Logits, NO_PAGE, Ops,
-    PAGE, PoolShape, PoolSpan, Qkv, Result, RmsNorm, Route, Search, SharedVectors,
+    Attention, DeviceError, Expert, GateUp, KvShape, Layout, LinearAdd, Logits, NO_PAGE, Ops, PAGE,
+    PoolingSpan, Qkv, Result, RmsNorm, Route, SampleParams, SampledToken, Search, SharedVectors,
 };
 use crate::weights::{Dtype, Tensor};
 use rayon::prelude::*;
@@ -81,7 +81,7 @@ impl Matrix {
 /// system provides zeroed memory lazily, as pages are touched, so an unused cache costs nothing.
 #[derive(Debug)]
 pub struct Pages {
-    shape: PoolShape,
+    shape: KvShape,
     keys: Vec<f32>,
     values: Vec<f32>,
 }
@@ -191,7 +191,7 @@ impl Ops for Cpu {
         Ok(vectors)
     }
 
-    fn pages(&self, shape: PoolShape) -> Result<Pages> {
+    fn pages(&self, shape: KvShape) -> Result<Pages> {
         let page = shape.layers * shape.kv_heads * PAGE * shape.head_dim;
         let len = page.saturating_mul(shape.pages);
         // Reserve the memory once without touching it: `vec!` would abort the process if there
@@ -279,7 +279,7 @@ impl Ops for Cpu {
         expert::expert_down_add(p, a, w, routing, x);
     }
 
-    fn pool(&self, dim: u32, spans: &[PoolSpan], h: &Vec<f32>, out: &mut Vec<f32>) {
+    fn pool(&self, dim: u32, spans: &[PoolingSpan], h: &Vec<f32>, out: &mut Vec<f32>) {
         pool::pool(dim, spans, h, out);
     }
 
@@ -295,7 +295,12 @@ impl Ops for Cpu {
         logits::logits(p, rows, x, norm, w, out);
     }
 
-    async fn sample(&self, vocab: u32, draws: &[Draw], logits: &Vec<f32>) -> Result<Vec<Drawn>> {
+    async fn sample(
+        &self,
+        vocab: u32,
+        draws: &[SampleParams],
+        logits: &Vec<f32>,
+    ) -> Result<Vec<SampledToken>> {
         Ok(sample::sample(vocab, draws, logits))
     }
 
@@ -355,7 +360,7 @@ impl Ops for Cpu {
 /// Visits the key and value vectors of some planes of a sequence in the order of an exported
 /// cache, calling `f(layer, is_value, slot, head)`.
 fn each_vector(
-    s: PoolShape,
+    s: KvShape,
     planes: Range<usize>,
     table: &[u32],
     tokens: usize,

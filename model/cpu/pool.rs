@@ -1,9 +1,9 @@
 //! pool: pools each span of hidden states into one f32 vector, optionally L2-normalised.
 //! `h (rows, dim)` is taken after the final norm, `out (spans, dim)`. Bound by memory.
 
-use crate::ops::{PoolSpan, Pooling};
+use crate::ops::{Pooling, PoolingSpan};
 
-pub(super) fn pool(dim: u32, spans: &[PoolSpan], h: &[f32], out: &mut [f32]) {
+pub(super) fn pool(dim: u32, spans: &[PoolingSpan], h: &[f32], out: &mut [f32]) {
     let dim = dim as usize;
     for (span, out) in spans.iter().zip(out.chunks_exact_mut(dim)) {
         let rows = &h[span.row as usize * dim..][..span.rows as usize * dim];

@@ -9,10 +9,10 @@
 //! before any of these steps. Ties go to the lower id, so that every backend samples the same
 //! token.
 
-use crate::ops::{Draw, Drawn};
+use crate::ops::{SampleParams, SampledToken};
 use rayon::prelude::*;
 
-pub(super) fn sample(vocab: u32, draws: &[Draw], logits: &[f32]) -> Vec<Drawn> {
+pub(super) fn sample(vocab: u32, draws: &[SampleParams], logits: &[f32]) -> Vec<SampledToken> {
     let rows = draws.par_iter().zip(logits.par_chunks_exact(vocab as usize));
     rows.map(|(d, l)| draw(d, l, |_| true)).collect()
 }
@@ -20,18 +20,18 @@ pub(super) fn sample(vocab: u32, draws: &[Draw], logits: &[f32]) -> Vec<Drawn> {
 /// Samples the next token of one row on the host, among the tokens that are `allowed`, for
 /// callers that restrict the vocabulary. Log-probabilities are the model's own here too, over all
 /// tokens.
-pub fn draw(d: &Draw, logits: &[f32], allowed: impl Fn(u32) -> bool) -> Drawn {
+pub fn draw(d: &SampleParams, logits: &[f32], allowed: impl Fn(u32) -> bool) -> SampledToken {
     let normalizer = log_sum_exp(logits);
     let token = d.given.unwrap_or_else(|| choose(d, logits, allowed));
     let top = match d.logprobs as usize {
         0 => Vec::new(),
         n => likeliest(logits, n).iter().map(|&i| (i, logits[i as usize] - normalizer)).collect(),
     };
-    Drawn { token, logprob: logits[token as usize] - normalizer, top }
+    SampledToken { token, logprob: logits[token as usize] - normalizer, top }
 }
 
 /// Returns the token that the filters and `uniform` select.
-fn choose(d: &Draw, logits: &[f32], allowed: impl Fn(u32) -> bool) -> u32 {
+fn choose(d: &SampleParams, logits: &[f32], allowed: impl Fn(u32) -> bool) -> u32 {
     let mut changed = logits.to_vec();
     for &id in &d.seen {
         if let Some(logit) = changed.get_mut(id as usize) {
@@ -45,7 +45,7 @@ fn choose(d: &Draw, logits: &[f32], allowed: impl Fn(u32) -> bool) -> u32 {
     if d.temperature == 0.0 { largest(&changed) } else { drawn(d, changed) }
 }
 
-fn drawn(d: &Draw, mut logits: Vec<f32>) -> u32 {
+fn drawn(d: &SampleParams, mut logits: Vec<f32>) -> u32 {
     // Subtract the largest logit first, so that no temperature turns it into infinity.
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     logits.iter_mut().for_each(|l| *l = (*l - largest) / d.temperature);

@@ -2,10 +2,10 @@
 //! without its instruction.
 
 use super::dot;
-use crate::ops::{PoolSpan, Pooling};
+use crate::ops::{Pooling, PoolingSpan};
 
 /// Returns the rows of a batch that a span's vector is computed from, and the weight of each.
-pub fn pooled_rows(span: &PoolSpan) -> Vec<(u32, f64)> {
+pub fn pooled_rows(span: &PoolingSpan) -> Vec<(u32, f64)> {
     let end = span.row + span.rows;
     match span.pooling {
         Pooling::Mean => (span.row + span.skip..end).map(|row| (row, 1.0)).collect(),
@@ -16,7 +16,7 @@ pub fn pooled_rows(span: &PoolSpan) -> Vec<(u32, f64)> {
 }
 
 /// Returns the vector, `(dim)`, of a span of the batch's hidden states `h`, `(rows, dim)`.
-pub fn pool(h: &[f32], dim: usize, span: &PoolSpan) -> Vec<f64> {
+pub fn pool(h: &[f32], dim: usize, span: &PoolingSpan) -> Vec<f64> {
     let rows = pooled_rows(span);
     let total: f64 = rows.iter().map(|(_, weight)| weight).sum();
     let column = |c: usize| {

@@ -1,7 +1,7 @@
 //! Sampling of the next token from one row of logits, `(vocab)`.
 
 use super::{Number, largest_first};
-use crate::ops::{Draw, Drawn};
+use crate::ops::{SampleParams, SampledToken};
 
 /// Returns `ln softmax(logits)`, `(vocab)`.
 pub fn log_softmax<T: Number>(logits: &[T]) -> Vec<f64> {
@@ -13,7 +13,7 @@ pub fn log_softmax<T: Number>(logits: &[T]) -> Vec<f64> {
 
 /// Returns the sampled token, and the smallest difference in any comparison of two probabilities.
 /// Where that is near the rounding error of f32, a backend may correctly sample another token.
-pub fn sample(draw: &Draw, logits: &[f32]) -> (Drawn, f64) {
+pub fn sample(draw: &SampleParams, logits: &[f32]) -> (SampledToken, f64) {
     let mut margin = f64::INFINITY;
     let mut is_less = |a: f64, b: f64| {
         margin = margin.min((a - b).abs());
@@ -73,7 +73,7 @@ pub fn sample(draw: &Draw, logits: &[f32]) -> (Drawn, f64) {
     let token = draw.given.map_or(drawn, |id| id as usize);
     let logprobs = log_softmax(logits);
     let top = largest_first(logits).into_iter().take(draw.logprobs as usize);
-    let drawn = Drawn {
+    let drawn = SampledToken {
         token: token as u32,
         logprob: logprobs[token] as f32,
         top: top.map(|id| (id as u32, logprobs[id] as f32)).collect(),

@@ -1,13 +1,14 @@
-//! A case of a benchmark or a test: one op with its shape, and inputs made from a seed.
+//! A test and benchmark case: one op with its shape, and inputs generated from a seed.
 //!
-//! The tests compare what a backend makes of it with formulas in f64 ([`Case::run`]); the benches
-//! time it. Whatever an op must not look at is poisoned with NaN: the rows of a buffer beyond those
-//! that it names, unused pages, the padding of a sequence's last page. Weights are rounded to their
-//! type first, so the expected values are those of the weights that the backend gets.
+//! Tests compare a backend's result ([`Case::run`]) with the f64 reference formulas; benchmarks
+//! time the op. Everything that an op must not read is poisoned with NaN: rows of a buffer beyond
+//! those that the op names, unused pages, the padding of a sequence's last page. Weights are
+//! rounded to their storage type first, so the expected values follow from the weights that the
+//! backend receives.
 
 use gritlm_model::ops::{
-    Attention, Draw, Drawn, Expert, GateUp, Layout, LinearAdd, Logits, Mask, NO_PAGE, Ops, PAGE,
-    PoolShape, PoolSpan, Qkv, Result, RmsNorm, Route, Search, Span,
+    Attention, Expert, GateUp, KvShape, Layout, LinearAdd, Logits, Mask, NO_PAGE, Ops, PAGE,
+    PoolingSpan, Qkv, Result, RmsNorm, Route, SampleParams, SampledToken, Search, Span,
 };
 use gritlm_model::reference::{largest_first, linear, pooled_rows, route};
 use gritlm_model::weights::{Dtype, Tensor};
@@ -17,26 +18,26 @@ use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// One op with its shape, the type of its weights, and a seed for its inputs.
+/// One op with its shape, the storage type of its weights, and a seed for its inputs.
 #[derive(Clone, Debug)]
 pub struct Case {
-    /// Unique; begins with the op's stem.
+    /// Unique name; begins with the name of the op.
     pub name: String,
     /// The op, with its shape.
     pub op: Op,
-    /// How the weights are stored, where the op has any.
+    /// Storage type of the weights, if the op has any.
     pub dtype: Dtype,
-    /// Multiplies the activations, whose mean square is 1 without it.
+    /// Factor on the activations, whose mean square is 1 without it.
     pub scale: f32,
-    /// Rounds activations, weights, keys and values to bf16, for a backend that computes with them
-    /// so: what is measured is then its own error, not that of the rounding, which no op can undo
-    /// (of a score of 100 it changes e^score by half).
+    /// Rounds activations, weights, keys and values to bf16, for a backend that computes in bf16.
+    /// The measured error is then the backend's own and not that of the input rounding, which no
+    /// op can undo (it changes e^score by half for a score of 100).
     pub bf16: bool,
-    /// Where the inputs come from.
+    /// Seed of the inputs.
     pub seed: u64,
 }
 
-/// An op and its shape. `qkv` and `attention` come with the sequences of the batch.
+/// An op and its shape. `Qkv` and `Attention` also carry the sequences of the batch.
 #[derive(Clone, Debug)]
 #[expect(missing_docs, reason = "the fields are those of the parameters in `gritlm_model::ops`")]
 pub enum Op {
@@ -50,68 +51,71 @@ pub enum Op {
     Attention(Attention, Vec<Seq>),
     LinearAdd(LinearAdd),
     GateUp(GateUp),
-    /// `route`, `expert_gate_up` and `expert_down_add`: what lies between them has no fixed order.
+    /// `route`, `expert_gate_up` and `expert_down_add` together, because the order of the data
+    /// between them is unspecified.
     Expert(Expert),
     Pool {
         dim: u32,
-        spans: Vec<PoolSpan>,
+        spans: Vec<PoolingSpan>,
     },
     Logits {
         p: Logits,
         rows: Vec<u32>,
     },
-    /// `step`: logits are multiples of it, so that many are equal; 0 for any value.
+    /// `step`: logits are rounded to multiples of it, so that many are equal; 0 leaves them as
+    /// they are.
     Sample {
         vocab: u32,
-        draws: Vec<Draw>,
+        draws: Vec<SampleParams>,
         step: f32,
     },
     Search(Search),
 }
 
-/// A sequence of a batch: tokens in its pages, tokens of this pass, and what they see.
+/// A sequence of a batch: its cached tokens, its tokens of this pass, and their mask.
 #[derive(Clone, Copy, Debug)]
 pub struct Seq {
-    /// Tokens in its pages.
+    /// Tokens already in the KV cache.
     pub past: u32,
     /// Tokens of this pass.
     pub rows: u32,
-    /// What they see.
+    /// Which keys the tokens of this pass see.
     pub mask: Mask,
 }
 
-/// What [`Case::ready`] is asked for.
+/// A request to the function that [`Case::ready`] returns.
 #[derive(Debug)]
 pub enum Step<'a> {
-    /// Records the op; for `sample` and `search` also brings the results back.
+    /// Records the op; `sample` and `search` also wait for their results.
     Launch,
-    /// Brings back the results of the last launch.
+    /// Reads back the results of the last launch.
     Read(&'a mut Vec<f32>),
 }
 
-/// A case with its inputs on a device.
+/// A case whose inputs are on a device.
 pub type Ready<'a> = Box<dyn FnMut(Step<'_>) -> Result<()> + 'a>;
 
-/// Values that a thread makes at a time.
+/// Values that a thread generates at a time.
 const PIECE: usize = 1 << 16;
 
-/// Rows of every buffer beyond those in use.
+/// Extra rows that every buffer has beyond those in use.
 const SPARE: usize = 3;
 
-/// `qkv` and `attention` work on the second of two layers.
+/// Layers of the KV cache; `qkv` and `attention` work on the second one.
 pub const LAYERS: usize = 2;
 
-/// What `qkv` finds in the pages, which must still be there in slots that are no row's: small, so
-/// that the many do not hide an error in the few.
+/// Scale of the values that are in the pages before `qkv` runs and that must survive in every
+/// slot it does not write. It is small, so that the many old values do not hide an error in the
+/// few new ones.
 pub const BEFORE: f32 = 1e-3;
 
 impl Case {
-    /// A case with activations of mean square 1.
+    /// Returns a case with activations of mean square 1.
     pub fn new(op: Op, dtype: Dtype) -> Self {
         Self::scaled(op, dtype, 1.0)
     }
 
-    /// A case with activations of mean square `scale`².
+    /// Returns a case with activations of mean square `scale`².
     pub fn scaled(op: Op, dtype: Dtype, scale: f32) -> Self {
         let mut name = op.name();
         if op.has_weights() {
@@ -120,15 +124,16 @@ impl Case {
         if scale != 1.0 {
             name += &format!(" times {scale}");
         }
-        // FNV-1a: a case keeps its inputs when the table grows.
+        // The seed is the FNV-1a hash of the name, so a case keeps its inputs when the table
+        // grows.
         let seed = name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
             (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
         });
         Self { name, op, dtype, scale, bf16: false, seed }
     }
 
-    /// What the op reads and writes at least: weights as stored, activations in f32, each once;
-    /// a cached key or value in `cached` bytes.
+    /// Returns a lower bound of the bytes that the op reads and writes: weights as stored,
+    /// activations in f32, each once; a cached key or value element takes `cached` bytes.
     pub fn bytes_with(&self, cached: usize) -> u64 {
         let weights = |values: usize| values * self.dtype.bytes();
         let bytes = match &self.op {
@@ -183,13 +188,13 @@ impl Case {
         bytes as u64
     }
 
-    /// [`Case::bytes_with`] pages of f32.
+    /// Returns [`Case::bytes_with`] f32 pages.
     pub fn bytes(&self) -> u64 {
         self.bytes_with(4)
     }
 
-    /// Additions and multiplications that the formula has, without what is next to nothing beside
-    /// them (exponentials, rotations, norms before a product).
+    /// Returns the additions and multiplications of the formula, without those that are
+    /// negligible (exponentials, rotations, norms before a product).
     pub fn flops(&self) -> u64 {
         let product =
             |rows: u32, inner: u32, outer: u32| 2 * rows as u64 * inner as u64 * outer as u64;
@@ -216,7 +221,8 @@ impl Case {
         }
     }
 
-    /// How many values at the beginning of the result are ids, which must be equal and not close.
+    /// Returns how many leading values of the result are ids, which must be equal and not just
+    /// close.
     pub fn exact(&self) -> usize {
         match &self.op {
             Op::Sample { vocab, draws, .. } => {
@@ -227,10 +233,10 @@ impl Case {
         }
     }
 
-    /// The result on a backend.
+    /// Runs the case on a backend and returns its result.
     ///
     /// # Errors
-    /// When the device refuses.
+    /// When the device fails.
     pub fn run<O: Ops>(&self, ops: &O) -> Result<Vec<f32>> {
         let (mut ready, mut out) = (self.ready(ops)?, Vec::new());
         ready(Step::Launch)?;
@@ -238,12 +244,13 @@ impl Case {
         Ok(out)
     }
 
-    /// Inputs on the device; then as often as asked the op itself.
+    /// Uploads the inputs and returns a function that runs the op as often as it is called.
     ///
     /// # Errors
-    /// When the device has no room.
+    /// When the device is out of memory.
     pub fn ready<'a, O: Ops>(&'a self, ops: &'a O) -> Result<Ready<'a>> {
-        // A buffer with these rows, and one to write to; both end in NaN.
+        // `filled` uploads a buffer with these values, `empty` one to write to; both end in rows
+        // of NaN.
         let filled = |cols: u32, mut values: Vec<f32>| {
             values.resize(values.len() + SPARE * cols as usize, f32::NAN);
             ops.upload(values.len() / cols as usize, cols as usize, &values)
@@ -321,7 +328,7 @@ impl Case {
             }
             &Op::LinearAdd(p) => {
                 let a = filled(p.inner, self.activations(1, p.rows * p.inner))?;
-                // Unequal parts, which end inside any tile.
+                // The parts are unequal, and both end inside a tile of any size.
                 let first = p.outer / 3;
                 let w = self.weight(2, p.outer, p.inner);
                 let w = ops.matrix(&w.tensors(&[first, p.outer - first]))?;
@@ -433,19 +440,20 @@ impl Case {
     }
 
     fn random(&self, stream: u64) -> Random {
-        // Through the generator once: neighbouring states are each other's next numbers.
+        // The seed passes through the generator once, because the numbers of neighbouring states
+        // are shifted copies of each other.
         Random(Random(self.seed ^ stream).next())
     }
 
-    /// Activations with a mean square of `scale`².
+    /// Returns activations with a mean square of `scale`².
     pub fn activations(&self, stream: u64, len: u32) -> Vec<f32> {
         self.values(stream, len as usize, |random| {
             self.kept(random.unit() * 3f32.sqrt() * self.scale)
         })
     }
 
-    /// A stream's values, the same with any number of threads: the generator counts, so a piece can
-    /// begin anywhere. One number is drawn for each.
+    /// Returns the values of a stream, one random number each. They do not depend on the number
+    /// of threads: the generator is a counter, so a piece can begin anywhere.
     fn values(&self, stream: u64, len: usize, f: impl Fn(&mut Random) -> f32 + Sync) -> Vec<f32> {
         let start = self.random(stream);
         let mut values = vec![0.0; len];
@@ -456,23 +464,24 @@ impl Case {
         values
     }
 
-    /// A value as the backend takes it.
+    /// Rounds a value to bf16 if the backend computes in bf16.
     fn kept(&self, value: f32) -> f32 {
         rounded(if self.bf16 { Dtype::Bf16 } else { Dtype::F32 }, value)
     }
 
-    /// Quarters from −½ to ½: inner products are exact in every format, and many are equal.
+    /// Returns multiples of ¼ from −½ to ½: inner products are exact in every format, and many
+    /// are equal.
     pub fn steps(&self, stream: u64, len: u32) -> Vec<f32> {
         self.values(stream, len as usize, |random| random.below(5) as f32 / 4.0 - 0.5)
     }
 
-    /// A matrix that keeps the mean square of what it is multiplied by.
+    /// Returns a matrix that preserves the mean square of what it is multiplied by.
     pub fn weight(&self, stream: u64, rows: u32, cols: u32) -> Weight {
         let scale = (3.0 / cols as f32).sqrt();
         self.stored(stream, rows, cols, |unit| unit * scale)
     }
 
-    /// A norm's weights.
+    /// Returns a norm's weights.
     pub fn norm(&self, stream: u64, dim: u32) -> Weight {
         self.stored(stream, 1, dim, |unit| 1.0 + unit / 2.0)
     }
@@ -483,7 +492,7 @@ impl Case {
         Weight { dtype, cols: cols as usize, values: self.values(stream, len, value) }
     }
 
-    /// Tokens for `embed`, as one sequence.
+    /// Returns a batch of one sequence with random tokens, for `embed`.
     pub fn tokens(&self, rows: u32, vocab: u32) -> Layout {
         let s = Seq { past: 0, rows, mask: Mask::Causal { window: None } };
         let sequences = if rows == 0 { vec![] } else { vec![s] };
@@ -492,9 +501,9 @@ impl Case {
         layout
     }
 
-    /// A batch of these sequences in pages in random order, two of which nobody uses. Where a
-    /// window has moved on, the pages behind it are gone.
-    pub fn layout(&self, sequences: &[Seq], kv_heads: u32, head_dim: u32) -> (Layout, PoolShape) {
+    /// Returns a batch of these sequences. Their pages are in random order, and two pages stay
+    /// unused. Pages that a sliding window has left behind are freed.
+    pub fn layout(&self, sequences: &[Seq], kv_heads: u32, head_dim: u32) -> (Layout, KvShape) {
         let pages = 2 + sequences.iter().map(|s| s.live_pages().len()).sum::<usize>();
         let (mut free, mut random): (Vec<u32>, _) = ((0..pages as u32).collect(), self.random(9));
         for i in (1..pages).rev() {
@@ -521,21 +530,21 @@ impl Case {
                 layout.positions.push(position);
                 layout.slots.push(page * PAGE as u32 + position % PAGE as u32);
             }
-            // Tables need not be adjacent.
+            // Page tables need not be adjacent.
             layout.tables.push(NO_PAGE);
         }
         let (kv_heads, head_dim) = (kv_heads as usize, head_dim as usize);
-        (layout, PoolShape { layers: LAYERS, pages, kv_heads, head_dim })
+        (layout, KvShape { layers: LAYERS, pages, kv_heads, head_dim })
     }
 
-    /// Something in every slot of the pool, in the order of an export of all pages.
-    pub fn cache(&self, pool: &PoolShape, scale: f32) -> Vec<f32> {
+    /// Returns values for every slot of the pool, in the order of an export of all pages.
+    pub fn cache(&self, pool: &KvShape, scale: f32) -> Vec<f32> {
         let len = pool.layers * 2 * pool.kv_heads * pool.pages * PAGE * pool.head_dim;
         self.values(10, len, |random| self.kept(random.unit() * 3f32.sqrt() * scale))
     }
 
-    /// Activations, router, and each row's experts with their weights. A row whose choice a
-    /// rounding could change is drawn again.
+    /// Returns activations, the router, and each row's experts with their weights. A row is
+    /// generated again if rounding could change its choice of experts.
     pub fn routed(&self, p: &Expert) -> (Vec<f32>, Weight, Vec<Chosen>) {
         let [rows, dim, _, experts, top_k] = expert_sizes(p);
         let (router, mut random) = (self.weight(2, p.experts, p.dim), self.random(1));
@@ -554,14 +563,14 @@ impl Case {
         (h, router, chosen)
     }
 
-    /// All experts' [W1; W3], and W2.
+    /// Returns all experts' [W1; W3], and W2.
     pub fn experts(&self, p: &Expert) -> [Weight; 2] {
         let gate_up = self.weight(3, p.experts * 2 * p.hidden, p.dim);
         [gate_up, self.weight(4, p.experts * p.dim, p.hidden)]
     }
 
-    /// Hidden states; NaN in rows that belong to no span.
-    pub fn hidden(&self, dim: u32, spans: &[PoolSpan]) -> Vec<f32> {
+    /// Returns hidden states, with NaN in rows that belong to no span.
+    pub fn hidden(&self, dim: u32, spans: &[PoolingSpan]) -> Vec<f32> {
         let end = spans.iter().map(|s| s.row + s.rows).max().unwrap_or(0);
         let mut h = self.activations(1, end * dim);
         for (row, h) in (0..).zip(h.chunks_mut(dim as usize)) {
@@ -572,7 +581,7 @@ impl Case {
         h
     }
 
-    /// The residual stream; NaN in rows whose logits nobody wants.
+    /// Returns the residual stream, with NaN in rows whose logits are not requested.
     pub fn wanted(&self, p: &Logits, rows: &[u32]) -> Vec<f32> {
         let mut x = self.activations(1, rows.iter().max().map_or(0, |r| r + 1) * p.dim);
         for (row, x) in (0..).zip(x.chunks_mut(p.dim as usize)) {
@@ -583,12 +592,12 @@ impl Case {
         x
     }
 
-    /// Logits as peaked as a model's.
-    pub fn drawn_from(&self, vocab: u32, draws: &[Draw], step: f32) -> Vec<f32> {
+    /// Returns logits as peaked as a model's.
+    pub fn drawn_from(&self, vocab: u32, draws: &[SampleParams], step: f32) -> Vec<f32> {
         let mut random = self.random(1);
         let mut logit = || 6.0 * (random.unit() + random.unit() + random.unit());
         let logits = (0..vocab * count(draws)).map(|_| logit());
-        // Plus 0, because −0 is equal to 0 and sorts below it.
+        // Adding 0 turns −0 into 0: the two are equal, but −0 sorts below 0.
         logits.map(|l| if step > 0.0 { (l / step).round() * step + 0.0 } else { l }).collect()
     }
 }
@@ -633,7 +642,7 @@ impl Op {
     }
 }
 
-/// "causal-12 7+9": the mask with its window, past and new tokens.
+/// Names the sequences by mask with window, past and new tokens, as in "causal-12 7+9".
 fn names(sequences: &[Seq]) -> String {
     let window = |w: Option<u32>| w.map_or(String::new(), |w| format!("-{w}"));
     let name = |s: &Seq| {
@@ -647,7 +656,7 @@ fn names(sequences: &[Seq]) -> String {
 }
 
 impl Seq {
-    /// Keys that each row sees: the definition of the masks, pair by pair.
+    /// Returns the keys that each row sees. This is the definition of the masks, pair by pair.
     pub fn keys(&self) -> impl Iterator<Item = Vec<usize>> {
         let (mask, total) = (self.mask, (self.past + self.rows) as usize);
         let sees = move |i: i64, j: i64| match mask {
@@ -658,7 +667,7 @@ impl Seq {
             .map(move |i| (0..total).filter(|&j| sees(i as i64, j as i64)).collect())
     }
 
-    /// [`Seq::keys`], which are adjacent, without looking at each.
+    /// Returns [`Seq::keys`], which are adjacent, as ranges, without testing each pair.
     pub fn ranges(&self) -> impl Iterator<Item = Range<usize>> {
         let (mask, total) = (self.mask, (self.past + self.rows) as usize);
         (self.past as usize..total).map(move |i| {
@@ -672,7 +681,7 @@ impl Seq {
         })
     }
 
-    /// How many keys any row sees.
+    /// Returns how many keys at least one row sees.
     fn seen(&self) -> usize {
         let ends = |all: Range<usize>, keys: Range<usize>| {
             all.start.min(keys.start)..all.end.max(keys.end)
@@ -680,7 +689,7 @@ impl Seq {
         self.ranges().reduce(ends).map_or(0, |keys| keys.len())
     }
 
-    /// Logical pages that exist: a causal window frees those that it has left behind.
+    /// Returns the logical pages that exist; those behind a causal window have been freed.
     fn live_pages(&self) -> Range<usize> {
         let first = match self.mask {
             Mask::Causal { window: Some(w) } => (self.past + 1).saturating_sub(w) as usize / PAGE,
@@ -693,14 +702,14 @@ impl Seq {
 /// A row's experts and their weights.
 pub type Chosen = Vec<(usize, f64)>;
 
-/// SplitMix64.
+/// The SplitMix64 generator.
 struct Random(u64);
 
-/// What its state grows by with each number.
+/// Increment of the generator's state per number.
 const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
 
 impl Random {
-    /// As it is after so many numbers.
+    /// Returns the generator as it is after `numbers` numbers.
     fn after(&self, numbers: u64) -> Self {
         Self(self.0.wrapping_add(STEP.wrapping_mul(numbers)))
     }
@@ -712,7 +721,7 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    /// In [−1, 1), a multiple of 2⁻²³.
+    /// Returns a multiple of 2⁻²³ in [−1, 1).
     fn unit(&mut self) -> f32 {
         (self.next() >> 40) as f32 / (1 << 23) as f32 - 1.0
     }
@@ -722,7 +731,7 @@ impl Random {
     }
 }
 
-/// A matrix of values that its type can store.
+/// A matrix of values that its storage type represents exactly.
 #[derive(Clone, Debug)]
 pub struct Weight {
     dtype: Dtype,
@@ -731,12 +740,12 @@ pub struct Weight {
 }
 
 impl Weight {
-    /// All of it, `(rows, cols)`.
+    /// Returns all values, `(rows, cols)`.
     pub fn all(&self) -> &[f32] {
         &self.values
     }
 
-    /// So many rows from `first` on.
+    /// Returns `rows` rows, beginning with row `first`.
     pub fn rows(&self, first: usize, rows: usize) -> &[f32] {
         &self.values[first * self.cols..][..rows * self.cols]
     }
@@ -745,7 +754,7 @@ impl Weight {
         Tensor::from_bytes(self.dtype, &[self.cols], &stored_bytes(self.dtype, &self.values))
     }
 
-    /// As several tensors with so many rows each.
+    /// Returns the matrix as several tensors, with the given number of rows each.
     fn tensors(&self, parts: &[u32]) -> Vec<Tensor> {
         let mut rest = self.values.as_slice();
         let parts = parts.iter().filter(|&&rows| rows > 0).map(|&rows| {
@@ -766,7 +775,7 @@ fn rounded(dtype: Dtype, value: f32) -> f32 {
     }
 }
 
-/// The values as a checkpoint has them.
+/// Returns the bytes of the values as a checkpoint stores them.
 pub fn stored_bytes(dtype: Dtype, values: &[f32]) -> Vec<u8> {
     let each = dtype.bytes();
     let mut bytes = vec![0; values.len() * each];
@@ -787,25 +796,25 @@ fn count<T>(of: &[T]) -> u32 {
     of.len() as u32
 }
 
-/// Columns of all query heads, and of all key heads.
+/// Returns the columns of all query heads and of all key heads.
 pub fn qkv_widths(p: &Qkv) -> [usize; 2] {
     [p.heads, p.kv_heads].map(|heads| heads as usize * p.head_dim as usize)
 }
 
-/// Rows, dim, hidden, experts, top_k.
+/// Returns rows, dim, hidden, experts and top_k.
 pub fn expert_sizes(p: &Expert) -> [usize; 5] {
     [p.rows, p.dim, p.hidden, p.experts, p.top_k].map(|n| n as usize)
 }
 
-/// Where a key (0) or value (1) of the layer in use is in an export of all pages.
-pub fn cached(pool: &PoolShape, which: usize, head: usize, slot: usize) -> usize {
+/// Returns where a key (`which` 0) or value (1) of the second layer is in an export of all pages.
+pub fn cached(pool: &KvShape, which: usize, head: usize, slot: usize) -> usize {
     let layer = LAYERS - 1;
     let tokens = pool.pages * PAGE;
     (((layer * 2 + which) * pool.kv_heads + head) * tokens + slot) * pool.head_dim
 }
 
-/// NaN in every slot that is no token's, and in all of the other layer.
-fn poison_unused(layout: &Layout, pool: &PoolShape, cache: &mut [f32]) {
+/// Writes NaN to every slot that holds no token, and to the whole first layer.
+fn poison_unused(layout: &Layout, pool: &KvShape, cache: &mut [f32]) {
     let mut used = vec![false; pool.pages * PAGE];
     for span in &layout.spans {
         for position in 0..(span.past + span.rows) as usize {
@@ -823,15 +832,15 @@ fn poison_unused(layout: &Layout, pool: &PoolShape, cache: &mut [f32]) {
     });
 }
 
-/// Ids, then log-probabilities.
-pub fn drawn_values(drawn: &[Drawn]) -> Vec<f32> {
+/// Returns the ids, then the log-probabilities.
+pub fn drawn_values(drawn: &[SampledToken]) -> Vec<f32> {
     let ids = drawn.iter().flat_map(|d| [d.token].into_iter().chain(d.top.iter().map(|t| t.0)));
     let values =
         drawn.iter().flat_map(|d| [d.logprob].into_iter().chain(d.top.iter().map(|t| t.1)));
     ids.map(id_value).chain(values).collect()
 }
 
-/// Ids, then scores.
+/// Returns the ids, then the scores.
 pub fn found_values(found: &[Vec<(u32, f32)>]) -> Vec<f32> {
     let ids = found.iter().flatten().map(|f| id_value(f.0));
     ids.chain(found.iter().flatten().map(|f| f.1)).collect()

@@ -1,11 +1,12 @@
-//! The table: every op in the shapes that find mistakes. Odd sizes, one row, empty batches, sizes that
-//! no tile divides, grouped queries from 1:1 to 8:1, windows shorter than a tile, pages in random
-//! order. Every backend is tested with it, and `gritlm bench ops` times it.
+//! The case table: every op in the shapes that expose mistakes. It has odd sizes, single rows,
+//! empty batches, sizes that no tile divides, grouped-query attention from 1:1 to 8:1, windows
+//! shorter than a tile, and pages in random order. The tests run every backend on it, and `gritlm
+//! bench ops` times it.
 
 use super::case::{Case, LAYERS, Op, Seq};
 use gritlm_model::ops::{
-    Attention, Draw, Expert, GateUp, LinearAdd, Logits, Mask, PoolSpan, Pooling, Qkv, RmsNorm,
-    Search,
+    Attention, Expert, GateUp, LinearAdd, Logits, Mask, Pooling, PoolingSpan, Qkv, RmsNorm,
+    SampleParams, Search,
 };
 use gritlm_model::weights::Dtype;
 
@@ -20,7 +21,7 @@ fn both(window: u32) -> Mask {
     Mask::Bidirectional { window: Some(window) }
 }
 
-/// The table.
+/// Returns the table.
 pub fn cases() -> Vec<Case> {
     let mut all = cases_without_weights();
     for dtype in [Dtype::Bf16, Dtype::F16, Dtype::F32] {
@@ -43,7 +44,7 @@ fn cases_with_weights(dtype: Dtype) -> Vec<Case> {
         all.push(Case::new(Op::RmsNorm(RmsNorm { rows, dim, eps }), dtype));
     }
     for scale in [1e-3, 1e4] {
-        // Where eps counts, and where squares are large.
+        // Small values, where eps matters, and large ones, whose squares are large.
         all.push(Case::scaled(Op::RmsNorm(RmsNorm { rows: 2, dim: 100, eps }), dtype, scale));
     }
 
@@ -74,7 +75,7 @@ fn cases_with_weights(dtype: Dtype) -> Vec<Case> {
             all.push(Case::new(Op::GateUp(GateUp { rows, dim, hidden }), dtype));
         }
     }
-    // Gates of which e⁻ˣ overflows.
+    // Gates x for which e⁻ˣ overflows.
     let p = GateUp { rows: 3, dim: 160, hidden: 208 };
     all.push(Case::scaled(Op::GateUp(p), dtype, 60.0));
 
@@ -85,7 +86,7 @@ fn cases_with_weights(dtype: Dtype) -> Vec<Case> {
         (40, 1025, 65, 8, 2),
         (130, 160, 100, 8, 2),
         (5, 64, 1100, 5, 3),
-        // More rows and more experts than a block takes at once.
+        // More rows and more experts than a block processes at once.
         (600, 8, 8, 17, 2),
     ] {
         all.push(Case::new(Op::Expert(Expert { rows, dim, hidden, experts, top_k }), dtype));
@@ -122,17 +123,17 @@ fn cases_without_weights() -> Vec<Case> {
             add(Op::Attention(p, batch.clone()), 1.0);
         }
     }
-    // Scores whose exponentials overflow unless the largest is subtracted.
+    // Scores whose exponentials overflow unless the largest score is subtracted.
     let p = Attention { heads: 4, kv_heads: 1, head_dim: 64, layer: LAYERS as u32 - 1 };
     add(Op::Attention(p, seqs(&[(0, 150, BOTH), (3, 20, causal(12))])), 40.0);
 
     let span =
-        |row, rows, skip, pooling, normalize| PoolSpan { row, rows, skip, pooling, normalize };
+        |row, rows, skip, pooling, normalize| PoolingSpan { row, rows, skip, pooling, normalize };
     let poolings = [Pooling::Mean, Pooling::WeightedMean, Pooling::Cls, Pooling::LastToken];
     for dim in [1, 160, 1025] {
         add(Op::Pool { dim, spans: vec![] }, 1.0);
         add(Op::Pool { dim, spans: vec![span(2, 1, 0, Pooling::Mean, true)] }, 1.0);
-        // Rows between spans, which NaN fills; every pooling with and without skip.
+        // Rows between spans hold NaN; every pooling method with and without skip.
         for normalize in [false, true] {
             let mut spans = vec![span(1000, 513, 100, Pooling::WeightedMean, normalize)];
             for (i, pooling) in (0..).zip(poolings) {
@@ -144,35 +145,48 @@ fn cases_without_weights() -> Vec<Case> {
         }
     }
 
-    let greedy = Draw { uniform: 0.5, ..Draw::greedy() };
-    let warm = Draw { temperature: 0.8, ..greedy.clone() };
+    let greedy = SampleParams { uniform: 0.5, ..SampleParams::greedy() };
+    let warm = SampleParams { temperature: 0.8, ..greedy.clone() };
     let draws = vec![
-        Draw { logprobs: 5, ..greedy.clone() },
-        Draw { uniform: 0.0, logprobs: 1, ..warm.clone() },
-        Draw { uniform: 0.77, ..warm.clone() },
-        Draw { temperature: 2.0, top_k: 1, uniform: 0.99, ..warm.clone() },
-        Draw { temperature: 5.0, top_k: 7, uniform: 0.999_999_94, ..warm.clone() },
-        Draw { temperature: 1.5, top_p: 0.9, uniform: 0.83, logprobs: 20, ..warm.clone() },
-        Draw { top_p: 0.0, uniform: 0.9, ..warm.clone() },
-        Draw { temperature: 1.7, min_p: 0.05, uniform: 0.97, ..warm.clone() },
-        Draw { top_k: 30, top_p: 0.95, min_p: 0.01, uniform: 0.61, ..warm.clone() },
-        Draw { seen: (0..50).collect(), penalty: 1.3, logprobs: 2, ..greedy.clone() },
-        Draw { seen: vec![0, 3, 31], penalty: 0.5, top_k: 20, uniform: 0.4, ..warm.clone() },
-        // Flat enough that negative logits, which a penalty multiplies, decide.
-        Draw { seen: (0..40).collect(), penalty: 3.0, temperature: 9.0, ..warm.clone() },
-        Draw { given: Some(0), ..greedy.clone() },
-        Draw { given: Some(49), logprobs: 3, seen: vec![49], penalty: 2.0, ..warm.clone() },
+        SampleParams { logprobs: 5, ..greedy.clone() },
+        SampleParams { uniform: 0.0, logprobs: 1, ..warm.clone() },
+        SampleParams { uniform: 0.77, ..warm.clone() },
+        SampleParams { temperature: 2.0, top_k: 1, uniform: 0.99, ..warm.clone() },
+        SampleParams { temperature: 5.0, top_k: 7, uniform: 0.999_999_94, ..warm.clone() },
+        SampleParams { temperature: 1.5, top_p: 0.9, uniform: 0.83, logprobs: 20, ..warm.clone() },
+        SampleParams { top_p: 0.0, uniform: 0.9, ..warm.clone() },
+        SampleParams { temperature: 1.7, min_p: 0.05, uniform: 0.97, ..warm.clone() },
+        SampleParams { top_k: 30, top_p: 0.95, min_p: 0.01, uniform: 0.61, ..warm.clone() },
+        SampleParams { seen: (0..50).collect(), penalty: 1.3, logprobs: 2, ..greedy.clone() },
+        SampleParams {
+            seen: vec![0, 3, 31],
+            penalty: 0.5,
+            top_k: 20,
+            uniform: 0.4,
+            ..warm.clone()
+        },
+        // Logits flat enough that negative ones, which the penalty multiplies, affect the result.
+        SampleParams { seen: (0..40).collect(), penalty: 3.0, temperature: 9.0, ..warm.clone() },
+        SampleParams { given: Some(0), ..greedy.clone() },
+        SampleParams { given: Some(49), logprobs: 3, seen: vec![49], penalty: 2.0, ..warm.clone() },
     ];
     for (vocab, step) in [(333, 0.0), (1000, 0.0), (1025, 0.5), (50, 4.0)] {
         add(Op::Sample { vocab, draws: draws.clone(), step }, 1.0);
     }
-    add(Op::Sample { vocab: 1, draws: vec![Draw { logprobs: 3, ..warm.clone() }], step: 0.0 }, 1.0);
-    let usual = Draw { temperature: 0.7, top_k: 50, top_p: 0.9, ..warm.clone() };
+    add(
+        Op::Sample {
+            vocab: 1,
+            draws: vec![SampleParams { logprobs: 3, ..warm.clone() }],
+            step: 0.0,
+        },
+        1.0,
+    );
+    let usual = SampleParams { temperature: 0.7, top_k: 50, top_p: 0.9, ..warm.clone() };
     let draws = vec![
         greedy,
-        Draw { top_k: 50, ..warm },
-        Draw { uniform: 0.0, ..usual.clone() },
-        Draw { uniform: 0.49, ..usual },
+        SampleParams { top_k: 50, ..warm },
+        SampleParams { uniform: 0.0, ..usual.clone() },
+        SampleParams { uniform: 0.49, ..usual },
     ];
     add(Op::Sample { vocab: 32000, draws, step: 0.0 }, 1.0);
     add(Op::Sample { vocab: 100, draws: vec![], step: 0.0 }, 1.0);

@@ -1,66 +1,68 @@
-//! Two records side by side: what has become slower, what faster.
+//! Compares two records: which rows have become slower or faster.
 //!
-//! A row counts as changed where its time moved by more than [`allowed`]: one and a half times both
-//! spreads together, and 5 % at least. A spread is the distance of the quartiles, 1.35 σ of a
-//! normal distribution; with the same spread in both records the bound is 4 σ of a single timing,
-//! while a median of seven moves by 0.5 σ. So wide because quartiles know of the noise within a run
-//! only: clocks, other programs and where memory happened to lie differ from run to run. The 5 %
-//! are for the same, where the repeats agree to a per mille. Slower and faster have the same bound,
-//! as a ratio: a record compared both ways round tells the same rows.
+//! A row counts as changed if its time moved by more than [`allowed`]: one and a half times the
+//! sum of both spreads, and at least 5 %. A spread is the interquartile range, 1.35 σ of a normal
+//! distribution. With the same spread in both records the bound is 4 σ of a single timing, while
+//! a median of seven moves by 0.5 σ. The bound is this wide because quartiles only reflect the
+//! noise within a run: clocks, other programs and memory placement differ from run to run. The
+//! minimum of 5 % covers these differences where the repeats agree to 0.1 %. The bound is a ratio,
+//! the same for slower and faster: comparing two records in either direction reports the same
+//! rows.
 
 use super::record::{Limits, Record, Row};
 use super::report::{gb_s, gflop_s, percent, time};
 use super::table::plain;
 use std::fmt;
 
-/// The least change that is one, however close the repeats.
+/// Least relative change that counts, however close the repeats.
 const LEAST: f64 = 0.05;
 
-/// What became of a row.
+/// How a row has changed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Kind {
-    /// Slower by more than the spread.
+    /// Slower by more than the spreads explain.
     Regression,
-    /// Faster by more than the spread.
+    /// Faster by more than the spreads explain.
     Improvement,
-    /// In the new record only.
+    /// Only in the new record.
     New,
-    /// In the old record only.
+    /// Only in the old record.
     Gone,
 }
 
-/// A row that is not as it was.
+/// A row that has changed.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Change {
-    /// What became of it.
+    /// How it has changed.
     pub kind: Kind,
     /// Device, suite, op and shape.
     pub row: [String; 4],
-    /// Median time in microseconds before; 0 for a new row.
+    /// Median time in microseconds in the old record; 0 for a new row.
     pub old_us: f64,
-    /// Median time in microseconds now; 0 for a row that is gone.
+    /// Median time in microseconds in the new record; 0 for a row that is gone.
     pub new_us: f64,
-    /// The change that the spreads explain, of the smaller time.
+    /// The change that the spreads explain, as a share of the smaller time.
     pub allowed: f64,
 }
 
-/// What [`compare`] has found.
+/// Result of [`compare`].
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Comparison {
-    /// The rows that changed: regressions first, the largest first; then the others likewise.
+    /// The rows that changed: regressions first, then the other kinds; the largest change first
+    /// within each kind.
     pub changes: Vec<Change>,
-    /// Rows in both records.
+    /// Number of rows in both records.
     pub compared: usize,
-    /// What makes the two less comparable: another host, another device, other limits.
+    /// What makes the records less comparable: another host, another device, other limits.
     pub notes: Vec<String>,
 }
 
-/// The change that the spreads explain, as a share of the smaller time.
+/// Returns the change that the spreads explain, as a share of the smaller time.
 pub fn allowed(old: &Row, new: &Row) -> f64 {
     (1.5 * (old.spread + new.spread)).max(LEAST)
 }
 
-/// Compares the rows that both have: of the same device, suite, op and shape.
+/// Compares the rows that both records have: those of the same device, suite, op and shape.
 pub fn compare(old: &Record, new: &Record) -> Comparison {
     let key = |row: &Row| [&row.device, &row.suite, &row.op, &row.shape].map(String::clone);
     let find =
@@ -94,7 +96,7 @@ pub fn compare(old: &Record, new: &Record) -> Comparison {
 }
 
 impl Change {
-    /// The larger time by the smaller; 0 where there is one only.
+    /// Returns the larger time divided by the smaller; 0 if the row is in only one record.
     fn factor(&self) -> f64 {
         let (low, high) = (self.old_us.min(self.new_us), self.old_us.max(self.new_us));
         if low > 0.0 { high / low } else { 0.0 }
@@ -102,7 +104,7 @@ impl Change {
 }
 
 impl Comparison {
-    /// Whether anything has become slower by more than the spread.
+    /// Returns whether any row has become slower by more than the spreads explain.
     pub fn has_regression(&self) -> bool {
         self.count(Kind::Regression) > 0
     }
@@ -111,7 +113,7 @@ impl Comparison {
         self.changes.iter().filter(|change| change.kind == kind).count()
     }
 
-    /// For people, a line each.
+    /// Returns the comparison as human-readable lines.
     pub fn lines(&self) -> Vec<String> {
         let mut lines = self.notes.clone();
         lines.extend(self.changes.iter().map(Change::to_string));

@@ -1,13 +1,13 @@
-//! Everything that can go wrong while measuring and reporting.
+//! Errors of measuring and reporting.
 
 use gritlm_model::ops::DeviceError;
 use std::path::PathBuf;
 
-/// The result of everything in this crate.
+/// Result of every function of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What went wrong. Messages are one line and name the file or field, what was expected and what was
-/// found; see [`gritlm::Error`].
+/// What went wrong. A message is one line that names the file or field, what was expected and
+/// what was found; see [`gritlm::Error`].
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -17,20 +17,20 @@ pub enum Error {
     /// The store of documents failed.
     #[error(transparent)]
     Rag(#[from] gritlm_rag::Error),
-    /// An option has a value that means nothing.
+    /// An option has an invalid value.
     #[error("{option}: expected {expected}, found {found}")]
     Option {
         /// The field's name.
         option: &'static str,
-        /// What would be right.
+        /// What would be valid.
         expected: String,
         /// What was given.
         found: String,
     },
-    /// A record or a result is not what it should be.
+    /// A record or a measured result is invalid.
     #[error("{what}: {problem}")]
     Input {
-        /// Which one.
+        /// Which record or result.
         what: String,
         /// What is wrong with it.
         problem: String,
@@ -40,22 +40,22 @@ pub enum Error {
     Io {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The operating system's error.
         source: std::io::Error,
     },
-    /// Whoever waited for the result no longer does: a callback said so.
+    /// A callback reported that nobody waits for the result any more.
     #[error("cancelled")]
     Cancelled,
 }
 
 impl Error {
-    /// [`Error::Io`] of `path`, for `map_err`.
+    /// Returns a function that makes [`Error::Io`] of `path`, for `map_err`.
     pub fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { path, source }
     }
 
-    /// Returns whether whoever waited for the result no longer does.
+    /// Returns whether the caller has cancelled the work.
     pub fn is_cancelled(&self) -> bool {
         match self {
             Self::Cancelled | Self::Engine(gritlm::Error::Cancelled) => true,

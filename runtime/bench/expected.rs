@@ -1,17 +1,18 @@
-//! What every case of the table gives by the formulas of the reference.
+//! Expected results of every case, by the formulas of the reference.
 
 use super::case::{BEFORE, Case, Op, Seq, cached, drawn_values, found_values};
-use gritlm_model::ops::{Attention, Drawn, PAGE, Qkv};
+use gritlm_model::ops::{Attention, PAGE, Qkv, SampledToken};
 use gritlm_model::reference::{
     attention, gate_up, linear, pool, relative_error, rmsnorm, rotary, sample, search,
 };
 
 impl Case {
-    /// Returns the result by the formulas of [`gritlm_model::reference`]. The order of its values is
-    /// that of [`Case::run`].
+    /// Returns the result by the formulas of [`gritlm_model::reference`], with its values in the
+    /// order of [`Case::run`].
     ///
     /// # Panics
-    /// When an f32 rounding could change which token is sampled: no comparison may depend on luck.
+    /// When an f32 rounding could change which token is sampled: a comparison must not depend on
+    /// luck.
     pub fn expected(&self) -> Vec<f32> {
         let values: Vec<f64> = match &self.op {
             &Op::Embed { rows, vocab, dim } => {
@@ -71,7 +72,7 @@ impl Case {
             Op::Sample { vocab, draws, step } => {
                 let logits = self.drawn_from(*vocab, draws, *step);
                 let rows = draws.iter().zip(logits.chunks(*vocab as usize));
-                let drawn: Vec<Drawn> = rows
+                let drawn: Vec<SampledToken> = rows
                     .map(|(draw, logits)| {
                         let (drawn, margin) = sample(draw, logits);
                         assert!(margin > 1e-5, "an f32 rounding could change {draw:?}");
@@ -91,7 +92,7 @@ impl Case {
         values.into_iter().map(|v| v as f32).collect()
     }
 
-    /// Returns the relative error of a result.
+    /// Returns the relative error of a backend's result.
     pub fn error(&self, out: &[f32]) -> f64 {
         relative_error(out, &self.expected())
     }

@@ -1,4 +1,4 @@
-//! Speed, beside its limits and beside others: what `gritlm bench` measures and reports.
+//! Measures speed relative to hardware limits and to other programs, for `gritlm bench`.
 
 pub mod case;
 pub mod cases;

@@ -1,5 +1,6 @@
-//! What a device does at best: its own copy, and a large matrix product. Measured before anything
-//! else on the same device, because a share of a limit says more than a rate.
+//! Measures what a device achieves at best: the rate of its own copy and of a large matrix
+//! product. The limits are measured on the same device before anything else, because a share of a
+//! limit says more than a rate.
 
 use super::case::{Case, Op, Step};
 use super::record::Limits;
@@ -8,21 +9,22 @@ use crate::Result;
 use gritlm_model::ops::{LinearAdd, Ops};
 use gritlm_model::weights::Dtype;
 
-/// Bytes of the copy: more than any cache.
+/// Bytes of the copy; larger than any cache.
 const COPY: u64 = 256 << 20;
 
-/// The product is as large as takes about this long, in microseconds, so that small devices do not
-/// take minutes and large ones are busy.
+/// Longest expected time, in microseconds, of the next product to try. It keeps small devices from
+/// taking minutes, while large ones go on to products that keep them busy.
 const ENOUGH: f64 = 400_000.0;
 
-/// Rows, inner and outer of the products that are tried, each 8 times the one before.
+/// Rows, inner and outer of the products to try. Each has 8 times the work of the one before, the
+/// last 16 times.
 const SIZES: [[u32; 3]; 4] =
     [[256, 512, 512], [512, 1024, 1024], [1024, 2048, 2048], [4096, 4096, 4096]];
 
-/// Measures a device.
+/// Measures the limits of a device.
 ///
 /// # Errors
-/// When it refuses.
+/// When the device fails.
 pub fn measure<O: Ops>(ops: &O, device: &str) -> Result<Limits> {
     let copy = ops.copy_rate(COPY)?;
     let mut rate = 0.0f64;
@@ -45,8 +47,8 @@ pub fn measure<O: Ops>(ops: &O, device: &str) -> Result<Limits> {
 }
 
 impl Limits {
-    /// The limit that bounds so many bytes and operations, and what share of it a time in
-    /// microseconds reaches. Nothing bounds what has neither.
+    /// Returns the limit that bounds `bytes` and `flops`, `copy` or `matmul`, and the share of it
+    /// that a time of `us` microseconds reaches. An op without bytes has no limit.
     pub fn share(&self, bytes: f64, flops: f64, us: f64) -> (String, f64) {
         let [copy, matmul] = [bytes / self.copy_gb_s / 1e3, flops / self.matmul_gflop_s / 1e3];
         match (bytes > 0.0, copy >= matmul) {

@@ -1,12 +1,13 @@
-//! `bench load`: from a checkpoint's files to the first answer, with files that are in memory
-//! (warm) and that are not (cold).
+//! `bench load`: measures the time from a checkpoint's files to the first answer, with the files
+//! in the page cache (warm) and not in it (cold).
 //!
-//! * `load`: the weights on the open device, and a token drawn with them; the CPU, which computes
-//!   on the mapped files, reads them only then, and of a mixture those experts that the token needs.
-//! * `first answer`: the program itself, from its start until the answer of one token has come.
+//! * `load`: uploading the weights to the open device and sampling one token with them. The CPU
+//!   computes on the mapped files and reads them only for that token; of a mixture of experts it
+//!   reads only the experts that the token needs.
+//! * `first answer`: the program itself, from its start to an answer of one token.
 //!
-//! The limit of both is reading the same files by all threads, the best of all times: from the map
-//! where they are warm, with read calls where they are cold.
+//! The limit of both is the fastest of several reads of the same files by all threads: through
+//! the memory map if they are warm, with read calls if they are cold.
 
 use super::model::{Bench, Decoding, short_name};
 use super::record::{Record, Row};
@@ -26,24 +27,25 @@ use std::time::Instant;
 /// How to measure loading.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoadPlan {
-    /// The program that is started, for [`std::env::current_exe`].
+    /// The program to start, usually [`std::env::current_exe`].
     pub program: PathBuf,
-    /// Times of each figure, where its seconds suffice.
+    /// Repeats of each figure; fewer if they would take longer than `seconds`.
     pub repeats: u32,
-    /// Seconds for a figure; one time is always taken.
+    /// Seconds per figure; at least one repeat is always taken.
     pub seconds: f64,
 }
 
-/// Bytes that a thread reads of a cold file in order, and at a time.
+/// Bytes of a cold file that a thread reads in order (`PIECE`), and per call (`BLOCK`).
 const PIECE: u64 = 64 << 20;
 const BLOCK: usize = 1 << 20;
 
-/// Adds to the record how fast a checkpoint loads onto the device that the options ask for, named
-/// `device`, and what cannot be measured. `progress` hears figures done and figures in all; its
-/// error ends the work.
+/// Adds to the record how fast a checkpoint loads onto the device of the options, named `device`,
+/// and a line for each figure that cannot be measured. `progress` receives the number of figures
+/// done and their total; an error that it returns ends the measurement.
 ///
 /// # Errors
-/// That of `progress`; when the model is no checkpoint in files, or a device cannot be opened.
+/// The error of `progress`; when the model is not a checkpoint in files, or a device cannot be
+/// opened.
 pub fn load(
     model: &str,
     options: &Options,
@@ -64,7 +66,7 @@ pub fn load(
     let mut files = Files { folder, shards: &shards, config: &config, mapped: Some(weights) };
     let mut done = 0;
     for (heat, cold) in [("warm", false), ("cold", true)] {
-        // Memory holds what a time that does not count has read.
+        // An uncounted run first reads warm files into memory.
         let (limit, warm) = (files.rate(cold, plan), u32::from(!cold));
         for op in ["load", "first answer"] {
             let times = match (&limit, op) {
@@ -99,11 +101,11 @@ pub fn load(
     Ok(())
 }
 
-/// Adds to the record how fast random weights go from memory onto the device that the options ask
-/// for, named `device`; see [`Engine::random`].
+/// Adds to the record how fast random weights are copied from memory to the device of the
+/// options, named `device`; see [`Engine::random`].
 ///
 /// # Errors
-/// As [`Engine::random`], and that of `progress`.
+/// As [`Engine::random`], and the error of `progress`.
 pub fn upload(
     (like, layers): (&str, Option<usize>),
     options: &Options,
@@ -143,8 +145,8 @@ fn row(device: &str, shape: &str, bytes: f64, times: &Times) -> Row {
     }
 }
 
-/// Seconds until the weights are on the open device and a token has come of them; and which bytes
-/// it takes.
+/// Returns the seconds until the weights are on the open device and have produced a token. On the
+/// CPU, sets `bytes` to what that token reads.
 fn load_once(model: &str, options: &Options, bytes: &mut f64) -> Result<f64> {
     let engine = Engine::open(model, options)?;
     let bench = Bench::new(&engine);
@@ -156,7 +158,7 @@ fn load_once(model: &str, options: &Options, bytes: &mut f64) -> Result<f64> {
     Ok((engine.loading().1 + start.elapsed()).as_secs_f64())
 }
 
-/// Seconds from the program's start to the first byte of its answer.
+/// Returns the seconds from the program's start to the first byte of its answer.
 fn first_answer(program: &Path, model: &str, options: &Options) -> Result<f64> {
     let mut command = Command::new(program);
     command.args(["generate", "--prompt", "Hello", "--max-tokens", "1", "--format", "json"]);
@@ -169,7 +171,7 @@ fn first_answer(program: &Path, model: &str, options: &Options) -> Result<f64> {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let start = Instant::now();
     let mut child = command.spawn().map_err(Error::io(program))?;
-    // No answer is no byte; what the program says of it comes with its end.
+    // Without an answer this reads no byte; the program's error message is read when it exits.
     let first = child.stdout.as_mut().map(|out| out.read(&mut [0]));
     let seconds = start.elapsed().as_secs_f64();
     let output = child.wait_with_output().map_err(Error::io(program))?;
@@ -184,27 +186,27 @@ fn first_answer(program: &Path, model: &str, options: &Options) -> Result<f64> {
     }
 }
 
-/// A checkpoint's files.
+/// The files of a checkpoint.
 struct Files<'a> {
     folder: &'a Path,
     shards: &'a [PathBuf],
     config: &'a gritlm_model::config::Config,
-    /// While they are mapped their pages stay.
+    /// The mapped weights; pages stay in memory as long as they are mapped.
     mapped: Option<Weights>,
 }
 
 impl Files<'_> {
-    /// Puts them into memory, or out of it.
+    /// Unmaps the files and, if `cold`, drops them from memory.
     fn ready(&mut self, cold: bool) -> Result<()> {
         self.mapped = None;
         if !cold {
-            // What was read just now still is there, as far as the memory goes.
+            // The files were read just before and are still in memory, as far as they fit.
             return Ok(());
         }
         self.shards.iter().try_for_each(|path| forget(path))
     }
 
-    /// Bytes per second of reading them.
+    /// Returns the bytes per second at which the files can be read.
     fn rate(&mut self, cold: bool, plan: &LoadPlan) -> Result<f64> {
         let mut bytes = 0;
         let warm = u32::from(!cold);
@@ -214,11 +216,11 @@ impl Files<'_> {
             bytes = if cold { self.read(plan.seconds)? } else { self.sum()? };
             Ok(start.elapsed().as_secs_f64())
         })?;
-        // A limit is what can be reached.
+        // The limit is the best rate that was reached.
         Ok(bytes as f64 / times.best() * 1e6)
     }
 
-    /// Adds up all words of all tensors, by all threads.
+    /// Adds up all words of all tensors with all threads; returns the bytes.
     fn sum(&self) -> Result<u64> {
         let weights = Weights::open(self.folder, self.config)?;
         let sum = |bytes: &[u8]| {
@@ -232,7 +234,8 @@ impl Files<'_> {
         Ok(weights.bytes())
     }
 
-    /// Reads pieces in order, each by one of all threads, as far as the seconds go.
+    /// Reads the files in pieces, each in order by one of all threads, until `seconds` have
+    /// passed; returns the bytes.
     fn read(&self, seconds: f64) -> Result<u64> {
         let start = Instant::now();
         let mut pieces = Vec::new();
@@ -257,22 +260,22 @@ impl Files<'_> {
     }
 }
 
-/// Drops a file's pages from memory, and makes sure that they are gone.
+/// Drops a file's pages from memory and checks that they are gone.
 #[cfg(target_os = "linux")]
 pub(super) fn forget(path: &Path) -> Result<()> {
     use rustix::fs::{Advice, fadvise};
     use rustix::io::{Errno, ReadWriteFlags, preadv2};
     use std::io::IoSliceMut;
 
-    /// Places of the file that are looked at.
+    /// Places of the file that are checked.
     const LOOKS: u64 = 16;
 
     let file = File::open(path).map_err(Error::io(path))?;
-    // Pages that are not on disk yet stay.
+    // Pages that are not on disk yet cannot be dropped.
     file.sync_all().map_err(Error::io(path))?;
     fadvise(&file, 0, None, Advice::DontNeed).map_err(|e| Error::io(path)(e.into()))?;
     let length = file.metadata().map_err(Error::io(path))?.len();
-    // From the end, because what is not there is read, with what follows it.
+    // From the end, because reading a missing page also reads those that follow it.
     let there = (0..LOOKS).rev().map(|look| {
         let at = length * look / LOOKS;
         preadv2(&file, &mut [IoSliceMut::new(&mut [0])], at, ReadWriteFlags::NOWAIT)
@@ -286,7 +289,7 @@ pub(super) fn forget(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Elsewhere there is no call for it.
+/// Fails: other systems have no call for it.
 #[cfg(not(target_os = "linux"))]
 pub(super) fn forget(path: &Path) -> Result<()> {
     let problem = "only Linux drops a file's pages from memory when asked".into();

@@ -1,10 +1,11 @@
-//! `bench model`: a whole model on a device, through [`Engine::run`], as every caller meets it.
+//! `bench model`: measures a whole model on a device through [`Engine::run`], the path of every
+//! caller.
 //!
-//! Bytes and operations are what the formulas need at least. A pass reads its weights once: the
-//! layers' matrices and norms, its tokens' rows of the table, and the head where logits are wanted.
-//! Of E experts a pass of n tokens that go through k each reads E · (1 − (1 − k/E)ⁿ), which is
-//! how many are expected to differ where routing is even. Keys and values are written once and read
-//! once by every sequence that sees them.
+//! Bytes and operations are lower bounds from the formulas. A pass reads its weights once: the
+//! matrices and norms of the layers, its tokens' rows of the embedding table, and the head if
+//! logits are requested. If n tokens are each routed to k of E experts, the pass reads
+//! E · (1 − (1 − k/E)ⁿ) experts, the expected number of distinct ones under even routing. Keys and
+//! values are written once, and read once by every sequence that sees them.
 
 use super::record::{Limits, Record, Row, Step, StepOp};
 use super::shape;
@@ -12,45 +13,46 @@ use super::time::repeated;
 use crate::Result;
 use gritlm::Engine;
 use gritlm::batch::{Output, Sequence, Want};
-use gritlm::cache::Cache;
+use gritlm::cache::KvCache;
 use gritlm_model::config::Config;
-use gritlm_model::ops::{Draw, Mask, PAGE, Pooling};
+use gritlm_model::ops::{Mask, PAGE, Pooling, SampleParams};
 use std::ops::Range;
 use std::path::Path;
 use std::time::Instant;
 
-/// What to measure. Pairs are sequences and tokens of each.
+/// What to measure. Pairs hold the number of sequences and the tokens of each.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelPlan {
     /// Texts to embed in one pass.
     pub embed: Vec<(usize, usize)>,
-    /// Prompts, to the logits of their last token.
+    /// Prompts to prefill, up to the logits of their last token.
     pub prefill: Vec<(usize, usize)>,
-    /// Tokens of the prompt whose answer's first token is waited for.
+    /// Tokens of the prompt for which the time to the first token of the answer is measured.
     pub first_token: usize,
-    /// Steps of one token, with so many tokens before it.
+    /// Decode steps: sequences, and tokens that each has in the KV cache before the step.
     pub decode: Vec<(usize, usize)>,
-    /// The step of decoding and the pass of embedding that [`steps`] takes apart.
+    /// The decode step and the embedding pass that [`steps`] breaks down by op.
     pub apart: [(usize, usize); 2],
-    /// Times of each figure, where its seconds suffice.
+    /// Repeats of each figure; fewer if they would take longer than `seconds`.
     pub repeats: u32,
-    /// Seconds for a figure. One that takes longer at the device's limits is left out.
+    /// Seconds per figure. A figure that would take longer even at the device's limits is left
+    /// out.
     pub seconds: f64,
 }
 
-/// Lengths of texts to embed.
+/// Lengths of texts to embed, in tokens.
 const LENGTHS: [usize; 4] = [32, 128, 512, 2048];
 
-/// Sequences that decode together, and tokens before the step.
+/// Sequences that decode together, and tokens in the KV cache of each before the step.
 const BATCHES: [usize; 4] = [1, 4, 16, 64];
 const CONTEXTS: [usize; 3] = [128, 1024, 4096];
 
-/// Steps before those that are timed: the device chooses its kernels in the first, and may record
-/// the second to replay it.
+/// Decode steps before the timed ones: the device chooses its kernels in the first, and may
+/// record the second to replay it.
 const WARM: usize = 2;
 
 impl ModelPlan {
-    /// Everything, for an engine that has so many tokens in a pass.
+    /// Returns the full plan, for an engine with `batch_tokens` tokens per pass.
     pub fn new(batch_tokens: usize, repeats: u32) -> Self {
         let fill = |tokens: usize| ((batch_tokens / tokens).max(1), tokens);
         let alone = LENGTHS.map(|tokens| (1, tokens));
@@ -62,7 +64,7 @@ impl ModelPlan {
             embed,
             prefill: vec![(1, 512), (1, 2048), (1, 4096), (4, 512)],
             first_token: 512,
-            // Other programs count from an empty context.
+            // Other programs measure decoding from an empty context.
             decode: [(1, 0)].into_iter().chain(decode).collect(),
             apart: [(1, 1024), fill(512)],
             repeats,
@@ -70,7 +72,7 @@ impl ModelPlan {
         }
     }
 
-    /// Little of everything.
+    /// Returns a plan with few and small figures.
     pub fn quick(repeats: u32) -> Self {
         Self {
             embed: vec![(4, 32)],
@@ -84,11 +86,12 @@ impl ModelPlan {
     }
 }
 
-/// Adds to the record what the plan asks for, and what cannot be measured. `progress` hears figures
-/// done and figures in all; its error ends the work.
+/// Adds the figures of the plan to the record, and a line for each that cannot be measured.
+/// `progress` receives the number of figures done and their total; an error that it returns ends
+/// the measurement.
 ///
 /// # Errors
-/// That of `progress`.
+/// The error of `progress`.
 pub fn model(
     engine: &Engine,
     limits: &Limits,
@@ -121,9 +124,10 @@ pub fn model(
     Ok(())
 }
 
-/// Adds to the record where the time of a step of decoding and of a pass of embedding goes, op by
-/// op; nothing on the CPU. The engine was opened with [`profile`](gritlm::Options::profile), which
-/// is why it is not one whose speed [`model`] should measure.
+/// Adds to the record how the time of a decode step and of an embedding pass is divided among the
+/// ops; nothing on the CPU. The engine must have been opened with
+/// [`profile`](gritlm::Options::profile), and is therefore not suited to measuring speed with
+/// [`model`].
 ///
 /// # Errors
 /// When a pass fails.
@@ -144,7 +148,7 @@ pub fn steps(engine: &Engine, device: &str, plan: &ModelPlan, record: &mut Recor
     Ok(())
 }
 
-/// What the device has measured since it was last asked; None where it does not.
+/// Returns what the device has measured since the last call; `None` if it measures nothing.
 fn step(
     engine: &Engine,
     device: &str,
@@ -175,37 +179,39 @@ fn named_shape(op: &str, sequences: usize, tokens: usize, model: &str) -> String
     shape::of(&shape, model)
 }
 
-/// The model's name in shapes: `gritlm-7b` of `GritLM/GritLM-7B` and of `/models/GritLM-7B`.
+/// Returns the model's name in shapes: `gritlm-7b` for `GritLM/GritLM-7B` and for
+/// `/models/GritLM-7B`.
 pub(super) fn short_name(model: &str) -> String {
     let last = Path::new(model).file_name().map(|name| name.to_string_lossy().to_lowercase());
     last.unwrap_or_else(|| model.to_lowercase())
 }
 
-/// What a pass needs at least.
+/// Lower bounds of the cost of a pass.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Cost {
     pub(super) bytes: f64,
     pub(super) flops: f64,
 }
 
-/// An engine, and what its formulas need.
+/// An engine, and what is needed to compute the cost of its passes.
 pub(super) struct Bench<'a> {
     engine: &'a Engine,
     config: &'a Config,
     pub(super) name: String,
-    /// Bytes of a weight, and of a token's keys and values.
+    /// Bytes of one weight (`weight`), and of one token's keys and values (`cached`).
     weight: f64,
     cached: f64,
 }
 
-/// Prompts of random ids, and in which passes they are run.
+/// Prompts of random ids, and the passes that run them: ranges of sequences and of their tokens.
 struct Prompts {
     ids: Vec<Vec<u32>>,
     passes: Vec<(Range<usize>, Range<usize>)>,
 }
 
 impl Prompts {
-    /// In passes of the engine's size: several short ones together, long ones in parts.
+    /// Divides the prompts into passes of the engine's size: several short ones together, long
+    /// ones in parts.
     fn new(bench: &Bench<'_>, sequences: usize, tokens: usize) -> Self {
         let ids = |n: usize| random(tokens, n as u64, bench.config.vocab);
         let budget = bench.engine.options().batch_tokens;
@@ -231,7 +237,7 @@ impl<'a> Bench<'a> {
         }
     }
 
-    /// One figure, or why there is none.
+    /// Measures one figure, or returns why it cannot be measured.
     fn row(
         &self,
         op: &'static str,
@@ -252,7 +258,7 @@ impl<'a> Bench<'a> {
             "decode" => (self.prompts_cost(&prompts), self.decode_cost(sequences, tokens)),
             _ => (Cost::default(), self.prompts_cost(&prompts)),
         };
-        // At the limit; a rate that was never measured bounds nothing.
+        // The time at the device's limits; a rate that was not measured sets no bound.
         let least = |cost: Cost| limits.share(cost.bytes, cost.flops, 1e6).1;
         let least = least(before) + least(cost);
         if least.is_finite() && least > plan.seconds {
@@ -273,11 +279,15 @@ impl<'a> Bench<'a> {
                 Box::new(move || decoding.step(self))
             }
             _ => Box::new(|| {
-                self.prompt(&prompts, &mut self.caches(sequences), &Want::Token(Draw::greedy()))
-                    .map(drop)
+                self.prompt(
+                    &prompts,
+                    &mut self.caches(sequences),
+                    &Want::Token(SampleParams::greedy()),
+                )
+                .map(drop)
             }),
         };
-        // Decoding has had its steps that do not count: another would be one token further.
+        // `Decoding::new` has run its warm-up steps; another would be one token further.
         let warm = u32::from(op != "decode");
         let times = repeated(plan.repeats, warm, plan.seconds, || {
             let start = Instant::now();
@@ -309,11 +319,11 @@ impl<'a> Bench<'a> {
         })
     }
 
-    fn caches(&self, sequences: usize) -> Vec<Cache> {
+    fn caches(&self, sequences: usize) -> Vec<KvCache> {
         (0..sequences).map(|_| self.engine.cache()).collect()
     }
 
-    /// One pass, whatever its size.
+    /// Embeds the texts in one pass, whatever its size.
     fn embed(&self, texts: &Prompts) -> Result<()> {
         let mask = self.engine.embedding_mask(self.engine.options().attn);
         let want = Want::Embedding { skip: 0, pooling: Pooling::Mean, normalize: true };
@@ -325,8 +335,13 @@ impl<'a> Bench<'a> {
         Ok(self.engine.run(&mut sequences).map(drop)?)
     }
 
-    /// Runs prompts into caches; of the last tokens comes back what is wanted.
-    fn prompt(&self, prompts: &Prompts, caches: &mut [Cache], want: &Want) -> Result<Vec<Output>> {
+    /// Runs prompts into caches and returns the requested output of their last tokens.
+    fn prompt(
+        &self,
+        prompts: &Prompts,
+        caches: &mut [KvCache],
+        want: &Want,
+    ) -> Result<Vec<Output>> {
         let (mask, mut outputs) = (self.engine.generation_mask(), Vec::new());
         for (sequences, tokens) in &prompts.passes {
             let ids = &prompts.ids[sequences.clone()];
@@ -369,8 +384,8 @@ impl<'a> Bench<'a> {
         })
     }
 
-    /// A pass of `rows` tokens of each of some sequences, all with `past` tokens before them, that
-    /// brings back the logits of `wanted` tokens.
+    /// Returns the cost of a pass over `rows` tokens of each of `sequences` sequences, all with
+    /// `past` tokens before them, that returns the logits of `wanted` tokens.
     fn pass_cost(
         &self,
         mask: Mask,
@@ -384,7 +399,7 @@ impl<'a> Bench<'a> {
         let [dim, hidden, vocab, heads, qkv] =
             [c.dim, c.hidden, c.vocab, c.heads * c.head_dim, c.qkv_rows()].map(|n| n as f64);
         let (attention, one) = (dim * (qkv + heads), 3.0 * dim * hidden);
-        // What a pass reads of the feed-forward, and what each row goes through.
+        // Parameters of the feed-forward that a pass reads, and that each row is multiplied by.
         let (read, through) = match c.experts {
             None => (one, one),
             Some(e) => {
@@ -414,20 +429,21 @@ impl<'a> Bench<'a> {
 
 /// Sequences that decode together.
 pub(super) struct Decoding {
-    caches: Vec<Cache>,
-    /// The token that each goes on with.
+    caches: Vec<KvCache>,
+    /// The next input token of each sequence.
     tokens: Vec<u32>,
 }
 
 impl Decoding {
-    /// With `context` tokens before the next step, and the steps that do not count behind it.
+    /// Fills the KV caches to `context` tokens, warm-up steps included: the next step is the first
+    /// to be timed.
     fn new(bench: &Bench<'_>, batch: usize, context: usize) -> Result<Self> {
         let start = |tokens: usize| -> Result<Self> {
             let mut caches = bench.caches(batch);
             bench.prompt(&Prompts::new(bench, batch, tokens), &mut caches, &Want::Nothing)?;
             Ok(Self { caches, tokens: random(batch, 0, bench.config.vocab) })
         };
-        // Where the context has no room for them, others take them.
+        // A context too short to contain the warm-up steps leaves them to other sequences.
         let warm = if context < WARM { 0 } else { WARM };
         let mut decoding = start(context - warm)?;
         let mut other = if warm == 0 { Some(start(context)?) } else { None };
@@ -437,7 +453,7 @@ impl Decoding {
         Ok(decoding)
     }
 
-    /// From nothing, and nothing run before.
+    /// Starts one sequence from nothing, without warm-up.
     pub(super) fn fresh(bench: &Bench<'_>) -> Self {
         Self { caches: bench.caches(1), tokens: vec![bench.config.bos] }
     }
@@ -450,7 +466,7 @@ impl Decoding {
                 tokens,
                 cache,
                 mask,
-                want: Want::Token(Draw::greedy()),
+                want: Want::Token(SampleParams::greedy()),
             })
             .collect();
         let outputs = bench.engine.run(&mut sequences)?;
@@ -463,7 +479,7 @@ impl Decoding {
     }
 }
 
-/// Ids that no tokenizer would give, the same in each run.
+/// Returns random ids, the same in each run; no tokenizer would produce such a sequence.
 fn random(n: usize, seed: u64, vocab: usize) -> Vec<u32> {
     let mut x = (seed + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     let mut next = || {
@@ -491,7 +507,8 @@ mod tests {
         let bench = Bench::new(&engine);
         let c = engine.config();
         assert_eq!(bench.weight, 2.0);
-        // Everything but the table, of which it takes a row; and one token's keys and values.
+        // Everything but the embedding table, of which a step reads one row; and one token's keys
+        // and values.
         let parameters = c.parameters() as f64 - (c.vocab * c.dim) as f64 + c.dim as f64;
         let kv = (2 * c.layers * c.kv_heads * c.head_dim * 4) as f64;
         let cost = bench.decode_cost(1, 99);

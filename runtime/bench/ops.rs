@@ -1,4 +1,4 @@
-//! `bench ops`: single operations on a device, each checked against the CPU twin, then timed.
+//! `bench ops`: times single operations on a device, after checking each against the CPU backend.
 
 use super::case::{Case, Op, Seq, Step};
 use super::record::{Limits, Row};
@@ -8,37 +8,38 @@ use crate::{Error, Result};
 use gritlm_model::config::Config;
 use gritlm_model::cpu::Cpu;
 use gritlm_model::ops::{
-    Attention, Draw, Expert, GateUp, LinearAdd, Logits, Mask, Ops, PoolSpan, Pooling, Qkv, RmsNorm,
-    Search,
+    Attention, Expert, GateUp, LinearAdd, Logits, Mask, Ops, Pooling, PoolingSpan, Qkv, RmsNorm,
+    SampleParams, Search,
 };
 use gritlm_model::reference::relative_error;
 use gritlm_model::weights::Dtype;
 
-/// A case and how the record names its shape.
+/// A case, and the op and shape under which the record lists it.
 #[derive(Clone, Debug)]
 pub struct Named {
-    /// The case.
+    /// The case to time.
     pub case: Case,
-    /// [`Row::op`] and [`Row::shape`].
+    /// Value of [`Row::op`].
     pub op: String,
-    /// The shape, as text.
+    /// Value of [`Row::shape`].
     pub shape: String,
-    /// The same op in a shape that the CPU twin computes in seconds, where this one would take
-    /// longer: with fewer rows, which then are compared, or of shorter sequences.
+    /// Replacement for a shape that would take the CPU backend longer than seconds: the same op
+    /// with fewer rows, of which the results are compared, or with shorter sequences.
     pub checked: Option<Check>,
 }
 
-/// How a large case is checked.
+/// How the result of a large case is checked.
 #[derive(Clone, Debug)]
 pub enum Check {
-    /// The first rows of the result are the result of the first rows.
+    /// The first rows of the full result must equal the result of this case, which has only those
+    /// rows.
     Rows(Case),
-    /// Another case, in place of this one.
+    /// This smaller case is checked in place of the large one.
     Instead(Case),
 }
 
 impl Check {
-    /// The case that the CPU twin computes.
+    /// Returns the case that the CPU backend computes.
     pub fn case(&self) -> &Case {
         match self {
             Self::Rows(case) | Self::Instead(case) => case,
@@ -46,16 +47,17 @@ impl Check {
     }
 }
 
-/// The most operations that the CPU twin is asked for.
+/// Largest case that the CPU backend computes, in additions and multiplications.
 const TWIN: u64 = 20_000_000_000;
 
-/// The most keys in the pages that are compared: a layer of a large model then has half a gigabyte.
+/// Largest number of cached keys in a check: one layer of a large model then takes half a
+/// gigabyte.
 const SEEN: u32 = 1 << 16;
 
-/// Rows of a product that are compared where all would take too long.
+/// Rows of a matrix product that are compared where all would take too long.
 const COMPARED: u32 = 32;
 
-/// The case table.
+/// Returns the cases of the case table that move any bytes.
 pub fn table() -> Vec<Named> {
     let all = super::cases::cases().into_iter().filter(|case| case.bytes() > 0);
     all.map(|case| {
@@ -65,9 +67,10 @@ pub fn table() -> Vec<Named> {
     .collect()
 }
 
-/// A model's ops, for so many rows of one pass each, and its attention: of one sequence of each of
-/// the `contexts`, and of one token of each of so many sequences (`batches`) that have so many.
-/// What costs next to nothing has one shape: `embed`, `pool` of 8 texts, `search`.
+/// Returns a model's ops for passes with each number of `rows`, and its attention: over one whole
+/// sequence of each length in `contexts`, and decoding with each number of sequences in `batches`
+/// at each of these lengths. Ops of negligible cost have one or two shapes: `embed`, `pool` of 8
+/// texts, `search`.
 pub fn model(config: &Config, rows: &[u32], contexts: &[u32], batches: &[u32]) -> Vec<Named> {
     let c = config;
     let [dim, heads, kv_heads, head_dim, hidden, vocab] =
@@ -75,7 +78,7 @@ pub fn model(config: &Config, rows: &[u32], contexts: &[u32], batches: &[u32]) -
     let (eps, layer) = (c.norm_eps, super::case::LAYERS as u32 - 1);
     let (inner, width) = (heads * head_dim, (heads + 2 * kv_heads) * head_dim);
     let mut all: Vec<Named> = Vec::new();
-    // Where two matrices have the same shape, one of them is measured.
+    // Where two matrices have the same shape, only one is measured.
     let mut add = |op: Op, shape: String| {
         let named = Named::new(op, shape);
         if !all.iter().any(|other| (&other.op, &other.shape) == (&named.op, &named.shape)) {
@@ -105,7 +108,7 @@ pub fn model(config: &Config, rows: &[u32], contexts: &[u32], batches: &[u32]) -
             add(Op::GateUp(p), product(rows, dim, 2 * hidden));
         }
     }
-    // No pass wants those of more rows.
+    // No pass needs the logits of more rows.
     for &rows in rows.iter().filter(|&&rows| rows <= 64) {
         let p = Logits { dim, vocab, eps };
         add(Op::Logits { p, rows: (0..rows).collect() }, product(rows, dim, vocab));
@@ -132,7 +135,7 @@ pub fn model(config: &Config, rows: &[u32], contexts: &[u32], batches: &[u32]) -
         add(Op::Embed { rows, vocab, dim }, shape::rows(rows.into(), dim.into()));
         let (texts, rows) = (8, (rows / 8).max(1));
         let (skip, pooling, normalize) = (0, Pooling::Mean, true);
-        let span = |n| PoolSpan { row: n * rows, rows, skip, pooling, normalize };
+        let span = |n| PoolingSpan { row: n * rows, rows, skip, pooling, normalize };
         let spans = (0..texts).map(span).collect();
         add(Op::Pool { dim, spans }, shape::pool(texts.into(), rows.into(), dim.into()));
     }
@@ -160,11 +163,17 @@ fn shape_of_experts(p: Expert) -> String {
     shape::experts(rows, dim, experts, hidden, top)
 }
 
-/// The likeliest token, or one as most people draw it.
-fn draw(drawn: bool, uniform: f32) -> Draw {
+/// Returns parameters for greedy sampling, or with common values of temperature, top-k and top-p.
+fn draw(drawn: bool, uniform: f32) -> SampleParams {
     match drawn {
-        true => Draw { temperature: 0.7, top_k: 50, top_p: 0.9, uniform, ..Draw::greedy() },
-        false => Draw { uniform, ..Draw::greedy() },
+        true => SampleParams {
+            temperature: 0.7,
+            top_k: 50,
+            top_p: 0.9,
+            uniform,
+            ..SampleParams::greedy()
+        },
+        false => SampleParams { uniform, ..SampleParams::greedy() },
     }
 }
 
@@ -211,10 +220,11 @@ impl Named {
         Self { case, op: name, shape, checked }
     }
 
-    /// One product of the user's own: `linear_add 128x4096x4096`, rows by inner by outer.
+    /// Parses an op with a shape of the user's choice, such as `linear_add:128x4096x4096` (rows,
+    /// inner, outer).
     ///
     /// # Errors
-    /// When it is none.
+    /// When the text has another form.
     pub fn parse(text: &str) -> Result<Self> {
         let wrong = || Error::Option {
             option: "shape",
@@ -257,10 +267,11 @@ impl Named {
     }
 }
 
-/// Checks and times one case. Where the device computes from bf16, the inputs are rounded first.
+/// Checks and times one case. Where the device computes in bf16, the inputs are rounded first.
 ///
 /// # Errors
-/// When the device refuses, or its result is further from the twin's than [`Ops::bound`].
+/// When the device fails, or its result differs from the CPU backend's by more than
+/// [`Ops::bound`].
 pub fn row<O: Ops>(
     ops: &O,
     limits: &Limits,

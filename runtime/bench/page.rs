@@ -1,5 +1,5 @@
-//! A record as one page of HTML that needs nothing else: no scripts, no network, light and dark,
-//! fit for print. Whatever comes from a record is escaped.
+//! Renders a record as one self-contained HTML page: no scripts, no network access, light and
+//! dark, printable. Every text of a record is escaped.
 
 use super::plot::{beside, breakdown, colour, colours, roofline};
 use super::record::{Limits, Peer, Record, Row, Step};
@@ -8,16 +8,16 @@ use super::report::{
 };
 use super::table::plain;
 
-/// The style of the page.
+/// The style sheet of the page.
 const STYLE: &str = include_str!("page.css");
 
-/// What the figures mean.
+/// Explains the figures to the reader.
 const READING: &str = "Times are medians of the repeats; the spread is the distance of their \
      quartiles as a share of the median. Bytes and operations are the least that the op needs, so \
      rates are lower bounds. A share is that of the limit that was measured on the same device in \
      the same run. A ratio is the peer's time by gritlm's: above 1, gritlm is faster.";
 
-/// The whole page.
+/// Returns the whole page.
 pub fn page(record: &Record) -> String {
     let devices = record.all_devices();
     let mut body = format!(
@@ -38,7 +38,7 @@ pub fn page(record: &Record) -> String {
     }
     body += &alone(record);
     body += &format!("</main>\n<footer><p>{READING}</p></footer>\n");
-    // Nothing may be loaded, should a record find a way to ask for it.
+    // The policy forbids loading anything, in case a record finds a way to request it.
     let policy = "default-src 'none'; style-src 'unsafe-inline'";
     format!(
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
@@ -50,7 +50,7 @@ pub fn page(record: &Record) -> String {
     )
 }
 
-/// A text of a record as HTML, also between quotes.
+/// Escapes a text of a record for HTML, attribute values included.
 pub(super) fn escape(text: &str) -> String {
     let mut out = String::new();
     for c in plain(text).chars() {
@@ -66,7 +66,7 @@ pub(super) fn escape(text: &str) -> String {
     out
 }
 
-/// A card for each device, which leads to its section.
+/// Returns a card for each device, which links to its section.
 fn contents(record: &Record, devices: &[Limits]) -> String {
     let mut out = String::from("<nav class=\"cards\" aria-label=\"Devices\">\n");
     for (number, limits) in devices.iter().enumerate() {
@@ -105,7 +105,7 @@ fn median(mut values: Vec<f64>) -> Option<f64> {
     Some(values[last / 2].midpoint(values[last.div_ceil(2)]))
 }
 
-/// Everything of one device.
+/// Returns the section of one device.
 fn section(record: &Record, limits: &Limits, number: usize) -> String {
     let name = if limits.name.is_empty() { "limits not measured" } else { &limits.name };
     let mut out = format!(
@@ -145,14 +145,15 @@ fn section(record: &Record, limits: &Limits, number: usize) -> String {
     out + "</section>\n"
 }
 
-/// What may be wider than a screen scrolls by itself, by keyboard, too. `label` is HTML.
+/// Wraps content that may be wider than the screen, so that it scrolls by itself, also by
+/// keyboard. `label` is HTML.
 fn wide(inner: &str, label: &str) -> String {
     let named = format!("tabindex=\"0\" role=\"region\" aria-label=\"{label}\"");
     format!("<div class=\"wide\" {named}>{inner}</div>\n")
 }
 
-/// A table: what it is, the names of its columns with whether they hold text, and its rows, whose
-/// first cell says what they are of.
+/// Returns a table with a caption. Each column has a name and whether it holds text; the first
+/// cell of each row is its header.
 fn table(caption: &str, columns: &[(&str, bool)], rows: &[Vec<String>]) -> String {
     let class = |is_text: bool| if is_text { " class=\"text\"" } else { "" };
     let mut out = format!("<table>\n<caption>{caption}</caption>\n<thead><tr>");
@@ -197,7 +198,7 @@ fn step_part(step: &Step, colours: &[&str], id: &str) -> String {
     out + &table(&format!("Op by op: {name}"), &columns, &rows.collect::<Vec<_>>())
 }
 
-/// A count by a time; empty where nothing was counted.
+/// Formats a count divided by a time; empty if nothing was counted.
 pub(super) fn rate(count: f64, time: f64) -> String {
     if count > 0.0 && time > 0.0 { digits(count / time) } else { String::new() }
 }
@@ -236,7 +237,7 @@ fn suite_table(record: &Record, suite: &str, rows: &[&Row]) -> String {
         ]
     };
     let cells: Vec<Vec<String>> = rows.iter().map(cells).collect();
-    // What no row has needs no column.
+    // Columns that are empty in every row are left out.
     let used: Vec<usize> =
         (0..columns.len()).filter(|&at| cells.iter().any(|row| !row[at].is_empty())).collect();
     let columns: Vec<(&str, bool)> = used.iter().map(|&at| columns[at]).collect();
@@ -271,7 +272,7 @@ fn beside_cell(record: &Record, row: &Row) -> String {
     one.collect::<Vec<_>>().join("<br>")
 }
 
-/// The peers' figures that stand beside none of ours.
+/// Returns the peers' figures that match none of our rows.
 fn alone(record: &Record) -> String {
     let peers = record.alone();
     if peers.is_empty() {

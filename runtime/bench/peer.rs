@@ -1,15 +1,15 @@
-//! What other programs measured: `--peer FILE`.
+//! Figures that other programs measured, for `--peer FILE`.
 //!
-//! A file holds one of these, told apart by its fields:
-//! - a [`Record`], of which the peers are taken;
-//! - peers, [`Peer`] by [`Peer`], as an array or a line each. `device` may be missing. Other
-//!   fields are left alone, and `{"peer": …, "op": …, "shape": …, "not_measured": "why"}` says that
-//!   there is no figure and becomes a line of [`Record::missing`]. The scripts of `benches/peers`
-//!   write so;
-//! - what `llama-bench -o json` or `-o jsonl` prints. A test that generates (`-n`) is a
-//!   [`decode`](shape::decode) of one sequence with `-d` tokens before it, its time that of one
-//!   token; a test of a prompt (`-p`) is a [`prefill`](shape::prefill). Where the name of the
-//!   model's file has in it that of a model measured here, [`shape::of`] it.
+//! A file has one of these forms, told apart by their fields:
+//! - a [`Record`], of which only the peers are used;
+//! - [`Peer`] objects, in an array or one per line. `device` may be missing, and unknown fields
+//!   are ignored. `{"peer": …, "op": …, "shape": …, "not_measured": "why"}` states that there is
+//!   no figure and becomes a line of [`Record::missing`]. The scripts in `benches/peers` write
+//!   this form;
+//! - the output of `llama-bench -o json` or `-o jsonl`. A generation test (`-n`) becomes a
+//!   [`decode`](shape::decode) of one sequence with `-d` tokens before it, with the time of one
+//!   token; a prompt test (`-p`) becomes a [`prefill`](shape::prefill). If the name of the model
+//!   file contains that of a model measured here, the shape is [`shape::of`] that model.
 
 use super::record::{Peer, Record};
 use super::report::{input, not_json};
@@ -20,7 +20,7 @@ use serde_json::Value;
 use std::fs::read;
 use std::path::Path;
 
-/// A row of `benches/peers`.
+/// A line of the scripts in `benches/peers`.
 #[derive(Deserialize)]
 struct Line {
     peer: String,
@@ -32,7 +32,7 @@ struct Line {
     not_measured: Option<String>,
 }
 
-/// A test of `llama-bench`, as far as it is needed.
+/// The fields of a `llama-bench` test that are used.
 #[derive(Deserialize)]
 struct LlamaBench {
     #[serde(default)]
@@ -57,12 +57,12 @@ struct LlamaBench {
     samples_ns: Vec<f64>,
 }
 
-/// Takes into the record what a peer's file says. A figure that is there already, of the same peer
-/// on the same device, gives way.
+/// Merges a peer's file into the record. A new figure replaces one of the same peer, device, op
+/// and shape.
 ///
 /// # Errors
-/// One line that names the file and the row: not JSON, none of the known forms, a time that is no
-/// number above 0. The record then is as it was.
+/// One line that names the file and the row: not JSON, none of the known forms, a time that is
+/// not a number above 0. The record is then unchanged.
 pub fn merge(record: &mut Record, path: &Path) -> Result<()> {
     let bytes = read(path).map_err(Error::io(path))?;
     let (mut peers, mut missing) = (Vec::new(), Vec::new());
@@ -97,7 +97,7 @@ pub fn merge(record: &mut Record, path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// JSON a line; nothing where a line is none.
+/// Parses one JSON value per line; `None` if a line is not JSON or there are none.
 fn lines(bytes: &[u8]) -> Option<Vec<Value>> {
     let text = std::str::from_utf8(bytes).ok()?;
     let lines = text.lines().filter(|line| !line.trim().is_empty());
@@ -127,7 +127,7 @@ fn take(record: &Record, row: Value) -> Result<Taken, String> {
 
 fn llama_bench(record: &Record, test: LlamaBench) -> Taken {
     let peer = format!("llama.cpp {}, {}", test.build_number, test.model_type);
-    // Medians stand in the record; the average is for files without the samples.
+    // The record holds medians; the average is for files without the samples.
     let mut samples = test.samples_ns;
     samples.sort_by(f64::total_cmp);
     let (low, high) = (samples.len().saturating_sub(1) / 2, samples.len() / 2);
@@ -150,7 +150,7 @@ fn llama_bench(record: &Record, test: LlamaBench) -> Taken {
         false => (test.backends.as_str(), test.gpu_info),
     };
     let device = if name.is_empty() { kind.into() } else { format!("{kind} ({name})") };
-    // The file of a peer's weights is seldom called quite as ours.
+    // The file of a peer's weights is rarely named exactly as ours.
     let letters = |text: &str| text.to_lowercase().replace(['_', ' '], "-");
     let file = letters(&test.model_filename);
     let models = record.rows.iter().filter_map(|r| r.shape.rsplit_once(" of ").map(|(_, m)| m));

@@ -1,4 +1,4 @@
-//! The page's pictures, as SVG: the roofline, the bars beside the peers, the breakdown of a step.
+//! The pictures of the page, as SVG: the roofline, the bars of peers, the breakdown of a step.
 
 use super::page::escape;
 use super::record::{Limits, Peer, Record, Row, Step};
@@ -6,16 +6,16 @@ use super::report::{gb_s, gflop_s, percent, ratio, time};
 use super::table::{plain, share};
 use std::ops::Range;
 
-/// Of every picture; its height follows from what is in it.
+/// Width of every picture; the height depends on the content.
 const WIDTH: f64 = 1080.0;
 
-/// Width of a character of 12 pixels' text, bold and in a wide font.
+/// Width of a character of 12-pixel text, bold and in a wide font.
 const CHARACTER: f64 = 8.0;
 
-/// Bars end here, in times of ours: a peer that is slower yet ends in a point.
+/// Longest bar, as a multiple of our time; the bar of a slower peer ends in a point.
 const LONGEST: f64 = 3.0;
 
-/// A picture of this height, with what a screen reader says of it.
+/// Returns a picture of this height, with a title and a description for screen readers.
 fn svg(id: &str, title: &str, description: &str, height: f64, body: &str) -> String {
     let (title, description) = (escape(title), escape(description));
     format!(
@@ -28,7 +28,7 @@ fn text(x: f64, y: f64, class: &str, text: &str) -> String {
     format!("<text x=\"{x:.1}\" y=\"{y:.1}\" class=\"{class}\">{}</text>", escape(text))
 }
 
-/// Straight lines from point to point.
+/// Returns straight lines from point to point.
 fn path(class: &str, points: &[[f64; 2]]) -> String {
     let points: Vec<String> = points.iter().map(|[x, y]| format!("{x:.1} {y:.1}")).collect();
     format!("<path class=\"{class}\" d=\"M{}\"/>", points.join("L"))
@@ -49,7 +49,8 @@ struct Log {
 }
 
 impl Log {
-    /// Around all these values, to whole powers of ten, on these pixels.
+    /// Returns an axis over these pixels that contains all values and begins and ends at powers
+    /// of ten.
     fn around(values: impl Iterator<Item = f64>, to: [f64; 2]) -> Self {
         let logs: Vec<f64> = values.map(f64::log10).collect();
         let least = logs.iter().copied().fold(f64::INFINITY, f64::min);
@@ -63,19 +64,19 @@ impl Log {
         self.to[0] + share * (self.to[1] - self.to[0])
     }
 
-    /// The powers of ten on it.
+    /// Returns the powers of ten on the axis.
     fn marks(&self) -> impl Iterator<Item = f64> {
         (self.from.start as i32..=self.from.end as i32).map(|power| 10f64.powi(power))
     }
 }
 
-/// Operations a byte and operations a second, where a row has both.
+/// Returns operations per byte and 10⁹ operations per second, if the row has both.
 fn place(row: &Row) -> Option<[f64; 2]> {
     let at = [row.flops / row.bytes, row.gflop_s()];
     at.iter().all(|value| value.is_normal()).then_some(at)
 }
 
-/// The rows of a device under its limits; nothing where no row has operations and bytes.
+/// Plots the rows of a device under its limits; `None` if no row has operations and bytes.
 pub(super) fn roofline(record: &Record, limits: &Limits, id: &str) -> Option<String> {
     let rows = record.rows.iter().filter(|row| row.device == limits.device);
     let dots: Vec<(&Row, [f64; 2])> = rows.filter_map(|row| Some((row, place(row)?))).collect();
@@ -93,7 +94,7 @@ pub(super) fn roofline(record: &Record, limits: &Limits, id: &str) -> Option<Str
 
     let mut body = String::new();
     let roof = has_roofs.then(|| {
-        // The sloping roof comes in through the left side or the floor.
+        // The sloping roof begins at the left side or at the bottom.
         let (low, high) = (10f64.powf(x.from.start), 10f64.powf(x.from.end));
         let first = low.max(10f64.powf(y.from.start) / copy);
         let corners = [[first, copy * first], [ridge, matmul], [high, matmul]];
@@ -121,7 +122,7 @@ pub(super) fn roofline(record: &Record, limits: &Limits, id: &str) -> Option<Str
         body += &text(c[0] - 4.0, c[1] - 8.0, "end halo", &format!("matmul {}", gflop_s(matmul)));
         taken.push([c[0] - 150.0, c[1] - 20.0, c[0], c[1]]);
         for (p, q) in [(a, b), (b, c)] {
-            // No label across the roof.
+            // No label may cross the roof.
             taken.extend((0..=80).map(|n| {
                 let part = f64::from(n) / 80.0;
                 let [x, y] = [p[0] + part * (q[0] - p[0]), p[1] + part * (q[1] - p[1])];
@@ -148,7 +149,7 @@ pub(super) fn roofline(record: &Record, limits: &Limits, id: &str) -> Option<Str
         taken.push([px - 5.0, py - 5.0, px + 5.0, py + 5.0]);
         body += &dot(&row.limit, [px, py], &tooltip(row));
     }
-    // One label an op, at its row that takes longest, where there is room.
+    // Each op has one label, at its slowest row, if there is room.
     let mut named: Vec<(&str, [f64; 2], f64)> = Vec::new();
     for (row, at) in &dots {
         match named.iter_mut().find(|(op, ..)| *op == row.op) {
@@ -181,7 +182,7 @@ pub(super) fn roofline(record: &Record, limits: &Limits, id: &str) -> Option<Str
     Some(svg(id, &title, &about, height, &body))
 }
 
-/// What dots or bars of a class are.
+/// Returns the legend of the marks.
 fn legend(mut x: f64, entries: &[(&str, &str)]) -> String {
     let mut body = String::new();
     for (class, what) in entries {
@@ -192,7 +193,7 @@ fn legend(mut x: f64, entries: &[(&str, &str)]) -> String {
     body
 }
 
-/// A mark of a shape and colour for each limit.
+/// Returns a mark whose shape and colour depend on the limit.
 fn dot(limit: &str, [x, y]: [f64; 2], title: &str) -> String {
     let title = escape(title);
     let (name, class, shape) = match limit {
@@ -212,7 +213,7 @@ fn tooltip(row: &Row) -> String {
     format!("{}, {}: {}, {rates}{of}", row.op, row.shape, time(row.us))
 }
 
-/// `0.1`, `10`, and what is larger or smaller as `10⁴`.
+/// Formats a power of ten as `0.1` or `10`, and larger and smaller ones as `10⁴`.
 fn power(value: f64) -> String {
     let power = value.log10().round();
     if (-2.0..4.0).contains(&power) {
@@ -225,13 +226,13 @@ fn power(value: f64) -> String {
     format!("10{}", power.to_string().chars().map(raise).collect::<String>())
 }
 
-/// A power of ten with its unit, without decimals.
+/// Removes the decimals from a power of ten with its unit.
 fn whole(rate: &str) -> String {
     rate.replace(".00 ", " ").replace(".0 ", " ")
 }
 
-/// Bars of our time and each peer's for the same work, as multiples of ours, a picture for each op,
-/// so that paper can part them; nothing without peers.
+/// Plots our time and each peer's for the same work as bars, in multiples of ours. Each op has a
+/// picture of its own, so that a page break can come between them; `None` without peers.
 pub(super) fn beside(record: &Record, limits: &Limits, id: &str) -> Option<String> {
     let rows = record.rows.iter().filter(|row| row.device == limits.device);
     let rows = rows.map(|row| (row, record.beside(row))).filter(|(_, peers)| !peers.is_empty());
@@ -249,7 +250,7 @@ pub(super) fn beside(record: &Record, limits: &Limits, id: &str) -> Option<Strin
     Some(pictures.collect())
 }
 
-/// The bars of one op, to a multiple of our time.
+/// Plots the bars of one op, up to `longest` times our time.
 fn bars(rows: &[(&Row, Vec<&Peer>)], longest: f64, id: &str) -> String {
     let (left, right, bar) = (260.0, WIDTH - 270.0, 13.0);
     let unit = (right - left) / longest;
@@ -282,14 +283,14 @@ fn bars(rows: &[(&Row, Vec<&Peer>)], longest: f64, id: &str) -> String {
     svg(id, &title, about, y, &(body + &axis))
 }
 
-/// A bar that goes on beyond its end.
+/// Returns a bar with a pointed end, for one that is cut off.
 fn pointed(class: &str, [x, y]: [f64; 2], [end, height]: [f64; 2], title: &str) -> String {
     let (half, shoulder, title) = (height / 2.0, end - height / 2.0, escape(title));
     let outline = format!("M{x:.1} {y:.1}H{shoulder:.1}l{half} {half}l-{half} {half}H{x:.1}Z");
     format!("<path class=\"{class}\" d=\"{outline}\"><title>{title}</title></path>")
 }
 
-/// At most so many characters.
+/// Shortens a text to at most `room` characters.
 fn cut(text: &str, room: usize) -> String {
     match text.chars().count() > room {
         true => text.chars().take(room - 1).chain(['…']).collect(),
@@ -297,7 +298,8 @@ fn cut(text: &str, room: usize) -> String {
     }
 }
 
-/// The ops of all steps, those that take longest first: their places are their colours.
+/// Returns the ops of all steps, the largest share of time first. The place of an op determines
+/// its colour.
 pub(super) fn colours(record: &Record) -> Vec<&str> {
     let mut all: Vec<(&str, f64)> = Vec::new();
     for step in &record.steps {
@@ -313,13 +315,13 @@ pub(super) fn colours(record: &Record) -> Vec<&str> {
     all.into_iter().map(|(name, _)| name).collect()
 }
 
-/// The class of an op's colour; the many small ones share the last.
+/// Returns the class of an op's colour; the ops from the ninth on share the last.
 pub(super) fn colour(colours: &[&str], op: &str) -> String {
     let place = colours.iter().position(|other| *other == op).unwrap_or(8);
     format!("c{}", place.min(8))
 }
 
-/// One bar: the ops of a step by their share of its time.
+/// Returns one bar with the ops of a step by their share of its time.
 pub(super) fn breakdown(step: &Step, colours: &[&str], id: &str) -> String {
     let total: f64 = step.ops.iter().map(|op| op.us).sum();
     let (mut x, height, mut body) = (0.0, 44.0, String::new());
@@ -327,7 +329,7 @@ pub(super) fn breakdown(step: &Step, colours: &[&str], id: &str) -> String {
         let width = WIDTH * op.us / total;
         let what =
             format!("{}: {}, {} of the step", plain(&op.op), time(op.us), percent(op.us / total));
-        // A line of the page between neighbours.
+        // One pixel of background between neighbours.
         let gap = if width > 4.0 { 1.0 } else { 0.0 };
         body += &rect(&colour(colours, &op.op), [x, 0.0], [width - gap, height], &what);
         let name = plain(&op.op);

@@ -1,19 +1,20 @@
-//! `bench rag`: what the caches of embedding passes save, as in the GRIT paper's table: a query of
-//! one token with a long document, and a long query with a document of one.
+//! `bench rag`: measures what reusing the KV caches of embedding passes saves, as in the table of
+//! the GRIT paper: a query of one token with a long document, and a long query with a document of
+//! one token.
 //!
-//! * `first token`: from the question until the answer's first token: the query's embedding pass,
-//!   caches from the store, the rest of the prompt. The search itself is left out.
-//! * `after search`: the same without the embedding pass, which every mode has to make.
-//! * `N tokens`: from the question until the last of so many.
+//! * `first token`: from the question to the first token of the answer: the query's embedding
+//!   pass, loading caches from the store, prefilling the rest of the prompt. The search itself is
+//!   left out.
+//! * `after search`: the same without the embedding pass, which every mode needs.
+//! * `N tokens`: from the question to the last of N tokens.
 //!
-//! Beside each stands the same question in the same run without cache, its prompt in the same
-//! order.
-//! Nothing is cut off: the paper's own figures are of caches that end at 512 tokens, whatever was
-//! to be in them.
+//! Each figure with a cache has as its peer the same question without one, measured in the same
+//! run, with the prompt in the same order. Nothing is truncated; the paper's own figures use
+//! caches that end at 512 tokens, whatever the length of the text.
 //!
-//! `load cache` is a document's keys and values out of the store, mapped and compared with their
-//! checksum; its limit is reading as many bytes of a plain file, which are in memory (warm) or on
-//! the disk (cold).
+//! `load cache` reads a document's keys and values from the store, mapped and verified against
+//! their checksum. Its limit is reading as many bytes of a plain file, which are in memory (warm)
+//! or on disk (cold).
 
 use super::load::forget;
 use super::model::short_name;
@@ -33,36 +34,37 @@ use std::time::{Duration, Instant};
 /// What to measure.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RagPlan {
-    /// Tokens of the long side, the format's own not counted.
+    /// Tokens of the long side, without those of the prompt format.
     pub lengths: Vec<usize>,
     /// Tokens of each answer.
     pub tokens: usize,
-    /// Times of each figure, where its seconds suffice.
+    /// Repeats of each figure; fewer if they would take longer than `seconds`.
     pub repeats: u32,
-    /// Seconds for a figure; one time is always taken.
+    /// Seconds per figure; at least one repeat is always taken.
     pub seconds: f64,
-    /// A folder for the store, which is made and removed.
+    /// Folder for the store; it is created and removed.
     pub folder: PathBuf,
 }
 
 impl RagPlan {
-    /// The paper's lengths.
+    /// Returns the full plan, with the paper's lengths.
     pub fn new(folder: PathBuf, repeats: u32) -> Self {
         let lengths = vec![250, 500, 1000, 2000, 4000];
         Self { lengths, tokens: 16, repeats, seconds: 20.0, folder }
     }
 
-    /// Little of everything.
+    /// Returns a plan with few and small figures.
     pub fn quick(folder: PathBuf, repeats: u32) -> Self {
         Self { lengths: vec![64], tokens: 4, seconds: 2.0, ..Self::new(folder, repeats) }
     }
 }
 
-/// Adds to the record what the plan asks for on a device, named `device`, and what cannot be
-/// measured. `progress` hears figures done and figures in all; its error ends the work.
+/// Adds the figures of the plan for a device, named `device`, to the record, and a line for each
+/// that cannot be measured. `progress` receives the number of figures done and their total; an
+/// error that it returns ends the measurement.
 ///
 /// # Errors
-/// That of `progress`; when the folder exists or cannot be written.
+/// The error of `progress`; when the folder exists or cannot be written.
 pub fn rag(
     engine: &Engine,
     device: &str,
@@ -112,15 +114,16 @@ pub fn rag(
     Ok(())
 }
 
-/// Tokens of a prompt beside its long side, at most; the demo model's and Mistral's take some 100.
+/// Upper bound of the tokens of a prompt besides its long side; the formats of the demo model and
+/// of Mistral take about 100.
 const AROUND: usize = 128;
 
-/// A folder that goes when the bench does.
+/// A folder that is removed when this is dropped.
 struct Removed<'a>(&'a Path);
 
 impl Drop for Removed<'_> {
     fn drop(&mut self) {
-        // What cannot be removed is left to whoever empties the folder around it.
+        // A failure is ignored: whoever cleans the parent folder removes the rest.
         let _ = fs::remove_dir_all(self.0);
     }
 }
@@ -135,7 +138,7 @@ struct Bench<'a> {
     ids: Vec<u64>,
 }
 
-/// Seconds of every repeat, and what one of them took.
+/// Times of every repeat, and the token counts of one of them.
 struct Figures {
     first: Times,
     after: Times,
@@ -168,7 +171,7 @@ impl<'a> Bench<'a> {
         Ok(Self { engine, device, plan, folder, name, ids })
     }
 
-    /// The store, with nothing of it mapped yet: what is, the system does not forget.
+    /// Opens the store anew: the system does not drop pages that are still mapped.
     fn store(&self) -> Result<Reader> {
         Ok(Reader::open(&self.folder)?)
     }
@@ -182,7 +185,7 @@ impl<'a> Bench<'a> {
         shape::of(&shape::answer(&cache, query as u64, document as u64), &self.name)
     }
 
-    /// Asks and answers, again and again.
+    /// Asks and answers repeatedly.
     fn ask(&self, mode: Mode, query: usize, document: usize, id: u64) -> Result<Figures> {
         let (query, text) = (text(self.engine, query)?, text(self.engine, document)?);
         let how = Ask { mode, ..Ask::default() };
@@ -213,7 +216,7 @@ impl<'a> Bench<'a> {
         Ok(Figures { first: counted(first), after: counted(after), total, usage })
     }
 
-    /// Three rows; beside each a cached mode has what its order took without.
+    /// Adds three rows; a cached mode gets as peers the times of its prompt order without cache.
     fn add(
         &self,
         mode: Mode,
@@ -255,7 +258,8 @@ impl<'a> Bench<'a> {
         }
     }
 
-    /// A document's keys and values, checked, beside reading a file of as many bytes.
+    /// Times loading and verifying a document's keys and values, against reading a plain file of
+    /// as many bytes.
     fn load(&self, id: u64, length: usize, heat: &str, cold: bool) -> Result<Row> {
         let plain = self.folder.with_file_name("plain");
         let bytes = Stored::read(&self.store()?, id)?.map_or(0, |kv| kv.bytes);
@@ -285,7 +289,7 @@ impl<'a> Bench<'a> {
         })
     }
 
-    /// The store's large files, which hold the caches.
+    /// Returns the store's large files, which hold the caches.
     fn segments(&self) -> Result<Vec<PathBuf>> {
         let mut all = Vec::new();
         let mut folders = vec![self.folder.clone()];
@@ -317,12 +321,12 @@ impl<'a> Bench<'a> {
     }
 }
 
-/// A text of so many tokens, as near as the tokenizer allows.
+/// Returns a text of `tokens` tokens, as nearly as the tokenizer allows.
 fn text(engine: &Engine, tokens: usize) -> Result<String> {
     let mut text = "a".to_string();
     let count = |text: &str| Ok::<_, Error>(engine.tokenizer().encode_continued(text)?.len());
     let (one, two) = (count("a")?, count("a a")?);
-    // A word's tokens, whichever the tokenizer.
+    // How many tokens a further word takes depends on the tokenizer.
     let words = tokens.saturating_sub(one) / (two - one).max(1);
     text += &" a".repeat(words);
     Ok(text)

@@ -1,4 +1,4 @@
-//! A [`Record`] as a file, and what every form of the report says of it.
+//! Reading and writing a [`Record`], and what all forms of the report share.
 
 use super::record::{Limits, Peer, Record, Row, VERSION};
 use crate::{Error, Result};
@@ -8,19 +8,19 @@ use std::fs::read;
 use std::path::Path;
 
 impl Record {
-    /// Reads a file that [`Record::write`] has written.
+    /// Reads a file that [`Record::write`] wrote.
     ///
     /// # Errors
-    /// When it cannot be read, and as [`Record::parse`].
+    /// When the file cannot be read, and as [`Record::parse`].
     pub fn read(path: &Path) -> Result<Self> {
         Self::parse(&read(path).map_err(Error::io(path))?, path)
     }
 
-    /// A record from the bytes of the file `path`.
+    /// Parses a record from the bytes of the file `path`.
     ///
     /// # Errors
-    /// One line that names the file and the field: not JSON, of another version, fields that are
-    /// missing or of another type, figures that cannot have been measured.
+    /// One line that names the file and the field: not JSON, another version, missing fields or
+    /// fields of another type, figures that cannot have been measured.
     pub fn parse(bytes: &[u8], path: &Path) -> Result<Self> {
         let wrong = |problem| input(path, problem);
         let value: Value = serde_json::from_slice(bytes).map_err(|e| wrong(not_json(&e)))?;
@@ -29,17 +29,17 @@ impl Record {
         if version.as_u64() != Some(VERSION.into()) {
             return Err(wrong(format!("version: expected {VERSION}, found {version}")));
         }
-        // From the text and not from the value, so that the message has line and column.
+        // Parsed from the text and not from the value, so that the message has line and column.
         let record: Self = serde_json::from_slice(bytes)
             .map_err(|e| wrong(format!("not a record of gritlm bench: {e}")))?;
         record.check(path)?;
         Ok(record)
     }
 
-    /// Writes it as JSON, whole or not at all, with the folders that it is in.
+    /// Writes the record atomically as JSON, and creates the folders of the file.
     ///
     /// # Errors
-    /// When it cannot be written, or holds what [`Record::parse`] would refuse.
+    /// When the file cannot be written, or the record holds what [`Record::parse`] would refuse.
     pub fn write(&self, path: &Path) -> Result<()> {
         self.check(path)?;
         let mut text = self.json();
@@ -47,13 +47,14 @@ impl Record {
         keep(path, text.as_bytes()).map_err(Error::io(path))
     }
 
-    /// As JSON, a field a line.
+    /// Returns the record as JSON with one field per line.
     pub fn json(&self) -> String {
-        // Strings and numbers only: nothing that JSON could refuse.
+        // A record holds only strings and numbers, which serialization cannot refuse.
         serde_json::to_string_pretty(self).unwrap_or_default()
     }
 
-    /// What divides and is divided must be numbers, and times above 0.
+    /// Checks that every figure is a finite number that is not negative, and that times are above
+    /// 0.
     fn check(&self, path: &Path) -> Result<()> {
         let figure = |name: String, value: f64, least: &str| {
             let right =
@@ -100,13 +101,13 @@ impl Record {
         Ok(())
     }
 
-    /// What is known of a device; its name alone where its limits were not measured.
+    /// Returns the limits of a device; only its name is set if they were not measured.
     pub fn limits(&self, device: &str) -> Limits {
         let known = self.devices.iter().find(|l| l.device == device).cloned();
         known.unwrap_or_else(|| Limits { device: device.into(), ..Limits::default() })
     }
 
-    /// The devices that anything is said of, those with limits first.
+    /// Returns all devices with limits, rows or steps; those with limits come first.
     pub fn all_devices(&self) -> Vec<Limits> {
         let named = self.devices.iter().map(|l| &l.device);
         let rows = self.rows.iter().map(|r| &r.device);
@@ -114,14 +115,14 @@ impl Record {
         all.into_iter().map(|device| self.limits(device)).collect()
     }
 
-    /// The suites of a device, each with its rows, in the order in which they were measured.
+    /// Returns the suites of a device, each with its rows, in the order of measurement.
     pub fn suites(&self, device: &str) -> Vec<(&str, Vec<&Row>)> {
         let rows = || self.rows.iter().filter(|r| r.device == device);
         let suites = unique(rows().map(|r| &r.suite)).into_iter();
         suites.map(|s| (s.as_str(), rows().filter(|r| &r.suite == s).collect())).collect()
     }
 
-    /// The peers that did the same work on such a device, the fastest first.
+    /// Returns the peers that did the same work on such a device, fastest first.
     pub fn beside(&self, row: &Row) -> Vec<&Peer> {
         let limits = self.limits(&row.device);
         let same = |p: &&Peer| p.op == row.op && p.shape == row.shape && ran_on(p, &limits);
@@ -130,7 +131,7 @@ impl Record {
         peers
     }
 
-    /// The peers' figures that stand beside none of ours.
+    /// Returns the peers' figures that match none of our rows.
     pub fn alone(&self) -> Vec<&Peer> {
         let beside: Vec<&Peer> = self.rows.iter().flat_map(|row| self.beside(row)).collect();
         let is_beside = |peer: &Peer| beside.iter().any(|other| std::ptr::eq(*other, peer));
@@ -138,9 +139,9 @@ impl Record {
     }
 }
 
-/// Whether a peer ran on this device, or on its like: it names the device as `--device` takes it
-/// (`cuda`, `cpu`) or as people do (`NVIDIA H100`, `CUDA (NVIDIA H100)`), in whole or in part. A
-/// peer that names none is believed to have.
+/// Returns whether a peer ran on this device or on one of its kind. The peer names the device as
+/// `--device` takes it (`cuda`, `cpu`) or by its name (`NVIDIA H100`, `CUDA (NVIDIA H100)`), in
+/// whole or in part. A peer without a device is assumed to match.
 fn ran_on(peer: &Peer, limits: &Limits) -> bool {
     let [said, device, name] =
         [&peer.device, &limits.device, &limits.name].map(|text| text.trim().to_lowercase());
@@ -151,18 +152,19 @@ fn ran_on(peer: &Peer, limits: &Limits) -> bool {
     match said.as_str() {
         "" => true,
         "cuda" | "wgpu" => said == kind,
-        // We do not know our CPU's name; and a software GPU has `CPU` in its own.
+        // The record does not hold the name of our CPU, and a software GPU can have `CPU` in its
+        // own name.
         cpu if cpu == "cpu" || cpu.starts_with("cpu ") => kind == "cpu",
         _ => said == device || has(inner, &name) || has(&name, inner),
     }
 }
 
-/// How much faster than a peer we are: its time by ours.
+/// Returns how much faster than a peer we are: its time divided by ours.
 pub(super) fn ratio(peer: &Peer, row: &Row) -> f64 {
     peer.us / row.us
 }
 
-/// Each once, in the order in which they come.
+/// Returns each text once, in order of first occurrence.
 fn unique<'a>(texts: impl Iterator<Item = &'a String>) -> Vec<&'a String> {
     let mut all = Vec::new();
     for text in texts {
@@ -173,12 +175,12 @@ fn unique<'a>(texts: impl Iterator<Item = &'a String>) -> Vec<&'a String> {
     all
 }
 
-/// An error in a file.
+/// Returns an error about the contents of a file.
 pub(super) fn input(path: &Path, problem: String) -> Error {
     Error::Input { what: path.display().to_string(), problem }
 }
 
-/// Why a file is no JSON, in one line.
+/// Returns why a file is not JSON, in one line.
 pub(super) fn not_json(error: &serde_json::Error) -> String {
     match error.is_eof() {
         true => format!("not JSON: it ends too early: {error}"),
@@ -186,7 +188,7 @@ pub(super) fn not_json(error: &serde_json::Error) -> String {
     }
 }
 
-/// Three digits that count.
+/// Formats a number with three significant digits.
 pub(super) fn digits(value: f64) -> String {
     let decimals = match value.abs() {
         v if v >= 99.95 => 0,
@@ -198,51 +200,53 @@ pub(super) fn digits(value: f64) -> String {
     if value == 0.0 { "0".into() } else { format!("{value:.decimals$}") }
 }
 
-/// With the largest of these units that leaves at least 1; each is so much of `value`'s own.
+/// Formats a value with the largest of these units in which it is at least 1. Each unit has its
+/// size in units of `value`.
 fn scaled(value: f64, units: &[(f64, &str)]) -> String {
-    // What would be shown as 1000 belongs to the next unit.
+    // A value that would round to 1000 takes the next unit.
     let fits = |&&(size, _): &&(f64, &str)| value >= 0.9995 * size;
     let (size, unit) = units.iter().rev().find(fits).unwrap_or(&units[0]);
     format!("{} {unit}", digits(value / size))
 }
 
-/// A time in microseconds.
+/// Formats a time in microseconds.
 pub(super) fn time(us: f64) -> String {
     scaled(us, &[(1e-3, "ns"), (1.0, "µs"), (1e3, "ms"), (1e6, "s")])
 }
 
-/// Bytes.
+/// Formats a number of bytes.
 pub(super) fn bytes(bytes: f64) -> String {
     scaled(bytes, &[(1.0, "B"), (1e3, "kB"), (1e6, "MB"), (1e9, "GB"), (1e12, "TB")])
 }
 
-/// Operations.
+/// Formats a number of operations.
 pub(super) fn flops(flops: f64) -> String {
     let units = [(1.0, "FLOP"), (1e3, "kFLOP"), (1e6, "MFLOP"), (1e9, "GFLOP"), (1e12, "TFLOP")];
     scaled(flops, &units)
 }
 
-/// 10⁹ bytes a second.
+/// Formats a rate in 10⁹ bytes per second.
 pub(super) fn gb_s(rate: f64) -> String {
     scaled(rate, &[(1e-3, "MB/s"), (1.0, "GB/s")])
 }
 
-/// 10⁹ operations a second.
+/// Formats a rate in 10⁹ operations per second.
 pub(super) fn gflop_s(rate: f64) -> String {
     scaled(rate, &[(1e-3, "MFLOP/s"), (1.0, "GFLOP/s"), (1e3, "TFLOP/s")])
 }
 
-/// The unit for a column of such figures, in 10⁹ operations a second: its name and size.
+/// Returns the unit for a column of such rates: its name, and its size in 10⁹ operations per
+/// second.
 pub(super) fn column_unit(rates: impl Iterator<Item = f64>) -> (&'static str, f64) {
     if rates.fold(0.0, f64::max) < 1e4 { ("GFLOP/s", 1.0) } else { ("TFLOP/s", 1e3) }
 }
 
-/// A relative error.
+/// Formats a relative error.
 pub(super) fn error(error: f64) -> String {
     if error == 0.0 { "0".into() } else { format!("{error:.0e}") }
 }
 
-/// A share or a spread.
+/// Formats a share or a spread.
 pub(super) fn percent(share: f64) -> String {
     match 100.0 * share {
         p if p >= 9.95 || p == 0.0 => format!("{p:.0} %"),

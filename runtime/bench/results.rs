@@ -1,4 +1,4 @@
-//! `RESULTS.md`, from the records of `benches/record`.
+//! Generates the tables of `RESULTS.md` from the records in `benches/record`.
 
 use super::record::{Record, Row};
 use super::report::{digits, gb_s, gflop_s, input, percent, ratio, time};
@@ -8,26 +8,26 @@ use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Before the part that is generated; the text around it is written by hand.
+/// Marks the start of the generated part; the text around it is written by hand.
 pub const BEGIN: &str = "<!-- generated: gritlm bench results -->";
-/// After it.
+/// Marks its end.
 pub const END: &str = "<!-- end of what is generated -->";
 
-/// The records of a folder.
+/// The records in a folder.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Records {
-    /// Each with its path inside the folder, the newest first.
+    /// Each record with its path inside the folder, newest first.
     pub records: Vec<(String, Record)>,
-    /// Files of the form from before there was a version, which are told of by hand.
+    /// Files from before the format had a version; `RESULTS.md` describes them by hand.
     pub older: Vec<String>,
 }
 
 impl Records {
-    /// Reads every `.json` file of a folder and of those in it.
+    /// Reads every `.json` file of a folder and its subfolders.
     ///
     /// # Errors
-    /// When a folder or a file cannot be read, or is neither a record nor of the older form: a JSON
-    /// object without a number for a version.
+    /// When a folder or a file cannot be read, or a file is neither a record nor of the older
+    /// form, a JSON object without a number as its version.
     pub fn read(folder: &Path) -> Result<Self> {
         let mut found = Self::default();
         for path in files(folder)? {
@@ -47,7 +47,7 @@ impl Records {
     }
 }
 
-/// All `.json` files, by name.
+/// Returns all `.json` files, sorted by path.
 fn files(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut all = Vec::new();
     for entry in fs::read_dir(folder).map_err(Error::io(folder))? {
@@ -62,7 +62,7 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(all)
 }
 
-/// The generated part: a section for each record, a table for each suite of each device.
+/// Returns the generated part: a section for each record, a table for each suite of each device.
 pub fn results(records: &[(String, Record)]) -> String {
     if records.is_empty() {
         return "No records of `gritlm bench` yet.\n".into();
@@ -114,7 +114,7 @@ fn line(record: &Record, row: &Row) -> String {
     format!("| {} |\n", cells.map(|text| cell(&text)).join(" | "))
 }
 
-/// A text of a file as one line of Markdown that is nothing but text.
+/// Escapes a text of a file as one line of Markdown without markup.
 fn cell(text: &str) -> String {
     let special = |c| matches!(c, '|' | '<' | '>' | '`' | '*' | '_' | '[' | ']' | '\\' | '&');
     let mut out = String::new();
@@ -127,10 +127,10 @@ fn cell(text: &str) -> String {
     out
 }
 
-/// The file with its generated part renewed; at the end where it has none yet.
+/// Replaces the generated part of the file's `text`; appends it if there is none yet.
 ///
 /// # Errors
-/// When one of the two markers is missing, or they are the wrong way round.
+/// When one of the two markers is missing, or they are in the wrong order.
 pub fn splice(text: &str, generated: &str, path: &Path) -> Result<String> {
     let part = format!("{BEGIN}\n\n{}\n\n{END}", generated.trim_end());
     match (text.find(BEGIN), text.find(END)) {

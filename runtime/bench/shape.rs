@@ -1,77 +1,78 @@
-//! The texts of [`Row::shape`](super::record::Row::shape). The same text is the same work, so our
-//! benches, peers and the reader of llama.cpp's files take it from here; `benches/peers/torch`
-//! writes the same.
+//! The texts of [`Row::shape`](super::record::Row::shape). Equal texts mean equal work, so our
+//! benchmarks, the peers and the parser of llama.cpp's files all take them from here; the scripts
+//! in `benches/peers/torch` write the same texts.
 
-/// A product of `rows` rows with an (outer, inner) matrix: `qkv`, `linear_add`, `gate_up` (both
-/// halves in `outer`), `logits`, `route`.
+/// A product of `rows` rows with an (outer, inner) matrix: `qkv`, `linear_add`, `gate_up`
+/// (`outer` counts both halves), `logits`, `route`.
 pub fn product(rows: u64, inner: u64, outer: u64) -> String {
     format!("{rows} x {inner} -> {outer}")
 }
 
-/// One of `experts` (outer, inner) matrices for each of the `top` experts of each row.
+/// Products with (outer, inner) expert matrices: each row uses `top` of `experts`.
 pub fn experts(rows: u64, inner: u64, experts: u64, outer: u64, top: u64) -> String {
     format!("{rows} x {inner} -> {experts} x {outer}, top {top}")
 }
 
-/// Heads of queries and of keys, and their width.
+/// Query heads, key/value heads, and their width.
 pub fn heads(heads: u64, kv_heads: u64, head_dim: u64) -> String {
     format!("{heads}:{kv_heads} x {head_dim}")
 }
 
-/// Attention of one whole sequence; `of` is from [`heads`].
+/// Attention over one whole sequence; `of` is from [`heads`].
 pub fn attention(tokens: u64, of: &str) -> String {
     format!("T {tokens}, {of}")
 }
 
-/// Attention of one token of each of `batch` sequences to `context` keys, its own among them; `of`
+/// Attention of one token in each of `batch` sequences to `context` keys, its own included; `of`
 /// is from [`heads`].
 pub fn attention_decode(batch: u64, context: u64, of: &str) -> String {
     format!("{}, {of}", decode(batch, context))
 }
 
-/// Rows of so many values: `rmsnorm`, `embed`.
+/// Rows of `cols` values: `rmsnorm`, `embed`.
 pub fn rows(rows: u64, cols: u64) -> String {
     format!("{rows} x {cols}")
 }
 
-/// Tokens drawn from `rows` rows of logits; `how` is `greedy` or `top-k top-p`.
+/// Tokens sampled from `rows` rows of logits; `how` is `greedy` or `top-k top-p`.
 pub fn sample(rows: u64, vocab: u64, how: &str) -> String {
     format!("{}, {how}", self::rows(rows, vocab))
 }
 
-/// A pool of `texts` texts of `tokens` rows each.
+/// Pooling of `texts` texts of `tokens` rows each.
 pub fn pool(texts: u64, tokens: u64, dim: u64) -> String {
     format!("{texts} x {tokens} x {dim}")
 }
 
-/// An exact search for the `top` nearest.
+/// An exact search for the `top` nearest vectors.
 pub fn search(queries: u64, documents: u64, dim: u64, top: u64) -> String {
     format!("{queries} x {documents} x {dim}, top {top}")
 }
 
-/// A model's `decode`: one step of `batch` sequences. `context` counts the tokens that each has
-/// before the first step that is timed; the time is that of one step.
+/// A model's `decode`: one step of `batch` sequences. `context` is the number of tokens that each
+/// has before the first timed step; the time is that of one step.
 pub fn decode(batch: u64, context: u64) -> String {
     format!("batch {batch}, context {context}")
 }
 
-/// A model's `prefill`: `batch` prompts of `tokens` tokens, to the logits of their last.
+/// A model's `prefill`: `batch` prompts of `tokens` tokens, up to the logits of the last token of
+/// each.
 pub fn prefill(batch: u64, tokens: u64) -> String {
     format!("{batch} x {tokens} tokens")
 }
 
-/// A model's `embed`: `texts` texts of `tokens` tokens, in one pass.
+/// A model's `embed`: `texts` texts of `tokens` tokens in one pass.
 pub fn embed(texts: u64, tokens: u64) -> String {
     format!("{texts} x {tokens} tokens")
 }
 
-/// A question's answer: what is cached, and the tokens of query and document.
+/// An answer to a question: what is cached, and the tokens of query and document.
 pub fn answer(cache: &str, query: u64, document: u64) -> String {
     format!("{cache}, {query} + {document}")
 }
 
-/// A shape of the suite `model`, told from the same shape of another model: `batch 1, context 0 of
-/// gritlm-7b`.
+/// A shape of the suite `model` with the model's name, to distinguish it from other models':
+/// `batch 1, context 0 of gritlm-7b`.
 pub fn of(shape: &str, model: &str) -> String {
     format!("{shape} of {model}")
 }

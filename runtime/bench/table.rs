@@ -1,4 +1,5 @@
-//! A record as text for a terminal: at most [`WIDTH`] columns, a block for each suite of a device.
+//! Renders a record as text for a terminal: at most [`WIDTH`] columns, a block for each suite of
+//! a device.
 
 use super::page::rate;
 use super::record::{Limits, Record, Row, Step};
@@ -9,13 +10,13 @@ use super::report::{
 /// Columns of the widest line.
 pub const WIDTH: usize = 110;
 
-/// Of what stands before the figures.
+/// Width of the name before the figures.
 const NAMES: usize = 40;
 
-/// Of each figure; two spaces stand between.
+/// Width of each figure; two spaces separate them.
 const COLUMNS: [usize; 7] = [7, 6, 7, 10, 6, 7, 11];
 
-/// The whole report.
+/// Returns the whole report.
 pub fn table(record: &Record) -> String {
     let mut out = Lines::default();
     let program = [&record.program, &record.date, &record.host].map(|s| plain(s));
@@ -25,11 +26,11 @@ pub fn table(record: &Record) -> String {
         out.wrapped(0, "", &heading(&device));
         for (suite, rows) in record.suites(&device.device) {
             out.line(String::new());
-            // One unit for all of a suite, so that figures can be compared down the column.
+            // One unit for a whole suite, so that figures can be compared down the column.
             let (rate, size) = column_unit(rows.iter().map(|row| row.gflop_s()));
             let names = ["median", "spread", "bytes", "flops", "GB/s", rate, "share"];
             out.line(format!("{:NAMES$}{}", plain(suite), columns(names)));
-            // Shapes begin in one column where that leaves them room.
+            // Shapes begin in the same column if that leaves them room.
             let length = |text: &str| plain(text).chars().count();
             let op = rows.iter().map(|row| length(&row.op)).max().unwrap_or(0);
             let shape = rows.iter().map(|row| length(&row.shape)).max().unwrap_or(0);
@@ -60,13 +61,13 @@ pub fn table(record: &Record) -> String {
     out.text
 }
 
-/// A device and its limits.
+/// Returns a device and its limits, as parts of a heading.
 pub(super) fn heading(limits: &Limits) -> Vec<String> {
     let [device, name] = [&limits.device, &limits.name].map(|text| plain(text));
     let kind = device.split(':').next().unwrap_or_default();
     let mut parts = vec![match (name.is_empty(), name.starts_with(kind)) {
         (true, _) => device,
-        // `cuda:0 (NVIDIA H100)` says enough.
+        // `cuda:0 (NVIDIA H100)` says enough on its own.
         (false, true) => name,
         (false, false) => format!("{device}: {name}"),
     }];
@@ -80,7 +81,7 @@ pub(super) fn heading(limits: &Limits) -> Vec<String> {
     parts
 }
 
-/// The figures of one row; beneath, what has no column.
+/// Writes the figures of one row and, on the lines below, what has no column.
 fn row_lines(out: &mut Lines, record: &Record, row: &Row, width: usize, size: f64) {
     let or_empty = |value: f64, text: String| if value > 0.0 { text } else { String::new() };
     let figures = [
@@ -121,7 +122,7 @@ fn columns(figures: [&str; 7]) -> String {
     each.collect()
 }
 
-/// `92 % copy`.
+/// Formats the share of the limit: `92 % copy`.
 pub(super) fn share(row: &Row) -> String {
     match row.limit.as_str() {
         "" => String::new(),
@@ -149,7 +150,7 @@ fn step_lines(out: &mut Lines, step: &Step) {
     }
 }
 
-/// A text of a file as a terminal may have it: without what would move its cursor.
+/// Replaces control characters, which could move the cursor of a terminal.
 pub(super) fn plain(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
@@ -166,7 +167,8 @@ impl Lines {
         self.text.push('\n');
     }
 
-    /// A title and parts, `; ` between them; what does not fit goes on, further in.
+    /// Appends a title and parts, separated by `; `. Lines that are too long wrap, with more
+    /// indentation.
     fn wrapped(&mut self, indent: usize, title: &str, parts: &[String]) {
         let mut line = format!("{:indent$}{title}", "");
         let mut first = title.is_empty();
@@ -183,7 +185,7 @@ impl Lines {
                 }
                 let room = WIDTH - length(&line) - length(separator);
                 line += separator;
-                // A word wider than a line is cut.
+                // A word wider than a line is truncated.
                 line.extend(word.chars().take(room));
                 separator = " ";
             }

@@ -1,4 +1,4 @@
-//! Repeated times: their median, and how far they spread.
+//! Repeated timings: their median and spread.
 
 use crate::Result;
 use gritlm_model::ops::Ops;
@@ -9,33 +9,33 @@ use std::time::Instant;
 pub struct Times(Vec<f64>);
 
 impl Times {
-    /// In any order; not empty.
+    /// Takes the times in any order; there must be at least one.
     pub fn new(mut microseconds: Vec<f64>) -> Self {
         microseconds.sort_by(f64::total_cmp);
         Self(microseconds)
     }
 
-    /// How many there are.
+    /// Returns the number of times.
     pub fn count(&self) -> u32 {
         self.0.len() as u32
     }
 
-    /// The shortest.
+    /// Returns the shortest time.
     pub fn best(&self) -> f64 {
         self.0[0]
     }
 
-    /// The middle one.
+    /// Returns the median time.
     pub fn median(&self) -> f64 {
         self.quantile(0.5)
     }
 
-    /// (Third quartile − first) / median.
+    /// Returns (third quartile − first quartile) / median.
     pub fn spread(&self) -> f64 {
         (self.quantile(0.75) - self.quantile(0.25)) / self.median()
     }
 
-    /// Between the two times that are nearest.
+    /// Returns a quantile, interpolated between the two nearest times.
     fn quantile(&self, share: f64) -> f64 {
         let place = share * (self.0.len() - 1) as f64;
         let (low, high) = (self.0[place.floor() as usize], self.0[place.ceil() as usize]);
@@ -43,11 +43,12 @@ impl Times {
     }
 }
 
-/// The seconds that `run` says it took: `repeats` times, fewer where one takes a larger part of
-/// `budget` seconds; after `warm` times that do not count.
+/// Returns the times of `repeats` calls of `run`, which returns seconds, after `warm` calls that
+/// are not counted. There are fewer repeats if they would exceed `budget` seconds, but at least
+/// one.
 ///
 /// # Errors
-/// That of `run`.
+/// The error of `run`.
 pub fn repeated(
     repeats: u32,
     warm: u32,
@@ -66,12 +67,13 @@ pub fn repeated(
     Ok(Times::new(all))
 }
 
-/// Times what `launch` does on a device, `repeats` times after one that does not count; `displaced`
-/// bytes take what the caches hold before each. The device's own clock, where it was opened to
-/// measure; else the host's, from the call until the device is done.
+/// Times `launch` on a device `repeats` times, after one warm-up. Before each, displaces the
+/// contents of the caches with `displaced` bytes. The times are from the device's own clock if it
+/// was opened for measuring, and from the host's clock otherwise, from the call until the device
+/// is done.
 ///
 /// # Errors
-/// When the device refuses.
+/// When the device fails.
 pub fn timed<O: Ops>(
     ops: &O,
     repeats: u32,

@@ -5,7 +5,7 @@ use super::check_interrupt;
 use super::output::{Out, STDIN};
 use crate::error::{Error, Result};
 use gritlm::{Finish, Generation, Grammar, Piece, Prompt};
-use gritlm_model::ops::Drawn;
+use gritlm_model::ops::SampledToken;
 use gritlm_rag::text;
 use serde_json::Value;
 use std::io::Read;
@@ -95,7 +95,7 @@ struct Logprob {
 }
 
 impl Logprob {
-    fn of(drawn: &Drawn) -> Self {
+    fn of(drawn: &SampledToken) -> Self {
         let one = |token, logprob| Self { token, logprob, top: Vec::new() };
         let top = drawn.top.iter().map(|&(token, logprob)| one(token, logprob)).collect();
         Self { top, ..one(drawn.token, drawn.logprob) }

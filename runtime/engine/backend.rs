@@ -1,6 +1,6 @@
 //! Which device computes. The only file that knows which backends there are.
 
-use crate::cache::Pool;
+use crate::cache::KvPool;
 use crate::forward::{Forward, Model};
 use crate::{Error, Options, Result, synth};
 use gritlm_model::config::Config;
@@ -90,7 +90,7 @@ pub(crate) struct Load<'a> {
     /// None for random ones.
     pub(crate) weights: Option<&'a Weights>,
     pub(crate) frequencies: Vec<f32>,
-    pub(crate) pool: &'a Arc<Pool>,
+    pub(crate) pool: &'a Arc<KvPool>,
     pub(crate) pages: usize,
 }
 

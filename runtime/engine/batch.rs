@@ -3,10 +3,12 @@
 //! This is the low-level door of the library: [`crate::Engine::run`] takes sequences of token ids
 //! and runs them in one pass, embedding and generating side by side.
 
-use crate::cache::{Cache, Pool};
+use crate::cache::{KvCache, KvPool};
 use crate::{Error, Result};
 use gritlm_model::config::Config;
-use gritlm_model::ops::{Draw, Drawn, Layout, Mask, PAGE, PoolSpan, Pooling, Span};
+use gritlm_model::ops::{
+    Layout, Mask, PAGE, Pooling, PoolingSpan, SampleParams, SampledToken, Span,
+};
 use std::sync::Arc;
 
 /// New tokens of one sequence.
@@ -15,7 +17,7 @@ pub struct Sequence<'a> {
     /// Their ids; at least one.
     pub tokens: &'a [u32],
     /// What stands before them; the pass adds them to it.
-    pub cache: &'a mut Cache,
+    pub cache: &'a mut KvCache,
     /// Which keys they see.
     pub mask: Mask,
     /// What to bring back.
@@ -28,7 +30,7 @@ pub enum Want {
     /// Nothing: the tokens only go into the cache.
     Nothing,
     /// The next token, drawn on the device.
-    Token(Draw),
+    Token(SampleParams),
     /// The last token's logits.
     Logits,
     /// Every token's logits.
@@ -80,7 +82,7 @@ pub enum Output {
     /// Nothing was wanted.
     Nothing,
     /// The drawn token.
-    Token(Drawn),
+    Token(SampledToken),
     /// `(1 or tokens, vocab)`.
     Logits(Vec<f32>),
     /// `(dim)`.
@@ -88,7 +90,7 @@ pub enum Output {
     /// `(tokens, dim)`.
     Hidden(Vec<f32>),
     /// The targets with their log-probabilities, and what was wanted besides.
-    Scores(Vec<Drawn>, Box<Output>),
+    Scores(Vec<SampledToken>, Box<Output>),
 }
 
 /// A batch as the forward pass runs it.
@@ -97,11 +99,11 @@ pub(crate) struct Plan {
     pub(crate) layout: Layout,
     /// Rows whose logits are wanted: first those to draw from, then those to bring back.
     pub(crate) logit_rows: Vec<u32>,
-    pub(crate) draws: Vec<Draw>,
-    pub(crate) pools: Vec<PoolSpan>,
+    pub(crate) draws: Vec<SampleParams>,
+    pub(crate) pools: Vec<PoolingSpan>,
     /// Rows that score a given token, and how.
     pub(crate) score_rows: Vec<u32>,
-    pub(crate) scores: Vec<Draw>,
+    pub(crate) scores: Vec<SampleParams>,
 }
 
 impl Plan {
@@ -111,7 +113,7 @@ impl Plan {
         sequences: &mut [Sequence<'_>],
         config: &Config,
         frequencies: &[f32],
-        pool: &Arc<Pool>,
+        pool: &Arc<KvPool>,
     ) -> Result<Self> {
         for (i, s) in sequences.iter().enumerate() {
             check(s, config, pool)
@@ -153,10 +155,10 @@ impl Plan {
             layout.tables.extend(&table[..(past + s.tokens.len()).div_ceil(PAGE)]);
             if let Want::Scores { targets, logprobs, .. } = &s.want {
                 score_rows.extend((row..).take(targets.len()));
-                scores.extend(targets.iter().map(|&id| Draw {
+                scores.extend(targets.iter().map(|&id| SampleParams {
                     given: Some(id),
                     logprobs: *logprobs,
-                    ..Draw::greedy()
+                    ..SampleParams::greedy()
                 }));
             }
             match s.want.besides_scores() {
@@ -169,7 +171,7 @@ impl Plan {
                 Want::Logits => other_rows.push(row + rows - 1),
                 Want::AllLogits => other_rows.extend(row..row + rows),
                 &Want::Embedding { skip, pooling, normalize } => {
-                    pools.push(PoolSpan { row, rows, skip: skip as u32, pooling, normalize });
+                    pools.push(PoolingSpan { row, rows, skip: skip as u32, pooling, normalize });
                 }
             }
         }
@@ -182,7 +184,7 @@ impl Plan {
     }
 }
 
-fn check(s: &Sequence<'_>, config: &Config, pool: &Arc<Pool>) -> std::result::Result<(), String> {
+fn check(s: &Sequence<'_>, config: &Config, pool: &Arc<KvPool>) -> std::result::Result<(), String> {
     let skip = match s.want.besides_scores() {
         Want::Embedding { skip, .. } => *skip,
         Want::Scores { .. } => return Err("expected scores once, found scores besides".into()),

@@ -1,6 +1,6 @@
 //! KV pages: who owns which, and caches that leave the device.
 //!
-//! The device holds one pool; `Pool` counts its pages and [`Cache`] is one sequence's table of
+//! The device holds one pool; `KvPool` counts its pages and [`KvCache`] is one sequence's table of
 //! them. A request takes all the pages that it will need before anything is computed, so nothing is
 //! ever written past the pool and a refused request changes nothing. Dropping a cache gives its
 //! pages back.
@@ -23,7 +23,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The device's pages, and how many caches hold each.
 #[derive(Debug)]
-pub(crate) struct Pool {
+pub(crate) struct KvPool {
     state: Mutex<State>,
     pages: usize,
 }
@@ -35,7 +35,7 @@ struct State {
     holders: Vec<u32>,
 }
 
-impl Pool {
+impl KvPool {
     pub(crate) fn new(pages: usize) -> Arc<Self> {
         let state = State { free: (0..pages as u32).rev().collect(), holders: vec![0; pages] };
         Arc::new(Self { state: Mutex::new(state), pages })
@@ -73,14 +73,14 @@ impl Pool {
 ///
 /// A cache grows as a sequence is run; see [`crate::batch::Sequence`].
 #[derive(Debug)]
-pub struct Cache {
-    pool: Arc<Pool>,
+pub struct KvCache {
+    pool: Arc<KvPool>,
     table: Vec<u32>,
     tokens: usize,
 }
 
-impl Cache {
-    pub(crate) fn new(pool: &Arc<Pool>) -> Self {
+impl KvCache {
+    pub(crate) fn new(pool: &Arc<KvPool>) -> Self {
         Self { pool: Arc::clone(pool), table: Vec::new(), tokens: 0 }
     }
 
@@ -94,7 +94,7 @@ impl Cache {
         self.tokens == 0
     }
 
-    pub(crate) fn belongs_to(&self, pool: &Arc<Pool>) -> bool {
+    pub(crate) fn belongs_to(&self, pool: &Arc<KvPool>) -> bool {
         Arc::ptr_eq(&self.pool, pool)
     }
 
@@ -183,7 +183,7 @@ impl Cache {
     }
 }
 
-impl Drop for Cache {
+impl Drop for KvCache {
     fn drop(&mut self) {
         self.pool.give_back(self.table.iter().copied());
     }
@@ -245,7 +245,7 @@ impl<T: Pod + fmt::Debug> fmt::Debug for Numbers<T> {
 ///
 /// This is what the GRIT paper stores of a document, to generate from it without reading it again.
 #[derive(Clone, Debug, PartialEq)]
-pub struct KvCache {
+pub struct KvSnapshot {
     layers: usize,
     kv_heads: usize,
     head_dim: usize,
@@ -253,7 +253,7 @@ pub struct KvCache {
     values: Values,
 }
 
-impl KvCache {
+impl KvSnapshot {
     /// Of numbers in the order of `shape`: `(layers, 2, kv_heads, tokens, head_dim)`.
     ///
     /// # Errors
@@ -262,19 +262,19 @@ impl KvCache {
         Self::of(shape, Values::F32(Numbers::Owned(values)))
     }
 
-    /// [`KvCache::from_f32`] of rounded numbers, which are kept as they are.
+    /// [`KvSnapshot::from_f32`] of rounded numbers, which are kept as they are.
     ///
     /// # Errors
-    /// As [`KvCache::from_f32`].
+    /// As [`KvSnapshot::from_f32`].
     pub fn from_bf16(shape: [usize; 5], values: Vec<bf16>) -> Result<Self> {
         Self::of(shape, Values::Bf16(Numbers::Owned(values)))
     }
 
-    /// [`KvCache::from_f32`], or where `rounded` [`KvCache::from_bf16`], of the numbers in these
+    /// [`KvSnapshot::from_f32`], or where `rounded` [`KvSnapshot::from_bf16`], of the numbers in these
     /// bytes of a mapped file, which are not copied.
     ///
     /// # Errors
-    /// As [`KvCache::from_f32`].
+    /// As [`KvSnapshot::from_f32`].
     pub fn from_map(
         shape: [usize; 5],
         rounded: bool,
@@ -349,12 +349,12 @@ impl KvCache {
         Self { values: Values::Bf16(values), ..*self }
     }
 
-    /// All numbers as f32, in the order of [`KvCache::shape`].
+    /// All numbers as f32, in the order of [`KvSnapshot::shape`].
     pub fn to_f32(&self) -> Vec<f32> {
         self.wide().into_owned()
     }
 
-    /// [`KvCache::to_f32`], without a copy where they are.
+    /// [`KvSnapshot::to_f32`], without a copy where they are.
     pub fn wide(&self) -> Cow<'_, [f32]> {
         match &self.values {
             Values::F32(values) => Cow::Borrowed(values),

@@ -2,17 +2,17 @@
 //! a time or many in a batch, [`Engine::generate`] and the scheduler go through here.
 
 use crate::batch::{Output, Sequence, Want};
-use crate::cache::Cache;
+use crate::cache::KvCache;
 use crate::grammar::Guide;
 use crate::{Engine, Error, Finish, Piece, Result, Sampling};
 use gritlm_model::cpu::draw;
-use gritlm_model::ops::{Draw, Drawn, Mask};
+use gritlm_model::ops::{Mask, SampleParams, SampledToken};
 use gritlm_model::tokenizer::{Stream, Tokenizer};
 
 /// A sequence that is being generated: what is in the cache, and what is not yet.
 #[derive(Debug)]
 pub(crate) struct Context {
-    pub(crate) cache: Cache,
+    pub(crate) cache: KvCache,
     /// Tokens still to be run: the prompt's, then each drawn one.
     pending: Vec<u32>,
     /// Ids that occurred, sorted, for the repetition penalty.
@@ -20,7 +20,7 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    pub(crate) fn new(cache: Cache) -> Self {
+    pub(crate) fn new(cache: KvCache) -> Self {
         Self { cache, pending: Vec::new(), seen: Vec::new() }
     }
 
@@ -101,7 +101,7 @@ pub(crate) struct Continuation<'a> {
     limit: usize,
     drawn: usize,
     /// Of the prompt's tokens, from the second on, so far.
-    scores: Vec<Drawn>,
+    scores: Vec<SampledToken>,
     over: bool,
 }
 
@@ -161,7 +161,7 @@ impl<'a> Continuation<'a> {
     }
 
     /// Log-probabilities of the prompt's tokens from the second on, as far as they have been run.
-    pub(crate) fn scores(&self) -> &[Drawn] {
+    pub(crate) fn scores(&self) -> &[SampledToken] {
         &self.scores
     }
 
@@ -189,9 +189,9 @@ impl<'a> Continuation<'a> {
     }
 
     /// How the next token is drawn.
-    fn draw(&self, seen: &[u32]) -> Draw {
+    fn draw(&self, seen: &[u32]) -> SampleParams {
         let how = &self.how;
-        Draw {
+        SampleParams {
             seen: if how.repetition_penalty == 1.0 { Vec::new() } else { seen.to_vec() },
             penalty: how.repetition_penalty,
             temperature: how.temperature,

@@ -1,7 +1,7 @@
 //! Embedding: texts to vectors, in batches by token budget and length.
 
 use crate::batch::{Output, Sequence, Want};
-use crate::cache::{Cache, KvCache};
+use crate::cache::{KvCache, KvSnapshot};
 use crate::{Attn, Engine, Error, Result};
 use gritlm_model::ops::{Mask, PAGE, Pooling};
 use gritlm_model::prompt::embed_prefix;
@@ -85,7 +85,7 @@ pub struct Embedding {
     /// Tokens that were cut off; at least so many, where the text is far longer.
     pub truncated: usize,
     /// Keys and values of the pass, if [`Embed::keep_kv`] asks for them.
-    pub kv: Option<KvCache>,
+    pub kv: Option<KvSnapshot>,
 }
 
 /// A text's tokens, ready to be embedded; see [`Engine::encode_texts`].
@@ -299,10 +299,10 @@ impl Engine {
         tokens: &[&[u32]],
         mask: Mask,
         want: impl Fn(usize) -> Want,
-        each: &mut dyn FnMut(Vec<(usize, Output, Cache)>) -> Result<()>,
+        each: &mut dyn FnMut(Vec<(usize, Output, KvCache)>) -> Result<()>,
     ) -> Result<()> {
         for batch in self.batches(tokens) {
-            let mut caches: Vec<Cache> = batch.iter().map(|_| self.cache()).collect();
+            let mut caches: Vec<KvCache> = batch.iter().map(|_| self.cache()).collect();
             let sequence = |(&i, cache)| Sequence { tokens: tokens[i], cache, mask, want: want(i) };
             let mut sequences: Vec<Sequence<'_>> =
                 batch.iter().zip(&mut caches).map(sequence).collect();

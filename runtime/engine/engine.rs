@@ -2,7 +2,7 @@
 
 use crate::backend::{self, Device, Load, Loaded};
 use crate::batch::{Output, Sequence};
-use crate::cache::{Cache, KvCache, Pool};
+use crate::cache::{KvCache, KvPool, KvSnapshot};
 use crate::forward::{Corpus, Model, Probe};
 use crate::grammar::Vocabulary;
 use crate::{Error, Result, hub, synth};
@@ -139,7 +139,7 @@ pub struct Engine {
     config: Config,
     tokenizer: Tokenizer,
     model: Mutex<Box<dyn Model>>,
-    pool: Arc<Pool>,
+    pool: Arc<KvPool>,
     options: Options,
     why_device: String,
     loading: (u64, Duration),
@@ -231,7 +231,7 @@ impl Engine {
         let fingerprint = fingerprint(&config, weights);
         let generates = weights.is_none_or(|weights| weights.has_head(&config));
         let pages = options.kv_tokens.div_ceil(PAGE);
-        let pool = Pool::new(pages);
+        let pool = KvPool::new(pages);
         let frequencies = frequencies(&config, options);
         let load = Load { options, config: &config, weights, frequencies, pool: &pool, pages };
         let Loaded { model, why, loading } = backend::open(options, load)?;
@@ -319,8 +319,8 @@ impl Engine {
     }
 
     /// An empty cache for [`Engine::run`].
-    pub fn cache(&self) -> Cache {
-        Cache::new(&self.pool)
+    pub fn cache(&self) -> KvCache {
+        KvCache::new(&self.pool)
     }
 
     /// Runs sequences of token ids in one pass, whatever their masks and wishes.
@@ -375,7 +375,7 @@ impl Engine {
     ///
     /// # Errors
     /// When a sliding window has dropped a part, or the cache is another engine's.
-    pub fn export(&self, cache: &Cache) -> Result<KvCache> {
+    pub fn export(&self, cache: &KvCache) -> Result<KvSnapshot> {
         self.model().export(cache)
     }
 
@@ -383,7 +383,7 @@ impl Engine {
     ///
     /// # Errors
     /// When they are another model's, or do not fit.
-    pub fn import(&self, from: &KvCache) -> Result<Cache> {
+    pub fn import(&self, from: &KvSnapshot) -> Result<KvCache> {
         self.model().import(from)
     }
 
@@ -475,7 +475,7 @@ impl Engine {
     }
 
     /// The KV pages.
-    pub(crate) fn pool(&self) -> &Pool {
+    pub(crate) fn pool(&self) -> &KvPool {
         &self.pool
     }
 

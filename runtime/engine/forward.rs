@@ -2,12 +2,12 @@
 
 use crate::backend::Load;
 use crate::batch::{Output, Plan, Sequence, Want};
-use crate::cache::{Cache, KvCache, Pool};
+use crate::cache::{KvCache, KvPool, KvSnapshot};
 use crate::{Error, Result};
 use gritlm_model::config::Config;
 use gritlm_model::ops::{
-    Attention, Created, Drawn, Expert, GateUp, LinearAdd, Logits, Mask, OpTime, Ops, PAGE,
-    PoolShape, Qkv, RmsNorm, Route, Search, SharedVectors,
+    Attention, Created, Expert, GateUp, KvShape, LinearAdd, Logits, Mask, OpTime, Ops, PAGE, Qkv,
+    RmsNorm, Route, SampledToken, Search, SharedVectors,
 };
 use gritlm_model::weights::{Tensor, Weights};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -40,8 +40,8 @@ pub(crate) trait Model: Send {
         sequences: &mut [Sequence<'_>],
         probe: Option<&mut Probe<'_>>,
     ) -> Result<Vec<Output>>;
-    fn export(&self, cache: &Cache) -> Result<KvCache>;
-    fn import(&mut self, from: &KvCache) -> Result<Cache>;
+    fn export(&self, cache: &KvCache) -> Result<KvSnapshot>;
+    fn import(&mut self, from: &KvSnapshot) -> Result<KvCache>;
     fn corpus(&self, dim: usize, vectors: SharedVectors) -> Result<Corpus>;
     fn search(&self, top_k: usize, queries: &[f32], corpus: &Corpus) -> Result<Found>;
     fn profile(&self) -> Vec<OpTime>;
@@ -58,7 +58,7 @@ pub struct Corpus {
     len: usize,
     /// The backend's own.
     held: Mutex<Box<dyn Any + Send>>,
-    pool: Arc<Pool>,
+    pool: Arc<KvPool>,
 }
 
 impl Corpus {
@@ -134,7 +134,7 @@ pub(crate) struct Forward<O: Ops> {
     layers: Vec<Layer<O::Matrix>>,
     norm: O::Matrix,
     head: Head<O::Matrix>,
-    pool: Arc<Pool>,
+    pool: Arc<KvPool>,
     pages: O::Pages,
     work: Option<Work<O>>,
 }
@@ -186,7 +186,7 @@ impl<O: Ops> Forward<O> {
                 ffn,
             })
         });
-        let shape = PoolShape {
+        let shape = KvShape {
             layers: config.layers,
             pages,
             kv_heads: config.kv_heads,
@@ -305,7 +305,7 @@ impl<O: Ops> Forward<O> {
 
     /// Log-probabilities of the tokens that are given, a block of rows at a time: all logits of a
     /// long prompt would take more memory than the model's activations.
-    async fn scores(&self, plan: &Plan, w: &Work<O>) -> Result<Vec<Drawn>> {
+    async fn scores(&self, plan: &Plan, w: &Work<O>) -> Result<Vec<SampledToken>> {
         let (c, ops) = (&self.config, &self.ops);
         let p = Logits { dim: c.dim as u32, vocab: c.vocab as u32, eps: c.norm_eps };
         let mut scores = Vec::with_capacity(plan.scores.len());
@@ -429,7 +429,7 @@ impl<O: Ops> Model for Forward<O> {
         Ok(outputs)
     }
 
-    fn export(&self, cache: &Cache) -> Result<KvCache> {
+    fn export(&self, cache: &KvCache) -> Result<KvSnapshot> {
         let wrong = |problem: &str| Error::Input { what: "cache".into(), problem: problem.into() };
         if !cache.belongs_to(&self.pool) {
             return Err(wrong("it belongs to another engine"));
@@ -440,13 +440,13 @@ impl<O: Ops> Model for Forward<O> {
         let read = self.ops.export_pages(&self.pages, cache.table(), cache.tokens());
         let values = pollster::block_on(read)?;
         let c = &self.config;
-        KvCache::from_f32([c.layers, 2, c.kv_heads, cache.tokens(), c.head_dim], values)
+        KvSnapshot::from_f32([c.layers, 2, c.kv_heads, cache.tokens(), c.head_dim], values)
     }
 
-    fn import(&mut self, from: &KvCache) -> Result<Cache> {
+    fn import(&mut self, from: &KvSnapshot) -> Result<KvCache> {
         let c = &self.config;
         from.check_shape(c)?;
-        let mut cache = Cache::new(&self.pool);
+        let mut cache = KvCache::new(&self.pool);
         cache.reserve(from.tokens())?;
         debug_assert!(cache.table().len() * PAGE >= from.tokens());
         let plane = c.kv_heads * from.tokens() * c.head_dim;

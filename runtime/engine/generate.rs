@@ -1,9 +1,9 @@
 //! Generation: prompt in, text out piece by piece; and chat, which goes on from turn to turn.
 
-use crate::cache::Cache;
+use crate::cache::KvCache;
 use crate::continuation::{Context, Continuation};
 use crate::{Engine, Error, Grammar, Result};
-use gritlm_model::ops::{Drawn, Mask};
+use gritlm_model::ops::{Mask, SampledToken};
 use gritlm_model::prompt;
 
 /// What to generate from.
@@ -181,7 +181,7 @@ pub struct Piece {
     /// Text that has become certain: whole characters, and no part of a stop text. May be empty.
     pub text: String,
     /// The token drawn in this step.
-    pub token: Drawn,
+    pub token: SampledToken,
     /// Set on the last piece.
     pub finish: Option<Finish>,
 }
@@ -240,7 +240,7 @@ impl<'a> Generation<'a> {
     /// assert!(sum < 0.0);
     /// # Ok::<(), gritlm::Error>(())
     /// ```
-    pub fn prompt_logprobs(&self) -> &[Drawn] {
+    pub fn prompt_logprobs(&self) -> &[SampledToken] {
         self.answer.scores()
     }
 
@@ -337,7 +337,7 @@ impl Engine {
     /// As [`Engine::generate`].
     pub fn generate_after(
         &self,
-        cache: Cache,
+        cache: KvCache,
         prompt: &Prompt,
         how: &Sampling,
     ) -> Result<Generation<'_>> {
@@ -357,7 +357,7 @@ impl Engine {
     /// As [`Engine::generate`].
     pub fn generate_seen(
         &self,
-        cache: Cache,
+        cache: KvCache,
         seen: &[u32],
         ids: &[u32],
         how: &Sampling,

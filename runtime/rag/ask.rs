@@ -2,7 +2,7 @@
 //! reuses, prefills the rest of the prompt, and streams the answer.
 
 use super::{Chunk, Mode, Part, Passes, Positions, Reader, Result, Usage, join};
-use gritlm::cache::KvCache;
+use gritlm::cache::KvSnapshot;
 use gritlm::schedule::Past;
 use gritlm::{Attn, Embed, Embedding, Encoded, Engine, Generation, Piece, Sampling};
 use gritlm_model::prompt;
@@ -42,7 +42,7 @@ pub struct Passage {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Stored {
     /// The keys and values.
-    pub cache: KvCache,
+    pub cache: KvSnapshot,
     /// Bytes read from the store.
     pub bytes: u64,
     /// How long the read took.
@@ -78,9 +78,9 @@ impl Stored {
     }
 }
 
-impl From<KvCache> for Stored {
+impl From<KvSnapshot> for Stored {
     /// Wraps a cache that was already in memory: no bytes and no time are counted for it.
-    fn from(cache: KvCache) -> Self {
+    fn from(cache: KvSnapshot) -> Self {
         Self { cache, bytes: 0, took: Duration::ZERO }
     }
 }
@@ -92,7 +92,7 @@ pub struct Asked {
     query: String,
     tokens: Vec<u32>,
     vector: Vec<f32>,
-    kv: Option<KvCache>,
+    kv: Option<KvSnapshot>,
     usage: Usage,
     asked: Instant,
     embedded: Instant,
@@ -273,7 +273,7 @@ impl Asked {
         documents: &'d [Passage],
         encoded: Vec<Encoded>,
         how: &Embed,
-    ) -> Result<Vec<Cow<'d, KvCache>>> {
+    ) -> Result<Vec<Cow<'d, KvSnapshot>>> {
         let started = Instant::now();
         let all = documents.iter().zip(encoded);
         let missing: Vec<Encoded> =
@@ -310,9 +310,9 @@ impl Asked {
     fn joined(
         &self,
         engine: &Engine,
-        documents: &[Cow<'_, KvCache>],
-        query: Option<&KvCache>,
-    ) -> Result<Option<KvCache>> {
+        documents: &[Cow<'_, KvSnapshot>],
+        query: Option<&KvSnapshot>,
+    ) -> Result<Option<KvSnapshot>> {
         let part = |skip| move |cache| Part { cache, skip };
         let documents = documents.iter().map(Cow::as_ref);
         let parts: Vec<Part<'_>> = match self.how.mode {

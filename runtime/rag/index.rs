@@ -10,7 +10,7 @@ use super::chunk::Chunking;
 use super::read::{Entry, Item, Links, Parser, Source, Unread, Walk, read_file, resolve, walk};
 use super::store::{CacheKind, Identity, KvFormat, NewChunk, NewDocument, Spill, Stamp, Writer};
 use crate::{Error, Passes, Result};
-use gritlm::cache::KvCache;
+use gritlm::cache::KvSnapshot;
 use gritlm::{Embed, Embedding, Encoded, Engine};
 use rayon::prelude::*;
 use serde::Serialize;
@@ -586,7 +586,7 @@ impl<'a> Run<'a> {
                     Some(open.spill.insert(spill).keep(&kv)?)
                 }
                 kv => {
-                    let bytes = kv.as_ref().map_or(0, KvCache::bytes);
+                    let bytes = kv.as_ref().map_or(0, KvSnapshot::bytes);
                     open.in_memory += bytes;
                     in_memory += bytes;
                     kv

@@ -7,7 +7,7 @@
 //! position.
 
 use crate::{Error, Result};
-use gritlm::cache::KvCache;
+use gritlm::cache::KvSnapshot;
 use rayon::prelude::*;
 
 /// The positions of the keys in a joined cache.
@@ -25,7 +25,7 @@ pub enum Positions {
 #[derive(Clone, Copy, Debug)]
 pub struct Part<'a> {
     /// The part's keys and values.
-    pub cache: &'a KvCache,
+    pub cache: &'a KvSnapshot,
     /// Tokens to skip at the beginning: 1 for a `<s>`. The remaining tokens were computed with
     /// the skipped ones in sight.
     pub skip: usize,
@@ -37,7 +37,7 @@ pub struct Part<'a> {
 /// # Errors
 /// When there is no part, a part has no tokens left, the number of frequencies is wrong, or the
 /// parts are of different models.
-pub fn join(parts: &[Part<'_>], positions: Positions, frequencies: &[f32]) -> Result<KvCache> {
+pub fn join(parts: &[Part<'_>], positions: Positions, frequencies: &[f32]) -> Result<KvSnapshot> {
     let wrong = |problem: String| Error::Input { what: "caches to join".into(), problem };
     let first = parts.first().ok_or_else(|| wrong("expected at least one".into()))?.cache;
     let [layers, _, kv_heads, _, head_dim] = first.shape();
@@ -83,12 +83,12 @@ pub fn join(parts: &[Part<'_>], positions: Positions, frequencies: &[f32]) -> Re
             }
         }
     });
-    Ok(KvCache::from_f32([layers, 2, kv_heads, tokens, head_dim], joined)?)
+    Ok(KvSnapshot::from_f32([layers, 2, kv_heads, tokens, head_dim], joined)?)
 }
 
 /// A part with its size and rotation.
 struct Placed<'a> {
-    cache: &'a KvCache,
+    cache: &'a KvSnapshot,
     /// Elements per head: `tokens * head_dim`.
     length: usize,
     /// Elements to skip at the beginning of each head.

@@ -7,14 +7,14 @@ use super::metrics::Watch;
 use axum::http::HeaderValue;
 use gritlm::schedule::{Cancel, Event, Request, Summary, Ticket, Timings, Work};
 use gritlm::{Embedding, Ranked};
-use gritlm_model::ops::Drawn;
+use gritlm_model::ops::SampledToken;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 /// When a request is wanted: the options that every request may have.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Wish {
+pub(super) struct RequestOptions {
     /// Higher values are scheduled earlier.
     pub(super) priority: Option<i32>,
     /// Seconds after which the answer is no longer needed.
@@ -25,13 +25,13 @@ pub(super) struct Wish {
 pub(super) struct Answers(Many);
 
 /// An event and the index of its request, from 0.
-type Told = Result<(usize, Event), Failure>;
+type Numbered = Result<(usize, Event), Failure>;
 
 /// Sends a request's events to its handler, which may be slow to take them. Events that wait are
 /// charged to the budget.
 #[derive(Clone)]
 pub(super) struct Sink {
-    sender: UnboundedSender<Told>,
+    sender: UnboundedSender<Numbered>,
     charge: Arc<Charge>,
     /// Whether an event exceeded the budget. Its failure is sent, and nothing after it.
     full: bool,
@@ -62,12 +62,12 @@ impl Drop for CancelOnDrop {
 /// Returns the bytes that an event occupies while it waits. Vectors and ranks are charged in
 /// advance by [`result_bytes`]; the last event costs nothing, so it always fits.
 fn bytes(event: &Event) -> usize {
-    let top = |drawn: &Drawn| size_of_val(&drawn.top[..]);
+    let top = |drawn: &SampledToken| size_of_val(&drawn.top[..]);
     match event {
         Event::Prompt(scores) => {
-            size_of::<Told>() + size_of_val(&scores[..]) + scores.iter().map(top).sum::<usize>()
+            size_of::<Numbered>() + size_of_val(&scores[..]) + scores.iter().map(top).sum::<usize>()
         }
-        Event::Piece(piece) => size_of::<Told>() + piece.text.len() + top(&piece.token),
+        Event::Piece(piece) => size_of::<Numbered>() + piece.text.len() + top(&piece.token),
         _ => 0,
     }
 }
@@ -77,31 +77,31 @@ fn result_bytes(work: &Work, dim: usize) -> usize {
     match work {
         Work::Embed { texts, how } => {
             let numbers = how.dimensions.unwrap_or(dim).min(dim);
-            texts.len() * (size_of::<Told>() + numbers * size_of::<f32>())
+            texts.len() * (size_of::<Numbered>() + numbers * size_of::<f32>())
         }
-        Work::Rank { prompts } => prompts.len() * size_of::<Told>(),
+        Work::Rank { prompts } => prompts.len() * size_of::<Numbered>(),
         Work::Generate { .. } => 0,
     }
 }
 
 impl Loaded {
     /// Submits work to the scheduler.
-    pub(super) fn submit(&self, work: Work, wish: Wish) -> Result<Answers, Failure> {
-        Ok(Answers(self.submit_all([work], wish)?))
+    pub(super) fn submit(&self, work: Work, options: RequestOptions) -> Result<Answers, Failure> {
+        Ok(Answers(self.submit_all([work], options)?))
     }
 
     /// Submits several pieces of work to the scheduler, all or none.
     pub(super) fn submit_all(
         &self,
         works: impl IntoIterator<Item = Work>,
-        wish: Wish,
+        options: RequestOptions,
     ) -> Result<Many, Failure> {
         let (sink, mut many) = self.events();
         for (index, work) in works.into_iter().enumerate() {
             self.results.grow(result_bytes(&work, self.engine().config().dim))?;
             many.watches.push(self.app.metrics.watch(&work));
             let mut sink = sink.clone();
-            let request = wish.request(work)?;
+            let request = options.request(work)?;
             let ticket = self.scheduler.submit_to(request, move |event| sink.send(index, event))?;
             many._tickets.push(ticket);
         }
@@ -138,7 +138,7 @@ impl Loaded {
     }
 }
 
-impl Wish {
+impl RequestOptions {
     fn request(self, work: Work) -> Result<Request, Failure> {
         let deadline = self.deadline()?;
         Ok(Request { priority: self.priority.unwrap_or(0), deadline, ..work.into() })
@@ -159,7 +159,7 @@ impl Wish {
 
 /// The events of several requests, in order of arrival. Dropping it cancels all of them.
 pub(super) struct Many {
-    receiver: UnboundedReceiver<Told>,
+    receiver: UnboundedReceiver<Numbered>,
     charge: Arc<Charge>,
     /// Bytes of the charge that belong to events already taken.
     taken: usize,

@@ -2,7 +2,7 @@
 
 use super::body::{Body, Loaded};
 use super::failure::{Failure, Failures};
-use super::openai::{self, Chunk, Completion, Job, News, Shape};
+use super::openai::{self, ChoiceDelta, Chunk, Completion, Job, Shape};
 use super::options;
 use super::params::{Params, TextOr};
 use axum::response::Response;
@@ -192,8 +192,8 @@ impl Shape for Chat {
         ChatChoice { index, message, logprobs, finish_reason: finish }
     }
 
-    fn part(index: usize, news: News<ChatLogprobs>) -> ChatPart {
-        let News { first, text, logprobs, finish } = news;
+    fn part(index: usize, delta: ChoiceDelta<ChatLogprobs>) -> ChatPart {
+        let ChoiceDelta { first, text, logprobs, finish } = delta;
         let delta = Delta { role: first.then_some("assistant"), content: text };
         ChatPart { index, delta, logprobs, finish_reason: finish }
     }

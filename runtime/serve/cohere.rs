@@ -1,6 +1,6 @@
 //! Implements reranking in the shape of Cohere's API, which Jina and vLLM adopted.
 
-use super::answers::Wish;
+use super::answers::RequestOptions;
 use super::body::{Body, Loaded};
 use super::failure::{Failure, Failures};
 use super::options;
@@ -189,7 +189,7 @@ async fn answer(
         field: "documents",
         passages: body.documents.into_iter().map(|Document(text)| text).collect(),
         max_tokens: body.max_tokens_per_doc,
-        wish: Wish { priority: body.priority, timeout: body.timeout },
+        options: RequestOptions { priority: body.priority, timeout: body.timeout },
     };
     let ranking = loaded.rank(question).await?;
     let Ranking { mut ranked, mut passages, tokens, timing } = ranking;

@@ -1,6 +1,6 @@
 //! Implements `POST /v2/embed`: embeddings in the shape of Cohere's API.
 
-use super::answers::{Wish, server_timing};
+use super::answers::{RequestOptions, server_timing};
 use super::body::{Body, Loaded};
 use super::cohere::{ApiVersion, MetaTokens};
 use super::embeddings::base64;
@@ -144,13 +144,13 @@ pub(super) async fn embed(
     };
     let dimensions = body.output_dimension;
     let how = Embed { instruction, max_length, dimensions, ..Embed::default() };
-    let wish = Wish { priority: body.priority, timeout: body.timeout };
+    let options = RequestOptions { priority: body.priority, timeout: body.timeout };
     let truncate = body.truncate.unwrap_or(Truncate::End) == Truncate::End;
     let start = Instant::now();
     let texts =
         loaded.encode("texts", Input::of(false, body.texts.clone()), &how, truncate).await?;
     let tokenize = start.elapsed();
-    let answers = loaded.submit(Work::Embed { texts, how }, wish)?;
+    let answers = loaded.submit(Work::Embed { texts, how }, options)?;
     let (found, summary) = answers.embeddings().await?;
     let timing = server_timing(tokenize, &summary.timings);
     let types = body.embedding_types.unwrap_or_else(|| vec![EmbeddingType::Float]);

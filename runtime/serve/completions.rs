@@ -3,7 +3,7 @@
 use super::body::{Body, Loaded};
 use super::failure::{Failure, Failures};
 use super::input::{Input, Texts};
-use super::openai::{self, Chunk, Completion, Job, News, Shape};
+use super::openai::{self, ChoiceDelta, Chunk, Completion, Job, Shape};
 use super::params::Params;
 use axum::response::Response;
 use gritlm::{Engine, Finish, Piece, Prompt, Result};
@@ -112,8 +112,8 @@ impl Shape for Text {
         TextChoice { index, text, logprobs, finish_reason: Some(finish) }
     }
 
-    fn part(index: usize, news: News<TextLogprobs>) -> TextChoice {
-        let News { text, logprobs, finish, .. } = news;
+    fn part(index: usize, delta: ChoiceDelta<TextLogprobs>) -> TextChoice {
+        let ChoiceDelta { text, logprobs, finish, .. } = delta;
         TextChoice { index, text: text.unwrap_or_default(), logprobs, finish_reason: finish }
     }
 }

@@ -1,7 +1,7 @@
 //! Repeats prompts in front of their answers, token by token, as `echo` asks for.
 
 use gritlm::{Engine, Piece, Prompt, Result};
-use gritlm_model::ops::Drawn;
+use gritlm_model::ops::SampledToken;
 
 /// A prompt's tokens, each with its part of the text.
 pub(super) struct Echo(Vec<(u32, String)>);
@@ -28,9 +28,9 @@ impl Echo {
 
     /// Returns the tokens as pieces that an answer can begin with. `scores` belong to the tokens
     /// from the second on; an unknown log-probability is NaN.
-    pub(super) fn pieces(&self, scores: &[Drawn]) -> Vec<Piece> {
+    pub(super) fn pieces(&self, scores: &[SampledToken]) -> Vec<Piece> {
         let piece = |(i, (id, text)): (usize, &(u32, String))| {
-            let unknown = || Drawn { token: *id, logprob: f32::NAN, top: Vec::new() };
+            let unknown = || SampledToken { token: *id, logprob: f32::NAN, top: Vec::new() };
             let score = i.checked_sub(1).and_then(|i| scores.get(i));
             let token = score.cloned().unwrap_or_else(unknown);
             Piece { text: text.clone(), token, finish: None }

@@ -1,7 +1,7 @@
 //! Implements `POST /v1/embeddings` in the shape of OpenAI's API, and what the other endpoints that
 //! embed share with it.
 
-use super::answers::{Wish, server_timing};
+use super::answers::{RequestOptions, server_timing};
 use super::body::{Body, Loaded};
 use super::conversations::{Conversations, ConversationsShape};
 use super::failure::{Failure, Failures};
@@ -224,12 +224,12 @@ pub(super) async fn embeddings(
         dimensions: body.dimensions,
         keep_kv: false,
     };
-    let wish = Wish { priority: body.priority, timeout: body.timeout };
+    let options = RequestOptions { priority: body.priority, timeout: body.timeout };
     let truncate = body.truncate.unwrap_or(body.max_length.or(cut_at).is_some());
     let start = Instant::now();
     let texts = loaded.encode(field, input, &how, truncate).await?;
     let tokenize = start.elapsed();
-    let answers = loaded.submit(Work::Embed { texts, how }, wish)?;
+    let answers = loaded.submit(Work::Embed { texts, how }, options)?;
     let (found, summary) = answers.embeddings().await?;
 
     let timing = server_timing(tokenize, &summary.timings);

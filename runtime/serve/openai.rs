@@ -6,13 +6,13 @@ use super::body::Loaded;
 use super::echo::Echo;
 use super::failure::Failure;
 use super::params::Params;
-use super::stream::{self, Tell};
+use super::stream::{self, StreamOptions};
 use axum::Json;
 use axum::http::HeaderName;
 use axum::response::{IntoResponse, Response};
 use gritlm::schedule::{Event, Summary, Work};
 use gritlm::{Engine, Finish, Piece, Prompt, Result, Sampling};
-use gritlm_model::ops::Drawn;
+use gritlm_model::ops::SampledToken;
 use serde::Serialize;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use utoipa::ToSchema;
@@ -40,11 +40,11 @@ pub(super) trait Shape: 'static {
         finish: Finish,
     ) -> Self::Choice;
 
-    fn part(index: usize, news: News<Self::Logprobs>) -> Self::Part;
+    fn part(index: usize, delta: ChoiceDelta<Self::Logprobs>) -> Self::Part;
 }
 
 /// What a part of a stream adds to a choice.
-pub(super) struct News<L> {
+pub(super) struct ChoiceDelta<L> {
     /// Whether this is the first part of the choice.
     pub(super) first: bool,
     pub(super) text: Option<String>,
@@ -189,13 +189,13 @@ pub(super) async fn answer<S: Shape>(
         })
     });
     let submitted = Instant::now();
-    let many = loaded.submit_all(works, params.wish())?;
+    let many = loaded.submit_all(works, params.options())?;
 
     let head = Head::new::<S>(&loaded, params.stream());
     if params.stream() {
-        let tell = Tell { n, logprobs, usage: params.include_usage(), echoes };
+        let options = StreamOptions { n, logprobs, usage: params.include_usage(), echoes };
         let timing = || first_timing(tokenize, submitted.elapsed());
-        return stream::respond::<S>(loaded, many, head, tell, None, timing).await;
+        return stream::respond::<S>(loaded, many, head, options, None, timing).await;
     }
     let (mut answers, summaries) = collect(many).await?;
     if echo {
@@ -234,7 +234,7 @@ fn check_lengths<S: Shape>(loaded: &Loaded, prompts: &[Vec<u32>], n: usize) -> R
 #[derive(Clone, Default)]
 pub(super) struct Answered {
     /// The scores of its prompt, if they were asked for.
-    prompt: Vec<Drawn>,
+    prompt: Vec<SampledToken>,
     pieces: Vec<Piece>,
 }
 

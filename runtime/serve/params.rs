@@ -1,6 +1,6 @@
 //! The fields that requests for answers share, in both of OpenAI's endpoints and in `/v1/rag/ask`.
 
-use super::answers::Wish;
+use super::answers::RequestOptions;
 use super::failure::Failure;
 use super::{objects, options};
 use gritlm::{Engine, Grammar, Sampling};
@@ -191,8 +191,8 @@ impl Params {
         self.stream_options.as_ref().and_then(|o| o.include_usage).unwrap_or(false)
     }
 
-    pub(super) fn wish(&self) -> Wish {
-        Wish { priority: self.priority, timeout: self.timeout }
+    pub(super) fn options(&self) -> RequestOptions {
+        RequestOptions { priority: self.priority, timeout: self.timeout }
     }
 }
 

@@ -7,7 +7,7 @@ use super::failure::{Failure, Failures};
 use super::openai::{self, Chunk, Completion, Head, Usage};
 use super::params::Params;
 use super::rag::Store;
-use super::stream::{self, Tell};
+use super::stream::{self, StreamOptions};
 use axum::Json;
 use axum::http::HeaderName;
 use axum::response::sse;
@@ -205,12 +205,12 @@ pub(super) async fn ask(
     let head = Head::new::<Chat>(&loaded, params.stream());
     if params.stream() {
         let (usage, echoes) = (params.include_usage(), Vec::new());
-        let tell = Tell { n: 1, logprobs, usage, echoes };
-        let usage = tell.usage.then_some(None);
+        let options = StreamOptions { n: 1, logprobs, usage, echoes };
+        let usage = options.usage.then_some(None);
         let part = Chunk { head: head.clone(), choices: Vec::new(), usage };
         let first = sse::Event::default().json_data(AskPart { part, documents: Some(documents) });
         let timing = || first_timing(Default::default(), start.elapsed());
-        return stream::respond::<Chat>(loaded, many, head, tell, first.ok(), timing).await;
+        return stream::respond::<Chat>(loaded, many, head, options, first.ok(), timing).await;
     }
     let (answers, summaries) = openai::collect(many).await?;
     let choices = move |engine: &Engine| Ok(openai::choices::<Chat>(engine, answers, logprobs)?);
@@ -234,7 +234,7 @@ impl AskRequest {
         if params.choices()? != 1 {
             return Err(Failure::field("n", "expected 1: a question has one answer"));
         }
-        let wish = params.wish();
+        let options = params.options();
         let top_k = self.documents.unwrap_or(1);
         if top_k > MAX_DOCUMENTS {
             let problem = format!("expected 0 to {MAX_DOCUMENTS}, found {top_k}");
@@ -262,8 +262,8 @@ impl AskRequest {
                 ..Find::default()
             },
             sampling: params.sampling(Sampling::default().max_tokens, logprobs)?,
-            priority: wish.priority.unwrap_or(0),
-            deadline: wish.deadline()?,
+            priority: options.priority.unwrap_or(0),
+            deadline: options.deadline()?,
         })
     }
 }

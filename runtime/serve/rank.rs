@@ -1,7 +1,7 @@
 //! The code that the ranking endpoints share: it takes a query and passages, and returns the
 //! model's judgement of each passage.
 
-use super::answers::{Wish, server_timing};
+use super::answers::{RequestOptions, server_timing};
 use super::body::Loaded;
 use super::failure::Failure;
 use axum::http::HeaderValue;
@@ -21,7 +21,7 @@ pub(super) struct Question {
     pub(super) passages: Vec<String>,
     /// The most tokens of a passage that are used; None for the first 600 characters.
     pub(super) max_tokens: Option<usize>,
-    pub(super) wish: Wish,
+    pub(super) options: RequestOptions,
 }
 
 /// The ranked passages.
@@ -36,7 +36,7 @@ pub(super) struct Ranking {
 
 impl Loaded {
     pub(super) async fn rank(&self, question: Question) -> Result<Ranking, Failure> {
-        let Question { query, field, passages, max_tokens, wish } = question;
+        let Question { query, field, passages, max_tokens, options } = question;
         if query.is_empty() {
             return Err(Failure::field("query", "expected at least one character, found none"));
         }
@@ -67,7 +67,7 @@ impl Loaded {
         };
         let (prompts, passages) = self.blocking_of(bytes, encode).await?;
         let tokenize = start.elapsed();
-        let (ranked, summary) = self.submit(Work::Rank { prompts }, wish)?.ranked().await?;
+        let (ranked, summary) = self.submit(Work::Rank { prompts }, options)?.ranked().await?;
         let timing = server_timing(tokenize, &summary.timings);
         Ok(Ranking { ranked, passages, tokens: summary.prompt_tokens, timing })
     }

@@ -4,14 +4,14 @@ use super::answers::Many;
 use super::body::Loaded;
 use super::echo::Echo;
 use super::failure::{Failure, FailureBody};
-use super::openai::{Chunk, Head, News, Shape, Usage};
+use super::openai::{ChoiceDelta, Chunk, Head, Shape, Usage};
 use axum::http::{HeaderName, HeaderValue};
 use axum::response::sse::{self, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
 use gritlm::schedule::{Event, Summary};
 use gritlm::{Finish, Piece};
-use gritlm_model::ops::Drawn;
+use gritlm_model::ops::SampledToken;
 use serde::Serialize;
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -19,7 +19,7 @@ use std::marker::PhantomData;
 use std::time::Duration;
 
 /// What a stream contains besides the text.
-pub(super) struct Tell {
+pub(super) struct StreamOptions {
     /// Choices of each prompt.
     pub(super) n: usize,
     pub(super) logprobs: bool,
@@ -30,10 +30,10 @@ pub(super) struct Tell {
 
 /// The state of a choice under way.
 #[derive(Clone, Default)]
-struct Told {
+struct ChoiceState {
     begun: bool,
     /// The scores of the choice's prompt, until they are sent.
-    prompt: Vec<Drawn>,
+    prompt: Vec<SampledToken>,
     /// Characters of the choice's text that have been sent.
     characters: usize,
     finish: Option<Finish>,
@@ -45,8 +45,8 @@ struct Sending<S> {
     loaded: Loaded,
     many: Many,
     head: Head,
-    tell: Tell,
-    told: Vec<Told>,
+    options: StreamOptions,
+    choices: Vec<ChoiceState>,
     summaries: Vec<Summary>,
     /// Number of choices that are not finished.
     left: usize,
@@ -61,15 +61,16 @@ pub(super) async fn respond<S: Shape>(
     loaded: Loaded,
     mut many: Many,
     head: Head,
-    tell: Tell,
+    options: StreamOptions,
     first: Option<sse::Event>,
     timing: impl FnOnce() -> HeaderValue,
 ) -> Result<Response, Failure> {
     let (index, event) = many.next().await?;
-    let (told, summaries) =
-        (vec![Told::default(); many.len()], vec![Summary::default(); many.len()]);
+    let (choices, summaries) =
+        (vec![ChoiceState::default(); many.len()], vec![Summary::default(); many.len()]);
     let (left, out, shape) = (many.len(), VecDeque::from_iter(first), PhantomData);
-    let mut sending = Sending::<S> { loaded, many, head, tell, told, summaries, left, out, shape };
+    let mut sending =
+        Sending::<S> { loaded, many, head, options, choices, summaries, left, out, shape };
     sending.take(index, event)?;
     let header = [(HeaderName::from_static("server-timing"), timing())];
     let events = Sse::new(stream::unfold(sending, Sending::next));
@@ -105,19 +106,19 @@ impl<S: Shape> Sending<S> {
     /// Turns an event into parts to send.
     fn take(&mut self, index: usize, event: Event) -> Result<(), Failure> {
         match event {
-            Event::Prompt(scores) => self.told[index].prompt = scores,
+            Event::Prompt(scores) => self.choices[index].prompt = scores,
             Event::Piece(piece) => {
                 self.echo(index)?;
-                self.told[index].finish = piece.finish;
+                self.choices[index].finish = piece.finish;
                 self.pieces(index, &[piece])?;
             }
             Event::Finished(summary) => {
                 self.echo(index)?;
-                let told = &self.told[index];
+                let choice = &self.choices[index];
                 // Without a piece, there was no room for a token.
-                let finish = Some(told.finish.unwrap_or(Finish::Length));
-                let first = !told.begun;
-                self.part(index, News { first, text: None, logprobs: None, finish });
+                let finish = Some(choice.finish.unwrap_or(Finish::Length));
+                let first = !choice.begun;
+                self.part(index, ChoiceDelta { first, text: None, logprobs: None, finish });
                 self.summaries[index] = summary;
                 self.left -= 1;
                 if self.left == 0 {
@@ -131,10 +132,10 @@ impl<S: Shape> Sending<S> {
 
     /// Sends the prompt if `echo` asks for it and it has not been sent.
     fn echo(&mut self, index: usize) -> Result<(), Failure> {
-        let told = &mut self.told[index];
-        match self.tell.echoes.get(index / self.tell.n) {
-            Some(echo) if !told.begun => {
-                let pieces = echo.pieces(&std::mem::take(&mut told.prompt));
+        let choice = &mut self.choices[index];
+        match self.options.echoes.get(index / self.options.n) {
+            Some(echo) if !choice.begun => {
+                let pieces = echo.pieces(&std::mem::take(&mut choice.prompt));
                 self.pieces(index, &pieces)
             }
             _ => Ok(()),
@@ -143,28 +144,30 @@ impl<S: Shape> Sending<S> {
 
     /// Sends pieces as one part, unless there is nothing to send.
     fn pieces(&mut self, index: usize, pieces: &[Piece]) -> Result<(), Failure> {
-        let told = &mut self.told[index];
-        let logprobs =
-            self.tell.logprobs.then(|| S::logprobs(self.loaded.engine(), pieces, told.characters));
+        let choice = &mut self.choices[index];
+        let logprobs = self
+            .options
+            .logprobs
+            .then(|| S::logprobs(self.loaded.engine(), pieces, choice.characters));
         let logprobs = logprobs.transpose()?;
         let text: String = pieces.iter().map(|piece| piece.text.as_str()).collect();
         if logprobs.is_some() || !text.is_empty() {
-            told.characters += text.chars().count();
-            let first = !std::mem::replace(&mut told.begun, true);
-            self.part(index, News { first, text: Some(text), logprobs, finish: None });
+            choice.characters += text.chars().count();
+            let first = !std::mem::replace(&mut choice.begun, true);
+            self.part(index, ChoiceDelta { first, text: Some(text), logprobs, finish: None });
         }
         Ok(())
     }
 
-    fn part(&mut self, index: usize, news: News<S::Logprobs>) {
-        let usage = self.tell.usage.then_some(None);
-        let choices = vec![S::part(index, news)];
+    fn part(&mut self, index: usize, delta: ChoiceDelta<S::Logprobs>) {
+        let usage = self.options.usage.then_some(None);
+        let choices = vec![S::part(index, delta)];
         self.send(&Chunk { head: self.head.clone(), choices, usage });
     }
 
     fn end(&mut self) {
-        if self.tell.usage {
-            let usage = Some(Some(Usage::new(&self.summaries, self.tell.n)));
+        if self.options.usage {
+            let usage = Some(Some(Usage::new(&self.summaries, self.options.n)));
             let choices = Vec::<S::Part>::new();
             self.send(&Chunk { head: self.head.clone(), choices, usage });
         }

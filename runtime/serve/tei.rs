@@ -1,6 +1,6 @@
 //! The endpoints of text-embeddings-inference (TEI): `/embed`, `/similarity`, `/rerank`, `/info`.
 
-use super::answers::{Wish, server_timing};
+use super::answers::{RequestOptions, server_timing};
 use super::body::{Body, Loaded};
 use super::failure::{Failure, FailureBody, Failures};
 use super::input::Input;
@@ -246,11 +246,11 @@ pub(super) async fn embed(
         dimensions: body.dimensions,
         ..Embed::default()
     };
-    let wish = Wish { priority: body.priority, timeout: body.timeout };
+    let options = RequestOptions { priority: body.priority, timeout: body.timeout };
     let (start, truncate) = (Instant::now(), body.truncate.unwrap_or(false));
     let texts = loaded.encode("inputs", body.inputs, &how, truncate).await?;
     let tokenize = start.elapsed();
-    let answers = loaded.submit(Work::Embed { texts, how }, wish)?;
+    let answers = loaded.submit(Work::Embed { texts, how }, options)?;
     let (found, summary) = answers.embeddings().await?;
     let timing = server_timing(tokenize, &summary.timings);
     let answer = || EmbedResponse(found.into_iter().map(|e| e.vector).collect());
@@ -272,14 +272,14 @@ pub(super) async fn similarity(
         ..Embed::default()
     };
     let (one, others) = (how(parameters.instruction), how(parameters.sentences_instruction));
-    let wish = Wish { priority: body.priority, timeout: body.timeout };
+    let options = RequestOptions { priority: body.priority, timeout: body.timeout };
     let (start, truncate) = (Instant::now(), parameters.truncate.unwrap_or(false));
     let (source, sentences) = (inputs.source_sentence.into(), inputs.sentences.into());
     let mut texts = loaded.encode("inputs.source_sentence", source, &one, truncate).await?;
     texts.extend(loaded.encode("inputs.sentences", sentences, &others, truncate).await?);
     let tokenize = start.elapsed();
     // The two option sets differ only in their instructions, which are already part of the texts.
-    let answers = loaded.submit(Work::Embed { texts, how: one }, wish)?;
+    let answers = loaded.submit(Work::Embed { texts, how: one }, options)?;
     let (found, summary) = answers.embeddings().await?;
     let timing = server_timing(tokenize, &summary.timings);
     let mut vectors = found.into_iter().map(|e| e.vector);
@@ -300,7 +300,7 @@ pub(super) async fn rerank(
         field: "texts",
         passages: body.texts,
         max_tokens: None,
-        wish: Wish { priority: body.priority, timeout: body.timeout },
+        options: RequestOptions { priority: body.priority, timeout: body.timeout },
     };
     let Ranking { mut ranked, mut passages, timing, .. } = loaded.rank(question).await?;
     let raw = body.raw_scores.unwrap_or(false);

@@ -3,11 +3,11 @@
 use super::prefix::Prefixes;
 use super::{Cancel, Event, Past, Summary, Timings, Work};
 use crate::batch::{Output, Want};
-use crate::cache::Cache;
+use crate::cache::KvCache;
 use crate::continuation::{Context, Continuation};
 use crate::rerank::Judge;
 use crate::{Embed, Encoded, Engine, Error, Piece, Result};
-use gritlm_model::ops::{Drawn, Mask, PAGE};
+use gritlm_model::ops::{Mask, PAGE, SampledToken};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -15,7 +15,7 @@ use std::time::Instant;
 /// Order within a kind, the smallest first: the step of arrival, earlier by [`AGE`] for each level
 /// of priority, and the number of the request. It never changes, so who has waited long enough
 /// stands before whoever comes.
-pub(super) type Rank = (i64, u64);
+pub(super) type QueueKey = (i64, u64);
 
 /// Steps of waiting that a level of priority is worth.
 pub(super) const AGE: i64 = 64;
@@ -183,7 +183,7 @@ const TURN: usize = 32;
 impl<'a> Answering<'a> {
     /// With a cache that holds what precedes the prompt or a beginning of the prompt, and pages for
     /// the rest and the answer.
-    pub(super) fn new(waiting: Prompting<'a>, cache: Cache) -> Self {
+    pub(super) fn new(waiting: Prompting<'a>, cache: KvCache) -> Self {
         let window = waiting.window();
         let Prompting { client, past, prompt, answer, cached_tokens } = waiting;
         let has_past = past.is_some();
@@ -277,7 +277,7 @@ impl<'a> Answering<'a> {
     }
 
     /// The prompt's scores, once, when it has been run as a whole.
-    pub(super) fn scores(&mut self, whole: bool) -> Option<Vec<Drawn>> {
+    pub(super) fn scores(&mut self, whole: bool) -> Option<Vec<SampledToken>> {
         let told = self.answer.drawn() > 1 || !self.answer.scores_prompt();
         (whole && !told).then(|| self.answer.scores().to_vec())
     }
@@ -324,7 +324,7 @@ impl Texts {
         &mut self,
         index: usize,
         result: Result<Output>,
-        cache: &Cache,
+        cache: &KvCache,
         engine: &Engine,
     ) -> Result<Event> {
         match (&self.what, result?) {
@@ -351,7 +351,7 @@ impl Texts {
 
 /// A text in a pass.
 pub(super) struct Part {
-    pub(super) rank: Rank,
+    pub(super) rank: QueueKey,
     pub(super) index: usize,
-    pub(super) cache: Cache,
+    pub(super) cache: KvCache,
 }

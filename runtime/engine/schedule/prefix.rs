@@ -6,7 +6,7 @@
 //! use nor fill the cache, because there every token depends on all others.
 
 use crate::Engine;
-use crate::cache::{Cache, Pool};
+use crate::cache::{KvCache, KvPool};
 use gritlm_model::ops::PAGE;
 use std::collections::HashMap;
 
@@ -14,7 +14,7 @@ use std::collections::HashMap;
 type Level = HashMap<Box<[u32]>, Node>;
 
 struct Node {
-    page: Cache,
+    page: KvCache,
     /// The last look-up or insertion that came by; never less than below.
     used: u64,
     next: Level,
@@ -36,7 +36,7 @@ impl Prefixes {
 
     /// A cache of the longest known beginning, less than the whole: the last token must be run for
     /// its logits.
-    pub(super) fn find(&mut self, engine: &Engine, window: Option<u32>, ids: &[u32]) -> Cache {
+    pub(super) fn find(&mut self, engine: &Engine, window: Option<u32>, ids: &[u32]) -> KvCache {
         self.clock += 1;
         let mut cache = engine.cache();
         let mut level = self.windows.get_mut(&window);
@@ -51,7 +51,7 @@ impl Prefixes {
     }
 
     /// Keeps the full pages of a sequence; `ids` are the tokens in its cache.
-    pub(super) fn insert(&mut self, window: Option<u32>, ids: &[u32], cache: &Cache) {
+    pub(super) fn insert(&mut self, window: Option<u32>, ids: &[u32], cache: &KvCache) {
         self.clock += 1;
         let mut level = self.windows.entry(window).or_default();
         for (i, tokens) in ids.chunks_exact(PAGE).enumerate() {
@@ -69,7 +69,7 @@ impl Prefixes {
 
     /// Evicts the least recently used prefixes until `pages` are free. Returns false, and evicts
     /// nothing, where all prefixes that no sequence uses are not enough.
-    pub(super) fn make_room(&mut self, pool: &Pool, pages: usize) -> bool {
+    pub(super) fn make_room(&mut self, pool: &KvPool, pages: usize) -> bool {
         let free = pool.free_pages();
         if pages <= free {
             return true;

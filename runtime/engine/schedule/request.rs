@@ -1,9 +1,9 @@
 //! Requests to the scheduler, their events, and the reasons for refusing them.
 
 use super::Summary;
-use crate::cache::KvCache;
+use crate::cache::KvSnapshot;
 use crate::{Embed, Embedding, Encoded, Error, Piece, Ranked, Sampling};
-use gritlm_model::ops::Drawn;
+use gritlm_model::ops::SampledToken;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -40,7 +40,7 @@ pub enum Work {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Past {
     /// The keys and values.
-    pub cache: KvCache,
+    pub cache: KvSnapshot,
     /// Their tokens, for the repetition penalty; may be empty.
     pub tokens: Vec<u32>,
 }
@@ -113,7 +113,7 @@ impl From<Work> for Request {
 pub enum Event {
     /// Log-probabilities of the prompt's tokens from the second on, where
     /// [`Sampling::prompt_logprobs`] asks for them; before the first piece.
-    Prompt(Vec<Drawn>),
+    Prompt(Vec<SampledToken>),
     /// A piece of the answer.
     Piece(Piece),
     /// A text's vector.

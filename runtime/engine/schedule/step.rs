@@ -1,6 +1,6 @@
 //! The step loop: it chooses the sequences of each pass and delivers the results.
 
-use super::job::{AGE, Answering, Arrival, Client, Part, Prompting, Rank, Texts, What};
+use super::job::{AGE, Answering, Arrival, Client, Part, Prompting, QueueKey, Texts, What};
 use super::prefix::Prefixes;
 use super::{Event, Limits, Shared, Stats, Step, StepTokens, Summary, Work};
 use crate::batch::{Output, Sequence};
@@ -59,9 +59,9 @@ struct Steps<'a> {
     engine: &'a Engine,
     limits: &'a Limits,
     shared: &'a Shared,
-    prompts: BTreeMap<Rank, Prompting<'a>>,
-    texts: BTreeMap<Rank, Texts>,
-    running: BTreeMap<Rank, Answering<'a>>,
+    prompts: BTreeMap<QueueKey, Prompting<'a>>,
+    texts: BTreeMap<QueueKey, Texts>,
+    running: BTreeMap<QueueKey, Answering<'a>>,
     /// Clients whose last event has yet to be delivered.
     leaving: Vec<Client>,
     prefixes: Prefixes,
@@ -69,7 +69,7 @@ struct Steps<'a> {
     credit: usize,
     /// The text that found no pages in the last step. Prompts behind it wait: their answers would
     /// take the pages as soon as they are free, each time.
-    short: Option<Rank>,
+    short: Option<QueueKey>,
     /// Nothing could run although something waits, because pages are used past the scheduler.
     stuck: bool,
     stats: Stats,
@@ -274,7 +274,7 @@ impl Steps<'_> {
     /// [`Steps::pack_texts`] of these.
     fn pack_some(
         &mut self,
-        texts: &mut BTreeMap<Rank, Texts>,
+        texts: &mut BTreeMap<QueueKey, Texts>,
         parts: &mut Vec<Part>,
         mut used: usize,
         share: usize,
@@ -311,7 +311,7 @@ impl Steps<'_> {
     fn preempt(&mut self, pages: usize, priority: i32) -> bool {
         let pool = self.engine.pool();
         let yielding = self.running.iter().filter(|(_, job)| job.yields_to(priority));
-        let (ranks, held): (Vec<Rank>, Vec<usize>) =
+        let (ranks, held): (Vec<QueueKey>, Vec<usize>) =
             yielding.map(|(&rank, job)| (rank, job.pages())).unzip();
         if pages > pool.free_pages() + self.prefixes.pages() + held.iter().sum::<usize>() {
             return false;

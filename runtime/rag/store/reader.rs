@@ -11,7 +11,7 @@ use super::types::{Chunk, Document, Status};
 use super::vectors::Vectors;
 use super::{disk, folder_bytes_of, head};
 use crate::{Error, Result};
-use gritlm::cache::KvCache;
+use gritlm::cache::KvSnapshot;
 use gritlm::{Attn, Engine};
 use rusqlite::Connection;
 use std::collections::HashMap;
@@ -269,14 +269,14 @@ impl Reader {
     /// # Errors
     /// When there is no such chunk, or its record is damaged; the message names file and
     /// document.
-    pub fn kv(&self, id: u64) -> Result<Option<KvCache>> {
+    pub fn kv(&self, id: u64) -> Result<Option<KvSnapshot>> {
         let kv = self.load(id)?;
         self.notes.add(id, kv.is_some());
         Ok(kv)
     }
 
     /// Like [`Reader::kv`], but does not count as a use.
-    pub(super) fn load(&self, id: u64) -> Result<Option<KvCache>> {
+    pub(super) fn load(&self, id: u64) -> Result<Option<KvSnapshot>> {
         let row = self.row(id)?;
         let Some(place) = row.kv else { return Ok(None) };
         let read = match self.view.segments.get(&place.segment) {

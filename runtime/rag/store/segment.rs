@@ -14,7 +14,7 @@ use super::identity::{Identity, KvFormat};
 use super::map::map;
 use super::tables::Place;
 use super::{content_hash, disk};
-use gritlm::cache::KvCache;
+use gritlm::cache::KvSnapshot;
 use half::bf16;
 use memmap2::Mmap;
 use rayon::prelude::*;
@@ -78,7 +78,7 @@ pub(super) struct Record<'a> {
 
 impl<'a> Record<'a> {
     /// Encodes `kv`, which has the identity's shape.
-    pub(super) fn of(identity: &Identity, chunk: u64, kv: &'a KvCache) -> Self {
+    pub(super) fn of(identity: &Identity, chunk: u64, kv: &'a KvSnapshot) -> Self {
         let payload = encode(kv, identity.kv);
         let covered = header(identity, chunk, kv.tokens(), payload.len());
         let checksum = checksum(&covered, &payload);
@@ -110,7 +110,7 @@ impl Segment {
         identity: &Identity,
         chunk: u64,
         place: Place,
-    ) -> Result<KvCache, String> {
+    ) -> Result<KvSnapshot, String> {
         let wrong = |what: String| format!("record at {}: {what}", place.offset);
         // Accessing mapped bytes that another program has truncated would kill this process.
         let len = self.file.metadata().map_err(|e| wrong(e.to_string()))?.len();
@@ -148,16 +148,16 @@ impl Segment {
         let shape = [layers, 2, kv_heads, tokens, head_dim];
         let numbers = start + HEADER..end;
         let kv = match identity.kv {
-            KvFormat::F32 => KvCache::from_map(shape, false, &self.map, numbers),
-            KvFormat::Bf16 => KvCache::from_map(shape, true, &self.map, numbers),
-            KvFormat::Int8 => KvCache::from_f32(shape, dequantize(payload, head_dim)),
+            KvFormat::F32 => KvSnapshot::from_map(shape, false, &self.map, numbers),
+            KvFormat::Bf16 => KvSnapshot::from_map(shape, true, &self.map, numbers),
+            KvFormat::Int8 => KvSnapshot::from_f32(shape, dequantize(payload, head_dim)),
         };
         kv.map_err(|e| wrong(e.to_string()))
     }
 }
 
 /// Converts the numbers to the store's format.
-fn encode(kv: &KvCache, format: KvFormat) -> Cow<'_, [u8]> {
+fn encode(kv: &KvSnapshot, format: KvFormat) -> Cow<'_, [u8]> {
     let exact = || kv.as_f32().map_or_else(|| Cow::Owned(kv.to_f32()), Cow::Borrowed);
     match format {
         KvFormat::F32 => match exact() {

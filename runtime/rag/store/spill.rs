@@ -4,7 +4,7 @@
 use super::disk;
 use super::map::map;
 use crate::{Error, Result};
-use gritlm::cache::KvCache;
+use gritlm::cache::KvSnapshot;
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
@@ -32,7 +32,7 @@ impl Spill {
     ///
     /// # Errors
     /// When the disk is full.
-    pub(crate) fn keep(&mut self, kv: &KvCache) -> Result<KvCache> {
+    pub(crate) fn keep(&mut self, kv: &KvSnapshot) -> Result<KvSnapshot> {
         let numbers: &[u8] = match (kv.as_bf16(), kv.as_f32()) {
             (Some(numbers), _) => bytemuck::cast_slice(numbers),
             (None, numbers) => bytemuck::cast_slice(numbers.unwrap_or_default()),
@@ -43,6 +43,6 @@ impl Spill {
         self.bytes += numbers.len() as u64;
         let map = Arc::new(map(&self.file, self.bytes as usize).map_err(io)?);
         let bytes = start..self.bytes as usize;
-        Ok(KvCache::from_map(kv.shape(), kv.as_bf16().is_some(), &map, bytes)?)
+        Ok(KvSnapshot::from_map(kv.shape(), kv.as_bf16().is_some(), &map, bytes)?)
     }
 }

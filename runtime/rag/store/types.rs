@@ -1,6 +1,6 @@
 //! Types that go into a store and come out of it.
 
-use gritlm::cache::KvCache;
+use gritlm::cache::KvSnapshot;
 use serde::{Deserialize, Serialize};
 
 /// Identifies the state of a document's source, to detect that it has changed since it was
@@ -40,7 +40,7 @@ pub struct NewChunk {
     /// The chunk's embedding, `(dim)`.
     pub vector: Vec<f32>,
     /// Keys and values to generate from; None to store none.
-    pub kv: Option<KvCache>,
+    pub kv: Option<KvSnapshot>,
 }
 
 /// A stored document.
