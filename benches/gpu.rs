@@ -1,19 +1,19 @@
-//! The WGSL backend beside its limits and beside what one would take instead, on one adapter.
+//! Measures the WGSL backend on one adapter against its limits and against simpler alternatives.
 //!
 //!     cargo bench --bench gpu [-- FILTER…] [--device NAME] [--repeats N] [--output FILE]
 //!
-//! * **copy**: bytes per second of the adapter's own copy, and of a shader that copies 16 bytes an
-//!   invocation: what any shader can hope for.
-//! * **matmul**: f32 × f32 at 1024³ and the 1b model's products with 128 rows, and with its bf16
-//!   weights; `benches/peers/cubecl` times the same shapes.
+//! * **copy**: bytes per second of the adapter's own copy, and of a shader in which each
+//!   invocation copies 16 bytes, an upper bound for any shader.
+//! * **matmul**: f32 × f32 at 1024³, and the 1b model's products with 128 rows, in f32 and with
+//!   its bf16 weights; `benches/peers/cubecl` times the same shapes.
 //! * **matvec**: the 1b model's products with one row, as a share of the copies.
-//! * **attention**: fused, beside three launches (scores, softmax, weighted sum) that keep the score
-//!   matrix, with the same matrix product.
-//! * **decode**: a step of the 1b model: share of the copies, launches, and what recording and
-//!   submitting them costs the host.
+//! * **attention**: the fused kernel against three launches (scores, softmax, weighted sum) that
+//!   store the score matrix and use the same matrix product.
+//! * **decode**: a step of the 1b model: its share of the copies, its launches, and the host time
+//!   to record and submit them.
 //!
-//! Each figure is the median of the repeats; the two of a pair alternate. Inputs are random;
-//! results are compared before anything is timed.
+//! Each figure is the median of the repeats; measurements that are compared alternate. Inputs are
+//! random. `matmul` and `attention` check their results before timing.
 
 use gritlm::batch::{Output, Sequence, Want};
 use gritlm::model::ops::{
@@ -29,7 +29,7 @@ use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-/// Copies 16 bytes an invocation.
+/// Copies 16 bytes per invocation.
 static COPY: Shader = Shader::new(
     "copy",
     &["@group(0) @binding(0) var<uniform> count: vec4<u32>;
@@ -50,7 +50,7 @@ fn main(
     &[Kind::Params, Kind::Read, Kind::Write],
 );
 
-/// Softmax of each row of a square matrix in place, scaled: the middle one of the three launches.
+/// Scaled softmax of each row of a square matrix, in place: the second of the three launches.
 static SOFTMAX: Shader = Shader::new(
     "softmax",
     &["struct Rows { rows: u32, keys: u32, scale: f32, causal: u32 }
@@ -105,7 +105,7 @@ struct Bench {
 }
 
 fn main() {
-    // Cargo adds --bench.
+    // Cargo adds `--bench`.
     let args: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
     let (mut values, mut filters) = (Vec::new(), Vec::new());
     let mut rest = args.into_iter();
@@ -136,7 +136,7 @@ fn main() {
     }
 }
 
-/// The same random values in each run.
+/// Returns random values, the same in each run.
 fn random(n: usize, seed: u64) -> Vec<f32> {
     let mut x = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     let mut next = || {
@@ -168,7 +168,7 @@ impl Bench {
         self.filters.is_empty() || self.filters.iter().any(|f| name.contains(f.as_str()))
     }
 
-    /// Seconds of one launch or several, done.
+    /// Returns the seconds that `launch` takes on the device, recording included.
     fn time(&self, launch: &mut dyn FnMut()) -> f64 {
         let start = Instant::now();
         launch();
@@ -176,14 +176,14 @@ impl Bench {
         start.elapsed().as_secs_f64()
     }
 
-    /// Medians of several forms of the same, which alternate.
+    /// Returns the median times of several alternatives, which run alternately.
     fn times<const N: usize>(&self, forms: [&mut dyn FnMut(); N]) -> [f64; N] {
         let mut all: [Vec<f64>; N] = std::array::from_fn(|_| Vec::new());
         let mut forms = forms;
         for repeat in 0..=self.repeats {
             for (form, times) in forms.iter_mut().zip(&mut all) {
                 let time = self.time(*form);
-                // The first compiles.
+                // The first run compiles the kernels and is not counted.
                 if repeat > 0 {
                     times.push(time);
                 }
@@ -289,7 +289,7 @@ impl Bench {
         }
     }
 
-    /// A line with the share of both copies.
+    /// Prints a line with the shares of both copies, and returns it as JSON.
     fn share(&self, name: &str, bytes: f64, time: f64) -> Value {
         let rate = bytes / time;
         let shares = self.copies.map(|copy| rate / copy);
@@ -304,7 +304,8 @@ impl Bench {
             "share_of_shader_copy": shares[1] })
     }
 
-    /// One head of 128 columns, so that the three launches need no more than the matrix product.
+    /// Times fused attention against three launches, for one head of 128 columns, so that the
+    /// three launches need nothing beyond the matrix product.
     fn attention(&mut self) {
         let dim = 128;
         for (tokens, causal) in [(1024, false), (4096, false), (1024, true), (4096, true)] {
@@ -338,7 +339,7 @@ impl Bench {
             let p = Attention { heads: 1, kv_heads: 1, head_dim: dim as u32, layer: 0 };
             let mut fused = || self.gpu.attention(p, &q, &pool, &batch, &mut out);
 
-            // Vᵀ (dim, tokens): the second product needs its columns as rows.
+            // Vᵀ, (dim, tokens): the second product needs the columns of V as rows.
             let turned: Vec<f32> =
                 (0..dim * tokens).map(|i| v[i % tokens * dim + i / tokens]).collect();
             let [keys, values] = [(&k, tokens, dim), (&turned, dim, tokens)]
@@ -350,7 +351,8 @@ impl Bench {
             let scale = 1.0 / (dim as f32).sqrt();
             let params = [rows, rows, scale.to_bits(), u32::from(causal)];
             let inner = dim as u32;
-            // The product adds, so results are right once only; times do not depend on it.
+            // The product accumulates, so only the first result is right; the time does not
+            // depend on it.
             let mut three = || {
                 let p = LinearAdd { rows, inner, outer: rows };
                 self.gpu.linear_add(p, &q, &keys, &mut scores);
@@ -387,10 +389,10 @@ impl Bench {
         }
     }
 
-    /// A step of one sequence of the 1b model.
+    /// Times a decode step of one sequence of the 1b model.
     fn decode(&mut self, name: &str) {
         let folder = checkpoint();
-        // Read once, so that loading is timed from memory and not from a disk.
+        // The file is read once, so that loading is timed from memory and not from disk.
         std::fs::read(folder.join("model.safetensors")).expect("weights");
         let device = Device::Wgpu(name.into());
         let options = gritlm::Options { device, kv_tokens: 2048, ..gritlm::Options::default() };
@@ -425,8 +427,8 @@ impl Bench {
         self.rows.push(row);
     }
 
-    /// Host time to record and submit as many launches as a step of so many layers has, with next to
-    /// nothing for the device to do: their number, and microseconds.
+    /// Returns the number of launches in a decode step of `layers` layers, and the host time in
+    /// microseconds to record and submit as many with almost no work for the device.
     fn overhead(&self, layers: usize) -> (u64, f64) {
         let (w, _) = self.matrix(Dtype::Bf16, 8, 8);
         let (a, mut x) = (self.buffer(1, 8, 1), self.buffer(1, 8, 2));
@@ -447,7 +449,7 @@ impl Bench {
     }
 }
 
-/// The checkpoint of the 1b shape, written once.
+/// Returns the folder of a checkpoint of the 1b shape, which is written only once.
 fn checkpoint() -> PathBuf {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bench/1b");
     if !folder.exists() {

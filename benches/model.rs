@@ -1,18 +1,19 @@
-//! A whole model's speed, each figure as a share of a limit measured in the same run.
+//! Measures the speed of a whole model, each figure as a share of a limit measured in the same
+//! run.
 //!
 //!     cargo bench --bench model [-- --model DIR] [--repeats N] [--output FILE]
 //!
 //! Without `--model` a checkpoint of the `1b` shape is written once to `target/bench/1b` (2.2 GB).
 //!
-//! * **decode**: one sequence, one token a step. The limit is reading: every step reads all weights
-//!   but the embedding table once, so the share is (those bytes / step time) ÷ (read bandwidth of
-//!   all threads over the same mapped file).
-//! * **embed**: 64 texts of 128 tokens. The limit is arithmetic: the share is (FLOPs of all matrix
-//!   products, attention left out / time) ÷ (rate of the `gemm` crate in f32, AVX-512 on, on the
-//!   same shapes and number of rows).
+//! * **decode**: one sequence, one token per step. The limit is reading: every step reads all
+//!   weights except the embedding table once, so the share is (those bytes / step time) ÷ (read
+//!   bandwidth of all threads over the same mapped file).
+//! * **embed**: 64 texts of 128 tokens. The limit is arithmetic: the share is (FLOPs of all
+//!   matrix products, without attention / time) ÷ (rate of the `gemm` crate in f32, with AVX-512,
+//!   for the same shapes and number of rows).
 //!
-//! Limit and measurement alternate, and the share is the median of the pairs' ratios: on a shared
-//! machine both move together.
+//! Limit and measurement alternate, and the share is the median of the ratios of the pairs: on a
+//! shared machine both vary together.
 
 use gritlm::batch::{Output, Sequence, Want};
 use gritlm::model::config::Config;
@@ -63,7 +64,7 @@ fn default_checkpoint() -> PathBuf {
     folder
 }
 
-/// Ids that no tokenizer would give, the same in each run.
+/// Returns random ids, the same in each run; no tokenizer would produce such a sequence.
 fn ids(n: usize, seed: u64, vocab: usize) -> Vec<u32> {
     let mut x = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     let mut next = || {
@@ -124,14 +125,14 @@ fn decode(engine: &Engine, config: &Config, weights: &Weights, repeats: usize) -
         "limit": "read bandwidth", "limit_gb_per_s": limit / 1e9, "share": share })
 }
 
-/// Bytes per second of all threads that add up the checkpoint's words, in order.
+/// Returns the bytes per second at which all threads add up the words of the checkpoint in order.
 fn read_bandwidth(weights: &Weights) -> f64 {
     let tensors: Vec<&[u8]> = weights.tensors().map(|(_, t)| t.bytes()).collect();
     let time = seconds(|| {
         let sum = tensors
             .iter()
             .map(|bytes| {
-                // A checkpoint's tensors begin at multiples of 8.
+                // The tensors of a checkpoint begin at multiples of 8.
                 let words: &[u64] = bytemuck::cast_slice(bytes);
                 let add = |part: &[u64]| part.iter().fold(0u64, |s, &w| s.wrapping_add(w));
                 words.par_chunks(1 << 16).map(add).reduce(|| 0, u64::wrapping_add)
@@ -142,7 +143,7 @@ fn read_bandwidth(weights: &Weights) -> f64 {
     weights.bytes() as f64 / time
 }
 
-/// (inner, outer) of a layer's matrix products.
+/// Returns (inner, outer) of a layer's matrix products.
 fn products(c: &Config) -> [(usize, usize); 4] {
     let heads = c.heads * c.head_dim;
     [(c.dim, c.qkv_rows()), (heads, c.dim), (c.dim, 2 * c.hidden), (c.hidden, c.dim)]
@@ -172,7 +173,8 @@ fn embed(engine: &Engine, config: &Config, batch: usize, repeats: usize) -> Valu
     for _ in 0..repeats {
         let before = products.rate();
         let time = seconds(run);
-        // The run takes long enough for the machine to change: the limit before and after it.
+        // The run takes long enough for the machine's speed to change, so the limit is the mean
+        // of before and after.
         let limit = (before + products.rate()) / 2.0;
         times.push(time);
         limits.push(limit);
@@ -191,8 +193,8 @@ fn embed(engine: &Engine, config: &Config, batch: usize, repeats: usize) -> Valu
         "limit_gflop_per_s": limit / 1e9, "share": share })
 }
 
-/// One layer's products by the `gemm` crate, f32 on both sides, weights in rows as the checkpoint
-/// has them.
+/// One layer's matrix products with the `gemm` crate, f32 on both sides, weights in rows as in
+/// the checkpoint.
 struct Gemm {
     rows: usize,
     products: [(usize, usize); 4],
@@ -219,14 +221,15 @@ impl Gemm {
         }
     }
 
-    /// FLOPs per second over the layer.
+    /// Returns the FLOPs per second over the layer.
     fn rate(&mut self) -> f64 {
         let threads = gemm::Parallelism::Rayon(rayon::current_num_threads());
         let (mut time, mut flops) = (0.0, 0.0);
         for (k, n) in self.products {
             time += seconds(|| {
-                // SAFETY: the buffers were made for the largest of these products, and the strides
-                // are those of row-major arrays: out (rows, n), a (rows, k), w (n, k) transposed.
+                // SAFETY: the buffers are as large as the largest of these products needs, and
+                // the strides are those of row-major arrays: out (rows, n), a (rows, k), w (n, k)
+                // transposed.
                 unsafe {
                     gemm::gemm(
                         self.rows,

@@ -1,11 +1,13 @@
-//! Single operations on the CPU: the shapes of the 1b model, then every case of the test table.
+//! Times single operations on the CPU: the shapes of the 1b model, then every case of the case
+//! table.
 //!
 //!     cargo bench --bench ops            all (some minutes)
 //!     cargo bench --bench ops -- 1b      the model's shapes only
 //!     cargo bench --bench ops -- qkv     one op
 //!
-//! Each case is checked against its formula before it is timed. Throughput is the bytes that the
-//! op must move at least; with many rows its FLOPs (in the name, in GFLOP) are what bounds it.
+//! Each case is checked against its reference formula before it is timed. Throughput counts the
+//! bytes that the op must at least move; with many rows the limit is arithmetic instead, so the
+//! name of the case contains its GFLOP.
 
 use criterion::{Criterion, Throughput};
 use gritlm::model::cpu::Cpu;
@@ -15,7 +17,8 @@ use gritlm_bench::case::{Case, Op, Seq, Step};
 use gritlm_bench::cases::cases;
 use std::time::Duration;
 
-/// The 1b model's products with one row (decode) and with a text's 128, and its attention.
+/// Returns the 1b model's products with one row (decode) and with the 128 rows of a text, and its
+/// attention.
 fn model_shapes() -> Vec<Case> {
     let (dim, hidden) = (2048, 5632);
     let attention = Attention { heads: 16, kv_heads: 4, head_dim: 128, layer: 1 };
@@ -53,7 +56,7 @@ fn main() {
         let mut group = criterion.benchmark_group("cpu");
         group.throughput(Throughput::Bytes(case.bytes().max(1)));
         group.bench_function(name, |bencher| {
-            // Only what the filter lets through comes here.
+            // This runs only for cases that the filter selects.
             check(&case);
             let mut step = case.ready(&Cpu).expect("room");
             bencher.iter(|| step(Step::Launch).expect("a result"));

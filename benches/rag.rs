@@ -1,21 +1,23 @@
-//! `gritlm_rag` with the demo model: what it finds and what each cache does to the answer, and how
-//! a store grows.
+//! Measures `gritlm_rag` with the demo model: retrieval quality, the effect of each cache on the
+//! answer, and how a store scales.
 //!
 //!     cargo bench --bench rag -- quality [--packages N] [--kv-format int8] [--json FILE]
 //!     cargo bench --bench rag -- scale [--most 10000] [--json FILE]
 //!
-//! * **quality**: the embedded corpus, packages that the model was not trained on. Of each, name
-//!   and description are indexed, with their keys and values; the one-line summary, which is left
-//!   out, is what to find it by. Of the best document found two things are asked in each mode that
-//!   it implies and does not say: its section and its summary. `match`: answers that are, word for
-//!   word, the document's; `nats per token`: of that answer, `</s>` counted, where it follows what
-//!   the mode has read or reused; `same`: as plain RAG's greedy answer in its order. Beside the
-//!   modes stand document and question without retrieval's words, and the question alone.
-//!   With all 400 packages a share is known to some 2.5 points.
-//! * **scale**: stores of 1,000 chunks and more, of words drawn with a fixed seed. Indexing,
-//!   searching and searching approximately are processes of their own, so that each has its own
-//!   memory. Of approximate search, and of exact search over rounded vectors: how many of the ten
-//!   that exact search over f32 finds.
+//! * **quality**: uses the packages of the embedded corpus, on which the model was not trained.
+//!   Name and description of each package are indexed, with their keys and values. The one-line
+//!   summary is left out and serves as the query. Each mode is asked two things about the best
+//!   document found that it implies but does not state: its section and its summary. `match` is
+//!   the share of answers that equal the document's word for word; `nats per token` is the loss
+//!   of the document's answer, `</s>` included, after what the mode has read or reused; `same` is
+//!   the share of answers that equal plain RAG's greedy answer in the same order. Two controls
+//!   are measured along with the modes: document and question without the words that retrieval
+//!   puts around them, and the question alone. With all 400 packages a share has an uncertainty
+//!   of about 2.5 points.
+//! * **scale**: stores of 1,000 chunks and more, made of random words with a fixed seed. Indexing,
+//!   exact search and approximate search each run in a process of their own, so that their memory
+//!   can be told apart. For approximate search, and for exact search over rounded vectors, it
+//!   reports how many of the ten best documents of exact search over f32 they find.
 
 #[path = "rag/quality.rs"]
 mod quality;
@@ -38,34 +40,34 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 struct Args {
     #[command(subcommand)]
     command: Command,
-    /// As `gritlm` takes it.
+    /// Device, as for `gritlm`.
     #[arg(long, global = true, default_value = "cpu")]
     device: Device,
-    /// A file for the figures.
+    /// File to write the figures to.
     #[arg(long, global = true)]
     json: Option<PathBuf>,
-    /// `cargo bench` passes it.
+    /// Passed by `cargo bench`.
     #[arg(long, global = true, hide = true)]
     bench: bool,
 }
 
 #[derive(Subcommand)]
 enum Command {
-    /// What is found, and what each cache does to the answer.
+    /// Retrieval quality, and the effect of each cache on the answer.
     Quality(Quality),
     /// Stores of 1,000, 10,000 and 100,000 chunks.
     Scale {
-        /// Chunks of the largest.
+        /// Chunks of the largest store.
         #[arg(long, default_value_t = 100_000, value_parser = value_parser!(u64).range(1000..))]
         most: u64,
     },
-    /// A process of `scale`.
+    /// Runs as a process of `scale`.
     #[command(hide = true)]
     Index { folder: PathBuf, chunks: usize },
-    /// A process of `scale`.
+    /// Runs as a process of `scale`.
     #[command(hide = true)]
     Search { folder: PathBuf, chunks: usize },
-    /// A process of `scale`.
+    /// Runs as a process of `scale`.
     #[command(hide = true)]
     Approximate { folder: PathBuf, chunks: usize },
 }
@@ -97,12 +99,13 @@ fn open(device: &Device, attn: Attn) -> gritlm::Result<Engine> {
     Engine::open("demo", &Options { device: device.clone(), attn, ..Options::default() })
 }
 
-/// A folder beside what is built, on the same disk, that goes when the bench ends.
+/// Creates a folder inside the target folder, on the same disk, that is removed when the bench
+/// ends.
 fn folder() -> Result<tempfile::TempDir> {
     Ok(tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?)
 }
 
-/// The texts of the embedded corpus.
+/// Returns the texts of the embedded corpus.
 fn corpus() -> Result<Vec<String>> {
     let line = |line| -> Result<String> {
         let package: Value = serde_json::from_str(line)?;

@@ -1,7 +1,9 @@
-//! `gritlm serve` under load: many clients, half of them embedding texts, half of them chatting,
-//! against one process that does both, and against two that share the machine and do one each.
+//! Measures `gritlm serve` under load from many clients, half of which embed texts while the
+//! other half chat. It compares one process that does both with two processes that share the
+//! machine and do one each.
 //!
-//! Every answer is compared with what the model said to the same input when it was asked alone.
+//! Every answer is compared with what the model returns for the same input when it is asked
+//! alone.
 //!
 //!     cargo bench --bench serve -- --model target/bench/1b --seconds 60
 
@@ -21,42 +23,42 @@ use std::time::{Duration, Instant};
 
 #[derive(Parser)]
 struct Args {
-    /// As `gritlm serve` takes it.
+    /// Model, as for `gritlm serve`.
     #[arg(long, default_value = "demo")]
     model: String,
-    /// As `gritlm serve` takes it.
+    /// Device, as for `gritlm serve`.
     #[arg(long, default_value = "cpu")]
     device: String,
-    /// Clients; half of them embed, half of them chat.
+    /// Number of clients; half of them embed, half of them chat.
     #[arg(long, default_value_t = 64)]
     clients: usize,
-    /// How long each of the two goes on.
+    /// Seconds that each of the two measurements takes.
     #[arg(long, default_value_t = 60)]
     seconds: u64,
-    /// Different texts, and different prompts.
+    /// Number of different texts, and of different prompts.
     #[arg(long, default_value_t = 32)]
     inputs: usize,
-    /// Tokens of an answer.
+    /// Tokens per answer.
     #[arg(long, default_value_t = 64)]
     max_tokens: usize,
-    /// Tokens of a step.
+    /// Tokens per step.
     #[arg(long, default_value_t = 256)]
     max_batch_tokens: usize,
-    /// Where two processes share the machine, give each threads for half of its cores.
+    /// Give each of two processes threads for only half of the cores.
     #[arg(long)]
     half_threads: bool,
-    /// `cargo bench` passes it.
+    /// Passed by `cargo bench`.
     #[arg(long, hide = true)]
     bench: bool,
 }
 
-/// Inputs, and what is to come of them.
+/// Inputs with their expected results.
 struct Expected {
     texts: Vec<(String, Vec<f32>)>,
     prompts: Vec<(String, String)>,
 }
 
-/// For the whole machine, or for half of its cores.
+/// Starts a server on the whole machine, or with `threads` threads.
 fn start(args: &Args, threads: Option<usize>) -> Server {
     let tokens = args.max_batch_tokens.to_string();
     let more = ["--kv-tokens", "65536", "--max-batch-tokens", &tokens];
@@ -64,7 +66,8 @@ fn start(args: &Args, threads: Option<usize>) -> Server {
 }
 
 impl Server {
-    /// MB: resident, and with what is shared (the mapped weights) counted in parts.
+    /// Returns the memory of the process in MB: resident, and proportional (shared pages, such as
+    /// mapped weights, divided among the processes).
     fn memory(&self) -> [f64; 2] {
         let text = std::fs::read_to_string(format!("/proc/{}/smaps_rollup", self.child.id()));
         let text = text.unwrap_or_default();
@@ -75,12 +78,12 @@ impl Server {
     }
 }
 
-/// What the model says when it is asked alone.
+/// Asks the model each input alone.
 fn expected(args: &Args) -> Expected {
     let options =
         Options { device: args.device.parse::<Device>().expect("a device"), ..Options::default() };
     let engine = Engine::open(&args.model, &options).expect("the model opens");
-    // Words that differ from input to input; 16 to 512 tokens of text, 16 to 64 of prompts.
+    // Words differ from input to input; texts have 16 to 500 tokens, prompts 16 to 64.
     let words = ["package", "library", "editor", "network", "chess", "server", "audio", "parser"];
     let text = |seed: usize, tokens: usize| {
         let mut text = format!("{seed}");
@@ -108,7 +111,7 @@ fn expected(args: &Args) -> Expected {
     Expected { texts: texts.collect(), prompts: prompts.collect() }
 }
 
-/// One line of the result: tokens a second in all.
+/// Runs the clients, prints one line of results, and returns the tokens per second in total.
 fn load(args: &Args, name: &str, embedder: &Server, chatter: &Server, expected: &Expected) -> f64 {
     let (seen, over) = (Seen::default(), AtomicBool::new(false));
     let start = Instant::now();
@@ -117,7 +120,7 @@ fn load(args: &Args, name: &str, embedder: &Server, chatter: &Server, expected: 
         for client in 0..args.clients {
             let (seen, over) = (&seen, &over);
             scope.spawn(move || {
-                // Spread out, each in an order of its own.
+                // Clients begin at different inputs.
                 let mut at = client * 7;
                 while !over.load(Ordering::Relaxed) {
                     let sent = match client % 2 {
@@ -144,7 +147,7 @@ fn load(args: &Args, name: &str, embedder: &Server, chatter: &Server, expected: 
         }
         over.store(true, Ordering::Relaxed);
     });
-    // Until the last client had its answer.
+    // The time includes waiting for the last client's answer.
     let seconds = start.elapsed().as_secs_f64();
     let tokens = seen.tokens.each_ref().map(|n| n.load(Ordering::Relaxed));
     let rate = tokens.iter().sum::<u64>() as f64 / seconds;

@@ -1,9 +1,10 @@
-//! `gritlm serve --store` under load: clients that embed, chat and ask from documents' caches
-//! (`cache: doc`) at once, against one process; before that the same without those that ask.
+//! Measures `gritlm serve --store` under load from clients that embed, chat and ask from cached
+//! documents (`cache: doc`), all against one process; first without the clients that ask, then
+//! with them.
 //!
-//! Every answer is compared with the library's own. Of the steps it counts how many rows belonged
-//! to answers from caches, if the program tells: `--program` can be an older one, whose answers
-//! from documents ran beside the scheduler.
+//! Every answer is compared with that of the library. If the server reports it, the bench counts
+//! how many rows of each step belonged to answers from caches: `--program` can be an older
+//! version, which answered from documents outside the scheduler.
 //!
 //!     cargo bench --bench serve_rag -- --model target/bench/1b --seconds 60
 
@@ -29,30 +30,30 @@ use std::time::{Duration, Instant};
 
 #[derive(Parser)]
 struct Args {
-    /// As `gritlm serve` takes it.
+    /// Model, as for `gritlm serve`.
     #[arg(long, default_value = "demo")]
     model: String,
-    /// As `gritlm serve` takes it.
+    /// Device, as for `gritlm serve`.
     #[arg(long, default_value = "cpu")]
     device: String,
-    /// The program to measure, in place of this build's.
+    /// Program to measure, instead of the one of this build.
     #[arg(long)]
     program: Option<PathBuf>,
-    /// Clients of each kind: those that embed, those that chat, those that ask.
+    /// Number of clients of each kind: those that embed, those that chat, those that ask.
     #[arg(long, default_values_t = [10, 11, 11])]
     clients: Vec<usize>,
-    /// How long each of the two phases goes on.
+    /// Seconds that each of the two phases takes.
     #[arg(long, default_value_t = 60)]
     seconds: u64,
-    /// Tokens of an answer.
+    /// Tokens per answer.
     #[arg(long, default_value_t = 32)]
     max_tokens: usize,
-    /// `cargo bench` passes it.
+    /// Passed by `cargo bench`.
     #[arg(long, hide = true)]
     bench: bool,
 }
 
-/// Different texts, prompts and documents.
+/// Number of different texts, prompts and documents.
 const INPUTS: usize = 16;
 
 struct Expected {
@@ -66,7 +67,7 @@ fn topic(i: usize) -> String {
     format!("Package {i} is about {}, and the manual says how. ", about[i % about.len()])
 }
 
-/// Indexes the documents and asks the library.
+/// Indexes the documents and gets the expected answers from the library.
 fn expected(args: &Args, store: &Path) -> Expected {
     let device = args.device.parse::<Device>().expect("a device");
     let engine = Engine::open(&args.model, &Options { device, ..Options::default() });
@@ -112,7 +113,7 @@ fn expected(args: &Args, store: &Path) -> Expected {
     }
 }
 
-/// Asks, and compares the answer.
+/// Asks a question and compares the answer.
 fn question(
     url: &str,
     (query, expected): &(String, String),
@@ -135,7 +136,7 @@ fn question(
     Ok(())
 }
 
-/// Rows of answers from caches in each step after `since`, while some client asked.
+/// Appends the number of rows from caches of each step after `since`, and updates `since`.
 fn rows(url: &str, since: &mut u64, rows: &mut Vec<u64>) {
     let Ok(mut response) = agent().get(format!("{url}/stats?since={since}")).call() else { return };
     let text = response.body_mut().read_to_string().unwrap_or_default();

@@ -1,19 +1,21 @@
-//! A soak of `gritlm serve`: ordinary load with clients that leave, without attackers and then with
-//! them, and one honest client whose latency is measured all the while.
+//! Soak-tests `gritlm serve`. It applies an ordinary load, with clients that disconnect early,
+//! first without attackers and then with them. One honest client's latency is measured
+//! throughout.
 //!
-//! Attackers send what is hostile on purpose: bodies of 12 MB that are one text, bodies that never
-//! end, compressed bombs, JSON nested a thousand levels deep, heads that trickle in. Each pauses
-//! between two attacks; their bodies are made once, so that they cost this machine little more than
-//! sending them.
+//! The attackers send hostile requests: bodies of 12 MB that are one text, bodies that never end,
+//! compression bombs, JSON nested a thousand levels deep, headers sent byte by byte. Each
+//! attacker pauses between two attacks. The bodies are generated once, so that they cost this
+//! machine little more than sending them.
 //!
 //! **At the same load.** Requests for thousands of vectors and for long streams are work that the
-//! server has to do, whoever asks. So they come in both phases, at the same fixed times and from as
-//! many clients: without attackers these clients read their answers, with attackers they never read
-//! and keep their connections for a minute. What the attackers add besides is refused work.
+//! server has to do for any client. They therefore come in both phases, at the same fixed times
+//! and from the same number of clients. Without attackers these clients read their answers; with
+//! attackers they never read and keep their connections for a minute. The attackers only add work
+//! that the server refuses.
 //!
-//! At the end it prints three ratios: the honest client's p99 with attackers to that without;
-//! memory at the end to that at minute five (of a shorter run, at its half), each the mean over a
-//! minute; descriptors and threads at both times.
+//! At the end it prints the honest client's p99 with attackers relative to that without; the
+//! memory at the end relative to that at minute five (at half time for a shorter run), each the
+//! mean over a minute; and descriptors and threads at both times.
 //!
 //!     cargo bench --bench soak -- --minutes 30
 
@@ -35,43 +37,44 @@ use std::time::{Duration, Instant};
 
 #[derive(Parser)]
 struct Args {
-    /// As `gritlm serve` takes it.
+    /// Model, as for `gritlm serve`.
     #[arg(long, default_value = "demo")]
     model: String,
-    /// As `gritlm serve` takes it.
+    /// Device, as for `gritlm serve`.
     #[arg(long, default_value = "cpu")]
     device: String,
-    /// How long the phase with attackers goes on; the one without takes a quarter of it.
+    /// Minutes of the phase with attackers; the phase without takes a quarter of that.
     #[arg(long, default_value_t = 30.0)]
     minutes: f64,
-    /// Ordinary clients; half of them embed, half of them chat, and one in four leaves early.
+    /// Number of ordinary clients; half of them embed, half of them chat, and one request in four
+    /// is abandoned early.
     #[arg(long, default_value_t = 4)]
     clients: usize,
-    /// Clients that ask for much every ten seconds, in both phases.
+    /// Number of clients that send a large request every ten seconds, in both phases.
     #[arg(long, default_value_t = 2)]
     heavy: usize,
-    /// Attackers.
+    /// Number of attackers.
     #[arg(long, default_value_t = 8)]
     attackers: usize,
     /// Seconds that an attacker pauses after an attack.
     #[arg(long, default_value_t = 0.5)]
     pause: f64,
-    /// `cargo bench` passes it.
+    /// Passed by `cargo bench`.
     #[arg(long, hide = true)]
     bench: bool,
 }
 
-/// What is asked for at the same times in both phases.
+/// Interval between large requests, the same in both phases.
 const HEAVY: Duration = Duration::from_secs(10);
-/// How often the server is looked at.
+/// Interval between samples of the server's resources.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// What the server takes.
+/// Resources that the server uses.
 #[derive(Clone, Copy)]
 struct Taken {
     /// Seconds since the phase's start.
     at: f64,
-    /// Resident MB, descriptors and threads.
+    /// Resident memory in MB, descriptors and threads.
     values: [u64; 3],
 }
 
@@ -98,11 +101,11 @@ fn agent() -> ureq::Agent {
 #[derive(Default)]
 struct Seen {
     over: AtomicBool,
-    /// Seconds that the honest client's embeddings took.
+    /// Seconds that each embedding of the honest client took.
     waits: Mutex<Vec<f64>>,
-    /// Its embeddings that did not come.
+    /// Embeddings of the honest client that failed.
     failed: AtomicU64,
-    /// Ordinary requests that were answered, refused or left.
+    /// Ordinary requests that were answered, refused or abandoned.
     ordinary: [AtomicU64; 3],
     heavy: AtomicU64,
     attacks: AtomicU64,
@@ -114,7 +117,7 @@ impl Seen {
     }
 }
 
-/// A text of about so many words.
+/// Returns a text of `words` words.
 fn text(words: usize) -> String {
     (0..words)
         .map(|_| ["chess", "network", "packet", "desktop"][fastrand::usize(..4)].to_owned() + " ")
@@ -169,7 +172,7 @@ fn ordinary(url: &str, index: usize, seen: &Seen) {
     }
 }
 
-/// Sends a request over a connection of its own.
+/// Sends a request over a new connection.
 fn post(url: &str, path: &str, more: &str, body: &[u8]) -> std::io::Result<TcpStream> {
     let address = url.trim_start_matches("http://");
     let mut stream = TcpStream::connect(address)?;
@@ -185,7 +188,8 @@ fn post(url: &str, path: &str, more: &str, body: &[u8]) -> std::io::Result<TcpSt
     Ok(stream)
 }
 
-/// Asks for much every [`HEAVY`]; reads it, or keeps the connections without reading.
+/// Sends a large request every [`HEAVY`]; reads the answer, or keeps the connection without
+/// reading.
 fn heavy(url: &str, index: usize, reads: bool, seen: &Seen) {
     let vectors = json!({"input": vec!["a"; 2048]}).to_string();
     let stream = json!({
@@ -219,7 +223,7 @@ fn heavy(url: &str, index: usize, reads: bool, seen: &Seen) {
     }
 }
 
-/// Bodies that are hostile, with their paths and further lines of the head.
+/// Hostile bodies, with their paths and additional header lines.
 struct Hostile(Vec<(&'static str, &'static str, Vec<u8>)>);
 
 impl Hostile {
@@ -243,13 +247,14 @@ impl Hostile {
     }
 }
 
-/// One attack, chosen by chance. It waits for the first byte of the answer, or for the end.
+/// Runs one random attack, and waits for the first byte of the answer or the end of the
+/// connection.
 fn attack(url: &str, hostile: &Hostile) -> std::io::Result<()> {
     let address = url.trim_start_matches("http://");
     let mut stream = match hostile.0.get(fastrand::usize(..hostile.0.len() + 2)) {
         Some((path, more, body)) => post(url, path, more, body)?,
         None if fastrand::bool() => {
-            // A body that never ends.
+            // This body never ends.
             let mut stream = TcpStream::connect(address)?;
             write!(
                 stream,
@@ -274,14 +279,14 @@ fn attack(url: &str, hostile: &Hostile) -> std::io::Result<()> {
 
 fn attacker(url: &str, hostile: &Hostile, pause: Duration, seen: &Seen) {
     while !seen.over() {
-        // A server that hangs up on an attacker is right.
+        // The server may hang up on an attacker, so an error is fine.
         let _ = attack(url, hostile);
         seen.attacks.fetch_add(1, Ordering::Relaxed);
         sleep(pause);
     }
 }
 
-/// One phase; returns what was seen, and what the server took in its course.
+/// Runs one phase; returns what the clients saw, and the resources of the server over time.
 fn phase(
     server: &Server,
     args: &Args,
@@ -319,14 +324,14 @@ fn phase(
     (seen, taken)
 }
 
-/// Milliseconds that this share of the embeddings took at most.
+/// Returns the time in milliseconds within which this share of the embeddings completed.
 fn quantile(waits: &mut [f64], share: f64) -> f64 {
     waits.sort_by(f64::total_cmp);
     let last = waits.len().saturating_sub(1);
     waits.get((last as f64 * share).round() as usize).map_or(f64::NAN, |wait| wait * 1e3)
 }
 
-/// Means over the minute that ends at so many seconds.
+/// Returns the means over the last `minute` seconds before `end`.
 fn around(taken: &[Taken], end: f64, minute: f64) -> [f64; 3] {
     let within = |taken: &&Taken| taken.at > end - minute && taken.at <= end + 0.1;
     let rows: Vec<&Taken> = taken.iter().filter(within).collect();

@@ -1,5 +1,5 @@
-//! attention: its forms, tile lists, made once per batch, and the launches over them; see
-//! attention.cu and attention_reduce.cu.
+//! attention: the forms of the kernel, the tile lists, which are built once per batch, and the
+//! launches over them; see attention.cu and attention_reduce.cu.
 
 use crate::driver::Grid;
 use crate::gpu::{Kernel, Raw, Work};
@@ -9,7 +9,7 @@ use gritlm_model::ops::{Attention, PAGE, Result, Span};
 use gritlm_model::tiles::{List, Record, Shape, Tile, mask_code};
 use std::sync::{Arc, PoisonError};
 
-/// The masks, in the names of the entry points.
+/// Names of the masks in the entry points, by mask code.
 const MASKS: [&str; 4] = ["both", "causal", "both_window", "causal_window"];
 
 params! {
@@ -54,17 +54,17 @@ params! {
 pub(crate) struct Form {
     /// Columns of a row in shared memory.
     pub(crate) width: u32,
-    /// Whether a tile has few vectors and a stretch of the keys.
+    /// Whether each tile has few vectors and only a stretch of the keys.
     pub(crate) split: bool,
 }
 
 impl Form {
-    /// The form for heads of this width.
+    /// Returns the form for heads of this width.
     pub(crate) fn of(head_dim: u32, split: bool) -> Self {
         Self { width: head_dim.next_power_of_two().max(64), split }
     }
 
-    /// Query vectors of a tile.
+    /// Returns the query vectors of a tile.
     pub(crate) fn rows(self) -> u32 {
         match (self.split, self.width) {
             (true, _) => 16,
@@ -73,12 +73,12 @@ impl Form {
         }
     }
 
-    /// Keys of a block.
+    /// Returns the keys of a block.
     pub(crate) fn block(self) -> u32 {
         if self.width == 256 && !self.split { 32 } else { 64 }
     }
 
-    /// Blocks of keys or values in shared memory.
+    /// Returns how many blocks of keys or values shared memory holds.
     fn ring(self) -> u32 {
         match (self.split, self.width) {
             (false, _) => 3,
@@ -87,7 +87,7 @@ impl Form {
         }
     }
 
-    /// Bytes of shared memory of a block of threads.
+    /// Returns the bytes of shared memory of a thread block.
     pub(crate) fn shared(self) -> u32 {
         let walking = 2 * self.width * (self.ring() * self.block() + self.rows());
         // The warps' sums, and two numbers for each of their rows.
@@ -95,42 +95,44 @@ impl Form {
         if self.split { walking.max(merging) } else { walking }
     }
 
-    /// The entry point for a mask.
+    /// Returns the entry point for a mask code.
     pub(crate) fn entry(self, mask: usize) -> String {
         let split = if self.split { "_split" } else { "" };
         format!("attention_{}_{}{split}", self.width, MASKS[mask])
     }
 }
 
-/// Whether a sequence's keys are split among blocks of threads, in a batch that without would have
-/// so many of them. 16 vectors are one tile of the tensor cores. More, up to the 128 of a prefill
-/// tile, read the keys once per 16, but by as many multiprocessors as there are: worth it while
-/// half of them would have nothing to do, and keys are many.
+/// Returns whether a sequence's keys are split among thread blocks, in a batch that has `blocks`
+/// thread blocks without splitting. Up to 16 vectors fit one tile of the tensor cores and are
+/// always split. More vectors, up to the 128 of a prefill tile, read the keys once per 16
+/// vectors, but on all multiprocessors. They are split if at least half of the multiprocessors
+/// would otherwise idle and there are many keys.
 pub(crate) fn split(vectors: u32, keys: u32, blocks: u64, sms: u32) -> bool {
     vectors <= 16 || (vectors <= 128 && keys >= 8 * vectors && 2 * blocks <= u64::from(sms))
 }
 
-/// Keys of a tile of the split form, for so many keys of all tiles: two blocks of threads for each
-/// multiprocessor, rounded to a power of two, so that decoding launches the same grid for long.
-/// Fewer than 128 keys cost more to merge than to walk.
+/// Returns the keys of a tile of the split form, given the keys of all tiles together: two thread
+/// blocks for each multiprocessor, with the number of tiles rounded down to a power of two, so
+/// that decode launches the same grid for many steps. A tile of fewer than 128 keys costs more to
+/// merge than to process.
 pub(crate) fn split_keys(keys: u64, kv_heads: u32, sms: u32) -> u32 {
     let tiles = 1 << (2 * sms / kv_heads).max(1).ilog2();
     let each = keys.div_ceil(tiles).next_multiple_of(64).max(128);
     u32::try_from(each).unwrap_or(1 << 30)
 }
 
-/// Tiles of one mask and form, and where they and their records are in the words. The split form's
-/// lists are filled up with empty ones to a power of two: a step of decoding launches the same grid
-/// as the step before, and can be replayed.
+/// Tiles of one mask and form, and where they and their records begin in the words. The lists of
+/// the split form are padded with empty entries to a power of two, so that a decode step launches
+/// the same grid as the step before and can be replayed.
 #[derive(Debug, Default)]
 struct Placed {
     list: List,
     tiles_at: u32,
     records_at: u32,
-    /// With those that fill up.
+    /// Number of tiles, padding included.
     tiles: u32,
     records: u32,
-    /// Vectors of a record, at most.
+    /// Maximum vectors of a record.
     rows: u32,
 }
 
@@ -140,26 +142,26 @@ pub(crate) struct Lists {
     group: u32,
     width: u32,
     raw: Arc<Raw>,
-    /// By whether split, then by mask.
+    /// Indexed by whether the form is split, then by mask code.
     lists: [[Placed; 4]; 2],
 }
 
-/// Fills up to a power of two.
+/// Pads a list that is not empty to a power of two.
 fn fill<T: Clone + Default>(list: &mut Vec<T>) {
     if !list.is_empty() {
         list.resize(list.len().next_power_of_two(), T::default());
     }
 }
 
-/// Appends to the words, and says where.
+/// Appends a list to the words, and returns where it begins.
 fn append<T: bytemuck::Pod>(words: &mut Vec<u32>, list: &[T]) -> u32 {
     let at = words.len() as u32;
     words.extend_from_slice(bytemuck::cast_slice(list));
     at
 }
 
-/// The lists and all words of a batch: page tables, then tiles and records. What changes from token
-/// to token keeps its place until it has doubled.
+/// Returns the lists and all words of a batch: page tables, then tiles and records. A list that
+/// grows from token to token keeps its place until it has doubled.
 fn lay_out(
     spans: &[Span],
     tables: &[u32],
@@ -208,7 +210,7 @@ fn lay_out(
 }
 
 impl Cuda {
-    /// The batch's tiles for heads like these, made on the first call.
+    /// Returns the batch's tiles for heads like these, built on the first call.
     fn lists(&self, batch: &Batch, p: Attention) -> Result<Arc<Lists>> {
         let (group, width) = (p.heads / p.kv_heads, Form::of(p.head_dim, false).width);
         let mut kept = batch.lists.lock().unwrap_or_else(PoisonError::into_inner);
@@ -252,7 +254,8 @@ impl Cuda {
         let Attention { kv_heads, head_dim, .. } = p;
         let (group, width) = (lists.group, pages.width);
         let [keys, values] = pages.layer(p.layer);
-        // A cached head's columns, the largest score, the sum of weights, and two more.
+        // A part has a cached head's columns, the largest score, the sum of weights, and two
+        // unused words.
         let part = u64::from(width + 4) * 4;
         let dims = u64::from(kv_heads) * u64::from(head_dim);
         for (split, mask) in (0..2).flat_map(|split| (0..4).map(move |mask| (split, mask))) {
@@ -322,7 +325,7 @@ impl Cuda {
     }
 }
 
-/// Tokens of a page, as the kernels have it.
+/// The kernels have pages of 128 tokens.
 const _: () = assert!(PAGE == 128);
 
 #[cfg(test)]
@@ -336,7 +339,7 @@ mod tests {
             for split in [false, true] {
                 let form = Form::of(head_dim, split);
                 assert_eq!(form.width, width);
-                // What compute capability 8.6 has.
+                // The limit of compute capability 8.6.
                 assert!(form.shared() <= 99 << 10);
             }
         }
@@ -355,7 +358,8 @@ mod tests {
         assert_eq!(split_keys(4096, 300, 132), 4096);
     }
 
-    /// From token to token neither grids nor places change, except where something has doubled.
+    /// Checks that neither grids nor places change from token to token, except where a list has
+    /// doubled.
     #[test]
     fn decoding_keeps_its_grid() {
         let mut layouts = Vec::new();

@@ -1,5 +1,6 @@
-//! Compiled kernels: from a folder of prebuilt ones, else from the cache folder, else by NVRTC. The
-//! only file with `unsafe` calls into NVRTC.
+//! Compiled kernels. They come from a folder of prebuilt ones if one is given, else from the
+//! cache folder, and NVRTC compiles what the cache lacks. This is the only file with `unsafe`
+//! calls into NVRTC.
 
 use crate::source::{self, HEADERS, Source, hash};
 use cudarc::nvrtc::result::{self, NvrtcError};
@@ -13,48 +14,48 @@ use std::path::{Path, PathBuf};
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// What every source is compiled with. With `-v` the log has what [`Usage`] says. Not with
-/// `--split-compile`, which compiles one source on several cores: it leaves calls, and with them
-/// stacks, where without it everything is inlined.
+/// Returns the compiler options for all sources. With `-v` the log has the numbers of [`Usage`].
+/// `--split-compile`, which compiles one source on several cores, is left out because it leaves
+/// calls, and with them stack frames, where everything would otherwise be inlined.
 fn options(arch: &str) -> [String; 3] {
     let arch = format!("--gpu-architecture={arch}");
     [arch, "--std=c++17".into(), "--ptxas-options=-v".into()]
 }
 
-/// The oldest NVRTC that has all that the sources use.
+/// The oldest NVRTC that supports everything the sources use.
 const OLDEST: (i32, i32) = (12, 0);
 
-/// The file of a prebuilt folder that says what the others were built from.
+/// File of a prebuilt folder that records what the other files were built from.
 const MANIFEST: &str = "kernels.json";
 
 /// A source compiled for one architecture.
 #[derive(Clone, Debug)]
 pub struct Compiled {
-    /// What the driver loads.
+    /// Binary that the driver loads.
     pub cubin: Vec<u8>,
-    /// What each entry point takes.
+    /// Resources that each entry point uses.
     pub usage: Vec<Usage>,
 }
 
-/// What an entry point takes of a multiprocessor.
+/// Resources of a multiprocessor that an entry point uses.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Usage {
     /// Its name.
     pub entry: String,
-    /// Registers of a thread.
+    /// Registers per thread.
     pub registers: u32,
-    /// Bytes of registers that a thread writes to memory and reads back, for want of registers.
+    /// Bytes that a thread spills to memory for lack of registers, stores and loads together.
     pub spills: u32,
-    /// Bytes of a thread's stack.
+    /// Bytes of stack per thread.
     pub stack: u32,
 }
 
-/// The cubins of all sources by stem, for a device of this compute capability: those of the folder
-/// `prebuilt`, where it is given.
+/// Returns the cubins of all sources by stem, for a device of this compute capability. Where
+/// `prebuilt` is given, they come from that folder only.
 ///
 /// # Errors
-/// When the folder has not all of them, or those of another version; without a folder, when there
-/// is no NVRTC that knows the device, or a source does not compile.
+/// When the folder lacks some of them or has those of another version; without a folder, when
+/// there is no NVRTC that supports the device, or a source does not compile.
 pub fn cubins(
     capability: (u32, u32),
     prebuilt: Option<&Path>,
@@ -69,28 +70,28 @@ pub fn cubins(
     compiled.map(|s| Ok((s.stem, nvrtc.cubin(s, &arch, cache.as_deref())?))).collect()
 }
 
-/// The architectures whose cubins a device can run, the best one first: its own (on Hopper with the
-/// instructions that no other has), else an older one of its major version.
+/// Returns the architectures whose cubins a device can run, best first: its own (on Hopper, first
+/// the one with the instructions that only Hopper has), then older ones of its major version.
 fn architectures((major, minor): (u32, u32)) -> Vec<String> {
     let own = ((major, minor) == (9, 0)).then(|| "sm_90a".into());
     own.into_iter().chain((0..=minor).rev().map(|minor| format!("sm_{major}{minor}"))).collect()
 }
 
-/// NVIDIA's compiler, which is a library.
+/// NVIDIA's compiler library, NVRTC.
 #[derive(Debug)]
 pub struct Nvrtc {
     version: (i32, i32),
-    /// The architectures that it compiles for: 80 for `sm_80`.
+    /// Architectures that it compiles for: 80 for `sm_80`.
     known: Vec<c_int>,
 }
 
 impl Nvrtc {
-    /// Finds it where the system looks for libraries, else where CUDA is usually installed.
+    /// Loads NVRTC from the system's library path, else from where CUDA is usually installed.
     ///
     /// # Errors
-    /// When it is not there, or too old.
+    /// When it is missing or too old.
     pub fn open() -> Result<Self> {
-        // SAFETY: it loads NVRTC, whose initialisers are NVIDIA's.
+        // SAFETY: this loads NVRTC, whose initialisers are NVIDIA's.
         let present = || unsafe { sys::is_culib_present() };
         if !present() {
             load_installed();
@@ -104,7 +105,7 @@ impl Nvrtc {
             }
         }
         let (mut version, mut count) = ((0, 0), 0);
-        // SAFETY: each call writes what it is given room for.
+        // SAFETY: each call writes no more than it is given room for.
         let known = unsafe {
             said(sys::nvrtcVersion(&mut version.0, &mut version.1).result())?;
             if version < OLDEST {
@@ -122,12 +123,12 @@ impl Nvrtc {
         Ok(Self { version, known })
     }
 
-    /// Major and minor version.
+    /// Returns the major and the minor version.
     pub fn version(&self) -> (i32, i32) {
         self.version
     }
 
-    /// The best architecture for a device of this compute capability.
+    /// Returns the best architecture for a device of this compute capability.
     ///
     /// # Errors
     /// When this NVRTC is older than the device.
@@ -142,10 +143,10 @@ impl Nvrtc {
         })
     }
 
-    /// Whether it compiles for this architecture, and the kernels can be.
+    /// Checks that NVRTC compiles for this architecture and that the kernels support it.
     ///
     /// # Errors
-    /// When not; with those that are known.
+    /// When they do not. The error lists the supported architectures.
     pub fn check(&self, arch: &str) -> Result<()> {
         if self.knows(arch) { Ok(()) } else { Err(self.unknown(arch)) }
     }
@@ -166,8 +167,8 @@ impl Nvrtc {
         ))
     }
 
-    /// The cubin from the cache, else compiled and kept there. A file that is not whole, or is not
-    /// the one of this source, compiler and architecture, counts as none.
+    /// Returns the cubin from the cache, or compiles it and stores it there. A cached file that
+    /// is incomplete, or that belongs to another source, compiler or architecture, is ignored.
     ///
     /// # Errors
     /// When the source does not compile.
@@ -191,12 +192,13 @@ impl Nvrtc {
     /// Compiles a source.
     ///
     /// # Errors
-    /// When it does not compile for this architecture; with the compiler's first words.
+    /// When it does not compile for this architecture. The error quotes the first error of the
+    /// compiler's log.
     pub fn compile(&self, source: &Source, arch: &str) -> Result<Compiled> {
         self.check(arch)?;
         let program = Program::new(&format!("{}.cu", source.stem), &source::text(source))?;
         let options = options(arch);
-        // SAFETY: the program is alive, and every length is the one that NVRTC asks for.
+        // SAFETY: the program is alive, and every length is the one that NVRTC reports.
         unsafe {
             let compiled = result::compile_program(program.0, &options);
             let log = said(result::get_program_log(program.0))?;
@@ -221,7 +223,7 @@ impl Nvrtc {
     }
 }
 
-/// A program that NVRTC gives up in the end.
+/// A program of NVRTC, destroyed on drop.
 struct Program(nvrtcProgram);
 
 impl Program {
@@ -253,7 +255,8 @@ impl Program {
 
 impl Drop for Program {
     fn drop(&mut self) {
-        // SAFETY: it was created and is given up once. An error leaves nothing to do.
+        // SAFETY: the program was created and is destroyed once. Nothing can be done about an
+        // error.
         let _ = unsafe { result::destroy_program(self.0) };
     }
 }
@@ -274,7 +277,7 @@ fn load_installed() {
             name.starts_with("libnvrtc") && name.contains(".so") && !name.contains(".alt.")
         };
         let mut libraries: Vec<PathBuf> = names.map(|f| f.path()).filter(wanted).collect();
-        // `libnvrtc-builtins` first: NVRTC looks for it by name only.
+        // Sorting puts `libnvrtc-builtins` first, which NVRTC looks for by name only.
         libraries.sort();
         for library in libraries {
             // SAFETY: NVIDIA's library, as above; it stays loaded.
@@ -285,11 +288,11 @@ fn load_installed() {
     }
 }
 
-/// What `--ptxas-options=-v` says of each entry point.
+/// Parses the log of `--ptxas-options=-v` into the resources of each entry point.
 fn usage(log: &str) -> Vec<Usage> {
     let mut all: Vec<Usage> = Vec::new();
     for line in log.lines() {
-        // The number before these words.
+        // Parses the number in front of `words`.
         let number = |words: &str| -> u32 {
             let before =
                 line.split_once(words).and_then(|(before, _)| before.split(' ').next_back());
@@ -299,7 +302,7 @@ fn usage(log: &str) -> Vec<Usage> {
             let entry = rest.split('\'').next().unwrap_or(rest).into();
             all.push(Usage { entry, ..Usage::default() });
         } else if let Some(last) = all.last_mut() {
-            // Functions that are called, and not inlined, come after their entry point.
+            // Functions that are called instead of inlined follow their entry point in the log.
             last.registers = last.registers.max(number(" registers"));
             last.stack += number(" bytes stack frame");
             last.spills += number(" bytes spill stores") + number(" bytes spill loads");
@@ -308,24 +311,24 @@ fn usage(log: &str) -> Vec<Usage> {
     all
 }
 
-/// What stands before a kept cubin.
+/// Returns the header line of a cached cubin.
 fn head(key: &str, cubin: &[u8]) -> String {
     format!("gritlm kernel {key} {}\n", hash([cubin]))
 }
 
-/// A cubin of the cache, if it is this one and whole.
+/// Reads a cubin from the cache, if it is complete and has this key.
 fn kept(file: &Path, key: &str) -> Option<Vec<u8>> {
     let mut bytes = std::fs::read(file).ok()?;
     let cubin = bytes.split_off(bytes.iter().position(|byte| *byte == b'\n')? + 1);
     (bytes == head(key, &cubin).as_bytes()).then_some(cubin)
 }
 
-/// The file of a compiled source in a prebuilt folder.
+/// Returns the file name of a compiled source in a prebuilt folder.
 fn file_name(stem: &str, arch: &str) -> String {
     format!("{stem}.{arch}.cubin")
 }
 
-/// Files and the [`source::key`] of what each was built from.
+/// Names of files, each with the [`source::key`] of what it was built from.
 type Manifest = BTreeMap<String, String>;
 
 fn manifest(folder: &Path) -> Result<Manifest> {
@@ -335,25 +338,27 @@ fn manifest(folder: &Path) -> Result<Manifest> {
     serde_json::from_slice(&bytes).map_err(|e| wrong(format!("expected files and keys: {e}")))
 }
 
-/// A source as [`build`] has compiled it.
+/// A source compiled by [`build`].
 #[derive(Clone, Debug)]
 pub struct Built {
-    /// For which architecture.
+    /// Architecture it was compiled for.
     pub arch: String,
-    /// The stem of the source.
+    /// File stem of the source.
     pub source: &'static str,
-    /// What each of its entry points takes.
+    /// Resources that each of its entry points uses.
     pub usage: Vec<Usage>,
-    /// Bytes of the cubin.
+    /// Size of the cubin in bytes.
     pub bytes: usize,
 }
 
-/// Compiles all sources for these architectures into a folder that [`cubins`] takes. `progress` is
-/// told how many of how many are done, from any thread, and ends everything by an error.
+/// Compiles all sources for these architectures into a folder that [`cubins`] can load.
+/// `progress` is called from any thread with the number of finished sources and the total; its
+/// error stops the build.
 ///
 /// # Errors
-/// When there is no NVRTC that knows the architectures, or the folder cannot be written; before
-/// anything is compiled, as far as that can be known.
+/// When there is no NVRTC that supports the architectures, the folder cannot be written, a source
+/// does not compile, or `progress` fails. NVRTC and the architectures are checked, and the folder
+/// is created, before anything is compiled.
 pub fn build<E: From<DeviceError> + Send>(
     archs: &[String],
     folder: &Path,
@@ -383,8 +388,8 @@ pub fn build<E: From<DeviceError> + Send>(
     Ok(built.collect())
 }
 
-/// Writes compiled sources to a folder that [`cubins`] takes. What it has for other architectures
-/// stays.
+/// Writes compiled sources to a folder that [`cubins`] can load. Cubins for other architectures
+/// stay in the folder.
 ///
 /// # Errors
 /// When the folder cannot be written.
@@ -393,7 +398,7 @@ pub fn save(folder: &Path, kernels: &[(&Source, &str, &[u8])]) -> Result<()> {
         let file = folder.join(name);
         keep(&file, bytes).map_err(|e| DeviceError(format!("{}: {e}", file.display())))
     };
-    // One that is missing or damaged is made anew.
+    // A manifest that is missing or damaged is replaced.
     let mut manifest = manifest(folder).unwrap_or_default();
     for (source, arch, cubin) in kernels {
         let name = file_name(source.stem, arch);
@@ -404,7 +409,7 @@ pub fn save(folder: &Path, kernels: &[(&Source, &str, &[u8])]) -> Result<()> {
     write(MANIFEST, text.map_err(|e| DeviceError(e.to_string()))?.as_bytes())
 }
 
-/// Reads what [`save`] has written, for the first of the architectures that is there.
+/// Reads what [`save`] has written, for the first of the architectures that the folder has.
 fn load(folder: &Path, archs: &[String]) -> Result<HashMap<&'static str, Vec<u8>>> {
     let manifest = manifest(folder)?;
     let has = |arch: &&String| {

@@ -1,7 +1,7 @@
-//! The CUDA driver behind safe functions: the only file with `unsafe` calls into it.
+//! Safe functions over the CUDA driver. This is the only file with `unsafe` calls into it.
 //!
-//! One context, one stream: everything is done in the order in which it is asked for, so memory may
-//! be given up and taken again without waiting. cudarc's own tracking of reads and writes is off.
+//! There is one context and one stream, and all work runs in the order of the calls, so memory
+//! can be freed and reused without waiting. cudarc's own tracking of reads and writes is off.
 
 use crate::params::Pointer;
 use cudarc::driver::result::{self, DriverError};
@@ -17,24 +17,24 @@ use cudarc::nvrtc::Ptx;
 use gritlm_model::ops::{DeviceError, Result};
 use std::sync::Arc;
 
-/// What a GPU is.
+/// Properties of a GPU.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Device {
-    /// Its number.
+    /// Its number, from 0.
     pub ordinal: u32,
     /// Its name.
     pub name: String,
-    /// Compute capability: 9, 0 for Hopper.
+    /// Compute capability, major and minor: (9, 0) for Hopper.
     pub capability: (u32, u32),
     /// Bytes of memory.
     pub memory: u64,
-    /// Multiprocessors.
+    /// Number of multiprocessors.
     pub sms: u32,
-    /// Shared memory that a block may have, in bytes.
+    /// Bytes of shared memory that a block may use.
     pub shared: u32,
 }
 
-/// How many blocks of how many threads, with how many bytes of shared memory each.
+/// Launch shape: blocks, threads per block, and bytes of shared memory per block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Grid {
     pub(crate) blocks: [u32; 3],
@@ -42,7 +42,7 @@ pub(crate) struct Grid {
     pub(crate) shared: u32,
 }
 
-/// A stretch of device memory.
+/// A range of device memory.
 #[derive(Debug)]
 pub(crate) struct Memory {
     slice: CudaSlice<u8>,
@@ -66,21 +66,22 @@ pub(crate) struct Driver {
     stream: Arc<CudaStream>,
 }
 
-/// A graph of launches. Used under the lock of [`crate::gpu::Gpu`] only.
+/// A graph of launches. It is used only under the lock of [`crate::gpu::Gpu`].
 pub(crate) struct Graph(CudaGraph);
 
-// SAFETY: a graph may be used by any thread, by one at a time; it is only reached through a mutex.
+// SAFETY: any thread may use a graph, one thread at a time, and it is reached only through a
+// mutex.
 unsafe impl Send for Graph {}
 
-/// The driver's own words for an error.
+/// Returns an error that says what the driver does and names its error code.
 pub(crate) fn said(doing: &str, error: DriverError) -> DeviceError {
     let name = error.error_name().map(|n| n.to_string_lossy().into_owned());
     DeviceError(format!("the CUDA driver {doing}: {}", name.unwrap_or_else(|_| "unknown".into())))
 }
 
-/// Whether there is a driver; else why not.
+/// Checks that there is a driver.
 fn present() -> Result<()> {
-    // SAFETY: it loads the driver's library, whose initialisers are NVIDIA's.
+    // SAFETY: this loads the driver's library, whose initialisers are NVIDIA's.
     if unsafe { is_culib_present() } {
         return Ok(());
     }
@@ -88,10 +89,10 @@ fn present() -> Result<()> {
     Err(DeviceError(format!("there is no NVIDIA driver: {library} is not found")))
 }
 
-/// The GPUs that the driver has, or why there are none.
+/// Returns the GPUs that the driver reports.
 ///
 /// # Errors
-/// When there is no driver, or it refuses.
+/// When there is no driver, or it refuses to start or to describe a GPU.
 pub fn devices() -> Result<Vec<Device>> {
     present()?;
     let refuses = |e| said("refuses to start", e);
@@ -104,7 +105,7 @@ fn describe(ordinal: u32) -> Result<Device> {
     let refuses = |e| said("does not describe the GPU", e);
     let device = result::device::get(ordinal as i32).map_err(refuses)?;
     let attribute = |which: Attribute| -> Result<u32> {
-        // SAFETY: `device` is one that the driver has just named.
+        // SAFETY: the driver has just returned `device`.
         let value = unsafe { result::device::get_attribute(device, which) };
         value.map(|v| v.max(0) as u32).map_err(refuses)
     };
@@ -137,7 +138,7 @@ impl Driver {
             let (major, minor) = device.capability;
             return Err(DeviceError(format!(
                 "the CUDA kernels need compute capability 8.0 (Ampere) or newer, and {} has \
-                 {major}.{minor}; use --device wgpu",
+                 {major}.{minor}; use `device` wgpu",
                 device.name
             )));
         }
@@ -149,14 +150,14 @@ impl Driver {
         Ok(Self { device, context, stream })
     }
 
-    /// Makes this thread's calls go to this GPU.
+    /// Directs this thread's calls to this GPU.
     fn bind(&self) -> Result<()> {
         self.context.bind_to_thread().map_err(|e| said("does not take this thread", e))
     }
 
-    /// Memory with undefined contents; None where there is no room.
+    /// Allocates memory with undefined contents. Returns `None` if there is no room.
     pub(crate) fn alloc(&self, bytes: u64) -> Result<Option<Memory>> {
-        // SAFETY: undefined contents are what is promised.
+        // SAFETY: undefined contents are what this function promises.
         match unsafe { self.stream.alloc::<u8>(bytes as usize) } {
             Ok(slice) => {
                 let first = slice.device_ptr(&self.stream).0;
@@ -167,22 +168,23 @@ impl Driver {
         }
     }
 
-    /// Bytes that are free now, and in all.
+    /// Returns the free bytes and the total bytes of the GPU's memory.
     pub(crate) fn free_memory(&self) -> Result<(u64, u64)> {
         let (free, all) =
             self.context.mem_get_info().map_err(|e| said("does not tell the memory", e))?;
         Ok((free as u64, all as u64))
     }
 
-    /// Write-combined memory that the GPU copies from at full speed.
+    /// Allocates pinned, write-combined memory, from which the GPU copies at full speed.
     pub(crate) fn pinned(&self, bytes: usize) -> Result<PinnedHostSlice<u8>> {
         // SAFETY: bytes have no invalid values, and it is written before it is read.
         unsafe { self.context.alloc_pinned::<u8>(bytes) }
             .map_err(|e| said("refuses pinned memory", e))
     }
 
-    /// Writes `bytes` from byte `at` on. They may change as soon as this returns (the driver has its
-    /// own copy), but if they are pinned, only after an event that is recorded now.
+    /// Writes `bytes` from byte `at` on. The caller may change them as soon as this returns,
+    /// because the driver has its own copy; pinned bytes may change only once an event recorded
+    /// now has completed.
     pub(crate) fn upload(&self, to: &Memory, at: u64, bytes: &[u8]) -> Result<()> {
         debug_assert!(at + bytes.len() as u64 <= to.bytes());
         self.bind()?;
@@ -192,12 +194,12 @@ impl Driver {
             .map_err(|e| said("cannot write to the GPU", e))
     }
 
-    /// An event at this point of the stream.
+    /// Records an event at this point of the stream.
     pub(crate) fn event(&self) -> Result<CudaEvent> {
         self.stream.record_event(None).map_err(|e| said("cannot record an event", e))
     }
 
-    /// Reads from byte `at` on, after everything that was asked for before.
+    /// Reads from byte `at` on, after all work that was submitted before.
     pub(crate) fn download(&self, from: &Memory, at: u64, to: &mut [u8]) -> Result<()> {
         debug_assert!(at + to.len() as u64 <= from.bytes());
         self.bind()?;
@@ -207,7 +209,7 @@ impl Driver {
         self.wait()
     }
 
-    /// Copies `bytes` on the device.
+    /// Copies `bytes` bytes within the device.
     pub(crate) fn copy(&self, from: (&Memory, u64), to: (&Memory, u64), bytes: u64) -> Result<()> {
         debug_assert!(from.1 + bytes <= from.0.bytes() && to.1 + bytes <= to.0.bytes());
         self.bind()?;
@@ -217,7 +219,7 @@ impl Driver {
             .map_err(|e| said("cannot copy on the GPU", e))
     }
 
-    /// Waits for everything that was asked for.
+    /// Waits for all submitted work.
     pub(crate) fn wait(&self) -> Result<()> {
         self.stream.synchronize().map_err(|e| {
             let DeviceError(text) = said("reports a failed kernel", e);
@@ -225,14 +227,14 @@ impl Driver {
         })
     }
 
-    /// A compiled module.
+    /// Loads a compiled module.
     pub(crate) fn module(&self, cubin: Vec<u8>) -> Result<Arc<CudaModule>> {
         self.context
             .load_module(Ptx::from_binary(cubin))
             .map_err(|e| said("refuses a compiled kernel", e))
     }
 
-    /// A kernel of a module, which may then use all shared memory that a block can have.
+    /// Returns a kernel of a module, allowed to use all the shared memory that a block can have.
     pub(crate) fn function(&self, module: &Arc<CudaModule>, entry: &str) -> Result<CudaFunction> {
         let refuses = |e| said(&format!("does not find the kernel {entry}"), e);
         let function = module.load_function(entry).map_err(refuses)?;
@@ -241,7 +243,7 @@ impl Driver {
         Ok(function)
     }
 
-    /// Launches a kernel; with `timed`, between two events.
+    /// Launches a kernel. With `timed`, returns the events recorded before and after it.
     pub(crate) fn launch(
         &self,
         function: &CudaFunction,
@@ -256,7 +258,7 @@ impl Driver {
             shared_mem_bytes: grid.shared,
         };
         let mut builder = self.stream.launch_builder(function);
-        // The one parameter is the struct whose first word this is.
+        // The kernel's only parameter is the struct whose first word this is.
         builder.arg(&params[0]);
         if timed {
             builder.record_kernel_launch(sys::CUevent_flags::CU_EVENT_DEFAULT);
@@ -267,7 +269,7 @@ impl Driver {
         unsafe { builder.launch(config) }.map_err(|e| said("refuses a launch", e))
     }
 
-    /// Records what `launches` launches instead of running it.
+    /// Captures what `launches` launches in a graph instead of running it.
     pub(crate) fn capture(&self, launches: impl FnOnce() -> Result<()>) -> Result<Option<Graph>> {
         let refuses = |e| said("refuses a graph", e);
         let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;

@@ -7,8 +7,8 @@ use crate::{Buffer, Cuda, Format, Matrix, Routing};
 use gritlm_model::ops::Expert;
 
 impl Cuda {
-    /// The form of both products, which share the list of tiles: by the rows that an expert gets if
-    /// all get the same.
+    /// Returns the form of both products, which share the list of tiles. It is chosen for the
+    /// rows that an expert gets if all experts get the same number.
     fn grouped(&self, p: Expert) -> Form {
         self.form(p.rows * p.top_k, p.experts, p.hidden, true)
     }

@@ -1,4 +1,4 @@
-//! gate_up; see gate_up.cu.
+//! gate_up: both products of the feed-forward's first half; see gate_up.cu.
 
 use crate::product::{Call, Product};
 use crate::{Buffer, Cuda, Format, Matrix};

@@ -1,16 +1,18 @@
-//! The GPU: buffers that come back, launches recorded and sent in one go, steps replayed as graphs.
+//! The GPU: buffers that are reused, launches that are recorded and submitted together, and steps
+//! that are replayed as CUDA graphs.
 //!
-//! * **Recording.** [`Gpu::launch`] notes a launch; nothing runs before [`Gpu::submit`] or a read.
-//!   What the host sends is written first, for which those buffers are used by nothing else until
-//!   then.
-//! * **Graphs.** A submit whose launches are the ones of the submit before, down to the last
-//!   parameter, is captured as a CUDA graph; from then on it is replayed, at a fraction of the cost
-//!   on the host (some 2 µs a launch). What changes from step to step is in what was sent. Equality
-//!   is checked on every launch, so a graph is never replayed for another step than its own.
-//! * **Steady state.** A buffer that is dropped is kept and handed out again, the lowest address
-//!   first: a step like the last one gets the same addresses, whatever order they came back in, and
-//!   allocates nothing; [`Gpu::created`] counts.
-//! * **Errors.** What goes wrong is kept and comes back from the next read or submit.
+//! * **Recording.** [`Gpu::launch`] records a launch; nothing runs before [`Gpu::submit`] or a
+//!   read. A submit first writes what the host sends, which is safe because nothing else can use
+//!   those buffers until then.
+//! * **Graphs.** A submit whose launches equal those of the previous submit, down to the last
+//!   parameter, is captured as a CUDA graph. From then on it is replayed, at a fraction of the
+//!   cost on the host (some 2 µs a launch). What changes from step to step travels in the buffers
+//!   that the host sends. Every launch is compared, so a graph is never replayed for a different
+//!   step.
+//! * **Steady state.** A dropped buffer is kept and handed out again, lowest address first. A
+//!   step like the previous one therefore gets the same addresses, in whatever order the buffers
+//!   came back, and allocates nothing; [`Gpu::created`] holds the counts.
+//! * **Errors.** The first error is kept and returned by the next read or submit.
 
 use crate::driver::{Driver, Graph, Grid, Memory};
 use crate::params::Pointer;
@@ -21,17 +23,18 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Fewer launches than this are not worth a graph.
+/// Minimum number of launches for which a graph is worthwhile.
 const FEW_LAUNCHES: usize = 8;
 
-/// Graphs that are kept; the oldest goes. Decoding at one batch size needs one for each number of
-/// attention tiles, which doubles with the context.
+/// Maximum number of graphs; the oldest is evicted. Decode at one batch size needs a graph for
+/// each number of attention tiles, which doubles as the context grows.
 const GRAPHS: usize = 16;
 
-/// What a buffer is for; buffers come back only to their own kind.
+/// What a buffer is used for. A dropped buffer is reused only for the same use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Use {
-    /// Weights and KV pages: given up when dropped and what was noted before is sent.
+    /// Weights and KV pages. They are not reused but freed, once everything recorded before they
+    /// were dropped has been submitted.
     Lasting,
     /// Written and read by kernels, in the order of the stream.
     Work,
@@ -39,16 +42,17 @@ pub(crate) enum Use {
     Sent,
 }
 
-/// Memory that nobody holds any more.
+/// Memory that no buffer holds any more.
 #[derive(Debug, Default)]
 struct Free {
-    /// For the next that asks, by use and size, then by address.
+    /// Memory to hand out again, by use and size, then by address.
     kept: HashMap<(Use, u64), BTreeMap<Pointer, Arc<Memory>>>,
-    /// To be given up; what has been noted, and not sent, may still name it.
+    /// Memory to free; launches that are recorded but not yet submitted may still refer to it.
     dropped: Vec<Arc<Memory>>,
 }
 
-/// A buffer on the GPU. Dropping it keeps it for the next that asks for its size.
+/// A buffer on the GPU. Dropping it keeps its memory for the next request of the same use and
+/// size, unless its use is `Lasting`.
 #[derive(Debug)]
 pub(crate) struct Raw {
     memory: Arc<Memory>,
@@ -61,7 +65,7 @@ impl Raw {
         self.memory.pointer(0)
     }
 
-    /// The address of this byte.
+    /// Returns the address of a byte of the buffer.
     pub(crate) fn at(&self, byte: u64) -> Pointer {
         self.memory.pointer(byte)
     }
@@ -81,19 +85,19 @@ impl Drop for Raw {
     }
 }
 
-/// Which kernel.
+/// Names a kernel.
 #[derive(Clone, Debug)]
 pub(crate) struct Kernel {
-    /// The stem of its source.
+    /// File stem of its source.
     pub(crate) source: &'static str,
     /// Its entry point.
     pub(crate) entry: Cow<'static, str>,
 }
 
-/// What a launch is for, and what it moves and computes at least.
+/// The op that a launch belongs to, and lower bounds of what it moves and computes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Work {
-    /// The op.
+    /// Name of the op.
     pub(crate) op: &'static str,
     /// Bytes read and written.
     pub(crate) bytes: u64,
@@ -101,7 +105,7 @@ pub(crate) struct Work {
     pub(crate) flops: u64,
 }
 
-/// One noted launch; its parameters are words of [`State::params`].
+/// One recorded launch. `params` is its range of words in [`Step::params`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Launch {
     function: usize,
@@ -109,7 +113,7 @@ struct Launch {
     params: (usize, usize),
 }
 
-/// What is sent in one go.
+/// Launches that are submitted together, and their parameters.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Step {
     launches: Vec<Launch>,
@@ -120,17 +124,17 @@ struct Step {
 struct State {
     step: Step,
     work: Vec<Work>,
-    /// What the host writes before the launches.
+    /// Buffers that the host writes before the launches, and the bytes for them.
     sent: Vec<(Arc<Raw>, Vec<u8>)>,
-    /// The last step, to see whether this one is the same.
+    /// The last step that ran without a graph; an equal one that follows is captured.
     last: Step,
     graphs: Vec<(Step, Graph)>,
     modules: HashMap<&'static str, Arc<CudaModule>>,
-    /// Kernels by entry point, and all of them by number.
+    /// Numbers of the kernels by entry point, then the kernels by number.
     numbers: HashMap<Cow<'static, str>, usize>,
     functions: Vec<CudaFunction>,
     timed: Vec<(Work, CudaEvent, CudaEvent)>,
-    /// The launches that were timed last.
+    /// The launches of the last timed submit.
     launched: Vec<Launch>,
 }
 
@@ -145,12 +149,12 @@ pub(crate) struct Gpu {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Whatever panicked while it held the lock has left a whole value.
+    // A thread that panicked while it held the lock has left a consistent value.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Gpu {
-    /// Takes compiled kernels, by stem.
+    /// Loads compiled kernels, which are given by file stem.
     pub(crate) fn new(
         driver: Driver,
         cubins: HashMap<&'static str, Vec<u8>>,
@@ -168,12 +172,12 @@ impl Gpu {
         })
     }
 
-    /// Multiprocessors.
+    /// Returns the number of multiprocessors.
     pub(crate) fn sms(&self) -> u32 {
         self.driver.device.sms
     }
 
-    /// Bytes of shared memory that a block may have.
+    /// Returns the bytes of shared memory that a block may use.
     pub(crate) fn shared_limit(&self) -> u32 {
         self.driver.device.shared
     }
@@ -182,7 +186,7 @@ impl Gpu {
         *lock(&self.counts)
     }
 
-    /// A buffer of at least `bytes` for kernels to work with, its contents undefined.
+    /// Allocates a buffer of at least `bytes` for kernels to work with, with undefined contents.
     pub(crate) fn buffer(&self, bytes: u64) -> Result<Arc<Raw>> {
         self.buffer_for(Use::Work, bytes)
     }
@@ -190,7 +194,7 @@ impl Gpu {
     pub(crate) fn buffer_for(&self, what: Use, bytes: u64) -> Result<Arc<Raw>> {
         let size = match what {
             Use::Lasting => bytes.next_multiple_of(256).max(256),
-            // Eight sizes to a doubling: at most an eighth is wasted, and sizes come again.
+            // Eight sizes per doubling waste at most an eighth and make sizes recur.
             _ => {
                 let grain = (bytes.max(2048).next_power_of_two() / 16).max(256);
                 bytes.max(1).next_multiple_of(grain)
@@ -206,7 +210,7 @@ impl Gpu {
         }
         let mut memory = self.driver.alloc(size)?;
         if memory.is_none() {
-            // What is kept for later may be what is missing now.
+            // Free the memory that is kept for reuse and try again.
             self.submit()?;
             self.driver.wait()?;
             *lock(&self.free) = Free::default();
@@ -216,7 +220,7 @@ impl Gpu {
             let (free, all) = self.driver.free_memory()?;
             return Err(DeviceError(format!(
                 "{} has no room for {:.1} MiB more ({} of {} MiB are free); use a smaller \
-                 --kv-tokens or --batch-tokens, or another --device",
+                 `kv_tokens` or `batch_tokens`, or another `device`",
                 self.driver.device.name,
                 size as f64 / f64::from(1 << 20),
                 free >> 20,
@@ -227,7 +231,7 @@ impl Gpu {
         Ok(raw(Arc::new(memory)))
     }
 
-    /// A buffer with these bytes, for launches that are noted from now on.
+    /// Creates a buffer with these bytes, for launches that are recorded from now on.
     pub(crate) fn send(&self, bytes: &[u8]) -> Result<Arc<Raw>> {
         let raw = self.buffer_for(Use::Sent, bytes.len() as u64)?;
         if !bytes.is_empty() {
@@ -236,12 +240,12 @@ impl Gpu {
         Ok(raw)
     }
 
-    /// Keeps a problem for the next read or submit.
+    /// Keeps an error for the next read or submit, unless there is an earlier one.
     pub(crate) fn fail(&self, problem: DeviceError) {
         lock(&self.trouble).get_or_insert(problem);
     }
 
-    /// Notes a launch; an empty grid is none.
+    /// Records a launch, unless its grid is empty.
     pub(crate) fn launch<P: Pod>(&self, kernel: Kernel, grid: Grid, params: &P, work: Work) {
         if grid.blocks.contains(&0) {
             return;
@@ -262,7 +266,7 @@ impl Gpu {
         state.work.push(work);
     }
 
-    /// The number of a kernel, which is looked up once.
+    /// Returns the number of a kernel, which is looked up only once.
     fn number(&self, state: &mut State, kernel: Kernel) -> Result<usize> {
         if let Some(&number) = state.numbers.get(&kernel.entry) {
             return Ok(number);
@@ -278,13 +282,13 @@ impl Gpu {
         Ok(number)
     }
 
-    /// Sends what has been noted on its way.
+    /// Submits everything recorded.
     ///
     /// # Errors
-    /// With what has gone wrong since the last read.
+    /// With the first error since the last read or submit.
     pub(crate) fn submit(&self) -> Result<()> {
         let sent = self.send_noted();
-        // Given up in the order of the stream: after what names it.
+        // Freed in the order of the stream, after the launches that use it.
         lock(&self.free).dropped.clear();
         sent
     }
@@ -356,7 +360,7 @@ impl Gpu {
         self.driver.launch(&functions[launch.function], launch.grid, params, timed)
     }
 
-    /// Bytes of a buffer, after everything noted so far.
+    /// Reads bytes of a buffer, after everything recorded so far.
     pub(crate) fn read(&self, from: &Arc<Raw>, at: u64, bytes: u64) -> Result<Vec<u8>> {
         self.submit()?;
         let mut out = vec![0; bytes as usize];
@@ -366,13 +370,13 @@ impl Gpu {
         Ok(out)
     }
 
-    /// Writes to a buffer, after everything noted so far.
+    /// Writes to a buffer, after everything recorded so far.
     pub(crate) fn write(&self, to: &Arc<Raw>, at: u64, bytes: &[u8]) -> Result<()> {
         self.submit()?;
         self.driver.upload(&to.memory, at, bytes)
     }
 
-    /// Copies `bytes` bytes, after everything noted so far.
+    /// Copies `bytes` bytes, after everything recorded so far.
     pub(crate) fn copy(
         &self,
         from: (&Arc<Raw>, u64),
@@ -383,12 +387,12 @@ impl Gpu {
         self.driver.copy((&from.0.memory, from.1), (&to.0.memory, to.1), bytes)
     }
 
-    /// The memory of a buffer that nothing else uses yet.
+    /// Writes to a buffer that nothing else uses yet, without submitting recorded launches first.
     pub(crate) fn upload(&self, to: &Raw, at: u64, bytes: &[u8]) -> Result<()> {
         self.driver.upload(&to.memory, at, bytes)
     }
 
-    /// The kernels of the last submit that was timed, and their grids.
+    /// Returns the kernels of the last timed submit, with their grids.
     pub(crate) fn launched(&self) -> Vec<String> {
         let state = lock(&self.state);
         let name = |number: usize| {
@@ -402,14 +406,14 @@ impl Gpu {
         state.launched.iter().map(tell).collect()
     }
 
-    /// What each op took since the last call, those that took longest first.
+    /// Returns the cost of each op since the last call, slowest first.
     pub(crate) fn profile(&self) -> Vec<OpTime> {
         let mut rows: BTreeMap<&str, OpTime> = BTreeMap::new();
         for (work, start, end) in lock(&self.state).timed.drain(..) {
             let new = OpTime { op: work.op, ..OpTime::default() };
             let row = rows.entry(work.op).or_insert(new);
             row.launches += 1;
-            // A failed launch has been reported by the read before.
+            // The preceding read has already reported a failed launch.
             row.nanoseconds += start.elapsed_ms(&end).map_or(0.0, |ms| f64::from(ms) * 1e6);
             row.bytes += work.bytes;
             row.flops += work.flops;

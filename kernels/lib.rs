@@ -1,15 +1,16 @@
-//! The CUDA backend of `gritlm`: every operation as handwritten kernels for NVIDIA GPUs from Ampere
-//! (compute capability 8.0) on.
+//! The CUDA backend of `gritlm`. Every operation runs as handwritten kernels, on NVIDIA GPUs from
+//! Ampere (compute capability 8.0) on.
 //!
-//! * [`Cuda`] implements the operations; one Rust file per op picks the variant, sizes the grid and
-//!   notes the launch of the kernel of the same stem.
-//! * [`source`]: the table of kernels. [`compile`]: NVRTC and its cache. [`tune`]: forms and tiles.
-//! * [`devices`]: what there is to run on.
+//! * [`Cuda`] implements the operations. One Rust file per op picks the kernel variant, sizes the
+//!   grid and records the launch of the kernel with the same file stem.
+//! * [`source`] holds the table of kernels, [`compile`] runs NVRTC and caches its output, and
+//!   [`tune`] chooses the forms and tiles of the matrix products.
+//! * [`devices`] lists the GPUs.
 //!
-//! The driver and NVRTC are found at run time: this builds, and says what is missing, where no CUDA
-//! is installed. The residual stream, norms, softmax, router and pooling are f32; the operands of
-//! matrix products, queries, keys and values are bf16, their sums f32. The same input gives the same
-//! bits.
+//! The driver and NVRTC are loaded at run time, so the crate builds where CUDA is not installed,
+//! and opening a GPU then reports what is missing. The residual stream, norms, softmax, router
+//! and pooling are f32. The operands of matrix products, queries, keys and values are bf16, and
+//! their sums f32. The same input always gives the same bits.
 
 mod attention;
 pub mod compile;
@@ -51,45 +52,48 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use tune::Form;
 
-/// How to open a GPU.
+/// Options for opening a GPU.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Options {
-    /// Its number.
+    /// Number of the GPU, from 0.
     pub ordinal: u32,
-    /// Time every launch; see [`Ops::profile`].
+    /// Whether to time every launch; see [`Ops::profile`].
     pub profile: bool,
-    /// A folder of compiled kernels (`gritlm kernels build`), instead of NVRTC.
+    /// Folder of compiled kernels (`gritlm kernels build`) to load instead of compiling with
+    /// NVRTC.
     pub kernels: Option<PathBuf>,
-    /// Compute every product in this form, instead of the one that [`Form::of`] chooses: for tests
-    /// and benches. A few-rows form is only for products that have no more rows.
+    /// Form in which to compute every matrix product, for tests and benches, instead of the one
+    /// that [`Form::of`] chooses. A few-rows form applies only to products with no more rows than
+    /// it takes, and to grouped products.
     pub form: Option<Form>,
 }
 
-/// A GPU with its kernels.
+/// An opened GPU with its kernels.
 pub struct Cuda {
     gpu: Gpu,
     ring: Ring,
     form: Option<Form>,
 }
 
-/// What a buffer holds, which the op that writes it decides.
+/// Element type of a buffer, decided by the op that writes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Format {
     F32,
     Bf16,
 }
 
-/// Activations, rows padded to a multiple of 8 columns. There is always room for f32.
+/// Activations, with rows padded to a multiple of 8 columns. The memory always has room for f32.
 #[derive(Debug)]
 pub struct Buffer {
     raw: Arc<Raw>,
     cols: usize,
-    /// Elements from row to row.
+    /// Row stride in elements.
     stride: u32,
     format: Format,
 }
 
-/// Keys and values: per layer two buffers of `(pages, kv_heads, PAGE, width)` bf16.
+/// The KV cache: per layer, a buffer of keys and one of values, `(pages, kv_heads, PAGE, width)`
+/// bf16.
 #[derive(Debug)]
 pub struct Pages {
     shape: KvShape,
@@ -101,7 +105,7 @@ pub struct Pages {
 /// An uploaded [`Layout`].
 #[derive(Debug)]
 pub struct Batch {
-    /// Tokens, slots, and the rotary angles' cosines and sines.
+    /// Token ids, slots, and the cosines and sines of the rotary angles.
     raw: Arc<Raw>,
     rows: u32,
     slots: u32,
@@ -111,24 +115,25 @@ pub struct Batch {
     lists: Mutex<Option<Arc<attention::Lists>>>,
 }
 
-/// Which experts each row goes through; its regions are described in expert_sort.cu.
+/// The experts of each row; expert_sort.cu describes the regions of `raw`.
 #[derive(Debug)]
 pub struct Routing {
     logits: Buffer,
     raw: Arc<Raw>,
-    /// Rows · top_k that there is room for.
+    /// Capacity in assignments, rows · top_k.
     assigned: u32,
     experts: usize,
 }
 
-/// The widest head that attention.cu has a variant for.
+/// Width of the widest head for which attention.cu has a variant.
 const MAX_HEAD_DIM: usize = 256;
 
 impl Cuda {
     /// Opens a GPU.
     ///
     /// # Errors
-    /// When there is no driver, no such GPU, it is too old, or its kernels cannot be compiled.
+    /// When there is no driver or no such GPU, when the GPU is too old, or when its kernels
+    /// cannot be loaded or compiled.
     pub fn open(options: &Options) -> Result<Self> {
         let driver = Driver::open(options.ordinal)?;
         let cubins = compile::cubins(driver.device.capability, options.kernels.as_deref())?;
@@ -136,12 +141,12 @@ impl Cuda {
         Ok(Self { gpu, ring: Ring::default(), form: options.form })
     }
 
-    /// The GPU that was opened.
+    /// Returns the GPU that was opened.
     pub fn describe(&self) -> &Device {
         &self.gpu.driver.device
     }
 
-    /// A buffer with undefined contents.
+    /// Allocates a buffer with undefined contents.
     fn buffer_of(&self, rows: usize, cols: usize) -> Result<Buffer> {
         let stride = cols.next_multiple_of(8);
         let raw = self.gpu.buffer(4 * (rows * stride) as u64)?;
@@ -150,17 +155,17 @@ impl Cuda {
 }
 
 impl Pages {
-    /// Keys and values of a layer.
+    /// Returns the keys and the values of a layer.
     fn layer(&self, layer: u32) -> [&Arc<Raw>; 2] {
         self.layers[layer as usize].each_ref()
     }
 
-    /// Bytes of one page of keys or of values.
+    /// Returns the bytes of one page of keys or of values.
     fn page_bytes(&self) -> usize {
         2 * self.shape.kv_heads * PAGE * self.width as usize
     }
 
-    /// Where in a page's elements a head's token begins.
+    /// Returns the index of a head's token within the elements of a page.
     fn vector(&self, head: usize, token: usize) -> usize {
         (head * PAGE + token % PAGE) * self.width as usize
     }
@@ -257,7 +262,7 @@ impl Ops for Cuda {
         if head_dim > MAX_HEAD_DIM || head_dim % 2 != 0 {
             return Err(DeviceError(format!(
                 "the CUDA kernels take heads of up to {MAX_HEAD_DIM} columns in pairs, and this \
-                 model's have {head_dim}; use --device cpu"
+                 model's have {head_dim}; use `device` cpu"
             )));
         }
         let width = head_dim.next_multiple_of(8);
@@ -271,7 +276,7 @@ impl Ops for Cuda {
     }
 
     fn batch(&self, layout: &Layout) -> Result<Batch> {
-        // Loading is over.
+        // A first batch means that loading is over.
         self.ring.release();
         let rows = layout.tokens.len();
         Ok(Batch {
@@ -470,7 +475,7 @@ impl Ops for Cuda {
     }
 }
 
-/// bf16 as f32.
+/// Converts bf16 values to f32.
 fn widened(bytes: &[u8]) -> Vec<f32> {
     bytes.as_chunks().0.iter().map(|&pair| bf16::from_le_bytes(pair).to_f32()).collect()
 }

@@ -1,4 +1,4 @@
-//! linear_add; see linear_add.cu.
+//! linear_add: adds a matrix product to the residual stream; see linear_add.cu.
 
 use crate::product::{Call, Product};
 use crate::{Buffer, Cuda, Matrix};

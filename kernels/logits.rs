@@ -1,4 +1,4 @@
-//! logits: the final norm and `lm_head` of the wanted rows; see rmsnorm.cu and logits.cu.
+//! logits: the final norm and `lm_head` of the selected rows; see rmsnorm.cu and logits.cu.
 
 use crate::product::{Call, Product};
 use crate::{Buffer, Cuda, Matrix};

@@ -1,9 +1,9 @@
 //! Weights on the GPU: bf16, rows padded with zeros to a multiple of 8 columns.
 //!
-//! They go from the mapped files through a small ring of pinned buffers: all threads fill one (a
-//! copy, or a rounding of f16 and f32), the GPU copies it while they fill the next. Pinning the files
-//! themselves would cost more than it saves (some 2 GB/s), and copying from pages that are not
-//! pinned reaches a third of the rate.
+//! They travel from the mapped files through a small ring of pinned buffers. All threads fill one
+//! buffer, copying bf16 or rounding f16 and f32, and the GPU copies from it while they fill the
+//! next. Pinning the files themselves would cost more than it saves (some 2 GB/s), and copies
+//! from memory that is not pinned reach a third of the rate.
 
 use crate::driver::{Driver, said};
 use crate::gpu::{Gpu, Raw, Use};
@@ -14,23 +14,24 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Buffers of the ring, and bytes of each: the copy of one hides the filling of the next.
+/// Number of buffers in the ring, and bytes of each. The copy from one hides the filling of the
+/// next.
 const SLOTS: usize = 4;
 const SLOT_BYTES: usize = 8 << 20;
 
 /// Bytes that a thread fills at a time.
 const PIECE: usize = 128 << 10;
 
-/// One weight matrix, possibly several stacked.
+/// A weight matrix, possibly several stacked by rows.
 #[derive(Debug)]
 pub struct Matrix {
     pub(crate) raw: Arc<Raw>,
     pub(crate) cols: u32,
-    /// Elements from row to row.
+    /// Row stride in elements.
     pub(crate) stride: u32,
 }
 
-/// A pinned buffer, and the end of the copy from it.
+/// A pinned buffer, and the event at the end of the copy from it.
 struct Slot {
     pinned: PinnedHostSlice<u8>,
     copied: Option<CudaEvent>,
@@ -41,7 +42,7 @@ struct Slot {
 pub(crate) struct Ring(Mutex<Vec<Slot>>);
 
 impl Ring {
-    /// Gives the pinned memory back: loading is over.
+    /// Frees the pinned memory once loading is over.
     pub(crate) fn release(&self) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
@@ -56,7 +57,7 @@ impl Slot {
         Ok(Self { pinned: driver.pinned(SLOT_BYTES)?, copied: None })
     }
 
-    /// Fills it once the copy from it is done, and starts the next copy.
+    /// Waits for the last copy from the buffer, fills it again and starts the next copy.
     fn send(
         &mut self,
         gpu: &Gpu,
@@ -87,7 +88,7 @@ pub(crate) fn upload(gpu: &Gpu, ring: &Ring, parts: &[Tensor]) -> Result<Matrix>
     }
     let mut at = 0;
     for part in parts {
-        // Whole rows where they are padded; else bytes as they come.
+        // Rows that are padded or rounded go whole rows at a time, all others as plain bytes.
         let (row, padded) = (cols * part.dtype().bytes(), 2 * stride);
         let plain = part.dtype() == Dtype::Bf16 && cols == stride;
         let rows_at_once = if plain { 1 } else { (SLOT_BYTES / padded).max(1) };
@@ -113,7 +114,8 @@ pub(crate) fn upload(gpu: &Gpu, ring: &Ring, parts: &[Tensor]) -> Result<Matrix>
     Ok(Matrix { raw, cols: cols as u32, stride: stride as u32 })
 }
 
-/// A row rounded to bf16, and zeros up to the stride. Checkpoints may begin at any address.
+/// Rounds a row to bf16, and fills up with zeros to the stride. The row is read as bytes because
+/// tensors of a checkpoint may begin at any address.
 fn narrow_row(dtype: Dtype, from: &[u8], to: &mut [u8]) {
     let value = |bytes: &[u8]| match (dtype, bytes) {
         (Dtype::Bf16, &[a, b]) => bf16::from_le_bytes([a, b]),

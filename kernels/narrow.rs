@@ -1,4 +1,4 @@
-//! Rows of bf16 for a product whose rows are f32; see narrow.cu.
+//! narrow: converts f32 rows to bf16 for a matrix product; see narrow.cu.
 
 use crate::driver::Grid;
 use crate::gpu::{Kernel, Work};
@@ -19,7 +19,7 @@ params! {
     }
 }
 
-/// A buffer for reading.
+/// Rows of bf16 for reading.
 #[derive(Debug)]
 pub(crate) struct Rows {
     pub(crate) raw: Arc<crate::gpu::Raw>,
@@ -27,8 +27,9 @@ pub(crate) struct Rows {
 }
 
 impl Cuda {
-    /// The first `rows` rows as bf16: the buffer itself, or a copy. The forward pass has them so;
-    /// what a caller has uploaded is f32. None after a problem, which the next read reports.
+    /// Returns the first `rows` rows as bf16: the buffer itself, or a copy. Activations of the
+    /// forward pass are bf16 already, while a caller's uploads are f32. Returns `None` after an
+    /// error, which the next read reports.
     pub(crate) fn narrowed(&self, x: &Buffer, rows: u32) -> Option<Rows> {
         if x.format == Format::Bf16 {
             return Some(Rows { raw: Arc::clone(&x.raw), stride: x.stride });

@@ -1,5 +1,5 @@
-//! Parameter structs: written once in Rust and once in CUDA C++, and compared by the compiler; see
-//! [`crate::source::text`].
+//! Parameter structs, written once in Rust and once in CUDA C++. The compiler compares the two;
+//! see [`crate::source::text`].
 
 /// An address on the device; `Global<T>` in a kernel's parameters.
 #[repr(transparent)]
@@ -9,23 +9,23 @@
 pub struct Pointer(pub u64);
 
 impl Pointer {
-    /// Points at nothing.
+    /// The null pointer.
     pub const NULL: Self = Self(0);
 }
 
-/// A struct that a kernel takes by value.
+/// Layout of a struct that a kernel takes by value.
 #[derive(Clone, Copy, Debug)]
 pub struct Layout {
     /// The struct's name, the same in CUDA C++.
     pub name: &'static str,
     /// Its fields in order, with their offsets in bytes.
     pub fields: &'static [(&'static str, usize)],
-    /// Its bytes.
+    /// Its size in bytes.
     pub size: usize,
 }
 
-/// Defines parameters: pointers first, then an even number of 32-bit fields, so that there is no
-/// padding; `Self::LAYOUT` says where they are.
+/// Defines a parameter struct: pointers first, then an even number of 32-bit fields, so that
+/// there is no padding. `Self::LAYOUT` describes its fields.
 macro_rules! params {
     ($(#[$doc:meta])* $name:ident { $($(#[$about:meta])* $field:ident: $type:ty,)* }) => {
         $(#[$doc])*

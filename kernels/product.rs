@@ -1,4 +1,5 @@
-//! The matrix products: which form, which grid; see product.cuh, matmul.cuh and matvec.cuh.
+//! The matrix products: chooses their form and sizes their grid; see product.cuh, matmul.cuh and
+//! matvec.cuh.
 
 use crate::driver::Grid;
 use crate::gpu::{Kernel, Work};
@@ -35,11 +36,11 @@ params! {
     }
 }
 
-/// One product.
+/// One matrix product.
 pub(crate) struct Call<'a> {
-    /// The op that the time counts for.
+    /// Op that the time is counted for.
     pub(crate) op: &'static str,
-    /// The stem of the kernels' source, with which their names begin.
+    /// File stem of the kernels, with which their entry points begin.
     pub(crate) source: &'static str,
     /// Whether each output has two rows of weights.
     pub(crate) pair: bool,
@@ -49,12 +50,12 @@ pub(crate) struct Call<'a> {
     pub(crate) outputs: u32,
     pub(crate) a: &'a Buffer,
     pub(crate) w: &'a Matrix,
-    /// What the op adds to the rest, which comes from the other fields.
+    /// The op's own fields; the others are filled in.
     pub(crate) params: Product,
 }
 
 impl Cuda {
-    /// The form of a product.
+    /// Returns the form of a product.
     pub(crate) fn form(&self, rows: u32, experts: u32, outputs: u32, pair: bool) -> Form {
         let weights = outputs << u32::from(pair);
         let each = rows.div_ceil(experts.max(1));
@@ -65,13 +66,13 @@ impl Cuda {
         }
     }
 
-    /// Notes a product in this form.
+    /// Records a product in this form.
     pub(crate) fn product(&self, call: &Call<'_>, form: Form) {
         if call.rows == 0 || call.outputs == 0 {
             return;
         }
         let Some(a) = self.narrowed(call.a, call.rows) else { return };
-        // An expert's last tile may be a short one.
+        // An upper bound: the last tile of each expert may have fewer rows.
         let tiles = call.rows.div_ceil(form.rows()) + call.experts;
         let across = call.outputs.div_ceil(form.outputs(call.pair));
         let params = Product {

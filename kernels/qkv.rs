@@ -1,4 +1,5 @@
-//! qkv; see qkv.cu.
+//! qkv: projects to queries, keys and values, applies RoPE, and writes keys and values to the KV
+//! cache; see qkv.cu.
 
 use crate::product::{Call, Product};
 use crate::{Batch, Buffer, Cuda, Format, Matrix, Pages};
@@ -45,5 +46,5 @@ impl Cuda {
     }
 }
 
-/// Tokens of a page, as the kernels have it.
+/// The kernels have pages of 128 tokens.
 const _: () = assert!(PAGE == 128);

@@ -1,4 +1,5 @@
-//! What the GPU moves at best, for benches: the limits beside which an op's time says something.
+//! Measures the transfer rates that the GPU reaches. Benches compare the time of an op with these
+//! limits.
 
 use crate::Cuda;
 use crate::gpu::Use;
@@ -6,15 +7,15 @@ use gritlm_model::ops::{Ops, Result};
 use rayon::prelude::*;
 use std::time::Instant;
 
-/// Copies in a row: the wait at their end is then nothing beside them.
+/// Copies per measurement: enough for the wait at their end not to count.
 const COPIES: usize = 8;
 
 impl Cuda {
-    /// Bytes per second, read and written, of copies of so many bytes on the GPU: the median of
-    /// five runs.
+    /// Measures copies of `bytes` bytes within the GPU. Returns bytes per second, reads and
+    /// writes both counted, as the median of five runs.
     ///
     /// # Errors
-    /// When there is no room.
+    /// When the GPU is out of memory.
     pub(crate) fn copies(&self, bytes: u64) -> Result<f64> {
         let from = self.gpu.buffer_for(Use::Lasting, bytes)?;
         let to = self.gpu.buffer_for(Use::Lasting, bytes)?;
@@ -24,10 +25,10 @@ impl Cuda {
         self.rate(2 * bytes, || self.gpu.copy((&from, 0), (&to, 0), bytes))
     }
 
-    /// Bytes per second of copies to the GPU from so many pinned bytes.
+    /// Measures copies of `bytes` pinned bytes to the GPU, in bytes per second.
     ///
     /// # Errors
-    /// When there is no room.
+    /// When memory runs out.
     pub(crate) fn pinned(&self, bytes: u64) -> Result<f64> {
         let to = self.gpu.buffer_for(Use::Lasting, bytes)?;
         let mut pinned = self.gpu.driver.pinned(bytes as usize)?;
@@ -37,11 +38,11 @@ impl Cuda {
         self.rate(bytes, || self.gpu.upload(&to, 0, values))
     }
 
-    /// Copies so many bytes that are of no use to anyone: more than the L2 cache holds take its
-    /// place. Not waited for.
+    /// Copies `bytes` bytes of no use, which displace the contents of the L2 cache if they are
+    /// more than it holds. Does not wait for the copy.
     ///
     /// # Errors
-    /// With what has gone wrong before.
+    /// With the first error since the last read or submit, or when the GPU is out of memory.
     pub(crate) fn displaced(&self, bytes: u64) -> Result<()> {
         let (from, to) = (self.gpu.buffer(bytes)?, self.gpu.buffer(bytes)?);
         self.gpu.copy((&from, 0), (&to, 0), bytes)
@@ -62,7 +63,7 @@ impl Cuda {
     }
 }
 
-/// Bytes that no memory can compress.
+/// Fills bytes with values that no memory can compress.
 fn scramble(bytes: &mut [u8]) {
     bytes.par_chunks_mut(1 << 16).enumerate().for_each(|(n, bytes)| {
         let mut x = 0x9E37_79B9_7F4A_7C15_u64.wrapping_mul(n as u64 + 1);

@@ -21,7 +21,7 @@ params! {
 }
 
 impl Cuda {
-    /// All rows in order, or those that `rows_of` names.
+    /// Normalises all rows in order, or those that `rows_of` lists.
     pub(crate) fn norm_rows(
         &self,
         (rows, dim, eps): (u32, u32, f32),

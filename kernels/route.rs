@@ -1,5 +1,5 @@
-//! route: each row's experts, the order by expert, and the sum over a row's experts; see route.cu,
-//! expert_sort.cu and expert_add.cu.
+//! route: chooses each row's experts, sorts the rows by expert, and adds up each row's experts;
+//! see route.cu, expert_sort.cu and expert_add.cu.
 
 use crate::driver::Grid;
 use crate::gpu::{Kernel, Work};
@@ -53,7 +53,7 @@ params! {
     }
 }
 
-/// Experts whose sums a block of `route` has at a time, for each of its 8 warps.
+/// Sums that a block of `route` holds at a time: 8 experts for each of its 8 warps.
 const SUMS: u32 = 8 * 8;
 
 impl Cuda {
@@ -86,7 +86,8 @@ impl Cuda {
         );
     }
 
-    /// Sorts what [`Cuda::choose`] has chosen, and lists the tiles of so many rows of one expert.
+    /// Sorts the choices of [`Cuda::choose`] by expert, and lists the tiles of `tile_rows` rows
+    /// of one expert.
     pub(crate) fn sort_by_expert(&self, p: Expert, routing: &Routing, tile_rows: u32) {
         if p.rows == 0 {
             return;
@@ -110,7 +111,7 @@ impl Cuda {
         );
     }
 
-    /// Adds to each row of `x` its rows of `sorted (rows · top_k, dim)`, as far as they weigh.
+    /// Adds to each row of `x` its rows of `sorted (rows · top_k, dim)`, times their weights.
     pub(crate) fn add_experts(&self, p: Expert, sorted: &Buffer, routing: &Routing, x: &Buffer) {
         let params = Add {
             y: sorted.raw.pointer(),

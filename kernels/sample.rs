@@ -1,4 +1,4 @@
-//! sample: tokens drawn on the device; see sample.cu.
+//! sample: samples tokens on the device; see sample.cu.
 
 use crate::driver::Grid;
 use crate::gpu::{Kernel, Work};
@@ -18,7 +18,7 @@ params! {
     }
 }
 
-/// Words of one draw's record, and of its result before the likeliest.
+/// Words of one row's record, and of its result before the most likely tokens.
 const RECORD: usize = 11;
 const RESULT: usize = 4;
 
@@ -44,7 +44,8 @@ impl Cuda {
             end += RESULT + 2 * d.logprobs.min(vocab) as usize;
         }
         records.extend(seen);
-        // Seen ids grow in number from step to step; the address stays while the size does.
+        // The number of seen ids grows from step to step; the buffer keeps its address as long as
+        // its rounded size stays the same.
         records.resize(records.len().next_power_of_two(), 0);
         let sent = self.gpu.send(bytemuck::cast_slice(&records))?;
         let count = draws.len() as u32;
@@ -72,7 +73,7 @@ impl Cuda {
         let drawn = draws.iter().map(|d| {
             let token = next();
             let [logit, largest, sum] = [next(), next(), next()].map(f32::from_bits);
-            // The logarithm here, in f64, as in the CPU twin.
+            // The host takes the logarithm, in f64, as the CPU twin does.
             let normalizer = largest + (f64::from(sum)).ln() as f32;
             let mut likely = || (next(), f32::from_bits(next()) - normalizer);
             let top = (0..d.logprobs.min(vocab)).map(|_| likely()).collect();

@@ -1,4 +1,5 @@
-//! search: scores of the corpus stretch by stretch, the best kept on the device; see search.cu.
+//! search: scores the corpus stretch by stretch and keeps the best documents on the device; see
+//! search.cu.
 
 use crate::driver::Grid;
 use crate::gpu::{Kernel, Work};
@@ -40,19 +41,20 @@ params! {
     }
 }
 
-/// Queries, and documents, that a block of `search_scores` has.
+/// Queries, and documents, of a block of `search_scores`.
 const QUERIES: u32 = 8;
 const DOCUMENTS: u32 = 4 * 8;
 
-/// Places of all queries' stretches together: 64 MiB.
+/// Places in the stretches of all queries together: 64 MiB.
 const FOUND: u32 = 1 << 23;
 
-/// Documents of a stretch: many, so that few of a stretch beat the best of those before.
+/// Returns the documents of a stretch: many, so that few of them beat the best of the stretches
+/// before.
 fn stretch(queries: u32, documents: u32) -> u32 {
     (FOUND / queries).clamp(1024, 65536).min(documents)
 }
 
-/// The document and its score at a place; see order.cuh.
+/// Returns the document and its score at a place; see order.cuh.
 fn document(place: u64) -> (u32, f32) {
     let order = (place >> 32) as u32;
     let bits = if order >> 31 == 1 { order & 0x7fff_ffff } else { !order };
@@ -75,7 +77,7 @@ impl Cuda {
         let found = self.gpu.buffer(8 * rows * u64::from(stretch))?;
         let size = 8 * rows * u64::from(top_k);
         let (mut best, mut after) = (self.gpu.buffer(size)?, self.gpu.buffer(size)?);
-        // Floors of 8 bytes and counts of 4: none yet.
+        // Floors of 8 bytes and counts of 4 bytes, all zero at first.
         let state = self.gpu.send(&vec![0; 12 * p.queries as usize])?;
         let (floors, counts) = (state.pointer(), state.at(8 * rows));
         let mut kept = 0;
@@ -121,7 +123,7 @@ impl Cuda {
             };
             self.gpu.launch(
                 Kernel { source: "search", entry: "search_select_places".into() },
-                // Words: one of each of 32 warps, and a counter.
+                // One word for each of 32 warps, and a counter.
                 Grid { blocks: [p.queries, 1, 1], threads: 1024, shared: 4 * 33 },
                 &params,
                 Work { op: "search", bytes: 2 * size, flops: 0 },

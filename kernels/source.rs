@@ -1,5 +1,6 @@
-//! The table of CUDA sources. What compiles one, NVRTC or the emulator's g++, gets [`text`] and
-//! [`HEADERS`], and with them a comparison of its parameter structs with Rust's.
+//! The table of CUDA sources. NVRTC, or the emulator's g++, compiles a source from [`text`] and
+//! [`HEADERS`]. The text includes assertions that the source's parameter structs match those of
+//! Rust.
 
 use crate::attention::{Attend, Reduce};
 use crate::embed::Embed;
@@ -12,18 +13,18 @@ use crate::route::{Add, Choose, Sort};
 use crate::sample::Draws;
 use crate::search::{Scores, Select};
 
-/// One source, with all entry points of one stem.
+/// A source file with all its entry points.
 #[derive(Debug)]
 pub struct Source {
-    /// The stem of its file.
+    /// Its file stem.
     pub stem: &'static str,
-    /// The text of its file.
+    /// Its text.
     pub file: &'static str,
-    /// The structs that its entry points take.
+    /// Parameter structs of its entry points.
     pub params: &'static [Layout],
 }
 
-/// A stem and the parameter structs in it, one source a line.
+/// Defines the table from one line per source: its stem and its parameter structs.
 macro_rules! sources {
     ($($stem:ident: $($params:ty),*;)*) => {
         static SOURCES: &[Source] = &[$(Source {
@@ -36,7 +37,7 @@ macro_rules! sources {
 
 macro_rules! headers {
     ($($stem:ident)*) => {
-        /// What the sources include: names and texts.
+        /// Names and texts of the headers that the sources include.
         pub static HEADERS: &[(&str, &str)] = &[$((
             concat!(stringify!($stem), ".cuh"),
             include_str!(concat!(stringify!($stem), ".cuh")),
@@ -66,12 +67,12 @@ sources! {
 
 headers!(common matmul matvec memory order product ptx);
 
-/// All sources.
+/// Returns all sources.
 pub fn all() -> &'static [Source] {
     SOURCES
 }
 
-/// Where a field is, as each compiler knows it: NVRTC has no `offsetof`.
+/// Offset of a field, in the words of each compiler: NVRTC has no `offsetof`.
 const OFFSET: &str = "
 #ifdef __CUDACC_RTC__
 #define OFFSET(type, field) __INTADDR__(&static_cast<type *>(0)->field)
@@ -80,7 +81,7 @@ const OFFSET: &str = "
 #endif
 ";
 
-/// What is compiled: the file, then assertions that its structs are those of Rust.
+/// Returns the text to compile: the file, then assertions that its structs match those of Rust.
 pub fn text(source: &Source) -> String {
     let mut text = source.file.to_string() + OFFSET;
     let mut assert = |condition: String, what: String| {
@@ -95,16 +96,16 @@ pub fn text(source: &Source) -> String {
     text
 }
 
-/// What tells this source, compiled for this architecture, from other versions of it; whatever
-/// compiled it. The manifest of a folder of compiled kernels has it.
+/// Returns a hash of this source, its headers and the architecture, which does not depend on the
+/// compiler. The manifest of a folder of compiled kernels stores it.
 pub fn key(source: &Source, arch: &str) -> String {
     let text = text(source);
     let headers = HEADERS.iter().flat_map(|(name, text)| [*name, *text]);
     hash([source.stem, &text, arch].into_iter().chain(headers).map(str::as_bytes))
 }
 
-/// 128-bit FNV-1a over the parts and their lengths, in hexadecimal: the same in every version of
-/// this program, unlike what the standard library has.
+/// Returns the 128-bit FNV-1a hash of the parts and their lengths, in hexadecimal. It is the same
+/// in every version of this program, unlike the hashes of the standard library.
 pub(crate) fn hash<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
     let mut hash = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d_u128;
     for part in parts {

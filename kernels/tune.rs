@@ -1,21 +1,22 @@
-//! Which form of a product for which shape: pure functions, to be read and tested without a GPU.
+//! Chooses the form of a matrix product for its shape. The functions are pure, so that a choice
+//! can be read and tested without a GPU.
 
 /// A tile of matmul.cuh.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Tile {
-    /// Its rows and its rows of the weights, as in the names of the entry points.
+    /// Its rows and its weight rows, as in the names of the entry points.
     pub name: &'static str,
     /// Rows.
     pub rows: u32,
-    /// Rows of the weights; half as many outputs where each has two.
+    /// Rows of the weights; half as many outputs where each output has two.
     pub cols: u32,
-    /// Threads of a block.
+    /// Threads per block.
     pub threads: u32,
-    /// Steps in shared memory.
+    /// Pipeline stages in shared memory.
     pub stages: u32,
-    /// What share of the largest tile's rate it has where all multiprocessors are busy: a larger
-    /// warp tile reads fewer operands from shared memory for each product. Estimated from the bytes;
-    /// not measured.
+    /// Rate relative to the largest tile where all multiprocessors are busy: a larger warp tile
+    /// reads fewer operands from shared memory for each product. Estimated from the bytes; not
+    /// measured.
     pub rate: f32,
 }
 
@@ -27,8 +28,8 @@ pub const TILES: [Tile; 4] = [
     Tile { name: "128x256", rows: 128, cols: 256, threads: 256, stages: 3, rate: 1.0 },
 ];
 
-/// Rows up to which a product is a few matrix-vector products: reading the weights bounds both
-/// forms, and this one has no tile that stands mostly empty.
+/// Maximum rows of a product that is computed as matrix-vector products. Reading the weights
+/// bounds both forms, and this one has no tile that is mostly empty.
 pub const FEW_ROWS: u32 = 4;
 
 /// How a product is computed.
@@ -41,16 +42,16 @@ pub enum Form {
 }
 
 impl Tile {
-    /// Bytes of shared memory: 64 columns of bf16 of each row, in each stage.
+    /// Returns the bytes of shared memory: 64 columns of bf16 for each row in each stage.
     pub fn shared(&self) -> u32 {
         self.stages * (self.rows + self.cols) * 64 * 2
     }
 }
 
 impl Form {
-    /// The form for `groups` products (one, or one for each expert) of some `rows` rows with
-    /// `weights` rows of weights, on a GPU with so many multiprocessors and so much shared memory a
-    /// block.
+    /// Returns the form for `groups` products (one, or one for each expert) of about `rows` rows
+    /// with `weights` rows of weights, on a GPU with `sms` multiprocessors and `shared` bytes of
+    /// shared memory per block.
     ///
     /// ```
     /// use gritlm_kernels::tune::Form;
@@ -65,7 +66,7 @@ impl Form {
         if rows <= FEW_ROWS {
             return Self::Few(rows.max(1).next_power_of_two());
         }
-        // The time of the busiest multiprocessor, in products.
+        // The relative time of the busiest multiprocessor.
         let time = |tile: &Tile| {
             let tiles = rows.div_ceil(tile.rows) * weights.div_ceil(tile.cols) * groups;
             (tiles.div_ceil(sms) * tile.rows * tile.cols) as f32 / tile.rate
@@ -75,7 +76,7 @@ impl Form {
         Self::Many(*best.unwrap_or(&TILES[0]))
     }
 
-    /// Rows that it takes at a time.
+    /// Returns the rows that a block takes at a time.
     pub fn rows(self) -> u32 {
         match self {
             Self::Few(rows) => rows,
@@ -83,7 +84,7 @@ impl Form {
         }
     }
 
-    /// Outputs that a block has: of weights that make one output each, or a pair of them one.
+    /// Returns the outputs of a block. With `pair`, two rows of the weights make one output.
     pub fn outputs(self, pair: bool) -> u32 {
         match self {
             // 8 warps with two rows of the weights each.
@@ -92,7 +93,7 @@ impl Form {
         }
     }
 
-    /// Threads of a block.
+    /// Returns the threads per block.
     pub fn threads(self) -> u32 {
         match self {
             Self::Few(_) => 256,
@@ -100,7 +101,7 @@ impl Form {
         }
     }
 
-    /// Bytes of shared memory of a block.
+    /// Returns the bytes of shared memory per block.
     pub fn shared(self) -> u32 {
         match self {
             Self::Few(_) => 0,
@@ -109,7 +110,7 @@ impl Form {
     }
 }
 
-/// The end of the entry points' names.
+/// Writes the end of the entry points' names.
 impl std::fmt::Display for Form {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {

@@ -1,4 +1,4 @@
-//! Which adapters there are, and opening one.
+//! The adapters of this machine, and how one is chosen.
 
 use gritlm_model::ops::{DeviceError, Result};
 use wgpu::{Backends, DeviceType, Features};
@@ -6,34 +6,34 @@ use wgpu::{Backends, DeviceType, Features};
 /// Storage buffers that the widest shader binds (`qkv`).
 const STORAGE_BUFFERS: u32 = 7;
 
-/// An adapter, for people and for choosing.
+/// Description of an adapter, to be printed and to choose by.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Adapter {
-    /// Its name as the driver gives it.
+    /// Its name, as the driver reports it.
     pub name: String,
-    /// vulkan, metal, dx12, gl.
+    /// Graphics API: vulkan, metal, dx12 or gl.
     pub backend: String,
     /// Driver and version.
     pub driver: String,
-    /// Whether it is a CPU that plays GPU.
+    /// Whether it is a software adapter that runs on the CPU.
     pub cpu: bool,
-    /// Whether it is a chip of its own, with memory of its own.
+    /// Whether it is a discrete GPU with memory of its own.
     pub discrete: bool,
-    /// What it lacks that every model needs; None where it can be used.
+    /// What it lacks that every model needs; `None` if it can be used.
     pub lacks: Option<String>,
-    /// Smallest and largest subgroup; None without subgroups.
+    /// Minimum and maximum subgroup size; `None` without subgroups.
     pub subgroups: Option<(u32, u32)>,
-    /// Half-precision arithmetic in shaders.
+    /// Whether shaders have half-precision arithmetic.
     pub f16: bool,
-    /// Cooperative matrices: "16x16x16 f16" and so on.
+    /// Cooperative matrices that it supports, such as "16x16x16 f16 to f32".
     pub matrices: Vec<String>,
-    /// Bytes of one binding.
+    /// Maximum bytes of one binding.
     pub binding_bytes: u64,
-    /// Bytes of one buffer.
+    /// Maximum bytes of one buffer.
     pub buffer_bytes: u64,
-    /// Bytes of workgroup memory.
+    /// Maximum bytes of workgroup memory.
     pub workgroup_bytes: u32,
-    /// Time stamps in passes, for `--profile`.
+    /// Whether passes can write timestamps, for `--profile`.
     pub timestamps: bool,
     /// Whether compiled pipelines can be kept on disk.
     pub pipeline_cache: bool,
@@ -65,7 +65,8 @@ impl Adapter {
         }
     }
 
-    /// The size of subgroups where they multiply 16×16×16 matrices of f16 into f32.
+    /// Returns the subgroup size if all subgroups have one size and can multiply 16×16×16
+    /// matrices of f16 into f32.
     pub(crate) fn matrix_lanes(&self) -> Option<u32> {
         let offered = self.matrices.iter().any(|m| m == "16x16x16 f16 to f32");
         match self.subgroups {
@@ -74,13 +75,13 @@ impl Adapter {
         }
     }
 
-    /// Name and backend in one, as `--device wgpu:NAME` is looked for in.
+    /// Returns name and backend, the text that `--device wgpu:NAME` searches.
     pub fn label(&self) -> String {
         format!("{} ({})", self.name, self.backend)
     }
 }
 
-/// What an adapter lacks that no variant can do without.
+/// Returns what an adapter lacks that every variant needs.
 fn lacks(adapter: &wgpu::Adapter) -> Option<String> {
     let limits = adapter.limits();
     let flags = adapter.get_downlevel_capabilities().flags;
@@ -104,12 +105,13 @@ fn lacks(adapter: &wgpu::Adapter) -> Option<String> {
 
 fn instance() -> wgpu::Instance {
     let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle_from_env();
-    // Our indirect grids are written by our own shader; checking them would cost a pass each.
+    // This crate's own shader writes the indirect grids; checking them would cost a pass each.
     descriptor.flags.remove(wgpu::InstanceFlags::VALIDATION_INDIRECT_CALL);
     wgpu::Instance::new(descriptor)
 }
 
-/// Adapters, best first: those of their own memory, then those that share it, then CPUs.
+/// Returns adapters, best first: discrete GPUs, then integrated and virtual ones, then adapters
+/// of unknown type, then CPUs.
 fn enumerate(backends: Backends) -> Vec<wgpu::Adapter> {
     let mut adapters = pollster::block_on(instance().enumerate_adapters(backends));
     adapters.sort_by_key(|a| {
@@ -126,22 +128,23 @@ fn enumerate(backends: Backends) -> Vec<wgpu::Adapter> {
     adapters
 }
 
-/// Every adapter, best first; those of OpenGL, which are slower ways to the same chips, last.
+/// Returns every adapter, best first. Those of OpenGL come last: they are slower ways to the same
+/// chips.
 pub fn adapters() -> Vec<Adapter> {
     let all = [Backends::all() - Backends::GL, Backends::GL].map(enumerate);
     all.iter().flatten().map(Adapter::of).collect()
 }
 
-/// The best adapter that is not a CPU and has what every model needs.
+/// Returns the best adapter that is not a CPU and has what every model needs; OpenGL is left out.
 pub fn best_gpu() -> Option<Adapter> {
     let all = enumerate(Backends::all() - Backends::GL);
     all.iter().map(Adapter::of).find(|a| !a.cpu && a.lacks.is_none())
 }
 
-/// Chooses an adapter: the first whose label contains `name`, whatever the case, or the best one
-/// that can be used where it is empty.
+/// Chooses the first adapter that can be used and whose label contains `name`, in any case; an
+/// empty name chooses the best one.
 pub(crate) fn choose(name: &str) -> Result<(wgpu::Adapter, Adapter)> {
-    // OpenGL is looked at only where nothing else fits: looking makes some of its libraries talk.
+    // OpenGL is queried only if nothing else fits, because some of its libraries print messages.
     let wanted = name.to_lowercase();
     let fits = |a: &Adapter| a.label().to_lowercase().contains(&wanted);
     let mut all = enumerate(Backends::all() - Backends::GL);
@@ -178,7 +181,7 @@ pub(crate) fn choose(name: &str) -> Result<(wgpu::Adapter, Adapter)> {
     }))
 }
 
-/// The features that are used where the adapter has them.
+/// Returns those optional features that the adapter has.
 pub(crate) fn features(adapter: &wgpu::Adapter, profile: bool, f16: bool) -> Features {
     let mut wanted = Features::SUBGROUP | Features::SHADER_F16 | Features::PIPELINE_CACHE;
     if profile {

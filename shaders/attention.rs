@@ -1,5 +1,5 @@
-//! attention: tile lists, made once per batch, and the launches over them; see attention.wgsl and
-//! attention_reduce.wgsl.
+//! attention: the tile lists, which are built once per batch, and the launches over them; see
+//! attention.wgsl and attention_reduce.wgsl.
 
 use crate::gpu::{Grid, Raw, Use};
 use crate::params::params;
@@ -9,8 +9,8 @@ use gritlm_model::ops::{Attention, PAGE, Result};
 use gritlm_model::tiles::{List, mask_code};
 use std::sync::{Arc, PoisonError};
 
-/// Query vectors of a sequence and key/value head up to which the keys are split among workgroups
-/// instead: more make tiles of their own.
+/// Maximum query vectors of a sequence and key/value head for which the keys are split among
+/// workgroups; more vectors are split into tiles of their own.
 const FEW_VECTORS: u32 = 16;
 
 params! {
@@ -43,7 +43,7 @@ params! {
     }
 }
 
-/// Tiles of one mask and form, and where they and their records are in the buffer.
+/// Tiles of one mask and form, and where they and their records begin in the buffer.
 #[derive(Debug, Default)]
 struct Placed {
     list: List,
@@ -56,12 +56,12 @@ struct Placed {
 pub(crate) struct Lists {
     group: u32,
     raw: Arc<Raw>,
-    /// By whether split, then by mask.
+    /// Indexed by whether the form is split, then by mask code.
     lists: [[Placed; 4]; 2],
 }
 
 impl Wgpu {
-    /// The batch's tiles for heads grouped like this, made on the first call.
+    /// Returns the batch's tiles for heads grouped like this, built on the first call.
     fn lists(&self, batch: &Batch, group: u32, vectors: u32) -> Result<Arc<Lists>> {
         let mut kept = batch.lists.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(lists) = kept.as_ref()
@@ -76,7 +76,8 @@ impl Wgpu {
             let placed = &mut lists[split][mask_code(span.mask).0];
             placed.list.add(span, group, tiles[split].shape());
         }
-        // The split form's records name tiles by their place, and theirs are of one length.
+        // The split form is left out: its records refer to tiles by index, and its tiles have
+        // equal length.
         lists[0].iter_mut().for_each(|placed| placed.list.balance());
         let mut words = batch.tables.clone();
         for Placed { list, tiles_at, records_at } in lists.iter_mut().flatten() {
@@ -113,7 +114,7 @@ impl Wgpu {
                 continue;
             }
             let count = list.tiles.len() as u32;
-            // A vector's columns, and a vector of sums.
+            // A part has a vector's columns, then a vector of sums.
             let part_stride = 4 * (pages.vectors + 1).next_multiple_of(2);
             let params = Attend {
                 group,
@@ -176,5 +177,5 @@ impl Wgpu {
     }
 }
 
-/// Tokens of a page, as the shaders have it.
+/// The shaders have pages of 128 tokens.
 const _: () = assert!(PAGE == 128);

@@ -1,8 +1,8 @@
-//! Tiles of an adapter, measured once and kept in the cache folder.
+//! Measures the tiles of an adapter once, and stores them in the cache folder.
 //!
-//! Each of the three choices (`matmul`, `matvec`, `attention`) is timed alone on a shape of its own,
-//! since none depends on the others. A file that cannot be read, or is of another version, counts as
-//! none: the adapter then has its defaults.
+//! Each of the three choices (`matmul`, `matvec`, `attention`) is timed alone on a shape of its
+//! own, since none depends on the others but for `shuffle`, which `matmul` decides. A file that
+//! cannot be read, or is of another version, is ignored: the adapter then has its defaults.
 
 use crate::tune::Tiles;
 use crate::{Buffer, Wgpu};
@@ -12,27 +12,28 @@ use gritlm_model::weights::{Dtype, Tensor};
 use std::path::PathBuf;
 use std::time::Instant;
 
-/// Times of each candidate, of which the shortest counts.
+/// Timed runs of each candidate, of which the shortest counts.
 const REPEATS: usize = 3;
 
-/// The file of an adapter's tiles.
+/// Returns the file of an adapter's tiles.
 fn file(label: &str) -> Option<PathBuf> {
     let name: String =
         label.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
     Some(cache_folder()?.join("tiles").join(format!("{name}.json")))
 }
 
-/// What was measured for this adapter before, if it is still one of the choices.
+/// Returns the tiles that were measured for this adapter before, if they are still among the
+/// choices.
 pub(crate) fn kept(label: &str) -> Option<Tiles> {
     let tiles: Tiles = serde_json::from_slice(&std::fs::read(file(label)?).ok()?).ok()?;
     Tiles::all().contains(&tiles).then_some(tiles)
 }
 
 impl Wgpu {
-    /// Measures every choice, takes the fastest of each and keeps them for later starts.
+    /// Measures every choice, uses the fastest of each and stores them for later starts.
     ///
     /// # Errors
-    /// When there is no room for a few matrices, or the device is lost.
+    /// When the device has no room for a few matrices, or is lost.
     pub fn tune(&mut self) -> Result<Tiles> {
         let fits = |t: &Tiles| t.workgroup_bytes() <= self.gpu.adapter.workgroup_bytes;
         let all: Vec<Tiles> = Tiles::all().into_iter().filter(fits).collect();
@@ -90,7 +91,8 @@ impl Wgpu {
             batch.forget_lists();
             gpu.attention(p, &q, &pages, &batch, &mut out);
         };
-        // One switch for both: where they differ, the product decides, which is most of a step.
+        // `shuffle` applies to both. Where they differ, the product decides, because it is most
+        // of a step.
         let both: Vec<Tiles> = all.into_iter().filter(|t| t.shuffle == best.shuffle).collect();
         let attention = self.fastest(&both, same, &mut attend)?.attention;
         let tiles = Tiles { matmul, staged, shuffle: best.shuffle, lanes, attention };
@@ -104,7 +106,7 @@ impl Wgpu {
         Ok(tiles)
     }
 
-    /// The first of the candidates, among those that differ by `same`, that runs fastest.
+    /// Returns the fastest candidate. Of candidates that are the `same`, only the first is tried.
     fn fastest(
         &mut self,
         all: &[Tiles],
@@ -118,7 +120,7 @@ impl Wgpu {
             }
             self.tiles = *tiles;
             let mut best = f64::INFINITY;
-            // The first compiles.
+            // The first run compiles and is not timed.
             for repeat in 0..=REPEATS {
                 let start = Instant::now();
                 run(self);
@@ -134,7 +136,7 @@ impl Wgpu {
     }
 }
 
-/// Random numbers in [−1, 1): zeros would be faster than real weights.
+/// Returns a pseudo-random number in [−1, 1): zeros would be faster than real weights.
 fn noise(i: usize) -> f32 {
     let x = (i as u32).wrapping_mul(0x9E37_79B9) ^ 0x5bd1_e995;
     (x.wrapping_mul(0x85eb_ca6b) >> 8) as f32 / (1 << 23) as f32 - 1.0

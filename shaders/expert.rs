@@ -36,7 +36,8 @@ params! {
 }
 
 impl Wgpu {
-    /// The form of the grouped products: by the rows that an expert gets if all get the same.
+    /// Returns the form of the grouped products, chosen for the rows that an expert gets if all
+    /// experts get the same number.
     fn grouped(&self, p: Expert) -> Form {
         self.form((p.rows * p.top_k).div_ceil(p.experts))
     }
@@ -103,7 +104,7 @@ impl Wgpu {
             return;
         }
         let assigned = p.rows * p.top_k;
-        // Kept until the sum has been noted; then the next layer may write over it.
+        // Kept until the sum has been recorded; then the next layer may overwrite it.
         let Some(sorted) = self.work(assigned as usize, p.dim as usize, Use::Work) else { return };
         let call = Call {
             op: "expert_down_add",
@@ -149,8 +150,8 @@ impl Wgpu {
         );
     }
 
-    /// A grouped product: all experts in one launch where the matrix is in one buffer, else expert
-    /// by expert and segment by segment.
+    /// Records a grouped product: one launch for all experts if the matrix lies in one buffer,
+    /// else one for each expert and segment.
     fn by_expert(
         &self,
         call: &Call<'_>,

@@ -1,13 +1,15 @@
-//! The device: buffers that come back, launches recorded and submitted in one go, results read.
+//! The device: buffers that are reused, launches that are recorded and submitted together, and
+//! results that are read back.
 //!
-//! * **Recording.** [`Gpu::launch`] notes a dispatch; nothing runs before [`Gpu::submit`] or a read
-//!   sends everything noted in one command buffer. Parameters of all launches lie in one uniform
-//!   buffer, each at its own offset.
-//! * **Steady state.** A buffer that is dropped is kept and handed out again, pipelines and bind
-//!   groups are kept by what they are made of, so a step like the last one creates nothing;
-//!   [`Gpu::created`] counts, and a test holds it to that.
-//! * **Errors.** Whatever the driver reports is kept and comes back from the next read or submit, as
-//!   one line that says what to do. After a lost device every call says so.
+//! * **Recording.** [`Gpu::launch`] records a dispatch; nothing runs before [`Gpu::submit`] or a
+//!   read sends everything recorded in one command buffer. The parameters of all launches lie in
+//!   one uniform buffer, each at its own offset.
+//! * **Steady state.** A dropped buffer is kept and handed out again, and pipelines and bind
+//!   groups are cached by what they are made of. A step like the previous one therefore creates
+//!   nothing; [`Gpu::created`] holds the counts, and a test checks them.
+//! * **Errors.** The first error that the driver reports is kept and returned by the next read or
+//!   submit, as one line that says what to do. Once the device is lost, every call returns that
+//!   error.
 
 use crate::adapter::{self, Adapter};
 use crate::pipeline::{Pipeline, Pipelines};
@@ -19,13 +21,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use wgpu::{BufferUsages, Features, PollType};
 
-/// Bytes of the uniform buffer: 2048 launches at the usual alignment, several times a step.
+/// Bytes of the uniform buffer: 2048 launches at the usual alignment, several times as many as a
+/// step has.
 const PARAMS: u64 = 512 << 10;
 
-/// Free buffers larger than this are given up when a new one does not fit into any.
+/// Free buffers larger than this are released when a new one of such a size cannot reuse one.
 const LARGE: u64 = 1 << 20;
 
-/// What a buffer is for; buffers come back only to their own kind.
+/// What a buffer is used for. A dropped buffer is reused only for the same use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Use {
     /// Weights and KV pages: written by copies, read and written by shaders.
@@ -51,13 +54,14 @@ impl Use {
     }
 }
 
-/// A pipeline, and of each binding the buffer, offset and size.
+/// A pipeline, and the buffer, offset and size of each binding.
 type GroupKey = (u64, Vec<(u64, u64, u64)>);
 
-/// Buffers that nobody uses now, by use and size.
+/// Free buffers and their ids, by use and size.
 type Free = HashMap<(Use, u64), Vec<(u64, wgpu::Buffer)>>;
 
-/// A buffer on the device. Dropping it keeps it for the next that asks for its size.
+/// A buffer on the device. Dropping it keeps it for the next request of the same use and size,
+/// unless its use is `Lasting`.
 #[derive(Debug)]
 pub(crate) struct Raw {
     pub(crate) buffer: wgpu::Buffer,
@@ -85,7 +89,7 @@ pub(crate) struct Binding<'a> {
 }
 
 impl Binding<'_> {
-    /// Bytes `offset..offset + size`.
+    /// Binds bytes `offset..offset + size`.
     pub(crate) fn part(raw: &Arc<Raw>, offset: u64, size: u64) -> Binding<'_> {
         Binding { raw, offset, size }
     }
@@ -101,23 +105,23 @@ impl<'a> From<&'a Arc<Raw>> for Binding<'a> {
     }
 }
 
-/// How many workgroups.
+/// Number of workgroups.
 #[derive(Clone, Debug)]
 pub(crate) enum Grid {
     Of(u32, u32),
-    /// Three words of a buffer from this byte on.
+    /// Read by the device from three words of a buffer, beginning at this byte.
     On(Arc<Raw>, u64),
 }
 
 impl Grid {
-    /// `n` workgroups, in two dimensions where one would not hold them.
+    /// Returns a grid of at least `n` workgroups, in two dimensions if one cannot hold them.
     pub(crate) fn flat(n: u32) -> Self {
         let wide = n.min(u32::from(u16::MAX));
         Self::Of(wide, n.div_ceil(wide.max(1)))
     }
 }
 
-/// One noted command.
+/// One recorded command.
 enum Command {
     Launch { pipeline: Arc<Pipeline>, group: wgpu::BindGroup, params: u32, grid: Grid, work: Work },
     Copy { from: wgpu::Buffer, at: u64, to: wgpu::Buffer, to_at: u64, bytes: u64 },
@@ -133,7 +137,7 @@ struct State {
     groups: HashMap<GroupKey, wgpu::BindGroup>,
 }
 
-/// What has gone wrong so far.
+/// Errors that have not been returned yet, and the loss of the device.
 #[derive(Default)]
 struct Trouble {
     first: Option<String>,
@@ -157,7 +161,7 @@ pub(crate) struct Gpu {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Whatever panicked while it held the lock has left a whole value.
+    // A thread that panicked while it held the lock has left a consistent value.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -193,7 +197,8 @@ impl Gpu {
         }));
         let seen = Arc::clone(&trouble);
         device.set_device_lost_callback(move |reason, message| {
-            // Dropping the device at the end is no trouble, and nobody asks afterwards.
+            // This also runs when the device is dropped at the end, but then nobody reads the
+            // error.
             lock(&seen).lost.get_or_insert(format!("{reason:?}: {message}").replace('\n', " "));
         });
         let pipelines = Pipelines::new(&device, &adapter.get_info(), features);
@@ -224,10 +229,11 @@ impl Gpu {
         })
     }
 
-    /// Bytes that one binding and one buffer may have.
+    /// Returns the maximum bytes that both a binding and a buffer may have.
     pub(crate) fn largest(&self) -> u64 {
         let largest = self.limits.max_storage_buffer_binding_size.min(self.limits.max_buffer_size);
-        // Whole vectors, for every alignment that a driver may ask for.
+        // A multiple of 256 bytes holds whole vectors at every alignment that a driver may
+        // require.
         largest & !255
     }
 
@@ -235,7 +241,7 @@ impl Gpu {
         *lock(&self.counts)
     }
 
-    /// A buffer of at least `bytes`, its contents undefined.
+    /// Allocates a buffer of at least `bytes`, with undefined contents.
     pub(crate) fn buffer(&self, what: Use, bytes: u64) -> Result<Arc<Raw>> {
         let size = size_class(bytes).min(self.largest().max(bytes.next_multiple_of(16)));
         if what != Use::Lasting {
@@ -245,7 +251,7 @@ impl Gpu {
             }
             if size > LARGE {
                 free.retain(|(_, size), _| *size <= LARGE);
-                // Bind groups keep their buffers alive.
+                // Cached bind groups would keep the released buffers alive.
                 lock(&self.state).groups.clear();
             }
         }
@@ -277,7 +283,7 @@ impl Gpu {
         Ok(Arc::new(Raw { buffer, id, what, free: Arc::clone(&self.free) }))
     }
 
-    /// A buffer with these words, for launches that are noted from now on.
+    /// Creates a buffer with these bytes, for launches that are recorded from now on.
     pub(crate) fn send(&self, bytes: &[u8]) -> Result<Arc<Raw>> {
         let raw = self.buffer(Use::Sent, bytes.len() as u64)?;
         if bytes.is_empty() {
@@ -287,7 +293,7 @@ impl Gpu {
         Ok(raw)
     }
 
-    /// Writes to a buffer before anything that is noted from now on.
+    /// Writes to a buffer, before everything that has not been submitted yet.
     pub(crate) fn write(&self, to: &Arc<Raw>, at: u64, bytes: &[u8]) {
         self.queue.write_buffer(&to.buffer, at, bytes);
         if to.what == Use::Sent {
@@ -295,17 +301,17 @@ impl Gpu {
         }
     }
 
-    /// Keeps a problem for the next read or submit.
+    /// Keeps an error for the next read or submit, unless there is an earlier one.
     pub(crate) fn fail(&self, DeviceError(problem): DeviceError) {
         lock(&self.trouble).first.get_or_insert(problem);
     }
 
-    /// Fills a buffer with zeros.
+    /// Records that a buffer is filled with zeros.
     pub(crate) fn clear(&self, raw: &Arc<Raw>) {
         lock(&self.state).commands.push(Command::Clear(raw.buffer.clone()));
     }
 
-    /// Notes a copy of `bytes` bytes.
+    /// Records a copy of `bytes` bytes.
     pub(crate) fn copy(&self, from: &Arc<Raw>, at: u64, to: &Arc<Raw>, to_at: u64, bytes: u64) {
         if bytes > 0 {
             let (from, to) = (from.buffer.clone(), to.buffer.clone());
@@ -313,12 +319,12 @@ impl Gpu {
         }
     }
 
-    /// The least number of invocations in a subgroup; 0 without subgroups.
+    /// Returns the minimum subgroup size; 0 without subgroups.
     pub(crate) fn subgroup(&self) -> u32 {
         self.adapter.subgroups.map_or(0, |(least, _)| least)
     }
 
-    /// Notes a launch, with subgroups where shader and adapter have them.
+    /// Records a launch, with subgroups where the shader and the adapter support them.
     pub(crate) fn launch(
         &self,
         shader: &'static Shader,
@@ -332,7 +338,8 @@ impl Gpu {
         self.launch_as(shader, subgroups, constants, params, bindings, grid, work);
     }
 
-    /// Notes a launch. A shader that does not compile is kept as trouble.
+    /// Records a launch. If the shader does not compile, the error is kept for the next read or
+    /// submit.
     #[expect(clippy::too_many_arguments, reason = "all that a launch is made of")]
     pub(crate) fn launch_as(
         &self,
@@ -380,10 +387,10 @@ impl Gpu {
         state.commands.push(Command::Launch { pipeline, group, params: at, grid, work });
     }
 
-    /// Sends what has been noted.
+    /// Submits everything recorded.
     ///
     /// # Errors
-    /// With what has gone wrong since the last read or submit.
+    /// With the first error since the last read or submit.
     pub(crate) fn submit(&self) -> Result<()> {
         self.flush();
         self.check()
@@ -413,8 +420,9 @@ impl Gpu {
                     rest = &rest[1..];
                 }
                 Command::Launch { work, .. } => {
-                    // All launches up to the next copy are one pass, but with a profile each is
-                    // its own: time stamps stand at the ends of passes.
+                    // All launches up to the next copy share one pass. With a profile each launch
+                    // has its own pass, because timestamps are written at the beginning and the
+                    // end of a pass.
                     let is_launch = |c: &&Command| matches!(c, Command::Launch { .. });
                     let count = match self.profile {
                         Some(_) => 1,
@@ -461,7 +469,7 @@ impl Gpu {
             }
         }
         self.queue.submit([encoder.finish()]);
-        // The queue holds on to what it needs; from here on the host may write them again.
+        // The queue keeps what it needs, so the host may write to these buffers again.
         state.sent.clear();
         drop(state);
         let mut counts = lock(&self.counts);
@@ -473,7 +481,7 @@ impl Gpu {
         }
     }
 
-    /// Brings back bytes of a buffer, whatever was noted before done.
+    /// Reads bytes of a buffer, after everything recorded so far.
     pub(crate) fn read(&self, from: &Arc<Raw>, at: u64, bytes: u64) -> Result<Vec<u8>> {
         if bytes == 0 {
             self.submit()?;
@@ -484,13 +492,13 @@ impl Gpu {
         self.map(&back, bytes)
     }
 
-    /// The first bytes of a buffer of use [`Use::Back`], whatever was noted before done.
+    /// Reads the first bytes of a buffer of use [`Use::Back`], after everything recorded so far.
     pub(crate) fn map(&self, back: &Arc<Raw>, bytes: u64) -> Result<Vec<u8>> {
         self.submit()?;
         let slice = back.buffer.slice(0..bytes.next_multiple_of(4));
         let (done, result) = mpsc::channel();
         slice.map_async(wgpu::MapMode::Read, move |r| {
-            // Nobody listens any more only where the wait has failed.
+            // The receiver is gone only if the wait has failed.
             let _ = done.send(r);
         });
         self.wait()?;
@@ -510,21 +518,21 @@ impl Gpu {
         Ok(out)
     }
 
-    /// Waits for all that was submitted.
+    /// Waits for all submitted work.
     pub(crate) fn wait(&self) -> Result<()> {
         let waited = self.device.poll(PollType::wait_indefinitely());
         self.check()?;
         waited.map(|_| ()).map_err(|e| DeviceError(format!("{}: {e}", self.adapter.label())))
     }
 
-    /// Lets the callbacks run of what is done.
+    /// Runs the callbacks of finished work, without waiting.
     pub(crate) fn look(&self) -> Result<()> {
-        // Only a wait can fail.
+        // Only a poll that waits can fail.
         let _ = self.device.poll(PollType::Poll);
         self.check()
     }
 
-    /// The first trouble since the last call; a lost device always.
+    /// Returns the first error since the last call, if any; a lost device is reported every time.
     pub(crate) fn check(&self) -> Result<()> {
         let mut trouble = lock(&self.trouble);
         let name = self.adapter.label();
@@ -539,15 +547,16 @@ impl Gpu {
         }
     }
 
-    /// Gives the device up, as a driver that resets does.
+    /// Destroys the device, as a driver reset does.
     pub(crate) fn lose(&self) {
         self.device.destroy();
-        // The callback runs when the device is looked at.
+        // Polling runs the callback of the lost device.
         let _ = self.device.poll(PollType::Poll);
     }
 }
 
-/// The next size with three significant bits, so that batches of about the same size share.
+/// Rounds up to a size with three significant bits, so that batches of similar size share
+/// buffers.
 fn size_class(bytes: u64) -> u64 {
     let bytes = bytes.max(256);
     let step = 1 << (bytes.ilog2() - 2);
@@ -565,7 +574,7 @@ fn explain(error: &wgpu::Error) -> String {
     }
 }
 
-/// An error and its causes in one line.
+/// Formats an error and its causes in one line.
 pub(crate) fn one_line(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

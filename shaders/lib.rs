@@ -1,14 +1,16 @@
-//! The WGSL backend of `gritlm`: every operation as a handwritten shader, on any GPU that wgpu
-//! reaches (Vulkan, Metal, DirectX 12, OpenGL).
+//! The WGSL backend of `gritlm`. Every operation runs as a handwritten shader, on any GPU that
+//! wgpu supports (Vulkan, Metal, DirectX 12, OpenGL).
 //!
-//! * [`Wgpu`] implements the operations; one Rust file per op picks the variant, sizes the grid and
-//!   records the launch of the shader of the same stem.
-//! * [`shader`]: the table of shaders and of all their variants. [`tune`]: tiles and launch shapes.
-//! * [`adapters`]: what there is to run on.
+//! * [`Wgpu`] implements the operations. One Rust file per op picks the shader variant, sizes the
+//!   grid and records the launch of the shader with the same file stem.
+//! * [`shader`] holds the table of shaders and of all their variants, and [`tune`] the tiles and
+//!   launch shapes.
+//! * [`adapters`] lists the devices.
 //!
-//! Activations and KV pages are f32; weights stay as stored (bf16, f16 or f32) and are widened when
-//! they are read; sums are f32. Subgroups and workgroup memory are used where the adapter has them
-//! and never assumed. On one adapter the same input gives the same bits.
+//! Activations and KV pages are f32. Weights stay as stored (bf16, f16 or f32) and are widened
+//! when they are read; sums are f32. Subgroups, and more than 16 KiB of workgroup memory, are
+//! used only where the adapter has them. On one adapter the same input always gives the same
+//! bits.
 
 mod adapter;
 mod attention;
@@ -49,25 +51,26 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 use tune::Tiles;
 
-/// How to open a device.
+/// Options for opening a device.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Options {
-    /// A part of the adapter's name or backend, whatever the case; the best one where empty.
+    /// Part of the adapter's name or backend, in any case; if empty, the best adapter is opened.
     pub name: String,
-    /// Time every launch; see [`Ops::profile`].
+    /// Whether to time every launch; see [`Ops::profile`].
     pub profile: bool,
-    /// Multiply in half precision where there are many rows, on matrix units where the adapter has
-    /// them; sums stay f32. Relative errors are then about 1e-3.
+    /// Whether to multiply in half precision where there are many rows, on matrix units where the
+    /// adapter has them. Sums stay f32; relative errors are then about 1e-3.
     pub f16: bool,
-    /// Split matrices into buffers of at most so many bytes, below the adapter's own limit.
+    /// Maximum bytes of a buffer with a part of a matrix, where this is below the adapter's own
+    /// limit.
     pub matrix_bytes: Option<u64>,
-    /// Tiles instead of those kept for the adapter, or its defaults.
+    /// Tiles to use instead of those stored for the adapter, or its defaults.
     pub tiles: Option<Tiles>,
-    /// Measure which tiles are fastest here, and keep them; see [`Wgpu::tune`].
+    /// Whether to measure which tiles are fastest, and to store them; see [`Wgpu::tune`].
     pub tune: bool,
 }
 
-/// A device with its shaders.
+/// An opened device with its shaders.
 pub struct Wgpu {
     gpu: Gpu,
     tiles: Tiles,
@@ -76,18 +79,18 @@ pub struct Wgpu {
     f16: bool,
 }
 
-/// Activations: f32, rows padded with zeros to a multiple of 8.
+/// Activations: f32, with rows padded with zeros to a multiple of 8 columns.
 #[derive(Debug)]
 pub struct Buffer {
     raw: Arc<Raw>,
     rows: usize,
     cols: usize,
-    /// Elements from row to row.
+    /// Row stride in elements.
     stride: u32,
 }
 
-/// Keys and values: per layer two buffers of `(pages, kv_heads, PAGE, head_dim)`, head_dim padded to
-/// a multiple of 4.
+/// The KV cache: per layer, a buffer of keys and one of values,
+/// `(pages, kv_heads, PAGE, head_dim)` f32 with head_dim padded to a multiple of 4.
 #[derive(Debug)]
 pub struct Pages {
     shape: KvShape,
@@ -99,7 +102,7 @@ pub struct Pages {
 /// An uploaded [`Layout`].
 #[derive(Debug)]
 pub struct Batch {
-    /// Tokens, slots, and the rotary angles' cosines and sines.
+    /// Token ids, slots, and the cosines and sines of the rotary angles.
     raw: Arc<Raw>,
     rows: u32,
     slots: u32,
@@ -109,25 +112,25 @@ pub struct Batch {
     lists: Mutex<Option<Arc<attention::Lists>>>,
 }
 
-/// Which experts each row goes through; its regions are described in expert_sort.wgsl.
+/// The experts of each row; expert_sort.wgsl describes the regions of `raw`.
 #[derive(Debug)]
 pub struct Routing {
     logits: Buffer,
     raw: Arc<Raw>,
     grids: Arc<Raw>,
-    /// Rows · top_k that there is room for.
+    /// Capacity in assignments, rows · top_k.
     assigned: u32,
     experts: usize,
 }
 
-/// The widest head: 16 columns to each of 16 invocations.
+/// Width of the widest head: 16 columns for each of 16 invocations.
 const MAX_HEAD_DIM: usize = 256;
 
 impl Wgpu {
     /// Opens an adapter.
     ///
     /// # Errors
-    /// When there is none of that name, it lacks what every model needs, or it refuses.
+    /// When no adapter has that name, or it lacks what every model needs, or it cannot be opened.
     pub fn open(options: &Options) -> Result<Self> {
         let gpu = Gpu::open(&options.name, options.profile, options.f16)?;
         let adapter = &gpu.adapter;
@@ -143,23 +146,24 @@ impl Wgpu {
         Ok(opened)
     }
 
-    /// The adapter that was opened.
+    /// Returns the adapter that was opened.
     pub fn adapter(&self) -> &Adapter {
         &self.gpu.adapter
     }
 
-    /// The tiles in use.
+    /// Returns the tiles in use.
     pub fn tiles(&self) -> Tiles {
         self.tiles
     }
 
-    /// Gives the device up as a driver does that resets: everything after it is an error.
+    /// Destroys the device, as a driver reset does: every later call returns an error.
     pub fn lose(&self) {
         self.gpu.lose();
     }
 
-    /// Launches a shader of one's own over buffers: for benches and experiments. `params` are the
-    /// uniform at binding 0, `buffers` follow. Where it does not compile, the next read says so.
+    /// Launches a custom shader over buffers, for benches and experiments. `params` is the
+    /// uniform at binding 0, and `buffers` follow. If the shader does not compile, the next read
+    /// returns the error.
     pub fn launch(
         &self,
         shader: &'static Shader,
@@ -188,20 +192,21 @@ impl Wgpu {
         Ok(Buffer { raw, rows, cols, stride: stride as u32 })
     }
 
-    /// A buffer for a part of an op's work; where there is no room, the next read says so.
+    /// Allocates a buffer for a part of an op's work. Returns `None` if there is no room, and the
+    /// next read returns the error.
     fn work(&self, rows: usize, cols: usize, what: Use) -> Option<Buffer> {
         self.buffer_of(rows, cols, what).map_err(|problem| self.gpu.fail(problem)).ok()
     }
 }
 
 impl Batch {
-    /// Makes the tile lists anew on the next call, for other tiles.
+    /// Drops the tile lists, so that the next call builds them for other tiles.
     fn forget_lists(&self) {
         *self.lists.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
 
-/// Every parameter struct, for the test that compares it with its WGSL twin.
+/// Returns every parameter struct, for the test that compares it with its WGSL twin.
 pub fn params() -> Vec<params::Layout> {
     vec![
         attention::Attend::LAYOUT,
@@ -219,12 +224,12 @@ pub fn params() -> Vec<params::Layout> {
 }
 
 impl Pages {
-    /// Keys and values of a layer.
+    /// Returns the keys and the values of a layer.
     fn layer(&self, layer: u32) -> [&Arc<Raw>; 2] {
         self.layers[layer as usize].each_ref()
     }
 
-    /// Bytes of one page of keys or of values.
+    /// Returns the bytes of one page of keys or of values.
     fn page_bytes(&self) -> u64 {
         (self.shape.kv_heads * PAGE) as u64 * u64::from(self.vectors) * 16
     }
@@ -264,7 +269,7 @@ impl Ops for Wgpu {
     fn copy_rate(&self, bytes: u64) -> Result<f64> {
         let [a, b] = [self.gpu.buffer(Use::Work, bytes)?, self.gpu.buffer(Use::Work, bytes)?];
         let mut times = Vec::new();
-        // The first one also fills both with zeros.
+        // The first copy, which also fills both buffers with zeros, is not counted.
         for _ in 0..6 {
             let start = Instant::now();
             self.gpu.copy(&a, 0, &b, 0, bytes);
@@ -298,7 +303,7 @@ impl Ops for Wgpu {
     fn buffer(&self, rows: usize, cols: usize) -> Result<Buffer> {
         let buffer = self.buffer_of(rows, cols, Use::Work)?;
         if buffer.stride as usize != cols {
-            // Padding is zero, always.
+            // Padding must always be zero.
             self.gpu.clear(&buffer.raw);
         }
         Ok(buffer)
@@ -356,7 +361,7 @@ impl Ops for Wgpu {
     }
 
     fn batch(&self, layout: &Layout) -> Result<Batch> {
-        // Loading is over.
+        // A first batch means that loading is over.
         self.ring.release();
         let rows = layout.tokens.len();
         let raw = self.gpu.send(bytemuck::cast_slice(&layout.words()))?;
@@ -527,7 +532,7 @@ impl Ops for Wgpu {
     ) {
         let KvShape { kv_heads, head_dim, .. } = pages.shape;
         let (page_bytes, padded) = (pages.page_bytes(), 4 * pages.vectors as usize);
-        // The pages may have been used by what is noted already.
+        // Recorded launches may still use the pages.
         if let Err(problem) = self.gpu.submit() {
             return self.gpu.fail(problem);
         }

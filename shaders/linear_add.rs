@@ -4,7 +4,8 @@ use crate::product::{Call, Product, bind};
 use crate::{Buffer, Matrix, Wgpu, shader};
 
 impl Wgpu {
-    /// `x (rows, outer)` += `a (rows, inner)` · `w (outer, inner)`ᵀ; without `add` = instead of +=.
+    /// Computes `x (rows, outer)` += `a (rows, inner)` · `w (outer, inner)`ᵀ; without `add`, =
+    /// instead of +=.
     pub(crate) fn linear(
         &self,
         op: &'static str,

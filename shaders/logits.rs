@@ -1,4 +1,4 @@
-//! logits: the final norm and `lm_head` of the wanted rows; see rmsnorm.wgsl and linear.wgsl.
+//! logits: the final norm and `lm_head` of the selected rows; see rmsnorm.wgsl and linear.wgsl.
 
 use crate::gpu::Use;
 use crate::product::bind;

@@ -1,5 +1,6 @@
-//! Weights on the device: rows padded to whole groups of 8 elements, in as few buffers as the limit
-//! on bindings allows, uploaded through a ring of staging buffers that several threads fill.
+//! Weights on the device. Rows are padded to whole groups of 8 elements and lie in as few buffers
+//! as the limit on bindings allows. Several threads upload them through a ring of staging
+//! buffers.
 
 use crate::gpu::{Binding, Gpu, Raw, Use};
 use gritlm_model::ops::{DeviceError, Result};
@@ -10,12 +11,12 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
-/// Bytes of one staging buffer, and how many wait for the device before one is used again: while
-/// some are copied the next are filled.
+/// Bytes of one staging buffer, and how many buffers wait for the device before the oldest is
+/// used again: some are filled while others are copied.
 const STAGE: u64 = 4 << 20;
 const STAGES: usize = 4;
 
-/// Matrices smaller than this go straight into the queue.
+/// Buffers of fewer bytes than this are written through the queue, without staging.
 const SMALL: u64 = 256 << 10;
 
 /// A matrix, or several stacked by rows.
@@ -24,7 +25,7 @@ pub struct Matrix {
     chunks: Vec<Chunk>,
     pub(crate) dtype: Dtype,
     pub(crate) cols: u32,
-    /// Bytes from row to row: 8 elements are at least 16 bytes.
+    /// Row stride in bytes, a multiple of 16 because 8 elements have at least 16 bytes.
     stride: u64,
 }
 
@@ -36,25 +37,26 @@ pub(crate) struct Chunk {
     pub(crate) rows: u32,
 }
 
-/// Outputs of a product whose rows are in one buffer, or in one for each of their two sums.
+/// Outputs of a product whose weight rows lie in one buffer, or in one for each of an output's
+/// two sums.
 #[derive(Debug)]
 pub(crate) struct Segment<'a> {
     pub(crate) outputs: Range<u32>,
     pub(crate) chunks: [&'a Chunk; 2],
 }
 
-/// Bytes of a row of `cols` elements, padded.
+/// Returns the bytes of a row of `cols` elements, padded.
 fn stride(dtype: Dtype, cols: usize) -> u64 {
     (cols.next_multiple_of(8) * dtype.bytes()) as u64
 }
 
 impl Matrix {
-    /// Vectors of four words from row to row.
+    /// Returns the row stride in vectors of four words.
     pub(crate) fn vectors(&self) -> u32 {
         (self.stride / 16) as u32
     }
 
-    /// Bytes that a row has as stored.
+    /// Returns the bytes of a row without its padding.
     pub(crate) fn row_bytes(&self) -> u64 {
         u64::from(self.cols) * self.dtype.bytes() as u64
     }
@@ -67,8 +69,8 @@ impl Matrix {
         self.chunks.partition_point(|c| c.first <= row) - 1
     }
 
-    /// Splits `outputs` outputs where the row of either of their sums moves to another buffer;
-    /// `row(member, output)` is its row.
+    /// Splits `outputs` outputs wherever the weight row of one of their sums moves to another
+    /// buffer. `row(member, output)` returns that row.
     pub(crate) fn segments(
         &self,
         outputs: u32,
@@ -98,18 +100,18 @@ impl Chunk {
     }
 }
 
-/// Staging buffers, filled by the host and copied by the device in turns.
+/// Staging buffers that the host fills and the device copies from, in turns.
 #[derive(Default)]
 pub(crate) struct Ring(Mutex<VecDeque<Stage>>);
 
 struct Stage {
     buffer: wgpu::Buffer,
-    /// Says when the device is done with it.
+    /// Receives a message when the device is done with the buffer.
     ready: Option<mpsc::Receiver<()>>,
 }
 
 impl Ring {
-    /// Fills a buffer of `bytes` bytes, several threads at once, each with a staging buffer.
+    /// Fills a buffer of `bytes` bytes from several threads at once, each with a staging buffer.
     fn upload(&self, gpu: &Gpu, to: &Raw, bytes: u64, fill: &Fill<'_>) -> Result<()> {
         let part = STAGE / fill.stride * fill.stride;
         let parts = (0..bytes.div_ceil(part)).into_par_iter().map(|n| n * part);
@@ -128,7 +130,7 @@ impl Ring {
             gpu.queue.submit([encoder.finish()]);
             let (done, ready) = mpsc::channel();
             stage.buffer.map_async(wgpu::MapMode::Write, .., move |_| {
-                // Nobody waits where loading has failed.
+                // The receiver is gone if loading has failed.
                 let _ = done.send(());
             });
             self.stages().push_back(Stage { ready: Some(ready), ..stage });
@@ -141,7 +143,8 @@ impl Ring {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A mapped staging buffer: the one that has waited longest, or a new one where all are in use.
+    /// Returns a mapped staging buffer. While fewer than [`STAGES`] are queued it creates a new
+    /// one; otherwise it takes the one queued longest and waits until the device is done with it.
     fn take(&self, gpu: &Gpu) -> Result<Stage> {
         let waiting = {
             let mut stages = self.stages();
@@ -151,7 +154,7 @@ impl Ring {
             while let Some(ready) = &stage.ready
                 && ready.try_recv().is_err()
             {
-                // Looking, not waiting: a wait keeps the other threads from submitting.
+                // Poll instead of waiting: a wait keeps the other threads from submitting.
                 gpu.look()?;
                 std::thread::sleep(Duration::from_micros(100));
             }
@@ -167,13 +170,13 @@ impl Ring {
         Ok(Stage { buffer, ready: None })
     }
 
-    /// Gives the staging memory back when loading is done.
+    /// Frees the staging memory when loading is done.
     pub(crate) fn release(&self) {
         self.stages().clear();
     }
 }
 
-/// Rows of stacked tensors, from one on, in one type.
+/// Rows of stacked tensors from row `first` on, all in one type.
 struct Fill<'a> {
     parts: &'a [Tensor],
     dtype: Dtype,
@@ -182,7 +185,7 @@ struct Fill<'a> {
 }
 
 impl Fill<'_> {
-    /// Writes whole padded rows, `first` being counted from the chunk's first.
+    /// Writes whole padded rows, from row `first` of the chunk on.
     fn rows(&self, first: usize, mut to: wgpu::WriteOnly<'_, [u8]>) {
         let mut row = self.first + first;
         let mut start = 0;
@@ -194,7 +197,7 @@ impl Fill<'_> {
                 let from = (row - start) * bytes;
                 let same = part.dtype() == self.dtype;
                 if same && bytes as u64 == self.stride {
-                    // No padding: all rows of this part at once.
+                    // Without padding, all rows of this part are copied at once.
                     let n = (end - row).min(to.len() / bytes);
                     let Some(mut mine) = to.split_off(..n * bytes) else { return };
                     mine.copy_from_slice(&part.bytes()[from..from + n * bytes]);
@@ -219,7 +222,8 @@ impl Fill<'_> {
     }
 }
 
-/// Uploads stacked tensors into buffers of at most `limit` bytes. Parts of different types are all widened to f32.
+/// Uploads stacked tensors into buffers of at most `limit` bytes. Parts of different types are
+/// all widened to f32.
 pub(crate) fn upload(gpu: &Gpu, ring: &Ring, limit: u64, parts: &[Tensor]) -> Result<Matrix> {
     let cols = parts.first().map_or(0, |p| p.matrix_shape().1);
     let first_type = parts.first().map_or(Dtype::F32, Tensor::dtype);
@@ -256,7 +260,7 @@ pub(crate) fn upload(gpu: &Gpu, ring: &Ring, limit: u64, parts: &[Tensor]) -> Re
     Ok(Matrix { chunks, dtype, cols: cols as u32, stride })
 }
 
-/// Rows of a buffer of activations as a matrix of f32 weights: for `search`.
+/// Returns the rows of a buffer of activations as a matrix of f32 weights, for `search`.
 pub(crate) fn rows_of(raw: &Arc<Raw>, stride: u32, cols: u32) -> Matrix {
     let chunk = Chunk { raw: Arc::clone(raw), first: 0, rows: 0 };
     Matrix { chunks: vec![chunk], dtype: Dtype::F32, cols, stride: u64::from(stride) * 4 }

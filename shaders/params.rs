@@ -1,17 +1,17 @@
-//! Parameter structs: written once in Rust and once in WGSL, and compared by a test.
+//! Parameter structs, written once in Rust and once in WGSL. A test compares the two.
 
-/// A struct that a shader reads as its uniform.
+/// Layout of a struct that a shader reads as its uniform.
 #[derive(Clone, Copy, Debug)]
 pub struct Layout {
     /// The struct's name, the same in WGSL.
     pub name: &'static str,
     /// Its fields in order, with their offsets in bytes.
     pub fields: &'static [(&'static str, usize)],
-    /// Its bytes.
+    /// Its size in bytes.
     pub size: usize,
 }
 
-/// Defines parameters of 32-bit fields; `Self::LAYOUT` says where they are.
+/// Defines a parameter struct of 32-bit fields. `Self::LAYOUT` describes its fields.
 macro_rules! params {
     ($(#[$doc:meta])* $name:ident { $($(#[$about:meta])* $field:ident: $type:ty,)* }) => {
         $(#[$doc])*

@@ -1,4 +1,4 @@
-//! Compiled shaders, kept by variant in memory and by adapter on disk.
+//! Compiled shaders, cached by variant in memory and by adapter on disk.
 
 use crate::gpu::{Binding, one_line};
 use crate::shader::{Kind, Shader, Variant};
@@ -15,14 +15,14 @@ pub(crate) struct Pipeline {
     pub(crate) pipeline: wgpu::ComputePipeline,
     layout: wgpu::BindGroupLayout,
     pub(crate) id: u64,
-    /// The shader and its constants, for people.
+    /// Readable name: the shader and its constants.
     pub(crate) name: String,
 }
 
 /// All compiled variants of one device.
 pub(crate) struct Pipelines {
     made: Mutex<HashMap<String, Arc<Pipeline>>>,
-    /// The driver's cache and where it is kept, where it has one.
+    /// The driver's pipeline cache and its file, if the driver has one.
     cache: Option<(wgpu::PipelineCache, PathBuf)>,
 }
 
@@ -37,18 +37,19 @@ impl Pipelines {
             let descriptor = wgpu::PipelineCacheDescriptor {
                 label: None,
                 data: data.as_deref(),
-                // What another driver or version has written is not used.
+                // A cache that another driver or version has written is not used.
                 fallback: true,
             };
-            // SAFETY: the file is written by `save` alone, whole (it is renamed into place), from
-            // `get_data` of a cache of this key; wgpu checks the header and the driver its own.
+            // SAFETY: only `save` writes the file, whole (it is renamed into place), from
+            // `get_data` of a cache with this key. wgpu checks its own header, and the driver
+            // checks its part.
             let cache = unsafe { device.create_pipeline_cache(&descriptor) };
             (cache, file)
         });
         Self { made: Mutex::default(), cache }
     }
 
-    /// The variant, and whether it had to be compiled now.
+    /// Returns the compiled variant, and whether this call has compiled it.
     pub(crate) fn get(
         &self,
         device: &wgpu::Device,
@@ -68,7 +69,7 @@ impl Pipelines {
         Ok((pipeline, true))
     }
 
-    /// Keeps what the driver has compiled for the next start. A full disk costs only time.
+    /// Saves what the driver has compiled for the next start. A full disk costs only time.
     fn save(&self) {
         let Some((cache, file)) = &self.cache else { return };
         let Some(data) = cache.get_data() else { return };
@@ -84,7 +85,7 @@ impl Drop for Pipelines {
     }
 }
 
-/// Compiles a variant; an error names the shader and says what the driver said.
+/// Compiles a variant. An error names the shader and quotes the driver.
 pub(crate) fn compile(
     device: &wgpu::Device,
     shader: &Shader,
@@ -99,7 +100,7 @@ pub(crate) fn compile(
         label: Some(shader.name),
         source: wgpu::ShaderSource::Wgsl(source.into()),
     };
-    // Loops that naga would bound cost 2.7 times the time of a matrix product on lavapipe.
+    // A matrix product takes 2.7 times as long on lavapipe if naga bounds its loops.
     let mut checks = wgpu::ShaderRuntimeChecks::checked();
     checks.force_loop_bounding = false;
     checks.int_div_checks = false;
@@ -146,7 +147,7 @@ pub(crate) fn compile(
     match errors.into_iter().flatten().next() {
         None => Ok(Pipeline { pipeline, layout, id, name: variant.to_string() }),
         Some(error) => Err(DeviceError(format!(
-            "shader {} does not compile for this adapter ({}); please report it, and use --device \
+            "shader {} does not compile for this adapter ({}); please report it, and use `device` \
              cpu until then",
             shader.name,
             one_line(&error)
@@ -155,7 +156,7 @@ pub(crate) fn compile(
 }
 
 impl Pipeline {
-    /// Binds `params` bytes of the uniform buffer and what the op needs.
+    /// Binds `params` bytes of the uniform buffer, then the op's buffers.
     pub(crate) fn group(
         &self,
         device: &wgpu::Device,

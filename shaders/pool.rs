@@ -16,7 +16,8 @@ params! {
     }
 }
 
-/// First row, rows, weighted, normalize: all that the poolings differ in.
+/// Returns the record of a span: first row, rows, weighted, normalize. The poolings differ in
+/// nothing else.
 fn record(span: &PoolingSpan) -> [u32; 4] {
     let (row, rows, weighted) = match span.pooling {
         Pooling::Mean => (span.row + span.skip, span.rows - span.skip, 0),

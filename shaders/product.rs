@@ -1,5 +1,5 @@
-//! product: what the ops with a matrix product share on the host: which form, which buffers, how
-//! many workgroups. The shaders' side is product.wgsl.
+//! product: the host side of all ops with a matrix product. It chooses the form, the buffers and
+//! the number of workgroups; product.wgsl is the shaders' side.
 
 use crate::Wgpu;
 use crate::gpu::{Binding, Grid, Raw};
@@ -46,14 +46,14 @@ pub(crate) struct Call<'a> {
     /// Row stride of `a` in elements.
     pub(crate) a_stride: u32,
     pub(crate) w: &'a Matrix,
-    /// What the op binds after the weights.
+    /// Bindings of the op after the weights.
     pub(crate) rest: &'a [Binding<'a>],
     /// The op's own fields; the others are filled in.
     pub(crate) params: Product,
 }
 
 impl Wgpu {
-    /// The form of a product with so many rows.
+    /// Returns the form of a product with `rows` rows.
     pub(crate) fn form(&self, rows: u32) -> Form {
         match (self.tiles.product(rows, self.gpu.subgroup()), self.gpu.adapter.matrix_lanes()) {
             (Form::Many(_), Some(lanes)) if self.f16 => Form::Matrix(lanes),
@@ -62,7 +62,8 @@ impl Wgpu {
         }
     }
 
-    /// Computes all outputs of a dense product; `row(member, output)` is a row of `w`.
+    /// Records all outputs of a dense product. `row(member, output)` returns the row of `w` for
+    /// one of the output's sums.
     pub(crate) fn product(&self, call: &Call<'_>, outputs: u32, row: impl Fn(u32, u32) -> u32) {
         if call.rows == 0 {
             return;
@@ -76,7 +77,8 @@ impl Wgpu {
         }
     }
 
-    /// One launch: a segment, of one expert where `only` is its number plus 1.
+    /// Records one launch for a segment. `only` is the number of a single expert plus 1, or 0 for
+    /// all experts.
     pub(crate) fn launch_product(
         &self,
         call: &Call<'_>,
@@ -88,7 +90,7 @@ impl Wgpu {
         self.launch_product_on(call, form, segment, only, grid, None);
     }
 
-    /// The same with a part of the weights' buffer bound instead of all of it.
+    /// Does the same, but binds `part`, where given, instead of the whole buffers of the weights.
     pub(crate) fn launch_product_on(
         &self,
         call: &Call<'_>,
@@ -135,7 +137,7 @@ impl Wgpu {
     }
 }
 
-/// Borrows a buffer for binding.
+/// Returns a binding of a whole buffer.
 pub(crate) fn bind(raw: &Arc<Raw>) -> Binding<'_> {
     raw.into()
 }

@@ -1,17 +1,18 @@
-//! Where a step's time goes: time stamps around every launch, with what it read and computed.
+//! Profile of a step: timestamps around every launch, with the bytes it moved and what it
+//! computed.
 
 use gritlm_model::ops::{DeviceError, OpTime, Result};
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError, mpsc};
 use wgpu::{BufferUsages, Features, QueryType};
 
-/// Launches of one submit that are timed; later ones of the same submit are not.
+/// Maximum launches of one submit that are timed; later ones of the same submit are not.
 const LAUNCHES: u32 = 2048;
 
-/// What a launch is for, and what it moves and computes at least.
+/// The op that a launch belongs to, and lower bounds of what it moves and computes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Work {
-    /// The op.
+    /// Name of the op.
     pub(crate) op: &'static str,
     /// Bytes read and written.
     pub(crate) bytes: u64,
@@ -19,20 +20,20 @@ pub(crate) struct Work {
     pub(crate) flops: u64,
 }
 
-/// Collects time stamps.
+/// Collects timestamps.
 pub(crate) struct Profile {
     queries: wgpu::QuerySet,
     resolved: wgpu::Buffer,
     back: wgpu::Buffer,
-    /// Nanoseconds of a tick.
+    /// Nanoseconds per tick.
     period: f64,
     noted: Mutex<Vec<Work>>,
-    /// The launches of the last submit, for people.
+    /// Readable descriptions of the last submit's launches.
     launched: Mutex<Vec<String>>,
     rows: Mutex<BTreeMap<&'static str, OpTime>>,
 }
 
-/// The two time stamps of one launch.
+/// The two timestamps of one launch.
 pub(crate) struct Stamps<'a> {
     queries: &'a wgpu::QuerySet,
     first: u32,
@@ -55,7 +56,7 @@ impl Profile {
         features: Features,
     ) -> Result<Self> {
         if !features.contains(Features::TIMESTAMP_QUERY) {
-            return Err(DeviceError("this adapter has no time stamps; leave out --profile".into()));
+            return Err(DeviceError("this adapter has no time stamps; leave out `profile`".into()));
         }
         let count = 2 * LAUNCHES;
         let size = u64::from(count) * 8;
@@ -91,17 +92,17 @@ impl Profile {
         })
     }
 
-    /// What the last submit launched.
+    /// Returns the launches of the last submit.
     pub(crate) fn launched(&self) -> Vec<String> {
         self.launched.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Tells what a submit launches.
+    /// Stores the launches of a submit.
     pub(crate) fn tell(&self, launches: Vec<String>) {
         *self.launched.lock().unwrap_or_else(PoisonError::into_inner) = launches;
     }
 
-    /// Records the way back of this submit's time stamps.
+    /// Records the copy of this submit's timestamps to the host.
     pub(crate) fn resolve(&self, encoder: &mut wgpu::CommandEncoder) {
         let count = 2 * self.noted().len() as u32;
         if count > 0 {
@@ -120,10 +121,10 @@ impl Profile {
         let slice = self.back.slice(0..noted.len() as u64 * 16);
         let (done, result) = mpsc::channel();
         slice.map_async(wgpu::MapMode::Read, move |r| {
-            // Nobody listens any more only where the wait has failed.
+            // The receiver is gone only if the wait has failed.
             let _ = done.send(r);
         });
-        // A lost device is reported by the read that follows.
+        // The read that follows reports a lost device.
         let _ = device.poll(wgpu::PollType::wait_indefinitely());
         if !matches!(result.try_recv(), Ok(Ok(()))) {
             return;
@@ -144,7 +145,7 @@ impl Profile {
         self.back.unmap();
     }
 
-    /// The ops so far, those that took longest first; the next call begins anew.
+    /// Returns the cost of each op since the last call, slowest first.
     pub(crate) fn take(&self) -> Vec<OpTime> {
         let rows = std::mem::take(&mut *self.rows.lock().unwrap_or_else(PoisonError::into_inner));
         let mut rows: Vec<OpTime> = rows.into_values().collect();

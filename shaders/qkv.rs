@@ -1,4 +1,5 @@
-//! qkv: the projections, rotated, into q and the pages; see qkv.wgsl.
+//! qkv: projects to queries, keys and values, applies RoPE, and writes keys and values to the KV
+//! cache; see qkv.wgsl.
 
 use crate::product::{Call, Product, bind};
 use crate::{Batch, Buffer, Matrix, Pages, Wgpu, shader};

@@ -17,7 +17,7 @@ params! {
 }
 
 impl Wgpu {
-    /// All rows in order, or those that `chosen` names.
+    /// Normalises all rows in order, or those that `chosen` lists.
     pub(crate) fn norm_rows(
         &self,
         (rows, dim, eps): (u32, u32, f32),
@@ -39,7 +39,7 @@ impl Wgpu {
             &shader::RMSNORM,
             &constants,
             bytemuck::bytes_of(&params),
-            // Without a choice nothing looks at that binding.
+            // Without `chosen`, the shader does not read this binding.
             &[(&x.raw).into(), chunk.binding(), chosen.unwrap_or(chunk.binding()), (&h.raw).into()],
             Grid::flat(rows),
             work,

@@ -1,4 +1,4 @@
-//! sample: tokens drawn on the device; see sample.wgsl.
+//! sample: samples tokens on the device; see sample.wgsl.
 
 use crate::gpu::{Grid, Use};
 use crate::params::params;
@@ -15,7 +15,7 @@ params! {
     }
 }
 
-/// Words of one draw's record, and of its result before the likeliest.
+/// Words of one row's record, and of its result before the most likely tokens.
 const RECORD: usize = 11;
 const RESULT: usize = 4;
 
@@ -62,7 +62,7 @@ impl Wgpu {
         let drawn = draws.iter().map(|d| {
             let token = next();
             let [logit, largest, sum] = [next(), next(), next()].map(f32::from_bits);
-            // The logarithm here: a shader's is good to three digits only.
+            // The host takes the logarithm, because a shader's is good to three digits only.
             let normalizer = largest + (f64::from(sum)).ln() as f32;
             let mut likely = || (next(), f32::from_bits(next()) - normalizer);
             let top = (0..d.logprobs.min(vocab)).map(|_| likely()).collect();

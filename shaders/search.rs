@@ -1,4 +1,5 @@
-//! search: scores of the corpus stretch by stretch, the best kept on the device; see search.wgsl.
+//! search: scores the corpus stretch by stretch and keeps the best documents on the device; see
+//! search.wgsl.
 
 use crate::gpu::{Binding, Grid, Use};
 use crate::matrix::Segment;
@@ -8,7 +9,8 @@ use crate::profile::Work;
 use crate::{Buffer, Wgpu, matrix, shader, tune};
 use gritlm_model::ops::{Result, Search};
 
-/// Documents of a stretch, at most; a multiple of 64, so that stretches begin where bindings may.
+/// Maximum documents of a stretch: a multiple of 64, so that a stretch begins where a binding
+/// may.
 const STRETCH: u32 = 8192;
 
 params! {

@@ -1,14 +1,15 @@
-//! The table of all shaders: of which files each is made, what it binds, and the values of its
-//! constants with which it is ever compiled.
+//! The table of all shaders: the files that each is made of, its bindings, and the values of its
+//! constants with which it can be compiled.
 //!
-//! There is no preprocessor: a shader is its files one after the other, and what differs between
-//! two variants are `override` constants. [`variants`] lists every variant that this crate can ask
-//! a driver for, so that tests compile them all, with naga and in a browser.
+//! There is no preprocessor. A shader is the concatenation of its files, and its variants differ
+//! in `override` constants and in whether they use subgroups. [`variants`] lists every variant
+//! that this crate can ask a driver for, so that tests compile them all, with naga and in a
+//! browser.
 
 use crate::tune::{LANES, SORT_LANES, Tiles};
 use gritlm_model::weights::Dtype;
 
-/// What a binding is.
+/// Kind of a binding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// The op's parameters, a uniform at a dynamic offset; always binding 0.
@@ -22,19 +23,19 @@ pub enum Kind {
 /// One shader, before its constants have values.
 #[derive(Debug)]
 pub struct Shader {
-    /// The stem of its file; products also name the file that computes them.
+    /// Its file stem; a matrix product also names its form (`matmul`, `matvec` and so on).
     pub name: &'static str,
-    /// What has to stand first.
+    /// Text that must come first.
     head: &'static str,
     parts: &'static [&'static str],
-    /// Where it comes with and without subgroups: the files that differ, without and with.
+    /// The files that differ without and with subgroups, if the shader has both forms.
     forms: Option<[&'static str; 2]>,
     /// Its bindings in order, all in group 0.
     pub bindings: &'static [Kind],
 }
 
 impl Shader {
-    /// A shader of one's own, for [`crate::Wgpu::launch`].
+    /// Defines a custom shader for [`crate::Wgpu::launch`].
     pub const fn new(
         name: &'static str,
         parts: &'static [&'static str],
@@ -43,22 +44,23 @@ impl Shader {
         Self { name, head: "", parts, forms: None, bindings }
     }
 
-    /// Whether it multiplies in half precision: the adapter must have f16 in shaders.
+    /// Returns whether it multiplies in half precision, for which the adapter must have f16 in
+    /// shaders.
     pub fn is_f16(&self) -> bool {
         self.name.ends_with(" f16") || self.is_matrix()
     }
 
-    /// Whether it needs cooperative matrices, which are wgpu's own and experimental.
+    /// Returns whether it needs cooperative matrices, an experimental feature of wgpu.
     pub fn is_matrix(&self) -> bool {
         self.name.ends_with(" matrix")
     }
 
-    /// Whether it comes with and without subgroups.
+    /// Returns whether it has a form with subgroups and one without.
     pub fn has_forms(&self) -> bool {
         self.forms.is_some()
     }
 
-    /// The WGSL text, with subgroups where it comes so.
+    /// Returns the WGSL text, in the form with or without subgroups where it has both.
     pub fn source(&self, subgroups: bool) -> String {
         let form = self.forms.map_or("", |forms| forms[usize::from(subgroups)]);
         let mut text = self.head.to_string() + include_str!("common.wgsl") + form;
@@ -70,15 +72,15 @@ impl Shader {
 /// A shader with values for its constants.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Variant {
-    /// Which shader.
+    /// Name of the shader.
     pub shader: &'static str,
-    /// Whether with subgroups; without, it runs on any adapter.
+    /// Whether it uses subgroups. Without them it runs on any adapter.
     pub subgroups: bool,
-    /// Its `override` constants; those not named keep their defaults.
+    /// Its `override` constants; those not listed keep their defaults.
     pub constants: Vec<(&'static str, f64)>,
 }
 
-/// "matmul BM=64 BN=64", for people.
+/// Writes a readable name such as "linear matmul DTYPE=0 WX=16 WY=16 STAGED=1".
 impl std::fmt::Display for Variant {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.shader)?;
@@ -99,24 +101,26 @@ const DENSE: &str = include_str!("dense.wgsl");
 const GROUPED: &str = include_str!("grouped.wgsl");
 const ORDER: &str = include_str!("order.wgsl");
 
-/// Sums across a workgroup.
+/// Sums across a workgroup, without and with subgroups.
 const REDUCE: Option<[&str; 2]> =
     Some([include_str!("reduce_workgroup.wgsl"), include_str!("reduce_subgroup.wgsl")]);
-/// Rows of a product's left side.
+/// How `matmul` reads rows of activations: each invocation reads all eight of them, or with
+/// subgroups one and passes it round.
 const SHARE_NONE: &str = include_str!("share_none.wgsl");
 const SHARE: Option<[&str; 2]> = Some([SHARE_NONE, include_str!("share_subgroup.wgsl")]);
-/// What the invocations of `attention` tell each other.
+/// How the invocations of `attention` exchange values: through workgroup memory or within a
+/// subgroup.
 const TELL: Option<[&str; 2]> =
     Some([include_str!("attention_workgroup.wgsl"), include_str!("attention_subgroup.wgsl")]);
 
 /// Bindings of a product whose op writes one buffer.
 const TO_ONE: &[Kind] = &[Params, Read, Read, Read, Write];
-/// Those of `qkv`: q, keys, values, batch.
+/// Bindings of `qkv`; q, keys, values and the batch follow the weights.
 const TO_PAGES: &[Kind] = &[Params, Read, Read, Read, Write, Write, Write, Read];
-/// Those of an expert's product: out, routing.
+/// Bindings of an expert's product; the output and the routing follow the weights.
 const BY_EXPERT: &[Kind] = &[Params, Read, Read, Read, Write, Read];
 
-/// An op's product in all forms.
+/// Defines an op's product in all its forms.
 macro_rules! product {
     ($op:literal, $rows:expr, $bindings:expr) => {
         [
@@ -152,7 +156,7 @@ macro_rules! product {
     };
 }
 
-/// The forms of a product: for many rows and for few; for many rows in half precision, and on
+/// The forms of a product: for many rows, for few rows, for many rows in half precision, and for
 /// matrix units.
 pub(crate) type Product = [Shader; 4];
 
@@ -186,7 +190,7 @@ shader!(POOL, "pool", REDUCE, [], [Read, Read, Write]);
 shader!(SAMPLE, "sample", REDUCE, [ORDER], [Read, Read, Write, Write]);
 shader!(SEARCH, "search", REDUCE, [ORDER], [Read, Read, Write]);
 
-/// All shaders.
+/// Returns all shaders.
 pub fn shaders() -> Vec<&'static Shader> {
     let products = [&LINEAR, &LINEAR_ADD, &GATE_UP, &QKV, &EXPERT_GATE_UP, &EXPERT_DOWN];
     let mut all: Vec<&Shader> = products.into_iter().flatten().collect();
@@ -195,7 +199,7 @@ pub fn shaders() -> Vec<&'static Shader> {
     all
 }
 
-/// How a shader is told how its weights are stored.
+/// Returns the constant that tells a shader how its weights are stored.
 pub(crate) fn dtype(dtype: Dtype) -> (&'static str, f64) {
     let code = match dtype {
         Dtype::Bf16 => 0.0,
@@ -205,7 +209,7 @@ pub(crate) fn dtype(dtype: Dtype) -> (&'static str, f64) {
     ("DTYPE", code)
 }
 
-/// Every variant that can be asked for, with any tiles of [`Tiles::all`].
+/// Returns every variant that can be requested, with any tiles of [`Tiles::all`].
 pub fn variants() -> Vec<Variant> {
     let dtypes = [Dtype::Bf16, Dtype::F16, Dtype::F32].map(dtype);
     let tiles = Tiles::all();

@@ -1,5 +1,6 @@
-//! Shapes of tiles: which there are, which an adapter gets, and the launch that follows from them.
-//! Pure functions, so that a choice can be printed and tested without a GPU.
+//! Shapes of tiles: which there are, which an adapter gets by default, and the launch that
+//! follows from them. The functions are pure, so that a choice can be printed and tested without
+//! a GPU.
 
 use gritlm_model::tiles::Shape;
 use serde::{Deserialize, Serialize};
@@ -7,15 +8,15 @@ use serde::{Deserialize, Serialize};
 /// Invocations of a workgroup that normalises or pools.
 pub(crate) const LANES: u32 = 64;
 
-/// Invocations of a workgroup that samples or searches, which goes over a row up to 140 times. Mesa's
-/// llvmpipe ends an invocation's loops, without a word, after 65,535 turns in all: 32,000 tokens by
-/// 64 invocations would take 70,000.
+/// Invocations of a workgroup that samples or searches, which passes over a row up to 140 times.
+/// Mesa's llvmpipe silently ends the loops of an invocation after 65,535 iterations in all;
+/// 32,000 tokens with 64 invocations would take 70,000.
 pub(crate) const SORT_LANES: u32 = 256;
 
-/// Rows that `matvec` takes at most; more go to `matmul`.
+/// Maximum rows of `matvec`; products with more rows go to `matmul`.
 pub(crate) const FEW_ROWS: u32 = 4;
 
-/// Keys that a workgroup of the split form of `attention` takes at least.
+/// Keys of a tile of the split form of `attention`, before rounding up to whole steps.
 const SPLIT_KEYS: u32 = 256;
 
 /// The tiles of one adapter.
@@ -23,13 +24,13 @@ const SPLIT_KEYS: u32 = 256;
 pub struct Tiles {
     /// Invocations of a workgroup of `matmul`.
     pub matmul: u32,
-    /// Whether `matmul` goes through workgroup memory.
+    /// Whether `matmul` stages its operands in workgroup memory.
     pub staged: bool,
-    /// Whether neighbours in a subgroup pass operands round, in `matmul` (where it is not staged)
-    /// and in `attention`. Only where subgroups have at least 8 invocations, or as many as share
-    /// their vectors.
+    /// Whether neighbours in a subgroup pass operands round, in `matmul` (where it is not
+    /// staged), in `matvec` (where `lanes` is 1) and in `attention`. It takes effect only if
+    /// subgroups have at least 8 invocations, or in `attention` as many as share their vectors.
     pub shuffle: bool,
-    /// Invocations of `matvec` that share a sum; 1 for a row to each.
+    /// Invocations of `matvec` that share their sums; with 1, each has sums of its own.
     pub lanes: u32,
     /// Groups of vectors in a workgroup of `attention`, and vectors of an invocation: 4 or 8.
     pub attention: [u32; 2],
@@ -58,7 +59,7 @@ pub(crate) struct Matvec {
 pub(crate) enum Form {
     Many(Matmul),
     Few(Matvec),
-    /// On matrix units, by subgroups of so many invocations.
+    /// On matrix units, with subgroups of this many invocations.
     Matrix(u32),
 }
 
@@ -75,7 +76,7 @@ pub(crate) struct Attend {
 type Constants = Vec<(&'static str, f64)>;
 
 impl Matmul {
-    /// The same, in which neighbours pass operands round only if they may.
+    /// Returns the launch, in which neighbours pass operands round only if `may` is set.
     pub(crate) fn sharing(self, may: bool) -> Self {
         Self { shuffle: self.shuffle && may, ..self }
     }
@@ -104,7 +105,7 @@ impl Form {
         }
     }
 
-    /// Whether with subgroups, on an adapter that has them.
+    /// Returns whether it uses subgroups, on an adapter that has them.
     pub(crate) fn subgroups(self) -> bool {
         match self {
             Self::Many(tile) => tile.shuffle,
@@ -113,7 +114,7 @@ impl Form {
         }
     }
 
-    /// Rows of a tile.
+    /// Returns the rows of a tile.
     pub(crate) fn rows(self) -> u32 {
         match self {
             Self::Many(tile) => 8 * tile.wy,
@@ -122,7 +123,8 @@ impl Form {
         }
     }
 
-    /// Workgroups across `outputs` outputs, each of one sum or of two.
+    /// Returns the number of workgroups across `outputs` outputs, each of one sum, or of two with
+    /// `pair`.
     pub(crate) fn across(self, outputs: u32, pair: bool) -> u32 {
         let sums = if pair { 4 } else { 8 };
         let outputs_of_one = match self {
@@ -141,17 +143,17 @@ impl Attend {
         all.map(|(n, v)| (n, v.into())).into()
     }
 
-    /// Vectors of a tile.
+    /// Returns the query vectors of a tile.
     pub(crate) fn rows(self) -> u32 {
         if self.split { self.rows } else { self.rows * self.yt }
     }
 
-    /// Keys of a block.
+    /// Returns the keys of a block.
     pub(crate) fn block(self) -> u32 {
         8 * self.xt
     }
 
-    /// What its workgroups take on.
+    /// Returns the shape of its workgroups' tiles.
     pub(crate) fn shape(self) -> Shape {
         let step = self.block() * self.yt;
         let keys = self.split.then(|| SPLIT_KEYS.next_multiple_of(step));
@@ -160,8 +162,8 @@ impl Attend {
 }
 
 impl Tiles {
-    /// What an adapter gets that nobody has tuned: adapters that are CPUs read through their
-    /// caches, a GPU through workgroup memory.
+    /// Returns the tiles of an adapter that has not been tuned: adapters that are CPUs read
+    /// through their caches, a GPU through workgroup memory.
     pub fn default_for(cpu: bool, workgroup_bytes: u32) -> Self {
         if cpu {
             Self { matmul: 64, staged: false, shuffle: true, lanes: 1, attention: [4, 8] }
@@ -173,7 +175,7 @@ impl Tiles {
         }
     }
 
-    /// Every combination that tuning tries.
+    /// Returns every combination that tuning tries.
     pub fn all() -> Vec<Self> {
         let mut all = Vec::new();
         for (matmul, staged) in [(64, false), (64, true), (256, false), (256, true)] {
@@ -188,13 +190,13 @@ impl Tiles {
         all
     }
 
-    /// Workgroup memory that the largest staged tile takes.
+    /// Returns the bytes of workgroup memory of the largest staged tile.
     pub fn workgroup_bytes(self) -> u32 {
         let side = self.matmul.isqrt();
         if self.staged { 5 * 16 * 8 * 2 * side } else { 0 }
     }
 
-    /// The launch of a product with so many rows, where subgroups have at least `subgroup`
+    /// Returns the launch of a product with `rows` rows, where subgroups have at least `subgroup`
     /// invocations.
     pub(crate) fn product(self, rows: u32, subgroup: u32) -> Form {
         if rows <= FEW_ROWS {
@@ -206,8 +208,9 @@ impl Tiles {
 
     fn matmul_of(self, wy: u32, subgroup: u32) -> Matmul {
         let side = self.matmul.isqrt();
-        // Lower tiles keep their width, so that both sides fit into 16 or 32 KiB of workgroup
-        // memory; those too low to fill a workgroup so are wide and read from the caches.
+        // A lower tile keeps its width, so that both sides fit into 16 or 32 KiB of workgroup
+        // memory. A tile that is then too low for 64 invocations is made wide instead and reads
+        // from the caches.
         let staged = self.staged && side * wy >= 64;
         let wx = if staged { side } else { self.matmul / wy };
         Matmul { wx, wy, staged, shuffle: self.shuffle && !staged && subgroup >= 8 }
@@ -219,16 +222,17 @@ impl Tiles {
         Matvec { lanes: self.lanes, groups: if alone { 32 } else { 1 }, rows, share }
     }
 
-    /// The launches of `attention` for heads of so many vectors of 4: 16 columns to an
-    /// invocation, and whole blocks of keys to a page. First many vectors, then few.
+    /// Returns the launches of `attention` for heads of `vectors` vectors of 4, first for many
+    /// query vectors, then for few. An invocation has 16 columns, and a page whole blocks of
+    /// keys.
     pub(crate) fn attention(self, vectors: u32, subgroup: u32) -> [Attend; 2] {
         let xt = vectors.div_ceil(4).next_power_of_two();
         let [yt, rows] = self.attention;
         let shuffle = self.shuffle && subgroup >= xt;
-        // An invocation's weights of a vector and their largest are 36 bytes of workgroup memory, of
-        // which there are 16 KiB.
+        // For each query vector an invocation holds its weights and their largest in workgroup
+        // memory: 36 bytes, of the 16 KiB that every adapter has.
         let many = yt.min(384 / (xt * rows)).max(1);
-        // A workgroup of the split form is one subgroup or two; a step divides a page.
+        // A workgroup of the split form has one subgroup or two, and its step divides a page.
         let few = (32 / xt).min(128 / (8 * xt)).clamp(1, 8);
         [
             Attend { xt, yt: many, rows, split: false, shuffle },

@@ -117,10 +117,10 @@ fn what_does_not_fit_or_takes_too_long_is_missing() {
     let missing: Vec<&str> = record.missing.iter().map(String::as_str).collect();
     let of = "of tiny with 1 layer: ";
     let expected = [
-        format!("cpu embed 4 x 32 tokens {of}512 tokens of KV pages, --kv-tokens has 384"),
-        format!("cpu decode batch 4, context 16 {of}512 tokens of KV pages, --kv-tokens has 384"),
+        format!("cpu embed 4 x 32 tokens {of}512 tokens of KV pages, `kv_tokens` has 384"),
+        format!("cpu decode batch 4, context 16 {of}512 tokens of KV pages, `kv_tokens` has 384"),
         format!(
-            "cpu decode batch 1, context 1000 {of}1024 tokens of KV pages, --kv-tokens has 384"
+            "cpu decode batch 1, context 1000 {of}1024 tokens of KV pages, `kv_tokens` has 384"
         ),
     ];
     assert_eq!(missing, expected);

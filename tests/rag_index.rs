@@ -246,9 +246,7 @@ fn chunks_end_where_paragraphs_or_sentences_do() {
 fn chunk_lengths_are_checked() {
     let check = |tokens, overlap| Chunking { tokens, overlap }.check(2048);
     assert!(check(512, 0).is_ok() && check(32, 8).is_ok() && check(2048, 512).is_ok());
-    for (tokens, overlap, option) in
-        [(31, 0, "--chunk"), (2049, 0, "--chunk"), (64, 17, "--overlap")]
-    {
+    for (tokens, overlap, option) in [(31, 0, "chunk"), (2049, 0, "chunk"), (64, 17, "overlap")] {
         let error = check(tokens, overlap).unwrap_err().to_string();
         assert!(error.starts_with(option), "{error}");
     }
@@ -651,7 +649,7 @@ fn the_program_indexes_searches_and_looks_after_a_store() {
     // The store says how it is made; what was given then need not be given again.
     let again = one(&["index", inside]);
     assert_eq!((&again["unchanged"], &again["chunks"]), (&json!(42), &json!(0)));
-    with(&["index", inside, "--chunk", "128"]).fails(1, &["--chunk 64", "128"]);
+    with(&["index", inside, "--chunk", "128"]).fails(1, &["chunk 64", "128"]);
     with(&["index", inside, "--attn", "cccc"]).fails(1, &["attn", "bbcc", "cccc"]);
 
     let status = one(&["index", "--status"]);

@@ -229,7 +229,7 @@ fn what_does_not_fit_the_store_is_refused_and_changes_nothing() {
     let identity = Identity { cache: CacheKind::None, ..exact() };
     assert_eq!(identity.kv_bytes_per_token(), 0);
     let error = Writer::open(&none, &identity).unwrap().put(&new, &good).unwrap_err();
-    assert!(error.to_string().contains("--cache none"), "{error}");
+    assert!(error.to_string().contains("`cache` none"), "{error}");
 }
 
 fn refusal<T>(result: gritlm_rag::Result<T>) -> String {
@@ -263,7 +263,7 @@ fn a_second_writer_another_model_and_another_attn_are_refused_by_name() {
         }
     }
     let error = refusal(Writer::open(&folder, &Identity { chunk: 17, ..exact() }));
-    assert!(error.contains("--chunk 16, not 17"), "{error}");
+    assert!(error.contains("chunk 16, not 17"), "{error}");
     // The name alone tells nothing: the same model may lie elsewhere.
     let moved = Identity { model: "elsewhere".into(), ..exact() };
     reader.check_identity(&moved).unwrap();

@@ -7,7 +7,7 @@ use gritlm::schedule::{Cancel, Event, Past, Refused, Request, Step, Work};
 use gritlm::{Device, Embed, Encoded, Engine, Options, Piece, Sampling};
 
 fn encoded(tokens: Vec<u32>) -> Encoded {
-    Encoded { tokens, skip: 1, truncated: 0 }
+    Encoded { tokens, skip: 0, truncated: 0 }
 }
 
 /// Keys and values of an embedding pass, as the engine alone computes them.

@@ -114,7 +114,7 @@ fn origins_that_no_browser_sends_are_refused() {
     ] {
         let problem = bind(&["https://fine.example", wrong]).unwrap_err();
         let expected = format!("{right:?}");
-        assert!(problem.starts_with("--cors-origin: ") && !problem.contains('\n'), "{problem}");
+        assert!(problem.starts_with("cors_origin: ") && !problem.contains('\n'), "{problem}");
         assert!(
             problem.contains(&expected) && problem.contains(&format!("{wrong:?}")),
             "{problem}"
@@ -134,7 +134,7 @@ fn origins_that_no_browser_sends_are_refused() {
     ] {
         let problem = bind(&[wrong]).unwrap_err();
         let said =
-            problem.starts_with("--cors-origin: ") && problem.contains("\"https://app.example\"");
+            problem.starts_with("cors_origin: ") && problem.contains("\"https://app.example\"");
         assert!(said && problem.contains(&format!("{wrong:?}")), "{wrong:?}: {problem}");
     }
     for right in [

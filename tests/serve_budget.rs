@@ -166,7 +166,7 @@ fn unfinished_bodies_are_counted_and_given_back() {
         let text = "a ".repeat(500_000);
         for path in ["/tokenize", "/v1/completions", "/detokenize"] {
             let answer = server.post(path, &json!({"prompt": text}));
-            answer.fails(503, &["8000000", "--max-bytes-under-way"]);
+            answer.fails(503, &["8000000", "`max_bytes_under_way`"]);
             assert_eq!(answer.header("retry-after"), "1");
             assert_eq!(answer.json()["error"]["code"], "bytes_under_way");
             assert_eq!(under_way(&server), 4 * PART as u64);

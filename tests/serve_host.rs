@@ -45,7 +45,7 @@ fn only_loopback_names_without_a_key() {
     for name in FOREIGN {
         let (status, answer) = ask(&server, &format!("GET /health HTTP/1.1\r\nhost: {name}\r\n"));
         assert_eq!(status, 403, "{name:?}: {answer}");
-        assert!(answer.contains("--allow-host") && answer.contains("host_not_allowed"), "{answer}");
+        assert!(answer.contains("`allow_host`") && answer.contains("host_not_allowed"), "{answer}");
     }
     for path in ["/", "/docs/", "/v1/models", "/nothing"] {
         assert_eq!(ask(&server, &format!("GET {path} HTTP/1.1\r\nhost: evil.example\r\n")).0, 403);

@@ -258,17 +258,17 @@ fn refusals_leave_the_device_usable() {
         };
         let shape = KvShape { layers: 1, pages: 1 << 20, kv_heads: 8, head_dim: 128 };
         let problem = gpu.pages(shape).unwrap_err().to_string();
-        says(problem, &["--kv-tokens", "would fit"]);
+        says(problem, &["`kv_tokens`", "would fit"]);
         let problem = gpu.pages(KvShape { head_dim: 320, pages: 1, ..shape }).unwrap_err();
-        says(problem.to_string(), &["320", "256", "--device cpu"]);
+        says(problem.to_string(), &["320", "256", "`device` cpu"]);
         let problem = gpu.buffer(1 << 20, 1 << 14).unwrap_err().to_string();
-        says(problem, &["--batch-tokens"]);
+        says(problem, &["`batch_tokens`"]);
 
         static BROKEN: Shader =
             Shader::new("broken", &["@compute @workgroup_size(1) fn main() { x = 1; }"], &[]);
         gpu.launch(&BROKEN, &[], &[], (1, 1));
         let problem = gpu.finish().unwrap_err().to_string();
-        says(problem, &["broken", "does not compile", "--device cpu"]);
+        says(problem, &["broken", "does not compile", "`device` cpu"]);
 
         // And it still computes.
         let w = gpu.matrix(&[Tensor::from_f32(&[1, 2], &[3.0, 4.0])]).unwrap();
@@ -325,7 +325,7 @@ fn half_precision_is_close() {
         let open = |f16| Wgpu::open(&Options { name: adapter.label(), f16, ..Options::default() });
         if !adapter.f16 {
             let problem = open(true).err().unwrap().to_string();
-            assert!(problem.contains("--f16"), "{problem}");
+            assert!(problem.contains("`f16`"), "{problem}");
             continue;
         }
         let case = Case::new(Op::GateUp(GateUp { rows: 40, dim: 160, hidden: 208 }), Dtype::Bf16);

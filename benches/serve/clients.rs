@@ -1,4 +1,5 @@
-//! What clients do: embed a text, chat, count what they see.
+//! Provides the clients of the server benchmarks, which embed a text or chat, and counts their
+//! results.
 
 use gritlm::dot;
 use serde_json::{Value, json};
@@ -22,7 +23,7 @@ pub(crate) struct Seen {
     pub(crate) refused: AtomicU64,
     pub(crate) wrong: AtomicU64,
     pub(crate) failed: AtomicU64,
-    /// Seconds: to the first token, between tokens, of an embedding.
+    /// Seconds: time to first token, time per token, time of an embedding.
     pub(crate) times: [Mutex<Vec<f64>>; 3],
 }
 
@@ -35,7 +36,7 @@ impl Seen {
         match error {
             ureq::Error::StatusCode(429) => {
                 self.refused.fetch_add(1, Ordering::Relaxed);
-                // What Retry-After says, at least.
+                // `Retry-After` asks for at least one second.
                 sleep(Duration::from_secs(1));
             }
             other => {
@@ -79,7 +80,7 @@ pub(crate) fn embed(
     let vector: Vec<f32> = body["data"][0]["embedding"]
         .as_array()
         .map_or(Vec::new(), |v| v.iter().map(|x| x.as_f64().unwrap_or(f64::NAN) as f32).collect());
-    // Both have length 1, and a wrong text's is far away; NaN is not near either.
+    // Both have length 1, and the vector of a wrong text is far away; NaN is not near either.
     let near = dot(&vector, expected) > 1.0 - 1e-4;
     seen.wrong.fetch_add(u64::from(!near), Ordering::Relaxed);
     seen.embeddings.fetch_add(1, Ordering::Relaxed);

@@ -1,4 +1,4 @@
-//! A `gritlm serve` in a process of its own, ended when dropped.
+//! Runs `gritlm serve` in a process of its own, which is killed on drop.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -19,14 +19,14 @@ impl Drop for Server {
 }
 
 impl Server {
-    /// Starts it on a free port with further arguments, on so many threads where that is said;
-    /// returns when it is ready.
+    /// Starts the server on a free port with the arguments `more`, and with `threads` threads if
+    /// given; returns when it is ready.
     pub(crate) fn start(model: &str, device: &str, more: &[&str], threads: Option<usize>) -> Self {
         let program = Path::new(env!("CARGO_BIN_EXE_gritlm"));
         Self::start_program(program, model, device, more, threads)
     }
 
-    /// [`Server::start`] of another program.
+    /// [`Server::start`] with another program.
     pub(crate) fn start_program(
         program: &Path,
         model: &str,

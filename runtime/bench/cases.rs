@@ -1,7 +1,7 @@
-//! The case table: every op in the shapes that expose mistakes. It has odd sizes, single rows,
-//! empty batches, sizes that no tile divides, grouped-query attention from 1:1 to 8:1, windows
-//! shorter than a tile, and pages in random order. The tests run every backend on it, and `gritlm
-//! bench ops` times it.
+//! The case table has every op in the shapes that expose mistakes: odd sizes, single rows, empty
+//! batches, sizes that no tile divides, grouped-query attention from 1:1 to 8:1, windows shorter
+//! than a tile, and pages in random order. Every backend is tested with it, and `gritlm bench
+//! ops` times it.
 
 use super::case::{Case, LAYERS, Op, Seq};
 use gritlm_model::ops::{

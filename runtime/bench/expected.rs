@@ -1,4 +1,4 @@
-//! Expected results of every case, by the formulas of the reference.
+//! Computes the expected result of every case with the formulas of the reference.
 
 use super::case::{BEFORE, Case, Op, Seq, cached, drawn_values, found_values};
 use gritlm_model::ops::{Attention, PAGE, Qkv, SampledToken};

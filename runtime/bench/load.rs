@@ -66,7 +66,7 @@ pub fn load(
     let mut files = Files { folder, shards: &shards, config: &config, mapped: Some(weights) };
     let mut done = 0;
     for (heat, cold) in [("warm", false), ("cold", true)] {
-        // An uncounted run first reads warm files into memory.
+        // For warm files, an uncounted first run reads them into memory.
         let (limit, warm) = (files.rate(cold, plan), u32::from(!cold));
         for op in ["load", "first answer"] {
             let times = match (&limit, op) {
@@ -275,7 +275,7 @@ pub(super) fn forget(path: &Path) -> Result<()> {
     file.sync_all().map_err(Error::io(path))?;
     fadvise(&file, 0, None, Advice::DontNeed).map_err(|e| Error::io(path)(e.into()))?;
     let length = file.metadata().map_err(Error::io(path))?.len();
-    // From the end, because reading a missing page also reads those that follow it.
+    // The loop begins at the end, because reading a missing page also reads those that follow it.
     let there = (0..LOOKS).rev().map(|look| {
         let at = length * look / LOOKS;
         preadv2(&file, &mut [IoSliceMut::new(&mut [0])], at, ReadWriteFlags::NOWAIT)

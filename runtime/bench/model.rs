@@ -258,7 +258,7 @@ impl<'a> Bench<'a> {
             "decode" => (self.prompts_cost(&prompts), self.decode_cost(sequences, tokens)),
             _ => (Cost::default(), self.prompts_cost(&prompts)),
         };
-        // The time at the device's limits; a rate that was not measured sets no bound.
+        // This is the time at the device's limits; a rate that was not measured sets no bound.
         let least = |cost: Cost| limits.share(cost.bytes, cost.flops, 1e6).1;
         let least = least(before) + least(cost);
         if least.is_finite() && least > plan.seconds {
@@ -399,7 +399,8 @@ impl<'a> Bench<'a> {
         let [dim, hidden, vocab, heads, qkv] =
             [c.dim, c.hidden, c.vocab, c.heads * c.head_dim, c.qkv_rows()].map(|n| n as f64);
         let (attention, one) = (dim * (qkv + heads), 3.0 * dim * hidden);
-        // Parameters of the feed-forward that a pass reads, and that each row is multiplied by.
+        // `read` is what a pass reads of the feed-forward, `through` what each row is multiplied
+        // by, in parameters.
         let (read, through) = match c.experts {
             None => (one, one),
             Some(e) => {
@@ -507,8 +508,8 @@ mod tests {
         let bench = Bench::new(&engine);
         let c = engine.config();
         assert_eq!(bench.weight, 2.0);
-        // Everything but the embedding table, of which a step reads one row; and one token's keys
-        // and values.
+        // A step reads everything but the embedding table, of which it reads one row; and it
+        // writes one token's keys and values.
         let parameters = c.parameters() as f64 - (c.vocab * c.dim) as f64 + c.dim as f64;
         let kv = (2 * c.layers * c.kv_heads * c.head_dim * 4) as f64;
         let cost = bench.decode_cost(1, 99);

@@ -1,4 +1,4 @@
-//! Figures that other programs measured, for `--peer FILE`.
+//! Reads the figures that other programs measured, for `--peer FILE`.
 //!
 //! A file has one of these forms, told apart by their fields:
 //! - a [`Record`], of which only the peers are used;

@@ -1,4 +1,5 @@
-//! The pictures of the page, as SVG: the roofline, the bars of peers, the breakdown of a step.
+//! Draws the pictures of the page as SVG: the roofline, the bars of peers, the breakdown of a
+//! step.
 
 use super::page::escape;
 use super::record::{Limits, Peer, Record, Row, Step};
@@ -329,7 +330,7 @@ pub(super) fn breakdown(step: &Step, colours: &[&str], id: &str) -> String {
         let width = WIDTH * op.us / total;
         let what =
             format!("{}: {}, {} of the step", plain(&op.op), time(op.us), percent(op.us / total));
-        // One pixel of background between neighbours.
+        // One pixel of background separates neighbours.
         let gap = if width > 4.0 { 1.0 } else { 0.0 };
         body += &rect(&colour(colours, &op.op), [x, 0.0], [width - gap, height], &what);
         let name = plain(&op.op);

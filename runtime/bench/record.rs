@@ -1,5 +1,5 @@
-//! The results of a benchmark run as one JSON object. The table, the page and the comparison read
-//! it; scripts that measure peers can write it too.
+//! Defines the results of a benchmark run as one JSON object. The table, the page and the
+//! comparison read it; scripts that measure peers can write it too.
 
 use serde::{Deserialize, Serialize};
 

@@ -1,4 +1,4 @@
-//! Reading and writing a [`Record`], and what all forms of the report share.
+//! Reads and writes a [`Record`], and provides what all forms of the report share.
 
 use super::record::{Limits, Peer, Record, Row, VERSION};
 use crate::{Error, Result};
@@ -29,7 +29,8 @@ impl Record {
         if version.as_u64() != Some(VERSION.into()) {
             return Err(wrong(format!("version: expected {VERSION}, found {version}")));
         }
-        // Parsed from the text and not from the value, so that the message has line and column.
+        // The record is parsed from the text and not from the value, so that the message has line
+        // and column.
         let record: Self = serde_json::from_slice(bytes)
             .map_err(|e| wrong(format!("not a record of gritlm bench: {e}")))?;
         record.check(path)?;

@@ -1,6 +1,6 @@
-//! The texts of [`Row::shape`](super::record::Row::shape). Equal texts mean equal work, so our
-//! benchmarks, the peers and the parser of llama.cpp's files all take them from here; the scripts
-//! in `benches/peers/torch` write the same texts.
+//! Formats the texts of [`Row::shape`](super::record::Row::shape). Equal texts mean equal work,
+//! so our benchmarks, the peers and the parser of llama.cpp's files all take them from here; the
+//! scripts in `benches/peers/torch` write the same texts.
 
 /// A product of `rows` rows with an (outer, inner) matrix: `qkv`, `linear_add`, `gate_up`
 /// (`outer` counts both halves), `logits`, `route`.

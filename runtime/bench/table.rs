@@ -26,7 +26,8 @@ pub fn table(record: &Record) -> String {
         out.wrapped(0, "", &heading(&device));
         for (suite, rows) in record.suites(&device.device) {
             out.line(String::new());
-            // One unit for a whole suite, so that figures can be compared down the column.
+            // All rows of a suite have the same unit, so that figures can be compared down the
+            // column.
             let (rate, size) = column_unit(rows.iter().map(|row| row.gflop_s()));
             let names = ["median", "spread", "bytes", "flops", "GB/s", rate, "share"];
             out.line(format!("{:NAMES$}{}", plain(suite), columns(names)));

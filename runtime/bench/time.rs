@@ -1,4 +1,4 @@
-//! Repeated timings: their median and spread.
+//! Times repeated runs, and computes the median and spread of their times.
 
 use crate::Result;
 use gritlm_model::ops::Ops;

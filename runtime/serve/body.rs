@@ -100,10 +100,15 @@ impl<T: DeserializeOwned + Send + 'static> FromRequest<Arc<App>> for Body<T> {
         let limit = app.settings.max_body_bytes;
         let length = request.headers().get(header::CONTENT_LENGTH);
         let length = length.and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
+        let patience = app.settings.patience;
         if length.is_some_and(|length| length > limit as u64) {
+            // A client that waits for "100 Continue" has sent nothing yet.
+            if !request.headers().contains_key(header::EXPECT) {
+                let rest = discard(request.into_body().into_data_stream(), limit);
+                let _ = tokio::time::timeout(patience, rest).await;
+            }
             return Err(Failure::large_body(limit));
         }
-        let patience = app.settings.patience;
         let charge = held(request.extensions(), app).body;
         let bytes = tokio::time::timeout(patience, read(request.into_body(), limit, &charge));
         let bytes = bytes.await.map_err(|_| Failure::slow_body(patience))??;
@@ -145,6 +150,18 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Failure> {
     Ok(value)
 }
 
+/// Reads the rest of a body that is refused, up to `limit` bytes. A connection that is closed with
+/// bytes unread is reset, and the client may lose the answer that it has not read yet.
+async fn discard(mut stream: axum::body::BodyDataStream, limit: usize) {
+    let mut length = 0;
+    while let Ok(Some(part)) = stream.try_next().await {
+        length += part.len();
+        if length > limit {
+            return;
+        }
+    }
+}
+
 async fn read(body: axum::body::Body, limit: usize, charge: &Charge) -> Result<Vec<u8>, Failure> {
     let (mut bytes, mut length, mut full) = (Vec::new(), 0, None);
     let mut stream = body.into_data_stream();
@@ -152,6 +169,9 @@ async fn read(body: axum::body::Body, limit: usize, charge: &Charge) -> Result<V
     while let Some(part) = stream.try_next().await.map_err(broken)? {
         length += part.len();
         if length > limit {
+            charge.shrink(bytes.len());
+            drop(bytes);
+            discard(stream, limit).await;
             return Err(Failure::large_body(limit));
         }
         // If the body exceeds the budget, its rest is read and dropped: a client that gets an

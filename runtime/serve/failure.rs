@@ -258,8 +258,8 @@ impl Failure {
 
     /// Returns 404: the server has no store of documents.
     pub(super) fn no_store() -> Self {
-        let message = "the server has no store of documents; make one with gritlm index, and start \
-                       gritlm serve with `store` DIR";
+        let message = "the server has no store of documents: its setting `store` names no folder \
+                       that gritlm index has made";
         Self::new(StatusCode::NOT_FOUND, INVALID, "no_store", message)
     }
 
