@@ -62,7 +62,7 @@ struct Expected {
 fn start(args: &Args, threads: Option<usize>) -> Server {
     let tokens = args.max_batch_tokens.to_string();
     let more = ["--kv-tokens", "65536", "--max-batch-tokens", &tokens];
-    Server::start(&args.model, &args.device, &more, threads)
+    Server::start(server::program(), &args.model, &args.device, &more, threads)
 }
 
 impl Server {

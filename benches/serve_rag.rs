@@ -220,8 +220,7 @@ fn main() {
     let folder = tempfile::tempdir().expect("a folder");
     let store = folder.path().join("store");
     let expected = expected(&args, &store);
-    let own = PathBuf::from(env!("CARGO_BIN_EXE_gritlm"));
-    let program = args.program.as_ref().unwrap_or(&own);
+    let program = args.program.as_deref().unwrap_or(server::program());
     println!(
         "{} of {} on {}, clients that embed, chat, ask: {:?}, {} s each, answers of {} tokens",
         program.display(),
@@ -233,7 +232,7 @@ fn main() {
     );
     let store = store.to_str().expect("UTF-8");
     let more = ["--kv-tokens", "65536", "--max-batch-tokens", "256", "--store", store];
-    let server = Server::start_program(program, &args.model, &args.device, &more, None);
+    let server = Server::start(program, &args.model, &args.device, &more, None);
     let [embed, chat, ask] = [0, 1, 2].map(|kind| args.clients.get(kind).copied().unwrap_or(0));
     let without = load("without questions", &args, &server, [embed, chat, 0], &expected);
     let with = load("with questions", &args, &server, [embed, chat, ask], &expected);

@@ -341,7 +341,7 @@ fn around(taken: &[Taken], end: f64, minute: f64) -> [f64; 3] {
 
 fn main() -> std::io::Result<()> {
     let args = Args::parse();
-    let server = Server::start(&args.model, &args.device, &[], None);
+    let server = Server::start(server::program(), &args.model, &args.device, &[], None);
     let hostile = Hostile::new()?;
     let time = Duration::from_secs_f64(args.minutes * 60.0);
     let mut tails = Vec::new();

@@ -6,6 +6,11 @@ use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
 
+/// Returns this build's program.
+pub(crate) fn program() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_gritlm"))
+}
+
 pub(crate) struct Server {
     pub(crate) child: Child,
     pub(crate) url: String,
@@ -19,15 +24,9 @@ impl Drop for Server {
 }
 
 impl Server {
-    /// Starts the server on a free port with the arguments `more`, and with `threads` threads if
+    /// Starts a program on a free port with the arguments `more`, and with `threads` threads if
     /// given; returns when it is ready.
-    pub(crate) fn start(model: &str, device: &str, more: &[&str], threads: Option<usize>) -> Self {
-        let program = Path::new(env!("CARGO_BIN_EXE_gritlm"));
-        Self::start_program(program, model, device, more, threads)
-    }
-
-    /// [`Server::start`] with another program.
-    pub(crate) fn start_program(
+    pub(crate) fn start(
         program: &Path,
         model: &str,
         device: &str,

@@ -136,5 +136,5 @@ fn flags(message: &str) -> Cow<'_, str> {
         text += rest;
     }
     // With an odd number of backquotes the message is not one of ours.
-    if message.matches('`').count() % 2 == 0 { text.into() } else { message.into() }
+    if message.matches('`').count().is_multiple_of(2) { text.into() } else { message.into() }
 }

@@ -235,7 +235,7 @@ impl<'a> Answering<'a> {
 
     /// Gives up its pages and waits again. The prefix cache keeps them as long as nobody needs them;
     /// with a past they are copied to memory. If that fails, the client gets the error.
-    pub(super) fn preempt(self, engine: &Engine) -> Result<Prompting<'a>, (Client, Error)> {
+    pub(super) fn preempt(self, engine: &Engine) -> Result<Prompting<'a>, Box<(Client, Error)>> {
         let Self { client, context, answer, ids, cached_tokens, .. } = self;
         let (past, prompt) = match self.has_past {
             true => match engine.export(&context.cache) {
@@ -244,7 +244,7 @@ impl<'a> Answering<'a> {
                     let rest = ids[ids.len() - context.pending()..].to_vec();
                     (Some(Past { cache, tokens }), rest)
                 }
-                Err(error) => return Err((client, error)),
+                Err(error) => return Err(Box::new((client, error))),
             },
             false => (None, ids),
         };

@@ -323,7 +323,8 @@ impl Steps<'_> {
                     self.prompts.insert(rank, waiting);
                     self.stats.preemptions += 1;
                 }
-                Err((mut client, error)) => {
+                Err(failed) => {
+                    let (mut client, error) = *failed;
                     client.fail(error);
                     self.stats.failed += 1;
                     self.leaving.push(client);
