@@ -1,4 +1,5 @@
-//! Which device computes. The only file that knows which backends there are.
+//! Chooses and opens the device that computes. This is the only file that knows which backends
+//! exist.
 
 use crate::cache::KvPool;
 use crate::forward::{Forward, Model};
@@ -12,17 +13,19 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// A device as asked for: `auto`, `cpu`, `cuda[:N]` or `wgpu[:NAME]`.
+/// The requested device: `auto`, `cpu`, `cuda[:N]` or `wgpu[:NAME]`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Device {
-    /// CUDA, else the best wgpu adapter that is not a CPU, else the CPU.
+    /// The first NVIDIA GPU through CUDA, else the best wgpu adapter that is not a CPU, else the
+    /// CPU.
     #[default]
     Auto,
-    /// Plain Rust.
+    /// The CPU, in plain Rust.
     Cpu,
-    /// An NVIDIA GPU by number.
+    /// An NVIDIA GPU, by its number from 0.
     Cuda(u32),
-    /// The first adapter whose name contains this; the best one where it is empty.
+    /// The first usable adapter whose name or backend contains this text, in any case; the best
+    /// adapter if the text is empty.
     Wgpu(String),
 }
 
@@ -59,18 +62,19 @@ impl fmt::Display for Device {
     }
 }
 
-/// One backend, and whether it can be used here.
+/// A device, or a backend that has none, and whether it can be used on this machine.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct DeviceInfo {
-    /// As `--device` takes it.
+    /// Name of the device, as `--device` takes it.
     pub device: String,
     /// Whether it can be opened.
     pub available: bool,
-    /// What it is, or why it cannot be opened.
+    /// Name and properties of the device, or the reason why it cannot be opened.
     pub description: String,
 }
 
-/// Every backend and adapter.
+/// Returns the devices of every backend. A backend that finds none, or is not built in, has one
+/// entry that says so.
 pub fn devices() -> Vec<DeviceInfo> {
     let info = |device: &str, available, description: String| DeviceInfo {
         device: device.into(),
@@ -83,11 +87,11 @@ pub fn devices() -> Vec<DeviceInfo> {
     all
 }
 
-/// A model to load, and how.
+/// Visitor that loads a model onto the device that was opened.
 pub(crate) struct Load<'a> {
     pub(crate) options: &'a Options,
     pub(crate) config: &'a Config,
-    /// None for random ones.
+    /// The checkpoint's weights, or `None` for random ones.
     pub(crate) weights: Option<&'a Weights>,
     pub(crate) frequencies: Vec<f32>,
     pub(crate) pool: &'a Arc<KvPool>,
@@ -114,33 +118,33 @@ impl Visit for Load<'_> {
     }
 }
 
-/// A model on a device.
+/// A model loaded onto a device.
 pub(crate) struct Loaded {
     pub(crate) model: Box<dyn Model>,
-    /// Why on this device.
+    /// Why this device was chosen.
     pub(crate) why: String,
-    /// Bytes of weights, and how long they took once the device was open.
+    /// Bytes of the weights, and how long they took to load once the device was open.
     pub(crate) loading: (u64, Duration),
 }
 
-/// What is to be done with a device, whichever backend it belongs to.
+/// An action on an open device, generic over the backend.
 pub trait Visit {
-    /// What the visit results in.
+    /// Result of the action.
     type Out;
-    /// How it can fail.
+    /// Error of the action.
     type Error: From<Error>;
 
-    /// Does it. `why` says why this device.
+    /// Runs the action. `why` says why this device was chosen.
     ///
     /// # Errors
-    /// The visitor's own.
+    /// As the visitor defines.
     fn visit<O: Ops + 'static>(self, ops: O, why: String) -> Result<Self::Out, Self::Error>;
 }
 
-/// Opens the device that the options ask for, and lets the visitor use it.
+/// Opens the device that the options ask for and passes it to the visitor.
 ///
 /// # Errors
-/// When there is no such device; those of the visitor.
+/// When the device does not exist or cannot be opened, or the visitor fails.
 pub fn open<V: Visit>(options: &Options, visitor: V) -> Result<V::Out, V::Error> {
     let asked = &options.device;
     let missing = |problem: String| Error::NoDevice {
@@ -166,7 +170,8 @@ pub fn open<V: Visit>(options: &Options, visitor: V) -> Result<V::Out, V::Error>
     }
 }
 
-/// The best GPU that wgpu reaches, else the CPU; `but` says why not CUDA, where it has a GPU.
+/// Opens the best GPU that wgpu reaches, else the CPU. `but` says why CUDA was not used, if it
+/// has a GPU.
 fn open_other<V: Visit>(options: &Options, visitor: V, but: String) -> Result<V::Out, V::Error> {
     match wgpu::open_gpu(options) {
         Some(Ok((device, why))) => visitor.visit(device, why + &but),
@@ -222,45 +227,45 @@ mod cuda {
         Cuda::open(&options).map_err(|e| e.to_string())
     }
 
-    /// The first GPU; None where there is none.
+    /// Opens the first GPU; `None` if there is none.
     pub(super) fn open_gpu(options: &Options) -> Option<Result<Cuda, String>> {
         let found = gpus().is_ok_and(|gpus| !gpus.is_empty());
         found.then(|| open(0, options))
     }
 }
 
-/// What says that the CUDA backend is not built in.
+/// Stub of the CUDA backend, for builds without the feature `cuda`.
 #[cfg(not(feature = "cuda"))]
 mod cuda {
     use super::{Cpu, DeviceInfo, Options};
 
     const MISSING: &str = "the CUDA backend is not built in (feature cuda)";
 
-    /// Stands in for a backend that this build does not have.
+    /// Stands in for the CUDA backend's type of the same name.
     pub struct Built {
-        /// Architecture.
+        /// Architecture it was compiled for.
         pub arch: String,
-        /// Stem of the source.
+        /// File stem of the source.
         pub source: &'static str,
-        /// What each kernel takes.
+        /// Resources that each of its entry points uses.
         pub usage: Vec<Usage>,
-        /// Bytes of code.
+        /// Size of the cubin in bytes.
         pub bytes: usize,
     }
 
-    /// What nothing takes.
+    /// Stands in for the CUDA backend's type of the same name.
     pub struct Usage {
-        /// Name of the kernel.
+        /// Name of the entry point.
         pub entry: String,
-        /// Registers of a thread.
+        /// Registers per thread.
         pub registers: u32,
-        /// Bytes spilled.
+        /// Bytes that a thread spills to memory for lack of registers.
         pub spills: u32,
-        /// Bytes of stack.
+        /// Bytes of stack per thread.
         pub stack: u32,
     }
 
-    /// Fails: the feature is not built in.
+    /// Fails, because the feature `cuda` is not built in.
     ///
     /// # Errors
     /// Always.
@@ -292,7 +297,7 @@ mod wgpu {
     use super::{DeviceInfo, Options};
     use gritlm_shaders::{Adapter, Wgpu, adapters, best_gpu};
 
-    /// The device, and why this one.
+    /// An open device, and why it was chosen.
     type Opened = (Wgpu, String);
 
     pub(super) fn devices() -> Vec<DeviceInfo> {
@@ -345,14 +350,14 @@ mod wgpu {
         Ok((device, why.into()))
     }
 
-    /// The best adapter that is not a CPU; None where there is none.
+    /// Opens the best adapter that is not a CPU; `None` if there is none.
     pub(super) fn open_gpu(options: &Options) -> Option<Result<Opened, String>> {
         let gpu = best_gpu()?;
         Some(open(&gpu.label(), options).map(|(device, _)| (device, "the best GPU here".into())))
     }
 }
 
-/// What says that the WGSL backend is not built in.
+/// Stub of the WGSL backend, for builds without the feature `wgpu`.
 #[cfg(not(feature = "wgpu"))]
 mod wgpu {
     use super::{Cpu, DeviceInfo, Options};

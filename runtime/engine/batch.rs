@@ -1,7 +1,7 @@
-//! Batches: sequences packed end to end, each with its own mask and its own wish.
+//! A batch packs sequences end to end. Each has its own mask and its own output.
 //!
-//! This is the low-level door of the library: [`crate::Engine::run`] takes sequences of token ids
-//! and runs them in one pass, embedding and generating side by side.
+//! This is the low-level interface of the library: [`crate::Engine::run`] takes sequences of
+//! token ids and runs them in one pass, so that embedding and generation share a batch.
 
 use crate::cache::{KvCache, KvPool};
 use crate::{Error, Result};
@@ -11,55 +11,55 @@ use gritlm_model::ops::{
 };
 use std::sync::Arc;
 
-/// New tokens of one sequence.
+/// New tokens of one sequence, to be run in a pass.
 #[derive(Debug)]
 pub struct Sequence<'a> {
-    /// Their ids; at least one.
+    /// Token ids; at least one.
     pub tokens: &'a [u32],
-    /// What stands before them; the pass adds them to it.
+    /// Cache of the tokens before these. The pass adds the new ones to it.
     pub cache: &'a mut KvCache,
-    /// Which keys they see.
+    /// Which keys the new tokens attend to.
     pub mask: Mask,
-    /// What to bring back.
+    /// What the pass returns.
     pub want: Want,
 }
 
-/// What a pass brings back of a sequence.
+/// What a pass returns for a sequence.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Want {
     /// Nothing: the tokens only go into the cache.
     Nothing,
-    /// The next token, drawn on the device.
+    /// The next token, sampled on the device.
     Token(SampleParams),
     /// The last token's logits.
     Logits,
     /// Every token's logits.
     AllLogits,
-    /// One vector.
+    /// One vector, pooled from the hidden states after the final norm.
     Embedding {
-        /// Leading tokens (the instruction) that pooling leaves out.
+        /// Number of leading tokens (the instruction) that pooling leaves out; fewer than all.
         skip: usize,
-        /// How the rest becomes one vector.
+        /// Pooling method.
         pooling: Pooling,
-        /// Whether it is divided by its length.
+        /// Whether the vector is L2-normalised.
         normalize: bool,
     },
     /// Every token's hidden state after the final norm.
     Hidden,
-    /// Log-probabilities of tokens that are known: how likely the model finds a given text.
+    /// Log-probabilities of known tokens, which tell how likely the model finds a given text.
     Scores {
-        /// What follows each of the first tokens: `targets[i]` is scored by the logits of token i.
-        /// At most as many as tokens.
+        /// Token that follows each of the first tokens: the logits of token i score `targets[i]`.
+        /// There are at most as many targets as tokens.
         targets: Vec<u32>,
-        /// How many of the likeliest tokens are told with each.
+        /// Number of most likely tokens to report with each target.
         logprobs: u32,
-        /// What is wanted besides.
+        /// What else the pass returns; not scores again.
         then: Box<Want>,
     },
 }
 
 impl Want {
-    /// What is wanted besides scores.
+    /// Returns what is wanted besides scores.
     pub(crate) fn besides_scores(&self) -> &Self {
         match self {
             Self::Scores { then, .. } => then,
@@ -67,7 +67,7 @@ impl Want {
         }
     }
 
-    /// Whether it takes logits, which a checkpoint without `lm_head` has not.
+    /// Returns whether the output needs logits, which a checkpoint without a head cannot compute.
     pub(crate) fn needs_head(&self) -> bool {
         match self {
             Self::Token(_) | Self::Logits | Self::AllLogits | Self::Scores { .. } => true,
@@ -76,20 +76,20 @@ impl Want {
     }
 }
 
-/// What came back of a sequence.
+/// What a pass has returned for a sequence.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Output {
     /// Nothing was wanted.
     Nothing,
-    /// The drawn token.
+    /// The sampled token.
     Token(SampledToken),
-    /// `(1 or tokens, vocab)`.
+    /// Logits, `(1, vocab)` or `(tokens, vocab)`.
     Logits(Vec<f32>),
-    /// `(dim)`.
+    /// The pooled vector, `(dim)`.
     Embedding(Vec<f32>),
-    /// `(tokens, dim)`.
+    /// Hidden states, `(tokens, dim)`.
     Hidden(Vec<f32>),
-    /// The targets with their log-probabilities, and what was wanted besides.
+    /// The targets with their log-probabilities, and the output that was wanted besides.
     Scores(Vec<SampledToken>, Box<Output>),
 }
 
@@ -97,18 +97,18 @@ pub enum Output {
 #[derive(Debug)]
 pub(crate) struct Plan {
     pub(crate) layout: Layout,
-    /// Rows whose logits are wanted: first those to draw from, then those to bring back.
+    /// Rows whose logits are computed: first those to sample from, then those to return.
     pub(crate) logit_rows: Vec<u32>,
     pub(crate) draws: Vec<SampleParams>,
     pub(crate) pools: Vec<PoolingSpan>,
-    /// Rows that score a given token, and how.
+    /// Rows that score a given token; `scores` holds the tokens in the same order.
     pub(crate) score_rows: Vec<u32>,
     pub(crate) scores: Vec<SampleParams>,
 }
 
 impl Plan {
-    /// Checks the sequences, takes their pages and packs them. On an error no page stays taken
-    /// that was not before, and no cache has changed.
+    /// Checks the sequences, reserves their pages and packs them. On an error every cache is as
+    /// it was before, and no page that it newly reserved is kept.
     pub(crate) fn new(
         sequences: &mut [Sequence<'_>],
         config: &Config,
@@ -151,7 +151,7 @@ impl Plan {
             }
             let start = layout.tables.len() as u32;
             layout.spans.push(Span { row, rows, past: past as u32, table: start, mask: s.mask });
-            // Without reserved pages that no token has reached yet.
+            // Reserved pages that no token has reached yet are left out.
             layout.tables.extend(&table[..(past + s.tokens.len()).div_ceil(PAGE)]);
             if let Want::Scores { targets, logprobs, .. } = &s.want {
                 score_rows.extend((row..).take(targets.len()));
@@ -162,7 +162,7 @@ impl Plan {
                 }));
             }
             match s.want.besides_scores() {
-                // Scores within scores are refused before.
+                // `check` has refused scores within scores.
                 Want::Nothing | Want::Hidden | Want::Scores { .. } => {}
                 Want::Token(draw) => {
                     draw_rows.push(row + rows - 1);
@@ -204,7 +204,7 @@ fn check(s: &Sequence<'_>, config: &Config, pool: &Arc<KvPool>) -> std::result::
     }
 }
 
-/// Whether a model with this config can run the tokens, and something is left of them behind the
+/// Checks that a model with this config can run the tokens, and that some are left after the
 /// first `skip`.
 pub(crate) fn check_tokens(
     tokens: &[u32],

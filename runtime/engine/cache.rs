@@ -1,13 +1,14 @@
-//! KV pages: who owns which, and caches that leave the device.
+//! Manages KV pages: which caches hold them, and snapshots of caches off the device.
 //!
-//! The device holds one pool; `KvPool` counts its pages and [`KvCache`] is one sequence's table of
-//! them. A request takes all the pages that it will need before anything is computed, so nothing is
-//! ever written past the pool and a refused request changes nothing. Dropping a cache gives its
-//! pages back.
+//! The device holds one pool of pages. `KvPool` counts how many caches hold each of them, and a
+//! [`KvCache`] is the page table of one sequence. The pages of a pass are reserved before
+//! anything is computed, and those of an answer before its first pass. So nothing is ever written
+//! past the pool, and a refused request changes nothing. Dropping a cache gives its pages back.
 //!
-//! Full pages may be shared: a page is free when its last holder has given it back. Nobody writes a
-//! shared page, because tokens are only ever added, and those go into pages taken since; the last
-//! page of a shared prefix that is not full is computed again instead of copied.
+//! Several caches may share a full page, which becomes free when its last holder gives it back.
+//! No cache writes to a shared page, because tokens are only ever appended, and appended tokens
+//! go into pages reserved later. If the last page of a shared prefix is not full, it is computed
+//! again instead of copied.
 
 use crate::{Error, Result};
 use bytemuck::{Pod, PodCastError};
@@ -30,7 +31,8 @@ pub(crate) struct KvPool {
 
 #[derive(Debug)]
 struct State {
-    /// Pages without holder, highest first: low ones are reused, so memory stays small.
+    /// Stack of the pages without a holder. Page 0 is on top at first, and freed pages go on top,
+    /// so that pages in use before are reused and memory stays small.
     free: Vec<u32>,
     holders: Vec<u32>,
 }
@@ -41,17 +43,17 @@ impl KvPool {
         Arc::new(Self { state: Mutex::new(state), pages })
     }
 
-    /// All pages, free or not.
+    /// Returns the number of all pages, free or not.
     pub(crate) fn pages(&self) -> usize {
         self.pages
     }
 
-    /// Pages that nobody holds now.
+    /// Returns the number of pages that no cache holds.
     pub(crate) fn free_pages(&self) -> usize {
         self.state().free.len()
     }
 
-    /// Gives back each page, the last first, so that the first is the next to be taken.
+    /// Gives back each page, the last one first, so that the first is the next to be reused.
     fn give_back(&self, pages: impl DoubleEndedIterator<Item = u32>) {
         let mut state = self.state();
         for page in pages.rev().filter(|&p| p != NO_PAGE) {
@@ -64,14 +66,16 @@ impl KvPool {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // The lists are whole between any two calls, so a panic elsewhere does not spoil them.
+        // The lists are consistent between any two calls, so a panic elsewhere does not spoil
+        // them.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The keys and values of one sequence, in pages of the engine that made it.
+/// Keys and values of one sequence, in pages of the engine that made it.
 ///
-/// A cache grows as a sequence is run; see [`crate::batch::Sequence`].
+/// [`crate::Engine::run`] adds the tokens that it runs; see [`crate::batch::Sequence`]. Dropping
+/// a cache gives its pages back.
 #[derive(Debug)]
 pub struct KvCache {
     pool: Arc<KvPool>,
@@ -84,12 +88,12 @@ impl KvCache {
         Self { pool: Arc::clone(pool), table: Vec::new(), tokens: 0 }
     }
 
-    /// Tokens in the cache; the next one stands at this position.
+    /// Returns the number of tokens in the cache, which is the position of the next one.
     pub fn tokens(&self) -> usize {
         self.tokens
     }
 
-    /// Whether no token is in it.
+    /// Returns whether the cache holds no token.
     pub fn is_empty(&self) -> bool {
         self.tokens == 0
     }
@@ -98,17 +102,17 @@ impl KvCache {
         Arc::ptr_eq(&self.pool, pool)
     }
 
-    /// Pages by position / [`PAGE`].
+    /// Returns the page table, indexed by position / [`PAGE`].
     pub(crate) fn table(&self) -> &[u32] {
         &self.table
     }
 
-    /// Pages that `more` tokens beyond those in the cache need and it does not hold yet.
+    /// Returns how many more pages the cache needs for `more` further tokens.
     pub(crate) fn lacks(&self, more: usize) -> usize {
         (self.tokens + more).div_ceil(PAGE).saturating_sub(self.table.len())
     }
 
-    /// Takes the pages for `more` tokens beyond those in the cache; all or none.
+    /// Reserves the pages for `more` further tokens: all of them or, on an error, none.
     pub(crate) fn reserve(&mut self, more: usize) -> Result<()> {
         let pages = self.lacks(more);
         let State { free, holders } = &mut *self.pool.state();
@@ -128,36 +132,37 @@ impl KvCache {
         Ok(())
     }
 
-    /// Gives back all but the first `pages` pages, which hold no token yet.
+    /// Gives back all but the first `pages` pages. Those given back must not hold a token yet.
     pub(crate) fn give_back(&mut self, pages: usize) {
         debug_assert!(pages * PAGE >= self.tokens);
         self.pool.give_back(self.table.drain(pages..));
     }
 
-    /// Pages held.
+    /// Returns the length of the page table, including pages that a sliding window has freed.
     pub(crate) fn pages(&self) -> usize {
         self.table.len()
     }
 
-    /// Counts tokens that have been computed into reserved pages.
+    /// Counts tokens that a pass has written into reserved pages.
     pub(crate) fn advance(&mut self, tokens: usize) {
         self.tokens += tokens;
     }
 
-    /// Frees the pages whose every token stands before `position`; no later query may see them.
+    /// Frees the pages whose tokens all stand before `position`. No later query may attend to
+    /// them.
     pub(crate) fn forget_before(&mut self, position: usize) {
         let pages = (position / PAGE).min(self.table.len());
         self.pool.give_back(self.table[..pages].iter().copied());
         self.table[..pages].fill(NO_PAGE);
     }
 
-    /// Whether a sliding window has freed a part of it.
+    /// Returns whether a sliding window has freed some of its pages.
     pub(crate) fn has_holes(&self) -> bool {
         self.table.contains(&NO_PAGE)
     }
 
-    /// Holds the given pages, which are full, as well as this cache does; None where a window has
-    /// freed one.
+    /// Returns a cache that shares these pages, which must be full, or `None` if a sliding window
+    /// has freed one of them.
     pub(crate) fn share(&self, pages: Range<usize>) -> Option<Self> {
         debug_assert!(pages.end * PAGE <= self.tokens);
         let table = self.table[pages].to_vec();
@@ -169,14 +174,14 @@ impl KvCache {
         Some(Self { pool: Arc::clone(&self.pool), tokens: table.len() * PAGE, table })
     }
 
-    /// Appends the pages of a cache that follows this one, both full to their last page.
+    /// Appends the pages of a cache that continues this one. All pages of both must be full.
     pub(crate) fn append(&mut self, mut next: Self) {
         debug_assert!(self.tokens == self.table.len() * PAGE);
         self.tokens += next.tokens;
         self.table.append(&mut next.table);
     }
 
-    /// Whether no other cache holds any of its pages.
+    /// Returns whether no other cache holds any of its pages.
     pub(crate) fn is_sole_holder(&self) -> bool {
         let state = self.pool.state();
         self.table.iter().all(|&p| p == NO_PAGE || state.holders[p as usize] == 1)
@@ -189,23 +194,24 @@ impl Drop for KvCache {
     }
 }
 
-/// How an exported cache stores its numbers.
+/// Values of a snapshot, in the type that they are stored in.
 #[derive(Clone, Debug, PartialEq)]
 enum Values {
     F32(Numbers<f32>),
     Bf16(Numbers<bf16>),
 }
 
-/// Numbers in memory, or where they lie in a file.
+/// Numbers in memory or in a mapped file.
 #[derive(Clone)]
 enum Numbers<T> {
     Owned(Vec<T>),
-    /// Bytes of the map that are whole numbers, well aligned.
+    /// Range of the map's bytes: aligned for `T`, and a whole number of elements long.
     Mapped(Arc<Mmap>, Range<usize>),
 }
 
 impl<T: Pod> Numbers<T> {
-    /// These bytes of a map; copied where they are not aligned.
+    /// Wraps these bytes of a map, or copies them if they are misaligned. Returns `None` if they
+    /// lie outside the map or are not a whole number of elements.
     fn of(map: Arc<Mmap>, bytes: Range<usize>) -> Option<Self> {
         match bytemuck::try_cast_slice::<u8, T>(map.get(bytes.clone())?) {
             Ok(_) => Some(Self::Mapped(map, bytes)),
@@ -240,10 +246,10 @@ impl<T: Pod + fmt::Debug> fmt::Debug for Numbers<T> {
     }
 }
 
-/// Keys (after the rotary embedding) and values of a sequence, off the device and without padding:
+/// Keys (after RoPE) and values of a sequence, off the device and without padding:
 /// `(layers, 2, kv_heads, tokens, head_dim)`.
 ///
-/// This is what the GRIT paper stores of a document, to generate from it without reading it again.
+/// The GRIT paper stores this for a document, to generate from it without running it again.
 #[derive(Clone, Debug, PartialEq)]
 pub struct KvSnapshot {
     layers: usize,
@@ -254,15 +260,16 @@ pub struct KvSnapshot {
 }
 
 impl KvSnapshot {
-    /// Of numbers in the order of `shape`: `(layers, 2, kv_heads, tokens, head_dim)`.
+    /// Creates a snapshot of values in the order of `shape`:
+    /// `(layers, 2, kv_heads, tokens, head_dim)`.
     ///
     /// # Errors
-    /// When their count is not the shape's, or its second size is not 2.
+    /// When the number of values does not match the shape, or the shape's second size is not 2.
     pub fn from_f32(shape: [usize; 5], values: Vec<f32>) -> Result<Self> {
         Self::of(shape, Values::F32(Numbers::Owned(values)))
     }
 
-    /// [`KvSnapshot::from_f32`] of rounded numbers, which are kept as they are.
+    /// Like [`KvSnapshot::from_f32`], with values in bfloat16, which are stored as they are.
     ///
     /// # Errors
     /// As [`KvSnapshot::from_f32`].
@@ -270,11 +277,12 @@ impl KvSnapshot {
         Self::of(shape, Values::Bf16(Numbers::Owned(values)))
     }
 
-    /// [`KvSnapshot::from_f32`], or where `rounded` [`KvSnapshot::from_bf16`], of the numbers in these
-    /// bytes of a mapped file, which are not copied.
+    /// Like [`KvSnapshot::from_f32`], or [`KvSnapshot::from_bf16`] if `rounded`, with the values
+    /// in these bytes of a mapped file. They are copied only if they are misaligned.
     ///
     /// # Errors
-    /// As [`KvSnapshot::from_f32`].
+    /// As [`KvSnapshot::from_f32`]. Bytes outside the map, or not a whole number of values, count
+    /// as 0 values.
     pub fn from_map(
         shape: [usize; 5],
         rounded: bool,
@@ -305,22 +313,22 @@ impl KvSnapshot {
         Ok(Self { layers, kv_heads, head_dim, tokens, values })
     }
 
-    /// The numbers themselves, where they are rounded to bfloat16.
+    /// Returns the stored values, if they are bfloat16.
     pub fn as_bf16(&self) -> Option<&[bf16]> {
         if let Values::Bf16(values) = &self.values { Some(values) } else { None }
     }
 
-    /// The numbers themselves, where they are f32.
+    /// Returns the stored values, if they are f32.
     pub fn as_f32(&self) -> Option<&[f32]> {
         if let Values::F32(values) = &self.values { Some(values) } else { None }
     }
 
-    /// `(layers, 2, kv_heads, tokens, head_dim)`.
+    /// Returns the shape, `(layers, 2, kv_heads, tokens, head_dim)`.
     pub fn shape(&self) -> [usize; 5] {
         [self.layers, 2, self.kv_heads, self.tokens, self.head_dim]
     }
 
-    /// Checks that a model with this config can go on from the cache.
+    /// Checks that a model with this config can continue from the snapshot.
     pub(crate) fn check_shape(&self, c: &Config) -> Result<()> {
         let expected = [c.layers, 2, c.kv_heads, self.tokens, c.head_dim];
         let found = self.shape();
@@ -333,12 +341,12 @@ impl KvSnapshot {
         }
     }
 
-    /// Tokens in the cache.
+    /// Returns the number of tokens.
     pub fn tokens(&self) -> usize {
         self.tokens
     }
 
-    /// The same numbers rounded to bfloat16: 128 KiB per token for GritLM-7B.
+    /// Returns the same values rounded to bfloat16: 128 KiB per token for GritLM-7B.
     pub fn to_bf16(&self) -> Self {
         let values = match &self.values {
             Values::F32(values) => {
@@ -349,12 +357,12 @@ impl KvSnapshot {
         Self { values: Values::Bf16(values), ..*self }
     }
 
-    /// All numbers as f32, in the order of [`KvSnapshot::shape`].
+    /// Returns all values as f32, in the order of [`KvSnapshot::shape`].
     pub fn to_f32(&self) -> Vec<f32> {
         self.wide().into_owned()
     }
 
-    /// [`KvSnapshot::to_f32`], without a copy where they are.
+    /// Like [`KvSnapshot::to_f32`], but borrows the values if they are stored as f32.
     pub fn wide(&self) -> Cow<'_, [f32]> {
         match &self.values {
             Values::F32(values) => Cow::Borrowed(values),
@@ -362,7 +370,11 @@ impl KvSnapshot {
         }
     }
 
-    /// Some of the numbers as f32: in `buffer`, where they are rounded.
+    /// Returns the values in the range `at` as f32. Values stored as bfloat16 are converted into
+    /// `buffer`; others are borrowed.
+    ///
+    /// # Panics
+    /// When `at` is out of range.
     pub fn part<'a>(&'a self, at: Range<usize>, buffer: &'a mut Vec<f32>) -> &'a [f32] {
         match &self.values {
             Values::F32(values) => &values[at],
@@ -373,7 +385,7 @@ impl KvSnapshot {
         }
     }
 
-    /// Bytes that the numbers take.
+    /// Returns the size of the stored values in bytes.
     pub fn bytes(&self) -> usize {
         match &self.values {
             Values::F32(values) => size_of_val(&**values),
@@ -381,7 +393,7 @@ impl KvSnapshot {
         }
     }
 
-    /// Whether every number is finite.
+    /// Returns whether every value is finite.
     pub fn is_finite(&self) -> bool {
         match &self.values {
             Values::F32(values) => values.iter().all(|v| v.is_finite()),
@@ -389,12 +401,12 @@ impl KvSnapshot {
         }
     }
 
-    /// The caches one after the other, as the paper's code joins them: keys keep the positions that
-    /// they were computed at, so those overlap; what is generated next goes on at the sum of the
-    /// lengths.
+    /// Joins caches one after the other, as the paper's code does. Keys keep the positions that
+    /// they were computed at, so these overlap, and generation continues at the sum of the
+    /// lengths. The result is bfloat16 if all caches are, else f32.
     ///
     /// # Errors
-    /// When there is none, or they are of different models.
+    /// When `caches` is empty, or the caches belong to models of different shapes.
     pub fn concat(caches: &[&Self]) -> Result<Self> {
         let wrong = |problem: String| Error::Input { what: "caches to join".into(), problem };
         let first = *caches.first().ok_or_else(|| wrong("expected at least one".into()))?;
@@ -421,7 +433,7 @@ impl KvSnapshot {
     }
 }
 
-/// A long document has more numbers than one thread converts in good time.
+/// Converts in parallel, because a long document has too many values for one thread.
 fn widened(values: &[bf16]) -> impl IndexedParallelIterator<Item = f32> {
     values.par_iter().with_min_len(1 << 16).map(|v| v.to_f32())
 }

@@ -1,5 +1,6 @@
-//! What becomes of drawn tokens: text piece by piece, stop texts held back, the end. One answer at
-//! a time or many in a batch, [`Engine::generate`] and the scheduler go through here.
+//! Turns sampled tokens into an answer: text piece by piece, with possible stop texts held back,
+//! until the answer ends. [`Engine::generate`], which runs one answer at a time, and the
+//! scheduler, which runs many in a batch, both use it.
 
 use crate::batch::{Output, Sequence, Want};
 use crate::cache::KvCache;
@@ -9,13 +10,13 @@ use gritlm_model::cpu::draw;
 use gritlm_model::ops::{Mask, SampleParams, SampledToken};
 use gritlm_model::tokenizer::{Stream, Tokenizer};
 
-/// A sequence that is being generated: what is in the cache, and what is not yet.
+/// A sequence that is being generated: the tokens in the cache, and those still to be run.
 #[derive(Debug)]
 pub(crate) struct Context {
     pub(crate) cache: KvCache,
-    /// Tokens still to be run: the prompt's, then each drawn one.
+    /// Tokens still to be run: the prompt's, then each sampled one.
     pending: Vec<u32>,
-    /// Ids that occurred, sorted, for the repetition penalty.
+    /// Distinct ids so far, sorted, for the repetition penalty.
     seen: Vec<u32>,
 }
 
@@ -30,35 +31,35 @@ impl Context {
         self.see(id);
     }
 
-    /// Counts a token, which the cache may hold already, for the repetition penalty.
+    /// Records a token, which the cache may hold already, for the repetition penalty.
     pub(crate) fn see(&mut self, id: u32) {
         if let Err(at) = self.seen.binary_search(&id) {
             self.seen.insert(at, id);
         }
     }
 
-    /// Ids that occurred, sorted.
+    /// Returns the distinct ids so far, sorted.
     pub(crate) fn seen(&self) -> &[u32] {
         &self.seen
     }
 
-    /// Tokens so far, run or not.
+    /// Returns the number of tokens so far, whether run or not.
     pub(crate) fn tokens(&self) -> usize {
         self.cache.tokens() + self.pending.len()
     }
 
-    /// Tokens that have not been run.
+    /// Returns the number of tokens that have not been run.
     pub(crate) fn pending(&self) -> usize {
         self.pending.len()
     }
 
-    /// The last token, where it has not been run.
+    /// Returns the last token, if it has not been run.
     pub(crate) fn last(&self) -> Option<u32> {
         self.pending.last().copied()
     }
 
-    /// Tokens of the next pass: as many as the budget has, unless the mask lets tokens see later
-    /// ones, which must then be there.
+    /// Returns how many tokens the next pass runs: at most the budget with a causal mask, else
+    /// all, because a bidirectional mask lets tokens see later ones.
     pub(crate) fn part(&self, budget: usize, answer: &Continuation<'_>) -> usize {
         match answer.mask {
             Mask::Causal { .. } => self.pending.len().min(budget),
@@ -66,7 +67,8 @@ impl Context {
         }
     }
 
-    /// The next `tokens` tokens; with the last of them the next token is drawn.
+    /// Returns the next `tokens` tokens as a sequence. If nothing stays pending, the pass also
+    /// samples the next token.
     pub(crate) fn sequence(&mut self, tokens: usize, answer: &Continuation<'_>) -> Sequence<'_> {
         let mut want = match tokens == self.pending.len() {
             true => answer.want(&self.seen),
@@ -80,36 +82,37 @@ impl Context {
         Sequence { tokens, cache: &mut self.cache, mask: answer.mask, want }
     }
 
-    /// Counts tokens that a pass has run.
+    /// Removes tokens that a pass has run.
     pub(crate) fn ran(&mut self, tokens: usize) {
         self.pending.drain(..tokens);
     }
 }
 
-/// An answer's course, whoever runs the passes.
+/// Progress of an answer, independent of who runs the passes.
 pub(crate) struct Continuation<'a> {
     tokenizer: &'a Tokenizer,
     how: Sampling,
     mask: Mask,
-    /// Through the grammar, where there is one.
+    /// State of the grammar, if the answer has one.
     guide: Option<Guide>,
     text: Stream<'a>,
     /// Decoded text that might be the beginning of a stop text.
     held: String,
     prompt_tokens: usize,
-    /// Tokens that may be drawn: `max_tokens`, or fewer where positions run out.
+    /// Maximum number of tokens to sample: `max_tokens`, or fewer if positions run out.
     limit: usize,
     drawn: usize,
-    /// Of the prompt's tokens, from the second on, so far.
+    /// Log-probabilities so far of the prompt's tokens, from the second on.
     scores: Vec<SampledToken>,
     over: bool,
 }
 
 impl<'a> Continuation<'a> {
-    /// After `prompt_tokens` tokens.
+    /// Creates the continuation of a prompt of `prompt_tokens` tokens.
     ///
     /// # Errors
-    /// When an option means nothing, or the model has no head or no more positions.
+    /// When an option is invalid, the checkpoint has no head, the prompt fills the model's
+    /// positions, or the grammar belongs to another engine.
     pub(crate) fn new(engine: &'a Engine, how: &Sampling, prompt_tokens: usize) -> Result<Self> {
         how.check()?;
         engine.check_generates()?;
@@ -134,7 +137,7 @@ impl<'a> Continuation<'a> {
         })
     }
 
-    /// As the continuation of these ids, where its text goes on from theirs.
+    /// Lets the text continue that of these ids, if `verbatim` is set.
     pub(crate) fn after(mut self, prompt: &[u32]) -> Self {
         if self.how.verbatim {
             self.text = self.tokenizer.stream_after(prompt);
@@ -146,7 +149,8 @@ impl<'a> Continuation<'a> {
         self.prompt_tokens
     }
 
-    /// Tokens that the cache will hold at most; the last one drawn is never run.
+    /// Returns the maximum number of tokens that the cache will hold. The last sampled token is
+    /// never run.
     pub(crate) fn room(&self) -> usize {
         self.prompt_tokens + self.limit.saturating_sub(1)
     }
@@ -155,17 +159,18 @@ impl<'a> Continuation<'a> {
         self.mask
     }
 
-    /// Tokens drawn so far.
+    /// Returns the number of tokens sampled so far.
     pub(crate) fn drawn(&self) -> usize {
         self.drawn
     }
 
-    /// Log-probabilities of the prompt's tokens from the second on, as far as they have been run.
+    /// Returns the log-probabilities of the prompt's tokens, from the second on, that have been
+    /// run.
     pub(crate) fn scores(&self) -> &[SampledToken] {
         &self.scores
     }
 
-    /// Whether the prompt's tokens are to be scored, for which all of them must be run.
+    /// Returns whether the prompt's tokens are to be scored, which requires running all of them.
     pub(crate) fn scores_prompt(&self) -> bool {
         self.how.prompt_logprobs.is_some()
     }
@@ -174,12 +179,13 @@ impl<'a> Continuation<'a> {
         self.over
     }
 
-    /// The way through the grammar, which knows more before the next token is drawn.
+    /// Returns the grammar's state, which can prepare the allowed tokens before the next one is
+    /// sampled.
     pub(crate) fn guide(&mut self) -> Option<&mut Guide> {
         self.guide.as_mut()
     }
 
-    /// What the pass brings back to draw the next token from.
+    /// Returns the output to request from a pass, to sample the next token from.
     fn want(&self, seen: &[u32]) -> Want {
         match self.guide {
             _ if self.limit == 0 => Want::Nothing,
@@ -188,7 +194,7 @@ impl<'a> Continuation<'a> {
         }
     }
 
-    /// How the next token is drawn.
+    /// Returns how the next token is sampled.
     fn draw(&self, seen: &[u32]) -> SampleParams {
         let how = &self.how;
         SampleParams {
@@ -204,8 +210,9 @@ impl<'a> Continuation<'a> {
         }
     }
 
-    /// Takes what a pass has brought, adds the token drawn from it to the context, and says what it
-    /// makes certain; None where the pass was over a part of the prompt.
+    /// Takes the output of a pass and adds the token sampled from it to the context. Returns the
+    /// piece of text that is now certain, or `None` if no token was sampled, for example after a
+    /// part of the prompt.
     pub(crate) fn push(&mut self, output: Output, context: &mut Context) -> Result<Option<Piece>> {
         let output = match output {
             Output::Scores(scores, besides) => {
@@ -261,12 +268,12 @@ impl<'a> Continuation<'a> {
         Ok(Some(Piece { text, token, finish }))
     }
 
-    /// Where the first stop text begins in the held text.
+    /// Returns where the first stop text begins in the held text.
     fn stop_at(&self) -> Option<usize> {
         self.how.stop.iter().filter_map(|stop| self.held.find(stop.as_str())).min()
     }
 
-    /// Bytes at the end of the held text that a stop text might begin with.
+    /// Returns how many bytes at the end of the held text may be the beginning of a stop text.
     fn might_stop(&self) -> usize {
         let starts = |stop: &String| {
             let ends = stop.char_indices().map(|(i, _)| i).skip(1);
@@ -276,8 +283,9 @@ impl<'a> Continuation<'a> {
     }
 }
 
-/// A number in [0, 1) from seed and step alone, so that an answer does not depend on what else is
-/// being generated. SplitMix64's output function; 24 bits, all that an f32 can hold.
+/// Returns a number in [0, 1) that depends on seed and step alone, so that an answer does not
+/// depend on what else is being generated. It is the output of SplitMix64, cut to the 24 bits
+/// that an f32 can hold.
 fn uniform(seed: u64, step: u64) -> f32 {
     let mut z = seed.wrapping_add((step + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
     z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);

@@ -1,4 +1,4 @@
-//! Embedding: texts to vectors, in batches by token budget and length.
+//! Embeds texts as vectors, in batches that are formed by token budget and length.
 
 use crate::batch::{Output, Sequence, Want};
 use crate::cache::{KvCache, KvSnapshot};
@@ -7,7 +7,7 @@ use gritlm_model::ops::{Mask, PAGE, Pooling};
 use gritlm_model::prompt::embed_prefix;
 use rayon::prelude::*;
 
-/// How to embed.
+/// Options for embedding.
 ///
 /// ```
 /// use gritlm::Embed;
@@ -18,21 +18,25 @@ use rayon::prelude::*;
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Embed {
-    /// What the vector is for; empty for documents. Attended to, left out of pooling.
+    /// Task that the vector is for; empty for documents. The text attends to it, but pooling
+    /// leaves it out.
     pub instruction: String,
     /// How hidden states become one vector.
     pub pooling: Pooling,
-    /// Whether vectors have length 1.
+    /// Whether vectors are L2-normalised.
     pub normalize: bool,
-    /// Tokens of a whole sequence, `<s>` and instruction counted; the rest is cut off at the right.
+    /// Maximum number of tokens of a whole sequence, `<s>` and instruction included. The rest of
+    /// the text is cut off.
     pub max_length: usize,
-    /// Instead of the engine's.
+    /// Attention to use instead of the engine's.
     pub attn: Option<Attn>,
-    /// Instead of the mask that `attn` stands for.
+    /// Mask to use instead of the one that `attn` selects.
     pub mask: Option<Mask>,
-    /// Keep only so many leading numbers (then normalised again, if at all).
+    /// Number of leading values to keep of each vector. The vector is cut before it is
+    /// normalised.
     pub dimensions: Option<usize>,
-    /// Also return the keys and values of each pass ([`Embedding::kv`]), to generate from.
+    /// Whether to also return the keys and values of each text ([`Embedding::kv`]), to generate
+    /// from.
     pub keep_kv: bool,
 }
 
@@ -52,12 +56,12 @@ impl Default for Embed {
 }
 
 impl Embed {
-    /// For queries: an instruction, and the defaults.
+    /// Returns the defaults with an instruction, for queries.
     pub fn with_instruction(instruction: impl Into<String>) -> Self {
         Self { instruction: instruction.into(), ..Self::default() }
     }
 
-    /// Whether every option means something to a model of this width.
+    /// Checks the options for a model whose vectors have `dim` values.
     pub(crate) fn check(&self, dim: usize) -> Result<()> {
         match self.dimensions {
             Some(n) if !(1..=dim).contains(&n) => Err(Error::Option {
@@ -69,44 +73,46 @@ impl Embed {
         }
     }
 
-    /// Numbers to keep, where that is not all.
+    /// Returns how many values to keep, if not all.
     fn cut(&self, dim: usize) -> Option<usize> {
         self.dimensions.filter(|&n| n < dim)
     }
 }
 
-/// A text's vector.
+/// The embedding of a text.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Embedding {
-    /// `(dim)`, or as many as asked for.
+    /// The vector: `(dim)`, or as many values as [`Embed::dimensions`] asks for.
     pub vector: Vec<f32>,
-    /// Tokens that were computed, `<s>`, tags and instruction counted.
+    /// Number of tokens that were computed, `<s>`, tags and instruction included.
     pub tokens: usize,
-    /// Tokens that were cut off; at least so many, where the text is far longer.
+    /// Number of tokens that were cut off; a lower bound if the text is far longer than the
+    /// limit.
     pub truncated: usize,
-    /// Keys and values of the pass, if [`Embed::keep_kv`] asks for them.
+    /// Keys and values of the sequence, if [`Embed::keep_kv`] asks for them.
     pub kv: Option<KvSnapshot>,
 }
 
 /// A text's tokens, ready to be embedded; see [`Engine::encode_texts`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Encoded {
-    /// `<s>`, tags, instruction and text.
+    /// Ids of `<s>`, tags, instruction and text.
     pub tokens: Vec<u32>,
-    /// How many of them, from the first, pooling leaves out.
+    /// Number of leading tokens that pooling leaves out.
     pub skip: usize,
-    /// Tokens that were cut off; at least so many, where the text is far longer.
+    /// Number of tokens that were cut off; a lower bound if the text is far longer than the
+    /// limit.
     pub truncated: usize,
 }
 
 impl Encoded {
-    /// What a pass is to bring back. A vector that is cut gets its length afterwards.
+    /// Returns the output to request from a pass. A vector that is cut is normalised afterwards.
     pub(crate) fn want(&self, how: &Embed, dim: usize) -> Want {
         let normalize = how.normalize && how.cut(dim).is_none();
         Want::Embedding { skip: self.skip, pooling: how.pooling, normalize }
     }
 
-    /// Text `index`'s embedding from what the pass brought back.
+    /// Returns the embedding of text `index`, given the vector that the pass returned.
     pub(crate) fn finish(
         &self,
         index: usize,
@@ -129,20 +135,22 @@ impl Encoded {
 }
 
 impl Engine {
-    /// Embeds texts; results in their order.
+    /// Embeds texts and returns the embeddings in the same order.
     ///
     /// # Errors
-    /// When a text is empty, the instruction fills the length, an option means nothing, or the KV
-    /// pages do not suffice.
+    /// When a text is empty, the instruction is too long or leaves no room for text, an option is
+    /// invalid, the tokenizer has no token for some part of a text, a text needs more KV pages
+    /// than are free, the device fails, or a vector is not finite. With [`Embed::keep_kv`], also
+    /// when a sliding window has dropped the first tokens of a text.
     pub fn embed(&self, texts: &[impl AsRef<str> + Sync], how: &Embed) -> Result<Vec<Embedding>> {
         self.embed_watched(texts, how, &mut |_| Ok(()))
     }
 
-    /// [`Engine::embed`], calling `done` with the number of texts after each pass; its error ends
-    /// the work.
+    /// Like [`Engine::embed`], but calls `done` after each pass with its number of texts. An
+    /// error of `done` ends the work.
     ///
     /// # Errors
-    /// As [`Engine::embed`], and what `done` returns.
+    /// As [`Engine::embed`], and when `done` fails.
     pub fn embed_watched(
         &self,
         texts: &[impl AsRef<str> + Sync],
@@ -159,12 +167,13 @@ impl Engine {
         Ok(found.into_iter().flatten().collect())
     }
 
-    /// Embeds texts that [`Engine::encode_texts`] has made ready. `each` receives the results of
-    /// each pass with their indices in `texts`; its error ends the work.
+    /// Embeds texts that [`Engine::encode_texts`] has prepared. After each pass, `each` receives
+    /// the results with their indices in `texts`. An error of `each` ends the work.
     ///
     /// # Errors
-    /// When an option means nothing, the KV pages do not suffice, or a result is not finite; and
-    /// what `each` returns.
+    /// When an option or an [`Encoded`] is invalid, a text needs more KV pages than are free, the
+    /// device fails, or a vector is not finite; with [`Embed::keep_kv`], also when a sliding
+    /// window has dropped the first tokens of a text; and when `each` fails.
     pub fn embed_encoded(
         &self,
         texts: &[Encoded],
@@ -188,10 +197,12 @@ impl Engine {
         })
     }
 
-    /// Makes texts ready to be embedded: instruction, tokens, what is cut off.
+    /// Prepares texts to be embedded: adds the instruction, tokenizes, and cuts at the maximum
+    /// length.
     ///
     /// # Errors
-    /// When a text is empty, the instruction fills the length, or an option means nothing.
+    /// When a text is empty, the instruction is too long or leaves no room for text, an option is
+    /// invalid, or the tokenizer has no token for some part of a text.
     pub fn encode_texts(
         &self,
         texts: &[impl AsRef<str> + Sync],
@@ -206,10 +217,10 @@ impl Engine {
         })
     }
 
-    /// [`Engine::encode_texts`] for texts that are token ids already: their own only, as
-    /// [`Tokenizer::encode_continued`] makes them, without `<s>` and tags. What comes of them is
-    /// what comes of the text; ids that no text has (a part of a character) follow the
-    /// instruction's as they are.
+    /// Like [`Engine::encode_texts`], for texts that are given as token ids: only their own, as
+    /// [`Tokenizer::encode_continued`] returns them, without `<s>` and tags. The result is that
+    /// of the text itself. Ids that do not round-trip through text (part of a character) follow
+    /// the ids of the instruction as they are.
     ///
     /// [`Tokenizer::encode_continued`]: gritlm_model::tokenizer::Tokenizer::encode_continued
     ///
@@ -225,7 +236,7 @@ impl Engine {
     /// ```
     ///
     /// # Errors
-    /// As [`Engine::encode_texts`], and for ids beyond the vocabulary.
+    /// As [`Engine::encode_texts`], and when an id is not in the vocabulary.
     pub fn encode_tokens(
         &self,
         texts: &[impl AsRef<[u32]> + Sync],
@@ -243,7 +254,7 @@ impl Engine {
             if self.config().instruction_apart {
                 return Ok([instruction, ids].concat());
             }
-            // What is far behind the last token that can count need not become text.
+            // Ids far beyond the last token that counts need not be turned into text.
             let (text, rest) = ids.split_at(ids.len().min(how.max_length.saturating_mul(2)));
             let mut joined = self.tokenizer().encode_joined(prefix, text)?;
             joined.extend(rest);
@@ -251,7 +262,8 @@ impl Engine {
         })
     }
 
-    /// `join`: all ids of a text, from the instruction's text and ids, its index and itself.
+    /// Encodes texts on all threads. `join` returns all ids of a text, given the instruction as
+    /// text and as ids, the text's index, and the text.
     fn encode<T: Sync>(
         &self,
         texts: &[T],
@@ -261,7 +273,7 @@ impl Engine {
         how.check(self.config().dim)?;
         self.check_bytes("instruction", how.instruction.len())?;
         let prefix = embed_prefix(&how.instruction);
-        // Counted as the original counts: the instruction alone, with `<s>`.
+        // The instruction is counted as in the original: tokenized alone, with `<s>`.
         let instruction = self.tokenizer().encode(&prefix)?;
         let skip = instruction.len();
         if skip >= how.max_length {
@@ -280,20 +292,20 @@ impl Engine {
         }
     }
 
-    /// The mask of an embedding pass.
+    /// Returns the mask that an embedding pass with these options uses.
     pub fn mask_for(&self, how: &Embed) -> Mask {
         how.mask.unwrap_or_else(|| self.embedding_mask(how.attn.unwrap_or(self.options().attn)))
     }
 }
 
-/// Inner product of two vectors.
+/// Returns the inner product of two vectors of equal length.
 pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
 impl Engine {
-    /// Runs each sequence once, whole and with an empty past, in as few passes as fit. `each`
-    /// receives the outputs of each pass with the sequences' indices and caches.
+    /// Runs each sequence once, whole and with an empty past, in as few passes as fit. After each
+    /// pass, `each` receives the outputs with the sequences' indices and caches.
     pub(crate) fn run_all(
         &self,
         tokens: &[&[u32]],
@@ -313,10 +325,11 @@ impl Engine {
         Ok(())
     }
 
-    /// Groups sequences of like length into passes of at most the engine's token budget (a longer
-    /// one goes alone) that find free pages. Nothing is padded, so length matters for one thing
-    /// only: an attention task is as long as its sequence, and equal ones share the threads
-    /// evenly. Longest first, so that memory shows its peak at the start.
+    /// Groups sequences of similar length into passes. A pass has at most the engine's token
+    /// budget, unless one sequence alone is longer, and needs no more pages than are free.
+    /// Nothing is padded, so length matters for attention only: a task is as long as its
+    /// sequence, and tasks of equal length keep the threads evenly busy. The longest sequences
+    /// come first, so that memory use peaks at the start.
     fn batches(&self, sequences: &[&[u32]]) -> Vec<Vec<usize>> {
         let mut order: Vec<usize> = (0..sequences.len()).collect();
         order.sort_by_key(|&i| std::cmp::Reverse(sequences[i].len()));

@@ -1,4 +1,4 @@
-//! The engine: one loaded copy of the weights, for embedding and for generating.
+//! The engine holds one loaded copy of the weights and uses it for embedding and for generation.
 
 use crate::backend::{self, Device, Load, Loaded};
 use crate::batch::{Output, Sequence};
@@ -17,13 +17,13 @@ use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// Which attention embeds and which generates, in the original's letters.
+/// Attention of embedding and of generation, in the original's notation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Attn {
-    /// Bidirectional embedding, causal generation: GritLM as published.
+    /// Bidirectional for embedding, causal for generation, as GritLM was published.
     #[default]
     Bbcc,
-    /// Causal throughout, for checkpoints trained so.
+    /// Causal for both, for checkpoints that were trained this way.
     Cccc,
 }
 
@@ -43,40 +43,43 @@ impl FromStr for Attn {
     }
 }
 
-/// More than any model has positions, and few enough to count their pages.
+/// More than the positions of any model, and few enough that page and slot numbers fit a u32.
 const MAX_KV_TOKENS: usize = 1 << 31;
 
-/// How to open a model.
+/// Options for opening a model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Options {
-    /// Where to compute.
+    /// Device to compute on.
     pub device: Device,
-    /// Which attention embeds.
+    /// Attention that embedding uses by default.
     pub attn: Attn,
-    /// Tokens that a pass may hold, unless one text alone is longer. More of them read the weights
-    /// less often and take more memory: some 0.7 MB each at GritLM-7B's size.
+    /// Maximum number of tokens in a pass, unless one text alone is longer. More tokens per pass
+    /// read the weights less often and take more memory: some 0.7 MB per token for GritLM-7B.
     pub batch_tokens: usize,
-    /// Tokens that the KV pages hold; memory is taken as they are first used.
+    /// Number of tokens that all KV pages together hold. A GPU allocates them when the model is
+    /// opened; on the CPU they take memory as they are first used.
     pub kv_tokens: usize,
-    /// Round the rotary frequencies to bfloat16, as casting a whole Hugging Face model does
-    /// (`model.bfloat16()`, `model.half()` likewise) and loading it with a `torch_dtype` does not.
-    /// For comparing with outputs made that way; GritLM itself is loaded, not cast.
+    /// Whether to round the rotary frequencies to bfloat16. Casting a whole Hugging Face model
+    /// does so (`model.bfloat16()`, and likewise `model.half()`); loading it with a `torch_dtype`
+    /// does not. Set this to compare with outputs of a cast model. The original loads GritLM and
+    /// does not cast it.
     pub bf16_frequencies: bool,
-    /// Whether downloads and loading may draw progress bars on a terminal.
+    /// Whether to draw progress bars on a terminal while downloading and loading.
     pub progress: bool,
-    /// Time every op on a GPU; see [`Engine::profile`].
+    /// Whether to time every op on a GPU; see [`Engine::profile`].
     pub profile: bool,
-    /// On a GPU, multiply in half precision where there are many rows (embedding, prefill): faster
-    /// where the adapter has f16 or matrix units, and about 1e-3 off.
+    /// On wgpu, whether to multiply in half precision where there are many rows (embedding,
+    /// prefill). This is faster if the adapter has f16 or matrix units; relative errors are then
+    /// about 1e-3.
     pub f16: bool,
-    /// On a GPU, measure which tiles are fastest before loading (some seconds), and keep them in the
-    /// cache folder for later starts on the same adapter.
+    /// On wgpu, whether to measure before loading which tiles are fastest, which takes some
+    /// seconds. The result is kept in the cache folder for later starts on the same adapter.
     pub tune: bool,
-    /// On a GPU, split weight matrices into buffers of at most so many bytes, where the adapter
-    /// itself would take larger ones.
+    /// On wgpu, the maximum size in bytes of a buffer that holds a part of a weight matrix, if
+    /// the adapter itself allows larger ones.
     pub matrix_bytes: Option<u64>,
-    /// On CUDA, a folder of kernels that `gritlm kernels build` has made, where the compiler (NVRTC)
-    /// is not to be asked.
+    /// On CUDA, a folder of kernels made by `gritlm kernels build`, to load instead of compiling
+    /// with NVRTC.
     pub kernels: Option<PathBuf>,
 }
 
@@ -149,22 +152,22 @@ pub struct Engine {
     vocabulary: Vocabulary,
 }
 
-/// A checkpoint on disk or in the binary, checked and not yet on a device.
+/// A checkpoint on disk or in the binary, checked but not loaded onto a device.
 pub struct Checkpoint {
-    /// The model's sizes.
+    /// Shape and constants of the model.
     pub config: Config,
-    /// Its tokenizer.
+    /// Tokenizer of the model.
     pub tokenizer: Tokenizer,
-    /// Its weights, mapped.
+    /// Weights of the model, memory-mapped if they are in files.
     pub weights: Weights,
 }
 
 impl Checkpoint {
-    /// Opens and checks `model`: a folder, a Hugging Face id, or `demo`. `progress`: whether a
-    /// download may draw a bar on a terminal.
+    /// Opens and checks `model`: a folder, a Hugging Face id, or `demo`. `progress` says whether
+    /// to draw a progress bar on a terminal while downloading.
     ///
     /// # Errors
-    /// When there is no such model, or a file is not as it should be.
+    /// When there is no such model, or one of its files is missing or invalid.
     pub fn open(model: &str, progress: bool) -> Result<Self> {
         if model == "demo" {
             let path = |file: &str| PathBuf::from("demo").join(file);
@@ -178,7 +181,7 @@ impl Checkpoint {
 
     fn open_folder(folder: &Path) -> Result<Self> {
         let config = Config::open(&folder.join("config.json"))?;
-        // The weights first: their errors are the ones that a broken download causes.
+        // Weights come first, because their errors are the ones that a broken download causes.
         let weights = Weights::open(folder, &config)?;
         let tokenizer = Tokenizer::open(&folder.join("tokenizer.json"), &config)?;
         Ok(Self { config, tokenizer, weights })
@@ -186,28 +189,32 @@ impl Checkpoint {
 }
 
 impl Engine {
-    /// Opens a model: a folder with a checkpoint as published, a Hugging Face id (local cache
-    /// first, then a download), or `demo`, which is in the binary.
+    /// Opens a model: a folder with a checkpoint in the published layout, a Hugging Face id (from
+    /// the local cache if it is there, else downloaded), or `demo`, which is built into the
+    /// binary.
     ///
     /// # Errors
-    /// When there is no such model or device, or the checkpoint is not as it should be.
+    /// When an option is invalid, there is no such model or device, a file of the checkpoint is
+    /// missing or invalid, or the device is out of memory.
     pub fn open(model: &str, options: &Options) -> Result<Self> {
         options.check()?;
         let Checkpoint { config, tokenizer, weights } = Checkpoint::open(model, options.progress)?;
         Self::load(model.into(), config, tokenizer, Some(&weights), options)
     }
 
-    /// A model of one of [`synth::SHAPES`] with random weights and no file, to measure: it answers
-    /// nonsense, in the time that a model of this shape takes. `layers` replaces the shape's own
-    /// number. Texts are tokenized byte by byte.
+    /// Creates a model of one of [`synth::SHAPES`] with random weights and without files, for
+    /// measurements. Its answers are nonsense, but take as long as those of any model of this
+    /// shape. `layers` replaces the shape's own number of layers. Texts are tokenized byte by
+    /// byte.
     ///
-    /// A GPU gets its matrices from one random block in memory, which saves the time of making them
-    /// apart; the CPU, which would find a block that is read again and again in its caches, has a
-    /// block for each.
+    /// A GPU gets all matrices from one random block in memory, which saves the time of making
+    /// each of them. The CPU computes on this memory itself, and would find a block that it reads
+    /// again and again in its caches, so there each matrix has a block of its own.
     ///
     /// # Errors
-    /// When there is no such shape or device, or the device tells its memory and the model with its
-    /// KV pages does not fit; the message says how many layers would.
+    /// When an option is invalid, there is no such shape or device, or the model with its KV
+    /// pages does not fit the memory that the device reports; the message then says how many
+    /// layers would fit.
     pub fn random(like: &str, layers: Option<usize>, options: &Options) -> Result<Self> {
         options.check()?;
         let config = synth::config(like, layers)?;
@@ -220,7 +227,7 @@ impl Engine {
         Self::load(name, config, tokenizer, None, options)
     }
 
-    /// `weights`: None for random ones.
+    /// Loads a model; without `weights` it gets random ones.
     fn load(
         name: String,
         config: Config,
@@ -250,29 +257,32 @@ impl Engine {
         })
     }
 
-    /// The model as it was asked for.
+    /// Returns the name that the model was opened by.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Bytes of weights, and how long they took to the device once it was open; next to nothing on
-    /// the CPU, which computes on the mapped files.
+    /// Returns the bytes of the weights, and how long they took to load once the device was open.
+    /// The CPU computes on the mapped files, so there the time is close to zero.
     pub fn loading(&self) -> (u64, Duration) {
         self.loading
     }
 
-    /// The checked config.
+    /// Returns the checked config.
     pub fn config(&self) -> &Config {
         &self.config
     }
 
-    /// The tokenizer.
+    /// Returns the tokenizer.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.tokenizer
     }
 
-    /// Refuses a text that cannot fit the model's positions before it is tokenized, which takes some
-    /// 100 bytes of memory for each of its own.
+    /// Refuses a text that cannot fit the model's positions before it is tokenized, because
+    /// tokenizing takes some 100 bytes of memory per byte of text.
+    ///
+    /// # Errors
+    /// When the text has too many bytes for that. The message calls it `what`.
     pub fn check_bytes(&self, what: &'static str, bytes: usize) -> Result<()> {
         let positions = self.config.max_positions;
         let limit = self.tokenizer.most_bytes(positions);
@@ -282,48 +292,51 @@ impl Engine {
         }
     }
 
-    /// Whether there are logits, which generating and ranking need. A checkpoint that was saved from
-    /// the bare model has no `lm_head` and only embeds.
+    /// Returns whether the model has logits, which generation and ranking need. A checkpoint that
+    /// was saved from the bare model has no `lm_head` and can only embed.
     pub fn generates(&self) -> bool {
         self.generates
     }
 
-    /// An error where there are no logits.
+    /// Fails with [`Error::NoHead`] if the model has no logits.
     pub(crate) fn check_generates(&self) -> Result<()> {
         if self.generates { Ok(()) } else { Err(Error::NoHead) }
     }
 
-    /// The device in use and why: "cpu (AVX-512, 2 threads): there is no GPU".
+    /// Returns the device in use and why it was chosen: "cpu (AVX-512, 2 threads): there is no
+    /// GPU".
     pub fn device(&self) -> String {
         format!("{}: {}", self.model().device(), self.why_device)
     }
 
-    /// Bytes that the KV pages take for one token.
+    /// Returns the bytes that the KV pages take per token.
     pub fn kv_bytes_per_token(&self) -> usize {
         self.config.kv_bytes_per_token(self.model().cached_bytes())
     }
 
-    /// The rotary frequencies in use, `(head_dim / 2)`.
+    /// Returns the rotary frequencies in use, `(head_dim / 2)`.
     pub fn frequencies(&self) -> Vec<f32> {
         frequencies(&self.config, &self.options)
     }
 
-    /// Tells this checkpoint from others: a hash of its config and of the head of every tensor.
+    /// Returns a hash that distinguishes this checkpoint from others. It covers the config and,
+    /// of each tensor, the name and the first 64 bytes.
     pub fn fingerprint(&self) -> u128 {
         self.fingerprint
     }
 
-    /// How it was opened.
+    /// Returns the options that the engine was opened with.
     pub fn options(&self) -> &Options {
         &self.options
     }
 
-    /// An empty cache for [`Engine::run`].
+    /// Returns an empty cache for [`Engine::run`].
     pub fn cache(&self) -> KvCache {
         KvCache::new(&self.pool)
     }
 
-    /// Runs sequences of token ids in one pass, whatever their masks and wishes.
+    /// Runs sequences of token ids in one pass, each with its own mask and its own output.
+    /// Returns the outputs in the order of the sequences.
     ///
     /// ```
     /// use gritlm::batch::{Output, Sequence, Want};
@@ -352,14 +365,16 @@ impl Engine {
     /// ```
     ///
     /// # Errors
-    /// When a sequence is empty, has ids beyond the vocabulary or another engine's cache, wants logits
-    /// that the checkpoint has not ([`Engine::generates`]), or the KV pages do not suffice. Then
-    /// nothing has changed.
+    /// When a sequence is empty, has ids outside the vocabulary, the cache of another engine or
+    /// an invalid [`Want`](crate::batch::Want), or wants logits that the checkpoint does not have
+    /// ([`Engine::generates`]); or when too few KV pages are free. Then nothing has changed. Also
+    /// when the device fails: then each cache keeps the tokens that it had, but may hold more
+    /// pages.
     pub fn run(&self, sequences: &mut [Sequence<'_>]) -> Result<Vec<Output>> {
         self.model().run(sequences, None)
     }
 
-    /// [`Engine::run`], looking at the stages inside.
+    /// Like [`Engine::run`], but lets `probe` look at the activations inside.
     ///
     /// # Errors
     /// As [`Engine::run`].
@@ -374,25 +389,26 @@ impl Engine {
     /// Copies a sequence's keys and values off the device.
     ///
     /// # Errors
-    /// When a sliding window has dropped a part, or the cache is another engine's.
+    /// When a sliding window has freed a part of them, the cache belongs to another engine, or
+    /// the device fails.
     pub fn export(&self, cache: &KvCache) -> Result<KvSnapshot> {
         self.model().export(cache)
     }
 
-    /// Puts exported keys and values into pages of this engine.
+    /// Copies the keys and values of a snapshot into pages of this engine.
     ///
     /// # Errors
-    /// When they are another model's, or do not fit.
+    /// When they belong to a model of another shape, or too few KV pages are free.
     pub fn import(&self, from: &KvSnapshot) -> Result<KvCache> {
         self.model().import(from)
     }
 
-    /// The `top_k` vectors of `corpus (n, dim)` with the largest inner product with each of
-    /// `queries (m, dim)`: (index, product), best first. To search the same vectors again, see
-    /// [`Engine::corpus`].
+    /// Returns, for each of `queries (m, dim)`, the `top_k` vectors of `corpus (n, dim)` with the
+    /// largest inner products as (index, product), best first. To search the same vectors again,
+    /// see [`Engine::corpus`].
     ///
     /// # Errors
-    /// When a length is no multiple of `dim`, or the device refuses.
+    /// When `dim` is 0 or a length is not a multiple of it, or the device fails.
     pub fn search(
         &self,
         dim: usize,
@@ -403,8 +419,8 @@ impl Engine {
         self.search_in(&self.corpus(dim, corpus.to_vec())?, queries, top_k)
     }
 
-    /// Vectors `(n, dim)` on the device, for [`Engine::search_in`]. A GPU gets them once; on the CPU
-    /// they stay where they are, in a mapped file, too.
+    /// Prepares vectors `(n, dim)` for [`Engine::search_in`]. A GPU copies them once; the CPU
+    /// searches them where they are, even in a mapped file.
     ///
     /// ```
     /// let engine = gritlm::Engine::open("demo", &gritlm::Options::default())?;
@@ -414,7 +430,7 @@ impl Engine {
     /// ```
     ///
     /// # Errors
-    /// When the length is no multiple of `dim`, or the device has no room.
+    /// When `dim` is 0 or the length is not a multiple of it, or the device is out of memory.
     pub fn corpus(
         &self,
         dim: usize,
@@ -423,11 +439,11 @@ impl Engine {
         self.model().corpus(dim, Arc::new(vectors))
     }
 
-    /// [`Engine::search`] of what is on the device.
+    /// Like [`Engine::search`], in vectors that [`Engine::corpus`] has prepared.
     ///
     /// # Errors
-    /// When the corpus is another engine's, the queries' length is no multiple of its width, or the
-    /// device refuses.
+    /// When the corpus belongs to another engine, the length of `queries` is not a multiple of
+    /// its width, or the device fails.
     pub fn search_in(
         &self,
         corpus: &Corpus,
@@ -437,14 +453,15 @@ impl Engine {
         self.model().search(top_k, queries, corpus)
     }
 
-    /// The mask that generation uses: causal with the config's window.
+    /// Returns the mask that generation uses: causal, with the config's window.
     pub fn generation_mask(&self) -> Mask {
         Mask::Causal { window: self.config.window.map(|w| w as u32) }
     }
 
-    /// The mask that embedding uses: bidirectional without window, whatever the config says, as the
-    /// original with its default attention; or in `cccc` the one that generation uses, which makes
-    /// reusing its keys and values exact.
+    /// Returns the mask that embedding uses. For [`Attn::Bbcc`] it is bidirectional without a
+    /// window, whatever the config says, as in the original with its default attention. For
+    /// [`Attn::Cccc`] it is the mask of generation, so that reusing the keys and values of an
+    /// embedding is exact.
     pub fn embedding_mask(&self, attn: Attn) -> Mask {
         match attn {
             Attn::Bbcc => Mask::Bidirectional { window: None },
@@ -452,35 +469,37 @@ impl Engine {
         }
     }
 
-    /// What each op took on the device since the last call, the longest first; empty unless the
-    /// engine was opened with [`Options::profile`] on a GPU.
+    /// Returns the cost of each op on the device since the last call, the longest first. It is
+    /// empty unless the engine was opened with [`Options::profile`] on a GPU.
     pub fn profile(&self) -> Vec<OpTime> {
         self.model().profile()
     }
 
-    /// What the device has been asked to make so far; steps alike make nothing new.
+    /// Returns how many objects the device has created so far. A repeated step creates no new
+    /// ones.
     pub fn created(&self) -> Created {
         self.model().created()
     }
 
-    /// The vocabulary by bytes, for grammars.
+    /// Returns the vocabulary by bytes, for grammars.
     #[cfg(feature = "grammar")]
     pub(crate) fn vocabulary(&self) -> Result<Arc<llguidance::ParserFactory>> {
         self.vocabulary.get(&self.tokenizer, self.config.vocab, &self.config.eos)
     }
 
-    /// Tokens that all KV pages together hold.
+    /// Returns the number of tokens that all KV pages together hold.
     pub fn kv_tokens(&self) -> usize {
         self.pool.pages() * PAGE
     }
 
-    /// The KV pages.
+    /// Returns the pool of KV pages.
     pub(crate) fn pool(&self) -> &KvPool {
         &self.pool
     }
 
     fn model(&self) -> MutexGuard<'_, Box<dyn Model>> {
-        // A pass that panicked has advanced no cache; the next one starts from whole state.
+        // A pass that panicked has advanced no cache, so the next one starts from consistent
+        // state.
         self.model.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -493,7 +512,8 @@ fn frequencies(config: &Config, options: &Options) -> Vec<f32> {
     frequencies
 }
 
-/// Some 64 bytes of each tensor tell two trained models apart without reading 14 GB.
+/// Hashes the config and, of each tensor, the name and the first 64 bytes. These tell two trained
+/// models apart without reading 14 GB.
 fn fingerprint(config: &Config, weights: Option<&Weights>) -> u128 {
     let mut seen = format!("{config:?}").into_bytes();
     for (name, tensor) in weights.into_iter().flat_map(Weights::tensors) {

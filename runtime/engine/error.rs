@@ -1,53 +1,58 @@
-//! Everything that can go wrong in the engine, and what to do about it.
+//! Defines the errors of the engine and says what to do about each.
 
 use std::path::PathBuf;
 
-/// The result of everything in this crate.
+/// Result of the fallible functions of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What went wrong. Messages are one line and name the file or field, what was expected and what was
-/// found. Names of fields in advice are in backquotes, as in ``raise `kv_tokens` ``; a program that
-/// has flags for them can show those instead.
+/// An error of the engine. Its message is one line that names the file or field, what was
+/// expected and what was found. Field names in advice are in backquotes, as in
+/// ``raise `kv_tokens` ``; a program that has flags for them can show those instead.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The checkpoint is not as it should be. Compare the named file with its publisher's.
+    /// A file of the checkpoint is missing or invalid, or a text cannot be tokenized. Compare a
+    /// named file with its publisher's.
     #[error(transparent)]
     Model(#[from] gritlm_model::Error),
-    /// The device refused. Choose a smaller batch, another device, or close what else uses it.
+    /// The device reported an error. Choose a smaller batch or another device, or close other
+    /// programs that use it.
     #[error(transparent)]
     Device(#[from] gritlm_model::ops::DeviceError),
-    /// The device asked for is not there. [`devices`](crate::devices) lists those that are.
+    /// The requested device does not exist or cannot be opened. [`devices`](crate::devices) lists
+    /// the devices of this machine.
     #[error("device {asked}: {problem}")]
     NoDevice {
-        /// What was asked for.
+        /// The requested device.
         asked: String,
-        /// Why it cannot be had.
+        /// Why it cannot be used.
         problem: String,
     },
-    /// No such model: neither a folder, nor a Hugging Face id that could be had, nor `demo`.
+    /// The model was not found: it is neither a folder, nor a Hugging Face id that is cached or
+    /// can be downloaded, nor `demo`.
     #[error("model {model}: {problem}")]
     NoModel {
-        /// What was asked for.
+        /// The requested model.
         model: String,
-        /// What was tried and what came of it.
+        /// What was tried, and what the result was.
         problem: String,
     },
-    /// The KV pages cannot hold the request. Ask for less, or open the engine with more.
+    /// The free KV pages cannot hold the request. Shorten it, or open the engine with more
+    /// `kv_tokens`.
     #[error(
         "the KV cache has room for {free} of {needed} more tokens (of {total} in all); shorten the \
          text or raise `kv_tokens`"
     )]
     NoRoom {
-        /// Tokens that were to be stored.
+        /// Number of tokens to be stored.
         needed: usize,
-        /// Tokens that would fit.
+        /// Number of tokens that would fit.
         free: usize,
-        /// Tokens of the whole pool.
+        /// Number of tokens that all pages together hold.
         total: usize,
     },
-    /// The checkpoint was saved from the bare model, without what makes logits of hidden states. It
-    /// embeds; for the rest take the causal model's.
+    /// The checkpoint was saved from the bare model, without the head that computes logits. It
+    /// can only embed; to generate or rank, use a checkpoint of the causal model.
     #[error(
         "the checkpoint has no lm_head.weight, so it can only embed; to generate or rank, use one \
          of the whole model (MistralForCausalLM or MixtralForCausalLM)"
@@ -56,11 +61,11 @@ pub enum Error {
     /// The text leaves nothing to pool once the instruction is left out.
     #[error("text {index} (counted from 0): nothing to pool: it is empty")]
     EmptyText {
-        /// Which text, from 0.
+        /// Index of the text, from 0.
         index: usize,
     },
-    /// The model computed something that is no number. Its weights hold NaN or infinity, or its
-    /// config is another model's.
+    /// The model computed NaN or infinity. Its weights contain such values or overflow, or its
+    /// config belongs to another model.
     #[error("{what}: the result is not finite: the weights hold NaN or infinity, or overflow")]
     NotFinite {
         /// What was being computed.
@@ -70,46 +75,47 @@ pub enum Error {
     /// raise `max_length`.
     #[error("the instruction has {tokens} tokens; with `max_length` {limit} none is left for text")]
     LongInstruction {
-        /// Its tokens, `<s>` and tags counted.
+        /// Tokens of the instruction, `<s>` and tags included.
         tokens: usize,
-        /// The limit.
+        /// The value of `max_length`.
         limit: usize,
     },
-    /// A prompt is longer than the model's positions.
+    /// A prompt leaves no position of the model for an answer, or a text that must not be
+    /// truncated has more tokens than the model has positions.
     #[error("the prompt has {tokens} tokens; the model has {limit} positions")]
     LongPrompt {
-        /// Its tokens.
+        /// Tokens of the prompt or text.
         tokens: usize,
         /// The model's `max_position_embeddings`.
         limit: usize,
     },
-    /// A text has more bytes than the model's positions can have tokens for; it is not even
-    /// tokenized. Shorten it.
+    /// A text has so many bytes that its tokens cannot fit the model's positions, so it was
+    /// refused before tokenization. Shorten it.
     #[error(
         "the {what} has {bytes} bytes, more than the model's {positions} positions can hold; \
          expected at most {limit}"
     )]
     LongText {
-        /// What it is: a prompt, an instruction.
+        /// What the text is: a prompt, an instruction.
         what: &'static str,
-        /// Its bytes.
+        /// Its size in bytes.
         bytes: usize,
-        /// Bytes that it may have.
+        /// The maximum size in bytes.
         limit: usize,
         /// The model's `max_position_embeddings`.
         positions: usize,
     },
-    /// An option has a value that means nothing.
+    /// An option has an invalid value.
     #[error("{option}: expected {expected}, found {found}")]
     Option {
-        /// The field's name.
+        /// Name of the field.
         option: &'static str,
-        /// What would be right.
+        /// The expected value.
         expected: String,
-        /// What was given.
+        /// The value found.
         found: String,
     },
-    /// An input is not what it should be: a line that is no JSON, a cache of another model.
+    /// An input is invalid, for example a line that is not JSON, or a cache of another model.
     #[error("{what}: {problem}")]
     Input {
         /// Which input, and where in it.
@@ -122,19 +128,21 @@ pub enum Error {
     Io {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// The request's deadline came before its end. Allow more time, or ask when less waits.
+    /// The request's deadline passed before it was done. Allow more time, or send it when fewer
+    /// requests are waiting.
     #[error("the deadline passed before the request was done")]
     Expired,
-    /// Whoever waited for the result no longer does: a callback said so, or the client has left.
+    /// Nobody waits for the result any more: a callback returned this error, or the client has
+    /// disconnected.
     #[error("cancelled")]
     Cancelled,
 }
 
 impl Error {
-    /// [`Error::Io`] of `path`, for `map_err`.
+    /// Returns a closure for `map_err` that makes an [`Error::Io`] of `path`.
     pub fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { path, source }

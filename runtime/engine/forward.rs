@@ -1,4 +1,4 @@
-//! The forward pass, once, for every backend.
+//! The forward pass, which is the same code for every backend.
 
 use crate::backend::Load;
 use crate::batch::{Output, Plan, Sequence, Want};
@@ -15,11 +15,11 @@ use std::any::Any;
 use std::io::IsTerminal;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Rows whose logits exist at once where tokens are scored: enough to multiply with the whole rate,
-/// and 16 MB with a vocabulary of 32,000.
+/// Number of rows whose logits exist at once while tokens are scored: enough for the product to
+/// reach its full rate, and 16 MB with a vocabulary of 32,000.
 const SCORE_ROWS: usize = 128;
 
-/// A place inside the forward pass that can be looked at.
+/// A point inside the forward pass that a [`Probe`] observes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
     /// The residual stream `(rows, dim)` as it enters a layer.
@@ -28,7 +28,7 @@ pub enum Stage {
     RouterLogits(usize),
 }
 
-/// Receives what passes a [`Stage`].
+/// Receives the values at each [`Stage`].
 pub type Probe<'a> = dyn FnMut(Stage, Vec<f32>) + Send + 'a;
 
 /// A loaded model on some device, whatever the backend.
@@ -48,37 +48,37 @@ pub(crate) trait Model: Send {
     fn created(&self) -> Created;
 }
 
-/// Of each query (index, inner product), best first.
+/// For each query its results as (index, inner product), the best first.
 pub(crate) type Found = Vec<Vec<(u32, f32)>>;
 
-/// Vectors on an engine's device, to be searched there again and again; see
+/// Vectors on an engine's device, which can be searched there repeatedly; see
 /// [`crate::Engine::corpus`].
 pub struct Corpus {
     dim: usize,
     len: usize,
-    /// The backend's own.
+    /// The backend's own type, `O::Corpus`.
     held: Mutex<Box<dyn Any + Send>>,
     pool: Arc<KvPool>,
 }
 
 impl Corpus {
-    /// Vectors.
+    /// Returns the number of vectors.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there is none.
+    /// Returns whether there are no vectors.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Numbers of a vector.
+    /// Returns the dimension of the vectors.
     pub fn dim(&self) -> usize {
         self.dim
     }
 }
 
-/// How many vectors these numbers are.
+/// Returns how many vectors of `dim` numbers `numbers` holds.
 fn whole(what: &str, dim: usize, numbers: &[f32]) -> Result<usize> {
     if dim == 0 || !numbers.len().is_multiple_of(dim) {
         let problem = format!("expected vectors of {dim}, found {} numbers", numbers.len());
@@ -87,7 +87,7 @@ fn whole(what: &str, dim: usize, numbers: &[f32]) -> Result<usize> {
     Ok(numbers.len() / dim)
 }
 
-/// One layer's weights as the backend keeps them.
+/// Weights of one layer, as the backend stores them.
 struct Layer<M> {
     attention_norm: M,
     /// [Wq; Wk; Wv].
@@ -98,23 +98,23 @@ struct Layer<M> {
 }
 
 enum FeedForward<M> {
-    /// [W1; W3], W2.
+    /// `gate_up` is [W1; W3], and `down` is W2.
     Dense { gate_up: M, down: M },
-    /// The router, and all experts' matrices stacked.
+    /// The router, and the matrices of all experts, stacked.
     Mixture { router: M, gate_up: M, down: M, count: u32, top_k: u32 },
 }
 
-/// What logits come from.
+/// The matrix that computes logits.
 enum Head<M> {
-    /// A matrix of its own.
+    /// The checkpoint's `lm_head`.
     Own(M),
-    /// The embedding table.
+    /// The embedding table, because the config ties both.
     Tied,
-    /// The checkpoint has none.
+    /// The checkpoint has no matrix for logits.
     Missing,
 }
 
-/// Activations, kept from pass to pass and made anew when a larger batch comes.
+/// Activation buffers, which are kept between passes and replaced when a larger batch comes.
 struct Work<O: Ops> {
     rows: usize,
     x: O::Buffer,
@@ -140,11 +140,12 @@ pub(crate) struct Forward<O: Ops> {
 }
 
 impl<O: Ops> Forward<O> {
-    /// Takes the checked weights, and returns when they are there; the pool has room for `pages`
-    /// pages.
+    /// Loads the checked weights and returns when they are on the device. `pages` is the number
+    /// of the pool's KV pages.
     pub(crate) fn load(ops: O, load: Load<'_>, weights: &Weights) -> Result<Self> {
         let Load { options, config, frequencies, pool, pages, .. } = load;
-        // On terminals only; the CPU, which has nothing to load, is done before it is drawn.
+        // The bar is shown on terminals only. The CPU has nothing to load and finishes before the
+        // bar is drawn.
         let seen = options.progress && std::io::stderr().is_terminal();
         let bar = if seen { progress(weights.bytes()) } else { ProgressBar::hidden() };
         let stack = |names: &[String]| -> Result<O::Matrix> {
@@ -216,7 +217,7 @@ impl<O: Ops> Forward<O> {
         })
     }
 
-    /// Buffers for at least `rows` rows.
+    /// Returns buffers for at least `rows` rows.
     fn work(&mut self, rows: usize) -> Result<Work<O>> {
         if let Some(work) = self.work.take()
             && work.rows >= rows
@@ -294,7 +295,7 @@ impl<O: Ops> Forward<O> {
         outputs
     }
 
-    /// The matrix that logits come from.
+    /// Returns the matrix that computes logits.
     fn head(&self) -> Result<&O::Matrix> {
         match &self.head {
             Head::Own(head) => Ok(head),
@@ -303,8 +304,8 @@ impl<O: Ops> Forward<O> {
         }
     }
 
-    /// Log-probabilities of the tokens that are given, a block of rows at a time: all logits of a
-    /// long prompt would take more memory than the model's activations.
+    /// Returns the log-probabilities of the given tokens. It computes a block of rows at a time,
+    /// because all logits of a long prompt would take more memory than the model's activations.
     async fn scores(&self, plan: &Plan, w: &Work<O>) -> Result<Vec<SampledToken>> {
         let (c, ops) = (&self.config, &self.ops);
         let p = Logits { dim: c.dim as u32, vocab: c.vocab as u32, eps: c.norm_eps };
@@ -318,7 +319,7 @@ impl<O: Ops> Forward<O> {
         Ok(scores)
     }
 
-    /// Brings back what each sequence wants.
+    /// Computes and reads back the output that each sequence wants.
     async fn outputs(&self, plan: &Plan, wants: &[&Want], w: &mut Work<O>) -> Result<Vec<Output>> {
         let (c, ops) = (&self.config, &self.ops);
         let (mut drawn, mut logits) = (Vec::new(), Vec::new());
@@ -380,7 +381,7 @@ impl<O: Ops> Forward<O> {
     }
 }
 
-/// Bytes of weights on their way to the device.
+/// Returns a bar that shows the bytes of weights loaded so far.
 fn progress(bytes: u64) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(Some(bytes), ProgressDrawTarget::stderr_with_hz(4));
     let template = "loading {bar:30} {bytes} of {total_bytes}, {bytes_per_sec}";

@@ -1,4 +1,5 @@
-//! Generation: prompt in, text out piece by piece; and chat, which goes on from turn to turn.
+//! Generation, which turns a prompt into text piece by piece, and chat, which continues a
+//! conversation turn by turn.
 
 use crate::cache::KvCache;
 use crate::continuation::{Context, Continuation};
@@ -6,46 +7,47 @@ use crate::{Engine, Error, Grammar, Result};
 use gritlm_model::ops::{Mask, SampledToken};
 use gritlm_model::prompt;
 
-/// What to generate from.
+/// The input of a generation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Prompt {
-    /// The user's turn; GritLM's tags go around it. What is spelled like `</s>` in it is text.
+    /// A user's turn, which is wrapped in GritLM's tags. Special tokens that are spelled out in
+    /// it, such as `</s>`, are plain text.
     User(String),
-    /// The user's turn in a conversation.
+    /// A user's turn that continues a conversation.
     Chat {
-        /// What the user said, and what was answered, so far.
+        /// The turns so far: the user's text and the answer to it.
         past: Vec<(String, String)>,
-        /// What the user says now.
+        /// The user's next turn.
         text: String,
     },
-    /// A conversation whose last answer has begun: the answer is what follows.
+    /// A conversation whose last answer has begun; the model continues it.
     Begun {
-        /// What the user said, and what was answered, so far.
+        /// The turns so far: the user's text and the answer to it.
         past: Vec<(String, String)>,
-        /// What the user says now.
+        /// The user's next turn.
         text: String,
-        /// The first words of the answer to it.
+        /// The first words of the answer to `text`.
         answer: String,
     },
-    /// Verbatim text; only `<s>` goes in front. The answer goes on from it as it stands: with the
-    /// space, say, that a first word begins with.
+    /// Verbatim text, preceded only by `<s>`. The answer continues it exactly and keeps, for
+    /// instance, the space before its first word.
     Raw(String),
-    /// Token ids as they are. The answer goes on from their text.
+    /// Token ids, used unchanged. The answer continues their text exactly.
     Tokens(Vec<u32>),
 }
 
 impl Prompt {
-    /// The user's turn.
+    /// Returns a prompt that is one user's turn.
     pub fn user(text: impl Into<String>) -> Self {
         Self::User(text.into())
     }
 
-    /// Verbatim text.
+    /// Returns a prompt that is verbatim text.
     pub fn raw(text: impl Into<String>) -> Self {
         Self::Raw(text.into())
     }
 
-    /// Of all its texts.
+    /// Returns the length of all its texts in bytes; 0 for token ids.
     pub fn bytes(&self) -> usize {
         let turns = |past: &[(String, String)]| -> usize {
             past.iter().map(|(question, answer)| question.len() + answer.len()).sum()
@@ -58,7 +60,7 @@ impl Prompt {
         }
     }
 
-    /// Whether the answer goes on from the prompt's text as it stands.
+    /// Returns whether the answer continues the prompt's text exactly.
     pub fn is_verbatim(&self) -> bool {
         match self {
             Self::User(_) | Self::Chat { .. } => false,
@@ -68,42 +70,44 @@ impl Prompt {
     }
 }
 
-/// How tokens are drawn, and when to stop.
+/// How tokens are sampled, and when the answer ends.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sampling {
-    /// Tokens to draw, at most.
+    /// Maximum number of tokens to sample.
     pub max_tokens: usize,
-    /// Divides the logits; 0 is greedy.
+    /// Divisor of the logits; 0 always selects the most likely token.
     pub temperature: f32,
-    /// Keep the k most likely; 0 for all.
+    /// Keeps the `top_k` most likely tokens; 0 keeps all.
     pub top_k: u32,
-    /// Keep the fewest most likely that reach this probability; 1 for all.
+    /// Keeps the smallest set of most likely tokens whose probability reaches this; 1 keeps all.
     pub top_p: f32,
-    /// Keep those at least this share of the most likely one's probability; 0 for all.
+    /// Keeps tokens at least this fraction as probable as the most likely one; 0 keeps all.
     pub min_p: f32,
-    /// Divides the logits of tokens seen before; 1 for none.
+    /// Penalty on tokens seen before: it divides their positive logits and multiplies their
+    /// negative ones; 1 has no effect.
     pub repetition_penalty: f32,
-    /// Same seed, same text.
+    /// Seed of the sampler; the same seed gives the same text.
     pub seed: u64,
-    /// Texts that end the answer; they are not part of it.
+    /// Texts that end the answer and are not part of it.
     pub stop: Vec<String>,
-    /// What the answer must be; it ends where that is complete. Other tokens are not drawn, and the
-    /// log-probabilities of those that are remain the model's own.
+    /// Grammar that the answer must match; the answer ends when the grammar is complete. Tokens
+    /// that the grammar excludes are not sampled, but the reported log-probabilities remain the
+    /// model's own.
     pub grammar: Option<Grammar>,
-    /// How many of the most likely tokens to report with each.
+    /// Number of most likely tokens to report with each token.
     pub logprobs: u32,
-    /// Also tell the log-probabilities of the prompt's tokens, from the second on, with so many of
-    /// the most likely ones; see [`Generation::prompt_logprobs`]. Prefixes that other requests have
-    /// computed are computed again.
+    /// Also reports the log-probabilities of the prompt's tokens from the second on, with this
+    /// many of the most likely tokens for each; see [`Generation::prompt_logprobs`]. The whole
+    /// prompt is then computed, without prefix caching.
     pub prompt_logprobs: Option<u32>,
-    /// Ignore the end-of-sequence token, unless a grammar is complete with it.
+    /// Ignores the end-of-sequence token, unless it completes a grammar.
     pub ignore_eos: bool,
-    /// The answer's text goes on from the prompt's as it stands: a space in front of it is kept,
-    /// which a chat's answer loses. [`Engine::generate`] does so in any case with
-    /// [`Prompt::Raw`], [`Prompt::Tokens`] and [`Prompt::Begun`]; the scheduler, which sees ids
-    /// only, where it is set.
+    /// Whether the answer continues the prompt's text exactly: a space at its beginning is kept,
+    /// which a chat's answer loses. [`Engine::generate`] always does this for [`Prompt::Raw`],
+    /// [`Prompt::Tokens`], and [`Prompt::Begun`] with an answer that is not empty. The scheduler
+    /// receives only token ids and does it where this is set.
     pub verbatim: bool,
-    /// Instead of [`Engine::generation_mask`].
+    /// Mask to use instead of [`Engine::generation_mask`].
     pub mask: Option<Mask>,
 }
 
@@ -129,15 +133,15 @@ impl Default for Sampling {
 }
 
 impl Sampling {
-    /// The likeliest token each time.
+    /// Returns options that select the most likely token each time.
     pub fn greedy() -> Self {
         Self::default()
     }
 
-    /// Whether every option means something; generating checks it, too.
+    /// Checks that every option is valid. Generation checks this, too.
     ///
     /// # Errors
-    /// When one does not.
+    /// When an option is out of range or a stop text is empty.
     pub fn check(&self) -> Result<()> {
         let rules = [
             ("temperature", self.temperature, self.temperature >= 0.0, "0 or more"),
@@ -164,29 +168,29 @@ impl Sampling {
     }
 }
 
-/// Why an answer ended.
+/// Reason why an answer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[cfg_attr(feature = "utoipa", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Finish {
-    /// The model ended it, a stop text did, or its grammar is complete.
+    /// The model ended the answer, a stop text came, or the grammar is complete.
     Stop,
-    /// `max_tokens`, or the model has no more positions.
+    /// `max_tokens` was reached, or the model has no more positions.
     Length,
 }
 
 /// A piece of an answer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Piece {
-    /// Text that has become certain: whole characters, and no part of a stop text. May be empty.
+    /// Text that is final: whole characters that cannot be part of a stop text. May be empty.
     pub text: String,
-    /// The token drawn in this step.
+    /// The token sampled in this step.
     pub token: SampledToken,
-    /// Set on the last piece.
+    /// Reason for the end; set on the last piece only.
     pub finish: Option<Finish>,
 }
 
-/// An answer's own context, or a chat's.
+/// The context of an answer: its own, or one borrowed from a chat.
 #[derive(Debug)]
 enum Held<'a> {
     Own(Context),
@@ -202,7 +206,7 @@ impl Held<'_> {
     }
 }
 
-/// An answer in the making: an iterator of [`Piece`]s. Dropping it ends the answer.
+/// An answer being generated: an iterator of [`Piece`]s. Dropping it ends the answer.
 pub struct Generation<'a> {
     engine: &'a Engine,
     context: Held<'a>,
@@ -211,23 +215,23 @@ pub struct Generation<'a> {
 }
 
 impl<'a> Generation<'a> {
-    /// Answers what `ids` add to the context. On an error the context is as before.
+    /// Adds `ids` to the context and starts the answer. On an error the context is unchanged.
     fn new(engine: &'a Engine, mut context: Held<'a>, ids: &[u32], how: &Sampling) -> Result<Self> {
         let c = context.get();
         let answer = Continuation::new(engine, how, c.tokens() + ids.len())?.after(ids);
-        // Room for the whole answer now, rather than an error in the middle of it.
+        // The whole answer's room is reserved now, so that it cannot run out midway.
         c.cache.reserve(answer.room() - c.cache.tokens())?;
         ids.iter().for_each(|&id| c.push(id));
         Ok(Self { engine, context, answer, failed: false })
     }
 
-    /// Tokens of the prompt, `<s>`, tags and, in a chat, earlier turns counted.
+    /// Returns the number of prompt tokens, including `<s>`, tags and, in a chat, earlier turns.
     pub fn prompt_tokens(&self) -> usize {
         self.answer.prompt_tokens()
     }
 
-    /// Log-probabilities of the prompt's tokens from the second on, where
-    /// [`Sampling::prompt_logprobs`] asks for them; all are there with the first piece, or, where
+    /// Returns the log-probabilities of the prompt's tokens from the second on, if
+    /// [`Sampling::prompt_logprobs`] asks for them. They are complete with the first piece or, if
     /// `max_tokens` is 0, when the iterator has ended.
     ///
     /// ```
@@ -244,8 +248,8 @@ impl<'a> Generation<'a> {
         self.answer.scores()
     }
 
-    /// Runs what is pending, in passes of the engine's batch size, and draws the next token; None
-    /// where none is to be drawn.
+    /// Runs the pending tokens, in passes of the engine's batch size, and samples the next token.
+    /// Returns None when the answer is over.
     fn step(&mut self) -> Result<Option<Piece>> {
         let budget = self.engine.options().batch_tokens;
         let context = self.context.get();
@@ -276,7 +280,7 @@ impl Iterator for Generation<'_> {
     }
 }
 
-/// A conversation on one KV cache: each turn computes only what is new.
+/// A conversation on one KV cache: each turn computes only its new tokens.
 ///
 /// ```
 /// use gritlm::{Engine, Options, Sampling};
@@ -295,17 +299,17 @@ pub struct Chat<'a> {
 }
 
 impl<'a> Chat<'a> {
-    /// The user's next turn; the answer is the iterator's pieces.
+    /// Adds the user's next turn and returns the answer, an iterator of pieces.
     ///
     /// # Errors
-    /// When an option means nothing or the conversation no longer fits; then it is as before.
+    /// As [`Engine::generate`], for the whole conversation; it is then unchanged.
     pub fn say(&mut self, text: &str, how: &Sampling) -> Result<Generation<'_>> {
         let tokenizer = self.engine.tokenizer();
         let ids = match self.context.last() {
             None => self.engine.tokenize_prompt(&Prompt::user(text), false)?,
             Some(last) => {
                 self.engine.check_bytes("prompt", text.len())?;
-                // An answer that was cut short gets its end, as in training.
+                // An answer that was cut short gets its end-of-sequence token, as in training.
                 let end = self.engine.config().eos.first().filter(|_| !tokenizer.is_eos(last));
                 let mut ids: Vec<u32> = end.copied().into_iter().collect();
                 ids.extend(tokenizer.encode_turn(&prompt::next_user(text))?);
@@ -315,7 +319,7 @@ impl<'a> Chat<'a> {
         Generation::new(self.engine, Held::Lent(&mut self.context), &ids, how)
     }
 
-    /// Tokens of the conversation.
+    /// Returns the number of tokens of the conversation.
     pub fn tokens(&self) -> usize {
         self.context.tokens()
     }
@@ -325,13 +329,15 @@ impl Engine {
     /// Generates an answer piece by piece.
     ///
     /// # Errors
-    /// When an option means nothing, or the prompt does not fit.
+    /// When an option is invalid, the grammar belongs to another engine, the checkpoint has no
+    /// head, the prompt is empty, cannot be tokenized or fills the model's positions, or too few
+    /// KV pages are free for prompt and answer.
     pub fn generate(&self, prompt: &Prompt, how: &Sampling) -> Result<Generation<'_>> {
         self.generate_after(self.cache(), prompt, how)
     }
 
-    /// Generates on top of a cache, say an imported document's: the prompt's tokens follow it, so
-    /// nothing goes in front of them.
+    /// Generates from a cache, for instance an imported document's. The prompt's tokens follow
+    /// the cached ones, so no `<s>` is put in front of them.
     ///
     /// # Errors
     /// As [`Engine::generate`].
@@ -350,7 +356,7 @@ impl Engine {
         self.generate_seen(cache, &[], &ids, &Sampling { verbatim, ..how.clone() })
     }
 
-    /// Generates what follows `ids` on top of a cache whose tokens are `seen`, which the repetition
+    /// Generates what follows `ids` from a cache whose token ids are `seen`, which the repetition
     /// penalty counts.
     ///
     /// # Errors
@@ -367,11 +373,12 @@ impl Engine {
         Generation::new(self, Held::Own(context), ids, how)
     }
 
-    /// The ids of a prompt, as [`Engine::generate`] runs them; where it `continues` a cache,
-    /// nothing goes in front.
+    /// Returns the token ids of a prompt, as [`Engine::generate`] runs them. If the prompt
+    /// `continues` a cache, no `<s>` is put in front.
     ///
     /// # Errors
-    /// When the tokenizer has no token for some part of a text.
+    /// When a text has more bytes than the model's positions can hold, or the tokenizer has no
+    /// token for some part of it.
     pub fn tokenize_prompt(&self, prompt: &Prompt, continues: bool) -> Result<Vec<u32>> {
         let tokenizer = self.tokenizer();
         self.check_bytes("prompt", prompt.bytes())?;

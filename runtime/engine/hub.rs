@@ -1,11 +1,12 @@
-//! Turns `--model` into a folder: one that exists, or a Hugging Face id through the local cache.
+//! Turns `--model` into a folder: either one that exists, or the snapshot of a Hugging Face id in
+//! the local cache.
 //!
-//! The cache is the one that Python's `huggingface_hub` fills: `blobs/ETAG`, named by
-//! `snapshots/COMMIT/FILE`, which `refs/REVISION` names. `hf-hub` knows its layout, the endpoint
-//! and the request's headers. Its own `download` is left aside: it lets the hub compress JSON
-//! files, whose answers then lack the `Content-Range` it needs; it appends to its `.part` file
-//! whatever comes, makes a blob of a file cut short, has no timeout, and asserts on what a server
-//! says.
+//! The cache is the one that Python's `huggingface_hub` fills: `refs/REVISION` names a commit,
+//! and `snapshots/COMMIT/FILE` links to `blobs/ETAG`. `hf-hub` provides this layout, the endpoint
+//! and the request headers. Its `download` is not used, for these reasons: it lets the hub
+//! compress JSON files, whose responses then lack the `Content-Range` that it needs; it appends
+//! any response to its `.part` file; it makes a blob of a truncated file; it has no timeout; and
+//! it asserts on data from the server.
 
 mod places;
 
@@ -25,33 +26,36 @@ use std::time::{Duration, Instant};
 
 const CONFIG: &str = "config.json";
 const TOKENIZER: &str = "tokenizer.json";
-/// Not every model has one.
+/// Optional: not every model has this file.
 const GENERATION: &str = "generation_config.json";
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
-/// A fault this long after the last bytes is final; before, the download goes on where it stopped.
+/// Time after the last received bytes during which a fault only interrupts the download, which
+/// then resumes where it stopped. A later fault is final.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// A pause that gives a restarting server or line a chance, several times within the patience.
+/// Pause before a retry, which lets a server or a connection restart; several fit into
+/// [`PATIENCE`].
 const PAUSE: Duration = Duration::from_millis(400);
-/// Longer than the patience, so that a host that drops packets is tried once.
+/// Connection timeout, longer than [`PATIENCE`] so that a host that drops packets is tried only
+/// once.
 const CONNECT: Duration = Duration::from_secs(4);
-/// For the head of an answer, and between two pieces of a file.
+/// Timeout for the head of a response, and between two pieces of a file.
 const ANSWER: Duration = Duration::from_secs(10);
 
-/// How a download looks on a terminal.
+/// Template of the progress bar on a terminal.
 const BAR: &str = "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
 
-/// What to do where something else than the hub may have answered, or nothing has.
+/// Advice for when a server other than the hub, or none, may have responded.
 const CHECK: &str = "check the network, HF_ENDPOINT and the proxy, or use a folder";
 
-/// The checkpoint folder that `model` names, downloaded if it must be.
+/// Returns the checkpoint folder that `model` names, and downloads the checkpoint if necessary.
 ///
-/// A folder may begin with `~`, which a shell leaves alone in `--model=~/x`. What the cache has is
-/// taken without asking the hub whether it is the newest.
+/// A folder may begin with `~`, which a shell does not expand in `--model=~/x`. A cached snapshot
+/// is used without asking the hub whether it is the newest.
 ///
 /// # Errors
-/// [`Error::NoModel`], saying what was asked of whom and what came back.
+/// [`Error::NoModel`], which names the request, the server and the response.
 pub(crate) fn resolve(model: &str, progress: bool) -> Result<PathBuf> {
     let no = |problem: String| Error::NoModel { model: model.into(), problem };
     let path = match Path::new(model) {
@@ -68,7 +72,7 @@ pub(crate) fn resolve(model: &str, progress: bool) -> Result<PathBuf> {
         return Err(no("no such folder".into()));
     }
     let (id, revision) = model.split_once('@').unwrap_or((model, "main"));
-    // The hub allows no "--" in ids, and the cache joins owner and name by it.
+    // The hub does not allow "--" in ids, and the cache joins owner and name with it.
     if !id.split('/').chain([revision]).all(plain) || id.contains("--") {
         let found = "neither a folder nor a Hugging Face id (owner/name or owner/name@revision)";
         return Err(no(found.into()));
@@ -104,15 +108,15 @@ pub(crate) fn resolve(model: &str, progress: bool) -> Result<PathBuf> {
     }
 }
 
-/// Whether a name from outside is safe as a file name and in a URL.
+/// Returns whether an external name is safe as a file name and in a URL.
 fn plain(name: &str) -> bool {
     let ok = |c: u8| c.is_ascii_alphanumeric() || b"._-".contains(&c);
     !name.is_empty() && !name.starts_with('.') && name.bytes().all(ok)
 }
 
-/// The snapshot of the revision, if each file that the model needs is in it.
+/// Returns the snapshot of the revision if it contains every file that the model needs.
 fn cached(cache: &CacheRepo, revision: &str) -> Option<PathBuf> {
-    // A revision that is itself a commit has no ref.
+    // A revision that is itself a commit has no file in `refs`.
     let config = cache.get(CONFIG).unwrap_or_else(|| cache.pointer_path(revision).join(CONFIG));
     let folder = config.parent()?;
     let has = |file: &str| folder.join(file).exists();
@@ -123,7 +127,7 @@ fn cached(cache: &CacheRepo, revision: &str) -> Option<PathBuf> {
     (config.exists() && has(TOKENIZER) && weights).then(|| folder.into())
 }
 
-/// The files that the index in `folder` names.
+/// Returns the names of the files that the index in `folder` lists.
 fn shards(folder: &Path) -> Result<BTreeSet<String>, Fault> {
     let path = folder.join(INDEX);
     let text = fs::read(&path).map_err(disk(&path))?;
@@ -134,33 +138,33 @@ fn shards(folder: &Path) -> Result<BTreeSet<String>, Fault> {
     }
 }
 
-/// Why a download stopped.
+/// Reason why a download stopped.
 struct Fault {
     problem: String,
     /// The server does not have the file.
     missing: bool,
-    /// It may work if tried again.
+    /// A retry may succeed.
     again: bool,
 }
 
 impl Fault {
-    /// One that stays.
+    /// Returns a fault that a retry does not fix.
     fn last(problem: impl Display) -> Self {
         Self { problem: problem.to_string(), missing: false, again: false }
     }
 
-    /// One of a request: what came of it, and what the user can do.
+    /// Returns the fault of a request: its result, and what the user can do.
     fn of(url: &str, came: impl Display, advice: &str) -> Self {
         Self::last(format!("GET {url}: {came}; {advice}"))
     }
 }
 
-/// The fault of a file here, for `map_err`.
+/// Returns a function for `map_err` that turns an I/O error of a local file into a fault.
 fn disk(path: &Path) -> impl Fn(io::Error) -> Fault {
     move |e| Fault::last(format!("{}: {e}", path.display()))
 }
 
-/// An answer to a request. (The types of the HTTP client are not reexported by `hf-hub`.)
+/// A response to a request. (`hf-hub` does not reexport the HTTP client's types.)
 struct Answer {
     status: u16,
     headers: HashMap<String, String>,
@@ -173,7 +177,7 @@ impl Answer {
     }
 }
 
-/// What the hub says of a file.
+/// Metadata of a file on the hub.
 struct Meta {
     commit: String,
     etag: String,
@@ -186,14 +190,16 @@ struct Hub {
     repo: Repo,
     cache: CacheRepo,
     progress: bool,
-    /// When a request last brought something of a file.
+    /// Time when a request last received bytes of a file.
     alive: Cell<Instant>,
 }
 
 impl Hub {
-    /// Downloads what the cache lacks. The ref comes last, so that it names whole snapshots only.
+    /// Downloads the files that the cache lacks. The ref is written last, so that it names only
+    /// complete snapshots.
     fn download(&self) -> Result<PathBuf, Fault> {
-        // All files at the commit that the revision is now: it may move during a long download.
+        // All files come from the commit that the revision names now, because the revision may
+        // move during a long download.
         let commit = self.describe(&self.url(self.repo.revision(), CONFIG))?.commit;
         let folder = self.cache.pointer_path(&commit);
         self.fetch(&commit, CONFIG)?;
@@ -216,7 +222,7 @@ impl Hub {
         self.api.repo(repo).url(file)
     }
 
-    /// Puts `file` into the snapshot of `commit`, unless it is there.
+    /// Puts `file` into the snapshot of `commit`, unless it is there already.
     fn fetch(&self, commit: &str, file: &str) -> Result<(), Fault> {
         let pointer = self.cache.pointer_path(commit).join(file);
         if pointer.exists() {
@@ -233,7 +239,7 @@ impl Hub {
             self.transfer(&url, meta.size, &part, file)?;
             fs::rename(&part, &blob).map_err(disk(&part))?;
         }
-        // A pointer to a blob that was deleted is in the way.
+        // A dangling pointer, whose blob was deleted, would be in the way.
         let _ = fs::remove_file(&pointer);
         #[cfg(unix)]
         let linked = std::os::unix::fs::symlink(format!("../../blobs/{}", meta.etag), &pointer);
@@ -242,7 +248,7 @@ impl Hub {
         linked.map_err(disk(&pointer))
     }
 
-    /// What the hub says of the file at `url`.
+    /// Asks the hub for the metadata of the file at `url`.
     fn describe(&self, url: &str) -> Result<Meta, Fault> {
         let mut hop = url.to_owned();
         let (mut etag, mut commit, mut size) = (None, None, None);
@@ -252,7 +258,7 @@ impl Hub {
                 let value = answer.header(header)?.trim_start_matches("W/").trim_matches('"');
                 plain(value).then(|| value.to_owned())
             };
-            // Large files: the hub knows them and redirects to a host that does not.
+            // For large files, the hub sends these headers and redirects to a host that does not.
             etag = etag.or_else(|| name("x-linked-etag"));
             commit = commit.or_else(|| name("x-repo-commit"));
             size = size.or_else(|| answer.header("x-linked-size")?.parse().ok());
@@ -281,10 +287,10 @@ impl Hub {
         Err(Fault::of(url, "redirected again and again", CHECK))
     }
 
-    /// Appends to `part` what it lacks of the `size` bytes at `url`.
+    /// Downloads the bytes that `part` lacks of the `size` bytes at `url`, and appends them.
     fn transfer(&self, url: &str, size: u64, part: &Path, name: &str) -> Result<(), Fault> {
         let file = OpenOptions::new().append(true).create(true).open(part).map_err(disk(part))?;
-        // (Some file systems have no locks; that is no reason to refuse them.)
+        // Some file systems have no locks; the download then runs without one.
         if let Err(TryLockError::WouldBlock) = file.try_lock() {
             let problem = format!("{}: another process is downloading it", part.display());
             return Err(Fault::last(problem));
@@ -301,7 +307,7 @@ impl Hub {
         let range = answer.header("content-range").unwrap_or_default();
         match answer.status {
             206 if range.starts_with(&format!("bytes {have}-")) => {}
-            // Not every mirror knows ranges.
+            // Not every mirror supports ranges.
             200 => have = 0,
             status => {
                 let came = format!("expected the bytes from {have} on, found {status} {range:?}");
@@ -310,7 +316,7 @@ impl Hub {
         }
         file.set_len(have).map_err(disk(part))?;
         let start = have;
-        // (indicatif draws on terminals only.)
+        // indicatif draws on terminals only.
         let bar = if self.progress { ProgressBar::new(size) } else { ProgressBar::hidden() };
         if let Ok(style) = ProgressStyle::with_template(BAR) {
             bar.set_style(style);
@@ -339,14 +345,15 @@ impl Hub {
             return Err(Fault { again: have < size, ..fault });
         }
         bar.finish();
-        // A crash must not leave a blob of the right length and no content.
+        // The sync ensures that a crash does not leave a blob of the right length without its
+        // content.
         file.sync_all().map_err(disk(part))
     }
 
-    /// Asks for `range` of `url`, following that many redirects.
+    /// Requests `range` of `url` and follows at most `redirects` redirects.
     fn ask(&self, url: &str, range: &str, redirects: u32) -> Result<Answer, Fault> {
-        // The one request of hf-hub that can be changed before it is sent. It has the token, which
-        // is the hub's alone.
+        // This is the only request of hf-hub that can be changed before it is sent. It carries
+        // the token, which only the hub may receive.
         let mut request = self.api.repo(self.repo.clone()).info_request().uri(url);
         if origin(url) != origin(&self.url("", ""))
             && let Some(headers) = request.headers_mut()
@@ -356,7 +363,7 @@ impl Hub {
         let shown = url.split('?').next().unwrap_or(url); // without a signature
         let response = request
             .header("range", range)
-            // A compressed answer has no range, and its length is not the file's.
+            // A compressed response has no range, and its length is not that of the file.
             .header("accept-encoding", "identity")
             .config()
             .http_status_as_error(false)
@@ -389,7 +396,7 @@ impl Hub {
     }
 }
 
-/// Scheme, host and port of a URL.
+/// Returns the scheme, host and port of a URL.
 fn origin(url: &str) -> &str {
     let host = url.find("://").map_or(0, |i| i + 3);
     url[host..].find('/').map_or(url, |end| &url[..host + end])

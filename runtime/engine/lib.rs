@@ -17,8 +17,9 @@
 //! # Ok::<(), gritlm::Error>(())
 //! ```
 //!
-//! [`Engine::open`] takes a checkpoint's folder, a Hugging Face id, or `demo`, a tiny model in the
-//! binary. [`Engine::run`] is the door below: sequences of token ids with a mask each, in one pass.
+//! [`Engine::open`] takes the folder of a checkpoint, a Hugging Face id, or `demo`, a tiny model
+//! that is built into the binary. [`Engine::run`] is the low-level interface: it runs sequences
+//! of token ids, each with a mask of its own, in one pass.
 
 pub mod backend;
 pub mod batch;

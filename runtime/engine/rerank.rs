@@ -1,15 +1,15 @@
-//! Reranking by a yes/no question, as the GRIT paper's code does it: one causal pass per passage,
-//! and the score is the logit of "yes" as the answer's first token.
+//! Reranking by a yes/no question, as in the GRIT paper's code. Each passage takes one causal
+//! pass, and its score is the logit of "yes" as the answer's first token.
 
 use crate::batch::{Output, Want};
 use crate::{Engine, Error, Result};
 use gritlm_model::prompt;
 use rayon::prelude::*;
 
-/// A passage's relevance.
+/// The relevance of a passage.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
 pub struct Ranked {
-    /// Which passage, from 0.
+    /// Index of the passage, from 0.
     pub index: usize,
     /// Logit of "yes".
     pub score: f32,
@@ -18,13 +18,13 @@ pub struct Ranked {
 }
 
 impl Ranked {
-    /// Highest `value` first; equal ones as they came.
+    /// Sorts by `value`, the highest first; ties keep the order of the passages.
     pub fn sort_by(all: &mut [Self], value: impl Fn(&Self) -> f32) {
         all.sort_by(|a, b| value(b).total_cmp(&value(a)).then(a.index.cmp(&b.index)));
     }
 }
 
-/// The tokens of the two answers.
+/// The token ids of the two answers, "yes" and "no".
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Judge {
     yes: u32,
@@ -32,7 +32,7 @@ pub(crate) struct Judge {
 }
 
 impl Judge {
-    /// 5081 and 708 in Mistral's vocabulary, as they follow "Answer:".
+    /// Looks up the tokens as they follow "Answer:"; 5081 and 708 in Mistral's vocabulary.
     pub(crate) fn new(engine: &Engine) -> Result<Self> {
         engine.check_generates()?;
         let answer = |word| {
@@ -44,7 +44,7 @@ impl Judge {
         Ok(Self { yes: answer("yes")?, no: answer("no")? })
     }
 
-    /// Passage `index`'s relevance from its prompt's [`Want::Logits`].
+    /// Returns the relevance of passage `index` from the [`Want::Logits`] of its prompt.
     pub(crate) fn ranked(self, index: usize, logits: &[f32]) -> Result<Ranked> {
         let logit = |id: u32| logits.get(id as usize).copied().unwrap_or(f32::NAN);
         let (yes, no) = (logit(self.yes), logit(self.no));
@@ -59,17 +59,17 @@ impl Engine {
     /// Ranks passages by relevance to the query, most relevant first.
     ///
     /// # Errors
-    /// When the model has no head or its vocabulary no word for yes or no, or the KV pages do not
-    /// suffice.
+    /// When the model has no `lm_head`, its vocabulary has no token for "yes" or "no", or the KV
+    /// pages do not suffice.
     pub fn rerank(&self, query: &str, passages: &[impl AsRef<str> + Sync]) -> Result<Vec<Ranked>> {
         self.rerank_watched(query, passages, &mut |_| Ok(()))
     }
 
-    /// [`Engine::rerank`], calling `done` with the number of passages after each pass; its error
-    /// ends the work.
+    /// Ranks as [`Engine::rerank`] does, and calls `done` after each pass with the number of
+    /// passages in it. An error from `done` ends the work.
     ///
     /// # Errors
-    /// As [`Engine::rerank`], and what `done` returns.
+    /// As [`Engine::rerank`], and the errors that `done` returns.
     pub fn rerank_watched(
         &self,
         query: &str,
@@ -80,7 +80,8 @@ impl Engine {
         self.rank_encoded(&prompts, done)
     }
 
-    /// [`Engine::rerank_watched`] of prompts that [`Engine::encode_passages`] has made.
+    /// Ranks as [`Engine::rerank_watched`] does, from prompts that [`Engine::encode_passages`]
+    /// returned.
     ///
     /// # Errors
     /// As [`Engine::rerank_watched`].
@@ -105,8 +106,8 @@ impl Engine {
         Ok(ranked)
     }
 
-    /// The ids of the prompts that [`Engine::rerank`] runs, one a passage. Query and passages are
-    /// cut at 600 characters, as in the paper's code.
+    /// Returns the token ids of the prompts that [`Engine::rerank`] runs, one per passage. The
+    /// query and the passages are cut at 600 characters, as in the paper's code.
     ///
     /// # Errors
     /// When the tokenizer has no token for some part of a text.

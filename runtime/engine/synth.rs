@@ -1,5 +1,5 @@
-//! Random checkpoints in the published layout, for benchmarks and capacity tests: speed and memory
-//! depend on a model's shape, not on what it has learnt.
+//! Random checkpoints in the published layout, for benchmarks and capacity tests: speed and
+//! memory depend on a model's shape, not on its trained weights.
 
 use crate::{Error, Options, Result};
 use gritlm_model::config::{Config, Experts};
@@ -15,29 +15,30 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Names that [`shape`] knows.
+/// Names of the shapes that [`shape`] returns.
 pub const SHAPES: [&str; 5] = ["gritlm-7b", "gritlm-8x7b", "1b", "tiny", "tiny-moe"];
 
-/// Bytes that are filled while as many are written. Few enough to be in a cache still: with 4 MiB,
-/// 4.4 GB cost 2.9 s of system time instead of 1.3 s (medians of 8, on a busy machine).
+/// Number of bytes that are filled while the previous block is written. A block must be small
+/// enough to stay in a CPU cache: with 4 MiB, 4.4 GB cost 2.9 s of system time instead of 1.3 s
+/// (medians of 8, on a busy machine).
 const BLOCK: usize = 1 << 20;
-/// Bytes for whatever else is in the memory that a model is in.
+/// Bytes reserved for everything else in the memory that holds the model.
 const ROOM: u64 = 256 << 20;
-/// Bytes that a thread fills at a time: they fit its own cache.
+/// Number of bytes that a thread fills at a time, which fit its own cache.
 const PIECE: usize = 64 << 10;
 
-/// What has been written.
+/// Summary of a written checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Report {
-    /// Files in the folder.
+    /// Number of files in the folder.
     pub files: usize,
-    /// Bytes of the tensors.
+    /// Size of all tensors in bytes.
     pub bytes: u64,
-    /// Parameters of the model.
+    /// Number of parameters of the model.
     pub parameters: u64,
 }
 
-/// The shape of one of [`SHAPES`].
+/// Returns the config of one of [`SHAPES`], or None for another name.
 pub fn shape(like: &str) -> Option<Config> {
     let [dim, layers, heads, kv_heads, head_dim, hidden, vocab, max_positions] = match like {
         "gritlm-7b" | "gritlm-8x7b" => [4096, 32, 32, 8, 128, 14336, 32000, 32768],
@@ -66,10 +67,10 @@ pub fn shape(like: &str) -> Option<Config> {
     })
 }
 
-/// [`shape`] with another number of layers.
+/// Returns the config of [`shape`] with another number of layers.
 ///
 /// # Errors
-/// When there is no such shape, or `layers` is not from 1 to 1024.
+/// When the shape is unknown, or `layers` is not from 1 to 1024.
 pub fn config(like: &str, layers: Option<usize>) -> Result<Config> {
     let Some(mut config) = shape(like) else {
         let (expected, found) = (format!("one of {}", SHAPES.join(", ")), like.into());
@@ -84,14 +85,14 @@ pub fn config(like: &str, layers: Option<usize>) -> Result<Config> {
 }
 
 /// Writes a checkpoint of one of [`SHAPES`] to the folder `output`, which must be empty or not
-/// exist. `layers` replaces the shape's own number; `progress` hears bytes done and bytes in all,
-/// and its error ends the work.
-/// A `seed` gives the same bytes on every machine. Until all is written, the files lie beside
-/// `output`, in `<output>.partial-<process id>`.
+/// exist. `layers` replaces the shape's own number of layers. `progress` is called with the
+/// number of bytes written and the total, and its error ends the work. A `seed` gives the same
+/// bytes on every machine. Until the checkpoint is complete, its files are in
+/// `<output>.partial-<process id>`, beside `output`.
 ///
 /// # Errors
-/// When there is no such shape, `layers` is not from 1 to 1024, `output` is taken, or a file cannot
-/// be written. Then nothing is left behind.
+/// When the shape is unknown, `layers` is not from 1 to 1024, `output` exists and is not an empty
+/// folder, or a file cannot be written. Nothing is then left behind.
 pub fn write(
     like: &str,
     layers: Option<usize>,
@@ -102,10 +103,11 @@ pub fn write(
     write_config(&config(like, layers)?, seed, output, 5_000_000_000, progress) // Hugging Face's "5GB"
 }
 
-/// As [`write()`], for any shape, in files of at most `shard_bytes` of tensors (or one tensor).
+/// Writes a checkpoint as [`write()`] does, for any shape, in files of at most `shard_bytes`
+/// bytes of tensors, or of a single larger tensor.
 ///
 /// # Errors
-/// As [`write()`], and when no model can have this shape or its `vocab` is less than 260.
+/// As [`write()`], and when the config is invalid or its `vocab` is less than 260.
 pub fn write_config(
     config: &Config,
     seed: u64,
@@ -117,7 +119,7 @@ pub fn write_config(
         ("config.json", format!("{:#}\n", config_json(config))),
         ("tokenizer.json", tokenizer_json(config.vocab).to_string()),
     ];
-    // Nothing is written that would not open.
+    // These checks prevent writing a checkpoint that could not be opened.
     Config::parse(texts[0].1.as_bytes(), &output.join(texts[0].0))?;
     Tokenizer::parse(texts[1].1.as_bytes(), &output.join(texts[1].0), config)?;
     let tensors = expected(config);
@@ -132,7 +134,8 @@ pub fn write_config(
     if output.read_dir().map_or(output.exists(), |mut entries| entries.next().is_some()) {
         return Err(Error::io(output)(io::Error::other("exists, and is no empty folder")));
     }
-    // Beside what a link leads to: a folder cannot be renamed into another file system.
+    // If `output` is a link, the partial folder is beside its target, because a folder cannot be
+    // renamed into another file system.
     let output = output.canonicalize().unwrap_or_else(|_| output.components().collect());
     let partial = output.with_added_extension(format!("partial-{}", std::process::id()));
     fs::create_dir(&partial).map_err(Error::io(&partial))?;
@@ -151,22 +154,22 @@ pub fn write_config(
         };
         written.push((save(&path, tensors, seed, &mut wrote)?, path));
     }
-    // A benchmark that comes next must not share the disk with what is still on its way there.
+    // A benchmark that runs next must not share the disk with data that is still being written.
     written.into_iter().try_for_each(|(file, path)| file.sync_all().map_err(Error::io(path)))?;
     let _ = fs::remove_dir(&output); // not every system renames over an empty folder
     fs::rename(&partial.0, &output).map_err(Error::io(&output))?;
     Ok(Report { files, bytes: total, parameters: config.parameters() })
 }
 
-/// The tokenizer that [`write()`] writes.
+/// Returns the tokenizer that [`write()`] writes.
 pub(crate) fn tokenizer(config: &Config) -> Result<Tokenizer> {
     let text = tokenizer_json(config.vocab).to_string();
     Ok(Tokenizer::parse(text.as_bytes(), Path::new("tokenizer.json"), config)?)
 }
 
-/// Random weights in memory. `apart`: every tensor has its own bytes, those that [`write()`] writes
-/// with seed 0; else all matrices are parts of one block as large as the largest, and products are
-/// as large as their input where that has `dim` columns.
+/// Returns random weights in memory. With `apart`, every tensor has its own bytes, the same that
+/// [`write()`] writes with seed 0. Otherwise all matrices are parts of one block of the size of
+/// the largest, and products are as large as their input where the input has `dim` columns.
 pub(crate) fn weights(config: &Config, apart: bool) -> Result<Weights> {
     let make = |tensor: &Expected| {
         let (mut block, fill) = (vec![0; bytes(tensor) as usize], filler(tensor, 0));
@@ -182,7 +185,7 @@ pub(crate) fn weights(config: &Config, apart: bool) -> Result<Weights> {
     let rows = largest.div_ceil(2 * config.dim as u64) as usize;
     let block = make(&Expected { name: "block".into(), shape: vec![rows, config.dim] });
     Ok(Weights::made(config, |tensor| {
-        // The norms are near 1, and small.
+        // Norm weights are near 1, and they are small tensors.
         if tensor.shape.len() == 1 {
             return own(tensor);
         }
@@ -192,7 +195,8 @@ pub(crate) fn weights(config: &Config, apart: bool) -> Result<Weights> {
     })?)
 }
 
-/// Refuses a model of random weights that does not fit the device, where that tells its memory.
+/// Returns an error if a model with random weights does not fit the device's memory. The check is
+/// skipped on devices that do not report their free memory.
 pub(crate) fn check_memory<O: Ops>(ops: &O, config: &Config, options: &Options) -> Result<()> {
     let Some(free) = ops.free_memory() else { return Ok(()) };
     let c = config;
@@ -201,16 +205,17 @@ pub(crate) fn check_memory<O: Ops>(ops: &O, config: &Config, options: &Options) 
     let one: u64 = expected(&Config { layers: 1, ..c.clone() }).iter().map(bytes).sum();
     let none: u64 = expected(&Config { layers: 0, ..c.clone() }).iter().map(bytes).sum();
     debug_assert_eq!(all, none + c.layers as u64 * (one - none));
-    // x, h, q, what attention makes, and what lies inside the feed-forward.
+    // The row holds x, h, q, the output of attention, and the inner activations of the
+    // feed-forward.
     let row = 2 * c.dim + 2 * c.heads * c.head_dim + c.experts.map_or(1, |e| e.top_k) * c.hidden;
     let rest = none + (options.batch_tokens * row * 4) as u64 + ROOM;
     fits(c.layers, one - none + kv / c.layers as u64, rest, free)
 }
 
-/// Whether so many layers of so many bytes, and the rest, fit so many free bytes.
+/// Checks that `layers` layers of `layer` bytes each and `rest` bytes fit into `free` bytes.
 ///
 /// # Errors
-/// When they do not; the message says how many layers would.
+/// When they do not fit; the message says how many layers would.
 pub fn fits(layers: usize, layer: u64, rest: u64, free: u64) -> Result<()> {
     let needed = rest.saturating_add(layer.saturating_mul(layers as u64));
     if needed <= free {
@@ -228,7 +233,7 @@ pub fn fits(layers: usize, layer: u64, rest: u64, free: u64) -> Result<()> {
     })
 }
 
-/// A folder that goes when this goes, unless it has been renamed.
+/// A folder that is removed when this value is dropped, unless it has been renamed.
 struct Partial(PathBuf);
 
 impl Drop for Partial {
@@ -237,12 +242,12 @@ impl Drop for Partial {
     }
 }
 
-/// Bytes of a tensor in bf16.
+/// Returns the bytes of a tensor in bf16.
 fn bytes(tensor: &Expected) -> u64 {
     tensor.shape.iter().map(|&n| n as u64).product::<u64>() * 2
 }
 
-/// Spreads the tensors over files, in their order.
+/// Distributes the tensors over files, in their order.
 fn shards(tensors: &[Expected], limit: u64) -> Vec<(String, &[Expected])> {
     let mut size = 0;
     let together = |last: &Expected, next: &Expected| {
@@ -259,7 +264,7 @@ fn shards(tensors: &[Expected], limit: u64) -> Vec<(String, &[Expected])> {
     (1..).zip(&groups).map(|(i, &tensors)| (name(i), tensors)).collect()
 }
 
-/// What stands before the tensors of a file: a length, and so many bytes of JSON.
+/// Returns the header of a file of tensors: the length of a JSON text, then the text.
 fn header(tensors: &[Expected]) -> Vec<u8> {
     let mut json = json!({ "__metadata__": { "format": "pt" } });
     let mut end = 0;
@@ -273,7 +278,8 @@ fn header(tensors: &[Expected]) -> Vec<u8> {
     [&(json.len() as u64).to_le_bytes(), &*json].concat()
 }
 
-/// Writes a file of tensors, one block while the next is filled. `wrote` hears the bytes of each.
+/// Writes a file of tensors, and fills the next block while one is written. `wrote` is called
+/// with the bytes of each block.
 fn save(
     path: &Path,
     all: &[Expected],
@@ -300,13 +306,15 @@ fn save(
     Ok(file)
 }
 
-/// A function that fills a piece of the tensor, given the byte where it starts, a multiple of 8.
-/// Values are uniform; each follows from the seed, the tensor's name and its own place alone, so
-/// that threads and the order of writing do not matter. They have no period.
+/// Returns a function that fills a piece of the tensor, given the byte where the piece starts, a
+/// multiple of 8. Values are uniform and have no period. Each depends only on the seed, the
+/// tensor's name and its own position, so the number of threads and the order of writing do not
+/// matter.
 fn filler(tensor: &Expected, seed: u64) -> impl Fn(u64, &mut [u8]) + Sync {
     let key = tensor.name.bytes().fold(mix(seed), |key, byte| mix(key ^ u64::from(byte)));
-    // √3 standard deviations to each side of the middle. Where one is 1/√columns, a product is as
-    // large as what goes in: nothing overflows in any number of layers.
+    // The range extends √3 standard deviations to each side of the middle. With a standard
+    // deviation of 1/√columns, a product is as large as its input, so nothing overflows in any
+    // number of layers.
     let (middle, half) = match tensor.shape[..] {
         [] | [_] => (1.0, 0.1),
         _ if tensor.name == "model.embed_tokens.weight" => (0.0, 0.5 * 3_f32.sqrt()),
@@ -318,7 +326,8 @@ fn filler(tensor: &Expected, seed: u64) -> impl Fn(u64, &mut [u8]) + Sync {
         for (place, word) in (start / 8..).zip(piece.chunks_mut(8)) {
             word.copy_from_slice(&mix(key ^ place).to_le_bytes()[..word.len()]);
         }
-        // On its own, and of unsigned numbers, this loop becomes vectors; a core fills 4 GB/s.
+        // This loop is separate and reads unsigned numbers so that it vectorises; a core fills 4
+        // GB/s.
         for value in piece.as_chunks_mut::<2>().0 {
             let x = low + f32::from(u16::from_le_bytes(*value)) * step;
             *value = (((x.to_bits() + 0x8000) >> 16) as u16).to_le_bytes(); // rounds to bf16
@@ -326,16 +335,17 @@ fn filler(tensor: &Expected, seed: u64) -> impl Fn(u64, &mut [u8]) + Sync {
     }
 }
 
-/// The hash at the end of splitmix64, a permutation: different places have different bits.
+/// Applies the final hash of splitmix64, a permutation: different positions get different bits.
 fn mix(x: u64) -> u64 {
     let x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     let x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     x ^ (x >> 31)
 }
 
-/// `config.json` as Hugging Face writes it.
+/// Returns `config.json` as Hugging Face writes it.
 fn config_json(c: &Config) -> Value {
-    // Through decimal: widened as it is, the f32 1e-5 would read 0.000009999999747378752.
+    // The numbers go through decimal text: widened directly, the f32 1e-5 would become
+    // 0.000009999999747378752.
     let wide = |x: f32| x.to_string().parse().unwrap_or(f64::from(x));
     let kind = if c.experts.is_some() { "Mixtral" } else { "Mistral" };
     let mut json = json!({
@@ -357,7 +367,8 @@ fn config_json(c: &Config) -> Value {
     json
 }
 
-/// `tokenizer.json` of Mistral's form, without merges: a text is a space mark and its UTF-8 bytes.
+/// Returns a `tokenizer.json` of Mistral's form without merges: a text becomes a space mark and
+/// its UTF-8 bytes.
 fn tokenizer_json(vocab: usize) -> Value {
     let mut names: Vec<String> = ["<unk>", "<s>", "</s>"].map(String::from).into();
     names.extend((0..256).map(|byte| format!("<0x{byte:02X}>")).chain(["▁".into()]));

@@ -1,12 +1,12 @@
-//! A file's lock that ends with its holder.
+//! A file lock that is released when its holder is dropped.
 
 use std::fs::File;
 use std::ops::{Deref, DerefMut};
 
 /// A locked file that is unlocked when it is dropped.
 ///
-/// Closing is not enough: the lock belongs to the open file, and a child process that another
-/// thread is starting shares it from its fork to its exec.
+/// Closing the file is not enough: the lock belongs to the open file, which a child process that
+/// another thread is starting shares between its fork and its exec.
 pub struct UnlockOnDrop(pub File);
 
 impl Deref for UnlockOnDrop {
@@ -25,7 +25,7 @@ impl DerefMut for UnlockOnDrop {
 
 impl Drop for UnlockOnDrop {
     fn drop(&mut self) {
-        // Closing it unlocks it as well, only perhaps later.
+        // If this fails, closing the file still unlocks it, possibly later.
         let _ = self.0.unlock();
     }
 }

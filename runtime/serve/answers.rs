@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
-/// When a request is wanted: the options that every request may have.
+/// Priority and timeout, the scheduling options that every request may have.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct RequestOptions {
     /// Higher values are scheduled earlier.
@@ -108,7 +108,7 @@ impl Loaded {
         Ok(many)
     }
 
-    /// Submits a request to the scheduler that the metrics know by this name. `until_first` is
+    /// Submits a request to the scheduler; the metrics count it under `name`. `until_first` is
     /// dropped with the first event, and `cancel` with the events.
     pub(super) fn submit_watched(
         &self,

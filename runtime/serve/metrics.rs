@@ -192,7 +192,7 @@ impl Collector for Snapshot {
         one("ready", "Whether the model is loaded and requests are taken.", self.ready.into())?;
         let help = "Bytes of bodies, results and answers under way.";
         one("bytes_under_way", help, self.bytes_under_way)?;
-        one("tokens_waiting", "Tokens of all that waits.", stats.waiting_tokens)?;
+        one("tokens_waiting", "Tokens of all waiting prompts and texts.", stats.waiting_tokens)?;
         one("answers_running", "Answers under way.", stats.running)?;
         one("kv_pages", "KV pages.", stats.pages)?;
         one("kv_pages_free", "KV pages that nobody holds.", stats.pages_free)?;
@@ -238,7 +238,7 @@ impl Collector for Snapshot {
             Ok(())
         };
         let (gauge, counter) = (MetricType::Gauge, MetricType::Counter);
-        let help = "Requests that wait, by kind; those to rank are of texts, too.";
+        let help = "Waiting requests by kind; ranking counts as embed.";
         each("requests_waiting", help, gauge, "kind", &waiting)?;
         each("step_tokens", "Tokens of the last pass, by kind.", gauge, "kind", &kinds(last))?;
         each("tokens", "Tokens computed, by kind.", counter, "kind", &kinds(total))?;

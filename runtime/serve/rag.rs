@@ -1,8 +1,8 @@
 //! The store given by `--store`, and `/v1/rag/index`.
 //!
-//! Requests to the store are work of the scheduler like all others: embedding passes, judged
-//! passages, and answers that go on from keys and values of embedding passes. What they do beside
-//! it, reading from disk and joining caches, runs on threads that may block.
+//! Requests to the store are work for the scheduler like all others: embedding passes, judged
+//! passages, and answers that continue from the keys and values of embedding passes. Reading from
+//! disk and joining caches run on threads that may block.
 //!
 //! The store is locked only while documents are being added. `gritlm index` can therefore be used
 //! beside the server, and the next question sees what it commits.
@@ -24,11 +24,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::Semaphore;
 use utoipa::ToSchema;
 
-/// Questions whose joined caches may be in memory at once, before they are in KV pages. A cache of
-/// 512 tokens of GritLM-7B takes 128 MB there.
+/// Maximum number of questions whose joined caches are in memory at once, before they are in KV
+/// pages. A cache of 512 tokens of GritLM-7B takes 128 MB there.
 const LOADING: usize = 4;
 
-/// The store.
+/// The store given by `--store`.
 pub(super) struct Store {
     folder: PathBuf,
     snapshot: Mutex<Arc<Snapshot>>,
@@ -46,7 +46,7 @@ impl Store {
         Ok(Self { folder, snapshot, loading, writing })
     }
 
-    /// Returns the store as it is now.
+    /// Returns the current state of the store, which is reopened if it has changed on disk.
     pub(super) fn snapshot(&self, engine: &Engine) -> gritlm_rag::Result<Arc<Snapshot>> {
         // The lock is held while the store is reopened, as the next question would only do the
         // same. The guarded value is consistent at any time, so a poisoned lock can be used.
@@ -143,7 +143,7 @@ pub(super) async fn index(
         };
         return Err(Failure::field(format!("documents[{i}].path"), problem));
     }
-    // The semaphore is never closed. A request that is dropped meanwhile gives its place up.
+    // The semaphore is never closed. A request that is dropped while it waits gives up its place.
     let permit = Arc::clone(&store.writing).acquire_owned().await.map_err(|_| Failure::lost())?;
     let scheduler = loaded.scheduler.clone();
     let cancel = CancelOnDrop::default();

@@ -24,27 +24,28 @@ use std::sync::Arc;
 use std::time::Instant;
 use utoipa::ToSchema;
 
-/// The most documents per question: their caches are all in memory before they go to the device.
+/// Maximum number of documents per question: all their caches are in memory before they go to the
+/// device.
 const MAX_DOCUMENTS: usize = 64;
 
-/// A question to the store's documents. Of the fields for answers, `n` must be 1.
+/// A question about the store's documents. Of the fields for answers, `n` must be 1.
 #[derive(Deserialize, ToSchema)]
 pub(super) struct AskRequest {
     /// The question.
     #[schema(min_length = 1)]
     query: String,
-    /// What is reused instead of being computed again: nothing, the query's embedding pass, the
+    /// What to reuse instead of computing it again: nothing, the query's embedding pass, the
     /// documents' passes, or both in the named order. Reusing the documents' passes needs a store
     /// with caches (`gritlm index --cache doc`).
     #[schema(default = "none")]
     cache: Option<CacheName>,
-    /// With `"cache": "none"`: which comes first in the prompt.
+    /// Order of the query and the documents in the prompt; only with `"cache": "none"`.
     #[schema(default = "doc-query")]
     order: Option<OrderName>,
-    /// How many documents (chunks of the store) to answer from, the best first; 0 for none.
+    /// Number of documents (chunks of the store) to answer from, the best first; 0 for none.
     #[schema(minimum = 0, maximum = 64, default = 1)]
     documents: Option<usize>,
-    /// Join caches as the paper's code does, with overlapping positions.
+    /// Whether to join caches as the paper's code does, with overlapping positions.
     #[schema(default = false)]
     as_published: Option<bool>,
     /// The instruction that the question is embedded with; the paper uses none.
@@ -65,7 +66,7 @@ pub(super) struct AskRequest {
     /// Whether to return the log-probabilities of the tokens.
     #[schema(default = false)]
     logprobs: Option<bool>,
-    /// With `logprobs`: how many of the most likely tokens to return with each token.
+    /// With `logprobs`: number of most likely tokens to return with each token.
     #[schema(minimum = 0, maximum = 20)]
     top_logprobs: Option<u32>,
     #[serde(flatten)]
@@ -73,7 +74,7 @@ pub(super) struct AskRequest {
     rest: Map<String, Value>,
 }
 
-/// What is reused of earlier passes.
+/// Which earlier passes to reuse.
 #[derive(Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 enum CacheName {
@@ -84,7 +85,7 @@ enum CacheName {
     DocQuery,
 }
 
-/// Which comes first in the prompt.
+/// Order of the query and the documents in the prompt.
 #[derive(Clone, Copy, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 enum OrderName {
@@ -159,9 +160,9 @@ struct Question {
 
 /// Answers a question from the store's documents.
 ///
-/// The answer is a chat's, with the documents beside it; `Server-Timing` has its stages. With
-/// `stream` it comes as server-sent events, the documents in the first. Without a store (`gritlm
-/// serve --store DIR`) the answer is 404.
+/// The answer has the form of a chat completion, with the documents added; `Server-Timing` has
+/// its stages. With `stream` it comes as server-sent events, and the first one has the documents.
+/// Without a store (`gritlm serve --store DIR`) the answer is 404.
 #[utoipa::path(post, path = "/v1/rag/ask", tag = "rag",
     request_body = AskRequest,
     responses(
@@ -305,7 +306,7 @@ async fn blocking<T: Send + 'static>(
     Ok(tokio::task::spawn_blocking(work).await.map_err(|_| Failure::lost())??)
 }
 
-/// A question with what answers it.
+/// A question with the scheduler and the store that answer it.
 struct Task {
     question: Question,
     scheduler: Scheduler,

@@ -56,11 +56,11 @@ pub(super) struct Global {
     /// On a GPU, print the time of each op on stderr at the end
     #[arg(long, global = true)]
     pub(super) profile: bool,
-    /// On a GPU, multiply in half precision: faster if the adapter supports it, with errors of
+    /// With wgpu, multiply in half precision: faster if the adapter supports it, with errors of
     /// about 1e-3
     #[arg(long, global = true, env = "GRITLM_F16")]
     f16: bool,
-    /// On a GPU, first measure which tile shapes are fastest, and keep the result for later
+    /// With wgpu, first measure which tile shapes are fastest, and keep the result for later
     /// starts
     #[arg(long, global = true, env = "GRITLM_TUNE")]
     tune: bool,

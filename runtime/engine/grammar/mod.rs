@@ -1,8 +1,8 @@
-//! Answers that follow a JSON schema: which tokens may come next.
+//! Constrained generation: answers that follow a JSON schema.
 //!
-//! The model's logits are left as they are; before a token is drawn, those that the schema does not
-//! allow are taken out. Tokens are weighed by their bytes, so any vocabulary will do, and any
-//! spelling of the JSON in tokens is allowed.
+//! Before a token is sampled, the tokens that the schema does not allow are masked out; the
+//! model's logits stay as they are. The grammar matches the bytes of tokens, so it works with any
+//! vocabulary and allows any tokenization of the JSON.
 
 mod schema;
 
@@ -15,10 +15,10 @@ use serde_json::{Value, json};
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
-/// What an answer must be: [`crate::Sampling::grammar`]. Clones are cheap.
+/// A grammar that an answer must match, for [`crate::Sampling::grammar`]. Clones are cheap.
 ///
-/// An object's properties come in the order in which the schema has them. Between the parts of the
-/// JSON is a space at most, or a new line and up to 20 characters that indent the next.
+/// An object's properties come in the order of the schema. The parts of the JSON are separated by
+/// at most one space, or by a new line with up to 20 characters of indentation.
 ///
 /// ```
 /// use gritlm::{Engine, Grammar, Options, Prompt, Sampling};
@@ -46,26 +46,27 @@ pub struct Grammar {
 struct Inner {
     source: String,
     factory: Arc<ParserFactory>,
-    /// At the beginning of an answer.
+    /// The matcher's state at the beginning of an answer.
     start: Matcher,
 }
 
-/// Bytes of a schema's text; larger ones take long to compile.
+/// Maximum size of a schema's text in bytes; larger ones take long to compile.
 const MAX_BYTES: usize = 64 << 10;
-/// Compiling goes down a level for each schema that refers to the next; 1200 of them overflow 4 MB.
+/// Stack of the compiling thread. The compiler recurses for each schema that refers to the next;
+/// 1200 of them overflow 4 MB.
 const STACK: usize = 64 << 20;
-/// White space between two parts of JSON: a space, or a new line and how far it is indented. A
-/// model that is lost would go on with more of it for ever.
+/// White space between two parts of the JSON: one space, or a new line and its indentation.
+/// Without the limit, a model that has lost its way could emit white space forever.
 const SPACE: &str = r"\x20|\x0A[\x20\x09]{0,20}";
 
 impl Grammar {
-    /// Answers that are JSON and follow the schema.
+    /// Returns a grammar for JSON that follows `schema`.
     ///
     /// # Errors
-    /// When the schema is none, too large, contradictory or without a finite answer, or says what
-    /// cannot be followed token by token, as `not`, `uniqueItems`, references to elsewhere, and
-    /// `oneOf` whose options do not exclude each other. Only keywords that JSON Schema does not
-    /// know are left out silently.
+    /// When the schema is invalid, too large, contradictory or without a finite answer, or uses a
+    /// keyword that cannot be followed token by token: `not`, `uniqueItems`, external references,
+    /// or `oneOf` whose options do not exclude each other. Only keywords that JSON Schema does
+    /// not define are silently ignored.
     pub fn json_schema(engine: &Engine, schema: &Value) -> Result<Self> {
         let wrong = |problem: String| Error::Input { what: "JSON schema".into(), problem };
         schema::check_depth(schema).map_err(wrong)?;
@@ -85,20 +86,21 @@ impl Grammar {
         Ok(Self { inner: Arc::new(Inner { source, factory, start }) })
     }
 
-    /// Answers that are a JSON object, whatever is in it.
+    /// Returns a grammar for any JSON object.
     ///
     /// # Errors
-    /// When the tokenizer's tokens have no bytes of their own.
+    /// When the tokenizer's tokens have no bytes of their own, or the model has no
+    /// end-of-sequence token.
     pub fn json_object(engine: &Engine) -> Result<Self> {
         Self::json_schema(engine, &json!({ "type": "object" }))
     }
 
-    /// The schema's text.
+    /// Returns the schema's text.
     pub fn source(&self) -> &str {
         &self.inner.source
     }
 
-    /// At the beginning of an answer of this engine's.
+    /// Returns the state at the beginning of an answer of `engine`.
     pub(crate) fn guide(&self, engine: &Engine) -> Result<Guide> {
         if !Arc::ptr_eq(&engine.vocabulary()?, &self.inner.factory) {
             let problem = "it was made for another engine".into();
@@ -129,19 +131,19 @@ fn compile(factory: &ParserFactory, schema: &Value) -> std::result::Result<Match
         Value::Bool(false) => return Err("it allows nothing".into()),
         other => return Err(one_line(&format!("expected an object, found {other}"))),
     };
-    // The compiler's options, which are not the asker's affair.
+    // The compiler reads its options from this key, which replaces one that the client sent.
     schema.insert("x-guidance".into(), json!({ "whitespace_pattern": SPACE }));
     let env = Some(factory.tok_env().clone());
     let init = GrammarInit::Serialized(TopLevelGrammar::from_json_schema(schema.into()));
     let parser =
         init.to_internal(env, factory.limits().clone()).and_then(|(grammar, mut lexer)| {
-            // SentencePiece's models begin with a space that the text does not show.
+            // SentencePiece models begin a text with a space that is not shown.
             lexer.allow_initial_skip = true;
             factory.create_parser_from_init_default(GrammarInit::Internal(grammar, lexer))
         });
     let start = Matcher::new(Ok(parser.map_err(|e| one_line(&format!("{e:#}")))?));
-    // What is wrong with the first tokens is better known now. An object's first name is where too
-    // many optional ones show.
+    // Errors in the first tokens are better found now than during an answer. Too many optional
+    // properties show at an object's first name.
     let mut first = start.deep_clone();
     let names = factory.tok_env().tok_trie().greedy_tokenize(b"{\"");
     let tried = first.compute_mask().and_then(|_| match first.try_consume_tokens(&names)? {
@@ -151,9 +153,9 @@ fn compile(factory: &ParserFactory, schema: &Value) -> std::result::Result<Match
     tried.map(|()| start).map_err(|e| one_line(&e.to_string()))
 }
 
-/// What went wrong, without the parser's state.
+/// Returns the error on one line, without the parser's state.
 fn one_line(message: &str) -> String {
-    // Nor advice for who writes a program with the compiler.
+    // The compiler's advice to programmers is removed as well.
     let rest = ["\n<", ". Enable ", "; consider "].iter().filter_map(|end| message.find(end)).min();
     let message = match &message[..rest.unwrap_or(message.len())] {
         "NoExtensionBias" => "no token may come next",
@@ -162,7 +164,7 @@ fn one_line(message: &str) -> String {
     message.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(300).collect()
 }
 
-/// An engine's vocabulary by bytes, made when it is first asked for.
+/// An engine's vocabulary by bytes, made on first use.
 #[derive(Default)]
 pub(crate) struct Vocabulary {
     made: OnceLock<std::result::Result<Arc<ParserFactory>, String>>,
@@ -187,8 +189,8 @@ fn factory(
 ) -> std::result::Result<ParserFactory, String> {
     let first = *eos.first().ok_or("the model has no token that ends an answer")?;
     let bytes = tokenizer.token_bytes().map_err(|e| e.to_string())?;
-    // A token without bytes is never allowed. One that ends an answer must not be part of it, and
-    // the trie has room for 1024 bytes in a token.
+    // A token without bytes is never allowed. An end-of-sequence token must not be part of an
+    // answer, and the trie holds fewer than 1024 bytes per token.
     let word = |(id, bytes): (u32, Option<Vec<u8>>)| {
         bytes.filter(|bytes| bytes.len() < 1024 && !eos.contains(&id)).unwrap_or_default()
     };
@@ -208,27 +210,27 @@ fn factory(
     Ok(factory)
 }
 
-/// An answer's way through a grammar.
+/// The state of one answer in its grammar.
 pub(crate) struct Guide {
     matcher: Matcher,
-    /// Tokens that may come next, where they are known already.
+    /// Tokens that may come next, if they have been computed.
     next: Option<Result<SimpleVob>>,
 }
 
 impl Guide {
-    /// Finds out which tokens may come next, which takes a while and needs nothing of the model.
+    /// Computes the tokens that may come next. This takes a while and does not need the model.
     pub(crate) fn prepare(&mut self) {
         let matcher = &mut self.matcher;
         self.next.get_or_insert_with(|| matcher.compute_mask().map_err(|e| failed(&e.to_string())));
     }
 
-    /// Which tokens may come next.
+    /// Returns the tokens that may come next.
     pub(crate) fn allowed(&mut self) -> Result<SimpleVob> {
         self.prepare();
         self.next.take().unwrap_or_else(|| Err(failed("nothing is known")))
     }
 
-    /// Goes on behind a token that was allowed; whether this was the last.
+    /// Advances past a token that was allowed, and returns whether the answer is complete.
     pub(crate) fn push(&mut self, id: u32) -> Result<bool> {
         self.matcher.consume_token(id).map_err(|e| failed(&e.to_string()))?;
         Ok(self.matcher.is_stopped())

@@ -1,9 +1,9 @@
-//! What stands in for grammars where the feature `grammar` is not built in: types of which there
-//! are no values.
+//! Replaces grammars in builds without the feature `grammar`: types that have no values.
 
 use crate::{Engine, Result};
 
-/// What an answer must be. This build lacks the feature `grammar`, so there is none.
+/// A grammar that an answer must match. No value exists, because this build lacks the feature
+/// `grammar`.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Grammar {}
 

@@ -1,18 +1,19 @@
-//! What must be known of a schema before it is compiled, because the compiler does not ask: it
-//! would take minutes for some schemas of a few thousand bytes, and follow others without end.
+//! Checks on a schema before it is compiled. The compiler lacks them: it would take minutes for
+//! some schemas of a few thousand bytes, and would never finish others.
 
 use serde_json::{Map, Value};
 use std::collections::{HashMap, HashSet};
 
 type Result<T> = std::result::Result<T, String>;
 
-/// How deep values may lie in each other, as serde_json reads them at most.
+/// Maximum nesting of values, the limit of serde_json.
 const MAX_DEPTH: usize = 128;
-/// Values of a schema whose parts have been put together; so many take some 0.2 s to compile.
+/// Maximum number of values of a schema after merging; this many take about 0.2 s to compile.
 const MAX_SIZE: usize = 50_000;
-/// A number's remainder is known digit by digit, with a state for each; so many take 40 ms.
+/// Maximum divisor. The compiler tracks a number's remainder digit by digit with one state per
+/// remainder; this many take 40 ms.
 const MAX_DIVISOR: u64 = 10_000;
-/// Keywords beside which others still stand alone.
+/// Keywords that do not cause merging: a keyword with only these beside it stands alone.
 const BESIDE: [&str; 11] = [
     "$schema",
     "$id",
@@ -27,15 +28,15 @@ const BESIDE: [&str; 11] = [
     "discriminator",
 ];
 
-/// Keywords whose schemas are put together with what stands beside them.
+/// Keywords whose schemas are merged with the keywords beside them.
 const PARTS: [&str; 4] = ["$ref", "allOf", "anyOf", "oneOf"];
 
-/// Refuses what lies too deep in itself for any function that calls itself.
+/// Returns an error if values are nested too deeply for recursive functions.
 pub(super) fn check_depth(root: &Value) -> Result<()> {
     depth(root, MAX_DEPTH)
 }
 
-/// Refuses what would take too long, or go on for ever.
+/// Returns an error if compiling would take too long, or if no answer would ever end.
 pub(super) fn check(root: &Value) -> Result<()> {
     divisors(root, 1)?;
     let size = Sizes { root, known: HashMap::new() }.of(root, false, false);
@@ -64,8 +65,8 @@ fn depth(value: &Value, left: usize) -> Result<()> {
     }
 }
 
-/// The least common multiple of all `multipleOf`, which nothing that is put together exceeds; their
-/// points left out.
+/// Returns the least common multiple of all `multipleOf`, with their decimal points removed, or
+/// an error if it exceeds [`MAX_DIVISOR`]. It bounds the divisor of any merged schema.
 fn divisors(value: &Value, so_far: u64) -> Result<u64> {
     let gcd = |mut a: u64, mut b: u64| {
         while b > 0 {
@@ -93,7 +94,7 @@ fn divisors(value: &Value, so_far: u64) -> Result<u64> {
     }
 }
 
-/// What a reference within the schema leads to.
+/// Returns the value that a reference within the schema points to.
 fn target<'a>(root: &'a Value, reference: &str) -> Option<&'a Value> {
     let mut path = reference.strip_prefix('#')?.split('/').filter(|part| !part.is_empty());
     path.try_fold(root, |value, part| match value {
@@ -106,15 +107,16 @@ fn reference(schema: &Map<String, Value>) -> Option<&str> {
     schema.get("$ref")?.as_str()
 }
 
-/// How many values a schema has once what must be put together has been. The compiler keeps a
-/// reference as one, but where it stands beside something else.
+/// Counts the values of a schema after merging. The compiler keeps a reference as one value,
+/// unless it stands beside another keyword.
 struct Sizes<'a> {
     root: &'a Value,
     known: HashMap<(&'a str, bool), usize>,
 }
 
 impl<'a> Sizes<'a> {
-    /// `placed`: the schema is put together with another; `merged`: so is all that is in it.
+    /// Counts the values of `value`. `placed`: the schema is merged with another; `merged`: so is
+    /// everything inside it.
     fn of(&mut self, value: &'a Value, placed: bool, merged: bool) -> usize {
         let schema = match value {
             Value::Array(values) => {
@@ -127,7 +129,7 @@ impl<'a> Sizes<'a> {
         let list = |key: &str| schema.get(key).and_then(Value::as_array).into_iter().flatten();
         let others = schema.keys().filter(|key| !BESIDE.contains(&key.as_str())).count();
         let beside = others > 1 || list("allOf").count() > 1;
-        // Parts that have schemas in them, which meet where there are two.
+        // Counts the parts that contain schemas; with two or more, these schemas are merged.
         let own = |(key, value): (&String, _)| {
             !PARTS.contains(&&**key) && !BESIDE.contains(&&**key) && nests(value)
         };
@@ -163,7 +165,7 @@ impl<'a> Sizes<'a> {
         if let Some(&size) = self.known.get(&(to, merged)) {
             return size;
         }
-        // What refers to itself is not put in place again.
+        // A recursive reference is not expanded again.
         self.known.insert((to, merged), 1);
         let size = target(self.root, to).map_or(1, |schema| self.of(schema, true, merged));
         self.known.insert((to, merged), size);
@@ -171,7 +173,7 @@ impl<'a> Sizes<'a> {
     }
 }
 
-/// Whether a schema has others in it.
+/// Returns whether a schema contains other schemas.
 fn rich(schema: &Value) -> bool {
     schema.as_object().is_some_and(|s| s.contains_key("$ref") || s.values().any(nests))
 }
@@ -180,14 +182,15 @@ fn nests(value: &Value) -> bool {
     value.is_object() || value.as_array().is_some_and(|values| values.iter().any(nests))
 }
 
-/// Whether some finite value follows the schema, as far as references go: those are known to end
-/// that need none, then those that need only these, and so on.
+/// Returns whether some finite value follows the schema, as far as references matter. References
+/// that need no others are known to end; then those that need only these, and so on.
 fn ends(root: &Value) -> bool {
     let (mut waiting, mut ending) = (Vec::new(), HashSet::new());
     find(root, &mut HashSet::new(), &mut waiting);
     loop {
         let left = waiting.len();
-        // A chain of them is known after one pass in the right order, whichever that is.
+        // In the right order, one pass resolves a whole chain. The right order is unknown, so
+        // passes alternate between both.
         waiting.reverse();
         waiting.retain(|&to| {
             let ends = target(root, to).is_none_or(|schema| can_end(schema, &ending));
@@ -199,7 +202,7 @@ fn ends(root: &Value) -> bool {
     }
 }
 
-/// The references of a schema, each once.
+/// Collects the references of a schema, each once.
 fn find<'a>(value: &'a Value, seen: &mut HashSet<&'a str>, found: &mut Vec<&'a str>) {
     match value {
         Value::Array(values) => values.iter().for_each(|value| find(value, seen, found)),
@@ -225,7 +228,7 @@ fn can_end(schema: &Value, ending: &HashSet<&str>) -> bool {
         first.is_none_or(|schema| can_end(schema, ending))
     };
     let items = schema.get("minItems").and_then(Value::as_u64).unwrap_or(0);
-    // Behind the first ones all items are alike.
+    // After the `prefixItems`, all items are alike.
     let items = items.min(all("prefixItems").count() as u64 + 1);
     let own = match schema.get("type").and_then(Value::as_str) {
         Some("object") => all("required").all(required),

@@ -1,4 +1,4 @@
-//! What stands in for the Hugging Face hub where the feature `hub` is not built in: only folders.
+//! Replaces the Hugging Face hub in builds without the feature `hub`: only folders can be opened.
 
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};

@@ -1,19 +1,20 @@
-//! Where models lie on this machine, by the variables that Python's `huggingface_hub` hears, older
-//! names included.
+//! Locations of models on this machine, from the environment variables that Python's
+//! `huggingface_hub` reads, older names included.
 
 use std::env;
 use std::path::PathBuf;
 
-/// What the environment says.
+/// Locations that the environment selects.
 pub(super) struct Places {
-    /// The cache, a folder of repositories.
+    /// The cache, which is a folder of repositories.
     pub(super) cache: PathBuf,
-    /// The file with the user's token, where the environment has none.
+    /// The file with the user's token, which is read if the environment has none.
     token: PathBuf,
 }
 
 impl Places {
-    /// None where nothing says where the user's files are.
+    /// Reads the environment. Returns None if neither it nor the system names a folder for the
+    /// user's files.
     pub(super) fn from_env() -> Option<Self> {
         let home = set("HF_HOME")
             .or_else(|| Some(format!("{}/huggingface", set("XDG_CACHE_HOME")?)))
@@ -26,7 +27,7 @@ impl Places {
         Some(Self { cache: place(cache, "hub"), token: place(set("HF_TOKEN_PATH"), "token") })
     }
 
-    /// The user's token.
+    /// Returns the user's token, if there is one.
     pub(super) fn token(&self) -> Option<String> {
         let token = set("HF_TOKEN")
             .or_else(|| set("HUGGING_FACE_HUB_TOKEN"))
@@ -35,7 +36,8 @@ impl Places {
     }
 }
 
-/// The variable that forbids downloads; the older name counts where the newer one is not set.
+/// Returns the variable that forbids downloads, if any. The older name counts only if the newer
+/// one is not set.
 pub(super) fn offline() -> Option<&'static str> {
     let (name, value) = ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"]
         .into_iter()
@@ -43,12 +45,12 @@ pub(super) fn offline() -> Option<&'static str> {
     ["1", "ON", "TRUE", "YES"].contains(&&*value.to_uppercase()).then_some(name)
 }
 
-/// A variable's value, unless it is blank.
+/// Returns a variable's value, unless it is blank.
 pub(super) fn set(name: &str) -> Option<String> {
     env::var(name).ok().filter(|value| !value.trim().is_empty())
 }
 
-/// A path with the user's folder in place of `~` at its beginning.
+/// Replaces a `~` at the beginning of a path with the user's home folder.
 pub(super) fn from_home(path: &str) -> PathBuf {
     let rest = path.strip_prefix('~').filter(|rest| rest.is_empty() || rest.starts_with('/'));
     match (rest, env::home_dir()) {
@@ -57,7 +59,8 @@ pub(super) fn from_home(path: &str) -> PathBuf {
     }
 }
 
-/// [`from_home`], with values in place of `$NAME` and `${NAME}`; those that are not set stay.
+/// Expands a path as [`from_home`] does and replaces `$NAME` and `${NAME}` with the variables'
+/// values; names that are not set stay.
 fn expanded(path: &str) -> PathBuf {
     let home = from_home(path);
     let Some(mut rest) = home.to_str() else { return home };

@@ -12,22 +12,22 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-/// Order within a kind, the smallest first: the step of arrival, earlier by [`AGE`] for each level
-/// of priority, and the number of the request. It never changes, so who has waited long enough
-/// stands before whoever comes.
+/// Order within a kind, the smallest first: the step of arrival, [`AGE`] earlier for each level
+/// of priority, and the number of the request. The key never changes, so a request that has
+/// waited long enough precedes every new one.
 pub(super) type QueueKey = (i64, u64);
 
-/// Steps of waiting that a level of priority is worth.
+/// Number of steps of waiting that one level of priority is worth.
 pub(super) const AGE: i64 = 64;
 
-/// A request on its way to the thread.
+/// A request on its way to the scheduler's thread.
 pub(super) struct Arrival {
     pub(super) id: u64,
     pub(super) work: Work,
     pub(super) client: Client,
 }
 
-/// Who asked: where events go, and until when.
+/// The client of a request: where its events go, and until when it wants them.
 pub(super) struct Client {
     sink: Box<dyn FnMut(Event) + Send>,
     gone: Arc<AtomicBool>,
@@ -35,13 +35,13 @@ pub(super) struct Client {
     pub(super) priority: i32,
     deadline: Option<Instant>,
     submitted: Instant,
-    /// Step at arrival.
+    /// Number of steps when the request arrived.
     pub(super) arrived: u64,
-    /// First pass: when, and its step.
+    /// Time and number of the request's first pass.
     started: Option<(Instant, u64)>,
     /// Time at which the first token was sampled.
     first: Option<Instant>,
-    /// Events of this step; they go out when the step has been counted.
+    /// Events of this step, which are delivered after the step has been counted.
     out: Vec<Event>,
     ended: bool,
 }
@@ -84,7 +84,7 @@ impl Client {
         self.ended
     }
 
-    /// Counts the first pass, where this is it.
+    /// Records the first pass of the request; later calls do nothing.
     pub(super) fn start(&mut self, step: u64) {
         self.started.get_or_insert_with(|| (Instant::now(), step));
     }
@@ -101,7 +101,7 @@ impl Client {
         self.ended = true;
     }
 
-    /// `step`: the last one's number.
+    /// Ends the request, whose last step was number `step`.
     pub(super) fn finish(&mut self, step: u64, mut summary: Summary) {
         let now = Instant::now();
         let (started, first_step) = self.started.unwrap_or((now, step + 1));
@@ -127,12 +127,13 @@ impl Client {
 /// A prompt that waits for pages, or a preempted answer that waits for them again.
 pub(super) struct Prompting<'a> {
     pub(super) client: Client,
-    /// What precedes the prompt.
+    /// Keys and values that precede the prompt.
     pub(super) past: Option<Past>,
-    /// Tokens of the prompt, followed by the tokens sampled so far.
+    /// Tokens of the prompt, followed by the tokens sampled so far; after a preemption with a
+    /// past, only those that have not run.
     pub(super) prompt: Vec<u32>,
     pub(super) answer: Continuation<'a>,
-    /// Tokens that were found computed when it first had pages.
+    /// Number of reused tokens when the answer first got its pages; None before that.
     cached_tokens: Option<usize>,
 }
 
@@ -148,7 +149,8 @@ impl<'a> Prompting<'a> {
 }
 
 impl Prompting<'_> {
-    /// The window within which beginnings may be shared; None where they may not.
+    /// Returns the attention window under which the prompt's prefix may be shared, or None if it
+    /// may not be shared.
     pub(super) fn window(&self) -> Option<Option<u32>> {
         match self.answer.mask() {
             Mask::Causal { window } if self.past.is_none() => Some(window),
@@ -162,27 +164,27 @@ pub(super) struct Answering<'a> {
     pub(super) client: Client,
     pub(super) context: Context,
     pub(super) answer: Continuation<'a>,
-    /// Tokens in this step's pass.
+    /// Number of the answer's tokens in this step's pass.
     pub(super) part: usize,
     window: Option<Option<u32>>,
-    /// Whether something preceded the prompt.
+    /// Whether a [`Past`] precedes the prompt.
     has_past: bool,
-    /// All tokens from the prompt on, run or not.
+    /// All tokens from the prompt on, whether they have run or not.
     ids: Vec<u32>,
-    /// Full pages that the prefixes know.
+    /// Number of full pages that the prefix cache has been given.
     known: usize,
     cached_tokens: usize,
     /// Number of tokens that had been sampled when the answer got its pages.
     drawn_before: usize,
 }
 
-/// Tokens that an answer samples before it can be preempted again: they share what recomputing it
-/// costs.
+/// Number of tokens that an answer samples before it can be preempted again, which spreads the
+/// cost of recomputing it.
 const TURN: usize = 32;
 
 impl<'a> Answering<'a> {
-    /// With a cache that holds what precedes the prompt or a beginning of the prompt, and pages for
-    /// the rest and the answer.
+    /// Starts a waiting answer. `cache` holds the keys and values that precede the prompt or
+    /// those of the prompt's prefix, and has pages reserved for the rest and the answer.
     pub(super) fn new(waiting: Prompting<'a>, cache: KvCache) -> Self {
         let window = waiting.window();
         let Prompting { client, past, prompt, answer, cached_tokens } = waiting;
@@ -214,15 +216,15 @@ impl<'a> Answering<'a> {
         self.answer.drawn() > 0 && self.context.pending() == 1
     }
 
-    /// Returns whether it goes on from a [`Past`].
+    /// Returns whether the answer continues a [`Past`].
     pub(super) fn has_past(&self) -> bool {
         self.has_past
     }
 
-    /// Whether a text of this priority may preempt it: it has had its turn, and can get the same
-    /// keys and values again. Without a past they are recomputed, which works because its tokens do
-    /// not see later ones; with one they are copied away, which works unless a window has dropped
-    /// some.
+    /// Returns whether a text of this priority may preempt the answer: it must have had its turn,
+    /// and it must be able to get the same keys and values again. Without a past they are
+    /// recomputed, which is exact because its tokens do not attend to later ones. With a past
+    /// they are copied to memory, which is possible unless a sliding window has dropped some.
     pub(super) fn yields_to(&self, priority: i32) -> bool {
         let returns = match self.has_past {
             true => !self.context.cache.has_holes(),
@@ -233,8 +235,9 @@ impl<'a> Answering<'a> {
             && self.client.priority <= priority
     }
 
-    /// Gives up its pages and waits again. The prefix cache keeps them as long as nobody needs them;
-    /// with a past they are copied to memory. If that fails, the client gets the error.
+    /// Gives up the answer's pages, after which it waits again. The prefix cache keeps the pages
+    /// until others need them; with a past, they are copied to memory. If the copy fails, the
+    /// client and its error are returned.
     pub(super) fn preempt(self, engine: &Engine) -> Result<Prompting<'a>, Box<(Client, Error)>> {
         let Self { client, context, answer, ids, cached_tokens, .. } = self;
         let (past, prompt) = match self.has_past {
@@ -256,7 +259,7 @@ impl<'a> Answering<'a> {
         self.context.cache.pages()
     }
 
-    /// Takes what the pass has brought.
+    /// Takes the output of a pass and returns the next piece of the answer, if there is one.
     pub(super) fn settle(
         &mut self,
         result: Result<Output>,
@@ -276,7 +279,7 @@ impl<'a> Answering<'a> {
         Ok(piece)
     }
 
-    /// The prompt's scores, once, when it has been run as a whole.
+    /// Returns the prompt's scores, once, after the whole prompt has run.
     pub(super) fn scores(&mut self, whole: bool) -> Option<Vec<SampledToken>> {
         let told = self.answer.drawn() > 1 || !self.answer.scores_prompt();
         (whole && !told).then(|| self.answer.scores().to_vec())
@@ -298,9 +301,9 @@ pub(super) struct Texts {
     pub(super) texts: Vec<Encoded>,
     pub(super) what: What,
     pub(super) mask: Mask,
-    /// The first that has not been in a pass.
+    /// Index of the first text that has not been in a pass.
     pub(super) next: usize,
-    /// Tokens from there on.
+    /// Tokens of the texts from `next` on.
     pub(super) left: usize,
 }
 

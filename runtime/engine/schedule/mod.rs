@@ -1,9 +1,9 @@
-//! The scheduler: many requests, one copy of the weights, one batch.
+//! The scheduler: many requests share one copy of the weights and one batch.
 //!
 //! The scheduler does continuous batching on a thread of its own. Each step is one pass over a
-//! packed batch: the next token of every running answer, parts of prompts (prefill), and whole
-//! texts to embed or to rank, each with its own mask. [`Limits::batch_tokens`] says how a step is
-//! shared.
+//! packed batch, which consists of the next token of every running answer (decode), parts of
+//! prompts (prefill), and whole texts to embed or to rank. Each sequence has its own mask.
+//! [`Limits::batch_tokens`] describes how a step is shared.
 //!
 //! ```
 //! use gritlm::schedule::{Event, Limits, Scheduler, Work};
@@ -56,27 +56,31 @@ use std::thread::JoinHandle;
 pub use request::{Cancel, Event, Past, Refused, Request, Work};
 pub use stats::{Refusals, Stats, Step, StepTokens, Summary, Timings};
 
-/// Each kind of work gets something of every step from here on.
+/// With at least this many tokens, each kind of work gets a share of every step.
 const MIN_BATCH_TOKENS: usize = 16;
 
 /// Limits of a step and of the queue.
 ///
-/// An answer takes the KV pages for its whole length when it starts. A text that finds none
-/// preempts the youngest answers of its priority or a lower one, each of which has sampled 32
-/// tokens since it got its pages; they resume behind it with the same tokens.
+/// An answer reserves the KV pages for its whole length when it starts. A text that finds too few
+/// free pages preempts the youngest answers of its own or a lower priority, but only those that
+/// have sampled 32 tokens since they got their pages. A preempted answer resumes after the text,
+/// and its tokens are the same as without preemption.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Tokens of a step. First comes one for each answer under way, of which there are at most half
-    /// as many. While both wait, prompts and texts get half of the rest each, and either gets what
-    /// the other leaves. Prompts come in parts; texts come whole. One that is longer than its share
-    /// saves up the shares of steps that it sits out, and then runs beyond the budget if it must:
-    /// no text is too long for a step.
+    /// Token budget of a step. Each running answer first gets one token; at most
+    /// `batch_tokens / 2` answers run. While both wait, prompts and texts each get half of the
+    /// rest, and either gets what the other leaves. Prompts are split over steps; texts run
+    /// whole. A text that is longer than its share accumulates the shares of the steps in which
+    /// it does not run, and then runs, beyond the budget if it must: no text is too long for a
+    /// step.
     pub batch_tokens: usize,
-    /// Most requests in the queue.
+    /// Maximum number of requests in the queue.
     pub queue_requests: usize,
-    /// Most tokens of all requests in the queue together; a single request may have more.
+    /// Maximum number of tokens of all requests in the queue together; a request that waits alone
+    /// may have more.
     pub queue_tokens: usize,
-    /// For tests: a pass with a sequence of tokens for which this is true fails as on the device.
+    /// For tests: a pass fails, as if on the device, if this returns true for the tokens of one
+    /// of its sequences.
     #[doc(hidden)]
     pub fault: Option<fn(&[u32]) -> bool>,
 }
@@ -87,8 +91,8 @@ impl Default for Limits {
     }
 }
 
-/// A handle of a scheduler; clones are handles of the same one. When the last is dropped, it
-/// finishes what it has taken and ends.
+/// A handle to a scheduler; clones refer to the same one. When the last handle is dropped, the
+/// scheduler completes the accepted requests and ends.
 #[derive(Clone)]
 pub struct Scheduler {
     handle: Arc<Handle>,
@@ -107,7 +111,7 @@ impl Drop for Handle {
     }
 }
 
-/// State that the engine's thread shares with the handles.
+/// State that the scheduler's thread shares with the handles.
 struct Shared {
     inbox: Mutex<Inbox>,
     wake: Condvar,
@@ -115,18 +119,18 @@ struct Shared {
 
 struct Inbox {
     arrivals: Vec<Arrival>,
-    /// Requests taken so far; the next one's number.
+    /// Number of accepted requests, which is the next one's id.
     taken: u64,
     closed: bool,
     refused: Refusals,
-    /// As the thread last told it; it does not know of the arrivals.
+    /// Counters as the thread last published them; `arrivals` are not included.
     told: Stats,
     recent: Recent,
 }
 
 impl Shared {
     fn inbox(&self) -> MutexGuard<'_, Inbox> {
-        // Whole between any two statements, so a panic elsewhere does not spoil it.
+        // The inbox is consistent between any two statements, so a poisoned lock can be used.
         self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -172,8 +176,9 @@ impl Scheduler {
         Ok(Self { handle: Arc::new(Handle { engine, limits, shared, thread }) })
     }
 
-    /// The engine, for its config, tokenizer and device. Passes that are run past the scheduler
-    /// wait for its own, and their pages are missing in its count.
+    /// Returns the engine, for its config, tokenizer and device. Passes that a caller runs on it
+    /// directly wait for the scheduler's passes, and the scheduler cannot use the KV pages that
+    /// they hold.
     pub fn engine(&self) -> &Engine {
         &self.handle.engine
     }
@@ -183,8 +188,8 @@ impl Scheduler {
         &self.handle.limits
     }
 
-    /// Queues a request and returns its events, for blocking code; [`Scheduler::stream`] is the same
-    /// for async code.
+    /// Queues a request and returns its events, for blocking code; [`Scheduler::stream`] does the
+    /// same for async code.
     ///
     /// # Errors
     /// When the scheduler refuses the request.
@@ -200,18 +205,18 @@ impl Scheduler {
     pub fn stream(&self, request: Request) -> Result<EventStream, Refused> {
         let (sender, receiver) = unbounded();
         let ticket = self.submit_to(request, move |event| {
-            // A receiver that is gone has dropped its ticket, too.
+            // A dropped receiver has dropped its ticket as well, which cancels the request.
             let _ = sender.unbounded_send(event);
         })?;
         Ok(EventStream { receiver, _ticket: ticket })
     }
 
-    /// Takes a request whose events go to `sink`. It is called on the engine's thread between two
-    /// steps and must not wait: an unbounded sender of whatever kind, for instance. It is dropped
-    /// after the last event.
+    /// Queues a request and passes its events to `sink`, which the scheduler's thread calls
+    /// between two steps. The sink must not wait; it may be, for instance, an unbounded sender of
+    /// any kind. It is dropped after the last event.
     ///
     /// # Errors
-    /// When it cannot be taken.
+    /// If the scheduler refuses the request.
     pub fn submit_to(
         &self,
         request: Request,
@@ -268,8 +273,8 @@ impl Scheduler {
         }
     }
 
-    /// Tokens of the longest of sequences that run whole, after checking each and how many tokens
-    /// pooling leaves out of it.
+    /// Returns the length of the longest sequence that runs whole, in tokens, after checking each
+    /// sequence and the number of its tokens that pooling leaves out.
     fn longest<'a>(
         &self,
         sequences: impl Iterator<Item = (&'a [u32], usize)>,
@@ -310,18 +315,19 @@ impl Scheduler {
         self.handle.shared.inbox().stats(self.engine())
     }
 
-    /// The steps after this one, oldest first; of the last 256. Whoever asks again with the last
-    /// one's number gets each step once. Whoever has an event finds its step here.
+    /// Returns the steps after number `step`, oldest first, as far as they are among the last
+    /// 256. A caller that passes the number of the last step it has seen gets each step once. A
+    /// step is listed before its events are delivered.
     pub fn steps_since(&self, step: u64) -> Vec<Step> {
         self.handle.shared.inbox().recent.since(step)
     }
 
-    /// Refuses all new requests, and waits until every accepted request has ended.
+    /// Refuses new requests and waits until every accepted one has ended.
     pub fn drain(&self) {
         self.handle.shared.close();
         let mut thread = self.handle.thread.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(thread) = thread.take() {
-            // Its panic has been reported on stderr, and its requests' events have ended.
+            // A panic has been reported on stderr, and the requests' events have ended.
             let _ = thread.join();
         }
     }
@@ -349,8 +355,8 @@ impl Inbox {
     }
 }
 
-/// A request's stake. Dropping it gives the request up: it leaves the batch at the next step, and
-/// its pages are free.
+/// Keeps a request alive. Dropping the ticket cancels the request, which leaves the batch before
+/// the next step and frees its KV pages.
 #[derive(Debug)]
 #[must_use = "dropping it cancels the request"]
 pub struct Ticket {
@@ -363,8 +369,8 @@ impl Drop for Ticket {
     }
 }
 
-/// A request's events as they come, for async code: a [`Stream`] that ends after the last one.
-/// Dropping it cancels the request.
+/// Events of a request as they occur, for async code: a [`Stream`] that ends after the last
+/// event. Dropping it cancels the request.
 #[derive(Debug)]
 pub struct EventStream {
     receiver: UnboundedReceiver<Event>,
@@ -379,8 +385,8 @@ impl Stream for EventStream {
     }
 }
 
-/// A request's events as they come, for blocking code: an iterator that waits for the next. Dropping
-/// it cancels the request.
+/// Events of a request as they occur, for blocking code: an iterator that waits for the next
+/// event. Dropping it cancels the request.
 #[derive(Debug)]
 pub struct Events {
     stream: EventStream,

@@ -1,26 +1,27 @@
 //! Prefix caching: full KV pages are kept for later prompts that begin with the same tokens.
 //!
 //! There is one tree for each attention window, because keys and values depend on every earlier
-//! token and on what that token attended to. A level of the tree is a page. The look-up compares
-//! tokens, not hashes, so no client gets the keys of another prompt. Bidirectional passes neither
-//! use nor fill the cache, because there every token depends on all others.
+//! token and on what that token attended to. Each level of the tree is a page. The look-up
+//! compares tokens, not hashes, so no client can get the keys of another prompt. Bidirectional
+//! passes neither use nor fill the cache, because there every token depends on all others.
 
 use crate::Engine;
 use crate::cache::{KvCache, KvPool};
 use gritlm_model::ops::PAGE;
 use std::collections::HashMap;
 
-/// By the page's tokens.
+/// Nodes by the tokens of their page.
 type Level = HashMap<Box<[u32]>, Node>;
 
 struct Node {
     page: KvCache,
-    /// The last look-up or insertion that came by; never less than below.
+    /// Clock of the last look-up or insertion that passed this node; never less than that of a
+    /// child.
     used: u64,
     next: Level,
 }
 
-/// The tree, which holds its pages like any sequence does.
+/// The prefix trees, which hold their pages as a sequence does.
 #[derive(Default)]
 pub(super) struct Prefixes {
     windows: HashMap<Option<u32>, Level>,
@@ -29,13 +30,13 @@ pub(super) struct Prefixes {
 }
 
 impl Prefixes {
-    /// Pages held, others' share in them or not.
+    /// Returns the number of pages held, including those that sequences share.
     pub(super) fn pages(&self) -> usize {
         self.pages
     }
 
-    /// A cache of the longest known beginning, less than the whole: the last token must be run for
-    /// its logits.
+    /// Returns a cache with the longest known prefix of `ids`. It never covers all of `ids`,
+    /// because the last token must run for its logits.
     pub(super) fn find(&mut self, engine: &Engine, window: Option<u32>, ids: &[u32]) -> KvCache {
         self.clock += 1;
         let mut cache = engine.cache();
@@ -56,7 +57,7 @@ impl Prefixes {
         let mut level = self.windows.entry(window).or_default();
         for (i, tokens) in ids.chunks_exact(PAGE).enumerate() {
             if !level.contains_key(tokens) {
-                // The cache no longer holds pages that the window has passed.
+                // The cache no longer holds the pages that its sliding window has passed.
                 let Some(page) = cache.share(i..i + 1) else { return };
                 level.insert(tokens.into(), Node { page, used: 0, next: Level::new() });
                 self.pages += 1;
@@ -68,7 +69,7 @@ impl Prefixes {
     }
 
     /// Evicts the least recently used prefixes until `pages` are free. Returns false, and evicts
-    /// nothing, where all prefixes that no sequence uses are not enough.
+    /// nothing, if all prefixes that no sequence uses are not enough.
     pub(super) fn make_room(&mut self, pool: &KvPool, pages: usize) -> bool {
         let free = pool.free_pages();
         if pages <= free {
@@ -102,7 +103,7 @@ fn oldest(level: &Level) -> Option<u64> {
     level.values().filter_map(oldest).min()
 }
 
-/// Removes the last page that was used then.
+/// Removes the leaf whose `used` stamp this is.
 fn forget(level: &mut Level, used: u64) {
     level.retain(|_, node| {
         let last = node.next.is_empty();

@@ -11,67 +11,69 @@ use std::time::{Duration, Instant};
 /// The work of a request.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Work {
-    /// Embed texts; one [`Event::Embedding`] each, in order.
+    /// Embeds texts, with one [`Event::Embedding`] each, in order.
     Embed {
-        /// From [`crate::Engine::encode_texts`] with the same `how`.
+        /// Texts from [`crate::Engine::encode_texts`], encoded with the same `how`.
         texts: Vec<Encoded>,
-        /// How; instruction and length are in the texts already.
+        /// Options; the instruction and the maximum length are already applied to the texts.
         how: Embed,
     },
-    /// Judge passages; one [`Event::Ranked`] each, in order.
+    /// Judges the relevance of passages, with one [`Event::Ranked`] each, in order.
     Rank {
-        /// From [`crate::Engine::encode_passages`].
+        /// Prompts from [`crate::Engine::encode_passages`].
         prompts: Vec<Vec<u32>>,
     },
-    /// Generate an answer; one [`Event::Piece`] per token.
+    /// Generates an answer, with one [`Event::Piece`] per token.
     Generate {
-        /// From [`crate::Engine::tokenize_prompt`].
+        /// Token ids from [`crate::Engine::tokenize_prompt`].
         prompt: Vec<u32>,
-        /// How; [`Sampling::verbatim`] with what [`crate::Prompt::Raw`] and its like make.
+        /// Options. Set [`Sampling::verbatim`] for prompts that the answer continues as text,
+        /// such as [`crate::Prompt::Raw`].
         how: Sampling,
-        /// What precedes the prompt and is not computed again; None for nothing.
+        /// Keys and values that precede the prompt and are not recomputed, if any.
         past: Option<Past>,
     },
 }
 
-/// Keys and values that precede a prompt: those of an embedding pass, say, or of several that were
-/// joined. They are copied to KV pages when the answer gets its pages, one such answer a step,
-/// because the copy delays the step.
+/// Keys and values that precede a prompt, for instance those of one embedding pass or of several
+/// that were joined. They are copied to KV pages when the answer gets its pages. Only one such
+/// answer starts per step, because the copy delays the step.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Past {
     /// The keys and values.
     pub cache: KvSnapshot,
-    /// Their tokens, for the repetition penalty; may be empty.
+    /// Their token ids, for the repetition penalty; may be empty.
     pub tokens: Vec<u32>,
 }
 
-/// Cancels all requests that carry a clone of it.
+/// Cancels all requests that carry a clone of this value.
 #[derive(Clone, Debug, Default)]
 pub struct Cancel {
     cancelled: Arc<AtomicBool>,
 }
 
 impl Cancel {
-    /// Cancels them: they leave the batch at the next step, and their pages are free.
+    /// Cancels the requests: they leave the batch before the next step and free their KV pages.
     pub fn cancel(&self) {
         self.cancelled.store(true, Ordering::Relaxed);
     }
 
-    /// Returns whether they are cancelled.
+    /// Returns whether the requests are cancelled.
     pub fn is_cancelled(&self) -> bool {
         self.cancelled.load(Ordering::Relaxed)
     }
 }
 
 impl PartialEq for Cancel {
-    /// Returns whether both cancel the same requests.
+    /// Returns whether both values cancel the same requests.
     fn eq(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.cancelled, &other.cancelled)
     }
 }
 
 impl Work {
-    /// Tokens to be computed before the first result that needs them all.
+    /// Returns the number of tokens to compute before the work is complete or, for an answer,
+    /// before its first token.
     pub(super) fn tokens(&self) -> usize {
         match self {
             Self::Embed { texts, .. } => texts.iter().map(|t| t.tokens.len()).sum(),
@@ -80,7 +82,7 @@ impl Work {
         }
     }
 
-    /// Tokens that precede a prompt and are not computed.
+    /// Returns the number of tokens that precede a prompt and are not computed.
     pub(super) fn past_tokens(&self) -> usize {
         match self {
             Self::Generate { past: Some(past), .. } => past.cache.tokens(),
@@ -94,7 +96,8 @@ impl Work {
 pub struct Request {
     /// The work to do.
     pub work: Work,
-    /// Higher is earlier. One level is worth 64 steps of waiting, so nothing waits for ever.
+    /// Higher values are scheduled earlier. One level is worth 64 steps of waiting, so no request
+    /// starves.
     pub priority: i32,
     /// Deadline, after which the request fails with [`Error::Expired`].
     pub deadline: Option<Instant>,
@@ -114,16 +117,16 @@ pub enum Event {
     /// Log-probabilities of the prompt's tokens from the second on, where
     /// [`Sampling::prompt_logprobs`] asks for them; before the first piece.
     Prompt(Vec<SampledToken>),
-    /// A piece of the answer.
+    /// The next piece of the answer.
     Piece(Piece),
-    /// A text's vector.
+    /// The embedding of a text.
     Embedding {
-        /// Which text, from 0.
+        /// Index of the text in the request, from 0.
         index: usize,
-        /// Its embedding.
+        /// The text's embedding.
         embedding: Embedding,
     },
-    /// A passage's relevance.
+    /// The relevance of a passage.
     Ranked(Ranked),
     /// The request is complete.
     Finished(Summary),
@@ -135,40 +138,40 @@ pub enum Event {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Refused {
-    /// The queue is full. Come back later.
+    /// The queue is full. Retry later.
     #[error(
         "the queue is full: {requests} requests with {tokens} tokens wait; try again in {} s",
         retry_after.as_secs()
     )]
     QueueFull {
-        /// Requests that wait.
+        /// Number of waiting requests.
         requests: usize,
-        /// Their tokens.
+        /// Tokens of these requests.
         tokens: usize,
-        /// How long what waits will take at the pace so far; 1 to 60 s.
+        /// Time that the waiting requests will take at the pace so far, from 1 to 60 s.
         retry_after: Duration,
     },
     /// A text or prompt is longer than the model's positions. Shorten it.
     #[error("the input has {tokens} tokens; the model has {limit} positions")]
     TooLong {
-        /// Its tokens.
+        /// Length of the input in tokens.
         tokens: usize,
         /// The model's `max_position_embeddings`.
         limit: usize,
     },
-    /// The KV pages would not suffice if they were all free. Ask for less, or open the engine with
+    /// The request would not fit if all KV pages were free. Ask for less, or open the engine with
     /// more.
     #[error(
         "the request needs room for {tokens} tokens, and the KV cache holds {kv_tokens}; shorten \
          it, ask for fewer tokens or raise `kv_tokens`"
     )]
     NeverFits {
-        /// Tokens of the longest sequence, those to be generated counted.
+        /// Tokens of the longest sequence, including those to generate.
         tokens: usize,
-        /// Tokens of the whole pool.
+        /// Number of tokens that all KV pages hold.
         kv_tokens: usize,
     },
-    /// The scheduler ends: it finishes what it has and takes no more.
+    /// The scheduler is shutting down: it completes the accepted requests and accepts no more.
     #[error("the server is shutting down")]
     Draining,
     /// The request is invalid.

@@ -1,27 +1,27 @@
-//! Counters: of the scheduler, and of one request.
+//! Counters of the scheduler and of single requests.
 
 use super::Refused;
 use serde::{Serialize, Serializer};
 use std::collections::VecDeque;
 use std::time::Duration;
 
-/// Tokens that were computed, by kind.
+/// Number of computed tokens, by kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[cfg_attr(feature = "utoipa", derive(utoipa::ToSchema))]
 pub struct StepTokens {
-    /// Of answers, one a step each.
+    /// Decoded tokens: one per step for each running answer.
     pub decode: u64,
-    /// Of prompts.
+    /// Prefill tokens of prompts.
     pub prefill: u64,
-    /// Of texts, to embed or to rank.
+    /// Tokens of texts that are embedded or ranked.
     pub embed: u64,
-    /// Those of `decode` and `prefill` that belong to answers with a [`Past`](super::Past): answers
-    /// from documents' caches.
+    /// Tokens of `decode` and `prefill` that belong to answers with a [`Past`](super::Past), that
+    /// is, to answers from documents' caches.
     pub from_cache: u64,
 }
 
 impl StepTokens {
-    /// All kinds.
+    /// Returns the tokens of all kinds; `from_cache` is part of the others.
     pub fn sum(self) -> u64 {
         self.decode + self.prefill + self.embed
     }
@@ -34,21 +34,21 @@ impl StepTokens {
     }
 }
 
-/// A pass that is over.
+/// A completed pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Step {
-    /// Its number, from 1.
+    /// Number of the pass, from 1.
     pub step: u64,
-    /// What was computed.
+    /// Tokens that the pass computed.
     pub tokens: StepTokens,
-    /// How long it took.
+    /// Duration of the pass.
     pub time: Duration,
 }
 
-/// Steps that are kept.
+/// Number of steps that [`Recent`] keeps.
 const KEPT: usize = 256;
 
-/// The last steps, oldest first, in room that is there from the start.
+/// The last steps, oldest first, in memory allocated at the start.
 pub(super) struct Recent(VecDeque<Step>);
 
 impl Recent {
@@ -73,19 +73,19 @@ fn seconds<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Er
     serializer.serialize_f64(time.as_secs_f64())
 }
 
-/// Requests that were not taken, by reason; see [`Refused`].
+/// Number of refused requests, by reason; see [`Refused`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[cfg_attr(feature = "utoipa", derive(utoipa::ToSchema))]
 pub struct Refusals {
     /// The queue was full.
     pub queue_full: u64,
-    /// Beyond the model's positions.
+    /// A text or prompt was longer than the model's positions.
     pub too_long: u64,
-    /// Beyond all KV pages.
+    /// The request needed more than all KV pages.
     pub never_fits: u64,
-    /// The scheduler was ending.
+    /// The scheduler was shutting down.
     pub draining: u64,
-    /// They meant nothing.
+    /// The request was invalid.
     pub invalid: u64,
 }
 
@@ -101,95 +101,100 @@ impl Refusals {
     }
 }
 
-/// What the scheduler does and has done. Whoever has a request's last event finds it counted.
+/// State and totals of the scheduler. A request is counted before its last event is delivered.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[cfg_attr(feature = "utoipa", derive(utoipa::ToSchema))]
 pub struct Stats {
-    /// Prompts that wait for pages.
+    /// Generation requests that wait for KV pages or for a place in the batch, preempted answers
+    /// included.
     pub waiting_generate: usize,
-    /// Requests with texts that wait for their turn.
+    /// Embedding and ranking requests with texts that have not been in a pass.
     pub waiting_embed: usize,
-    /// Tokens of all that waits.
+    /// Tokens of all waiting prompts and texts.
     pub waiting_tokens: usize,
-    /// Answers under way.
+    /// Running answers: those that hold their KV pages.
     pub running: usize,
-    /// Passes.
+    /// Number of passes.
     pub steps: u64,
     /// Tokens of the last pass.
     pub last: StepTokens,
     /// Tokens of all passes.
     pub total: StepTokens,
-    /// Times that an answer was preempted: it gave its pages to a text, and was computed again or,
-    /// with a [`Past`](super::Past), copied away and back.
+    /// Number of preemptions: an answer gave its KV pages to a text and was recomputed later or,
+    /// with a [`Past`](super::Past), copied to memory and back.
     pub preemptions: u64,
-    /// Time in passes; as JSON, `busy_seconds`.
+    /// Time spent in passes; `busy_seconds` in JSON.
     #[serde(rename = "busy_seconds", serialize_with = "seconds")]
     #[cfg_attr(feature = "utoipa", schema(rename = "busy_seconds", value_type = f64, minimum = 0))]
     pub busy: Duration,
-    /// KV pages.
+    /// Number of KV pages.
     pub pages: usize,
-    /// Those that nobody holds.
+    /// Free KV pages.
     pub pages_free: usize,
-    /// Those that hold prefixes for prompts to come; given back when pages run short.
+    /// KV pages of the prefix cache; they are evicted when free pages run short.
     pub pages_prefix: usize,
-    /// Tokens of prompts that were found in such pages and not computed again.
+    /// Prompt tokens found in the prefix cache and not recomputed.
     pub prefix_tokens: u64,
-    /// Tokens whose keys and values came with their requests and were not computed again.
+    /// Tokens whose keys and values came with a request's [`Past`](super::Past) and were not
+    /// recomputed.
     pub past_tokens: u64,
-    /// Requests taken.
+    /// Accepted requests.
     pub submitted: u64,
-    /// Requests done.
+    /// Completed requests.
     pub finished: u64,
-    /// Requests that the device or the model failed.
+    /// Requests that failed with an error of the device or the model.
     pub failed: u64,
-    /// Requests whose client went away.
+    /// Requests that were cancelled or whose client disconnected.
     pub cancelled: u64,
     /// Requests that missed their deadline.
     pub expired: u64,
-    /// Requests that were not taken.
+    /// Refused requests, by reason.
     pub refused: Refusals,
 }
 
 impl Stats {
-    /// How long so many tokens take at the pace so far, in whole seconds that a client may wait.
+    /// Estimates the time that `tokens` tokens take at the average pace so far, in whole seconds
+    /// from 1 to 60.
     pub(super) fn time_for(&self, tokens: usize) -> Duration {
         let pace = self.total.sum() as f64 / self.busy.as_secs_f64();
         let seconds = tokens as f64 / pace;
-        // The pace is NaN before the first pass, and `as` makes 0 of it.
+        // The pace is NaN before the first pass, and `as` converts NaN to 0.
         Duration::from_secs((seconds.ceil() as u64).clamp(1, 60))
     }
 }
 
-/// What a request took.
+/// Counts and times of one request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Summary {
-    /// Tokens of the prompt or of all texts.
+    /// Tokens of the prompt, with those that precede it, or of all texts.
     pub prompt_tokens: usize,
-    /// Those of a prompt that were found computed.
+    /// Prompt tokens that were reused and not computed.
     pub cached_tokens: usize,
-    /// Tokens drawn.
+    /// Sampled tokens.
     pub output_tokens: usize,
-    /// Passes that began while it waited.
+    /// Number of passes that began while the request waited.
     pub queued_steps: u64,
-    /// Passes from its first to its last.
+    /// Number of passes from the request's first to its last.
     pub steps: u64,
-    /// Time, by stage.
+    /// Time spent in each stage.
     pub timings: Timings,
 }
 
-/// Where a request's time went; together, from submission to the last event.
+/// Time that a request spent in each stage; the sum is the time from submission to the last
+/// event.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Timings {
-    /// Until its first pass.
+    /// From submission to the request's first pass.
     pub queued: Duration,
-    /// From there until the first token was drawn, or the last text was done.
+    /// From the first pass until the first token was sampled or, for texts, until the last was
+    /// done.
     pub prefill: Duration,
-    /// From there to the end.
+    /// From the end of `prefill` to the last event.
     pub decode: Duration,
 }
 
 impl Timings {
-    /// From submission to the first token.
+    /// Returns the time from submission to the first token.
     pub fn first_token(&self) -> Duration {
         self.queued + self.prefill
     }

@@ -14,9 +14,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
-/// Steps until the handles are gone or closed, and everything is done.
+/// Runs steps until the scheduler is closed or has no more handles, and all requests have ended.
 pub(super) fn run(engine: &Engine, limits: &Limits, shared: &Shared) {
-    // However this thread ends, no client may wait for it for ever.
+    // No client may wait forever, however this thread ends.
     let _end = End(shared);
     let mut steps = Steps {
         engine,
@@ -37,7 +37,7 @@ pub(super) fn run(engine: &Engine, limits: &Limits, shared: &Shared) {
         steps.sweep();
         steps.admit();
         let parts = steps.pack();
-        // What has its pages or is in the pass leaves room in the queue.
+        // Requests that have their pages or are in this pass no longer count as waiting.
         steps.tell();
         steps.pass(parts);
         steps.tell();
@@ -65,20 +65,22 @@ struct Steps<'a> {
     /// Clients whose last event has yet to be delivered.
     leaving: Vec<Client>,
     prefixes: Prefixes,
-    /// What the first text, too long for its share, has saved up.
+    /// Tokens that the first text, which is longer than its share, has accumulated.
     credit: usize,
-    /// The text that found no pages in the last step. Prompts behind it wait: their answers would
-    /// take the pages as soon as they are free, each time.
+    /// The text that found too few free pages in the last step. Prompts behind it wait, because
+    /// their answers would take the pages each time some are freed.
     short: Option<QueueKey>,
-    /// Nothing could run although something waits, because pages are used past the scheduler.
+    /// Whether nothing could run although requests wait, because passes outside the scheduler
+    /// hold the pages.
     stuck: bool,
     stats: Stats,
-    /// The pass that has not been told of.
+    /// The pass that [`Steps::tell`] has not published yet.
     done: Option<Step>,
 }
 
 impl Steps<'_> {
-    /// Takes what has arrived, and waits for it where nothing else is to do; false at the end.
+    /// Accepts the requests that have arrived, and waits for one if there is nothing else to do.
+    /// Returns false when the scheduler is closed and idle.
     fn receive(&mut self) -> bool {
         let shared = self.shared;
         let mut inbox = shared.inbox();
@@ -165,9 +167,9 @@ impl Steps<'_> {
         }
     }
 
-    /// Gives prompts the pages for themselves and their whole answers, so that no answer ends for
-    /// lack of them; those that a window passes by come back on the way. In order: who comes next
-    /// is not overtaken by a smaller one.
+    /// Starts waiting answers, each with the pages for its prompt and its whole answer, so that
+    /// no answer fails halfway for lack of pages. Pages that a sliding window has passed are
+    /// freed on the way. Answers start in order: a smaller one does not overtake the next.
     fn admit(&mut self) {
         while self.running.len() < self.limits.batch_tokens / 2
             && let Some(entry) = self.prompts.first_entry()
@@ -207,7 +209,8 @@ impl Steps<'_> {
             let imported = waiting.past.is_some();
             self.running.insert(rank, Answering::new(waiting, cache));
             if imported {
-                // Each copy delays the step, so the next one has the next step.
+                // Each copy delays the step, so the next answer with a past starts in the next
+                // step.
                 break;
             }
         }
@@ -246,7 +249,7 @@ impl Steps<'_> {
         if left > 0 {
             embed = self.pack_texts(&mut parts, embed, embed + left, 0);
         }
-        // Without those that texts have preempted.
+        // Texts may have preempted some of the answers counted above.
         let decode = self.running.values().filter(|job| job.decodes()).count();
         let from_cache = self.running.values().filter(|job| job.has_past());
         let from_cache = from_cache.map(|job| job.part).sum::<usize>() as u64;
@@ -255,8 +258,9 @@ impl Steps<'_> {
         parts
     }
 
-    /// Adds texts in order to the `used` tokens of them in the pass, until they would be more than
-    /// `share`; a single one may have `credit`.
+    /// Adds texts to the pass in order, and returns the number of text tokens in it. `used`
+    /// tokens of texts are in it already; a text is added if the sum stays within `share` or, as
+    /// the first text of the pass, if it has at most `credit` tokens.
     fn pack_texts(
         &mut self,
         parts: &mut Vec<Part>,
@@ -264,14 +268,14 @@ impl Steps<'_> {
         share: usize,
         credit: usize,
     ) -> usize {
-        // Out of `self`, whose answers may have to make room meanwhile.
+        // The texts are moved out of `self`, because adding one may preempt answers.
         let mut texts = std::mem::take(&mut self.texts);
         let used = self.pack_some(&mut texts, parts, used, share, credit);
         self.texts = texts;
         used
     }
 
-    /// [`Steps::pack_texts`] of these.
+    /// Implements [`Steps::pack_texts`] for the given texts.
     fn pack_some(
         &mut self,
         texts: &mut BTreeMap<QueueKey, Texts>,
@@ -289,7 +293,7 @@ impl Steps<'_> {
                 let mut cache = self.engine.cache();
                 let pages = tokens.div_ceil(PAGE);
                 let room = self.prefixes.make_room(self.engine.pool(), pages)
-                    // Only for the first text of a pass, so that answers make progress, too.
+                    // Only the first text of a pass preempts, so that answers make progress, too.
                     || parts.is_empty() && self.preempt(pages, job.client.priority);
                 if !room || cache.reserve(tokens).is_err() {
                     self.short = Some(rank);
@@ -305,9 +309,10 @@ impl Steps<'_> {
         used
     }
 
-    /// Preempts answers, the youngest first, until a text of this priority finds its pages; none
-    /// where even all of them would not do. A preempted answer waits for pages again, ahead of all
-    /// that came after it, and recomputes the tokens whose pages the prefix cache has evicted.
+    /// Preempts answers, the youngest first, until `pages` pages are free for a text of this
+    /// priority. Returns false and preempts none if even all of them would not be enough. A
+    /// preempted answer waits for pages again, ahead of all answers that came after it, and
+    /// recomputes the tokens whose pages the prefix cache has evicted.
     fn preempt(&mut self, pages: usize, priority: i32) -> bool {
         let pool = self.engine.pool();
         let yielding = self.running.iter().filter(|(_, job)| job.yields_to(priority));
@@ -357,8 +362,9 @@ impl Steps<'_> {
         }
         let start = Instant::now();
         let results = std::thread::scope(|scope| {
-            // What grammars allow needs no logits, so it is found out while the device computes
-            // them; in settling where the system gives no thread.
+            // The tokens that grammars allow do not depend on logits, so a second thread computes
+            // them while the device runs. If the system cannot start a thread, settling computes
+            // them.
             if !guides.is_empty() {
                 let prepare = move || guides.into_iter().for_each(Guide::prepare);
                 let _ = std::thread::Builder::new().spawn_scoped(scope, prepare);
@@ -397,7 +403,7 @@ impl Steps<'_> {
             }
         }
         for (Part { rank, index, cache }, result) in parts.into_iter().zip(results) {
-            // Another of its texts may have failed just now.
+            // Another text of the same request may have failed in this pass.
             let Some(job) = self.texts.get_mut(&rank).filter(|job| !job.client.has_ended()) else {
                 continue;
             };
@@ -442,7 +448,7 @@ impl Steps<'_> {
         done.into_iter().for_each(|step| inbox.recent.push(step));
     }
 
-    /// Sends the step's events, which its counts are there before.
+    /// Delivers the step's events, after [`Steps::tell`] has published its counters.
     fn deliver(&mut self) {
         self.running.values_mut().for_each(|job| job.client.deliver());
         self.texts.values_mut().for_each(|job| job.client.deliver());
@@ -450,8 +456,8 @@ impl Steps<'_> {
     }
 }
 
-/// Runs a pass; where it fails, each sequence again on its own, to find out who is at fault. A
-/// failed pass has advanced no cache.
+/// Runs a pass. If it fails, each sequence runs again alone, to find the one at fault. A failed
+/// pass has advanced no cache.
 fn outcomes(
     engine: &Engine,
     limits: &Limits,
@@ -464,7 +470,7 @@ fn outcomes(
     }
 }
 
-/// Runs a pass, and returns a panic as an error, so that the server goes on.
+/// Runs a pass and returns a panic as an error, so that the server survives it.
 fn attempt(
     engine: &Engine,
     limits: &Limits,
