@@ -92,7 +92,7 @@ impl Chunking {
     /// let cuts = Chunking { tokens: 64, overlap: 0 }.cut(&engine, "Title", &text)?;
     /// assert!(cuts.iter().all(|cut| cut.encoded.tokens.len() <= 64));
     /// assert!(cuts.iter().all(|cut| text[cut.bytes.clone()].ends_with("words. ")));
-    /// # Ok::<(), gritlm::Error>(())
+    /// # Ok::<(), gritlm_rag::Error>(())
     /// ```
     ///
     /// # Errors

@@ -100,7 +100,7 @@ pub enum Event<'a> {
 /// let mut indexer = Indexer::open(&engine, &store, &Identity::of(&engine))?;
 /// let done = indexer.run(&[notes], &mut |_| Ok(()))?;
 /// assert_eq!((done.added, done.chunks), (1, 1));
-/// # Ok::<(), gritlm::Error>(())
+/// # Ok::<(), gritlm_rag::Error>(())
 /// ```
 pub struct Indexer<'a> {
     passes: &'a dyn Passes,
@@ -282,7 +282,7 @@ impl<'a> Indexer<'a> {
     /// };
     /// assert_eq!(indexer.put(vec![source.clone()], &mut |_| Ok(()))?.added, 1);
     /// assert_eq!(indexer.put(vec![source], &mut |_| Ok(()))?.unchanged, 1);
-    /// # Ok::<(), gritlm::Error>(())
+    /// # Ok::<(), gritlm_rag::Error>(())
     /// ```
     ///
     /// # Errors

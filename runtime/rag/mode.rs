@@ -54,7 +54,7 @@ impl FromStr for Order {
 /// use gritlm_rag::{Mode, Order};
 /// assert_eq!("doc-query".parse::<Mode>()?, Mode::DocQuery);
 /// assert_eq!("none".parse::<Mode>()?.ordered(Order::QueryDoc), Mode::Plain(Order::QueryDoc));
-/// # Ok::<(), gritlm::Error>(())
+/// # Ok::<(), gritlm_rag::Error>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {

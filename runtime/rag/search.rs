@@ -55,7 +55,7 @@ impl Default for Find {
 /// assert!(filter.matches(&json!({"year": 2024})));
 /// assert!(filter.matches(&json!({"year": ["2023", "2024"]})));
 /// assert!(!filter.matches(&json!({"month": 2024})));
-/// # Ok::<(), gritlm::Error>(())
+/// # Ok::<(), gritlm_rag::Error>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Filter {
@@ -125,7 +125,7 @@ pub struct Hit {
 /// let searcher = Searcher::open(&engine, &store)?;
 /// let found = searcher.search("a board game", &Find::default())?;
 /// assert_eq!(found[0].chunk.title, "chess.txt");
-/// # Ok::<(), gritlm::Error>(())
+/// # Ok::<(), gritlm_rag::Error>(())
 /// ```
 pub struct Searcher<'a> {
     passes: &'a dyn Passes,

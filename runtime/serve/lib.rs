@@ -166,7 +166,7 @@ impl App {
 /// println!("http://{}", server.address());
 /// // Ends at once: what is to stop it is there already.
 /// server.run(|| Engine::open("demo", &Options::default()), std::future::ready(()))?;
-/// # Ok::<(), gritlm::Error>(())
+/// # Ok::<(), gritlm_serve::Error>(())
 /// ```
 pub struct Server {
     listener: std::net::TcpListener,

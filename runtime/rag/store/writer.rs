@@ -46,7 +46,7 @@ use std::path::{Path, PathBuf};
 /// assert_eq!(reader.chunk(id)?.text, text);
 /// # drop(writer);
 /// # std::fs::remove_dir_all(&folder).unwrap();
-/// # Ok::<(), gritlm::Error>(())
+/// # Ok::<(), gritlm_rag::Error>(())
 /// ```
 pub struct Writer {
     folder: PathBuf,
