@@ -15,7 +15,7 @@ mod server;
 use clap::Parser;
 use clients::{Seen, chat, embed};
 use gritlm::{Device, Embed, Engine, Options, Prompt, Sampling};
-use server::Server;
+use server::{Server, Target};
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{scope, sleep};
@@ -23,12 +23,8 @@ use std::time::{Duration, Instant};
 
 #[derive(Parser)]
 struct Args {
-    /// Model, as for `gritlm serve`.
-    #[arg(long, default_value = "demo")]
-    model: String,
-    /// Device, as for `gritlm serve`.
-    #[arg(long, default_value = "cpu")]
-    device: String,
+    #[command(flatten)]
+    target: Target,
     /// Number of clients; half of them embed, half of them chat.
     #[arg(long, default_value_t = 64)]
     clients: usize,
@@ -47,9 +43,6 @@ struct Args {
     /// Give each of two processes threads for only half of the cores.
     #[arg(long)]
     half_threads: bool,
-    /// Passed by `cargo bench`.
-    #[arg(long, hide = true)]
-    bench: bool,
 }
 
 /// Inputs with their expected results.
@@ -62,7 +55,7 @@ struct Expected {
 fn start(args: &Args, threads: Option<usize>) -> Server {
     let tokens = args.max_batch_tokens.to_string();
     let more = ["--kv-tokens", "65536", "--max-batch-tokens", &tokens];
-    Server::start(server::program(), &args.model, &args.device, &more, threads)
+    Server::start(server::program(), &args.target, &more, threads)
 }
 
 impl Server {
@@ -80,9 +73,11 @@ impl Server {
 
 /// Asks the model each input alone.
 fn expected(args: &Args) -> Expected {
-    let options =
-        Options { device: args.device.parse::<Device>().expect("a device"), ..Options::default() };
-    let engine = Engine::open(&args.model, &options).expect("the model opens");
+    let options = Options {
+        device: args.target.device.parse::<Device>().expect("a device"),
+        ..Options::default()
+    };
+    let engine = Engine::open(&args.target.model, &options).expect("the model opens");
     // Words differ from input to input; texts have 16 to 500 tokens, prompts 16 to 64.
     let words = ["package", "library", "editor", "network", "chess", "server", "audio", "parser"];
     let text = |seed: usize, tokens: usize| {
@@ -180,7 +175,12 @@ fn main() {
     let expected = expected(&args);
     println!(
         "{} on {}, {} clients, {} s each, steps of {} tokens, answers of {} tokens",
-        args.model, args.device, args.clients, args.seconds, args.max_batch_tokens, args.max_tokens
+        args.target.model,
+        args.target.device,
+        args.clients,
+        args.seconds,
+        args.max_batch_tokens,
+        args.max_tokens
     );
     let one = {
         let server = start(&args, None);

@@ -21,7 +21,7 @@ use gritlm_rag::{
     content_hash,
 };
 use serde_json::{Value, json};
-use server::Server;
+use server::{Server, Target};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -30,12 +30,8 @@ use std::time::{Duration, Instant};
 
 #[derive(Parser)]
 struct Args {
-    /// Model, as for `gritlm serve`.
-    #[arg(long, default_value = "demo")]
-    model: String,
-    /// Device, as for `gritlm serve`.
-    #[arg(long, default_value = "cpu")]
-    device: String,
+    #[command(flatten)]
+    target: Target,
     /// Program to measure, instead of the one of this build.
     #[arg(long)]
     program: Option<PathBuf>,
@@ -48,9 +44,6 @@ struct Args {
     /// Tokens per answer.
     #[arg(long, default_value_t = 32)]
     max_tokens: usize,
-    /// Passed by `cargo bench`.
-    #[arg(long, hide = true)]
-    bench: bool,
 }
 
 /// Number of different texts, prompts and documents.
@@ -69,8 +62,8 @@ fn topic(i: usize) -> String {
 
 /// Indexes the documents and gets the expected answers from the library.
 fn expected(args: &Args, store: &Path) -> Expected {
-    let device = args.device.parse::<Device>().expect("a device");
-    let engine = Engine::open(&args.model, &Options { device, ..Options::default() });
+    let device = args.target.device.parse::<Device>().expect("a device");
+    let engine = Engine::open(&args.target.model, &Options { device, ..Options::default() });
     let engine = engine.expect("the model opens");
     let greedy = Sampling { max_tokens: args.max_tokens, ignore_eos: true, ..Sampling::greedy() };
     let identity = Identity { cache: CacheKind::Doc, ..Identity::of(&engine) };
@@ -224,15 +217,15 @@ fn main() {
     println!(
         "{} of {} on {}, clients that embed, chat, ask: {:?}, {} s each, answers of {} tokens",
         program.display(),
-        args.model,
-        args.device,
+        args.target.model,
+        args.target.device,
         args.clients,
         args.seconds,
         args.max_tokens
     );
     let store = store.to_str().expect("UTF-8");
     let more = ["--kv-tokens", "65536", "--max-batch-tokens", "256", "--store", store];
-    let server = Server::start(program, &args.model, &args.device, &more, None);
+    let server = Server::start(program, &args.target, &more, None);
     let [embed, chat, ask] = [0, 1, 2].map(|kind| args.clients.get(kind).copied().unwrap_or(0));
     let without = load("without questions", &args, &server, [embed, chat, 0], &expected);
     let with = load("with questions", &args, &server, [embed, chat, ask], &expected);

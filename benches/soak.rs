@@ -26,7 +26,7 @@ use clap::Parser;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use serde_json::{Value, json};
-use server::Server;
+use server::{Server, Target};
 use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -37,12 +37,8 @@ use std::time::{Duration, Instant};
 
 #[derive(Parser)]
 struct Args {
-    /// Model, as for `gritlm serve`.
-    #[arg(long, default_value = "demo")]
-    model: String,
-    /// Device, as for `gritlm serve`.
-    #[arg(long, default_value = "cpu")]
-    device: String,
+    #[command(flatten)]
+    target: Target,
     /// Minutes of the phase with attackers; the phase without takes a quarter of that.
     #[arg(long, default_value_t = 30.0)]
     minutes: f64,
@@ -59,9 +55,6 @@ struct Args {
     /// Seconds that an attacker pauses after an attack.
     #[arg(long, default_value_t = 0.5)]
     pause: f64,
-    /// Passed by `cargo bench`.
-    #[arg(long, hide = true)]
-    bench: bool,
 }
 
 /// Interval between large requests, the same in both phases.
@@ -341,7 +334,7 @@ fn around(taken: &[Taken], end: f64, minute: f64) -> [f64; 3] {
 
 fn main() -> std::io::Result<()> {
     let args = Args::parse();
-    let server = Server::start(server::program(), &args.model, &args.device, &[], None);
+    let server = Server::start(server::program(), &args.target, &[], None);
     let hostile = Hostile::new()?;
     let time = Duration::from_secs_f64(args.minutes * 60.0);
     let mut tails = Vec::new();

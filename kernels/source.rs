@@ -12,6 +12,7 @@ use crate::rmsnorm::Norm;
 use crate::route::{Add, Choose, Sort};
 use crate::sample::Draws;
 use crate::search::{Scores, Select};
+use gritlm_model::hash::fnv1a;
 
 /// A source file with all its entry points.
 #[derive(Debug)]
@@ -107,11 +108,8 @@ pub fn key(source: &Source, arch: &str) -> String {
 /// Returns the 128-bit FNV-1a hash of the parts and their lengths, in hexadecimal. It is the same
 /// in every version of this program, unlike the hashes of the standard library.
 pub(crate) fn hash<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
-    let mut hash = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d_u128;
-    for part in parts {
-        for &byte in (part.len() as u64).to_le_bytes().iter().chain(part) {
-            hash = (hash ^ u128::from(byte)).wrapping_mul((1 << 88) + 0x13b);
-        }
-    }
-    format!("{hash:032x}")
+    let bytes = parts
+        .into_iter()
+        .flat_map(|part| (part.len() as u64).to_le_bytes().into_iter().chain(part.iter().copied()));
+    format!("{:032x}", fnv1a(bytes))
 }

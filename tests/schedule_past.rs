@@ -13,14 +13,9 @@ fn encoded(tokens: Vec<u32>) -> Encoded {
 /// Keys and values of an embedding pass, as the engine alone computes them.
 fn kept(engine: &Engine, tokens: &[u32]) -> KvSnapshot {
     let how = Embed { keep_kv: true, ..Embed::default() };
-    let mut kept = None;
-    engine
-        .embed_encoded(&[encoded(tokens.to_vec())], &how, &mut |pass| {
-            kept = pass.into_iter().next().and_then(|(_, embedding)| embedding.kv);
-            Ok(())
-        })
-        .unwrap();
-    kept.unwrap()
+    let texts = [encoded(tokens.to_vec())];
+    let mut kept = engine.embed_encoded(&texts, &how, &mut |_| Ok(())).unwrap();
+    kept.remove(0).kv.unwrap()
 }
 
 fn endless(max_tokens: usize) -> Sampling {

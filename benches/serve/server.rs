@@ -6,6 +6,20 @@ use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
 
+/// What every load test is told.
+#[derive(clap::Args)]
+pub(crate) struct Target {
+    /// Model, as for `gritlm serve`.
+    #[arg(long, default_value = "demo")]
+    pub(crate) model: String,
+    /// Device, as for `gritlm serve`.
+    #[arg(long, default_value = "cpu")]
+    pub(crate) device: String,
+    /// Passed by `cargo bench`.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
 /// Returns this build's program.
 pub(crate) fn program() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_gritlm"))
@@ -28,14 +42,13 @@ impl Server {
     /// given; returns when it is ready.
     pub(crate) fn start(
         program: &Path,
-        model: &str,
-        device: &str,
+        target: &Target,
         more: &[&str],
         threads: Option<usize>,
     ) -> Self {
         let mut command = Command::new(program);
         command.args(["serve", "--port", "0", "--model-name", "model"]);
-        command.args(["--model", model, "--device", device]).args(more);
+        command.args(["--model", &target.model, "--device", &target.device]).args(more);
         if let Some(threads) = threads {
             command.env("RAYON_NUM_THREADS", threads.to_string());
         }

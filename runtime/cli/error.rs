@@ -1,7 +1,6 @@
 //! The program's errors: those of the libraries, in which fields are named, and its own, in which
 //! flags are.
 
-use std::borrow::Cow;
 use std::path::PathBuf;
 
 /// The result of everything in the program.
@@ -114,7 +113,7 @@ impl Error {
         let message = self.to_string();
         match self.field() {
             Some(field) => flag(field) + message.strip_prefix(field).unwrap_or(&message),
-            None => flags(&message).into_owned(),
+            None => flags(&message),
         }
     }
 }
@@ -124,17 +123,19 @@ fn flag(field: &str) -> String {
     format!("--{}", field.replace('_', "-"))
 }
 
-/// Replaces the fields in backquotes by their flags. What is quoted otherwise, a file's name say,
-/// stays as it is.
-fn flags(message: &str) -> Cow<'_, str> {
-    let mut parts = message.split('`');
-    let mut text = String::from(parts.next().unwrap_or_default());
+/// Replaces the fields in backquotes by their flags. What is quoted otherwise, such as a file's
+/// name, stays as it is, and so does a message whose backquotes are not pairs.
+fn flags(message: &str) -> String {
+    let parts: Vec<&str> = message.split('`').collect();
+    if parts.len().is_multiple_of(2) {
+        return message.into();
+    }
     let is_field =
         |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
-    while let (Some(quoted), Some(rest)) = (parts.next(), parts.next()) {
-        text += &if is_field(quoted) { flag(quoted) } else { format!("`{quoted}`") };
-        text += rest;
-    }
-    // With an odd number of backquotes the message is not one of ours.
-    if message.matches('`').count().is_multiple_of(2) { text.into() } else { message.into() }
+    let render = |(i, part): (usize, &str)| match i % 2 {
+        0 => part.into(),
+        _ if is_field(part) => flag(part),
+        _ => format!("`{part}`"),
+    };
+    parts.into_iter().enumerate().map(render).collect()
 }

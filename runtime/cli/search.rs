@@ -154,7 +154,7 @@ impl Store {
 
     fn vectors(&self, engine: &Engine, items: &[Item], how: &Embed) -> Result<Vec<Vec<f32>>> {
         let mut kept = self.read(engine.config().dim).unwrap_or_default();
-        let hashes: Vec<u128> = items.iter().map(|item| fnv1a(item.text.as_bytes())).collect();
+        let hashes: Vec<u128> = items.iter().map(|item| fnv1a(item.text.bytes())).collect();
         let mut seen = HashSet::new();
         let new: Vec<usize> = (0..items.len())
             .filter(|&i| !kept.contains_key(&hashes[i]) && seen.insert(hashes[i]))

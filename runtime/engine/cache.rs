@@ -363,7 +363,7 @@ impl KvSnapshot {
     }
 
     /// Like [`KvSnapshot::to_f32`], but borrows the values if they are stored as f32.
-    pub fn wide(&self) -> Cow<'_, [f32]> {
+    pub(crate) fn wide(&self) -> Cow<'_, [f32]> {
         match &self.values {
             Values::F32(values) => Cow::Borrowed(values),
             Values::Bf16(values) => widened(values).collect(),

@@ -157,44 +157,39 @@ impl Engine {
         how: &Embed,
         done: &mut dyn FnMut(usize) -> Result<()>,
     ) -> Result<Vec<Embedding>> {
-        let encoded = self.encode_texts(texts, how)?;
-        let mut found: Vec<Option<Embedding>> = vec![None; texts.len()];
-        self.embed_encoded(&encoded, how, &mut |pass| {
-            let texts = pass.len();
-            pass.into_iter().for_each(|(index, embedding)| found[index] = Some(embedding));
-            done(texts)
-        })?;
-        Ok(found.into_iter().flatten().collect())
+        self.embed_encoded(&self.encode_texts(texts, how)?, how, done)
     }
 
-    /// Embeds texts that [`Engine::encode_texts`] has prepared. After each pass, `each` receives
-    /// the results with their indices in `texts`. An error of `each` ends the work.
+    /// Embeds texts that [`Engine::encode_texts`] has prepared, and calls `done` after each pass
+    /// with its number of texts. An error of `done` ends the work.
     ///
     /// # Errors
     /// When an option or an [`Encoded`] is invalid, a text needs more KV pages than are free, the
     /// device fails, or a vector is not finite; with [`Embed::keep_kv`], also when a sliding
-    /// window has dropped the first tokens of a text; and when `each` fails.
+    /// window has dropped the first tokens of a text; and when `done` fails.
     pub fn embed_encoded(
         &self,
         texts: &[Encoded],
         how: &Embed,
-        each: &mut dyn FnMut(Vec<(usize, Embedding)>) -> Result<()>,
-    ) -> Result<()> {
+        done: &mut dyn FnMut(usize) -> Result<()>,
+    ) -> Result<Vec<Embedding>> {
         let dim = self.config().dim;
         how.check(dim)?;
+        let mut found: Vec<Option<Embedding>> = vec![None; texts.len()];
         let tokens: Vec<&[u32]> = texts.iter().map(|text| text.tokens.as_slice()).collect();
         let want = |i: usize| texts[i].want(how, dim);
         self.run_all(&tokens, self.mask_for(how), want, &mut |pass| {
-            let mut found = Vec::with_capacity(pass.len());
+            let texts_done = pass.len();
             for (i, output, cache) in pass {
                 if let Output::Embedding(vector) = output {
                     let mut embedding = texts[i].finish(i, vector, how)?;
                     embedding.kv = how.keep_kv.then(|| self.export(&cache)).transpose()?;
-                    found.push((i, embedding));
+                    found[i] = Some(embedding);
                 }
             }
-            each(found)
-        })
+            done(texts_done)
+        })?;
+        Ok(found.into_iter().flatten().collect())
     }
 
     /// Prepares texts to be embedded: adds the instruction, tokenizes, and cuts at the maximum

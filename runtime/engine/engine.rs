@@ -521,5 +521,5 @@ fn fingerprint(config: &Config, weights: Option<&Weights>) -> u128 {
         seen.extend(name.bytes());
         seen.extend(&bytes[..bytes.len().min(64)]);
     }
-    fnv1a(&seen)
+    fnv1a(seen)
 }

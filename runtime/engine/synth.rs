@@ -190,7 +190,7 @@ pub(crate) fn weights(config: &Config, apart: bool) -> Result<Weights> {
             return own(tensor);
         }
         let places = (block.len() as u64 - bytes(tensor)) / 64 + 1;
-        let at = fnv1a(tensor.name.as_bytes()) as u64 % places * 64;
+        let at = fnv1a(tensor.name.bytes()) as u64 % places * 64;
         Tensor::of_block(Dtype::Bf16, &tensor.shape, &block, at as usize)
     })?)
 }

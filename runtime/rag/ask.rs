@@ -149,7 +149,8 @@ pub fn ask(passes: &dyn Passes, query: &str, how: &Ask) -> Result<Asked> {
 }
 
 impl Ask {
-    /// Embeds a document and keeps the keys and values of the pass, as an index does. `text` is [`prompt::document`] of its title and text.
+    /// Embeds a document and keeps the keys and values of the pass, as an index does. `text` is
+    /// [`prompt::document`] of its title and text.
     ///
     /// # Errors
     /// When the text is empty or longer than the model's positions, or its pass fails.
@@ -257,10 +258,7 @@ impl Asked {
         }
         let started = Instant::now();
         let query = self.kv.take();
-        let cache = match (mode, &query) {
-            (Mode::Plain(_), _) => None,
-            _ => self.joined(engine, &caches, query.as_ref())?,
-        };
+        let cache = self.joined(engine, caches, query)?;
         self.usage.times.load += started.elapsed();
         Ok(cache.map(|cache| Past { cache, tokens }))
     }
@@ -306,28 +304,27 @@ impl Asked {
         Ok(caches)
     }
 
-    /// Joins all parts in the mode's order.
+    /// Joins all parts in the mode's order; None if there are none. A single cache is not copied.
     fn joined(
         &self,
         engine: &Engine,
-        documents: &[Cow<'_, KvSnapshot>],
-        query: Option<&KvSnapshot>,
+        documents: Vec<Cow<'_, KvSnapshot>>,
+        query: Option<KvSnapshot>,
     ) -> Result<Option<KvSnapshot>> {
-        let part = |skip| move |cache| Part { cache, skip };
-        let documents = documents.iter().map(Cow::as_ref);
-        let parts: Vec<Part<'_>> = match self.how.mode {
+        let (documents, query) = (documents.into_iter(), query.map(Cow::Owned).into_iter());
+        let mut caches: Vec<(Cow<'_, KvSnapshot>, usize)> = match self.how.mode {
             // Only the query keeps its `<s>`; the documents' are skipped.
             Mode::QueryDoc => {
-                query.into_iter().map(part(0)).chain(documents.map(part(1))).collect()
+                query.map(|cache| (cache, 0)).chain(documents.map(|cache| (cache, 1))).collect()
             }
-            _ => documents.chain(query).map(part(0)).collect(),
+            _ => documents.chain(query).map(|cache| (cache, 0)).collect(),
         };
-        match parts[..] {
-            [] => Ok(None),
-            // A mapped cache is not copied.
-            [Part { cache, skip: 0 }] => Ok(Some(cache.clone())),
-            _ => Ok(Some(join(&parts, self.how.positions, &engine.frequencies())?)),
+        if matches!(caches[..], [] | [(_, 0)]) {
+            return Ok(caches.pop().map(|(cache, _)| cache.into_owned()));
         }
+        let parts: Vec<Part<'_>> =
+            caches.iter().map(|(cache, skip)| Part { cache, skip: *skip }).collect();
+        Ok(Some(join(&parts, self.how.positions, &engine.frequencies())?))
     }
 }
 

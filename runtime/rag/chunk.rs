@@ -99,14 +99,13 @@ impl Chunking {
     /// When the tokenizer cannot take the text, or the title fills a chunk (see
     /// [`Chunking::title`]) or could not fit the model's positions.
     pub fn cut(self, engine: &Engine, title: &str, text: &str) -> Result<Vec<Cut>> {
-        let how = self;
         engine.check_bytes("title", title.len())?;
         let whole = Embed { max_length: usize::MAX, ..Embed::default() };
         // Reserves the tokens before the text, and one for the space that may end a chunk.
         let before = engine.tokenizer().encode(&format!("{}{title}", embed_prefix("")))?.len();
-        let room = how.tokens.saturating_sub(before + 1);
+        let room = self.tokens.saturating_sub(before + 1);
         let no_room = || {
-            let problem = format!("leaves no room for text in chunks of {} tokens", how.tokens);
+            let problem = format!("leaves no room for text in chunks of {} tokens", self.tokens);
             let shown = &title[..title.floor_char_boundary(SHOWN)];
             let more = if shown.len() < title.len() { "…" } else { "" };
             Error::Input { what: format!("title {shown:?}{more}"), problem }
@@ -129,7 +128,7 @@ impl Chunking {
                 let document = prompt::document(title, &text[bytes.clone()]);
                 let encoded = engine.encode_texts(&[document], &whole)?.remove(0);
                 // In the prompt the text may be a token or two longer than on its own.
-                match encoded.tokens.len().saturating_sub(how.tokens) {
+                match encoded.tokens.len().saturating_sub(self.tokens) {
                     0 => break (Cut { bytes, encoded }, end),
                     more => most = end.tokens.saturating_sub(more),
                 }
@@ -146,7 +145,7 @@ impl Chunking {
                 break;
             }
             // The next chunk starts at least one token further, whatever the overlap.
-            let shared = |e: &&End| e.tokens + how.overlap >= end.tokens;
+            let shared = |e: &&End| e.tokens + self.overlap >= end.tokens;
             start += ends.iter().find(shared).map_or(end.at, |e| e.at);
         }
         Ok(cuts)

@@ -604,17 +604,19 @@ impl<'a> Run<'a> {
     fn embeddings(&self, batch: Vec<Encoded>) -> Result<Vec<Embedding>> {
         let keep_kv = self.identity.cache == CacheKind::Doc;
         let how = Embed { attn: Some(self.identity.attn), keep_kv, ..Embed::default() };
-        let embedded = self.passes.embed_texts(batch.clone(), &how);
+        let count = batch.len();
+        let embedded = self.passes.embed_texts(batch, &how);
         let not_finite = |e: &Error| matches!(e, Error::Engine(gritlm::Error::NotFinite { .. }));
         if !embedded.as_ref().is_err_and(not_finite) {
             return embedded;
         }
         let chunks = self.queue.iter().flat_map(|open| {
             let numbered = open.waiting.iter().zip(open.done.len()..);
-            numbered.map(move |(_, index)| (&open.document.path, index))
+            numbered.map(move |((_, encoded), index)| (encoded, &open.document.path, index))
         });
-        for (text, (path, index)) in batch.into_iter().zip(chunks) {
-            if self.passes.embed_texts(vec![text], &how).as_ref().is_err_and(not_finite) {
+        for (encoded, path, index) in chunks.take(count) {
+            let alone = self.passes.embed_texts(vec![encoded.clone()], &how);
+            if alone.as_ref().is_err_and(not_finite) {
                 let what = format!("{path}, chunk {index}");
                 return Err(gritlm::Error::NotFinite { what }.into());
             }

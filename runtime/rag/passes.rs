@@ -2,7 +2,7 @@
 //! work.
 
 use crate::{Error, Result};
-use gritlm::schedule::{Cancel, Event, Events, Request, Scheduler, Work};
+use gritlm::schedule::{Cancel, Event, Request, Scheduler, Work};
 use gritlm::{Embed, Embedding, Encoded, Engine, Ranked};
 use std::time::Instant;
 
@@ -33,12 +33,7 @@ impl Passes for Engine {
     }
 
     fn embed_texts(&self, texts: Vec<Encoded>, how: &Embed) -> Result<Vec<Embedding>> {
-        let mut found: Vec<Option<Embedding>> = vec![None; texts.len()];
-        self.embed_encoded(&texts, how, &mut |pass| {
-            pass.into_iter().for_each(|(index, embedding)| found[index] = Some(embedding));
-            Ok(())
-        })?;
-        Ok(found.into_iter().flatten().collect())
+        Ok(self.embed_encoded(&texts, how, &mut |_| Ok(()))?)
     }
 
     fn rank_prompts(&self, prompts: Vec<Vec<u32>>) -> Result<Vec<Ranked>> {
@@ -66,8 +61,17 @@ impl Scheduled<'_> {
         Request { work, priority, deadline, cancel }
     }
 
-    fn submit(&self, work: Work) -> Result<Events> {
-        Ok(self.scheduler.submit(self.request(work))?)
+    /// Runs work and hands its results to `take`.
+    fn run(&self, work: Work, take: &mut dyn FnMut(Event)) -> Result<()> {
+        for event in self.scheduler.submit(self.request(work))? {
+            match event {
+                Event::Finished(_) => return Ok(()),
+                Event::Failed(error) => return Err(error.into()),
+                result => take(result),
+            }
+        }
+        // The events of a cancelled request just end.
+        Err(Error::Cancelled)
     }
 }
 
@@ -77,38 +81,27 @@ impl Passes for Scheduled<'_> {
     }
 
     fn embed_texts(&self, texts: Vec<Encoded>, how: &Embed) -> Result<Vec<Embedding>> {
-        if texts.is_empty() {
-            return Ok(Vec::new());
-        }
         let mut found = Vec::with_capacity(texts.len());
-        for event in self.submit(Work::Embed { texts, how: how.clone() })? {
-            match event {
-                Event::Embedding { embedding, .. } => found.push(embedding),
-                Event::Finished(_) => return Ok(found),
-                Event::Failed(error) => return Err(error.into()),
-                _ => {}
-            }
+        if !texts.is_empty() {
+            self.run(Work::Embed { texts, how: how.clone() }, &mut |event| {
+                if let Event::Embedding { embedding, .. } = event {
+                    found.push(embedding);
+                }
+            })?;
         }
-        // The events of a cancelled request just end.
-        Err(Error::Cancelled)
+        Ok(found)
     }
 
     fn rank_prompts(&self, prompts: Vec<Vec<u32>>) -> Result<Vec<Ranked>> {
-        if prompts.is_empty() {
-            return Ok(Vec::new());
-        }
         let mut ranked = Vec::with_capacity(prompts.len());
-        for event in self.submit(Work::Rank { prompts })? {
-            match event {
-                Event::Ranked(one) => ranked.push(one),
-                Event::Finished(_) => {
-                    Ranked::sort_by(&mut ranked, |r| r.score);
-                    return Ok(ranked);
+        if !prompts.is_empty() {
+            self.run(Work::Rank { prompts }, &mut |event| {
+                if let Event::Ranked(one) = event {
+                    ranked.push(one);
                 }
-                Event::Failed(error) => return Err(error.into()),
-                _ => {}
-            }
+            })?;
         }
-        Err(Error::Cancelled)
+        Ranked::sort_by(&mut ranked, |r| r.score);
+        Ok(ranked)
     }
 }

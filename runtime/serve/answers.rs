@@ -5,7 +5,7 @@ use super::budget::Charge;
 use super::failure::Failure;
 use super::metrics::Watch;
 use axum::http::HeaderValue;
-use gritlm::schedule::{Cancel, Event, Request, Summary, Ticket, Timings, Work};
+use gritlm::schedule::{Event, Request, Summary, Ticket, Timings, Work};
 use gritlm::{Embedding, Ranked};
 use gritlm_model::ops::SampledToken;
 use std::sync::Arc;
@@ -46,16 +46,6 @@ impl Sink {
         self.full = told.is_err();
         // If the receiver is gone, its tickets have been dropped as well.
         let _ = self.sender.send(told);
-    }
-}
-
-/// Cancels the requests of a handler when it is dropped.
-#[derive(Default)]
-pub(super) struct CancelOnDrop(pub(super) Cancel);
-
-impl Drop for CancelOnDrop {
-    fn drop(&mut self) {
-        self.0.cancel();
     }
 }
 
@@ -109,31 +99,29 @@ impl Loaded {
     }
 
     /// Submits a request to the scheduler; the metrics count it under `name`. `until_first` is
-    /// dropped with the first event, and `cancel` with the events.
+    /// dropped with the first event, and `ticket` with the events.
     pub(super) fn submit_watched(
         &self,
         request: Request,
         name: &str,
-        cancel: CancelOnDrop,
+        ticket: Ticket,
         until_first: impl Send + 'static,
     ) -> Result<Many, Failure> {
         let (mut sink, mut many) = self.events();
         many.watches.push(self.app.metrics.watch_kind(name));
         let mut until_first = Some(until_first);
-        let ticket = self.scheduler.submit_to(request, move |event| {
+        let own = self.scheduler.submit_to(request, move |event| {
             drop(until_first.take());
             sink.send(0, event);
         })?;
-        many._tickets.push(ticket);
-        many._cancel = Some(cancel);
+        many._tickets.extend([own, ticket]);
         Ok(many)
     }
 
     fn events(&self) -> (Sink, Many) {
         let (sender, receiver) = unbounded_channel();
         let charge = Arc::clone(&self.results);
-        let (watches, _tickets) = (Vec::new(), Vec::new());
-        let many = Many { receiver, charge, taken: 0, watches, _tickets, _cancel: None };
+        let many = Many { receiver, charge, taken: 0, watches: Vec::new(), _tickets: Vec::new() };
         (Sink { sender, charge: Arc::clone(&self.results), full: false }, many)
     }
 }
@@ -165,7 +153,6 @@ pub(super) struct Many {
     taken: usize,
     watches: Vec<Watch>,
     _tickets: Vec<Ticket>,
-    _cancel: Option<CancelOnDrop>,
 }
 
 impl Many {

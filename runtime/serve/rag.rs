@@ -7,12 +7,12 @@
 //! The store is locked only while documents are being added. `gritlm index` can therefore be used
 //! beside the server, and the next question sees what it commits.
 
-use super::answers::CancelOnDrop;
 use super::body::{Body, Loaded};
 use super::error::Result;
 use super::failure::{Failure, Failures};
 use axum::Json;
 use gritlm::Engine;
+use gritlm::schedule::{Cancel, Ticket};
 use gritlm_rag::{
     Error, Event, Indexer, MAX_NAME, Passes, Scheduled, Snapshot, Source, Stamp, content_hash,
 };
@@ -146,11 +146,12 @@ pub(super) async fn index(
     // The semaphore is never closed. A request that is dropped while it waits gives up its place.
     let permit = Arc::clone(&store.writing).acquire_owned().await.map_err(|_| Failure::lost())?;
     let scheduler = loaded.scheduler.clone();
-    let cancel = CancelOnDrop::default();
-    let cancelled = cancel.0.clone();
+    let cancel = Cancel::default();
+    // Dropped with this handler, when the client has left.
+    let _ticket = Ticket::new(cancel.clone());
     let task = tokio::task::spawn_blocking(move || {
         let (priority, deadline) = (0, None);
-        let passes = Scheduled { scheduler: &scheduler, priority, deadline, cancel: cancelled };
+        let passes = Scheduled { scheduler: &scheduler, priority, deadline, cancel };
         let done = add(&passes, &store, request.documents);
         drop(permit);
         done

@@ -1,6 +1,6 @@
 //! `/v1/rag/ask`: answers questions from the store's documents.
 
-use super::answers::{CancelOnDrop, first_timing, stages};
+use super::answers::{first_timing, stages};
 use super::body::{Body, Loaded};
 use super::chat::{Chat, ChatChoice, ChatPart, logprobs};
 use super::failure::{Failure, Failures};
@@ -12,7 +12,7 @@ use axum::Json;
 use axum::http::HeaderName;
 use axum::response::sse;
 use axum::response::{IntoResponse, Response};
-use gritlm::schedule::{Cancel, Scheduler, Work};
+use gritlm::schedule::{Cancel, Scheduler, Ticket, Work};
 use gritlm::{Engine, Sampling};
 use gritlm_rag::{
     Ask, Asked, Error, Filter, Find, Hit, Mode, Order, Passage, Passes, Positions, Prepared,
@@ -187,22 +187,22 @@ pub(super) async fn ask(
         let grammar = move |engine: &Engine| format.map(|f| f.grammar(engine)).transpose();
         question.sampling.grammar = loaded.blocking(grammar).await?.flatten();
     }
-    let cancel = CancelOnDrop::default();
-    let question = Arc::new(Task { question, scheduler: loaded.scheduler.clone(), store });
-    let task = Arc::clone(&question);
-    let cancelled = cancel.0.clone();
-    let found = blocking(move || task.find(cancelled)).await?;
-    // The permit goes to the sink, which drops it when the answer has its pages.
-    let loading = Arc::clone(&question.store.loading).acquire_owned().await;
-    let task = Arc::clone(&question);
-    let cancelled = cancel.0.clone();
-    let (documents, prepared) = blocking(move || task.prepare(found, cancelled)).await?;
+    let (scheduler, cancel) = (loaded.scheduler.clone(), Cancel::default());
+    let ticket = Ticket::new(cancel.clone());
+    let task = Arc::new(Task { question, scheduler, store, cancel });
+    let finding = Arc::clone(&task);
+    let found = blocking(move || finding.find()).await?;
+    // The permit goes to the sink, which drops it when the answer has its pages. The semaphore is
+    // never closed.
+    let loading = Arc::clone(&task.store.loading).acquire_owned().await;
+    let loading = loading.map_err(|_| Failure::lost())?;
+    let preparing = Arc::clone(&task);
+    let (documents, prepared) = blocking(move || preparing.prepare(found)).await?;
 
     let Prepared { past, prompt, usage, .. } = prepared;
-    let how = question.question.sampling.clone();
-    let passes = question.passes(cancel.0.clone());
-    let request = passes.request(Work::Generate { prompt, how, past });
-    let many = loaded.submit_watched(request, "ask", cancel, loading)?;
+    let how = task.question.sampling.clone();
+    let request = task.passes().request(Work::Generate { prompt, how, past });
+    let many = loaded.submit_watched(request, "ask", ticket, loading)?;
     let head = Head::new::<Chat>(&loaded, params.stream());
     if params.stream() {
         let (usage, echoes) = (params.include_usage(), Vec::new());
@@ -311,6 +311,7 @@ struct Task {
     question: Question,
     scheduler: Scheduler,
     store: Arc<Store>,
+    cancel: Cancel,
 }
 
 /// The documents that were found for a question.
@@ -321,15 +322,16 @@ struct Found {
 }
 
 impl Task {
-    /// Returns the scheduler with the question's priority and deadline.
-    fn passes(&self, cancel: Cancel) -> Scheduled<'_> {
+    /// Returns the scheduler with the question's priority, deadline and cancellation.
+    fn passes(&self) -> Scheduled<'_> {
         let Question { priority, deadline, .. } = self.question;
+        let cancel = self.cancel.clone();
         Scheduled { scheduler: &self.scheduler, priority, deadline, cancel }
     }
 
     /// Embeds the question and finds documents.
-    fn find(&self, cancel: Cancel) -> Result<Found> {
-        let passes = self.passes(cancel);
+    fn find(&self) -> Result<Found> {
+        let passes = self.passes();
         let Question { query, how, find, .. } = &self.question;
         let snapshot = self.store.snapshot(passes.engine())?;
         let identity = snapshot.reader().identity();
@@ -346,9 +348,9 @@ impl Task {
     }
 
     /// Loads the documents' caches and prepares the answer.
-    fn prepare(&self, found: Found, cancel: Cancel) -> Result<(Vec<Cited>, Prepared)> {
+    fn prepare(&self, found: Found) -> Result<(Vec<Cited>, Prepared)> {
         let Found { snapshot, hits, asked } = found;
-        let passes = self.passes(cancel);
+        let passes = self.passes();
         let (store, mode) = (snapshot.reader(), self.question.how.mode);
         let passages = hits.iter().map(|hit| Passage::of(store, &hit.chunk, mode));
         let passages = passages.collect::<Result<Vec<_>>>()?;

@@ -8,8 +8,6 @@ use crate::continuation::{Context, Continuation};
 use crate::rerank::Judge;
 use crate::{Embed, Encoded, Engine, Error, Piece, Result};
 use gritlm_model::ops::{Mask, PAGE, SampledToken};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 /// Order within a kind, the smallest first: the step of arrival, [`AGE`] earlier for each level
@@ -30,8 +28,8 @@ pub(super) struct Arrival {
 /// The client of a request: where its events go, and until when it wants them.
 pub(super) struct Client {
     sink: Box<dyn FnMut(Event) + Send>,
-    gone: Arc<AtomicBool>,
-    cancel: Cancel,
+    /// That of its ticket, and one that it shares with others.
+    cancels: [Cancel; 2],
     pub(super) priority: i32,
     deadline: Option<Instant>,
     submitted: Instant,
@@ -49,31 +47,18 @@ pub(super) struct Client {
 impl Client {
     pub(super) fn new(
         sink: Box<dyn FnMut(Event) + Send>,
-        gone: Arc<AtomicBool>,
-        cancel: Cancel,
+        cancels: [Cancel; 2],
         priority: i32,
         deadline: Option<Instant>,
     ) -> Self {
         let submitted = Instant::now();
         let (started, first, out) = (None, None, Vec::new());
         let (arrived, ended) = (0, false);
-        Self {
-            sink,
-            gone,
-            cancel,
-            priority,
-            deadline,
-            submitted,
-            arrived,
-            started,
-            first,
-            out,
-            ended,
-        }
+        Self { sink, cancels, priority, deadline, submitted, arrived, started, first, out, ended }
     }
 
     pub(super) fn is_gone(&self) -> bool {
-        self.gone.load(Ordering::Relaxed) || self.cancel.is_cancelled()
+        self.cancels.iter().any(Cancel::is_cancelled)
     }
 
     pub(super) fn is_late(&self, now: Instant) -> bool {

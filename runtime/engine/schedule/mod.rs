@@ -48,7 +48,6 @@ use gritlm_model::ops::{DeviceError, PAGE};
 use job::{Arrival, Client};
 use stats::Recent;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::thread::JoinHandle;
@@ -229,15 +228,15 @@ impl Scheduler {
             inbox.refused.count(&refused);
             return Err(refused);
         }
-        let gone = Arc::new(AtomicBool::new(false));
+        let own = Cancel::default();
         let Request { work, priority, deadline, cancel } = request;
-        let client = Client::new(Box::new(sink), Arc::clone(&gone), cancel, priority, deadline);
+        let client = Client::new(Box::new(sink), [own.clone(), cancel], priority, deadline);
         let id = inbox.taken;
         inbox.arrivals.push(Arrival { id, work, client });
         inbox.taken += 1;
         drop(inbox);
         shared.wake.notify_all();
-        Ok(Ticket { gone })
+        Ok(Ticket::new(own))
     }
 
     /// Checks that the request is valid and that an idle scheduler could run it.
@@ -355,17 +354,24 @@ impl Inbox {
     }
 }
 
-/// Keeps a request alive. Dropping the ticket cancels the request, which leaves the batch before
-/// the next step and frees its KV pages.
+/// Keeps requests alive. Dropping the ticket cancels them: they leave the batch before the next
+/// step and free their KV pages.
 #[derive(Debug)]
 #[must_use = "dropping it cancels the request"]
 pub struct Ticket {
-    gone: Arc<AtomicBool>,
+    cancel: Cancel,
+}
+
+impl Ticket {
+    /// Returns a ticket of all requests that carry a clone of `cancel`.
+    pub fn new(cancel: Cancel) -> Self {
+        Self { cancel }
+    }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.gone.store(true, Ordering::Relaxed);
+        self.cancel.cancel();
     }
 }
 

@@ -187,7 +187,6 @@ impl Steps<'_> {
             if !self.prefixes.make_room(self.engine.pool(), cache.lacks(more)) {
                 break;
             }
-            self.stats.prefix_tokens += cache.tokens() as u64;
             if let Some(past) = &waiting.past {
                 cache = match self.engine.import(&past.cache) {
                     Ok(cache) => cache,
@@ -200,13 +199,17 @@ impl Steps<'_> {
                         continue;
                     }
                 };
-                self.stats.past_tokens += cache.tokens() as u64;
             }
             if cache.reserve(room - cache.tokens()).is_err() {
                 break;
             }
             let (rank, waiting) = entry.remove_entry();
             let imported = waiting.past.is_some();
+            let counter = match imported {
+                true => &mut self.stats.past_tokens,
+                false => &mut self.stats.prefix_tokens,
+            };
+            *counter += cache.tokens() as u64;
             self.running.insert(rank, Answering::new(waiting, cache));
             if imported {
                 // Each copy delays the step, so the next answer with a past starts in the next
