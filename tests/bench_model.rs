@@ -134,9 +134,9 @@ fn what_does_not_fit_or_takes_too_long_is_missing() {
     let late = record.missing.iter().filter(|m| m.ends_with(late)).count();
     assert_eq!(late, 3, "{:?}", record.missing);
 
-    let mut stop = |_, _| Err(Error::Cancelled);
+    let mut stop = |_, _| Err(gritlm::Error::Cancelled.into());
     let stopped = model(&engine, &slow, &plan, &mut record, &mut stop);
-    assert!(matches!(stopped, Err(Error::Cancelled)), "{stopped:?}");
+    assert!(matches!(stopped, Err(Error::Engine(gritlm::Error::Cancelled))), "{stopped:?}");
 }
 
 #[test]

@@ -339,9 +339,9 @@ fn what_ends_on_the_way_leaves_no_graph_and_what_is_not_recorded_goes() {
     let mut told = Vec::new();
     let ended = writer.update_graph(&mut |done, total| {
         told.push((done, total));
-        if done > 1000 { Err(Error::Cancelled) } else { Ok(()) }
+        if done > 1000 { Err(gritlm::Error::Cancelled.into()) } else { Ok(()) }
     });
-    assert!(matches!(ended, Err(Error::Cancelled)));
+    assert!(matches!(ended, Err(Error::Engine(gritlm::Error::Cancelled))));
     assert_eq!(told, [(0, 3000), (1024, 3000)]);
     assert_eq!((graphs(&folder).len(), status(&folder).graph_chunks), (0, 0));
     // Killed between the file and the commit that records it.

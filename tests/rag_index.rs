@@ -465,7 +465,7 @@ fn an_interrupted_run_is_taken_up_again() {
                     passes.dedup();
                     if passes.len() > 2 + runs {
                         chunks += done.chunks;
-                        return Err(Error::Cancelled);
+                        return Err(gritlm::Error::Cancelled.into());
                     }
                 }
                 Ok(())
@@ -475,7 +475,7 @@ fn an_interrupted_run_is_taken_up_again() {
         runs += 1;
         assert!(verify(&store).unwrap().is_sound());
         match result {
-            Err(Error::Cancelled) => {}
+            Err(Error::Engine(gritlm::Error::Cancelled)) => {}
             other => {
                 chunks += other.unwrap().chunks;
                 break;

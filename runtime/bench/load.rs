@@ -59,7 +59,7 @@ pub fn load(
     let shards: Vec<PathBuf> = weights.shards().iter().map(|(path, _)| path.clone()).collect();
     let Some(folder) = shards[0].parent().filter(|_| shards[0].exists()) else {
         let expected = "a checkpoint in files".into();
-        return Err(Error::Option { option: "model", expected, found: model.into() });
+        return Err(gritlm::Error::Option { option: "model", expected, found: model.into() }.into());
     };
     let mut bytes = weights.bytes() as f64;
     let shape = shape::of(&format!("{:.2} GB", bytes / 1e9), &short_name(model));
@@ -181,7 +181,8 @@ fn first_answer(program: &Path, model: &str, options: &Options) -> Result<f64> {
             let said = String::from_utf8_lossy(&output.stderr);
             let said = said.lines().last().unwrap_or_default();
             let problem = format!("no answer ({}): {said}", output.status);
-            Err(Error::Input { what: format!("{} generate", program.display()), problem })
+            Err(gritlm::Error::Input { what: format!("{} generate", program.display()), problem }
+                .into())
         }
     }
 }
@@ -284,7 +285,11 @@ pub(super) fn forget(path: &Path) -> Result<()> {
     if there * 8 > LOOKS {
         let problem = "its pages stay in memory: it is on a RAM disk, or another program has it \
                        mapped, or the file system does not say";
-        return Err(Error::Input { what: path.display().to_string(), problem: problem.into() });
+        return Err(gritlm::Error::Input {
+            what: path.display().to_string(),
+            problem: problem.into(),
+        }
+        .into());
     }
     Ok(())
 }
@@ -293,5 +298,5 @@ pub(super) fn forget(path: &Path) -> Result<()> {
 #[cfg(not(target_os = "linux"))]
 pub(super) fn forget(path: &Path) -> Result<()> {
     let problem = "only Linux drops a file's pages from memory when asked".into();
-    Err(Error::Input { what: path.display().to_string(), problem })
+    Err(gritlm::Error::Input { what: path.display().to_string(), problem }.into())
 }

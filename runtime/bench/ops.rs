@@ -226,12 +226,15 @@ impl Named {
     /// # Errors
     /// When the text has another form.
     pub fn parse(text: &str) -> Result<Self> {
-        let wrong = || Error::Option {
-            option: "shape",
-            expected: "linear_add, gate_up or logits with ROWSxINNERxOUTER, attention with TOKENS \
+        let wrong = || {
+            Error::from(gritlm::Error::Option {
+                option: "shape",
+                expected:
+                    "linear_add, gate_up or logits with ROWSxINNERxOUTER, attention with TOKENS \
                        or rmsnorm with ROWSxDIM, as in linear_add:128x4096x4096"
-                .into(),
-            found: text.into(),
+                        .into(),
+                found: text.into(),
+            })
         };
         let (op, sizes) = text.split_once(':').ok_or_else(wrong)?;
         let sizes = sizes.split('x').map(|n| n.parse().ok().filter(|&n| (1..1 << 20).contains(&n)));
@@ -299,10 +302,11 @@ pub fn row<O: Ops>(
     };
     let error = relative_error(&found, &expected);
     if error.is_nan() || error > bound {
-        return Err(Error::Input {
+        return Err(gritlm::Error::Input {
             what: format!("{} {} on {}", named.op, named.shape, limits.device),
             problem: format!("expected the CPU's result within {bound:.0e}, found {error:.1e} off"),
-        });
+        }
+        .into());
     }
     let times = timed(ops, repeats, displaced, || ready(Step::Launch))?;
     let variant = ops.launched().join("; ");

@@ -178,7 +178,7 @@ fn unique<'a>(texts: impl Iterator<Item = &'a String>) -> Vec<&'a String> {
 
 /// Returns an error about the contents of a file.
 pub(super) fn input(path: &Path, problem: String) -> Error {
-    Error::Input { what: path.display().to_string(), problem }
+    Error::from(gritlm::Error::Input { what: path.display().to_string(), problem })
 }
 
 /// Returns why a file is not JSON, in one line.

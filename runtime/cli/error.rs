@@ -46,14 +46,14 @@ impl From<Interrupt> for gritlm::Error {
 }
 
 impl From<Interrupt> for gritlm_rag::Error {
-    fn from(_: Interrupt) -> Self {
-        Self::Cancelled
+    fn from(interrupt: Interrupt) -> Self {
+        gritlm::Error::from(interrupt).into()
     }
 }
 
 impl From<Interrupt> for gritlm_bench::Error {
-    fn from(_: Interrupt) -> Self {
-        Self::Cancelled
+    fn from(interrupt: Interrupt) -> Self {
+        gritlm::Error::from(interrupt).into()
     }
 }
 
@@ -64,36 +64,26 @@ impl Error {
         move |source| Self::Io { path, source }
     }
 
+    /// Returns the engine's error, if it is one.
+    fn engine(&self) -> Option<&gritlm::Error> {
+        match self {
+            Self::Engine(error) => Some(error),
+            Self::Rag(error) => error.engine(),
+            Self::Serve(error) => error.engine(),
+            Self::Bench(error) => error.engine(),
+            _ => None,
+        }
+    }
+
     /// Returns whether Ctrl-C is the reason. The libraries call it a cancellation.
     pub(crate) fn is_interrupt(&self) -> bool {
-        match self {
-            Self::Interrupted | Self::Engine(gritlm::Error::Cancelled) => true,
-            Self::Rag(error) => error.is_cancelled(),
-            Self::Bench(error) => error.is_cancelled(),
-            _ => false,
-        }
+        matches!(self, Self::Interrupted) || matches!(self.engine(), Some(gritlm::Error::Cancelled))
     }
 
     /// Returns the field whose value means nothing, if that is the reason.
     fn field(&self) -> Option<&'static str> {
-        let of_engine = |error: &gritlm::Error| match error {
-            gritlm::Error::Option { option, .. } => Some(*option),
-            _ => None,
-        };
-        let of_rag = |error: &gritlm_rag::Error| match error {
-            gritlm_rag::Error::Option { option, .. } => Some(*option),
-            gritlm_rag::Error::Engine(error) => of_engine(error),
-            _ => None,
-        };
-        match self {
-            Self::Engine(error)
-            | Self::Serve(gritlm_serve::Error::Engine(error))
-            | Self::Bench(gritlm_bench::Error::Engine(error)) => of_engine(error),
-            Self::Rag(error)
-            | Self::Serve(gritlm_serve::Error::Rag(error))
-            | Self::Bench(gritlm_bench::Error::Rag(error)) => of_rag(error),
-            Self::Serve(gritlm_serve::Error::Option { option, .. })
-            | Self::Bench(gritlm_bench::Error::Option { option, .. }) => Some(option),
+        match self.engine() {
+            Some(gritlm::Error::Option { option, .. }) => Some(option),
             _ => None,
         }
     }

@@ -38,18 +38,20 @@ impl Chunking {
     /// When chunks are too short, too long, or overlap by more than a quarter.
     pub fn check(&self, positions: usize) -> Result<()> {
         if !(MIN_CHUNK..=positions).contains(&self.tokens) {
-            return Err(Error::Option {
+            return Err(gritlm::Error::Option {
                 option: "chunk",
                 expected: format!("{MIN_CHUNK} to {positions} tokens"),
                 found: self.tokens.to_string(),
-            });
+            }
+            .into());
         }
         if self.overlap > self.tokens / 4 {
-            return Err(Error::Option {
+            return Err(gritlm::Error::Option {
                 option: "overlap",
                 expected: format!("at most a quarter of `chunk`, {}", self.tokens / 4),
                 found: self.overlap.to_string(),
-            });
+            }
+            .into());
         }
         Ok(())
     }
@@ -108,7 +110,7 @@ impl Chunking {
             let problem = format!("leaves no room for text in chunks of {} tokens", self.tokens);
             let shown = &title[..title.floor_char_boundary(SHOWN)];
             let more = if shown.len() < title.len() { "…" } else { "" };
-            Error::Input { what: format!("title {shown:?}{more}"), problem }
+            Error::from(gritlm::Error::Input { what: format!("title {shown:?}{more}"), problem })
         };
         if room == 0 {
             return Err(no_room());

@@ -242,7 +242,7 @@ impl<'a> Indexer<'a> {
             let reader = move || {
                 cut_files(engine, identity, files, reading, &mut |found| {
                     // After an error nobody receives, so the thread stops reading.
-                    send.send(found).map_err(|_| Error::Cancelled)
+                    send.send(found).map_err(|_| Error::from(gritlm::Error::Cancelled))
                 })
             };
             // The parsers of HTML and PDF recurse as deep as a file is nested.

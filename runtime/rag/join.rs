@@ -38,7 +38,9 @@ pub struct Part<'a> {
 /// When there is no part, a part has no tokens left, the number of frequencies is wrong, or the
 /// parts are of different models.
 pub fn join(parts: &[Part<'_>], positions: Positions, frequencies: &[f32]) -> Result<KvSnapshot> {
-    let wrong = |problem: String| Error::Input { what: "caches to join".into(), problem };
+    let wrong = |problem: String| {
+        Error::from(gritlm::Error::Input { what: "caches to join".into(), problem })
+    };
     let first = parts.first().ok_or_else(|| wrong("expected at least one".into()))?.cache;
     let [layers, _, kv_heads, _, head_dim] = first.shape();
     if frequencies.len() * 2 != head_dim {

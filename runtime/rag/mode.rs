@@ -25,11 +25,12 @@ impl FromStr for Order {
         match text {
             "query-doc" => Ok(Self::QueryDoc),
             "doc-query" => Ok(Self::DocQuery),
-            found => Err(Error::Option {
+            found => Err(gritlm::Error::Option {
                 option: "order",
                 expected: "query-doc or doc-query".into(),
                 found: found.into(),
-            }),
+            }
+            .into()),
         }
     }
 }
@@ -109,12 +110,13 @@ impl Mode {
     pub fn check(self, store: &Identity) -> Result<()> {
         match self.reuses_documents() && store.cache == CacheKind::None {
             false => Ok(()),
-            true => Err(Error::Option {
+            true => Err(gritlm::Error::Option {
                 option: "cache",
                 expected: "none or query: the store keeps no caches (index with `cache` doc)"
                     .into(),
                 found: self.to_string(),
-            }),
+            }
+            .into()),
         }
     }
 
@@ -148,11 +150,12 @@ impl FromStr for Mode {
             "doc" => Ok(Self::Doc),
             "query-doc" => Ok(Self::QueryDoc),
             "doc-query" => Ok(Self::DocQuery),
-            found => Err(Error::Option {
+            found => Err(gritlm::Error::Option {
                 option: "cache",
                 expected: "none, query, doc, query-doc or doc-query".into(),
                 found: found.into(),
-            }),
+            }
+            .into()),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Who runs the model's passes: an engine by itself, or a scheduler in one batch with all other
 //! work.
 
-use crate::{Error, Result};
+use crate::Result;
 use gritlm::schedule::{Cancel, Event, Request, Scheduler, Work};
 use gritlm::{Embed, Embedding, Encoded, Engine, Ranked};
 use std::time::Instant;
@@ -50,7 +50,7 @@ pub struct Scheduled<'a> {
     pub priority: i32,
     /// As [`Request::deadline`].
     pub deadline: Option<Instant>,
-    /// Cancels what waits or runs; then the call returns [`Error::Cancelled`].
+    /// Cancels what waits or runs; then the call returns [`gritlm::Error::Cancelled`].
     pub cancel: Cancel,
 }
 
@@ -71,7 +71,7 @@ impl Scheduled<'_> {
             }
         }
         // The events of a cancelled request just end.
-        Err(Error::Cancelled)
+        Err(gritlm::Error::Cancelled.into())
     }
 }
 

@@ -90,11 +90,12 @@ impl FromStr for Filter {
             Some((key, value)) if !key.is_empty() => {
                 Ok(Self { key: key.into(), value: value.into() })
             }
-            _ => Err(Error::Option {
+            _ => Err(gritlm::Error::Option {
                 option: "filter",
                 expected: "key=value".into(),
                 found: text.into(),
-            }),
+            }
+            .into()),
         }
     }
 }
@@ -259,7 +260,7 @@ impl<'a> Searcher<'a> {
         let (dim, ids) = (self.snapshot.vectors.dim(), self.snapshot.vectors.ids());
         if vector.len() != dim {
             let problem = format!("expected {dim} numbers, found {}", vector.len());
-            return Err(Error::Input { what: "vector to search".into(), problem });
+            return Err(gritlm::Error::Input { what: "vector to search".into(), problem }.into());
         }
         self.snapshot.vectors.check()?;
         let chosen = match self.chosen(how)? {

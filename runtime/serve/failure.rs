@@ -390,10 +390,6 @@ impl From<RagError> for Failure {
         match error {
             RagError::Engine(error) => error.into(),
             RagError::Refused(refused) => refused.into(),
-            RagError::Option { option, expected, found } => {
-                Self::field(option, format!("expected {expected}, found {found}"))
-            }
-            RagError::Input { .. } => Self::malformed(message),
             RagError::Busy { .. } => {
                 let told = "the store has another writer at the moment; try again".into();
                 Self::again(StatusCode::SERVICE_UNAVAILABLE, SERVER, "store_busy", told)
@@ -402,9 +398,6 @@ impl From<RagError> for Failure {
             RagError::Store { .. } => {
                 let told = "the store cannot be used; the log of the server says why";
                 Self::failed("store_failed", told).because(message)
-            }
-            RagError::Io { .. } => {
-                Self::failed("failed", "the server could not read or write a file").because(message)
             }
             _ => Self::failed("failed", message),
         }

@@ -184,13 +184,15 @@ impl Server {
         {
             if let Some(wrong) = keys.iter().find(|key| key.is_empty() || !visible(key)) {
                 let (expected, found) = ("visible ASCII".into(), format!("{wrong:?}"));
-                return Err(Error::Option { option, expected, found });
+                return Err(gritlm::Error::Option { option, expected, found }.into());
             }
         }
         settings.cors.iter().try_for_each(|origin| cors::check(origin))?;
-        let failed = |source| Error::Server {
-            what: format!("`host` {host} `port` {port}"),
-            problem: format!("cannot listen there: {source}"),
+        let failed = |source| {
+            Error::from(gritlm::Error::Input {
+                what: format!("`host` {host} `port` {port}"),
+                problem: format!("cannot listen there: {source}"),
+            })
         };
         let listener = std::net::TcpListener::bind((host, port)).map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
@@ -214,8 +216,12 @@ impl Server {
         load: impl FnOnce() -> gritlm::Result<Engine> + Send + 'static,
         stop: impl Future<Output = ()>,
     ) -> Result<()> {
-        let failed =
-            |e| Error::Server { what: "serve".into(), problem: format!("no runtime: {e}") };
+        let failed = |e| {
+            Error::from(gritlm::Error::Input {
+                what: "serve".into(),
+                problem: format!("no runtime: {e}"),
+            })
+        };
         // Handlers do little work; the cores are left to the engine.
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
@@ -233,9 +239,11 @@ impl Server {
         load: impl FnOnce() -> gritlm::Result<Engine> + Send + 'static,
         stop: impl Future<Output = ()>,
     ) -> Result<()> {
-        let failed = |e: std::io::Error| Error::Server {
-            what: self.address.to_string(),
-            problem: format!("cannot be served: {e}"),
+        let failed = |e: std::io::Error| {
+            Error::from(gritlm::Error::Input {
+                what: self.address.to_string(),
+                problem: format!("cannot be served: {e}"),
+            })
         };
         let listener = tokio::net::TcpListener::from_std(self.listener).map_err(failed)?;
         let created = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
@@ -286,11 +294,12 @@ impl Server {
         let written = connections.end(deadline.max(Instant::now() + Duration::from_millis(200)));
         match (finished, written.await) {
             (true, Ended::Written) => Ok(()),
-            _ => Err(Error::Server {
+            _ => Err(gritlm::Error::Input {
                 what: format!("`grace` {}", settings.grace.as_secs_f32()),
                 problem: "the time was over before all requests were done; they were cut off"
                     .into(),
-            }),
+            }
+            .into()),
         }
     }
 }

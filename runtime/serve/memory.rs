@@ -1,7 +1,7 @@
 //! Gives memory that requests have freed back to the system.
 //!
 //! glibc's allocator keeps freed memory for each thread's next allocations. After requests of 12 MB
-//! from eight clients a quiet server kept 143 to 215 MB, and with this module it keeps 72 to 94 MB.
+//! from eight clients a quiet server kept 140 to 260 MB, and with this module it keeps 72 to 94 MB.
 //! Of the alternatives that were measured on the same load, mimalloc kept 231 MB, and mapping
 //! every allocation of 128 KiB or more by itself kept 58 MB, but made the load take a quarter
 //! longer.

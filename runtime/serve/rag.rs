@@ -14,7 +14,7 @@ use axum::Json;
 use gritlm::Engine;
 use gritlm::schedule::{Cancel, Ticket};
 use gritlm_rag::{
-    Error, Event, Indexer, MAX_NAME, Passes, Scheduled, Snapshot, Source, Stamp, content_hash,
+    Event, Indexer, MAX_NAME, Passes, Scheduled, Snapshot, Source, Stamp, content_hash,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -172,7 +172,7 @@ fn add(
         if let Event::Problem { path, problem } = event {
             failed.push(Failed { path: path.into(), problem: problem.into() });
         }
-        if passes.cancel.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) }
+        if passes.cancel.is_cancelled() { Err(gritlm::Error::Cancelled.into()) } else { Ok(()) }
     })?;
     Ok(IndexResponse {
         indexed: done.added + done.replaced,

@@ -15,8 +15,8 @@ use axum::response::{IntoResponse, Response};
 use gritlm::schedule::{Cancel, Scheduler, Ticket, Work};
 use gritlm::{Engine, Sampling};
 use gritlm_rag::{
-    Ask, Asked, Error, Filter, Find, Hit, Mode, Order, Passage, Passes, Positions, Prepared,
-    Result, Scheduled, Searcher, Snapshot,
+    Ask, Asked, Filter, Find, Hit, Mode, Order, Passage, Passes, Positions, Prepared, Result,
+    Scheduled, Searcher, Snapshot,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -342,7 +342,7 @@ impl Task {
         let hits = searcher.find(query, asked.vector(), find)?;
         if hits.is_empty() && find.top_k > 0 {
             let problem = "the store has none that fits".into();
-            return Err(Error::Input { what: "documents".into(), problem });
+            return Err(gritlm::Error::Input { what: "documents".into(), problem }.into());
         }
         Ok(Found { hits, asked, snapshot })
     }

@@ -87,7 +87,7 @@ impl<'a> Draft<'a> {
     /// Checks that the vectors and caches of chunks have the store's shape and are finite.
     pub(super) fn check(identity: &Identity, path: &str, chunks: &[NewChunk]) -> Result<()> {
         let wrong = |i: usize, problem: String| {
-            Err(Error::Input { what: format!("{path}, chunk {i}"), problem })
+            Err(gritlm::Error::Input { what: format!("{path}, chunk {i}"), problem }.into())
         };
         for (i, chunk) in chunks.iter().enumerate() {
             let (dim, found) = (identity.dim, chunk.vector.len());

@@ -27,11 +27,11 @@ macro_rules! choice {
             fn from_str(text: &str) -> Result<Self> {
                 match text {
                     $($text => Ok(Self::$variant),)+
-                    found => Err(Error::Option {
+                    found => Err(gritlm::Error::Option {
                         option: $option,
                         expected: $expected.into(),
                         found: found.into(),
-                    }),
+                    }.into()),
                 }
             }
         }
@@ -150,8 +150,9 @@ impl Identity {
     /// fingerprint, whatever their names and places.
     pub fn check(&self, engine: &Engine, attn: Attn) -> Result<()> {
         let asked = Self { attn, ..Self::of(engine) };
-        self.differs(&asked)
-            .map_or(Ok(()), |problem| Err(Error::Input { what: "the store".into(), problem }))
+        self.differs(&asked).map_or(Ok(()), |problem| {
+            Err(gritlm::Error::Input { what: "the store".into(), problem }.into())
+        })
     }
 
     /// Returns why `asked` cannot use the store's contents, or None if it can.

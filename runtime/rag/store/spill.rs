@@ -37,7 +37,9 @@ impl Spill {
             (Some(numbers), _) => bytemuck::cast_slice(numbers),
             (None, numbers) => bytemuck::cast_slice(numbers.unwrap_or_default()),
         };
-        let io = |source| Error::Io { path: "keys and values that wait".into(), source };
+        let io = |source| {
+            Error::from(gritlm::Error::Io { path: "keys and values that wait".into(), source })
+        };
         let start = self.bytes as usize;
         disk::write_at(&self.file, numbers, self.bytes).map_err(io)?;
         self.bytes += numbers.len() as u64;

@@ -198,11 +198,12 @@ impl Writer {
     /// When this build has no graphs, or writing fails.
     pub fn set_approximate(&mut self, above: Option<u64>) -> Result<()> {
         if let (Some(above), false) = (above, hnsw::AVAILABLE) {
-            return Err(Error::Option {
+            return Err(gritlm::Error::Option {
                 option: "approximate_above",
                 expected: "none in a build without usearch (feature usearch)".into(),
                 found: above.to_string(),
-            });
+            }
+            .into());
         }
         if self.index.state.approximate_above == above {
             return Ok(());
@@ -432,7 +433,7 @@ fn lock(folder: &Path) -> Result<UnlockOnDrop> {
             };
             return Err(Error::Busy { path: folder.into(), problem });
         }
-        Err(TryLockError::Error(source)) => return Err(Error::Io { path, source }),
+        Err(TryLockError::Error(source)) => return Err(gritlm::Error::Io { path, source }.into()),
     }
     // The process id is only for the message above.
     let id = std::process::id().to_string();

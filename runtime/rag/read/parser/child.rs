@@ -86,9 +86,11 @@ impl Process {
     /// Starts a parser's process. Returns an error if the command does not start one.
     fn start(command: &mut Command) -> Result<Self> {
         let name = command.get_program().to_owned();
-        let wrong = |problem: String| Error::Input {
-            what: format!("the parser's process, {}", name.display()),
-            problem,
+        let wrong = |problem: String| {
+            Error::from(gritlm::Error::Input {
+                what: format!("the parser's process, {}", name.display()),
+                problem,
+            })
         };
         let mut started = || -> io::Result<Self> {
             let (socket, theirs) = UnixStream::pair()?;
