@@ -43,8 +43,14 @@ fn answers_after_a_past_share_their_steps() {
         .into_iter()
         .zip(1..)
         .map(|((past, prompt), seed)| {
-            let tokens = ids(seed, past);
-            (Past { cache: kept(&engine, &tokens), tokens }, ids(seed + 50, prompt))
+            let (prompt, cache) = (ids(seed + 50, prompt), kept(&engine, &ids(seed, past)));
+            let unseen = Past { cache, tokens: Vec::new() };
+            // What would be said is said to have been seen, so the penalty changes the answer.
+            let said = alone(&engine, &unseen, &prompt, &how);
+            let tokens = said.iter().map(|piece| piece.token.token).collect();
+            let past = Past { tokens, ..unseen };
+            assert_ne!(alone(&engine, &past, &prompt, &how), said);
+            (past, prompt)
         })
         .collect();
     let expected: Vec<Vec<Piece>> =
