@@ -16,6 +16,7 @@
 //! random. `matmul` and `attention` check their results before timing.
 
 use gritlm::batch::{Output, Sequence, Want};
+use gritlm::model::measure::Measure;
 use gritlm::model::ops::{
     Attention, GateUp, KvShape, Layout, LinearAdd, Mask, Ops, PAGE, SampleParams, Span,
 };

@@ -19,7 +19,7 @@
 // Params: attention.rs.
 #include "common.cuh"
 
-struct Attend {
+struct AttentionParams {
     Global<bf16> q;
     Global<bf16> keys;
     Global<bf16> values;
@@ -67,23 +67,25 @@ template <u32 D> __device__ __forceinline__ u32 place(u32 row, u32 chunk) {
 }
 
 // All heads of a tile come one after the other, so that the longest tiles are first.
-__device__ __forceinline__ u32 head_at(const Attend &p) { return blockIdx.x % p.kv_heads; }
+__device__ __forceinline__ u32 head_at(const AttentionParams &p) { return blockIdx.x % p.kv_heads; }
 
-__device__ __forceinline__ Tile tile_at(const Attend &p) {
+__device__ __forceinline__ Tile tile_at(const AttentionParams &p) {
     Global<u32> w = p.words.from(p.tiles + blockIdx.x / p.kv_heads * 9);
     // A window beyond every position is none; the sums below stay below 2³².
     return {w[0], w[1], w[2], w[3], w[4], w[5], min(w[6], 1u << 30), w[7], w[8]};
 }
 
 // Where vector m begins in a buffer with this stride.
-__device__ __forceinline__ u64 vector_at(const Attend &p, const Tile &tile, u32 m, u32 stride) {
+__device__ __forceinline__ u64 vector_at(const AttentionParams &p, const Tile &tile, u32 m,
+                                         u32 stride) {
     u32 column = (head_at(p) * p.group + m % p.group) * p.head_dim;
     return u64(tile.row + m / p.group) * stride + column;
 }
 
 // The tile's queries to shared memory, zeros in rows and columns that there are not.
 template <class F>
-__device__ __forceinline__ void load_queries(const Attend &p, const Tile &tile, Shared<bf16> to) {
+__device__ __forceinline__ void load_queries(const AttentionParams &p, const Tile &tile,
+                                             Shared<bf16> to) {
     for (u32 i = threadIdx.x; i < F::ROWS * F::C; i += WARPS * WARP) {
         u32 row = i / F::C, c = i % F::C, m = tile.first + row;
         u64 at = vector_at(p, tile, min(m, tile.end - 1), p.q_stride) + 8 * c;
@@ -100,7 +102,7 @@ __device__ __forceinline__ void load_queries(const Attend &p, const Tile &tile, 
 
 // The tile's blocks of keys and of values, in turn.
 template <class F> struct Ring {
-    const Attend &p;
+    const AttentionParams &p;
     u32 table;
     u32 first_key;
     u32 end_key;
@@ -224,7 +226,8 @@ template <class F> __device__ __forceinline__ Keys seen(const Tile &tile, u32 at
 // −∞ for what a vector does not see. `row`, `key`: of this lane's first score. The tile is read
 // again and positions are computed again: there are no registers to keep them in.
 template <class F>
-__device__ __forceinline__ void mask(float (&s)[F::M][F::N][4], const Attend &p, u32 row, u32 key) {
+__device__ __forceinline__ void mask(float (&s)[F::M][F::N][4], const AttentionParams &p, u32 row,
+                                     u32 key) {
     Tile tile = tile_at(p);
 #pragma unroll
     for (u32 m = 0; m < F::M; m++) {
@@ -301,7 +304,7 @@ __device__ __forceinline__ void online_softmax(float (&s)[F::M][F::N][4], float 
 
 // Writes the warp's rows, from `row` on, by way of its queries' place.
 template <class F>
-__device__ __forceinline__ void write_rows(const Attend &p, const float (&o)[F::M][F::C][4],
+__device__ __forceinline__ void write_rows(const AttentionParams &p, const float (&o)[F::M][F::C][4],
                                            const float (&sum)[F::M][2], Shared<bf16> rows,
                                            u32 row) {
     Tile tile = tile_at(p);
@@ -337,7 +340,7 @@ __device__ __forceinline__ void write_rows(const Attend &p, const float (&o)[F::
 
 // Adds up what the warps have of the same vectors, and writes it as a part.
 template <class F>
-__device__ __forceinline__ void write_part(const Attend &p, const float (&o)[F::M][F::C][4],
+__device__ __forceinline__ void write_part(const AttentionParams &p, const float (&o)[F::M][F::C][4],
                                            const float (&largest)[F::M][2],
                                            const float (&sum)[F::M][2]) {
     constexpr u32 STRIDE = F::D + 8;  // eight rows begin in different banks
@@ -395,7 +398,7 @@ __device__ __forceinline__ void write_part(const Attend &p, const float (&o)[F::
     }
 }
 
-template <u32 D, u32 MASK, bool SPLIT> __device__ void attend(const Attend &p) {
+template <u32 D, u32 MASK, bool SPLIT> __device__ void attend(const AttentionParams &p) {
     using F = Form<D, MASK, SPLIT>;
     Tile tile = tile_at(p);
     if (tile.first == tile.end) {
@@ -440,27 +443,27 @@ template <u32 D, u32 MASK, bool SPLIT> __device__ void attend(const Attend &p) {
     }
 }
 
-KERNEL(attention_64_both, Attend, 128, 2, attend<64, 0, false>)
-KERNEL(attention_64_causal, Attend, 128, 2, attend<64, 1, false>)
-KERNEL(attention_64_both_window, Attend, 128, 2, attend<64, 2, false>)
-KERNEL(attention_64_causal_window, Attend, 128, 2, attend<64, 3, false>)
-KERNEL(attention_64_both_split, Attend, 128, 4, attend<64, 0, true>)
-KERNEL(attention_64_causal_split, Attend, 128, 4, attend<64, 1, true>)
-KERNEL(attention_64_both_window_split, Attend, 128, 4, attend<64, 2, true>)
-KERNEL(attention_64_causal_window_split, Attend, 128, 4, attend<64, 3, true>)
-KERNEL(attention_128_both, Attend, 128, 2, attend<128, 0, false>)
-KERNEL(attention_128_causal, Attend, 128, 2, attend<128, 1, false>)
-KERNEL(attention_128_both_window, Attend, 128, 2, attend<128, 2, false>)
-KERNEL(attention_128_causal_window, Attend, 128, 2, attend<128, 3, false>)
-KERNEL(attention_128_both_split, Attend, 128, 3, attend<128, 0, true>)
-KERNEL(attention_128_causal_split, Attend, 128, 3, attend<128, 1, true>)
-KERNEL(attention_128_both_window_split, Attend, 128, 3, attend<128, 2, true>)
-KERNEL(attention_128_causal_window_split, Attend, 128, 3, attend<128, 3, true>)
-KERNEL(attention_256_both, Attend, 128, 2, attend<256, 0, false>)
-KERNEL(attention_256_causal, Attend, 128, 2, attend<256, 1, false>)
-KERNEL(attention_256_both_window, Attend, 128, 2, attend<256, 2, false>)
-KERNEL(attention_256_causal_window, Attend, 128, 2, attend<256, 3, false>)
-KERNEL(attention_256_both_split, Attend, 128, 2, attend<256, 0, true>)
-KERNEL(attention_256_causal_split, Attend, 128, 2, attend<256, 1, true>)
-KERNEL(attention_256_both_window_split, Attend, 128, 2, attend<256, 2, true>)
-KERNEL(attention_256_causal_window_split, Attend, 128, 2, attend<256, 3, true>)
+KERNEL(attention_64_both, AttentionParams, 128, 2, attend<64, 0, false>)
+KERNEL(attention_64_causal, AttentionParams, 128, 2, attend<64, 1, false>)
+KERNEL(attention_64_both_window, AttentionParams, 128, 2, attend<64, 2, false>)
+KERNEL(attention_64_causal_window, AttentionParams, 128, 2, attend<64, 3, false>)
+KERNEL(attention_64_both_split, AttentionParams, 128, 4, attend<64, 0, true>)
+KERNEL(attention_64_causal_split, AttentionParams, 128, 4, attend<64, 1, true>)
+KERNEL(attention_64_both_window_split, AttentionParams, 128, 4, attend<64, 2, true>)
+KERNEL(attention_64_causal_window_split, AttentionParams, 128, 4, attend<64, 3, true>)
+KERNEL(attention_128_both, AttentionParams, 128, 2, attend<128, 0, false>)
+KERNEL(attention_128_causal, AttentionParams, 128, 2, attend<128, 1, false>)
+KERNEL(attention_128_both_window, AttentionParams, 128, 2, attend<128, 2, false>)
+KERNEL(attention_128_causal_window, AttentionParams, 128, 2, attend<128, 3, false>)
+KERNEL(attention_128_both_split, AttentionParams, 128, 3, attend<128, 0, true>)
+KERNEL(attention_128_causal_split, AttentionParams, 128, 3, attend<128, 1, true>)
+KERNEL(attention_128_both_window_split, AttentionParams, 128, 3, attend<128, 2, true>)
+KERNEL(attention_128_causal_window_split, AttentionParams, 128, 3, attend<128, 3, true>)
+KERNEL(attention_256_both, AttentionParams, 128, 2, attend<256, 0, false>)
+KERNEL(attention_256_causal, AttentionParams, 128, 2, attend<256, 1, false>)
+KERNEL(attention_256_both_window, AttentionParams, 128, 2, attend<256, 2, false>)
+KERNEL(attention_256_causal_window, AttentionParams, 128, 2, attend<256, 3, false>)
+KERNEL(attention_256_both_split, AttentionParams, 128, 2, attend<256, 0, true>)
+KERNEL(attention_256_causal_split, AttentionParams, 128, 2, attend<256, 1, true>)
+KERNEL(attention_256_both_window_split, AttentionParams, 128, 2, attend<256, 2, true>)
+KERNEL(attention_256_causal_window_split, AttentionParams, 128, 2, attend<256, 3, true>)

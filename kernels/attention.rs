@@ -3,9 +3,10 @@
 
 use crate::driver::Grid;
 use crate::gpu::{Kernel, Raw, Work};
-use crate::params::{Pointer, params};
+use crate::params::Pointer;
 use crate::{Batch, Buffer, Cuda, Format, Pages};
 use gritlm_model::ops::{Attention, PAGE, Result, Span};
+use gritlm_model::params;
 use gritlm_model::tiles::{List, Record, Shape, Tile, mask_code};
 use std::sync::{Arc, PoisonError};
 
@@ -14,7 +15,7 @@ const MASKS: [&str; 4] = ["both", "causal", "both_window", "causal_window"];
 
 params! {
     /// Parameters; the fields are described in attention.cu.
-    Attend {
+    AttentionParams {
         q: Pointer,
         keys: Pointer,
         values: Pointer,
@@ -209,120 +210,118 @@ fn lay_out(
     (lists, words)
 }
 
-impl Cuda {
-    /// Returns the batch's tiles for heads like these, built on the first call.
-    fn lists(&self, batch: &Batch, p: Attention) -> Result<Arc<Lists>> {
-        let (group, width) = (p.heads / p.kv_heads, Form::of(p.head_dim, false).width);
-        let mut kept = batch.lists.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(lists) = kept.as_ref()
-            && (lists.group, lists.width) == (group, width)
-        {
-            return Ok(Arc::clone(lists));
-        }
-        let heads = (group, p.kv_heads, p.head_dim);
-        let (lists, words) = lay_out(&batch.spans, &batch.tables, heads, self.gpu.sms());
-        let raw = self.gpu.send(bytemuck::cast_slice(&words))?;
-        let lists = Arc::new(Lists { group, width, raw, lists });
-        *kept = Some(Arc::clone(&lists));
-        Ok(lists)
+/// Returns the batch's tiles for heads like these, built on the first call.
+fn lists(device: &Cuda, batch: &Batch, p: Attention) -> Result<Arc<Lists>> {
+    let (group, width) = (p.heads / p.kv_heads, Form::of(p.head_dim, false).width);
+    let mut kept = batch.lists.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(lists) = kept.as_ref()
+        && (lists.group, lists.width) == (group, width)
+    {
+        return Ok(Arc::clone(lists));
     }
+    let heads = (group, p.kv_heads, p.head_dim);
+    let (lists, words) = lay_out(&batch.spans, &batch.tables, heads, device.gpu.sms());
+    let raw = device.gpu.send(bytemuck::cast_slice(&words))?;
+    let lists = Arc::new(Lists { group, width, raw, lists });
+    *kept = Some(Arc::clone(&lists));
+    Ok(lists)
+}
 
-    pub(crate) fn attend(
-        &self,
-        p: Attention,
-        q: &Buffer,
-        pages: &Pages,
-        batch: &Batch,
-        out: &mut Buffer,
-    ) {
-        out.format = Format::Bf16;
-        let Some(q) = self.narrowed(q, batch.rows) else { return };
-        if let Err(problem) = self.attend_tiles(p, &q, pages, batch, out) {
-            self.gpu.fail(problem);
-        }
+pub(crate) fn attention(
+    device: &Cuda,
+    p: Attention,
+    q: &Buffer,
+    pages: &Pages,
+    batch: &Batch,
+    out: &mut Buffer,
+) {
+    out.format = Format::Bf16;
+    let Some(q) = device.narrowed(q, batch.rows) else { return };
+    if let Err(problem) = attend_tiles(device, p, &q, pages, batch, out) {
+        device.gpu.fail(problem);
     }
+}
 
-    fn attend_tiles(
-        &self,
-        p: Attention,
-        q: &crate::narrow::Rows,
-        pages: &Pages,
-        batch: &Batch,
-        out: &Buffer,
-    ) -> Result<()> {
-        let lists = self.lists(batch, p)?;
-        let Attention { kv_heads, head_dim, .. } = p;
-        let (group, width) = (lists.group, pages.width);
-        let [keys, values] = pages.layer(p.layer);
-        // A part has a cached head's columns, the largest score, the sum of weights, and two
-        // unused words.
-        let part = u64::from(width + 4) * 4;
-        let dims = u64::from(kv_heads) * u64::from(head_dim);
-        for (split, mask) in (0..2).flat_map(|split| (0..4).map(move |mask| (split, mask))) {
-            let (form, placed) = (Form::of(head_dim, split == 1), &lists.lists[split][mask]);
-            if placed.tiles == 0 {
-                continue;
-            }
-            let blocks = placed.tiles * kv_heads;
-            let parts = match split {
-                0 => None,
-                _ => Some(self.gpu.buffer(u64::from(blocks) * 16 * part)?),
-            };
-            let parts_at = parts.as_ref().map_or(Pointer::NULL, |parts| parts.pointer());
-            let params = Attend {
-                q: q.raw.pointer(),
-                keys: keys.pointer(),
-                values: values.pointer(),
-                out: out.raw.pointer(),
-                parts: parts_at,
-                words: lists.raw.pointer(),
-                group,
-                kv_heads,
-                head_dim,
-                width,
-                q_stride: q.stride,
-                out_stride: out.stride,
-                tiles: placed.tiles_at,
-                scale: std::f32::consts::LOG2_E / (head_dim as f32).sqrt(),
-            };
-            let (bytes, flops) = (4 * dims * placed.list.keys(), 4 * dims * placed.list.pairs);
-            self.gpu.launch(
-                Kernel { source: "attention", entry: form.entry(mask).into() },
-                Grid { blocks: [blocks, 1, 1], threads: 128, shared: form.shared() },
-                &params,
-                Work { op: "attention", bytes, flops },
-            );
-            if parts.is_none() {
-                continue;
-            }
-            let params = Reduce {
-                parts: parts_at,
-                words: lists.raw.pointer(),
-                out: out.raw.pointer(),
-                group,
-                kv_heads,
-                head_dim,
-                width,
-                out_stride: out.stride,
-                records: placed.records_at,
-                rows: placed.rows,
-                unused: 0,
-            };
-            let vectors: u64 = placed.list.tiles.iter().map(|t| u64::from(t.end - t.first)).sum();
-            let bytes = vectors * u64::from(kv_heads) * part;
-            self.gpu.launch(
-                Kernel { source: "attention_reduce", entry: "attention_reduce_parts".into() },
-                Grid {
-                    blocks: [placed.records * placed.rows, kv_heads, 1],
-                    threads: 128,
-                    shared: 4 * 4 * width,
-                },
-                &params,
-                Work { op: "attention", bytes, flops: 0 },
-            );
+fn attend_tiles(
+    device: &Cuda,
+    p: Attention,
+    q: &crate::narrow::Rows,
+    pages: &Pages,
+    batch: &Batch,
+    out: &Buffer,
+) -> Result<()> {
+    let lists = lists(device, batch, p)?;
+    let Attention { kv_heads, head_dim, .. } = p;
+    let (group, width) = (lists.group, pages.width);
+    let [keys, values] = pages.layer(p.layer);
+    // A part has a cached head's columns, the largest score, the sum of weights, and two
+    // unused words.
+    let part = u64::from(width + 4) * 4;
+    let dims = u64::from(kv_heads) * u64::from(head_dim);
+    for (split, mask) in (0..2).flat_map(|split| (0..4).map(move |mask| (split, mask))) {
+        let (form, placed) = (Form::of(head_dim, split == 1), &lists.lists[split][mask]);
+        if placed.tiles == 0 {
+            continue;
         }
-        Ok(())
+        let blocks = placed.tiles * kv_heads;
+        let parts = match split {
+            0 => None,
+            _ => Some(device.gpu.buffer(u64::from(blocks) * 16 * part)?),
+        };
+        let parts_at = parts.as_ref().map_or(Pointer::NULL, |parts| parts.pointer());
+        let params = AttentionParams {
+            q: q.raw.pointer(),
+            keys: keys.pointer(),
+            values: values.pointer(),
+            out: out.raw.pointer(),
+            parts: parts_at,
+            words: lists.raw.pointer(),
+            group,
+            kv_heads,
+            head_dim,
+            width,
+            q_stride: q.stride,
+            out_stride: out.stride,
+            tiles: placed.tiles_at,
+            scale: std::f32::consts::LOG2_E / (head_dim as f32).sqrt(),
+        };
+        let (bytes, flops) = (4 * dims * placed.list.keys(), 4 * dims * placed.list.pairs);
+        device.gpu.launch(
+            Kernel { source: "attention", entry: form.entry(mask).into() },
+            Grid { blocks: [blocks, 1, 1], threads: 128, shared: form.shared() },
+            &params,
+            Work { op: "attention", bytes, flops },
+        );
+        if parts.is_none() {
+            continue;
+        }
+        let params = Reduce {
+            parts: parts_at,
+            words: lists.raw.pointer(),
+            out: out.raw.pointer(),
+            group,
+            kv_heads,
+            head_dim,
+            width,
+            out_stride: out.stride,
+            records: placed.records_at,
+            rows: placed.rows,
+            unused: 0,
+        };
+        let vectors: u64 = placed.list.tiles.iter().map(|t| u64::from(t.end - t.first)).sum();
+        let bytes = vectors * u64::from(kv_heads) * part;
+        device.gpu.launch(
+            Kernel { source: "attention_reduce", entry: "attention_reduce_parts".into() },
+            Grid {
+                blocks: [placed.records * placed.rows, kv_heads, 1],
+                threads: 128,
+                shared: 4 * 4 * width,
+            },
+            &params,
+            Work { op: "attention", bytes, flops: 0 },
+        );
     }
+    Ok(())
 }
 
 /// The kernels have pages of 128 tokens.

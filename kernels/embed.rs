@@ -2,8 +2,9 @@
 
 use crate::driver::Grid;
 use crate::gpu::{Kernel, Work};
-use crate::params::{Pointer, params};
+use crate::params::Pointer;
 use crate::{Batch, Buffer, Cuda, Format, Matrix};
+use gritlm_model::params;
 
 params! {
     /// Parameters; the fields are described in embed.cu.
@@ -18,28 +19,22 @@ params! {
     }
 }
 
-impl Cuda {
-    pub(crate) fn embed_rows(&self, batch: &Batch, table: &Matrix, x: &mut Buffer) {
-        let groups = table.cols.div_ceil(8);
-        let params = Embed {
-            tokens: batch.raw.pointer(),
-            table: table.raw.pointer(),
-            x: x.raw.pointer(),
-            groups,
-            table_stride: table.stride,
-            x_stride: x.stride,
-            unused: 0,
-        };
-        self.gpu.launch(
-            Kernel { source: "embed", entry: "embed_rows".into() },
-            Grid { blocks: [batch.rows, groups.div_ceil(256), 1], threads: 256, shared: 0 },
-            &params,
-            Work {
-                op: "embed",
-                bytes: 6 * u64::from(batch.rows) * u64::from(table.cols),
-                flops: 0,
-            },
-        );
-        x.format = Format::F32;
-    }
+pub(crate) fn embed(device: &Cuda, batch: &Batch, table: &Matrix, x: &mut Buffer) {
+    let groups = table.cols.div_ceil(8);
+    let params = Embed {
+        tokens: batch.raw.pointer(),
+        table: table.raw.pointer(),
+        x: x.raw.pointer(),
+        groups,
+        table_stride: table.stride,
+        x_stride: x.stride,
+        unused: 0,
+    };
+    device.gpu.launch(
+        Kernel { source: "embed", entry: "embed_rows".into() },
+        Grid { blocks: [batch.rows, groups.div_ceil(256), 1], threads: 256, shared: 0 },
+        &params,
+        Work { op: "embed", bytes: 6 * u64::from(batch.rows) * u64::from(table.cols), flops: 0 },
+    );
+    x.format = Format::F32;
 }

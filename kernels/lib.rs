@@ -22,12 +22,12 @@ mod gpu;
 mod linear_add;
 mod logits;
 mod matrix;
+mod measure;
 mod narrow;
 pub mod params;
 mod pool;
 mod product;
 mod qkv;
-mod rates;
 mod rmsnorm;
 mod route;
 mod sample;
@@ -40,10 +40,10 @@ pub use matrix::Matrix;
 
 use driver::Driver;
 use gpu::{Gpu, Raw, Use};
+use gritlm_model::host::{pages, routing, rows};
 use gritlm_model::ops::{
-    Attention, Created, DeviceError, Expert, GateUp, KvShape, Layout, LinearAdd, Logits, NO_PAGE,
-    OpTime, Ops, PAGE, PoolingSpan, Qkv, Result, RmsNorm, Route, SampleParams, SampledToken,
-    Search, SharedVectors, Span,
+    Attention, Expert, GateUp, KvShape, Layout, LinearAdd, Logits, NO_PAGE, Ops, PAGE, PoolingSpan,
+    Qkv, Result, RmsNorm, Route, SampleParams, SampledToken, Search, SharedVectors, Span,
 };
 use gritlm_model::weights::Tensor;
 use half::bf16;
@@ -57,7 +57,7 @@ use tune::Form;
 pub struct Options {
     /// Number of the GPU, from 0.
     pub ordinal: u32,
-    /// Whether to time every launch; see [`Ops::profile`].
+    /// Whether to time every launch; see [`Measure::profile`](gritlm_model::measure::Measure::profile).
     pub profile: bool,
     /// Folder of compiled kernels (`gritlm kernels build`) to load instead of compiling with
     /// NVRTC.
@@ -125,9 +125,6 @@ pub struct Routing {
     experts: usize,
 }
 
-/// Width of the widest head for which attention.cu has a variant.
-const MAX_HEAD_DIM: usize = 256;
-
 impl Cuda {
     /// Opens a GPU.
     ///
@@ -164,11 +161,6 @@ impl Pages {
     fn page_bytes(&self) -> usize {
         2 * self.shape.kv_heads * PAGE * self.width as usize
     }
-
-    /// Returns the index of a head's token within the elements of a page.
-    fn vector(&self, head: usize, token: usize) -> usize {
-        (head * PAGE + token % PAGE) * self.width as usize
-    }
 }
 
 impl Ops for Cuda {
@@ -182,10 +174,6 @@ impl Ops for Cuda {
     fn device(&self) -> String {
         let Device { ordinal, name, capability: (major, minor), .. } = self.describe();
         format!("cuda:{ordinal} ({name}, compute capability {major}.{minor})")
-    }
-
-    fn bound(&self) -> f64 {
-        8e-3
     }
 
     fn submit(&self) -> Result<()> {
@@ -205,30 +193,6 @@ impl Ops for Cuda {
         2
     }
 
-    fn copy_rate(&self, bytes: u64) -> Result<f64> {
-        self.copies(bytes)
-    }
-
-    fn pinned_rate(&self, bytes: u64) -> Result<Option<f64>> {
-        self.pinned(bytes).map(Some)
-    }
-
-    fn displace(&self, bytes: u64) -> Result<()> {
-        self.displaced(bytes / 2)
-    }
-
-    fn launched(&self) -> Vec<String> {
-        self.gpu.launched()
-    }
-
-    fn created(&self) -> Created {
-        self.gpu.created()
-    }
-
-    fn profile(&self) -> Vec<OpTime> {
-        self.gpu.profile()
-    }
-
     fn matrix(&self, parts: &[Tensor]) -> Result<Matrix> {
         matrix::upload(&self.gpu, &self.ring, parts)
     }
@@ -240,14 +204,8 @@ impl Ops for Cuda {
     fn upload(&self, rows: usize, cols: usize, values: &[f32]) -> Result<Buffer> {
         debug_assert_eq!(rows * cols, values.len());
         let buffer = self.buffer_of(rows, cols)?;
-        let stride = buffer.stride as usize;
-        if stride == cols {
-            self.gpu.write(&buffer.raw, 0, bytemuck::cast_slice(values))?;
-        } else if cols > 0 {
-            let mut padded = vec![0.0f32; rows * stride];
-            for (to, from) in padded.chunks_exact_mut(stride).zip(values.chunks_exact(cols)) {
-                to[..cols].copy_from_slice(from);
-            }
+        let padded = rows::padded(values, cols, buffer.stride as usize);
+        if !padded.is_empty() {
             self.gpu.write(&buffer.raw, 0, bytemuck::cast_slice(&padded))?;
         }
         Ok(buffer)
@@ -259,12 +217,7 @@ impl Ops for Cuda {
 
     fn pages(&self, shape: KvShape) -> Result<Pages> {
         let KvShape { layers, pages, kv_heads, head_dim } = shape;
-        if head_dim > MAX_HEAD_DIM || head_dim % 2 != 0 {
-            return Err(DeviceError(format!(
-                "the CUDA kernels take heads of up to {MAX_HEAD_DIM} columns in pairs, and this \
-                 model's have {head_dim}; use `device` cpu"
-            )));
-        }
+        pages::check_heads("CUDA", shape)?;
         let width = head_dim.next_multiple_of(8);
         let bytes = 2 * (pages * kv_heads * PAGE * width) as u64;
         let layer = |_| {
@@ -292,7 +245,7 @@ impl Ops for Cuda {
 
     fn routing(&self, rows: usize, experts: usize, top_k: usize) -> Result<Routing> {
         let assigned = rows * top_k;
-        let words = 4 * assigned + 2 * (experts + 1) + 3 * (assigned + experts);
+        let words = routing::words(assigned, experts);
         Ok(Routing {
             logits: self.buffer_of(rows, experts)?,
             raw: self.gpu.buffer(4 * words as u64)?,
@@ -303,11 +256,11 @@ impl Ops for Cuda {
 
     fn embed(&self, batch: &Batch, table: &Matrix, x: &mut Buffer) {
         x.format = Format::F32;
-        self.embed_rows(batch, table, x);
+        embed::embed(self, batch, table, x);
     }
 
     fn rmsnorm(&self, p: RmsNorm, x: &Buffer, weight: &Matrix, h: &mut Buffer) {
-        self.norm_rows((p.rows, p.dim, p.eps), x, weight, None, h);
+        rmsnorm::rmsnorm(self, (p.rows, p.dim, p.eps), x, weight, None, h);
     }
 
     fn qkv(
@@ -319,23 +272,23 @@ impl Ops for Cuda {
         q: &mut Buffer,
         pages: &mut Pages,
     ) {
-        self.project(p, h, w, batch, q, pages);
+        qkv::qkv(self, p, h, w, batch, q, pages);
     }
 
     fn attention(&self, p: Attention, q: &Buffer, pages: &Pages, batch: &Batch, out: &mut Buffer) {
-        self.attend(p, q, pages, batch, out);
+        attention::attention(self, p, q, pages, batch, out);
     }
 
     fn linear_add(&self, p: LinearAdd, a: &Buffer, w: &Matrix, x: &mut Buffer) {
-        self.add_product(p, a, w, x);
+        linear_add::linear_add(self, p, a, w, x);
     }
 
     fn gate_up(&self, p: GateUp, h: &Buffer, w: &Matrix, out: &mut Buffer) {
-        self.gated(p, h, w, out);
+        gate_up::gate_up(self, p, h, w, out);
     }
 
     fn route(&self, p: Route, h: &Buffer, w: &Matrix, routing: &mut Routing) {
-        self.choose(p, h, w, routing);
+        route::route(self, p, h, w, routing);
     }
 
     fn expert_gate_up(
@@ -346,7 +299,7 @@ impl Ops for Cuda {
         routing: &Routing,
         out: &mut Buffer,
     ) {
-        self.experts_gate_up(p, h, w, routing, out);
+        expert::expert_gate_up(self, p, h, w, routing, out);
     }
 
     fn expert_down_add(
@@ -357,12 +310,12 @@ impl Ops for Cuda {
         routing: &Routing,
         x: &mut Buffer,
     ) {
-        self.experts_down_add(p, a, w, routing, x);
+        expert::expert_down_add(self, p, a, w, routing, x);
     }
 
     fn pool(&self, dim: u32, spans: &[PoolingSpan], h: &Buffer, out: &mut Buffer) {
         out.format = Format::F32;
-        self.pooled(dim, spans, h, out);
+        pool::pool(self, dim, spans, h, out);
     }
 
     fn logits(
@@ -375,7 +328,7 @@ impl Ops for Cuda {
         out: &mut Buffer,
     ) {
         out.format = Format::F32;
-        self.last(p, rows, x, norm, w, out);
+        logits::logits(self, p, rows, x, norm, w, out);
     }
 
     async fn sample(
@@ -384,7 +337,7 @@ impl Ops for Cuda {
         draws: &[SampleParams],
         logits: &Buffer,
     ) -> Result<Vec<SampledToken>> {
-        self.drawn(vocab, draws, logits)
+        sample::sample(self, vocab, draws, logits)
     }
 
     async fn search(
@@ -393,12 +346,12 @@ impl Ops for Cuda {
         queries: &Buffer,
         corpus: &Buffer,
     ) -> Result<Vec<Vec<(u32, f32)>>> {
-        self.found(p, queries, corpus)
+        search::search(self, p, queries, corpus)
     }
 
     async fn read(&self, buffer: &Buffer, len: usize) -> Result<Vec<f32>> {
         let (cols, stride) = (buffer.cols, buffer.stride as usize);
-        let values = len.div_ceil(cols.max(1)) * stride;
+        let values = rows::stored(len, cols, stride);
         let stored: Vec<f32> = match buffer.format {
             Format::F32 => {
                 let bytes = self.gpu.read(&buffer.raw, 0, 4 * values as u64)?;
@@ -406,13 +359,7 @@ impl Ops for Cuda {
             }
             Format::Bf16 => widened(&self.gpu.read(&buffer.raw, 0, 2 * values as u64)?),
         };
-        let mut out: Vec<f32> = if stride == cols {
-            stored
-        } else {
-            stored.chunks_exact(stride).flat_map(|row| &row[..cols]).copied().collect()
-        };
-        out.truncate(len);
-        Ok(out)
+        Ok(rows::unpadded(stored, len, cols, stride))
     }
 
     async fn read_routing(&self, routing: &Routing, rows: usize) -> Result<Vec<f32>> {
@@ -432,12 +379,7 @@ impl Ops for Cuda {
                 self.gpu.copy((raw, from), (&together, to), page as u64)?;
             }
             let values = widened(&self.gpu.read(&together, 0, (page * used.len()) as u64)?);
-            for head in 0..kv_heads {
-                for t in 0..tokens {
-                    let at = t / PAGE * (page / 2) + pages.vector(head, t);
-                    out.extend_from_slice(&values[at..at + head_dim]);
-                }
-            }
+            pages::gather(pages.shape, pages.width as usize, tokens, &values, &mut out);
         }
         Ok(out)
     }
@@ -451,21 +393,13 @@ impl Ops for Cuda {
         values: &[f32],
     ) {
         let KvShape { kv_heads, head_dim, .. } = pages.shape;
-        let bytes = pages.page_bytes();
+        let (bytes, width) = (pages.page_bytes(), pages.width as usize);
         let mut page = vec![bf16::ZERO; bytes / 2];
         let each = kv_heads * tokens * head_dim;
         let planes = pages.layers.iter().flatten().skip(first);
-        for (raw, values) in planes.zip(values.chunks_exact(each.max(1))) {
+        for (raw, plane) in planes.zip(values.chunks_exact(each.max(1))) {
             for (n, &number) in table[..tokens.div_ceil(PAGE)].iter().enumerate() {
-                for head in 0..kv_heads {
-                    for t in n * PAGE..((n + 1) * PAGE).min(tokens) {
-                        let from = &values[(head * tokens + t) * head_dim..][..head_dim];
-                        let to = pages.vector(head, t);
-                        for (to, &from) in page[to..to + head_dim].iter_mut().zip(from) {
-                            *to = bf16::from_f32(from);
-                        }
-                    }
-                }
+                pages::scatter(pages.shape, width, (n, tokens), plane, &mut page, bf16::from_f32);
                 let at = (number as usize * bytes) as u64;
                 if let Err(problem) = self.gpu.write(raw, at, bytemuck::cast_slice(&page)) {
                     return self.gpu.fail(problem);

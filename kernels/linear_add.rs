@@ -4,19 +4,17 @@ use crate::product::{Call, Product};
 use crate::{Buffer, Cuda, Matrix};
 use gritlm_model::ops::LinearAdd;
 
-impl Cuda {
-    pub(crate) fn add_product(&self, p: LinearAdd, a: &Buffer, w: &Matrix, x: &Buffer) {
-        let call = Call {
-            op: "linear_add",
-            source: "linear_add",
-            pair: false,
-            experts: 0,
-            rows: p.rows,
-            outputs: p.outer,
-            a,
-            w,
-            params: Product { sum: x.raw.pointer(), out_stride: x.stride, ..Product::default() },
-        };
-        self.product(&call, self.form(p.rows, 0, p.outer, false));
-    }
+pub(crate) fn linear_add(device: &Cuda, p: LinearAdd, a: &Buffer, w: &Matrix, x: &Buffer) {
+    let call = Call {
+        op: "linear_add",
+        source: "linear_add",
+        pair: false,
+        experts: 0,
+        rows: p.rows,
+        outputs: p.outer,
+        a,
+        w,
+        params: Product { sum: x.raw.pointer(), out_stride: x.stride, ..Product::default() },
+    };
+    device.product(&call, device.form(p.rows, 0, p.outer, false));
 }

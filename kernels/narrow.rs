@@ -2,8 +2,9 @@
 
 use crate::driver::Grid;
 use crate::gpu::{Kernel, Work};
-use crate::params::{Pointer, params};
+use crate::params::Pointer;
 use crate::{Buffer, Cuda, Format};
+use gritlm_model::params;
 use std::borrow::Cow;
 use std::sync::Arc;
 

@@ -3,9 +3,10 @@
 
 use crate::driver::Grid;
 use crate::gpu::{Kernel, Work};
-use crate::params::{Pointer, params};
+use crate::params::Pointer;
 use crate::tune::Form;
 use crate::{Buffer, Cuda, Matrix};
+use gritlm_model::params;
 
 params! {
     /// Parameters; the fields are described in product.cuh.

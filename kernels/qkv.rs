@@ -5,45 +5,43 @@ use crate::product::{Call, Product};
 use crate::{Batch, Buffer, Cuda, Format, Matrix, Pages};
 use gritlm_model::ops::{PAGE, Qkv};
 
-impl Cuda {
-    pub(crate) fn project(
-        &self,
-        p: Qkv,
-        h: &Buffer,
-        w: &Matrix,
-        batch: &Batch,
-        q: &mut Buffer,
-        pages: &Pages,
-    ) {
-        q.format = Format::Bf16;
-        let outputs = (p.heads + 2 * p.kv_heads) * (p.head_dim / 2);
-        let [keys, values] = pages.layer(p.layer);
-        let call = Call {
-            op: "qkv",
-            source: "qkv",
-            pair: true,
-            experts: 0,
-            rows: p.rows,
-            outputs,
-            a: h,
-            w,
-            params: Product {
-                out: q.raw.pointer(),
-                keys: keys.pointer(),
-                values: values.pointer(),
-                words: batch.raw.pointer(),
-                out_stride: q.stride,
-                head_dim: p.head_dim,
-                heads: p.heads,
-                kv_heads: p.kv_heads,
-                width: pages.width,
-                slots: batch.slots,
-                angles: batch.angles,
-                ..Product::default()
-            },
-        };
-        self.product(&call, self.form(p.rows, 0, outputs, true));
-    }
+pub(crate) fn qkv(
+    device: &Cuda,
+    p: Qkv,
+    h: &Buffer,
+    w: &Matrix,
+    batch: &Batch,
+    q: &mut Buffer,
+    pages: &Pages,
+) {
+    q.format = Format::Bf16;
+    let outputs = (p.heads + 2 * p.kv_heads) * (p.head_dim / 2);
+    let [keys, values] = pages.layer(p.layer);
+    let call = Call {
+        op: "qkv",
+        source: "qkv",
+        pair: true,
+        experts: 0,
+        rows: p.rows,
+        outputs,
+        a: h,
+        w,
+        params: Product {
+            out: q.raw.pointer(),
+            keys: keys.pointer(),
+            values: values.pointer(),
+            words: batch.raw.pointer(),
+            out_stride: q.stride,
+            head_dim: p.head_dim,
+            heads: p.heads,
+            kv_heads: p.kv_heads,
+            width: pages.width,
+            slots: batch.slots,
+            angles: batch.angles,
+            ..Product::default()
+        },
+    };
+    device.product(&call, device.form(p.rows, 0, outputs, true));
 }
 
 /// The kernels have pages of 128 tokens.

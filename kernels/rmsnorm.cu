@@ -11,7 +11,7 @@
 constexpr u32 THREADS = 512;
 constexpr u32 HELD = 2;
 
-struct Norm {
+struct RmsNormParams {
     Global<float> x;
     Global<bf16> weight;
     Global<bf16> h;
@@ -38,14 +38,14 @@ struct Part {
     }
 };
 
-__device__ __forceinline__ Part part(const Norm &p, Global<float> x, u32 c) {
+__device__ __forceinline__ Part part(const RmsNormParams &p, Global<float> x, u32 c) {
     if (c >= p.dim) {
         return {};
     }
     return {x.load<Vec16>(c), p.weight.load<Vec8>(c), p.dim - c};
 }
 
-__device__ void rmsnorm(const Norm &p) {
+__device__ void rmsnorm(const RmsNormParams &p) {
     Shared<float> scratch{0};
     u32 row = blockIdx.x;
     u32 from = p.rows_of.first ? p.rows_of[row] : row;
@@ -75,4 +75,4 @@ __device__ void rmsnorm(const Norm &p) {
     }
 }
 
-KERNEL(rmsnorm_rows, Norm, THREADS, 1, rmsnorm)
+KERNEL(rmsnorm_rows, RmsNormParams, THREADS, 1, rmsnorm)

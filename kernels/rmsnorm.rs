@@ -2,13 +2,14 @@
 
 use crate::driver::Grid;
 use crate::gpu::{Kernel, Raw, Work};
-use crate::params::{Pointer, params};
+use crate::params::Pointer;
 use crate::{Buffer, Cuda, Format, Matrix};
+use gritlm_model::params;
 use std::sync::Arc;
 
 params! {
     /// Parameters; the fields are described in rmsnorm.cu.
-    Norm {
+    RmsNormParams {
         x: Pointer,
         weight: Pointer,
         h: Pointer,
@@ -20,33 +21,31 @@ params! {
     }
 }
 
-impl Cuda {
-    /// Normalises all rows in order, or those that `rows_of` lists.
-    pub(crate) fn norm_rows(
-        &self,
-        (rows, dim, eps): (u32, u32, f32),
-        x: &Buffer,
-        weight: &Matrix,
-        rows_of: Option<&Arc<Raw>>,
-        h: &mut Buffer,
-    ) {
-        let params = Norm {
-            x: x.raw.pointer(),
-            weight: weight.raw.pointer(),
-            h: h.raw.pointer(),
-            rows_of: rows_of.map_or(Pointer::NULL, |raw| raw.pointer()),
-            dim,
-            x_stride: x.stride,
-            h_stride: h.stride,
-            eps,
-        };
-        let values = u64::from(rows) * u64::from(dim);
-        self.gpu.launch(
-            Kernel { source: "rmsnorm", entry: "rmsnorm_rows".into() },
-            Grid { blocks: [rows, 1, 1], threads: 512, shared: 4 * 512 / 32 },
-            &params,
-            Work { op: "rmsnorm", bytes: 6 * values, flops: 4 * values },
-        );
-        h.format = Format::Bf16;
-    }
+/// Normalises all rows in order, or those that `rows_of` lists.
+pub(crate) fn rmsnorm(
+    device: &Cuda,
+    (rows, dim, eps): (u32, u32, f32),
+    x: &Buffer,
+    weight: &Matrix,
+    rows_of: Option<&Arc<Raw>>,
+    h: &mut Buffer,
+) {
+    let params = RmsNormParams {
+        x: x.raw.pointer(),
+        weight: weight.raw.pointer(),
+        h: h.raw.pointer(),
+        rows_of: rows_of.map_or(Pointer::NULL, |raw| raw.pointer()),
+        dim,
+        x_stride: x.stride,
+        h_stride: h.stride,
+        eps,
+    };
+    let values = u64::from(rows) * u64::from(dim);
+    device.gpu.launch(
+        Kernel { source: "rmsnorm", entry: "rmsnorm_rows".into() },
+        Grid { blocks: [rows, 1, 1], threads: 512, shared: 4 * 512 / 32 },
+        &params,
+        Work { op: "rmsnorm", bytes: 6 * values, flops: 4 * values },
+    );
+    h.format = Format::Bf16;
 }

@@ -6,13 +6,13 @@
 // A block of 256 threads per row: each has groups of 8 columns and adds up 8 experts at a time, so
 // that 8 experts read h once; w (64 KiB of Mixtral's) stays in L1. The first warp chooses: a lane
 // has every 32nd expert. Bound by latency: two rounds of loads, one sum over the block.
-// Twin: model/cpu/route.rs. Params: `Choose` in route.rs.
+// Twin: model/cpu/route.rs. Params: `RouteParams` in route.rs.
 #include "order.cuh"
 
 constexpr u32 THREADS = 256;
 constexpr u32 EXPERTS = 8;
 
-struct Choose {
+struct RouteParams {
     Global<bf16> h;  // or f32
     Global<bf16> w;
     Global<float> logits;
@@ -28,7 +28,7 @@ struct Choose {
 };
 
 // By one warp.
-__device__ void choose(const Choose &p, u32 row, Shared<float> logits) {
+__device__ void choose(const RouteParams &p, u32 row, Shared<float> logits) {
     // The last of the top_k; all places before it are chosen, too.
     u64 last = ~0ull;
     float largest = 0.0f;
@@ -60,7 +60,7 @@ __device__ void choose(const Choose &p, u32 row, Shared<float> logits) {
     }
 }
 
-template <class T> __device__ void route(const Choose &p) {
+template <class T> __device__ void route(const RouteParams &p) {
     Shared<float> parts{0};  // (warps, EXPERTS)
     Shared<float> logits = parts.from(THREADS / WARP * EXPERTS);
     u32 row = blockIdx.x;
@@ -106,5 +106,5 @@ template <class T> __device__ void route(const Choose &p) {
     }
 }
 
-KERNEL(route_f32, Choose, THREADS, 1, route<float>)
-KERNEL(route_bf16, Choose, THREADS, 1, route<bf16>)
+KERNEL(route_f32, RouteParams, THREADS, 1, route<float>)
+KERNEL(route_bf16, RouteParams, THREADS, 1, route<bf16>)

@@ -14,7 +14,7 @@
 constexpr u32 THREADS = 1024;
 constexpr u32 RECORD = 11;
 
-struct Draws {
+struct SamplingParams {
     Global<float> logits;
     // Per draw: where its seen ids begin here, how many, penalty, temperature, top_k, top_p, min_p,
     // uniform, log-probabilities, where its results go, the token that is given (~0 for none).
@@ -131,7 +131,7 @@ __device__ u64 drawn(const Row &row, Global<u32> draw, u64 best, u32 vocab) {
     return row.last_of(last, 0.0f);
 }
 
-__device__ void sample(const Draws &p) {
+__device__ void sample(const SamplingParams &p) {
     u32 index = threadIdx.x;
     Global<u32> draw = p.draws.from(RECORD * blockIdx.x);
     Global<u32> seen = p.draws.from(draw[0]), out = p.out.from(draw[9]);
@@ -188,4 +188,4 @@ __device__ void sample(const Draws &p) {
     }
 }
 
-KERNEL(sample_rows, Draws, THREADS, 1, sample)
+KERNEL(sample_rows, SamplingParams, THREADS, 1, sample)

@@ -3,9 +3,10 @@
 
 use crate::driver::Grid;
 use crate::gpu::{Kernel, Work};
-use crate::params::{Pointer, params};
+use crate::params::Pointer;
 use crate::{Buffer, Cuda};
 use gritlm_model::ops::{Result, Search};
+use gritlm_model::params;
 
 params! {
     /// Parameters of the scores; the fields are described in search.cu.
@@ -61,83 +62,81 @@ fn document(place: u64) -> (u32, f32) {
     (!(place as u32), f32::from_bits(bits))
 }
 
-impl Cuda {
-    pub(crate) fn found(
-        &self,
-        p: Search,
-        queries: &Buffer,
-        corpus: &Buffer,
-    ) -> Result<Vec<Vec<(u32, f32)>>> {
-        let top_k = p.top_k.min(p.documents);
-        if p.queries == 0 || top_k == 0 {
-            return Ok(vec![Vec::new(); p.queries as usize]);
-        }
-        let stretch = stretch(p.queries, p.documents);
-        let rows = u64::from(p.queries);
-        let found = self.gpu.buffer(8 * rows * u64::from(stretch))?;
-        let size = 8 * rows * u64::from(top_k);
-        let (mut best, mut after) = (self.gpu.buffer(size)?, self.gpu.buffer(size)?);
-        // Floors of 8 bytes and counts of 4 bytes, all zero at first.
-        let state = self.gpu.send(&vec![0; 12 * p.queries as usize])?;
-        let (floors, counts) = (state.pointer(), state.at(8 * rows));
-        let mut kept = 0;
-        for first in (0..p.documents).step_by(stretch as usize) {
-            let count = stretch.min(p.documents - first);
-            let params = Scores {
-                queries: queries.raw.pointer(),
-                corpus: corpus.raw.pointer(),
-                found: found.pointer(),
-                floors,
-                counts,
-                rows: p.queries,
-                first,
-                count,
-                dim: p.dim,
-                query_stride: queries.stride,
-                corpus_stride: corpus.stride,
-                stretch,
-                unused: 0,
-            };
-            let blocks = [p.queries.div_ceil(QUERIES), count.div_ceil(DOCUMENTS), 1];
-            let (documents, dim) = (u64::from(count), u64::from(p.dim));
-            self.gpu.launch(
-                Kernel { source: "search", entry: "search_scores_f32".into() },
-                Grid { blocks, threads: 256, shared: 0 },
-                &params,
-                Work {
-                    op: "search",
-                    bytes: 4 * (rows + documents) * dim,
-                    flops: 2 * rows * documents * dim,
-                },
-            );
-            let params = Select {
-                before: best.pointer(),
-                after: after.pointer(),
-                found: found.pointer(),
-                floors,
-                counts,
-                stretch,
-                kept,
-                top_k,
-                unused: 0,
-            };
-            self.gpu.launch(
-                Kernel { source: "search", entry: "search_select_places".into() },
-                // One word for each of 32 warps, and a counter.
-                Grid { blocks: [p.queries, 1, 1], threads: 1024, shared: 4 * 33 },
-                &params,
-                Work { op: "search", bytes: 2 * size, flops: 0 },
-            );
-            kept = top_k.min(kept + count);
-            std::mem::swap(&mut best, &mut after);
-        }
-        let bytes = self.gpu.read(&best, 0, size)?;
-        let mut places: Vec<u64> =
-            bytes.as_chunks::<8>().0.iter().map(|&b| u64::from_le_bytes(b)).collect();
-        let found = places.chunks_exact_mut(top_k as usize).map(|places| {
-            places.sort_unstable_by(|a, b| b.cmp(a));
-            places.iter().map(|&place| document(place)).collect()
-        });
-        Ok(found.collect())
+pub(crate) fn search(
+    device: &Cuda,
+    p: Search,
+    queries: &Buffer,
+    corpus: &Buffer,
+) -> Result<Vec<Vec<(u32, f32)>>> {
+    let top_k = p.top_k.min(p.documents);
+    if p.queries == 0 || top_k == 0 {
+        return Ok(vec![Vec::new(); p.queries as usize]);
     }
+    let stretch = stretch(p.queries, p.documents);
+    let rows = u64::from(p.queries);
+    let found = device.gpu.buffer(8 * rows * u64::from(stretch))?;
+    let size = 8 * rows * u64::from(top_k);
+    let (mut best, mut after) = (device.gpu.buffer(size)?, device.gpu.buffer(size)?);
+    // Floors of 8 bytes and counts of 4 bytes, all zero at first.
+    let state = device.gpu.send(&vec![0; 12 * p.queries as usize])?;
+    let (floors, counts) = (state.pointer(), state.at(8 * rows));
+    let mut kept = 0;
+    for first in (0..p.documents).step_by(stretch as usize) {
+        let count = stretch.min(p.documents - first);
+        let params = Scores {
+            queries: queries.raw.pointer(),
+            corpus: corpus.raw.pointer(),
+            found: found.pointer(),
+            floors,
+            counts,
+            rows: p.queries,
+            first,
+            count,
+            dim: p.dim,
+            query_stride: queries.stride,
+            corpus_stride: corpus.stride,
+            stretch,
+            unused: 0,
+        };
+        let blocks = [p.queries.div_ceil(QUERIES), count.div_ceil(DOCUMENTS), 1];
+        let (documents, dim) = (u64::from(count), u64::from(p.dim));
+        device.gpu.launch(
+            Kernel { source: "search", entry: "search_scores_f32".into() },
+            Grid { blocks, threads: 256, shared: 0 },
+            &params,
+            Work {
+                op: "search",
+                bytes: 4 * (rows + documents) * dim,
+                flops: 2 * rows * documents * dim,
+            },
+        );
+        let params = Select {
+            before: best.pointer(),
+            after: after.pointer(),
+            found: found.pointer(),
+            floors,
+            counts,
+            stretch,
+            kept,
+            top_k,
+            unused: 0,
+        };
+        device.gpu.launch(
+            Kernel { source: "search", entry: "search_select_places".into() },
+            // One word for each of 32 warps, and a counter.
+            Grid { blocks: [p.queries, 1, 1], threads: 1024, shared: 4 * 33 },
+            &params,
+            Work { op: "search", bytes: 2 * size, flops: 0 },
+        );
+        kept = top_k.min(kept + count);
+        std::mem::swap(&mut best, &mut after);
+    }
+    let bytes = device.gpu.read(&best, 0, size)?;
+    let mut places: Vec<u64> =
+        bytes.as_chunks::<8>().0.iter().map(|&b| u64::from_le_bytes(b)).collect();
+    let found = places.chunks_exact_mut(top_k as usize).map(|places| {
+        places.sort_unstable_by(|a, b| b.cmp(a));
+        places.iter().map(|&place| document(place)).collect()
+    });
+    Ok(found.collect())
 }

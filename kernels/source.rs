@@ -2,15 +2,15 @@
 //! [`HEADERS`]. The text includes assertions that the source's parameter structs match those of
 //! Rust.
 
-use crate::attention::{Attend, Reduce};
+use crate::attention::{AttentionParams, Reduce};
 use crate::embed::Embed;
 use crate::narrow::Narrow;
 use crate::params::Layout;
 use crate::pool::Pool;
 use crate::product::Product;
-use crate::rmsnorm::Norm;
-use crate::route::{Add, Choose, Sort};
-use crate::sample::Draws;
+use crate::rmsnorm::RmsNormParams;
+use crate::route::{Add, RouteParams, Sort};
+use crate::sample::SamplingParams;
 use crate::search::{Scores, Select};
 use gritlm_model::hash::fnv1a;
 
@@ -47,7 +47,7 @@ macro_rules! headers {
 }
 
 sources! {
-    attention: Attend;
+    attention: AttentionParams;
     attention_reduce: Reduce;
     embed: Embed;
     expert_add: Add;
@@ -60,9 +60,9 @@ sources! {
     narrow: Narrow;
     pool: Pool;
     qkv: Product;
-    rmsnorm: Norm;
-    route: Choose;
-    sample: Draws;
+    rmsnorm: RmsNormParams;
+    route: RouteParams;
+    sample: SamplingParams;
     search: Scores, Select;
 }
 

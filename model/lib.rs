@@ -5,6 +5,8 @@
 //! * [`tokenizer`] converts between text and token ids.
 //! * [`prompt`] builds GritLM's prompt formats.
 //! * [`ops`] declares the fused operations of a forward pass, a trait that each backend implements.
+//! * [`measure`] declares what benches ask of a backend beside them.
+//! * [`host`] is what both GPU backends do on the host.
 //! * [`tiles`] splits attention into tiles for the GPU backends.
 //! * [`mod@reference`] specifies each operation as a plain formula in f64.
 //! * [`cpu`] is the fast backend for machines without a GPU.
@@ -33,6 +35,8 @@ pub mod demo;
 mod error;
 pub mod files;
 pub mod hash;
+pub mod host;
+pub mod measure;
 pub mod ops;
 pub mod prompt;
 pub mod reference;

@@ -2,10 +2,10 @@
 //! attention.wgsl and attention_reduce.wgsl.
 
 use crate::gpu::{Grid, Raw, Use};
-use crate::params::params;
 use crate::profile::Work;
 use crate::{Batch, Buffer, Pages, Wgpu, shader};
 use gritlm_model::ops::{Attention, PAGE, Result};
+use gritlm_model::params;
 use gritlm_model::tiles::{List, mask_code};
 use std::sync::{Arc, PoisonError};
 
@@ -15,7 +15,7 @@ const FEW_VECTORS: u32 = 16;
 
 params! {
     /// Parameters; the fields are described in attention.wgsl.
-    Attend {
+    AttentionParams {
         group: u32,
         kv_heads: u32,
         head_dim: u32,
@@ -60,120 +60,118 @@ pub(crate) struct Lists {
     lists: [[Placed; 4]; 2],
 }
 
-impl Wgpu {
-    /// Returns the batch's tiles for heads grouped like this, built on the first call.
-    fn lists(&self, batch: &Batch, group: u32, vectors: u32) -> Result<Arc<Lists>> {
-        let mut kept = batch.lists.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(lists) = kept.as_ref()
-            && lists.group == group
-        {
-            return Ok(Arc::clone(lists));
-        }
-        let tiles = self.tiles.attention(vectors, self.gpu.subgroup());
-        let mut lists: [[Placed; 4]; 2] = Default::default();
-        for span in batch.spans.iter().filter(|s| s.rows > 0) {
-            let split = usize::from(span.rows * group <= FEW_VECTORS);
-            let placed = &mut lists[split][mask_code(span.mask).0];
-            placed.list.add(span, group, tiles[split].shape());
-        }
-        // The split form is left out: its records refer to tiles by index, and its tiles have
-        // equal length.
-        lists[0].iter_mut().for_each(|placed| placed.list.balance());
-        let mut words = batch.tables.clone();
-        for Placed { list, tiles_at, records_at } in lists.iter_mut().flatten() {
-            *tiles_at = words.len() as u32;
-            words.extend_from_slice(bytemuck::cast_slice(&list.tiles));
-            *records_at = words.len() as u32;
-            words.extend_from_slice(bytemuck::cast_slice(&list.records));
-        }
-        let raw = self.gpu.send(bytemuck::cast_slice(&words))?;
-        let lists = Arc::new(Lists { group, raw, lists });
-        *kept = Some(Arc::clone(&lists));
-        Ok(lists)
+/// Returns the batch's tiles for heads grouped like this, built on the first call.
+fn lists(device: &Wgpu, batch: &Batch, group: u32, vectors: u32) -> Result<Arc<Lists>> {
+    let mut kept = batch.lists.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(lists) = kept.as_ref()
+        && lists.group == group
+    {
+        return Ok(Arc::clone(lists));
     }
+    let tiles = device.tiles.attention(vectors, device.gpu.subgroup());
+    let mut lists: [[Placed; 4]; 2] = Default::default();
+    for span in batch.spans.iter().filter(|s| s.rows > 0) {
+        let split = usize::from(span.rows * group <= FEW_VECTORS);
+        let placed = &mut lists[split][mask_code(span.mask).0];
+        placed.list.add(span, group, tiles[split].shape());
+    }
+    // The split form is left out: its records refer to tiles by index, and its tiles have
+    // equal length.
+    lists[0].iter_mut().for_each(|placed| placed.list.balance());
+    let mut words = batch.tables.clone();
+    for Placed { list, tiles_at, records_at } in lists.iter_mut().flatten() {
+        *tiles_at = words.len() as u32;
+        words.extend_from_slice(bytemuck::cast_slice(&list.tiles));
+        *records_at = words.len() as u32;
+        words.extend_from_slice(bytemuck::cast_slice(&list.records));
+    }
+    let raw = device.gpu.send(bytemuck::cast_slice(&words))?;
+    let lists = Arc::new(Lists { group, raw, lists });
+    *kept = Some(Arc::clone(&lists));
+    Ok(lists)
+}
 
-    pub(crate) fn attend(
-        &self,
-        p: Attention,
-        q: &Buffer,
-        pages: &Pages,
-        batch: &Batch,
-        out: &Buffer,
-    ) {
-        let group = p.heads / p.kv_heads;
-        let lists = match self.lists(batch, group, pages.vectors) {
-            Ok(lists) => lists,
-            Err(problem) => return self.gpu.fail(problem),
-        };
-        let tiles = self.tiles.attention(pages.vectors, self.gpu.subgroup());
-        let [keys, values] = pages.layer(p.layer);
-        for (split, mask) in (0..2).flat_map(|split| (0..4).map(move |mask| (split, mask))) {
-            let (tile, placed) = (tiles[split], &lists.lists[split][mask]);
-            let list = &placed.list;
-            if list.tiles.is_empty() {
-                continue;
-            }
-            let count = list.tiles.len() as u32;
-            // A part has a vector's columns, then a vector of sums.
-            let part_stride = 4 * (pages.vectors + 1).next_multiple_of(2);
-            let params = Attend {
-                group,
-                kv_heads: p.kv_heads,
-                head_dim: p.head_dim,
-                vectors: pages.vectors,
-                q_stride: q.stride,
-                out_stride: out.stride,
-                part_stride,
-                tables: 0,
-                tiles: placed.tiles_at,
-                scale: 1.0 / (p.head_dim as f32).sqrt(),
-            };
-            let dims = u64::from(p.kv_heads) * u64::from(p.head_dim);
-            let (bytes, flops) = (8 * dims * list.keys(), 4 * dims * list.pairs);
-            let work = Work { op: "attention", bytes, flops };
-            let mut constants = tile.constants();
-            constants.push(("MASK", mask as f64));
-            constants.push(("WHOLE", f64::from(u8::from(p.head_dim.is_multiple_of(4)))));
-            let launch = |to: &Arc<Raw>| {
-                self.gpu.launch_as(
-                    &shader::ATTENTION,
-                    tile.shuffle,
-                    &constants,
-                    bytemuck::bytes_of(&params),
-                    &[(&q.raw).into(), keys.into(), values.into(), (&lists.raw).into(), to.into()],
-                    Grid::Of(count, p.kv_heads),
-                    work,
-                );
-            };
-            if split == 0 {
-                launch(&out.raw);
-                continue;
-            }
-            let parts = count * p.kv_heads * tile.yt * 4;
-            let Some(parts) = self.work(parts as usize, part_stride as usize, Use::Work) else {
-                return;
-            };
-            launch(&parts.raw);
-            let params = Reduce {
-                group,
-                kv_heads: p.kv_heads,
-                head_dim: p.head_dim,
-                vectors: pages.vectors,
-                out_stride: out.stride,
-                part_stride: part_stride / 4,
-                records: placed.records_at,
-                yt: tile.yt,
-            };
-            let bytes = 4 * u64::from(parts.stride) * parts.rows as u64;
-            self.gpu.launch(
-                &shader::ATTENTION_REDUCE,
-                &[],
-                bytemuck::bytes_of(&params),
-                &[(&parts.raw).into(), (&lists.raw).into(), (&out.raw).into()],
-                Grid::Of(4 * list.records.len() as u32, p.kv_heads),
-                Work { op: "attention", bytes, flops: 0 },
-            );
+pub(crate) fn attention(
+    device: &Wgpu,
+    p: Attention,
+    q: &Buffer,
+    pages: &Pages,
+    batch: &Batch,
+    out: &Buffer,
+) {
+    let group = p.heads / p.kv_heads;
+    let lists = match lists(device, batch, group, pages.vectors) {
+        Ok(lists) => lists,
+        Err(problem) => return device.gpu.fail(problem),
+    };
+    let tiles = device.tiles.attention(pages.vectors, device.gpu.subgroup());
+    let [keys, values] = pages.layer(p.layer);
+    for (split, mask) in (0..2).flat_map(|split| (0..4).map(move |mask| (split, mask))) {
+        let (tile, placed) = (tiles[split], &lists.lists[split][mask]);
+        let list = &placed.list;
+        if list.tiles.is_empty() {
+            continue;
         }
+        let count = list.tiles.len() as u32;
+        // A part has a vector's columns, then a vector of sums.
+        let part_stride = 4 * (pages.vectors + 1).next_multiple_of(2);
+        let params = AttentionParams {
+            group,
+            kv_heads: p.kv_heads,
+            head_dim: p.head_dim,
+            vectors: pages.vectors,
+            q_stride: q.stride,
+            out_stride: out.stride,
+            part_stride,
+            tables: 0,
+            tiles: placed.tiles_at,
+            scale: 1.0 / (p.head_dim as f32).sqrt(),
+        };
+        let dims = u64::from(p.kv_heads) * u64::from(p.head_dim);
+        let (bytes, flops) = (8 * dims * list.keys(), 4 * dims * list.pairs);
+        let work = Work { op: "attention", bytes, flops };
+        let mut constants = tile.constants();
+        constants.push(("MASK", mask as f64));
+        constants.push(("WHOLE", f64::from(u8::from(p.head_dim.is_multiple_of(4)))));
+        let launch = |to: &Arc<Raw>| {
+            device.gpu.launch_as(
+                &shader::ATTENTION,
+                tile.shuffle,
+                &constants,
+                bytemuck::bytes_of(&params),
+                &[(&q.raw).into(), keys.into(), values.into(), (&lists.raw).into(), to.into()],
+                Grid::Of(count, p.kv_heads),
+                work,
+            );
+        };
+        if split == 0 {
+            launch(&out.raw);
+            continue;
+        }
+        let parts = count * p.kv_heads * tile.yt * 4;
+        let Some(parts) = device.work(parts as usize, part_stride as usize, Use::Work) else {
+            return;
+        };
+        launch(&parts.raw);
+        let params = Reduce {
+            group,
+            kv_heads: p.kv_heads,
+            head_dim: p.head_dim,
+            vectors: pages.vectors,
+            out_stride: out.stride,
+            part_stride: part_stride / 4,
+            records: placed.records_at,
+            yt: tile.yt,
+        };
+        let bytes = 4 * u64::from(parts.stride) * parts.rows as u64;
+        device.gpu.launch(
+            &shader::ATTENTION_REDUCE,
+            &[],
+            bytemuck::bytes_of(&params),
+            &[(&parts.raw).into(), (&lists.raw).into(), (&out.raw).into()],
+            Grid::Of(4 * list.records.len() as u32, p.kv_heads),
+            Work { op: "attention", bytes, flops: 0 },
+        );
     }
 }
 

@@ -14,9 +14,9 @@
 // stretches of keys, and `attention_reduce` adds up the parts.
 // MASK is compiled in; blocks of keys that no vector of the tile sees are not in its range.
 // Bound by arithmetic with many vectors, by memory when decoding. Twin: model/cpu/attention.rs.
-// Params: `Attend` in attention.rs.
+// Params: `AttentionParams` in attention.rs.
 
-struct Attend {
+struct AttentionParams {
     // Query heads per key/value head.
     group: u32,
     kv_heads: u32,
@@ -34,7 +34,7 @@ struct Attend {
     scale: f32,
 }
 
-@group(0) @binding(0) var<uniform> p: Attend;
+@group(0) @binding(0) var<uniform> p: AttentionParams;
 @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> keys: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read> values: array<vec4<f32>>;

@@ -1,9 +1,9 @@
 //! embed: rows of the embedding table; see embed.wgsl.
 
 use crate::gpu::Grid;
-use crate::params::params;
 use crate::profile::Work;
 use crate::{Batch, Buffer, Matrix, Wgpu, shader};
+use gritlm_model::params;
 
 params! {
     /// Parameters; the fields are described in embed.wgsl.
@@ -17,28 +17,26 @@ params! {
     }
 }
 
-impl Wgpu {
-    pub(crate) fn embed_rows(&self, batch: &Batch, table: &Matrix, x: &Buffer) {
-        let (rows, groups) = (batch.rows, table.cols.div_ceil(8));
-        for chunk in table.chunks() {
-            let params = Embed {
-                rows,
-                groups,
-                first: chunk.first,
-                count: chunk.rows,
-                table_stride: table.vectors(),
-                x_stride: x.stride / 4,
-            };
-            let row = table.row_bytes() + 4 * u64::from(table.cols);
-            let work = Work { op: "embed", bytes: u64::from(rows) * row, flops: 0 };
-            self.gpu.launch(
-                &shader::EMBED,
-                &[shader::dtype(table.dtype)],
-                bytemuck::bytes_of(&params),
-                &[(&batch.raw).into(), chunk.binding(), (&x.raw).into()],
-                Grid::flat((rows * groups).div_ceil(64)),
-                work,
-            );
-        }
+pub(crate) fn embed(device: &Wgpu, batch: &Batch, table: &Matrix, x: &Buffer) {
+    let (rows, groups) = (batch.rows, table.cols.div_ceil(8));
+    for chunk in table.chunks() {
+        let params = Embed {
+            rows,
+            groups,
+            first: chunk.first,
+            count: chunk.rows,
+            table_stride: table.vectors(),
+            x_stride: x.stride / 4,
+        };
+        let row = table.row_bytes() + 4 * u64::from(table.cols);
+        let work = Work { op: "embed", bytes: u64::from(rows) * row, flops: 0 };
+        device.gpu.launch(
+            &shader::EMBED,
+            &[shader::dtype(table.dtype)],
+            bytemuck::bytes_of(&params),
+            &[(&batch.raw).into(), chunk.binding(), (&x.raw).into()],
+            Grid::flat((rows * groups).div_ceil(64)),
+            work,
+        );
     }
 }

@@ -3,12 +3,12 @@
 
 use crate::gpu::{Grid, Use};
 use crate::matrix::Segment;
-use crate::params::params;
 use crate::product::{Call, Product, bind};
 use crate::profile::Work;
 use crate::tune::Form;
 use crate::{Buffer, Matrix, Routing, Wgpu, shader};
 use gritlm_model::ops::Expert;
+use gritlm_model::params;
 
 params! {
     /// Parameters of the sort; the fields are described in expert_sort.wgsl.
@@ -35,143 +35,141 @@ params! {
     }
 }
 
-impl Wgpu {
-    /// Returns the form of the grouped products, chosen for the rows that an expert gets if all
-    /// experts get the same number.
-    fn grouped(&self, p: Expert) -> Form {
-        self.form((p.rows * p.top_k).div_ceil(p.experts))
-    }
+/// Returns the form of the grouped products, chosen for the rows that an expert gets if all
+/// experts get the same number.
+fn grouped(device: &Wgpu, p: Expert) -> Form {
+    device.form((p.rows * p.top_k).div_ceil(p.experts))
+}
 
-    pub(crate) fn experts_gate_up(
-        &self,
-        p: Expert,
-        h: &Buffer,
-        w: &Matrix,
-        routing: &Routing,
-        out: &Buffer,
-    ) {
-        if p.rows == 0 {
-            return;
-        }
-        let form = self.grouped(p);
-        let params = Sort {
-            count: p.rows * p.top_k,
+pub(crate) fn expert_gate_up(
+    device: &Wgpu,
+    p: Expert,
+    h: &Buffer,
+    w: &Matrix,
+    routing: &Routing,
+    out: &Buffer,
+) {
+    if p.rows == 0 {
+        return;
+    }
+    let form = grouped(device, p);
+    let params = Sort {
+        count: p.rows * p.top_k,
+        assigned: routing.assigned,
+        experts: p.experts,
+        top_k: p.top_k,
+        tile_rows: form.rows(),
+        gate_up: form.across(p.hidden, true),
+        down: form.across(p.dim, false),
+    };
+    device.gpu.launch(
+        &shader::EXPERT_SORT,
+        &[],
+        bytemuck::bytes_of(&params),
+        &[(&routing.raw).into(), (&routing.grids).into()],
+        Grid::Of(1, 1),
+        Work { op: "route", bytes: 16 * u64::from(params.count), flops: 0 },
+    );
+    let call = Call {
+        op: "expert_gate_up",
+        shaders: &shader::EXPERT_GATE_UP,
+        pair: true,
+        rows: p.rows * p.top_k,
+        a: bind(&h.raw),
+        a_stride: h.stride,
+        w,
+        rest: &[bind(&out.raw), bind(&routing.raw)],
+        params: Product {
+            out_stride: out.stride,
+            hidden: p.hidden,
             assigned: routing.assigned,
             experts: p.experts,
-            top_k: p.top_k,
-            tile_rows: form.rows(),
-            gate_up: form.across(p.hidden, true),
-            down: form.across(p.dim, false),
-        };
-        self.gpu.launch(
-            &shader::EXPERT_SORT,
-            &[],
-            bytemuck::bytes_of(&params),
-            &[(&routing.raw).into(), (&routing.grids).into()],
-            Grid::Of(1, 1),
-            Work { op: "route", bytes: 16 * u64::from(params.count), flops: 0 },
-        );
-        let call = Call {
-            op: "expert_gate_up",
-            shaders: &shader::EXPERT_GATE_UP,
-            pair: true,
-            rows: p.rows * p.top_k,
-            a: bind(&h.raw),
-            a_stride: h.stride,
-            w,
-            rest: &[bind(&out.raw), bind(&routing.raw)],
-            params: Product {
-                out_stride: out.stride,
-                hidden: p.hidden,
-                assigned: routing.assigned,
-                experts: p.experts,
-                ..Product::default()
-            },
-        };
-        let row = |expert: u32, member: u32, j: u32| (2 * expert + member) * p.hidden + j;
-        self.by_expert(&call, form, routing, (p.experts, p.hidden), row);
+            ..Product::default()
+        },
+    };
+    let row = |expert: u32, member: u32, j: u32| (2 * expert + member) * p.hidden + j;
+    by_expert(device, &call, form, routing, (p.experts, p.hidden), row);
+}
+
+pub(crate) fn expert_down_add(
+    device: &Wgpu,
+    p: Expert,
+    a: &Buffer,
+    w: &Matrix,
+    routing: &Routing,
+    x: &Buffer,
+) {
+    if p.rows == 0 {
+        return;
     }
-
-    pub(crate) fn experts_down_add(
-        &self,
-        p: Expert,
-        a: &Buffer,
-        w: &Matrix,
-        routing: &Routing,
-        x: &Buffer,
-    ) {
-        if p.rows == 0 {
-            return;
-        }
-        let assigned = p.rows * p.top_k;
-        // Kept until the sum has been recorded; then the next layer may overwrite it.
-        let Some(sorted) = self.work(assigned as usize, p.dim as usize, Use::Work) else { return };
-        let call = Call {
-            op: "expert_down_add",
-            shaders: &shader::EXPERT_DOWN,
-            pair: false,
-            rows: assigned,
-            a: bind(&a.raw),
-            a_stride: a.stride,
-            w,
-            rest: &[bind(&sorted.raw), bind(&routing.raw)],
-            params: Product {
-                out_stride: sorted.stride,
-                hidden: p.dim,
-                assigned: routing.assigned,
-                experts: p.experts,
-                ..Product::default()
-            },
-        };
-        let row = |expert: u32, _, j: u32| expert * p.dim + j;
-        self.by_expert(&call, self.grouped(p), routing, (p.experts, p.dim), row);
-
-        let params = Add {
-            rows: p.rows,
-            top_k: p.top_k,
+    let assigned = p.rows * p.top_k;
+    // Kept until the sum has been recorded; then the next layer may overwrite it.
+    let Some(sorted) = device.work(assigned as usize, p.dim as usize, Use::Work) else { return };
+    let call = Call {
+        op: "expert_down_add",
+        shaders: &shader::EXPERT_DOWN,
+        pair: false,
+        rows: assigned,
+        a: bind(&a.raw),
+        a_stride: a.stride,
+        w,
+        rest: &[bind(&sorted.raw), bind(&routing.raw)],
+        params: Product {
+            out_stride: sorted.stride,
+            hidden: p.dim,
             assigned: routing.assigned,
-            vectors: p.dim.div_ceil(4),
-            x_stride: x.stride / 4,
-            y_stride: sorted.stride / 4,
-        };
-        let values = u64::from(p.rows) * u64::from(p.dim);
-        let work = Work {
-            op: "expert_down_add",
-            bytes: 4 * values * (2 + u64::from(p.top_k)),
-            flops: 2 * values * u64::from(p.top_k),
-        };
-        self.gpu.launch(
-            &shader::EXPERT_ADD,
-            &[],
-            bytemuck::bytes_of(&params),
-            &[(&sorted.raw).into(), (&routing.raw).into(), (&x.raw).into()],
-            Grid::flat((p.rows * params.vectors).div_ceil(64)),
-            work,
-        );
-    }
+            experts: p.experts,
+            ..Product::default()
+        },
+    };
+    let row = |expert: u32, _, j: u32| expert * p.dim + j;
+    by_expert(device, &call, grouped(device, p), routing, (p.experts, p.dim), row);
 
-    /// Records a grouped product: one launch for all experts if the matrix lies in one buffer,
-    /// else one for each expert and segment.
-    fn by_expert(
-        &self,
-        call: &Call<'_>,
-        form: Form,
-        routing: &Routing,
-        (experts, outputs): (u32, u32),
-        row: impl Fn(u32, u32, u32) -> u32,
-    ) {
-        // Grids of the second product come after those of the first.
-        let second = if call.pair { 0 } else { u64::from(experts) + 1 };
-        let grid = |n: u32| Grid::On(routing.grids.clone(), 12 * (second + u64::from(n)));
-        if let [only] = call.w.chunks() {
-            let segment = Segment { outputs: 0..outputs, chunks: [only, only] };
-            return self.launch_product(call, form, &segment, 0, grid(0));
-        }
-        let members = if call.pair { 2 } else { 1 };
-        for expert in 0..experts {
-            for segment in call.w.segments(outputs, members, |member, j| row(expert, member, j)) {
-                self.launch_product(call, form, &segment, expert + 1, grid(expert + 1));
-            }
+    let params = Add {
+        rows: p.rows,
+        top_k: p.top_k,
+        assigned: routing.assigned,
+        vectors: p.dim.div_ceil(4),
+        x_stride: x.stride / 4,
+        y_stride: sorted.stride / 4,
+    };
+    let values = u64::from(p.rows) * u64::from(p.dim);
+    let work = Work {
+        op: "expert_down_add",
+        bytes: 4 * values * (2 + u64::from(p.top_k)),
+        flops: 2 * values * u64::from(p.top_k),
+    };
+    device.gpu.launch(
+        &shader::EXPERT_ADD,
+        &[],
+        bytemuck::bytes_of(&params),
+        &[(&sorted.raw).into(), (&routing.raw).into(), (&x.raw).into()],
+        Grid::flat((p.rows * params.vectors).div_ceil(64)),
+        work,
+    );
+}
+
+/// Records a grouped product: one launch for all experts if the matrix lies in one buffer,
+/// else one for each expert and segment.
+fn by_expert(
+    device: &Wgpu,
+    call: &Call<'_>,
+    form: Form,
+    routing: &Routing,
+    (experts, outputs): (u32, u32),
+    row: impl Fn(u32, u32, u32) -> u32,
+) {
+    // Grids of the second product come after those of the first.
+    let second = if call.pair { 0 } else { u64::from(experts) + 1 };
+    let grid = |n: u32| Grid::On(routing.grids.clone(), 12 * (second + u64::from(n)));
+    if let [only] = call.w.chunks() {
+        let segment = Segment { outputs: 0..outputs, chunks: [only, only] };
+        return device.launch_product(call, form, &segment, 0, grid(0));
+    }
+    let members = if call.pair { 2 } else { 1 };
+    for expert in 0..experts {
+        for segment in call.w.segments(outputs, members, |member, j| row(expert, member, j)) {
+            device.launch_product(call, form, &segment, expert + 1, grid(expert + 1));
         }
     }
 }

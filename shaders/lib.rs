@@ -22,7 +22,7 @@ mod gpu;
 mod linear_add;
 mod logits;
 mod matrix;
-pub mod params;
+mod measure;
 mod pipeline;
 mod pool;
 mod product;
@@ -39,16 +39,16 @@ pub use adapter::{Adapter, adapters, best_gpu};
 pub use matrix::Matrix;
 
 use gpu::{Gpu, Raw, Use};
+use gritlm_model::host::{pages, routing, rows};
 use gritlm_model::ops::{
-    Attention, Created, DeviceError, Expert, GateUp, KvShape, Layout, LinearAdd, Logits, NO_PAGE,
-    OpTime, Ops, PAGE, PoolingSpan, Qkv, Result, RmsNorm, Route, SampleParams, SampledToken,
-    Search, SharedVectors, Span,
+    Attention, DeviceError, Expert, GateUp, KvShape, Layout, LinearAdd, Logits, NO_PAGE, Ops, PAGE,
+    PoolingSpan, Qkv, Result, RmsNorm, Route, SampleParams, SampledToken, Search, SharedVectors,
+    Span,
 };
 use gritlm_model::weights::Tensor;
 use matrix::Ring;
 use shader::Shader;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
 use tune::Tiles;
 
 /// Options for opening a device.
@@ -56,7 +56,7 @@ use tune::Tiles;
 pub struct Options {
     /// Part of the adapter's name or backend, in any case; if empty, the best adapter is opened.
     pub name: String,
-    /// Whether to time every launch; see [`Ops::profile`].
+    /// Whether to time every launch; see [`Measure::profile`](gritlm_model::measure::Measure::profile).
     pub profile: bool,
     /// Whether to multiply in half precision where there are many rows, on matrix units where the
     /// adapter has them. Sums stay f32; relative errors are then about 1e-3.
@@ -122,9 +122,6 @@ pub struct Routing {
     assigned: u32,
     experts: usize,
 }
-
-/// Width of the widest head: 16 columns for each of 16 invocations.
-const MAX_HEAD_DIM: usize = 256;
 
 impl Wgpu {
     /// Opens an adapter.
@@ -207,18 +204,18 @@ impl Batch {
 }
 
 /// Returns every parameter struct, for the test that compares it with its WGSL twin.
-pub fn params() -> Vec<params::Layout> {
+pub fn params() -> Vec<gritlm_model::host::params::Layout> {
     vec![
-        attention::Attend::LAYOUT,
+        attention::AttentionParams::LAYOUT,
         attention::Reduce::LAYOUT,
         embed::Embed::LAYOUT,
         expert::Add::LAYOUT,
         expert::Sort::LAYOUT,
         pool::Pool::LAYOUT,
         product::Product::LAYOUT,
-        rmsnorm::Norm::LAYOUT,
-        route::Choose::LAYOUT,
-        sample::Draws::LAYOUT,
+        rmsnorm::RmsNormParams::LAYOUT,
+        route::RouteParams::LAYOUT,
+        sample::SamplingParams::LAYOUT,
         search::Select::LAYOUT,
     ]
 }
@@ -249,51 +246,13 @@ impl Ops for Wgpu {
         format!("wgpu ({}, {}{kind})", a.name, a.backend)
     }
 
-    fn bound(&self) -> f64 {
-        if self.f16 { 2e-3 } else { 1e-5 }
-    }
-
     fn submit(&self) -> Result<()> {
         self.gpu.submit()
-    }
-
-    fn created(&self) -> Created {
-        self.gpu.created()
     }
 
     fn finish(&self) -> Result<()> {
         self.gpu.submit()?;
         self.gpu.wait()
-    }
-
-    fn copy_rate(&self, bytes: u64) -> Result<f64> {
-        let [a, b] = [self.gpu.buffer(Use::Work, bytes)?, self.gpu.buffer(Use::Work, bytes)?];
-        let mut times = Vec::new();
-        // The first copy, which also fills both buffers with zeros, is not counted.
-        for _ in 0..6 {
-            let start = Instant::now();
-            self.gpu.copy(&a, 0, &b, 0, bytes);
-            self.finish()?;
-            times.push(start.elapsed().as_secs_f64());
-        }
-        times.remove(0);
-        times.sort_by(f64::total_cmp);
-        Ok(2.0 * bytes as f64 / times[2])
-    }
-
-    fn displace(&self, bytes: u64) -> Result<()> {
-        let half = bytes / 2;
-        let [a, b] = [self.gpu.buffer(Use::Work, half)?, self.gpu.buffer(Use::Work, half)?];
-        self.gpu.copy(&a, 0, &b, 0, half);
-        self.finish()
-    }
-
-    fn launched(&self) -> Vec<String> {
-        self.gpu.profile.as_ref().map(|p| p.launched()).unwrap_or_default()
-    }
-
-    fn profile(&self) -> Vec<OpTime> {
-        self.gpu.profile.as_ref().map(|p| p.take()).unwrap_or_default()
     }
 
     fn matrix(&self, parts: &[Tensor]) -> Result<Matrix> {
@@ -312,15 +271,8 @@ impl Ops for Wgpu {
     fn upload(&self, rows: usize, cols: usize, values: &[f32]) -> Result<Buffer> {
         debug_assert_eq!(rows * cols, values.len());
         let buffer = self.buffer_of(rows, cols, Use::Sent)?;
-        let stride = buffer.stride as usize;
-        if values.is_empty() {
-        } else if stride == cols {
-            self.gpu.write(&buffer.raw, 0, bytemuck::cast_slice(values));
-        } else {
-            let mut padded = vec![0.0f32; rows * stride];
-            for (to, from) in padded.chunks_exact_mut(stride).zip(values.chunks_exact(cols)) {
-                to[..cols].copy_from_slice(from);
-            }
+        let padded = rows::padded(values, cols, buffer.stride as usize);
+        if !padded.is_empty() {
             self.gpu.write(&buffer.raw, 0, bytemuck::cast_slice(&padded));
         }
         Ok(buffer)
@@ -332,12 +284,7 @@ impl Ops for Wgpu {
 
     fn pages(&self, shape: KvShape) -> Result<Pages> {
         let KvShape { layers, pages, kv_heads, head_dim } = shape;
-        if head_dim > MAX_HEAD_DIM || head_dim % 2 != 0 {
-            return Err(DeviceError(format!(
-                "the WGSL backend takes heads of up to {MAX_HEAD_DIM} columns in pairs, and this \
-                 model's have {head_dim}; use `device` cpu"
-            )));
-        }
+        pages::check_heads("WGSL", shape)?;
         let vectors = head_dim.div_ceil(4) as u32;
         let bytes = (pages * kv_heads * PAGE) as u64 * u64::from(vectors) * 16;
         if bytes > self.gpu.largest() {
@@ -378,7 +325,7 @@ impl Ops for Wgpu {
 
     fn routing(&self, rows: usize, experts: usize, top_k: usize) -> Result<Routing> {
         let assigned = rows * top_k;
-        let words = 4 * assigned + 2 * (experts + 1) + 3 * (assigned + experts);
+        let words = routing::words(assigned, experts);
         Ok(Routing {
             logits: self.buffer_of(rows, experts, Use::Work)?,
             raw: self.gpu.buffer(Use::Work, 4 * words as u64)?,
@@ -389,11 +336,11 @@ impl Ops for Wgpu {
     }
 
     fn embed(&self, batch: &Batch, table: &Matrix, x: &mut Buffer) {
-        self.embed_rows(batch, table, x);
+        embed::embed(self, batch, table, x);
     }
 
     fn rmsnorm(&self, p: RmsNorm, x: &Buffer, weight: &Matrix, h: &mut Buffer) {
-        self.norm_rows((p.rows, p.dim, p.eps), x, weight, None, h);
+        rmsnorm::rmsnorm(self, (p.rows, p.dim, p.eps), x, weight, None, h);
     }
 
     fn qkv(
@@ -405,23 +352,23 @@ impl Ops for Wgpu {
         q: &mut Buffer,
         pages: &mut Pages,
     ) {
-        self.project(p, h, w, batch, q, pages);
+        qkv::qkv(self, p, h, w, batch, q, pages);
     }
 
     fn attention(&self, p: Attention, q: &Buffer, pages: &Pages, batch: &Batch, out: &mut Buffer) {
-        self.attend(p, q, pages, batch, out);
+        attention::attention(self, p, q, pages, batch, out);
     }
 
     fn linear_add(&self, p: LinearAdd, a: &Buffer, w: &Matrix, x: &mut Buffer) {
-        self.linear("linear_add", (p.rows, p.outer), a, w, x, true);
+        linear_add::linear(self, "linear_add", (p.rows, p.outer), a, w, x, true);
     }
 
     fn gate_up(&self, p: GateUp, h: &Buffer, w: &Matrix, out: &mut Buffer) {
-        self.gated(p, h, w, out);
+        gate_up::gate_up(self, p, h, w, out);
     }
 
     fn route(&self, p: Route, h: &Buffer, w: &Matrix, routing: &mut Routing) {
-        self.choose(p, h, w, routing);
+        route::route(self, p, h, w, routing);
     }
 
     fn expert_gate_up(
@@ -432,7 +379,7 @@ impl Ops for Wgpu {
         routing: &Routing,
         out: &mut Buffer,
     ) {
-        self.experts_gate_up(p, h, w, routing, out);
+        expert::expert_gate_up(self, p, h, w, routing, out);
     }
 
     fn expert_down_add(
@@ -443,11 +390,11 @@ impl Ops for Wgpu {
         routing: &Routing,
         x: &mut Buffer,
     ) {
-        self.experts_down_add(p, a, w, routing, x);
+        expert::expert_down_add(self, p, a, w, routing, x);
     }
 
     fn pool(&self, dim: u32, spans: &[PoolingSpan], h: &Buffer, out: &mut Buffer) {
-        self.pooled(dim, spans, h, out);
+        pool::pool(self, dim, spans, h, out);
     }
 
     fn logits(
@@ -459,7 +406,7 @@ impl Ops for Wgpu {
         w: &Matrix,
         out: &mut Buffer,
     ) {
-        self.last(p, rows, x, norm, w, out);
+        logits::logits(self, p, rows, x, norm, w, out);
     }
 
     async fn sample(
@@ -468,7 +415,7 @@ impl Ops for Wgpu {
         draws: &[SampleParams],
         logits: &Buffer,
     ) -> Result<Vec<SampledToken>> {
-        self.drawn(vocab, draws, logits).await
+        sample::sample(self, vocab, draws, logits).await
     }
 
     async fn search(
@@ -477,21 +424,13 @@ impl Ops for Wgpu {
         queries: &Buffer,
         corpus: &Buffer,
     ) -> Result<Vec<Vec<(u32, f32)>>> {
-        self.found(p, queries, corpus).await
+        search::search(self, p, queries, corpus).await
     }
 
     async fn read(&self, buffer: &Buffer, len: usize) -> Result<Vec<f32>> {
         let (cols, stride) = (buffer.cols, buffer.stride as usize);
-        let rows = len.div_ceil(cols.max(1));
-        let bytes = self.gpu.read(&buffer.raw, 0, 4 * (rows * stride) as u64)?;
-        let values: Vec<f32> = bytemuck::pod_collect_to_vec(&bytes);
-        let mut out: Vec<f32> = if stride == cols {
-            values
-        } else {
-            values.chunks_exact(stride).flat_map(|row| &row[..cols]).copied().collect()
-        };
-        out.truncate(len);
-        Ok(out)
+        let bytes = self.gpu.read(&buffer.raw, 0, 4 * rows::stored(len, cols, stride) as u64)?;
+        Ok(rows::unpadded(bytemuck::pod_collect_to_vec(&bytes), len, cols, stride))
     }
 
     async fn read_routing(&self, routing: &Routing, rows: usize) -> Result<Vec<f32>> {
@@ -512,12 +451,7 @@ impl Ops for Wgpu {
             }
             let bytes = if bytes == 0 { Vec::new() } else { self.gpu.map(&back, bytes)? };
             let values: Vec<f32> = bytemuck::pod_collect_to_vec(&bytes);
-            for head in 0..kv_heads {
-                for t in 0..tokens {
-                    let at = ((t / PAGE * kv_heads + head) * PAGE + t % PAGE) * padded;
-                    out.extend_from_slice(&values[at..at + head_dim]);
-                }
-            }
+            pages::gather(pages.shape, padded, tokens, &values, &mut out);
         }
         Ok(out)
     }
@@ -539,15 +473,9 @@ impl Ops for Wgpu {
         let mut page = vec![0.0f32; page_bytes as usize / 4];
         let each = kv_heads * tokens * head_dim;
         let planes = pages.layers.iter().flatten().skip(first);
-        for (raw, values) in planes.zip(values.chunks_exact(each.max(1))) {
+        for (raw, plane) in planes.zip(values.chunks_exact(each.max(1))) {
             for (n, &number) in table[..tokens.div_ceil(PAGE)].iter().enumerate() {
-                for head in 0..kv_heads {
-                    for t in n * PAGE..((n + 1) * PAGE).min(tokens) {
-                        let from = (head * tokens + t) * head_dim;
-                        let to = (head * PAGE + t % PAGE) * padded;
-                        page[to..to + head_dim].copy_from_slice(&values[from..from + head_dim]);
-                    }
-                }
+                pages::scatter(pages.shape, padded, (n, tokens), plane, &mut page, |value| value);
                 let at = u64::from(number) * page_bytes;
                 self.gpu.write(raw, at, bytemuck::cast_slice(&page));
             }

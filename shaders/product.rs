@@ -4,10 +4,10 @@
 use crate::Wgpu;
 use crate::gpu::{Binding, Grid, Raw};
 use crate::matrix::{Matrix, Segment};
-use crate::params::params;
 use crate::profile::Work;
 use crate::shader::{self, Product as Shaders};
 use crate::tune::Form;
+use gritlm_model::params;
 use std::sync::Arc;
 
 params! {

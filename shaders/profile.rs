@@ -1,7 +1,8 @@
 //! Profile of a step: timestamps around every launch, with the bytes it moved and what it
 //! computed.
 
-use gritlm_model::ops::{DeviceError, OpTime, Result};
+use gritlm_model::measure::OpTime;
+use gritlm_model::ops::{DeviceError, Result};
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError, mpsc};
 use wgpu::{BufferUsages, Features, QueryType};

@@ -1,9 +1,9 @@
 // rmsnorm: h[r, c] = x[r, c] · weight[c] / √(mean_c(x[r, :]²) + eps), the sum in f32.
 // x (…, dim), h (rows, dim). One workgroup of LANES invocations per row; with GATHER row r of h is
 // made from the row of x that `chosen` names (`logits`). The row is read twice, the second time
-// from the caches. Bound by memory. Twin: model/cpu/rmsnorm.rs. Params: `Norm` in rmsnorm.rs.
+// from the caches. Bound by memory. Twin: model/cpu/rmsnorm.rs. Params: `RmsNormParams` in rmsnorm.rs.
 
-struct Norm {
+struct RmsNormParams {
     rows: u32,
     dim: u32,
     // Row strides of x and h in vectors of 4.
@@ -12,7 +12,7 @@ struct Norm {
     eps: f32,
 }
 
-@group(0) @binding(0) var<uniform> p: Norm;
+@group(0) @binding(0) var<uniform> p: RmsNormParams;
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> weight: array<vec4<u32>>;
 @group(0) @binding(3) var<storage, read> chosen: array<u32>;

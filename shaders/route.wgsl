@@ -1,9 +1,9 @@
 // route: softmax over a row's router logits, the top_k largest (the lower index where equal), their
 // weights divided by their sum. logits (rows, experts) come from `linear`. One invocation per row;
 // a row's experts are stored in ascending order. Bound by latency: a few hundred bytes a row.
-// Twin: model/cpu/route.rs. Params: `Choose` in route.rs; regions of the routing in expert_sort.wgsl.
+// Twin: model/cpu/route.rs. Params: `RouteParams` in route.rs; regions of the routing in expert_sort.wgsl.
 
-struct Choose {
+struct RouteParams {
     rows: u32,
     experts: u32,
     top_k: u32,
@@ -13,7 +13,7 @@ struct Choose {
     stride: u32,
 }
 
-@group(0) @binding(0) var<uniform> p: Choose;
+@group(0) @binding(0) var<uniform> p: RouteParams;
 @group(0) @binding(1) var<storage, read> logits: array<f32>;
 @group(0) @binding(2) var<storage, read_write> routing: array<u32>;
 

@@ -6,16 +6,16 @@
 // first where equal), and a prefix is its last place. The place where a count or a sum of weights
 // is reached is found bit by bit: 32 sums over the row decide the logit, and as many as an id has
 // bits decide among equals. One workgroup of LANES invocations per row. Bound by latency: some 50
-// passes over a row that the caches hold. Params: `Draws` in sample.rs.
+// passes over a row that the caches hold. Params: `SamplingParams` in sample.rs.
 
-struct Draws {
+struct SamplingParams {
     draws: u32,
     vocab: u32,
     // Row stride of the logits.
     stride: u32,
 }
 
-@group(0) @binding(0) var<uniform> p: Draws;
+@group(0) @binding(0) var<uniform> p: SamplingParams;
 @group(0) @binding(1) var<storage, read> logits: array<f32>;
 // Per draw: where its seen ids begin here, how many, penalty, temperature, top_k, top_p, min_p,
 // uniform, log-probabilities, where its results go, the token that is given (~0 for none).

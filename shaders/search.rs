@@ -3,11 +3,11 @@
 
 use crate::gpu::{Binding, Grid, Use};
 use crate::matrix::Segment;
-use crate::params::params;
 use crate::product::{Call, Product, bind};
 use crate::profile::Work;
 use crate::{Buffer, Wgpu, matrix, shader, tune};
 use gritlm_model::ops::{Result, Search};
+use gritlm_model::params;
 
 /// Maximum documents of a stretch: a multiple of 64, so that a stretch begins where a binding
 /// may.
@@ -25,74 +25,69 @@ params! {
     }
 }
 
-impl Wgpu {
-    pub(crate) async fn found(
-        &self,
-        p: Search,
-        queries: &Buffer,
-        corpus: &Buffer,
-    ) -> Result<Vec<Vec<(u32, f32)>>> {
-        let top_k = p.top_k.min(p.documents);
-        if p.queries == 0 || top_k == 0 {
-            return Ok(vec![Vec::new(); p.queries as usize]);
-        }
-        let row_bytes = 4 * u64::from(corpus.stride);
-        let fits = (self.gpu.largest() / row_bytes / 64 * 64) as u32;
-        let stretch = STRETCH.min(fits.max(64));
-        let pairs = 8 * u64::from(p.queries) * u64::from(top_k);
-        let mut best = self.gpu.buffer(Use::Work, pairs)?;
-        let mut after = self.gpu.buffer(Use::Work, pairs)?;
-        let scores = self.buffer_of(p.queries as usize, stretch as usize, Use::Work)?;
-        let mut kept = 0;
-        let rows = matrix::rows_of(&corpus.raw, corpus.stride, p.dim);
-        for first in (0..p.documents).step_by(stretch as usize) {
-            let count = stretch.min(p.documents - first);
-            // The stretch is bound as if it were the whole matrix.
-            let part = Binding::part(
-                &corpus.raw,
-                u64::from(first) * row_bytes,
-                u64::from(count) * row_bytes,
-            );
-            let call = Call {
-                op: "search",
-                shaders: &shader::LINEAR,
-                pair: false,
-                rows: p.queries,
-                a: bind(&queries.raw),
-                a_stride: queries.stride,
-                w: &rows,
-                rest: &[bind(&scores.raw)],
-                params: Product { out_stride: scores.stride, ..Product::default() },
-            };
-            let form = self.form(p.queries);
-            let grid = Grid::Of(form.across(count, false), p.queries.div_ceil(form.rows()));
-            let [chunk] = rows.chunks() else { break };
-            let segment = Segment { outputs: 0..count, chunks: [chunk, chunk] };
-            self.launch_product_on(&call, form, &segment, 0, grid, Some(part));
-
-            let params =
-                Select { queries: p.queries, count, first, stride: scores.stride, kept, top_k };
-            let work =
-                Work { op: "search", bytes: 4 * u64::from(p.queries) * u64::from(count), flops: 0 };
-            self.gpu.launch(
-                &shader::SEARCH,
-                &[("LANES", f64::from(tune::SORT_LANES))],
-                bytemuck::bytes_of(&params),
-                &[(&scores.raw).into(), (&best).into(), (&after).into()],
-                Grid::Of(p.queries, 1),
-                work,
-            );
-            kept = top_k.min(kept + count);
-            std::mem::swap(&mut best, &mut after);
-        }
-        let bytes = self.gpu.read(&best, 0, pairs)?;
-        let word = |b: &[u8]| u32::from_le_bytes(b.try_into().unwrap_or_default());
-        let found = bytes.chunks_exact(8 * top_k as usize).map(|query| {
-            let pair = |b: &[u8; 8]| (word(&b[..4]), f32::from_bits(word(&b[4..])));
-            let mut best: Vec<(u32, f32)> = query.as_chunks().0.iter().map(pair).collect();
-            best.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-            best
-        });
-        Ok(found.collect())
+pub(crate) async fn search(
+    device: &Wgpu,
+    p: Search,
+    queries: &Buffer,
+    corpus: &Buffer,
+) -> Result<Vec<Vec<(u32, f32)>>> {
+    let top_k = p.top_k.min(p.documents);
+    if p.queries == 0 || top_k == 0 {
+        return Ok(vec![Vec::new(); p.queries as usize]);
     }
+    let row_bytes = 4 * u64::from(corpus.stride);
+    let fits = (device.gpu.largest() / row_bytes / 64 * 64) as u32;
+    let stretch = STRETCH.min(fits.max(64));
+    let pairs = 8 * u64::from(p.queries) * u64::from(top_k);
+    let mut best = device.gpu.buffer(Use::Work, pairs)?;
+    let mut after = device.gpu.buffer(Use::Work, pairs)?;
+    let scores = device.buffer_of(p.queries as usize, stretch as usize, Use::Work)?;
+    let mut kept = 0;
+    let rows = matrix::rows_of(&corpus.raw, corpus.stride, p.dim);
+    for first in (0..p.documents).step_by(stretch as usize) {
+        let count = stretch.min(p.documents - first);
+        // The stretch is bound as if it were the whole matrix.
+        let part =
+            Binding::part(&corpus.raw, u64::from(first) * row_bytes, u64::from(count) * row_bytes);
+        let call = Call {
+            op: "search",
+            shaders: &shader::LINEAR,
+            pair: false,
+            rows: p.queries,
+            a: bind(&queries.raw),
+            a_stride: queries.stride,
+            w: &rows,
+            rest: &[bind(&scores.raw)],
+            params: Product { out_stride: scores.stride, ..Product::default() },
+        };
+        let form = device.form(p.queries);
+        let grid = Grid::Of(form.across(count, false), p.queries.div_ceil(form.rows()));
+        let [chunk] = rows.chunks() else { break };
+        let segment = Segment { outputs: 0..count, chunks: [chunk, chunk] };
+        device.launch_product_on(&call, form, &segment, 0, grid, Some(part));
+
+        let params =
+            Select { queries: p.queries, count, first, stride: scores.stride, kept, top_k };
+        let work =
+            Work { op: "search", bytes: 4 * u64::from(p.queries) * u64::from(count), flops: 0 };
+        device.gpu.launch(
+            &shader::SEARCH,
+            &[("LANES", f64::from(tune::SORT_LANES))],
+            bytemuck::bytes_of(&params),
+            &[(&scores.raw).into(), (&best).into(), (&after).into()],
+            Grid::Of(p.queries, 1),
+            work,
+        );
+        kept = top_k.min(kept + count);
+        std::mem::swap(&mut best, &mut after);
+    }
+    let bytes = device.gpu.read(&best, 0, pairs)?;
+    let word = |b: &[u8]| u32::from_le_bytes(b.try_into().unwrap_or_default());
+    let found = bytes.chunks_exact(8 * top_k as usize).map(|query| {
+        let pair = |b: &[u8; 8]| (word(&b[..4]), f32::from_bits(word(&b[4..])));
+        let mut best: Vec<(u32, f32)> = query.as_chunks().0.iter().map(pair).collect();
+        best.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+        best
+    });
+    Ok(found.collect())
 }

@@ -288,7 +288,7 @@ fn rmsnorm() -> Run {
         constants: vec![("DTYPE", 0), ("LANES", 64), ("GATHER", 0)],
         grid: [rows, 1],
         buffers: vec![
-            params("Norm", &fields),
+            params("RmsNormParams", &fields),
             words(&padded(&x, dim, stride)),
             weight.clone(),
             weight,

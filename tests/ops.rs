@@ -4,6 +4,7 @@ use crate::shaders::{covered, open_all};
 use crate::support::say;
 use gritlm::model::config::Config;
 use gritlm::model::cpu::Cpu;
+use gritlm::model::measure::Measure;
 use gritlm::model::ops::{LinearAdd, Ops};
 use gritlm::model::reference::relative_error;
 use gritlm::model::weights::{Dtype, Tensor, Weights};
@@ -18,7 +19,7 @@ const F32: f64 = 1e-5;
 
 /// Runs those cases of the table that `chosen` takes (and may change) on one backend, twice: ids
 /// must be equal, everything else within the bound, and the second time has the bits of the first.
-pub(crate) fn check<O: Ops>(ops: &O, bound: f64, chosen: impl FnMut(&mut Case) -> bool) {
+pub(crate) fn check<O: Measure>(ops: &O, bound: f64, chosen: impl FnMut(&mut Case) -> bool) {
     let (mut failed, mut worst, mut flops, mut bytes) = (Vec::new(), (0.0, String::new()), 0, 0);
     let mut all = cases();
     all = all.extract_if(.., chosen).collect();

@@ -238,7 +238,7 @@ fn the_steady_state_creates_nothing() {
                 counts.push(engine.created());
             }
             let (before, after) = (counts[3], counts[11]);
-            let made = |c: gritlm::model::ops::Created| (c.buffers, c.bind_groups, c.pipelines);
+            let made = |c: gritlm::model::measure::Created| (c.buffers, c.bind_groups, c.pipelines);
             assert!(made(before).0 > 0);
             assert_eq!(made(before), made(after), "{model} on {device}");
             assert_eq!(after.submits - before.submits, 8, "{model} on {device}: submits");

@@ -14,6 +14,7 @@ mod gate_up;
 mod linear_add;
 mod logits;
 mod matmul;
+mod measure;
 mod pool;
 mod qkv;
 mod rmsnorm;
@@ -27,11 +28,8 @@ use crate::ops::{
     PoolingSpan, Qkv, Result, RmsNorm, Route, SampleParams, SampledToken, Search, SharedVectors,
 };
 use crate::weights::{Dtype, Tensor};
-use rayon::prelude::*;
 pub use sample::draw;
-use std::hint::black_box;
 use std::ops::Range;
-use std::time::Instant;
 
 /// The CPU backend. It runs on rayon's thread pool.
 #[derive(Clone, Copy, Debug, Default)]
@@ -117,12 +115,6 @@ pub struct Routing {
     assigned: Vec<(usize, usize, f32)>,
 }
 
-/// Copies with all threads.
-fn copy(from: &[u8], to: &mut [u8]) {
-    let pieces = to.par_chunks_mut(1 << 20).zip(from.par_chunks(1 << 20));
-    pieces.for_each(|(to, from)| to.copy_from_slice(from));
-}
-
 impl Ops for Cpu {
     type Matrix = Matrix;
     type Buffer = Vec<f32>;
@@ -150,28 +142,6 @@ impl Ops for Cpu {
 
     fn in_place(&self) -> bool {
         true
-    }
-
-    fn copy_rate(&self, bytes: u64) -> Result<f64> {
-        let (from, mut to) = (vec![1u8; bytes as usize], vec![0u8; bytes as usize]);
-        let mut times: Vec<f64> = (0..6)
-            .map(|_| {
-                let start = Instant::now();
-                copy(&from, &mut to);
-                start.elapsed().as_secs_f64()
-            })
-            .collect();
-        // The first run also faults the pages in.
-        times.remove(0);
-        times.sort_by(f64::total_cmp);
-        Ok(2.0 * bytes as f64 / times[2])
-    }
-
-    fn displace(&self, bytes: u64) -> Result<()> {
-        let (from, mut to) = (vec![1u8; bytes as usize / 2], vec![0u8; bytes as usize / 2]);
-        copy(&from, &mut to);
-        black_box(&to);
-        Ok(())
     }
 
     fn matrix(&self, parts: &[Tensor]) -> Result<Matrix> {

@@ -6,7 +6,8 @@ use super::case::{Case, Op, Step};
 use super::record::Limits;
 use super::time::timed;
 use crate::Result;
-use gritlm_model::ops::{LinearAdd, Ops};
+use gritlm_model::measure::Measure;
+use gritlm_model::ops::LinearAdd;
 use gritlm_model::weights::Dtype;
 
 /// Bytes of the copy; larger than any cache.
@@ -25,7 +26,7 @@ const SIZES: [[u32; 3]; 4] =
 ///
 /// # Errors
 /// When the device fails.
-pub fn measure<O: Ops>(ops: &O, device: &str) -> Result<Limits> {
+pub fn measure<O: Measure>(ops: &O, device: &str) -> Result<Limits> {
     let copy = ops.copy_rate(COPY)?;
     let mut rate = 0.0f64;
     for [rows, inner, outer] in SIZES {

@@ -7,8 +7,9 @@ use super::time::timed;
 use crate::{Error, Result};
 use gritlm_model::config::Config;
 use gritlm_model::cpu::Cpu;
+use gritlm_model::measure::Measure;
 use gritlm_model::ops::{
-    Attention, Expert, GateUp, LinearAdd, Logits, Mask, Ops, Pooling, PoolingSpan, Qkv, RmsNorm,
+    Attention, Expert, GateUp, LinearAdd, Logits, Mask, Pooling, PoolingSpan, Qkv, RmsNorm,
     SampleParams, Search,
 };
 use gritlm_model::reference::relative_error;
@@ -274,8 +275,8 @@ impl Named {
 ///
 /// # Errors
 /// When the device fails, or its result differs from the CPU backend's by more than
-/// [`Ops::bound`].
-pub fn row<O: Ops>(
+/// [`Measure::bound`].
+pub fn row<O: Measure>(
     ops: &O,
     limits: &Limits,
     named: &Named,

@@ -1,7 +1,7 @@
 //! Times repeated runs, and computes the median and spread of their times.
 
 use crate::Result;
-use gritlm_model::ops::Ops;
+use gritlm_model::measure::Measure;
 use std::time::Instant;
 
 /// The times of the repeats, in microseconds.
@@ -74,7 +74,7 @@ pub fn repeated(
 ///
 /// # Errors
 /// When the device fails.
-pub fn timed<O: Ops>(
+pub fn timed<O: Measure>(
     ops: &O,
     repeats: u32,
     displaced: u64,

@@ -15,7 +15,7 @@ use gritlm_bench::rag::{self, RagPlan};
 use gritlm_bench::record::{Limits, Record, VERSION};
 use gritlm_bench::{page, peer, results, table};
 use gritlm_model::files::keep;
-use gritlm_model::ops::Ops;
+use gritlm_model::measure::Measure;
 use std::fs;
 use std::path::Path;
 
@@ -145,7 +145,7 @@ impl Visit for Limit<'_> {
     type Out = Limits;
     type Error = Error;
 
-    fn visit<O: Ops + 'static>(self, ops: O, _why: String) -> Result<Limits> {
+    fn visit<O: Measure + 'static>(self, ops: O, _why: String) -> Result<Limits> {
         Ok(measure(&ops, self.device)?)
     }
 }
@@ -195,7 +195,7 @@ impl Visit for Single<'_> {
     type Out = ();
     type Error = Error;
 
-    fn visit<O: Ops + 'static>(self, ops: O, _why: String) -> Result<()> {
+    fn visit<O: Measure + 'static>(self, ops: O, _why: String) -> Result<()> {
         let device = self.device;
         note(format_args!("note: measuring {}", ops.device()));
         let limits = measure(&ops, device)?;

@@ -21,7 +21,7 @@ use args::{Args, Command, Global};
 use clap::{CommandFactory, Parser, error::ErrorKind};
 use error::{Error, Interrupt, Result};
 use gritlm::Engine;
-use gritlm_model::ops::OpTime;
+use gritlm_model::measure::OpTime;
 use output::{Out, printable};
 use std::io::Write;
 use std::ops::Deref;

@@ -6,6 +6,7 @@ use crate::forward::{Forward, Model};
 use crate::{Error, Options, Result, synth};
 use gritlm_model::config::Config;
 use gritlm_model::cpu::Cpu;
+use gritlm_model::measure::Measure;
 use gritlm_model::ops::Ops;
 use gritlm_model::weights::Weights;
 use std::fmt;
@@ -102,7 +103,7 @@ impl Visit for Load<'_> {
     type Out = Loaded;
     type Error = Error;
 
-    fn visit<O: Ops + 'static>(self, ops: O, why: String) -> Result<Loaded> {
+    fn visit<O: Measure + 'static>(self, ops: O, why: String) -> Result<Loaded> {
         let made;
         let weights = match self.weights {
             Some(weights) => weights,
@@ -138,7 +139,7 @@ pub trait Visit {
     ///
     /// # Errors
     /// As the visitor defines.
-    fn visit<O: Ops + 'static>(self, ops: O, why: String) -> Result<Self::Out, Self::Error>;
+    fn visit<O: Measure + 'static>(self, ops: O, why: String) -> Result<Self::Out, Self::Error>;
 }
 
 /// Opens the device that the options ask for and passes it to the visitor.

@@ -4,10 +4,11 @@ use crate::backend::Load;
 use crate::batch::{Output, Plan, Sequence, Want};
 use crate::cache::{KvCache, KvPool, KvSnapshot};
 use crate::{Error, Result};
-use gritlm_model::config::Config;
+use gritlm_model::config::{Config, Experts};
+use gritlm_model::measure::{Created, Measure, OpTime};
 use gritlm_model::ops::{
-    Attention, Created, Expert, GateUp, KvShape, LinearAdd, Logits, Mask, OpTime, Ops, PAGE, Qkv,
-    RmsNorm, Route, SampledToken, Search, SharedVectors,
+    Attention, Expert, GateUp, KvShape, LinearAdd, Logits, Mask, Ops, PAGE, Qkv, RmsNorm, Route,
+    SampledToken, Search, SharedVectors,
 };
 use gritlm_model::weights::{Tensor, Weights};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -122,7 +123,8 @@ struct Work<O: Ops> {
     q: O::Buffer,
     mixed: O::Buffer,
     inner: O::Buffer,
-    routing: Option<O::Routing>,
+    /// A dense model has that of a single expert, 40 bytes per row, and does not use it.
+    routing: O::Routing,
 }
 
 /// A model on one backend.
@@ -225,7 +227,7 @@ impl<O: Ops> Forward<O> {
             return Ok(work);
         }
         let (c, ops) = (&self.config, &self.ops);
-        let top_k = c.experts.map_or(1, |e| e.top_k);
+        let Experts { count, top_k } = c.experts.unwrap_or(Experts { count: 1, top_k: 1 });
         let heads = c.heads * c.head_dim;
         Ok(Work {
             rows,
@@ -234,7 +236,7 @@ impl<O: Ops> Forward<O> {
             q: ops.buffer(rows, heads)?,
             mixed: ops.buffer(rows, heads)?,
             inner: ops.buffer(rows * top_k, c.hidden)?,
-            routing: c.experts.map(|e| ops.routing(rows, e.count, e.top_k)).transpose()?,
+            routing: ops.routing(rows, count, top_k)?,
         })
     }
 
@@ -276,7 +278,7 @@ impl<O: Ops> Forward<O> {
                 }
                 FeedForward::Mixture { router, gate_up, down, count, top_k } => {
                     let (experts, top_k) = (*count, *top_k);
-                    let Some(routing) = &mut w.routing else { continue };
+                    let routing = &mut w.routing;
                     ops.route(Route { rows, dim, experts, top_k }, &w.h, router, routing);
                     if let Some(probe) = probe.as_deref_mut() {
                         let logits = ops.read_routing(routing, plan.rows()).await?;
@@ -388,7 +390,7 @@ fn progress(bytes: u64) -> ProgressBar {
     ProgressStyle::with_template(template).map_or(bar.clone(), |style| bar.with_style(style))
 }
 
-impl<O: Ops> Model for Forward<O> {
+impl<O: Measure> Model for Forward<O> {
     fn device(&self) -> String {
         self.ops.device()
     }

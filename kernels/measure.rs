@@ -1,8 +1,9 @@
-//! Measures the transfer rates that the GPU reaches. Benches compare the time of an op with these
-//! limits.
+//! Measures the GPU: the transfer rates that it reaches, with which benches compare the time of an
+//! op, and what it has launched and created.
 
 use crate::Cuda;
 use crate::gpu::Use;
+use gritlm_model::measure::{Created, Measure, OpTime};
 use gritlm_model::ops::{Ops, Result};
 use rayon::prelude::*;
 use std::time::Instant;
@@ -10,13 +11,12 @@ use std::time::Instant;
 /// Copies per measurement: enough for the wait at their end not to count.
 const COPIES: usize = 8;
 
-impl Cuda {
-    /// Measures copies of `bytes` bytes within the GPU. Returns bytes per second, reads and
-    /// writes both counted, as the median of five runs.
-    ///
-    /// # Errors
-    /// When the GPU is out of memory.
-    pub(crate) fn copies(&self, bytes: u64) -> Result<f64> {
+impl Measure for Cuda {
+    fn bound(&self) -> f64 {
+        8e-3
+    }
+
+    fn copy_rate(&self, bytes: u64) -> Result<f64> {
         let from = self.gpu.buffer_for(Use::Lasting, bytes)?;
         let to = self.gpu.buffer_for(Use::Lasting, bytes)?;
         let mut values = vec![0; bytes as usize];
@@ -25,29 +25,37 @@ impl Cuda {
         self.rate(2 * bytes, || self.gpu.copy((&from, 0), (&to, 0), bytes))
     }
 
-    /// Measures copies of `bytes` pinned bytes to the GPU, in bytes per second.
-    ///
-    /// # Errors
-    /// When memory runs out.
-    pub(crate) fn pinned(&self, bytes: u64) -> Result<f64> {
+    fn pinned_rate(&self, bytes: u64) -> Result<Option<f64>> {
         let to = self.gpu.buffer_for(Use::Lasting, bytes)?;
         let mut pinned = self.gpu.driver.pinned(bytes as usize)?;
         let values =
             pinned.as_mut_slice().map_err(|e| crate::driver::said("gives no pinned memory", e))?;
         scramble(values);
-        self.rate(bytes, || self.gpu.upload(&to, 0, values))
+        self.rate(bytes, || self.gpu.upload(&to, 0, values)).map(Some)
     }
 
-    /// Copies `bytes` bytes of no use, which displace the contents of the L2 cache if they are
-    /// more than it holds. Does not wait for the copy.
-    ///
-    /// # Errors
-    /// With the first error since the last read or submit, or when the GPU is out of memory.
-    pub(crate) fn displaced(&self, bytes: u64) -> Result<()> {
-        let (from, to) = (self.gpu.buffer(bytes)?, self.gpu.buffer(bytes)?);
-        self.gpu.copy((&from, 0), (&to, 0), bytes)
+    fn displace(&self, bytes: u64) -> Result<()> {
+        // Half of the bytes are read and half written, which displaces what the L2 cache holds.
+        // The launches that follow wait for the copy.
+        let (from, to) = (self.gpu.buffer(bytes / 2)?, self.gpu.buffer(bytes / 2)?);
+        self.gpu.copy((&from, 0), (&to, 0), bytes / 2)
     }
 
+    fn launched(&self) -> Vec<String> {
+        self.gpu.launched()
+    }
+
+    fn profile(&self) -> Vec<OpTime> {
+        self.gpu.profile()
+    }
+
+    fn created(&self) -> Created {
+        self.gpu.created()
+    }
+}
+
+impl Cuda {
+    /// Returns the bytes per second of a copy, as the median of five runs.
     fn rate(&self, bytes: u64, copy: impl Fn() -> Result<()>) -> Result<f64> {
         let mut rates = Vec::new();
         copy()?;
