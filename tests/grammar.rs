@@ -1,13 +1,15 @@
-//! Answers that follow a JSON schema: they do, whoever else is in the batch; what is not forbidden
-//! is drawn as ever; and schemas that cannot be followed are refused in one line.
+//! Answers that follow a JSON schema: they are valid, they end, and they are the same in the
+//! scheduler and on the command line.
+
+mod draws; // which token is drawn
+mod refused; // schemas that cannot be followed
+mod tokens; // the bytes of tokens
 
 use crate::cli::run;
-use crate::support::{Reference, data, mistral_tokenizer, say};
-use gritlm::model::{config::Config, cpu, ops::SampleParams, tokenizer::Tokenizer};
+use crate::support::{Reference, data, say};
 use gritlm::schedule::{Event, Events, Limits, Scheduler, Work};
 use gritlm::{Device, Engine, Error, Finish, Grammar, Options, Piece, Prompt, Sampling};
 use serde_json::{Value, json};
-use std::path::Path;
 
 fn demo() -> Engine {
     Engine::open("demo", &Options { device: Device::Cpu, ..Options::default() }).unwrap()
@@ -171,37 +173,6 @@ fn finished_answers_follow_the_schema() {
     assert!(finished * 10 > all * 9, "{finished} of {all}");
 }
 
-/// The text of every token, as the decoder has it behind another.
-fn spelled_as_decoded(tokenizer: &Tokenizer, name: &str) {
-    let bytes = tokenizer.token_bytes().unwrap();
-    let before = ["a", "<unused0>"].into_iter().find_map(|name| tokenizer.id(name)).unwrap();
-    let start = tokenizer.decode(&[before]).unwrap();
-    let (mut texts, mut parts) = (0, 0);
-    for (id, bytes) in (0..).zip(&bytes) {
-        let decoded = tokenizer.decode(&[before, id]).unwrap();
-        let added = decoded.strip_prefix(&start).unwrap();
-        match bytes.as_deref().map(str::from_utf8) {
-            None => assert_eq!(added, "", "{name}: {id}"),
-            Some(Ok(text)) => {
-                assert_eq!(added, text, "{name}: {id}");
-                texts += 1;
-            }
-            // A part of a character: all that the decoder says of it.
-            Some(Err(_)) => {
-                assert!(added.contains('\u{FFFD}'), "{name}: {id}: {added:?}");
-                parts += 1;
-            }
-        }
-    }
-    assert!(texts >= 128 && parts >= 128, "{name}: {texts} texts, {parts} parts of characters");
-    // Parts make the characters that they are parts of.
-    let spelled: Vec<u32> = "aé日"
-        .bytes()
-        .map(|byte| (0..).zip(&bytes).find(|(_, b)| b.as_deref() == Some(&[byte])).unwrap().0)
-        .collect();
-    assert_eq!(tokenizer.decode(&spelled).unwrap(), "aé日", "{name}");
-}
-
 /// A vocabulary in GPT-2's letters, of all bytes and some words.
 fn byte_level() -> Value {
     let shown = |b: &u8| matches!(b, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
@@ -240,163 +211,6 @@ fn changed(file: &str, text: &Value) -> Engine {
     let options = Options { device: Device::Cpu, ..Options::default() };
     // The weights stay mapped.
     Engine::open(folder.path().to_str().unwrap(), &options).unwrap()
-}
-
-#[test]
-fn tokens_have_the_bytes_that_the_decoder_shows() {
-    for engine in engines() {
-        spelled_as_decoded(engine.tokenizer(), engine.name());
-    }
-    let mut config = Config::open(&data("mistral-tiny/config.json")).unwrap();
-    let letters = byte_level().to_string();
-    let path = Path::new("tokenizer.json");
-    let tokenizer = Tokenizer::parse(letters.as_bytes(), path, &config).unwrap();
-    spelled_as_decoded(&tokenizer, "byte level");
-    let bytes = tokenizer.token_bytes().unwrap();
-    let id = |name: &str| tokenizer.id(name).unwrap() as usize;
-    assert_eq!(bytes[id("Ġthe")].as_deref(), Some(&b" the"[..]));
-    assert_eq!(
-        bytes[id("日本")].as_deref(),
-        Some("日本".as_bytes()),
-        "a token out of the alphabet"
-    );
-    assert_eq!([&bytes[0], &bytes[1], &bytes[2]], [&None; 3]);
-
-    let mut words = byte_level();
-    words["decoder"] = json!({ "type": "WordPiece", "prefix": "##", "cleanup": true });
-    let words = Tokenizer::parse(words.to_string().as_bytes(), path, &config).unwrap();
-    let error = words.token_bytes().unwrap_err().to_string();
-    assert!(error.contains("decoder") && !error.contains('\n'), "{error}");
-
-    config.vocab = 32000;
-    let mistral = Tokenizer::parse(&mistral_tokenizer(), path, &config).unwrap();
-    spelled_as_decoded(&mistral, "Mistral");
-}
-
-#[test]
-fn byte_level_vocabularies_follow_too() {
-    let engine = changed("tokenizer.json", &byte_level());
-    for (schema, check) in schemas() {
-        let pieces = pieces(&engine, &following(&engine, &schema, drawn(5)));
-        if pieces.last().unwrap().finish == Some(Finish::Stop) {
-            check(&serde_json::from_str(&text(&pieces)).unwrap());
-        }
-    }
-}
-
-/// The logits from which a piece was drawn.
-fn logits(engine: &Engine, before: &[u32]) -> Vec<f32> {
-    use gritlm::batch::{Output, Sequence, Want};
-    let (mask, want) = (engine.generation_mask(), Want::Logits);
-    let cache = &mut engine.cache();
-    match engine.run(&mut [Sequence { tokens: before, cache, mask, want }]).unwrap().remove(0) {
-        Output::Logits(logits) => logits,
-        other => panic!("{other:?}"),
-    }
-}
-
-/// The mask is exactly what the grammar allows: the first token of a greedy answer is the likeliest
-/// of those that some answer begins with, a space in front that the text does not show included.
-#[test]
-fn the_likeliest_allowed_token_is_drawn() {
-    for engine in engines().into_iter().chain([changed("tokenizer.json", &byte_level())]) {
-        let mut spaces = vec![String::new(), " ".into()];
-        spaces.extend((0..=20).map(|n| format!("\n{}", " ".repeat(n))));
-        let answers: Vec<String> = spaces
-            .iter()
-            .flat_map(|space| ["true", "false"].map(|answer| format!("{space}{answer}")))
-            .collect();
-        let how = following(&engine, &json!({ "type": "boolean" }), Sampling::greedy());
-        let bytes = engine.tokenizer().token_bytes().unwrap();
-        for words in ["Describe the package pdfgrep.", "Is it?", "x"] {
-            let prompt = engine.tokenize_prompt(&Prompt::user(words), false).unwrap();
-            let logits = logits(&engine, &prompt);
-            let allowed = |id: &usize| {
-                let bytes = bytes.get(*id).cloned().flatten().unwrap_or_default();
-                // Tabs go where spaces do, but for the first.
-                let indented = bytes.strip_prefix(b"\n").unwrap_or_default();
-                let spaces = indented.iter().take_while(|b| b" \t".contains(b)).count();
-                let mut plain = bytes.clone();
-                plain.iter_mut().skip(1).take(spaces).for_each(|b| *b = b' ');
-                !bytes.is_empty() && answers.iter().any(|a| a.as_bytes().starts_with(&plain))
-            };
-            let better = |a: &usize, b: &usize| logits[*a].total_cmp(&logits[*b]).then(b.cmp(a));
-            let likeliest = (0..logits.len()).filter(allowed).max_by(better).unwrap();
-            let prompt = Prompt::Tokens(prompt);
-            let first = engine.generate(&prompt, &how).unwrap().next().unwrap().unwrap();
-            assert_eq!(first.token.token as usize, likeliest, "{}", engine.name());
-        }
-    }
-}
-
-/// Log-probabilities are the model's own, of all tokens: before anything is taken out.
-#[test]
-fn log_probabilities_are_the_models_own() {
-    let engine = demo();
-    let how = following(&engine, &schemas()[0].0, Sampling { logprobs: 3, ..drawn(4) });
-    let mut before = engine.tokenize_prompt(&Prompt::user("Describe it."), false).unwrap();
-    let answer = engine.generate(&Prompt::Tokens(before.clone()), &how).unwrap();
-    let mut forbidden = 0;
-    for piece in answer.map(Result::unwrap).take(40) {
-        let logits = logits(&engine, &before);
-        let sum: f64 = logits.iter().map(|&l| f64::from(l).exp()).sum();
-        let expected = |id: u32| f64::from(logits[id as usize]) - sum.ln();
-        let of = |(id, logprob): (u32, f32)| {
-            assert!((f64::from(logprob) - expected(id)).abs() < 1e-4);
-        };
-        of((piece.token.token, piece.token.logprob));
-        piece.token.top.iter().copied().for_each(of);
-        let mut likeliest: Vec<u32> = (0..logits.len() as u32).collect();
-        likeliest
-            .sort_by(|&a, &b| logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b)));
-        let top: Vec<u32> = piece.token.top.iter().map(|&(id, _)| id).collect();
-        assert_eq!(top, likeliest[..3]);
-        forbidden += usize::from(likeliest[0] != piece.token.token);
-        before.push(piece.token.token);
-    }
-    assert!(forbidden > 0, "the model wrote JSON by itself");
-}
-
-/// Where all is allowed, the host draws what the device does.
-#[test]
-fn the_host_draws_as_the_device() {
-    use gritlm::batch::{Output, Sequence, Want};
-    let engine = demo();
-    let prompt = engine.tokenize_prompt(&Prompt::user("Describe it."), false).unwrap();
-    let logits = logits(&engine, &prompt);
-    let base = SampleParams {
-        seen: vec![5, 300, 301],
-        penalty: 1.0,
-        temperature: 1.0,
-        top_k: 0,
-        top_p: 1.0,
-        min_p: 0.0,
-        uniform: 0.0,
-        logprobs: 4,
-        given: None,
-    };
-    for i in 0..60 {
-        let mut draw = SampleParams { uniform: i as f32 / 60.0, ..base.clone() };
-        match i % 5 {
-            1 => draw.top_k = 7,
-            2 => draw.top_p = 0.6,
-            3 => draw = SampleParams { min_p: 0.1, penalty: 1.7, ..draw },
-            4 => draw.temperature = 0.0,
-            _ => {}
-        }
-        let (mask, want) = (engine.generation_mask(), Want::Token(draw.clone()));
-        let cache = &mut engine.cache();
-        let sequence = Sequence { tokens: &prompt, cache, mask, want };
-        let found = engine.run(&mut [sequence]).unwrap().remove(0);
-        assert_eq!(found, Output::Token(cpu::draw(&draw, &logits, |_| true)));
-        // And else what is left is drawn from: never anything else, whatever the filters.
-        let only = |id: u32| id % 50 == 3;
-        let among = cpu::draw(&draw, &logits, only);
-        assert!(only(among.token), "{draw:?}");
-        let likeliest =
-            (3..logits.len()).step_by(50).max_by(|&a, &b| logits[a].total_cmp(&logits[b]));
-        assert!(draw.temperature > 0.0 || Some(among.token as usize) == likeliest);
-    }
 }
 
 #[test]
@@ -533,103 +347,6 @@ fn in_the_scheduler_as_alone() {
         assert_eq!(outcome(short).unwrap().len(), 4);
         scheduler.drain();
     }
-}
-
-#[test]
-fn what_cannot_be_followed_is_one_line() {
-    let engine = demo();
-    let deep = (0..200).fold(json!({}), |inner, _| json!({ "items": inner }));
-    let chain: serde_json::Map<_, _> = (0..900)
-        .map(|i| (i.to_string(), json!({ "$ref": format!("#/$defs/{}", (i + 1) % 900) })))
-        .collect();
-    let doubling: serde_json::Map<_, _> = (0..40)
-        .map(|i| {
-            let next = json!({ "$ref": format!("#/$defs/{}", i + 1), "properties": { "z": {} } });
-            let both = json!({ "x": next, "y": next });
-            (i.to_string(), json!({ "type": "object", "properties": both }))
-        })
-        .chain([("40".to_string(), json!({ "type": "object" }))])
-        .collect();
-    let many: serde_json::Map<_, _> = (0..1500).map(|i| (format!("p{i}"), json!({}))).collect();
-    let cases = [
-        (json!("string"), "expected an object, found \"string\""),
-        (json!(false), "it allows nothing"),
-        (json!({ "type": "strin" }), "strin"),
-        (json!({ "type": "object", "properties": [] }), "properties"),
-        (json!({ "not": { "type": "string" } }), "not"),
-        (json!({ "type": "array", "uniqueItems": true }), "uniqueItems"),
-        (json!({ "oneOf": [{ "type": "number" }, { "type": "integer" }] }), "oneOf"),
-        (json!({ "type": "string", "minLength": 5, "maxLength": 2 }), "minLength (5)"),
-        (json!({ "type": "object", "properties": { "a": false }, "required": ["a"] }), "'a'"),
-        (json!({ "allOf": [{ "type": "string" }, { "type": "integer" }] }), "incompatible"),
-        (json!({ "enum": [] }), "empty"),
-        (json!({ "type": "string", "pattern": "(" }), "unclosed"),
-        (json!({ "type": "string", "format": "color" }), "color"),
-        (json!({ "$ref": "#/$defs/no" }), "#/$defs/no"),
-        (json!({ "$ref": "https://example.org/schema" }), "https://example.org/schema"),
-        (json!({ "$ref": "#" }), "no answer ever ends"),
-        (json!({ "$ref": "#/$defs/0", "$defs": chain }), "no answer ever ends"),
-        (
-            json!({ "type": "object", "properties": { "a": { "$ref": "#" } }, "required": ["a"] }),
-            "no answer ever ends",
-        ),
-        (json!({ "type": "array", "items": { "$ref": "#" }, "minItems": 1 }), "ever ends"),
-        (json!({ "$ref": "#/$defs/0", "$defs": doubling }), "put together"),
-        (deep, "128 deep"),
-        (json!({ "const": "x".repeat(70_000) }), "at most 65536 bytes, found 70012"),
-        (json!({ "type": "object", "properties": many }), "items"),
-        (json!({ "type": "integer", "multipleOf": 1_000_003 }), "multipleOf"),
-        (json!({ "allOf": [{ "multipleOf": 991 }, { "multipleOf": 997 }] }), "multipleOf"),
-    ];
-    for (schema, part) in cases {
-        let error = Grammar::json_schema(&engine, &schema).unwrap_err().to_string();
-        assert!(error.starts_with("JSON schema: ") && error.contains(part), "{part}: {error}");
-        assert!(!error.contains('\n') && error.len() < 400, "{error}");
-    }
-    // None of these is too much, or without end.
-    let tree: serde_json::Map<_, _> = (0..40)
-        .map(|i| {
-            let next = json!({ "$ref": format!("#/$defs/{}", (i + 1) % 40) });
-            (i.to_string(), json!({ "type": "object", "properties": { "x": next, "y": next } }))
-        })
-        .collect();
-    let chain: serde_json::Map<_, _> = (0..1200)
-        .map(|i| (i.to_string(), json!({ "allOf": [{ "$ref": format!("#/$defs/{}", i + 1) }] })))
-        .chain([("1200".to_string(), json!({ "type": "integer", "multipleOf": 0.25 }))])
-        .collect();
-    let many: serde_json::Map<_, _> = (0..300).map(|i| (format!("p{i}"), json!({}))).collect();
-    for schema in [
-        json!(true),
-        json!({ "$ref": "#/$defs/0", "$defs": chain }),
-        json!({ "type": "object", "properties": many }),
-        json!({ "type": "object", "properties": { "a": { "$ref": "#" } } }),
-        // Definitions are counted where they are used, not where they stand.
-        json!({ "$defs": tree, "properties": { "a": { "$ref": "#/$defs/0" } }, "required": ["a"],
-            "type": "object", "anyOf": [{ "minProperties": 1 }, { "required": ["b"] }] }),
-        json!({ "enum": (0..3000).map(|i| format!("value {i}")).collect::<Vec<_>>() }),
-    ] {
-        Grammar::json_schema(&engine, &schema).unwrap();
-    }
-}
-
-#[test]
-fn a_grammar_is_its_engines_and_its_text() {
-    let (engine, other) = (demo(), demo());
-    let schema = json!({ "type": "boolean", "x-guidance": { "whitespace_pattern": "x+" } });
-    let grammar = Grammar::json_schema(&engine, &schema).unwrap();
-    assert_eq!(grammar, grammar.clone());
-    assert_eq!(grammar, Grammar::json_schema(&other, &schema).unwrap());
-    assert_ne!(grammar, Grammar::json_object(&engine).unwrap());
-    assert_eq!(grammar.source(), schema.to_string());
-    assert!(format!("{grammar:?}").contains("boolean"));
-    // What the compiler would take as its options is a keyword like any unknown one.
-    let how = Sampling { grammar: Some(grammar), ..drawn(3) };
-    serde_json::from_str::<bool>(&text(&pieces(&engine, &how))).unwrap();
-    let error = other.generate(&Prompt::raw("x"), &how).err().unwrap().to_string();
-    assert!(error.contains("another engine"), "{error}");
-    let scheduler = Scheduler::start(other, Limits::default()).unwrap();
-    let work = Work::Generate { prompt: vec![1, 7], how, past: None };
-    assert!(scheduler.submit(work.into()).unwrap_err().to_string().contains("another engine"));
 }
 
 #[test]

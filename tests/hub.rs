@@ -1,5 +1,8 @@
-//! Hugging Face ids: download, cache, resume, and what a bad server gets to say. The binary runs
-//! against a server in this process, which answers as the hub does or as told.
+//! Hugging Face ids: downloads into the cache. The binary runs against a server in this process,
+//! which answers as the hub does or as told.
+
+mod refused; // bad servers, indexes and names
+mod resume; // downloads that were cut
 
 use crate::support::data;
 use safetensors::SafeTensors;
@@ -13,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tempfile::TempDir;
 
 pub(crate) const MODEL: &str = "owner/name";
@@ -268,11 +271,6 @@ pub(crate) fn odd() -> PathBuf {
     data("mistral-odd")
 }
 
-/// Half of the weights: where downloads are cut.
-fn half() -> usize {
-    usize::try_from(fs::metadata(odd().join(WEIGHTS)).unwrap().len() / 2).unwrap()
-}
-
 /// The same model in two shards.
 fn sharded() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
@@ -295,22 +293,6 @@ fn sharded() -> TempDir {
 fn write_index(folder: &Path, map: &BTreeMap<String, String>) {
     let index = serde_json::json!({ "metadata": {}, "weight_map": map });
     fs::write(folder.join(INDEX), index.to_string()).unwrap();
-}
-
-/// A home into which the server has failed to bring the weights: their first half is there.
-fn interrupted() -> Home {
-    let home = Home::new();
-    let server = Server::start(&odd(), {
-        let cut = AtomicBool::new(false);
-        move |asked| match asked.file() == WEIGHTS && asked.is_body() {
-            true if cut.swap(true, Ordering::SeqCst) => Reply::Status(404),
-            true => Reply::Cut(half()),
-            false => Reply::File,
-        }
-    });
-    home.run(&server.url, MODEL).fails(&["404", WEIGHTS]);
-    assert!(!home.snapshot(WEIGHTS).exists() && !home.repo().join("refs/main").exists());
-    home
 }
 
 #[test]
@@ -398,158 +380,6 @@ fn follows_to_other_hosts_without_the_token() {
     let mirror = Server::start(&odd(), move |asked| Reply::Moved(format!("{there}{}", asked.path)));
     home.run_with(&mirror.url, MODEL, &[("HF_TOKEN", "secret")]).works();
     assert!(hub.log()[before..].iter().all(|asked| !asked.headers.contains_key("authorization")));
-}
-
-#[test]
-fn goes_on_after_a_cut() {
-    let home = Home::new();
-    let cut = AtomicBool::new(false);
-    let server = Server::start(&odd(), move |asked| {
-        if asked.file() != WEIGHTS || !asked.is_body() || cut.swap(true, Ordering::SeqCst) {
-            return Reply::File;
-        }
-        // Longer than a server that says nothing is waited for.
-        std::thread::sleep(Duration::from_millis(2200));
-        Reply::Cut(half())
-    });
-    home.run(&server.url, MODEL).works();
-    home.holds(&odd(), &FILES);
-    assert_eq!(server.ranges(WEIGHTS), ["bytes=0-".to_owned(), format!("bytes={}-", half())]);
-}
-
-#[test]
-fn the_next_run_resumes() {
-    let (home, server) = (interrupted(), Server::start(&odd(), |_| Reply::File));
-    home.run(&server.url, MODEL).works();
-    home.holds(&odd(), &FILES);
-    assert_eq!(server.ranges(WEIGHTS), [format!("bytes={}-", half())]);
-}
-
-#[test]
-fn a_server_without_ranges_sends_all_again() {
-    let (home, server) = (interrupted(), Server::start(&odd(), |_| Reply::Whole));
-    home.run(&server.url, MODEL).works();
-    home.holds(&odd(), &FILES);
-}
-
-#[test]
-fn a_part_may_be_whole_or_too_long() {
-    for (more, ranges) in [("", 0), ("x", 1)] {
-        let (home, server) = (interrupted(), Server::start(&odd(), |_| Reply::File));
-        let whole = fs::read(odd().join(WEIGHTS)).unwrap();
-        fs::write(home.part(), [&whole, more.as_bytes()].concat()).unwrap();
-        home.run(&server.url, MODEL).works();
-        home.holds(&odd(), &FILES);
-        assert_eq!(server.ranges(WEIGHTS).len(), ranges);
-    }
-}
-
-#[test]
-fn a_blob_of_the_wrong_length_is_replaced() {
-    let (home, server) = (interrupted(), Server::start(&odd(), |_| Reply::File));
-    fs::write(home.part().with_extension(""), "short").unwrap();
-    home.run(&server.url, MODEL).works();
-    home.holds(&odd(), &FILES);
-}
-
-#[test]
-fn two_processes_do_not_write_one_part() {
-    let (home, server) = (interrupted(), Server::start(&odd(), |_| Reply::File));
-    let part = fs::File::open(home.part()).unwrap();
-    part.lock().unwrap();
-    home.run(&server.url, MODEL).fails(&[".part", "another process"]);
-    part.unlock().unwrap();
-    home.run(&server.url, MODEL).works();
-    home.holds(&odd(), &FILES);
-}
-
-#[test]
-fn a_short_file_is_no_file() {
-    let home = Home::new();
-    let server = Server::start(&odd(), |asked| match asked.file() == WEIGHTS {
-        true => Reply::Claim(9),
-        false => Reply::File,
-    });
-    home.run(&server.url, MODEL).fails(&[&server.url, WEIGHTS]);
-    assert!(!home.snapshot(WEIGHTS).exists() && !home.repo().join("refs/main").exists());
-    let server = Server::start(&odd(), |_| Reply::File);
-    home.run(&server.url, MODEL).works();
-    home.holds(&odd(), &FILES);
-}
-
-#[test]
-fn says_what_the_server_said() {
-    type Make = fn() -> Reply;
-    let cases: [(Make, &[&str]); 7] = [
-        (|| Reply::Status(404), &["404", "revision"]),
-        (|| Reply::Status(401), &["401", "HF_TOKEN"]),
-        (|| Reply::Status(403), &["403", "HF_TOKEN"]),
-        (|| Reply::Status(500), &["500", "later"]),
-        (|| Reply::Shifted, &["expected the bytes from 0", "HF_ENDPOINT"]),
-        (|| Reply::Page, &["web page", "HF_ENDPOINT"]),
-        (|| Reply::Moved("/round/and/round".into()), &["redirected"]),
-    ];
-    for file in ["config.json", WEIGHTS] {
-        for (make, words) in cases {
-            let home = Home::new();
-            let server = Server::start(&odd(), move |asked| match asked.file() {
-                asked if asked == file => make(),
-                "round" => make(),
-                _ => Reply::File,
-            });
-            let run = home.run(&server.url, MODEL);
-            run.fails(words);
-            run.fails(&[MODEL, &server.url, file, "folder"]);
-            drop(server);
-            let server = Server::start(&odd(), |_| Reply::File);
-            home.run(&server.url, MODEL).works();
-            home.holds(&odd(), &FILES);
-        }
-    }
-    let (home, server) = (Home::new(), Server::start(Path::new("nowhere"), |_| Reply::File));
-    home.run(&server.url, MODEL).fails(&["Entry not found"]);
-}
-
-#[test]
-fn an_index_names_files_of_the_model_only() {
-    for shard in ["../../../token", "two words.safetensors", "query?.safetensors"] {
-        let (home, folder) = (Home::new(), sharded());
-        let map = BTreeMap::from([("lm_head.weight".to_owned(), shard.to_owned())]);
-        write_index(folder.path(), &map);
-        let server = Server::start(folder.path(), |_| Reply::File);
-        home.run(&server.url, MODEL).fails(&[INDEX, shard]);
-        let asked: Vec<_> = server.log().iter().map(|asked| asked.file().to_owned()).collect();
-        assert_eq!(asked.last().unwrap(), INDEX);
-    }
-}
-
-#[test]
-fn names_that_leave_the_cache_are_refused() {
-    // Not this program's server: one whose etag is a path.
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
-    let thread = std::thread::spawn(move || {
-        let (mut stream, _) = listener.accept().unwrap();
-        read(&stream).unwrap();
-        let head = "HTTP/1.1 206 Said\r\nConnection: close\r\nContent-Range: bytes 0-0/1\r\n";
-        let names = format!("X-Repo-Commit: {COMMIT}\r\nETag: \"../../../../evil\"\r\n");
-        write!(stream, "{head}{names}Content-Length: 1\r\n\r\nx").unwrap();
-    });
-    let home = Home::new();
-    home.run(&url, MODEL).fails(&["ETag", &url]);
-    thread.join().unwrap();
-}
-
-#[test]
-fn a_dead_server_is_soon_given_up() {
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let url = format!("http://127.0.0.1:{port}");
-    let (home, start) = (Home::new(), Instant::now());
-    home.run(&url, MODEL).fails(&[MODEL, &url, "refused", "network"]);
-    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
-    for wrong in ["nonsense", "http:"] {
-        home.run(wrong, MODEL).fails(&[MODEL, wrong, "HF_ENDPOINT"]);
-    }
 }
 
 #[test]

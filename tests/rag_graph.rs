@@ -1,17 +1,17 @@
-//! Approximate search in a store with a graph: what it finds, what it follows, damage, the program.
+//! Approximate search in a store with a graph: what it finds and what it follows.
 
-use crate::cli::{objects, run};
+mod program; // indexing, and the program
+mod upkeep; // building, compaction, damage
+
 use gritlm::{Device, Engine, Options};
-use gritlm_rag::Error;
 use gritlm_rag::{
-    Filter, Find, Identity, Indexer, NewChunk, NewDocument, Reader, Searcher, Source, Stamp,
-    Status, VectorFormat, Writer, content_hash, verify,
+    Filter, Find, Identity, NewChunk, NewDocument, Reader, Searcher, Stamp, Status, VectorFormat,
+    Writer, verify,
 };
-use rusqlite::Connection;
-use serde_json::{Value, json};
+use serde_json::json;
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::OnceLock;
 use tempfile::TempDir;
 
@@ -280,135 +280,6 @@ fn of_equal_chunks_those_stored_first_come_first() {
 }
 
 #[test]
-fn compaction_takes_the_dead_out_of_the_graph() {
-    let (folder, mut writer) = store(VectorFormat::F32);
-    let (first, before) = (graph(&folder), status(&folder));
-    assert!(writer.remove(&path(3)).unwrap());
-    update(&mut writer);
-    assert_eq!(graph(&folder), first);
-    writer.compact().unwrap();
-    assert_ne!(graph(&folder), first);
-    let after = status(&folder);
-    assert_eq!(after.graph_chunks, before.graph_chunks - CHUNKS);
-    assert!(after.graph_bytes < before.graph_bytes);
-    // Without anything dead it stays.
-    let second = graph(&folder);
-    writer.compact().unwrap();
-    assert_eq!(graph(&folder), second);
-    assert!(recall(&searcher(&folder)) >= 0.95);
-}
-
-#[test]
-fn a_store_that_is_small_or_searched_exactly_has_no_graph() {
-    let (folder, mut writer) = store(VectorFormat::F32);
-    // As many as the setting are not more.
-    writer.set_approximate(Some(DOCUMENTS * CHUNKS)).unwrap();
-    assert_eq!(graphs(&folder), [""; 0].map(PathBuf::from));
-    update(&mut writer);
-    assert_eq!(graphs(&folder), [""; 0].map(PathBuf::from));
-    put(&mut writer, 200..201);
-    update(&mut writer);
-    graph(&folder);
-    assert!(writer.remove(&path(200)).unwrap());
-    update(&mut writer);
-    assert_eq!(graphs(&folder), [""; 0].map(PathBuf::from));
-    writer.set_approximate(Some(0)).unwrap();
-    drop(writer);
-    // A later writer knows the setting.
-    let mut writer = Writer::open(&folder, &identity(VectorFormat::F32)).unwrap();
-    update(&mut writer);
-    graph(&folder);
-    // A view keeps what it opened.
-    let old = searcher(&folder);
-    writer.set_approximate(None).unwrap();
-    update(&mut writer);
-    assert_eq!(graphs(&folder), [""; 0].map(PathBuf::from));
-    assert!(recall(&old) >= 0.95);
-    let status = status(&folder);
-    assert_eq!((status.approximate_above, status.graph_chunks, status.graph_bytes), (None, 0, 0));
-    assert!(recall(&searcher(&folder)) >= 1.0);
-    assert!(verify(&folder).unwrap().is_sound());
-}
-
-#[test]
-fn what_ends_on_the_way_leaves_no_graph_and_what_is_not_recorded_goes() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut writer = Writer::open(&folder, &identity(VectorFormat::F32)).unwrap();
-    put(&mut writer, 0..DOCUMENTS);
-    writer.set_approximate(Some(1000)).unwrap();
-    let mut told = Vec::new();
-    let ended = writer.update_graph(&mut |done, total| {
-        told.push((done, total));
-        if done > 1000 { Err(gritlm::Error::Cancelled.into()) } else { Ok(()) }
-    });
-    assert!(matches!(ended, Err(Error::Engine(gritlm::Error::Cancelled))));
-    assert_eq!(told, [(0, 3000), (1024, 3000)]);
-    assert_eq!((graphs(&folder).len(), status(&folder).graph_chunks), (0, 0));
-    // Killed between the file and the commit that records it.
-    let lost = folder.path().join("graph-1.usearch");
-    fs::write(&lost, "half").unwrap();
-    assert!(verify(&folder).unwrap().is_sound());
-    assert!(recall(&searcher(&folder)) >= 1.0);
-    update(&mut writer);
-    assert_eq!(graph(&folder), lost);
-    assert!(recall(&searcher(&folder)) >= 0.95);
-    let left = folder.path().join("graph-7.usearch");
-    fs::write(&left, "half").unwrap();
-    drop(writer);
-    drop(Writer::open(&folder, &identity(VectorFormat::F32)).unwrap());
-    assert_eq!(graph(&folder), lost);
-    assert!(verify(&folder).unwrap().is_sound());
-}
-
-#[test]
-fn damage_is_named_before_it_is_searched_and_the_next_run_heals() {
-    let (folder, writer) = store(VectorFormat::F32);
-    drop(writer);
-    let mut random = fastrand::Rng::with_seed(3);
-    let mut damage = |bytes: &mut Vec<u8>, how| {
-        let at = random.usize(..bytes.len());
-        match how {
-            0 => bytes.truncate(at),
-            1 => bytes.push(0),
-            _ => bytes[at] ^= 1 << random.u8(..8),
-        }
-    };
-    let named = |name: &str| {
-        let error = Searcher::open(engine(), folder.path()).err().expect("it is damaged");
-        let error = error.to_string();
-        assert!(error.contains(name) && error.contains("gritlm index makes it anew"), "{error}");
-        assert!(!error.contains('\n'), "{error}");
-        let report = verify(&folder).unwrap();
-        let [problem] = &report.problems[..] else { panic!("{report:?}") };
-        assert_eq!((problem.file.as_str(), &problem.document), (name, &None));
-    };
-    let file = graph(&folder);
-    let name = file.file_name().unwrap().to_str().unwrap();
-    let whole = fs::read(&file).unwrap();
-    for how in 0..40 {
-        let mut bytes = whole.clone();
-        damage(&mut bytes, how);
-        fs::write(&file, bytes).unwrap();
-        named(name);
-    }
-    fs::remove_file(&file).unwrap();
-    named(name);
-    for how in [0, 2] {
-        // Writing all the same leaves the damage to see.
-        let mut indexer = Indexer::open(engine(), folder.path(), &identity(VectorFormat::F32));
-        indexer.as_mut().unwrap().run(&[], &mut |_| Ok(())).unwrap();
-        drop(indexer);
-        assert!(recall(&searcher(&folder)) >= 0.95);
-        assert!(verify(&folder).unwrap().is_sound());
-        let file = graph(&folder);
-        let mut bytes = fs::read(&file).unwrap();
-        damage(&mut bytes, how);
-        fs::write(&file, bytes).unwrap();
-        named(file.file_name().unwrap().to_str().unwrap());
-    }
-}
-
-#[test]
 fn many_search_one_graph_at_once() {
     let (folder, _writer) = store(VectorFormat::F32);
     let searcher = searcher(&folder);
@@ -422,111 +293,4 @@ fn many_search_one_graph_at_once() {
             });
         }
     });
-}
-
-#[test]
-fn a_store_of_before_there_were_graphs_opens() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut writer = Writer::open(&folder, &identity(VectorFormat::F32)).unwrap();
-    put(&mut writer, 0..DOCUMENTS);
-    drop(writer);
-    let db = Connection::open(folder.path().join("store.sqlite")).unwrap();
-    let read = |row: &rusqlite::Row<'_>| row.get(0);
-    let state: String =
-        db.query_row("SELECT value FROM meta WHERE key = 'state'", [], read).unwrap();
-    let mut state: Value = serde_json::from_str(&state).unwrap();
-    let fields = state.as_object_mut().unwrap();
-    for name in ["approximate_above", "graph", "graph_generation"] {
-        assert!(fields.remove(name).is_some(), "{name}");
-    }
-    let (state, mut content) = (state.to_string(), Vec::new());
-    for text in ["meta", "state", &state] {
-        content.extend((text.len() as u64).to_le_bytes());
-        content.extend(text.as_bytes());
-    }
-    let checksum = content_hash(&content).cast_signed();
-    let change = "UPDATE meta SET value = ?1, checksum = ?2 WHERE key = 'state'";
-    assert_eq!(db.execute(change, rusqlite::params![state, checksum]).unwrap(), 1);
-    drop(db);
-    assert!(verify(&folder).unwrap().is_sound());
-    assert!(recall(&searcher(&folder)) >= 1.0);
-    let mut writer = Writer::open(&folder, &identity(VectorFormat::F32)).unwrap();
-    writer.set_approximate(Some(1000)).unwrap();
-    update(&mut writer);
-    assert_eq!(status(&folder).graph_chunks, DOCUMENTS * CHUNKS);
-}
-
-/// `n` texts, a line of JSON each.
-fn lines(n: usize) -> String {
-    (0..n)
-        .map(|n| json!({"id": n, "text": format!("text number {n}")}).to_string() + "\n")
-        .collect()
-}
-
-#[test]
-fn indexing_keeps_the_graph_up_to_date() {
-    let folder = tempfile::tempdir().unwrap();
-    let (file, store) = (folder.path().join("in.jsonl"), folder.path().join("store"));
-    fs::write(&file, lines(80)).unwrap();
-    let mut indexer = Indexer::open(engine(), &store, &identity(VectorFormat::F32)).unwrap();
-    indexer.writer().set_approximate(Some(70)).unwrap();
-    let covered = |store: &Path| Reader::open(store).unwrap().status().unwrap().graph_chunks;
-    let mut told = Vec::new();
-    indexer
-        .run(&[file], &mut |event| {
-            if let gritlm_rag::Event::Graph { done, total } = event {
-                told.push((done, total));
-            }
-            Ok(())
-        })
-        .unwrap();
-    assert_eq!((covered(&store), told), (80, vec![(0, 80), (80, 80)]));
-    let source = |n: usize| Source {
-        path: n.to_string(),
-        title: String::new(),
-        text: format!("another text, {n}"),
-        metadata: Value::Null,
-        stamp: Stamp { hash: n as u64 + 1, ..Stamp::default() },
-    };
-    // Five of 80 are a sixteenth, and six are more.
-    for (n, expected) in [(5, 80), (1, 86)] {
-        let before = Reader::open(&store).unwrap().len();
-        indexer.put((before..before + n).map(source).collect(), &mut |_| Ok(())).unwrap();
-        assert_eq!(covered(&store), expected);
-    }
-}
-
-#[test]
-fn the_program_sets_and_tells_when_search_is_approximate() {
-    let folder = tempfile::tempdir().unwrap();
-    let (file, store) = (folder.path().join("in.jsonl"), folder.path().join("store"));
-    fs::write(&file, lines(300)).unwrap();
-    let (file, store) = (file.to_str().unwrap(), store.to_str().unwrap());
-    let with = |args: &[&str]| run(&[args, &["--store", store, "--format", "json"]].concat(), "");
-    let one = |args: &[&str]| objects(&with(args).ok()).remove(0);
-    assert_eq!(one(&["index", file, "--approximate-above", "290"])["added"], 300);
-    let status = one(&["index", "--status"]);
-    assert_eq!((&status["approximate_above"], &status["graph_chunks"]), (&json!(290), &json!(300)));
-    assert!(status["graph_bytes"].as_u64().unwrap() > 300 * 192);
-    let text = run(&["index", "--store", store, "--status"], "").ok();
-    assert!(text.contains("approximate above   290\n"), "{text}");
-    let query = ["text number 7", "--top-k", "3"];
-    let search = |more: &[&str]| with(&[&["search"], &query[..], more].concat());
-    // Most of all are scored: the best are among them.
-    assert_eq!(search(&[]).ok(), search(&["--exact"]).ok());
-    let ask = ["ask", "what is number 7?", "--max-tokens", "1"];
-    assert_eq!(one(&ask)["documents"], one(&[&ask[..], &["--exact"]].concat())["documents"]);
-    // A damaged graph is named; indexing heals it, and the setting stays.
-    let graph = Path::new(store).join("graph-1.usearch");
-    fs::write(&graph, "no").unwrap();
-    search(&[]).fails(1, &["graph-1.usearch", "expected", "found 2", "gritlm index"]);
-    with(&["index", file]).ok();
-    assert_eq!(search(&[]).ok(), search(&["--exact"]).ok());
-    for wrong in ["some", "-1", "1.5"] {
-        let option = format!("--approximate-above={wrong}");
-        with(&["index", file, &option]).fails(2, &["--approximate-above", "none", wrong]);
-    }
-    with(&["index", file, "--approximate-above", "none"]).ok();
-    let status = one(&["index", "--status"]);
-    assert_eq!((&status["approximate_above"], &status["graph_bytes"]), (&Value::Null, &json!(0)));
 }

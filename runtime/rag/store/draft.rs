@@ -2,13 +2,12 @@
 //! ends.
 
 use super::content_hash;
+use super::database::sql;
 use super::disk::{self, write_at};
 use super::identity::{CacheKind, Identity};
+use super::rows::{ChunkRow, DocumentRow, Place, SegmentRow, UseRow};
 use super::segment::{HEADER, Record};
-use super::tables::STATE;
-use super::tables::{
-    ChunkRow, DocumentRow, Index, Place, SegmentRow, State, UseRow, put_meta, sql,
-};
+use super::tables::{Index, STATE, State, put_meta};
 use super::types::{NewChunk, NewDocument, Stamp};
 use super::vectors;
 use crate::{Error, Result};

@@ -22,6 +22,7 @@
 #[cfg(target_endian = "big")]
 compile_error!("the store's files are little-endian, and nothing converts them yet");
 
+mod database;
 mod disk;
 mod draft;
 mod graph;
@@ -34,6 +35,7 @@ mod limits;
 mod map;
 mod notes;
 mod reader;
+mod rows;
 mod segment;
 mod spill;
 mod tables;

@@ -4,7 +4,9 @@
 //! A note is a hint: it may be lost with its reader, be delayed while a writer commits, or fail
 //! in a read-only folder. None of this is reported as an error.
 
-use super::tables::{READS, Reads, UseRow, connect, get_meta, put_meta, sql};
+use super::database::{connect, sql};
+use super::rows::UseRow;
+use super::tables::{READS, Reads, get_meta, put_meta};
 use crate::Result;
 use rusqlite::{Transaction, TransactionBehavior};
 use std::path::{Path, PathBuf};

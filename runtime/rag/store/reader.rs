@@ -1,12 +1,12 @@
 //! Readers. Any number of them can be open, also while a writer is.
 
+use super::database::{self, connect, damaged, sql};
 use super::hnsw::{self, Graph};
 use super::identity::Identity;
 use super::notes::Notes;
+use super::rows::{ChunkRow, DocumentRow, SegmentRow};
 use super::segment::Segment;
-use super::tables::{
-    self, ChunkRow, DocumentRow, Index, Reads, SegmentRow, connect, damaged, get_meta, sql,
-};
+use super::tables::{self, Index, Reads, get_meta};
 use super::types::{Chunk, Document, Status};
 use super::vectors::Vectors;
 use super::{disk, folder_bytes_of, head};
@@ -68,10 +68,10 @@ impl View {
         let begin = || -> rusqlite::Result<bool> {
             db.pragma_update(None, "query_only", true)?;
             db.execute_batch("BEGIN")?;
-            tables::is_empty(&db)
+            database::is_empty(&db)
         };
         if begin().map_err(sql(folder))? {
-            return Err(tables::none(folder));
+            return Err(database::none(folder));
         }
         let index = Index::read(&db, folder)?;
         let found = index.state.commit;

@@ -12,7 +12,7 @@
 
 use super::identity::{Identity, KvFormat};
 use super::map::map;
-use super::tables::Place;
+use super::rows::Place;
 use super::{content_hash, disk};
 use gritlm::cache::KvSnapshot;
 use half::bf16;

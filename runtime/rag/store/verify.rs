@@ -1,9 +1,11 @@
 //! Reads all data of a store and compares it with its checksums.
 
 use super::content_hash;
+use super::database::{self, sql};
 use super::disk::{self, DATABASE, HEAD};
 use super::reader::Reader;
-use super::tables::{self, DocumentRow, Index, READS, Reads, UseRow, get_meta, sql};
+use super::rows::{DocumentRow, UseRow};
+use super::tables::{self, Index, READS, Reads, get_meta};
 use super::types::{Problem, Report};
 use super::{folder_bytes_of, head};
 use crate::{Error, Result};
@@ -19,7 +21,7 @@ use std::path::Path;
 pub fn verify(folder: impl AsRef<Path>) -> Result<Report> {
     let folder = folder.as_ref();
     if !folder.join(DATABASE).exists() {
-        return Err(tables::none(folder));
+        return Err(database::none(folder));
     }
     let mut found = Found(Report::default());
     if let Err(problem) = head::read(folder) {

@@ -4,13 +4,15 @@
 //! the rows that refer to what was appended. Bytes beyond the recorded ends were never committed,
 //! and the next writer truncates them.
 
+use super::database::{self, connect, damaged, sql};
 use super::disk::{self, HEAD, LOCK};
 use super::draft::Draft;
 use super::graph::GraphFile;
 use super::hnsw::{self, Graph};
 use super::identity::Identity;
 use super::reader::Reader;
-use super::tables::{self, DocumentRow, Index, State, connect, damaged, put_meta, sql};
+use super::rows::{DocumentRow, SegmentRow};
+use super::tables::{self, Index, State, put_meta};
 use super::types::{Compacted, NewChunk, NewDocument, Stamp};
 use super::{Spill, content_hash, folder_bytes, head};
 use crate::{Error, Result};
@@ -71,7 +73,7 @@ impl Writer {
         std::fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
         let lock = lock(&folder)?;
         let db = connect(&folder, true)?;
-        if tables::is_empty(&db).map_err(sql(&folder))? {
+        if database::is_empty(&db).map_err(sql(&folder))? {
             let make = || -> rusqlite::Result<()> {
                 let making = Transaction::new_unchecked(&db, TransactionBehavior::Immediate)?;
                 tables::make(&making)?;
@@ -318,7 +320,7 @@ impl Writer {
         let _ = self.db.execute_batch("VACUUM");
         let _ = self.db.busy_timeout(std::time::Duration::ZERO);
         let _ = self.db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
-        self.db.busy_timeout(tables::PATIENCE).map_err(sql(&self.folder))?;
+        self.db.busy_timeout(database::PATIENCE).map_err(sql(&self.folder))?;
         Ok(Compacted { before, after: folder_bytes(&self.folder)? })
     }
 
@@ -376,7 +378,7 @@ impl Writer {
     fn attempt<T>(
         &self,
         work: impl FnOnce(&mut Draft<'_>) -> Result<T>,
-    ) -> Result<(T, State, Vec<tables::SegmentRow>)> {
+    ) -> Result<(T, State, Vec<SegmentRow>)> {
         let sql = sql(&self.folder);
         let open = Transaction::new_unchecked(&self.db, TransactionBehavior::Immediate);
         let open = open.map_err(&sql)?;
