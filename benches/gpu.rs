@@ -119,8 +119,8 @@ fn main() {
     let value = |flag: &str| values.iter().find(|(f, _)| f == flag).map(|(_, v)| v.clone());
     let repeats = value("repeats").map_or(5, |n| n.parse().expect("--repeats: a number"));
     let name = value("device").unwrap_or_default();
-    let gpu =
-        Wgpu::open(&Options { name: name.clone(), ..Options::default() }).expect("an adapter");
+    let gpu = block_on(Wgpu::open(&Options { name: name.clone(), ..Options::default() }))
+        .expect("an adapter");
     println!("{}", gpu.device());
     let mut bench = Bench { gpu, filters, repeats, rows: Vec::new(), copies: [0.0; 2] };
     bench.copy();
@@ -173,7 +173,7 @@ impl Bench {
     fn time(&self, launch: &mut dyn FnMut()) -> f64 {
         let start = Instant::now();
         launch();
-        self.gpu.finish().expect("a step");
+        block_on(self.gpu.finish()).expect("a step");
         start.elapsed().as_secs_f64()
     }
 
@@ -443,7 +443,7 @@ impl Bench {
             }
             self.gpu.submit().expect("a submit");
             times.push(start.elapsed().as_secs_f64() * 1e6);
-            self.gpu.finish().expect("a step");
+            block_on(self.gpu.finish()).expect("a step");
         }
         times.remove(0);
         (launches, median(&mut times))

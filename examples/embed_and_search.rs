@@ -22,7 +22,7 @@ fn main() -> gritlm::Result<()> {
     // For many documents, the engine scores them on the device and returns the best.
     let corpus: Vec<f32> = found.iter().flat_map(|e| e.vector.clone()).collect();
     let dim = engine.config().dim;
-    let (best, score) = engine.search(dim, &query.vector, &corpus, 1)?[0][0];
-    println!("best: {} ({score:.3})", documents[best as usize]);
+    let best = engine.search(dim, &query.vector, &corpus, 1)?[0][0];
+    println!("best: {} ({:.3})", documents[best.index as usize], best.score);
     Ok(())
 }

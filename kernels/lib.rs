@@ -42,8 +42,9 @@ use driver::Driver;
 use gpu::{Gpu, Raw, Use};
 use gritlm_model::host::{pages, routing, rows};
 use gritlm_model::ops::{
-    Attention, Expert, GateUp, KvShape, Layout, LinearAdd, Logits, NO_PAGE, Ops, PAGE, PoolingSpan,
-    Qkv, Result, RmsNorm, Route, SampleParams, SampledToken, Search, SharedVectors, Span,
+    Attention, Expert, GateUp, KvShape, Layout, LinearAdd, Logits, Match, NO_PAGE, Ops, PAGE,
+    PoolingSpan, Qkv, Result, RmsNorm, Route, SampleParams, SampledToken, Search, SharedVectors,
+    Span,
 };
 use gritlm_model::weights::Tensor;
 use half::bf16;
@@ -180,7 +181,7 @@ impl Ops for Cuda {
         self.gpu.submit()
     }
 
-    fn finish(&self) -> Result<()> {
+    async fn finish(&self) -> Result<()> {
         self.gpu.submit()?;
         self.gpu.driver.wait()
     }
@@ -345,7 +346,7 @@ impl Ops for Cuda {
         p: Search,
         queries: &Buffer,
         corpus: &Buffer,
-    ) -> Result<Vec<Vec<(u32, f32)>>> {
+    ) -> Result<Vec<Vec<Match>>> {
         search::search(self, p, queries, corpus)
     }
 

@@ -4,7 +4,7 @@
 use crate::Cuda;
 use crate::gpu::Use;
 use gritlm_model::measure::{Created, Measure, OpTime};
-use gritlm_model::ops::{Ops, Result};
+use gritlm_model::ops::Result;
 use rayon::prelude::*;
 use std::time::Instant;
 
@@ -57,13 +57,14 @@ impl Measure for Cuda {
 impl Cuda {
     /// Returns the bytes per second of a copy, as the median of five runs.
     fn rate(&self, bytes: u64, copy: impl Fn() -> Result<()>) -> Result<f64> {
+        let wait = || self.gpu.submit().and_then(|()| self.gpu.driver.wait());
         let mut rates = Vec::new();
         copy()?;
         for _ in 0..5 {
-            self.finish()?;
+            wait()?;
             let start = Instant::now();
             (0..COPIES).try_for_each(|_| copy())?;
-            self.finish()?;
+            wait()?;
             rates.push((COPIES as u64 * bytes) as f64 / start.elapsed().as_secs_f64());
         }
         rates.sort_by(f64::total_cmp);

@@ -5,7 +5,7 @@ use crate::driver::Grid;
 use crate::gpu::{Kernel, Work};
 use crate::params::Pointer;
 use crate::{Buffer, Cuda};
-use gritlm_model::ops::{Result, Search};
+use gritlm_model::ops::{Match, Result, Search};
 use gritlm_model::params;
 
 params! {
@@ -55,11 +55,11 @@ fn stretch(queries: u32, documents: u32) -> u32 {
     (FOUND / queries).clamp(1024, 65536).min(documents)
 }
 
-/// Returns the document and its score at a place; see order.cuh.
-fn document(place: u64) -> (u32, f32) {
+/// Returns the document at a place; see order.cuh.
+fn document(place: u64) -> Match {
     let order = (place >> 32) as u32;
     let bits = if order >> 31 == 1 { order & 0x7fff_ffff } else { !order };
-    (!(place as u32), f32::from_bits(bits))
+    Match { index: !(place as u32), score: f32::from_bits(bits) }
 }
 
 pub(crate) fn search(
@@ -67,7 +67,7 @@ pub(crate) fn search(
     p: Search,
     queries: &Buffer,
     corpus: &Buffer,
-) -> Result<Vec<Vec<(u32, f32)>>> {
+) -> Result<Vec<Vec<Match>>> {
     let top_k = p.top_k.min(p.documents);
     if p.queries == 0 || top_k == 0 {
         return Ok(vec![Vec::new(); p.queries as usize]);

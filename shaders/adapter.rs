@@ -112,8 +112,8 @@ fn instance() -> wgpu::Instance {
 
 /// Returns adapters, best first: discrete GPUs, then integrated and virtual ones, then adapters
 /// of unknown type, then CPUs.
-fn enumerate(backends: Backends) -> Vec<wgpu::Adapter> {
-    let mut adapters = pollster::block_on(instance().enumerate_adapters(backends));
+async fn enumerate(backends: Backends) -> Vec<wgpu::Adapter> {
+    let mut adapters = instance().enumerate_adapters(backends).await;
     adapters.sort_by_key(|a| {
         let info = a.get_info();
         let kind = match info.device_type {
@@ -130,26 +130,27 @@ fn enumerate(backends: Backends) -> Vec<wgpu::Adapter> {
 
 /// Returns every adapter, best first. Those of OpenGL come last: they are slower ways to the same
 /// chips.
-pub fn adapters() -> Vec<Adapter> {
-    let all = [Backends::all() - Backends::GL, Backends::GL].map(enumerate);
-    all.iter().flatten().map(Adapter::of).collect()
+pub async fn adapters() -> Vec<Adapter> {
+    let mut all = enumerate(Backends::all() - Backends::GL).await;
+    all.extend(enumerate(Backends::GL).await);
+    all.iter().map(Adapter::of).collect()
 }
 
 /// Returns the best adapter that is not a CPU and has what every model needs; OpenGL is left out.
-pub fn best_gpu() -> Option<Adapter> {
-    let all = enumerate(Backends::all() - Backends::GL);
+pub async fn best_gpu() -> Option<Adapter> {
+    let all = enumerate(Backends::all() - Backends::GL).await;
     all.iter().map(Adapter::of).find(|a| !a.cpu && a.lacks.is_none())
 }
 
 /// Chooses the first adapter that can be used and whose label contains `name`, in any case; an
 /// empty name chooses the best one.
-pub(crate) fn choose(name: &str) -> Result<(wgpu::Adapter, Adapter)> {
+pub(crate) async fn choose(name: &str) -> Result<(wgpu::Adapter, Adapter)> {
     // OpenGL is queried only if nothing else fits, because some of its libraries print messages.
     let wanted = name.to_lowercase();
     let fits = |a: &Adapter| a.label().to_lowercase().contains(&wanted);
-    let mut all = enumerate(Backends::all() - Backends::GL);
+    let mut all = enumerate(Backends::all() - Backends::GL).await;
     if !all.iter().map(Adapter::of).any(|a| fits(&a) && a.lacks.is_none()) {
-        all.extend(enumerate(Backends::GL));
+        all.extend(enumerate(Backends::GL).await);
     }
     if all.is_empty() {
         return Err(DeviceError(

@@ -34,7 +34,7 @@ impl Wgpu {
     ///
     /// # Errors
     /// When the device has no room for a few matrices, or is lost.
-    pub fn tune(&mut self) -> Result<Tiles> {
+    pub async fn tune(&mut self) -> Result<Tiles> {
         let fits = |t: &Tiles| t.workgroup_bytes() <= self.gpu.adapter.workgroup_bytes;
         let all: Vec<Tiles> = Tiles::all().into_iter().filter(fits).collect();
         let (dim, rows) = (1024, 128);
@@ -52,10 +52,10 @@ impl Wgpu {
         let same = |a: &Tiles, b: &Tiles| {
             (a.matmul, a.staged, a.shuffle) == (b.matmul, b.staged, b.shuffle)
         };
-        let best = self.fastest(&all, same, &mut |gpu| product(gpu, rows as u32))?;
+        let best = self.fastest(&all, same, &mut |gpu| product(gpu, rows as u32)).await?;
         let (matmul, staged) = (best.matmul, best.staged);
-        let lanes =
-            self.fastest(&all, |a, b| a.lanes == b.lanes, &mut |gpu| product(gpu, 1))?.lanes;
+        let same = |a: &Tiles, b: &Tiles| a.lanes == b.lanes;
+        let lanes = self.fastest(&all, same, &mut |gpu| product(gpu, 1)).await?.lanes;
 
         let tokens = 4 * PAGE;
         let (heads, head_dim) = (8, 128);
@@ -94,7 +94,7 @@ impl Wgpu {
         // `shuffle` applies to both. Where they differ, the product decides, because it is most
         // of a step.
         let both: Vec<Tiles> = all.into_iter().filter(|t| t.shuffle == best.shuffle).collect();
-        let attention = self.fastest(&both, same, &mut attend)?.attention;
+        let attention = self.fastest(&both, same, &mut attend).await?.attention;
         let tiles = Tiles { matmul, staged, shuffle: best.shuffle, lanes, attention };
         self.tiles = tiles;
         // A full disk costs only another measurement.
@@ -107,7 +107,7 @@ impl Wgpu {
     }
 
     /// Returns the fastest candidate. Of candidates that are the `same`, only the first is tried.
-    fn fastest(
+    async fn fastest(
         &mut self,
         all: &[Tiles],
         same: impl Fn(&Tiles, &Tiles) -> bool,
@@ -124,7 +124,7 @@ impl Wgpu {
             for repeat in 0..=REPEATS {
                 let start = Instant::now();
                 run(self);
-                self.finish()?;
+                self.finish().await?;
                 if repeat > 0 {
                     best = best.min(start.elapsed().as_secs_f64());
                 }

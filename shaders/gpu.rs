@@ -18,11 +18,12 @@ use crate::adapter::{self, Adapter};
 use crate::pipeline::Pipelines;
 use crate::profile::Profile;
 use buffer::Free;
+use futures_channel::oneshot;
 use gritlm_model::measure::Created;
 use gritlm_model::ops::{DeviceError, Result};
 use record::{PARAMS, State};
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use wgpu::{BufferUsages, Features, PollType};
 
 pub(crate) use buffer::{Binding, Raw, Use};
@@ -57,8 +58,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Gpu {
-    pub(crate) fn open(name: &str, profile: bool, f16: bool) -> Result<Self> {
-        let (adapter, described) = adapter::choose(name)?;
+    pub(crate) async fn open(name: &str, profile: bool, f16: bool) -> Result<Self> {
+        let (adapter, described) = adapter::choose(name).await?;
         let limits = adapter.limits();
         let features = adapter::features(&adapter, profile, f16);
         let label = described.label();
@@ -79,7 +80,7 @@ impl Gpu {
             required_limits: limits.clone(),
             ..Default::default()
         };
-        let (device, queue) = pollster::block_on(adapter.request_device(&request))
+        let (device, queue) = (adapter.request_device(&request).await)
             .map_err(|e| DeviceError(format!("{label} cannot be opened: {}", one_line(&e))))?;
         let trouble = Arc::new(Mutex::new(Trouble::default()));
         let seen = Arc::clone(&trouble);
@@ -135,30 +136,30 @@ impl Gpu {
     }
 
     /// Reads bytes of a buffer, after everything recorded so far.
-    pub(crate) fn read(&self, from: &Arc<Raw>, at: u64, bytes: u64) -> Result<Vec<u8>> {
+    pub(crate) async fn read(&self, from: &Arc<Raw>, at: u64, bytes: u64) -> Result<Vec<u8>> {
         if bytes == 0 {
             self.submit()?;
             return Ok(Vec::new());
         }
         let back = self.buffer(Use::Back, bytes)?;
         self.copy(from, at, &back, 0, bytes.next_multiple_of(4));
-        self.map(&back, bytes)
+        self.map(&back, bytes).await
     }
 
     /// Reads the first bytes of a buffer of use [`Use::Back`], after everything recorded so far.
-    pub(crate) fn map(&self, back: &Arc<Raw>, bytes: u64) -> Result<Vec<u8>> {
+    pub(crate) async fn map(&self, back: &Arc<Raw>, bytes: u64) -> Result<Vec<u8>> {
         self.submit()?;
         let slice = back.buffer.slice(0..bytes.next_multiple_of(4));
-        let (done, result) = mpsc::channel();
+        let (done, result) = oneshot::channel();
         slice.map_async(wgpu::MapMode::Read, move |r| {
             // The receiver is gone only if the wait has failed.
             let _ = done.send(r);
         });
-        self.wait()?;
+        self.poll()?;
         let failed = |e: &dyn std::fmt::Display| {
             self.check().err().unwrap_or(DeviceError(format!("reading back failed: {e}")))
         };
-        match result.try_recv() {
+        match result.await {
             Ok(Ok(())) => {}
             Ok(Err(e)) => return Err(failed(&e)),
             Err(e) => return Err(failed(&e)),
@@ -172,7 +173,19 @@ impl Gpu {
     }
 
     /// Waits for all submitted work.
-    pub(crate) fn wait(&self) -> Result<()> {
+    pub(crate) async fn wait(&self) -> Result<()> {
+        let (done, result) = oneshot::channel();
+        self.queue.on_submitted_work_done(move || {
+            // The receiver is gone only if the wait has failed.
+            let _ = done.send(());
+        });
+        self.poll()?;
+        result.await.map_err(|e| DeviceError(format!("{}: {e}", self.adapter.label())))
+    }
+
+    /// Runs the callbacks of all submitted work. Natively this waits until the work is done; in a
+    /// browser, which runs them by itself, it returns at once.
+    fn poll(&self) -> Result<()> {
         let waited = self.device.poll(PollType::wait_indefinitely());
         self.check()?;
         waited.map(|_| ()).map_err(|e| DeviceError(format!("{}: {e}", self.adapter.label())))

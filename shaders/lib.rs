@@ -41,9 +41,9 @@ pub use matrix::Matrix;
 use gpu::{Gpu, Raw, Use};
 use gritlm_model::host::{pages, routing, rows};
 use gritlm_model::ops::{
-    Attention, DeviceError, Expert, GateUp, KvShape, Layout, LinearAdd, Logits, NO_PAGE, Ops, PAGE,
-    PoolingSpan, Qkv, Result, RmsNorm, Route, SampleParams, SampledToken, Search, SharedVectors,
-    Span,
+    Attention, DeviceError, Expert, GateUp, KvShape, Layout, LinearAdd, Logits, Match, NO_PAGE,
+    Ops, PAGE, PoolingSpan, Qkv, Result, RmsNorm, Route, SampleParams, SampledToken, Search,
+    SharedVectors, Span,
 };
 use gritlm_model::weights::Tensor;
 use matrix::Ring;
@@ -128,8 +128,8 @@ impl Wgpu {
     ///
     /// # Errors
     /// When no adapter has that name, or it lacks what every model needs, or it cannot be opened.
-    pub fn open(options: &Options) -> Result<Self> {
-        let gpu = Gpu::open(&options.name, options.profile, options.f16)?;
+    pub async fn open(options: &Options) -> Result<Self> {
+        let gpu = Gpu::open(&options.name, options.profile, options.f16).await?;
         let adapter = &gpu.adapter;
         let tiles = options
             .tiles
@@ -138,7 +138,7 @@ impl Wgpu {
         let matrix_bytes = options.matrix_bytes.unwrap_or(u64::MAX).min(gpu.largest());
         let mut opened = Self { gpu, tiles, ring: Ring::default(), matrix_bytes, f16: options.f16 };
         if options.tune {
-            opened.tune()?;
+            opened.tune().await?;
         }
         Ok(opened)
     }
@@ -250,9 +250,9 @@ impl Ops for Wgpu {
         self.gpu.submit()
     }
 
-    fn finish(&self) -> Result<()> {
+    async fn finish(&self) -> Result<()> {
         self.gpu.submit()?;
-        self.gpu.wait()
+        self.gpu.wait().await
     }
 
     fn matrix(&self, parts: &[Tensor]) -> Result<Matrix> {
@@ -423,13 +423,14 @@ impl Ops for Wgpu {
         p: Search,
         queries: &Buffer,
         corpus: &Buffer,
-    ) -> Result<Vec<Vec<(u32, f32)>>> {
+    ) -> Result<Vec<Vec<Match>>> {
         search::search(self, p, queries, corpus).await
     }
 
     async fn read(&self, buffer: &Buffer, len: usize) -> Result<Vec<f32>> {
         let (cols, stride) = (buffer.cols, buffer.stride as usize);
-        let bytes = self.gpu.read(&buffer.raw, 0, 4 * rows::stored(len, cols, stride) as u64)?;
+        let bytes = 4 * rows::stored(len, cols, stride) as u64;
+        let bytes = self.gpu.read(&buffer.raw, 0, bytes).await?;
         Ok(rows::unpadded(bytemuck::pod_collect_to_vec(&bytes), len, cols, stride))
     }
 
@@ -449,7 +450,7 @@ impl Ops for Wgpu {
                 debug_assert_ne!(page, NO_PAGE);
                 self.gpu.copy(raw, u64::from(page) * page_bytes, &back, n * page_bytes, page_bytes);
             }
-            let bytes = if bytes == 0 { Vec::new() } else { self.gpu.map(&back, bytes)? };
+            let bytes = if bytes == 0 { Vec::new() } else { self.gpu.map(&back, bytes).await? };
             let values: Vec<f32> = bytemuck::pod_collect_to_vec(&bytes);
             pages::gather(pages.shape, padded, tokens, &values, &mut out);
         }

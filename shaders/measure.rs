@@ -19,7 +19,7 @@ impl Measure for Wgpu {
         for _ in 0..6 {
             let start = Instant::now();
             self.gpu.copy(&a, 0, &b, 0, bytes);
-            self.finish()?;
+            pollster::block_on(self.finish())?;
             times.push(start.elapsed().as_secs_f64());
         }
         times.remove(0);
@@ -31,7 +31,7 @@ impl Measure for Wgpu {
         let half = bytes / 2;
         let [a, b] = [self.gpu.buffer(Use::Work, half)?, self.gpu.buffer(Use::Work, half)?];
         self.gpu.copy(&a, 0, &b, 0, half);
-        self.finish()
+        pollster::block_on(self.finish())
     }
 
     fn launched(&self) -> Vec<String> {

@@ -41,6 +41,6 @@ pub(crate) async fn sample(
         Grid::Of(count, 1),
         Work { op: "sample", bytes, flops: bytes },
     );
-    let results = device.gpu.read(&out, 0, results)?;
+    let results = device.gpu.read(&out, 0, results).await?;
     Ok(tokens(vocab, draws, &results))
 }

@@ -6,7 +6,7 @@ use crate::matrix::Segment;
 use crate::product::{Call, Product, bind};
 use crate::profile::Work;
 use crate::{Buffer, Wgpu, matrix, shader, tune};
-use gritlm_model::ops::{Result, Search};
+use gritlm_model::ops::{Match, Result, Search};
 use gritlm_model::params;
 
 /// Maximum documents of a stretch: a multiple of 64, so that a stretch begins where a binding
@@ -30,7 +30,7 @@ pub(crate) async fn search(
     p: Search,
     queries: &Buffer,
     corpus: &Buffer,
-) -> Result<Vec<Vec<(u32, f32)>>> {
+) -> Result<Vec<Vec<Match>>> {
     let top_k = p.top_k.min(p.documents);
     if p.queries == 0 || top_k == 0 {
         return Ok(vec![Vec::new(); p.queries as usize]);
@@ -81,12 +81,13 @@ pub(crate) async fn search(
         kept = top_k.min(kept + count);
         std::mem::swap(&mut best, &mut after);
     }
-    let bytes = device.gpu.read(&best, 0, pairs)?;
+    let bytes = device.gpu.read(&best, 0, pairs).await?;
     let word = |b: &[u8]| u32::from_le_bytes(b.try_into().unwrap_or_default());
     let found = bytes.chunks_exact(8 * top_k as usize).map(|query| {
-        let pair = |b: &[u8; 8]| (word(&b[..4]), f32::from_bits(word(&b[4..])));
-        let mut best: Vec<(u32, f32)> = query.as_chunks().0.iter().map(pair).collect();
-        best.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+        let pair =
+            |b: &[u8; 8]| Match { index: word(&b[..4]), score: f32::from_bits(word(&b[4..])) };
+        let mut best: Vec<Match> = query.as_chunks().0.iter().map(pair).collect();
+        best.sort_by(Match::best_first);
         best
     });
     Ok(found.collect())

@@ -162,7 +162,7 @@ fn random_weights_are_those_of_a_random_checkpoint() {
         let written = Engine::open(path.to_str().unwrap(), &options).unwrap();
         let random = Engine::random(like, Some(2), &options).unwrap();
         assert_eq!(drawn(&random), drawn(&written));
-        assert_eq!(random.loading().0, written.loading().0);
+        assert_eq!(random.loading().bytes, written.loading().bytes);
         assert_eq!(
             random.tokenizer().encode("ab").unwrap(),
             written.tokenizer().encode("ab").unwrap()

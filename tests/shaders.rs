@@ -19,9 +19,10 @@ use std::collections::HashMap;
 
 /// Opens every adapter that can be used.
 pub(crate) fn open_all() -> Vec<Wgpu> {
-    let open =
-        |a: &Adapter| Wgpu::open(&Options { name: a.label(), ..Options::default() }).unwrap();
-    adapters().iter().filter(|a| a.lacks.is_none()).map(open).collect()
+    let open = |a: &Adapter| {
+        block_on(Wgpu::open(&Options { name: a.label(), ..Options::default() })).unwrap()
+    };
+    block_on(adapters()).iter().filter(|a| a.lacks.is_none()).map(open).collect()
 }
 
 /// Says which adapters a test covered; without any, that it was skipped.
@@ -37,10 +38,11 @@ pub(crate) fn covered(test: &str, gpus: &[Wgpu]) {
 fn adapters_are_listed() {
     let expected = std::env::var("GRITLM_EXPECT_ADAPTERS").unwrap_or_default();
     for part in expected.split(',').filter(|part| !part.is_empty()) {
-        let found = adapters().iter().any(|a| a.label().contains(part) && a.lacks.is_none());
-        assert!(found, "no adapter {part:?} among {:?}", adapters());
+        let found =
+            block_on(adapters()).iter().any(|a| a.label().contains(part) && a.lacks.is_none());
+        assert!(found, "no adapter {part:?} among {:?}", block_on(adapters()));
     }
-    for a in adapters() {
+    for a in block_on(adapters()) {
         let lacks = a.lacks.as_ref().map_or(String::new(), |l| format!(", cannot be used: {l}"));
         say(&format!("adapter: {}, {}, subgroups {:?}{lacks}", a.label(), a.driver, a.subgroups));
     }
@@ -185,7 +187,8 @@ fn split_matrices_give_the_same_bits() {
 #[test]
 fn matrices_above_the_binding_limit_match() {
     let table = 32000 * 4096 * 2;
-    let limited = adapters().into_iter().find(|a| a.lacks.is_none() && a.binding_bytes < table);
+    let limited =
+        block_on(adapters()).into_iter().find(|a| a.lacks.is_none() && a.binding_bytes < table);
     let Some(adapter) = limited else {
         say(
             "SKIPPED shaders::matrices_above_the_binding_limit_match: no adapter binds that little",
@@ -267,7 +270,7 @@ fn refusals_leave_the_device_usable() {
         static BROKEN: Shader =
             Shader::new("broken", &["@compute @workgroup_size(1) fn main() { x = 1; }"], &[]);
         gpu.launch(&BROKEN, &[], &[], (1, 1));
-        let problem = gpu.finish().unwrap_err().to_string();
+        let problem = block_on(gpu.finish()).unwrap_err().to_string();
         says(problem, &["broken", "does not compile", "`device` cpu"]);
 
         // And it still computes.
@@ -290,7 +293,7 @@ fn refusals_leave_the_device_usable() {
 #[test]
 fn unknown_adapters_are_named() {
     let options = Options { name: "no such thing".into(), ..Options::default() };
-    let problem = Wgpu::open(&options).err().unwrap().to_string();
+    let problem = block_on(Wgpu::open(&options)).err().unwrap().to_string();
     assert!(!problem.contains('\n'), "{problem}");
     assert!(problem.contains("no such thing") || problem.contains("no adapter"), "{problem}");
 }
@@ -321,8 +324,10 @@ fn the_profile_covers_a_step() {
 #[test]
 fn half_precision_is_close() {
     let mut covered = Vec::new();
-    for adapter in adapters().into_iter().filter(|a| a.lacks.is_none()) {
-        let open = |f16| Wgpu::open(&Options { name: adapter.label(), f16, ..Options::default() });
+    for adapter in block_on(adapters()).into_iter().filter(|a| a.lacks.is_none()) {
+        let open = |f16| {
+            block_on(Wgpu::open(&Options { name: adapter.label(), f16, ..Options::default() }))
+        };
         if !adapter.f16 {
             let problem = open(true).err().unwrap().to_string();
             assert!(problem.contains("`f16`"), "{problem}");
@@ -341,7 +346,7 @@ fn half_precision_is_close() {
 /// adapter: it is the compiling that takes time.
 #[test]
 fn every_tile_computes_the_same() {
-    if let Some(adapter) = adapters().into_iter().find(|a| a.lacks.is_none()) {
+    if let Some(adapter) = block_on(adapters()).into_iter().find(|a| a.lacks.is_none()) {
         let mut seen: Vec<Vec<f32>> = Vec::new();
         let base = Tiles::default_for(true, 0);
         // Those that differ from it in one choice.
@@ -354,7 +359,8 @@ fn every_tile_computes_the_same() {
         for tiles in Tiles::all().into_iter().filter(|t| differs(t) && fits(t)) {
             let name = adapter.label();
             let gpu =
-                Wgpu::open(&Options { name, tiles: Some(tiles), ..Options::default() }).unwrap();
+                block_on(Wgpu::open(&Options { name, tiles: Some(tiles), ..Options::default() }))
+                    .unwrap();
             assert_eq!(gpu.tiles(), tiles);
             let (rows, inner, outer) = (70, 40, 50);
             let values = |n: usize, seed: usize| -> Vec<f32> {

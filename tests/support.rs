@@ -3,6 +3,7 @@
 use gritlm::model::reference::relative_error;
 use gritlm::model::weights::{Dtype, decode};
 use gritlm::{Device, Engine, Options};
+use pollster::block_on;
 use safetensors::SafeTensors;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -47,7 +48,7 @@ pub(crate) fn mistral_tokenizer() -> Vec<u8> {
 
 /// Every device that is here, with the largest relative error of a whole model on it.
 pub(crate) fn devices() -> Vec<(Device, f64)> {
-    let adapters = gritlm_shaders::adapters().into_iter().filter(|a| a.lacks.is_none());
+    let adapters = block_on(gritlm_shaders::adapters()).into_iter().filter(|a| a.lacks.is_none());
     let mut all = vec![(Device::Cpu, 1e-5)];
     all.extend(adapters.map(|a| (Device::Wgpu(a.label()), 1e-4)));
     all

@@ -24,8 +24,9 @@ mod search;
 mod shared;
 
 use crate::ops::{
-    Attention, DeviceError, Expert, GateUp, KvShape, Layout, LinearAdd, Logits, NO_PAGE, Ops, PAGE,
-    PoolingSpan, Qkv, Result, RmsNorm, Route, SampleParams, SampledToken, Search, SharedVectors,
+    Attention, DeviceError, Expert, GateUp, KvShape, Layout, LinearAdd, Logits, Match, NO_PAGE,
+    Ops, PAGE, PoolingSpan, Qkv, Result, RmsNorm, Route, SampleParams, SampledToken, Search,
+    SharedVectors,
 };
 use crate::weights::{Dtype, Tensor};
 pub use sample::draw;
@@ -123,14 +124,10 @@ impl Ops for Cpu {
     type Batch = Batch;
     type Routing = Routing;
 
+    const THREADS: bool = true;
+
     fn device(&self) -> String {
         format!("cpu ({}, {} threads)", matmul::arch(), rayon::current_num_threads())
-    }
-
-    fn enter<R: Send>(pass: impl FnOnce() -> R + Send) -> R {
-        // A parallel loop started outside the pool wakes it and sleeps until the loop is done:
-        // some 160 times in a decode step of 22 layers.
-        rayon::scope(|_| pass())
     }
 
     fn free_memory(&self) -> Option<u64> {
@@ -279,8 +276,8 @@ impl Ops for Cpu {
         p: Search,
         queries: &Vec<f32>,
         corpus: &SharedVectors,
-    ) -> Result<Vec<Vec<(u32, f32)>>> {
-        Ok(Self::enter(|| search::search(p, queries, (**corpus).as_ref())))
+    ) -> Result<Vec<Vec<Match>>> {
+        Ok(search::search(p, queries, (**corpus).as_ref()))
     }
 
     async fn read(&self, buffer: &Vec<f32>, len: usize) -> Result<Vec<f32>> {

@@ -4,17 +4,17 @@
 
 use super::matmul::{Packed, matmul};
 use super::shared::Shared;
-use crate::ops::Search;
+use crate::ops::{Match, Search};
 use crate::weights::Dtype;
 
 /// Documents scored between two selections of the best: 4096 scores per query take 16 KiB.
 const STRETCH: usize = 4096;
 
-pub(super) fn search(p: Search, queries: &[f32], corpus: &[f32]) -> Vec<Vec<(u32, f32)>> {
+pub(super) fn search(p: Search, queries: &[f32], corpus: &[f32]) -> Vec<Vec<Match>> {
     let (n, documents, dim) = (p.queries as usize, p.documents as usize, p.dim as usize);
     let top_k = p.top_k as usize;
     let packed = Packed::plain(n, dim, queries);
-    let mut best: Vec<Vec<(u32, f32)>> = vec![Vec::new(); n];
+    let mut best: Vec<Vec<Match>> = vec![Vec::new(); n];
     let mut scores = vec![0.0; n * STRETCH];
     for first in (0..documents).step_by(STRETCH) {
         let len = STRETCH.min(documents - first);
@@ -29,10 +29,11 @@ pub(super) fn search(p: Search, queries: &[f32], corpus: &[f32]) -> Vec<Vec<(u32
         for (best, scores) in best.iter_mut().zip(scores.chunks_exact(STRETCH)) {
             // A score that does not exceed the last of the current best, which all come earlier,
             // cannot be among the best. In a long corpus this skips most scores.
-            let floor = best.get(top_k.wrapping_sub(1)).map(|last| last.1);
-            let found = (first as u32..).zip(scores[..len].iter().copied());
-            best.extend(found.filter(|(_, s)| floor.is_none_or(|f| s.total_cmp(&f).is_gt())));
-            best.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+            let floor = best.get(top_k.wrapping_sub(1)).map(|last| last.score);
+            let found = (first as u32..).zip(&scores[..len]);
+            let found = found.filter(|(_, s)| floor.is_none_or(|f| s.total_cmp(&f).is_gt()));
+            best.extend(found.map(|(index, &score)| Match { index, score }));
+            best.sort_by(Match::best_first);
             best.truncate(top_k);
         }
     }

@@ -2,8 +2,8 @@
 //!
 //! There is no tensor library: the forward pass is written once, against [`Ops`], and each
 //! operation is one that a good backend fuses into one or two launches. Most operations only
-//! record work. `sample`, `search`, `export_pages` and the `read*` functions return results to
-//! the host; they are futures, because a browser cannot block. [`Layout`] holds everything that
+//! record work. `finish`, `sample`, `search`, `export_pages` and the `read*` functions wait for
+//! the device; they are futures, because a browser cannot block. [`Layout`] holds everything that
 //! changes from batch to batch (positions, page tables, spans); a backend uploads it once per
 //! step.
 //!
@@ -15,7 +15,7 @@ mod params;
 
 pub use layout::{KvShape, Layout, Mask, Span};
 pub use params::{
-    Attention, Expert, GateUp, LinearAdd, Logits, Pooling, PoolingSpan, Qkv, RmsNorm, Route,
+    Attention, Expert, GateUp, LinearAdd, Logits, Match, Pooling, PoolingSpan, Qkv, RmsNorm, Route,
     SampleParams, SampledToken, Search,
 };
 
@@ -57,14 +57,12 @@ pub trait Ops: Send {
     /// The experts of each row with their weights, and the rows sorted by expert.
     type Routing: Send;
 
+    /// Whether operations run on rayon's threads. Who calls many of them from another thread then
+    /// enters the pool once, because each parallel loop that starts outside wakes it and sleeps.
+    const THREADS: bool = false;
+
     /// Returns a human-readable name of the device, such as "cpu (AVX-512, 2 threads)".
     fn device(&self) -> String;
-
-    /// Runs a whole forward pass. A backend with a thread pool enters the pool here once instead
-    /// of at each operation.
-    fn enter<R: Send>(pass: impl FnOnce() -> R + Send) -> R {
-        pass()
-    }
 
     /// Submits the recorded work without waiting for it, where no read follows.
     ///
@@ -78,8 +76,8 @@ pub trait Ops: Send {
     ///
     /// # Errors
     /// When any operation has failed since the last read.
-    fn finish(&self) -> Result<()> {
-        self.submit()
+    fn finish(&self) -> impl Future<Output = Result<()>> {
+        std::future::ready(self.submit())
     }
 
     /// Returns the free bytes on the device, where the device reports them.
@@ -221,13 +219,13 @@ pub trait Ops: Send {
     ) -> impl Future<Output = Result<Vec<SampledToken>>>;
 
     /// See [`Search`]: `queries (queries, dim)`, `corpus (documents, dim)` → per query the best
-    /// documents as (index, inner product), best first; ties go to the lower index.
+    /// documents, best first; ties go to the lower index.
     fn search(
         &self,
         p: Search,
         queries: &Self::Buffer,
         corpus: &Self::Corpus,
-    ) -> impl Future<Output = Result<Vec<Vec<(u32, f32)>>>>;
+    ) -> impl Future<Output = Result<Vec<Vec<Match>>>>;
 
     /// Reads the first `len` values of a buffer.
     fn read(&self, buffer: &Self::Buffer, len: usize) -> impl Future<Output = Result<Vec<f32>>>;

@@ -2,6 +2,8 @@
 //!
 //! The formulas in [`crate::reference`] take the same structs.
 
+use std::cmp::Ordering;
+
 /// `h = x · weight / √(mean(x²) + eps)`, row by row.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -192,6 +194,22 @@ pub struct SampledToken {
     pub logprob: f32,
     /// The most likely tokens and their log-probabilities, most likely first.
     pub top: Vec<(u32, f32)>,
+}
+
+/// A vector that a search has found.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Match {
+    /// Its index in the corpus.
+    pub index: u32,
+    /// Its inner product with the query.
+    pub score: f32,
+}
+
+impl Match {
+    /// Orders matches by score, largest first; ties go to the lower index.
+    pub fn best_first(a: &Self, b: &Self) -> Ordering {
+        b.score.total_cmp(&a.score).then(a.index.cmp(&b.index))
+    }
 }
 
 /// Exact search: scores queries against a corpus and keeps the best documents of each query.

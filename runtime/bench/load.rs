@@ -116,7 +116,7 @@ pub fn upload(
 ) -> Result<()> {
     let options = Options { progress: false, profile: false, ..options.clone() };
     let engine = Engine::random(like, layers, &options)?;
-    let (bytes, name) = (engine.loading().0 as f64, engine.name().to_string());
+    let (bytes, name) = (engine.loading().bytes as f64, engine.name().to_string());
     if engine.device().starts_with("cpu") {
         let why = "it computes on the weights where they are";
         record.missing.push(format!("{device} upload of {name}: {why}"));
@@ -125,7 +125,7 @@ pub fn upload(
     drop(engine);
     let times = repeated(plan.repeats, 0, plan.seconds, || {
         let engine = Engine::random(like, layers, &options)?;
-        Ok(engine.loading().1.as_secs_f64())
+        Ok(engine.loading().time.as_secs_f64())
     })?;
     let shape = shape::of(&format!("{:.2} GB", bytes / 1e9), &name);
     record.rows.push(Row { op: "upload".into(), ..row(device, &shape, bytes, &times) });
@@ -155,7 +155,7 @@ fn load_once(model: &str, options: &Options, bytes: &mut f64) -> Result<f64> {
     }
     let start = Instant::now();
     Decoding::fresh(&bench).step(&bench)?;
-    Ok((engine.loading().1 + start.elapsed()).as_secs_f64())
+    Ok((engine.loading().time + start.elapsed()).as_secs_f64())
 }
 
 /// Returns the seconds from the program's start to the first byte of its answer.

@@ -223,7 +223,7 @@ impl<'a> Bench<'a> {
             engine,
             config,
             name: short_name(engine.name()),
-            weight: engine.loading().0 as f64 / config.parameters() as f64,
+            weight: engine.loading().bytes as f64 / config.parameters() as f64,
             cached: engine.kv_bytes_per_token() as f64,
         }
     }

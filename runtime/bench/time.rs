@@ -85,11 +85,11 @@ pub fn timed<O: Measure>(
         if displaced > 0 {
             ops.displace(displaced)?;
         }
-        ops.finish()?;
+        pollster::block_on(ops.finish())?;
         ops.profile();
         let start = Instant::now();
         launch()?;
-        ops.finish()?;
+        pollster::block_on(ops.finish())?;
         let host = start.elapsed().as_secs_f64() * 1e6;
         let device: f64 = ops.profile().iter().map(|op| op.nanoseconds / 1e3).sum();
         if repeat > 0 {

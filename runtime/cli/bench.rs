@@ -145,7 +145,7 @@ impl Visit for Limit<'_> {
     type Out = Limits;
     type Error = Error;
 
-    fn visit<O: Measure + 'static>(self, ops: O, _why: String) -> Result<Limits> {
+    async fn visit<O: Measure + 'static>(self, ops: O, _why: String) -> Result<Limits> {
         Ok(measure(&ops, self.device)?)
     }
 }
@@ -195,7 +195,7 @@ impl Visit for Single<'_> {
     type Out = ();
     type Error = Error;
 
-    fn visit<O: Measure + 'static>(self, ops: O, _why: String) -> Result<()> {
+    async fn visit<O: Measure + 'static>(self, ops: O, _why: String) -> Result<()> {
         let device = self.device;
         note(format_args!("note: measuring {}", ops.device()));
         let limits = measure(&ops, device)?;

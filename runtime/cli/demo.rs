@@ -7,6 +7,7 @@ use super::output::Out;
 use crate::error::{Error, Result};
 use gritlm::{Embed, Engine, Prompt, Sampling};
 use gritlm_model::demo::CORPUS;
+use gritlm_model::ops::Match;
 use std::time::Instant;
 
 const INSTRUCTION: &str = "Find the software package that fits the description.";
@@ -77,7 +78,7 @@ pub(super) fn run(args: &Demo, global: &Global, out: &mut Out) -> Result<()> {
         let found = embed(&engine, &[query], &Embed::with_instruction(INSTRUCTION))?.remove(0);
         let best = engine.search(found.vector.len(), &found.vector, &corpus, 3)?.remove(0);
         out.lines(format!("\nFind: {query}"))?;
-        for (index, score) in best {
+        for Match { index, score } in best {
             let package = &packages[index as usize];
             out.line(format!("  {score:.3}  {:<28} {}", package.id, package.summary()))?;
             first.get_or_insert(package);

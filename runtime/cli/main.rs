@@ -184,7 +184,8 @@ fn open(global: &Global) -> Result<Opened> {
 
 /// Prints on stderr what the model runs on.
 fn opened(engine: &Engine) {
-    let (bytes, seconds) = (engine.loading().0 as f64 / 1e9, engine.loading().1.as_secs_f64());
+    let (bytes, seconds) =
+        (engine.loading().bytes as f64 / 1e9, engine.loading().time.as_secs_f64());
     let loaded = if engine.device().starts_with("cpu") {
         String::new()
     } else {

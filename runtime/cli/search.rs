@@ -8,6 +8,7 @@ use super::output::{Atomic, Out, lines};
 use crate::error::{Error, Result};
 use gritlm::{Embed, Engine};
 use gritlm_model::hash::fnv1a;
+use gritlm_model::ops::Match;
 use gritlm_rag::text;
 use gritlm_rag::{Find, Hit, Searcher};
 use safetensors::SafeTensors;
@@ -38,7 +39,7 @@ pub(super) fn run(args: &Search, global: &Global, out: &mut Out) -> Result<()> {
     let query = engine.embed(&[&args.query], &query)?.remove(0).vector;
     let corpus = engine.corpus(query.len(), vectors.concat())?;
     let best = engine.search_in(&corpus, &query, args.top_k)?.remove(0);
-    for (index, score) in best {
+    for Match { index, score } in best {
         let item = &items[index as usize];
         if out.json() {
             out.object(&serde_json::json!({

@@ -77,6 +77,11 @@ pub struct DeviceInfo {
 /// Returns the devices of every backend. A backend that finds none, or is not built in, has one
 /// entry that says so.
 pub fn devices() -> Vec<DeviceInfo> {
+    pollster::block_on(devices_async())
+}
+
+/// Does what [`devices`] does, for async code.
+pub async fn devices_async() -> Vec<DeviceInfo> {
     let info = |device: &str, available, description: String| DeviceInfo {
         device: device.into(),
         available,
@@ -84,7 +89,7 @@ pub fn devices() -> Vec<DeviceInfo> {
     };
     let mut all = vec![info("cpu", true, Cpu.device())];
     all.extend(cuda::devices());
-    all.extend(wgpu::devices());
+    all.extend(wgpu::devices().await);
     all
 }
 
@@ -103,7 +108,7 @@ impl Visit for Load<'_> {
     type Out = Loaded;
     type Error = Error;
 
-    fn visit<O: Measure + 'static>(self, ops: O, why: String) -> Result<Loaded> {
+    async fn visit<O: Measure + 'static>(self, ops: O, why: String) -> Result<Loaded> {
         let made;
         let weights = match self.weights {
             Some(weights) => weights,
@@ -114,8 +119,9 @@ impl Visit for Load<'_> {
             }
         };
         let start = Instant::now();
-        let model = Box::new(Forward::load(ops, self, weights)?);
-        Ok(Loaded { model, why, loading: (weights.bytes(), start.elapsed()) })
+        let model = Box::new(Forward::load(ops, self, weights).await?);
+        let loading = Loading { bytes: weights.bytes(), time: start.elapsed() };
+        Ok(Loaded { model, why, loading, threads: O::THREADS })
     }
 }
 
@@ -124,8 +130,19 @@ pub(crate) struct Loaded {
     pub(crate) model: Box<dyn Model>,
     /// Why this device was chosen.
     pub(crate) why: String,
-    /// Bytes of the weights, and how long they took to load once the device was open.
-    pub(crate) loading: (u64, Duration),
+    pub(crate) loading: Loading,
+    /// [`Ops::THREADS`] of the backend.
+    pub(crate) threads: bool,
+}
+
+/// What loading a model took.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Loading {
+    /// Bytes of the weights.
+    pub bytes: u64,
+    /// Time from the open device to the loaded model. The CPU computes on the mapped files, so
+    /// there it is close to zero.
+    pub time: Duration,
 }
 
 /// An action on an open device, generic over the backend.
@@ -139,7 +156,11 @@ pub trait Visit {
     ///
     /// # Errors
     /// As the visitor defines.
-    fn visit<O: Measure + 'static>(self, ops: O, why: String) -> Result<Self::Out, Self::Error>;
+    fn visit<O: Measure + 'static>(
+        self,
+        ops: O,
+        why: String,
+    ) -> impl Future<Output = Result<Self::Out, Self::Error>>;
 }
 
 /// Opens the device that the options ask for and passes it to the visitor.
@@ -147,6 +168,14 @@ pub trait Visit {
 /// # Errors
 /// When the device does not exist or cannot be opened, or the visitor fails.
 pub fn open<V: Visit>(options: &Options, visitor: V) -> Result<V::Out, V::Error> {
+    pollster::block_on(open_async(options, visitor))
+}
+
+/// Does what [`open`] does, for async code.
+///
+/// # Errors
+/// As [`open`].
+pub async fn open_async<V: Visit>(options: &Options, visitor: V) -> Result<V::Out, V::Error> {
     let asked = &options.device;
     let missing = |problem: String| Error::NoDevice {
         asked: asked.to_string(),
@@ -155,29 +184,37 @@ pub fn open<V: Visit>(options: &Options, visitor: V) -> Result<V::Out, V::Error>
     match asked {
         Device::Cuda(n) => {
             let device = cuda::open(*n, options).map_err(missing)?;
-            visitor.visit(device, "as asked for".into())
+            visitor.visit(device, "as asked for".into()).await
         }
-        Device::Cpu => visitor.visit(Cpu, "as asked for".into()),
+        Device::Cpu => visitor.visit(Cpu, "as asked for".into()).await,
         Device::Wgpu(name) => {
-            let (device, why) = wgpu::open(name, options).map_err(missing)?;
-            visitor.visit(device, why)
+            let (device, why) = wgpu::open(name, options).await.map_err(missing)?;
+            visitor.visit(device, why).await
         }
         Device::Auto => match cuda::open_gpu(options) {
-            Some(Ok(device)) => visitor.visit(device, "the first NVIDIA GPU".into()),
+            Some(Ok(device)) => visitor.visit(device, "the first NVIDIA GPU".into()).await,
             // Another driver may reach the same GPU.
-            Some(Err(problem)) => open_other(options, visitor, format!("; not CUDA: {problem}")),
-            None => open_other(options, visitor, String::new()),
+            Some(Err(problem)) => {
+                open_other(options, visitor, format!("; not CUDA: {problem}")).await
+            }
+            None => open_other(options, visitor, String::new()).await,
         },
     }
 }
 
 /// Opens the best GPU that wgpu reaches, else the CPU. `but` says why CUDA was not used, if it
 /// has a GPU.
-fn open_other<V: Visit>(options: &Options, visitor: V, but: String) -> Result<V::Out, V::Error> {
-    match wgpu::open_gpu(options) {
-        Some(Ok((device, why))) => visitor.visit(device, why + &but),
-        Some(Err(problem)) => visitor.visit(Cpu, format!("the GPU cannot be used: {problem}{but}")),
-        None => visitor.visit(Cpu, format!("there is no GPU{but}")),
+async fn open_other<V: Visit>(
+    options: &Options,
+    visitor: V,
+    but: String,
+) -> Result<V::Out, V::Error> {
+    match wgpu::open_gpu(options).await {
+        Some(Ok((device, why))) => visitor.visit(device, why + &but).await,
+        Some(Err(problem)) => {
+            visitor.visit(Cpu, format!("the GPU cannot be used: {problem}{but}")).await
+        }
+        None => visitor.visit(Cpu, format!("there is no GPU{but}")).await,
     }
 }
 
@@ -301,8 +338,8 @@ mod wgpu {
     /// An open device, and why it was chosen.
     type Opened = (Wgpu, String);
 
-    pub(super) fn devices() -> Vec<DeviceInfo> {
-        let all = adapters();
+    pub(super) async fn devices() -> Vec<DeviceInfo> {
+        let all = adapters().await;
         if all.is_empty() {
             let description = "no adapter: a driver is missing".into();
             return vec![DeviceInfo { device: "wgpu".into(), available: false, description }];
@@ -334,16 +371,16 @@ mod wgpu {
         }
     }
 
-    pub(super) fn open(name: &str, options: &Options) -> Result<Opened, String> {
-        let device = Wgpu::open(&gritlm_shaders::Options {
+    pub(super) async fn open(name: &str, options: &Options) -> Result<Opened, String> {
+        let options = gritlm_shaders::Options {
             name: name.into(),
             profile: options.profile,
             matrix_bytes: options.matrix_bytes,
             tune: options.tune,
             f16: options.f16,
             tiles: None,
-        });
-        let device = device.map_err(|e| e.to_string())?;
+        };
+        let device = Wgpu::open(&options).await.map_err(|e| e.to_string())?;
         let why = match (name, device.adapter().cpu) {
             ("", true) => "as asked for; there is no GPU, only a CPU that plays one",
             _ => "as asked for",
@@ -352,9 +389,10 @@ mod wgpu {
     }
 
     /// Opens the best adapter that is not a CPU; `None` if there is none.
-    pub(super) fn open_gpu(options: &Options) -> Option<Result<Opened, String>> {
-        let gpu = best_gpu()?;
-        Some(open(&gpu.label(), options).map(|(device, _)| (device, "the best GPU here".into())))
+    pub(super) async fn open_gpu(options: &Options) -> Option<Result<Opened, String>> {
+        let gpu = best_gpu().await?;
+        let opened = open(&gpu.label(), options).await;
+        Some(opened.map(|(device, _)| (device, "the best GPU here".into())))
     }
 }
 
@@ -365,16 +403,16 @@ mod wgpu {
 
     const MISSING: &str = "the WGSL backend is not built in (feature wgpu)";
 
-    pub(super) fn devices() -> Vec<DeviceInfo> {
+    pub(super) async fn devices() -> Vec<DeviceInfo> {
         let description = MISSING.into();
         vec![DeviceInfo { device: "wgpu".into(), available: false, description }]
     }
 
-    pub(super) fn open(_name: &str, _options: &Options) -> Result<(Cpu, String), String> {
+    pub(super) async fn open(_name: &str, _options: &Options) -> Result<(Cpu, String), String> {
         Err(MISSING.into())
     }
 
-    pub(super) fn open_gpu(_options: &Options) -> Option<Result<(Cpu, String), String>> {
+    pub(super) async fn open_gpu(_options: &Options) -> Option<Result<(Cpu, String), String>> {
         None
     }
 }

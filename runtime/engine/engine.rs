@@ -1,6 +1,6 @@
 //! The engine holds one loaded copy of the weights and uses it for embedding and for generation.
 
-use crate::backend::{self, Device, Load, Loaded};
+use crate::backend::{self, Device, Load, Loaded, Loading};
 use crate::batch::{Output, Sequence};
 use crate::cache::{KvCache, KvPool, KvSnapshot};
 use crate::forward::{Corpus, Model, Probe};
@@ -10,13 +10,14 @@ use gritlm_model::config::Config;
 use gritlm_model::demo;
 use gritlm_model::hash::fnv1a;
 use gritlm_model::measure::{Created, OpTime};
-use gritlm_model::ops::{Mask, PAGE};
+use gritlm_model::ops::{Mask, Match, PAGE};
 use gritlm_model::tokenizer::Tokenizer;
 use gritlm_model::weights::Weights;
+use pollster::block_on;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::Arc;
+use tokio::sync::{Mutex, MutexGuard};
 
 /// Attention of embedding and of generation, in the original's notation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -146,7 +147,9 @@ pub struct Engine {
     pool: Arc<KvPool>,
     options: Options,
     why_device: String,
-    loading: (u64, Duration),
+    loading: Loading,
+    /// Whether the device runs on rayon's threads.
+    threads: bool,
     fingerprint: u128,
     generates: bool,
     #[cfg_attr(not(feature = "grammar"), expect(dead_code, reason = "for grammars"))]
@@ -198,9 +201,17 @@ impl Engine {
     /// When an option is invalid, there is no such model or device, a file of the checkpoint is
     /// missing or invalid, or the device is out of memory.
     pub fn open(model: &str, options: &Options) -> Result<Self> {
+        block_on(Self::open_async(model, options))
+    }
+
+    /// Does what [`Engine::open`] does, for async code.
+    ///
+    /// # Errors
+    /// As [`Engine::open`].
+    pub async fn open_async(model: &str, options: &Options) -> Result<Self> {
         options.check()?;
         let Checkpoint { config, tokenizer, weights } = Checkpoint::open(model, options.progress)?;
-        Self::load(model.into(), config, tokenizer, Some(&weights), options)
+        Self::load(model.into(), config, tokenizer, Some(&weights), options).await
     }
 
     /// Creates a model of one of [`synth::SHAPES`] with random weights and without files, for
@@ -225,11 +236,11 @@ impl Engine {
             Some(layers) => format!("{like} with {layers} layers"),
             None => like.into(),
         };
-        Self::load(name, config, tokenizer, None, options)
+        block_on(Self::load(name, config, tokenizer, None, options))
     }
 
     /// Loads a model; without `weights` it gets random ones.
-    fn load(
+    async fn load(
         name: String,
         config: Config,
         tokenizer: Tokenizer,
@@ -242,7 +253,7 @@ impl Engine {
         let pool = KvPool::new(pages);
         let frequencies = frequencies(&config, options);
         let load = Load { options, config: &config, weights, frequencies, pool: &pool, pages };
-        let Loaded { model, why, loading } = backend::open(options, load)?;
+        let Loaded { model, why, loading, threads } = backend::open_async(options, load).await?;
         Ok(Self {
             name,
             config,
@@ -252,6 +263,7 @@ impl Engine {
             options: options.clone(),
             why_device: why,
             loading,
+            threads,
             fingerprint,
             generates,
             vocabulary: Vocabulary::default(),
@@ -263,9 +275,8 @@ impl Engine {
         &self.name
     }
 
-    /// Returns the bytes of the weights, and how long they took to load once the device was open.
-    /// The CPU computes on the mapped files, so there the time is close to zero.
-    pub fn loading(&self) -> (u64, Duration) {
+    /// Returns the bytes of the weights and the time that loading them took.
+    pub fn loading(&self) -> Loading {
         self.loading
     }
 
@@ -372,7 +383,16 @@ impl Engine {
     /// when the device fails: then each cache keeps the tokens that it had, but may hold more
     /// pages.
     pub fn run(&self, sequences: &mut [Sequence<'_>]) -> Result<Vec<Output>> {
-        self.model().run(sequences, None)
+        self.block(|model| block_on(model.run(sequences, None)))
+    }
+
+    /// Does what [`Engine::run`] does, for async code. A call that comes while another one runs
+    /// waits for its turn.
+    ///
+    /// # Errors
+    /// As [`Engine::run`].
+    pub async fn run_async(&self, sequences: &mut [Sequence<'_>]) -> Result<Vec<Output>> {
+        self.model.lock().await.run(sequences, None).await
     }
 
     /// Like [`Engine::run`], but lets `probe` look at the activations inside.
@@ -384,7 +404,7 @@ impl Engine {
         sequences: &mut [Sequence<'_>],
         probe: &mut Probe<'_>,
     ) -> Result<Vec<Output>> {
-        self.model().run(sequences, Some(probe))
+        self.block(|model| block_on(model.run(sequences, Some(probe))))
     }
 
     /// Copies a sequence's keys and values off the device.
@@ -393,7 +413,15 @@ impl Engine {
     /// When a sliding window has freed a part of them, the cache belongs to another engine, or
     /// the device fails.
     pub fn export(&self, cache: &KvCache) -> Result<KvSnapshot> {
-        self.model().export(cache)
+        self.block(|model| block_on(model.export(cache)))
+    }
+
+    /// Does what [`Engine::export`] does, for async code.
+    ///
+    /// # Errors
+    /// As [`Engine::export`].
+    pub async fn export_async(&self, cache: &KvCache) -> Result<KvSnapshot> {
+        self.model.lock().await.export(cache).await
     }
 
     /// Copies the keys and values of a snapshot into pages of this engine.
@@ -405,7 +433,7 @@ impl Engine {
     }
 
     /// Returns, for each of `queries (m, dim)`, the `top_k` vectors of `corpus (n, dim)` with the
-    /// largest inner products as (index, product), best first. To search the same vectors again,
+    /// largest inner products, best first. To search the same vectors again,
     /// see [`Engine::corpus`].
     ///
     /// # Errors
@@ -416,7 +444,7 @@ impl Engine {
         queries: &[f32],
         corpus: &[f32],
         top_k: usize,
-    ) -> Result<Vec<Vec<(u32, f32)>>> {
+    ) -> Result<Vec<Vec<Match>>> {
         self.search_in(&self.corpus(dim, corpus.to_vec())?, queries, top_k)
     }
 
@@ -426,7 +454,8 @@ impl Engine {
     /// ```
     /// let engine = gritlm::Engine::open("demo", &gritlm::Options::default())?;
     /// let corpus = engine.corpus(2, vec![1.0, 0.0, 0.6, 0.8])?;
-    /// assert_eq!(engine.search_in(&corpus, &[0.0, 1.0], 1)?, [[(1, 0.8)]]);
+    /// let found = engine.search_in(&corpus, &[0.0, 1.0], 1)?;
+    /// assert_eq!((found[0][0].index, found[0][0].score), (1, 0.8));
     /// # Ok::<(), gritlm::Error>(())
     /// ```
     ///
@@ -450,8 +479,21 @@ impl Engine {
         corpus: &Corpus,
         queries: &[f32],
         top_k: usize,
-    ) -> Result<Vec<Vec<(u32, f32)>>> {
-        self.model().search(top_k, queries, corpus)
+    ) -> Result<Vec<Vec<Match>>> {
+        self.block(|model| block_on(model.search(top_k, queries, corpus)))
+    }
+
+    /// Does what [`Engine::search_in`] does, for async code.
+    ///
+    /// # Errors
+    /// As [`Engine::search_in`].
+    pub async fn search_in_async(
+        &self,
+        corpus: &Corpus,
+        queries: &[f32],
+        top_k: usize,
+    ) -> Result<Vec<Vec<Match>>> {
+        self.model.lock().await.search(top_k, queries, corpus).await
     }
 
     /// Returns the mask that generation uses: causal, with the config's window.
@@ -498,10 +540,24 @@ impl Engine {
         &self.pool
     }
 
+    /// Waits for the model. A pass that panicked has advanced no cache, so the next one starts
+    /// from consistent state.
     fn model(&self) -> MutexGuard<'_, Box<dyn Model>> {
-        // A pass that panicked has advanced no cache, so the next one starts from consistent
-        // state.
-        self.model.lock().unwrap_or_else(PoisonError::into_inner)
+        block_on(self.model.lock())
+    }
+
+    /// Waits for the model and works with it, on rayon's threads where the device does. The lock
+    /// is taken first: a thread of the pool that waited for it could be the one that the pass
+    /// before needs.
+    fn block<R: Send>(&self, work: impl FnOnce(&mut dyn Model) -> R + Send) -> R {
+        let mut model = self.model();
+        let model = &mut **model;
+        match self.threads {
+            // A parallel loop started outside the pool wakes it and sleeps until the loop is
+            // done: some 160 times in a decode step of 22 layers.
+            true => rayon::scope(|_| work(model)),
+            false => work(model),
+        }
     }
 }
 

@@ -7,13 +7,14 @@ use crate::{Error, Result};
 use gritlm_model::config::{Config, Experts};
 use gritlm_model::measure::{Created, Measure, OpTime};
 use gritlm_model::ops::{
-    Attention, Expert, GateUp, KvShape, LinearAdd, Logits, Mask, Ops, PAGE, Qkv, RmsNorm, Route,
-    SampledToken, Search, SharedVectors,
+    Attention, Expert, GateUp, KvShape, LinearAdd, Logits, Mask, Match, Ops, PAGE, Qkv, RmsNorm,
+    Route, SampledToken, Search, SharedVectors,
 };
 use gritlm_model::weights::{Tensor, Weights};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::any::Any;
 use std::io::IsTerminal;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Number of rows whose logits exist at once while tokens are scored: enough for the product to
@@ -32,25 +33,33 @@ pub enum Stage {
 /// Receives the values at each [`Stage`].
 pub type Probe<'a> = dyn FnMut(Stage, Vec<f32>) + Send + 'a;
 
+/// What a model does once it is polled. It stays on the thread that polls it.
+pub(crate) type Pending<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + 'a>>;
+
 /// A loaded model on some device, whatever the backend.
 pub(crate) trait Model: Send {
     fn device(&self) -> String;
     fn cached_bytes(&self) -> usize;
-    fn run(
-        &mut self,
-        sequences: &mut [Sequence<'_>],
-        probe: Option<&mut Probe<'_>>,
-    ) -> Result<Vec<Output>>;
-    fn export(&self, cache: &KvCache) -> Result<KvSnapshot>;
+    fn run<'a>(
+        &'a mut self,
+        sequences: &'a mut [Sequence<'_>],
+        probe: Option<&'a mut Probe<'_>>,
+    ) -> Pending<'a, Vec<Output>>;
+    fn export<'a>(&'a self, cache: &'a KvCache) -> Pending<'a, KvSnapshot>;
     fn import(&mut self, from: &KvSnapshot) -> Result<KvCache>;
     fn corpus(&self, dim: usize, vectors: SharedVectors) -> Result<Corpus>;
-    fn search(&self, top_k: usize, queries: &[f32], corpus: &Corpus) -> Result<Found>;
+    fn search<'a>(
+        &'a self,
+        top_k: usize,
+        queries: &'a [f32],
+        corpus: &'a Corpus,
+    ) -> Pending<'a, Found>;
     fn profile(&self) -> Vec<OpTime>;
     fn created(&self) -> Created;
 }
 
-/// For each query its results as (index, inner product), the best first.
-pub(crate) type Found = Vec<Vec<(u32, f32)>>;
+/// The matches of each query, the best first.
+pub(crate) type Found = Vec<Vec<Match>>;
 
 /// Vectors on an engine's device, which can be searched there repeatedly; see
 /// [`crate::Engine::corpus`].
@@ -144,7 +153,7 @@ pub(crate) struct Forward<O: Ops> {
 impl<O: Ops> Forward<O> {
     /// Loads the checked weights and returns when they are on the device. `pages` is the number
     /// of the pool's KV pages.
-    pub(crate) fn load(ops: O, load: Load<'_>, weights: &Weights) -> Result<Self> {
+    pub(crate) async fn load(ops: O, load: Load<'_>, weights: &Weights) -> Result<Self> {
         let Load { options, config, frequencies, pool, pages, .. } = load;
         // The bar is shown on terminals only. The CPU has nothing to load and finishes before the
         // bar is drawn.
@@ -203,7 +212,7 @@ impl<O: Ops> Forward<O> {
             true => Head::Own(one("lm_head.weight")?),
             false => Head::Missing,
         };
-        ops.finish()?;
+        ops.finish().await?;
         bar.finish_and_clear();
         Ok(Self {
             table,
@@ -238,6 +247,32 @@ impl<O: Ops> Forward<O> {
             inner: ops.buffer(rows * top_k, c.hidden)?,
             routing: ops.routing(rows, count, top_k)?,
         })
+    }
+
+    /// Runs checked sequences and advances their caches.
+    async fn run(
+        &mut self,
+        sequences: &mut [Sequence<'_>],
+        probe: Option<&mut Probe<'_>>,
+    ) -> Result<Vec<Output>> {
+        if sequences.is_empty() {
+            return Ok(Vec::new());
+        }
+        if sequences.iter().any(|s| s.want.needs_head()) {
+            self.head()?;
+        }
+        let plan = Plan::new(sequences, &self.config, &self.frequencies, &self.pool)?;
+        let wants: Vec<&Want> = sequences.iter().map(|s| &s.want).collect();
+        let outputs = self.pass(&plan, &wants, probe).await?;
+        for s in sequences {
+            s.cache.advance(s.tokens.len());
+            if let Mask::Causal { window: Some(window) } = s.mask {
+                let seen = s.mask.keys(s.cache.tokens(), s.cache.tokens() + 1);
+                debug_assert!(seen.len() <= window as usize);
+                s.cache.forget_before(seen.start);
+            }
+        }
+        Ok(outputs)
     }
 
     async fn pass(
@@ -407,43 +442,28 @@ impl<O: Measure> Model for Forward<O> {
         self.ops.created()
     }
 
-    fn run(
-        &mut self,
-        sequences: &mut [Sequence<'_>],
-        probe: Option<&mut Probe<'_>>,
-    ) -> Result<Vec<Output>> {
-        if sequences.is_empty() {
-            return Ok(Vec::new());
-        }
-        if sequences.iter().any(|s| s.want.needs_head()) {
-            self.head()?;
-        }
-        let plan = Plan::new(sequences, &self.config, &self.frequencies, &self.pool)?;
-        let wants: Vec<&Want> = sequences.iter().map(|s| &s.want).collect();
-        let outputs = O::enter(|| pollster::block_on(self.pass(&plan, &wants, probe)))?;
-        for s in sequences {
-            s.cache.advance(s.tokens.len());
-            if let Mask::Causal { window: Some(window) } = s.mask {
-                let seen = s.mask.keys(s.cache.tokens(), s.cache.tokens() + 1);
-                debug_assert!(seen.len() <= window as usize);
-                s.cache.forget_before(seen.start);
-            }
-        }
-        Ok(outputs)
+    fn run<'a>(
+        &'a mut self,
+        sequences: &'a mut [Sequence<'_>],
+        probe: Option<&'a mut Probe<'_>>,
+    ) -> Pending<'a, Vec<Output>> {
+        Box::pin(self.run(sequences, probe))
     }
 
-    fn export(&self, cache: &KvCache) -> Result<KvSnapshot> {
-        let wrong = |problem: &str| Error::Input { what: "cache".into(), problem: problem.into() };
-        if !cache.belongs_to(&self.pool) {
-            return Err(wrong("it belongs to another engine"));
-        }
-        if cache.has_holes() {
-            return Err(wrong("its sliding window has dropped its first tokens"));
-        }
-        let read = self.ops.export_pages(&self.pages, cache.table(), cache.tokens());
-        let values = pollster::block_on(read)?;
-        let c = &self.config;
-        KvSnapshot::from_f32([c.layers, 2, c.kv_heads, cache.tokens(), c.head_dim], values)
+    fn export<'a>(&'a self, cache: &'a KvCache) -> Pending<'a, KvSnapshot> {
+        Box::pin(async move {
+            let wrong =
+                |problem: &str| Error::Input { what: "cache".into(), problem: problem.into() };
+            if !cache.belongs_to(&self.pool) {
+                return Err(wrong("it belongs to another engine"));
+            }
+            if cache.has_holes() {
+                return Err(wrong("its sliding window has dropped its first tokens"));
+            }
+            let values = self.ops.export_pages(&self.pages, cache.table(), cache.tokens()).await?;
+            let c = &self.config;
+            KvSnapshot::from_f32([c.layers, 2, c.kv_heads, cache.tokens(), c.head_dim], values)
+        })
     }
 
     fn import(&mut self, from: &KvSnapshot) -> Result<KvCache> {
@@ -468,20 +488,27 @@ impl<O: Measure> Model for Forward<O> {
         Ok(Corpus { dim, len, held: Mutex::new(Box::new(held)), pool: Arc::clone(&self.pool) })
     }
 
-    fn search(&self, top_k: usize, queries: &[f32], corpus: &Corpus) -> Result<Found> {
-        let held = corpus.held.lock().unwrap_or_else(PoisonError::into_inner);
-        let held = held.downcast_ref().filter(|_| Arc::ptr_eq(&corpus.pool, &self.pool));
-        let held: &O::Corpus = held.ok_or_else(|| Error::Input {
-            what: "corpus".into(),
-            problem: "it belongs to another engine".into(),
-        })?;
-        let p = Search {
-            queries: whole("queries", corpus.dim, queries)? as u32,
-            documents: corpus.len as u32,
-            dim: corpus.dim as u32,
-            top_k: u32::try_from(top_k).unwrap_or(u32::MAX),
-        };
-        let queries = self.ops.upload(p.queries as usize, corpus.dim, queries)?;
-        Ok(pollster::block_on(self.ops.search(p, &queries, held))?)
+    fn search<'a>(
+        &'a self,
+        top_k: usize,
+        queries: &'a [f32],
+        corpus: &'a Corpus,
+    ) -> Pending<'a, Found> {
+        Box::pin(async move {
+            let held = corpus.held.lock().unwrap_or_else(PoisonError::into_inner);
+            let held = held.downcast_ref().filter(|_| Arc::ptr_eq(&corpus.pool, &self.pool));
+            let held: &O::Corpus = held.ok_or_else(|| Error::Input {
+                what: "corpus".into(),
+                problem: "it belongs to another engine".into(),
+            })?;
+            let p = Search {
+                queries: whole("queries", corpus.dim, queries)? as u32,
+                documents: corpus.len as u32,
+                dim: corpus.dim as u32,
+                top_k: u32::try_from(top_k).unwrap_or(u32::MAX),
+            };
+            let queries = self.ops.upload(p.queries as usize, corpus.dim, queries)?;
+            Ok(self.ops.search(p, &queries, held).await?)
+        })
     }
 }

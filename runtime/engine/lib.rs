@@ -45,7 +45,7 @@ pub mod schedule;
 pub mod synth;
 mod unlock;
 
-pub use backend::{Device, DeviceInfo, devices};
+pub use backend::{Device, DeviceInfo, Loading, devices, devices_async};
 pub use embed::{Embed, Embedding, Encoded, dot};
 pub use engine::{Attn, Checkpoint, Engine, Options};
 pub use error::{Error, Result};

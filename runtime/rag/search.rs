@@ -7,6 +7,7 @@ use super::read::resolve;
 use super::store::{Chunk, Graph, Reader, Vectors};
 use crate::{Error, Passes, Result};
 use gritlm::{Corpus, Embed, Engine};
+use gritlm_model::ops::Match;
 use gritlm_model::prompt;
 use serde_json::Value;
 use std::borrow::Cow;
@@ -281,8 +282,8 @@ impl<'a> Searcher<'a> {
             }
         }
         .remove(0);
-        let hits = best.into_iter().map(|(row, score)| {
-            let row = chosen.as_ref().map_or(row as usize, |chosen| chosen[row as usize]);
+        let hits = best.into_iter().map(|Match { index, score }| {
+            let row = chosen.as_ref().map_or(index as usize, |chosen| chosen[index as usize]);
             Ok(Hit { score, probability: None, chunk: self.reader().chunk(ids[row])? })
         });
         hits.collect()

@@ -2,6 +2,7 @@
 
 use super::{keys, numbers, objects, run};
 use assert_cmd::Command;
+use pollster::block_on;
 use serde_json::Value;
 use std::fs;
 
@@ -58,7 +59,7 @@ fn a_profile_is_a_table_on_stderr() {
 #[cfg(target_os = "linux")]
 fn no_device_memory_is_one_line() {
     let Some(adapter) =
-        gritlm_shaders::adapters().into_iter().find(|a| a.cpu && a.backend == "vulkan")
+        block_on(gritlm_shaders::adapters()).into_iter().find(|a| a.cpu && a.backend == "vulkan")
     else {
         return crate::support::say(
             "SKIPPED cli::devices::no_device_memory_is_one_line: no lavapipe",
@@ -84,7 +85,9 @@ fn no_device_memory_is_one_line() {
 /// `--tune` measures once and keeps what it found; a damaged file counts as none.
 #[test]
 fn tuned_tiles_are_kept() {
-    let Some(adapter) = gritlm_shaders::adapters().into_iter().find(|a| a.lacks.is_none()) else {
+    let Some(adapter) =
+        block_on(gritlm_shaders::adapters()).into_iter().find(|a| a.lacks.is_none())
+    else {
         return crate::support::say("SKIPPED cli::devices::tuned_tiles_are_kept: no adapter");
     };
     let cache = tempfile::tempdir().unwrap();

@@ -3,7 +3,9 @@
 
 use super::inputs::LAYERS;
 use super::{Case, Op, count, qkv_widths};
-use gritlm_model::ops::{Expert, KvShape, Layout, NO_PAGE, Ops, PAGE, Result, Route, SampledToken};
+use gritlm_model::ops::{
+    Expert, KvShape, Layout, Match, NO_PAGE, Ops, PAGE, Result, Route, SampledToken,
+};
 use pollster::block_on;
 use rayon::prelude::*;
 use std::sync::Arc;
@@ -264,9 +266,9 @@ pub fn drawn_values(drawn: &[SampledToken]) -> Vec<f32> {
 }
 
 /// Returns the ids, then the scores.
-pub fn found_values(found: &[Vec<(u32, f32)>]) -> Vec<f32> {
-    let ids = found.iter().flatten().map(|f| id_value(f.0));
-    ids.chain(found.iter().flatten().map(|f| f.1)).collect()
+pub fn found_values(found: &[Vec<Match>]) -> Vec<f32> {
+    let ids = found.iter().flatten().map(|m| id_value(m.index));
+    ids.chain(found.iter().flatten().map(|m| m.score)).collect()
 }
 
 fn id_value(id: u32) -> f32 {
