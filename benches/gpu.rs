@@ -119,8 +119,7 @@ fn main() {
     let value = |flag: &str| values.iter().find(|(f, _)| f == flag).map(|(_, v)| v.clone());
     let repeats = value("repeats").map_or(5, |n| n.parse().expect("--repeats: a number"));
     let name = value("device").unwrap_or_default();
-    let gpu = block_on(Wgpu::open(&Options { name: name.clone(), ..Options::default() }))
-        .expect("an adapter");
+    let gpu = block_on(Wgpu::open(&Options::default().name(name.clone()))).expect("an adapter");
     println!("{}", gpu.device());
     let mut bench = Bench { gpu, filters, repeats, rows: Vec::new(), copies: [0.0; 2] };
     bench.copy();
@@ -396,7 +395,7 @@ impl Bench {
         // The file is read once, so that loading is timed from memory and not from disk.
         std::fs::read(folder.join("model.safetensors")).expect("weights");
         let device = Device::Wgpu(name.into());
-        let options = gritlm::Options { device, kv_tokens: 2048, ..gritlm::Options::default() };
+        let options = gritlm::Options::default().device(device).kv_tokens(2048);
         let start = Instant::now();
         let engine = Engine::open(folder.to_str().expect("UTF-8"), &options).expect("a model");
         let config = engine.config();

@@ -96,7 +96,7 @@ fn print(figures: &Value) -> Result<()> {
 }
 
 fn open(device: &Device, attn: Attn) -> gritlm::Result<Engine> {
-    Engine::open("demo", &Options { device: device.clone(), attn, ..Options::default() })
+    Engine::open("demo", &Options::default().device(device.clone()).attn(attn))
 }
 
 /// Creates a folder inside the target folder, on the same disk, that is removed when the bench

@@ -73,10 +73,8 @@ impl Server {
 
 /// Asks the model each input alone.
 fn expected(args: &Args) -> Expected {
-    let options = Options {
-        device: args.target.device.parse::<Device>().expect("a device"),
-        ..Options::default()
-    };
+    let options =
+        Options::default().device(args.target.device.parse::<Device>().expect("a device"));
     let engine = Engine::open(&args.target.model, &options).expect("the model opens");
     // Words differ from input to input; texts have 16 to 500 tokens, prompts 16 to 64.
     let words = ["package", "library", "editor", "network", "chess", "server", "audio", "parser"];
@@ -90,8 +88,8 @@ fn expected(args: &Args) -> Expected {
         text
     };
     let spread = |i: usize, from: usize, to: usize| from + (to - from) * i / args.inputs.max(2);
-    let how = Embed { max_length: 1024, ..Embed::default() };
-    let greedy = Sampling { max_tokens: args.max_tokens, ignore_eos: true, ..Sampling::greedy() };
+    let how = Embed::default().max_length(1024);
+    let greedy = Sampling::greedy().max_tokens(args.max_tokens).ignore_eos(true);
     let texts = (0..args.inputs).map(|i| {
         let text = text(i + 1, spread(i, 16, 500));
         let vector = engine.embed(&[&text], &how).expect("a vector").remove(0).vector;

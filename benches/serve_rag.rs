@@ -63,9 +63,9 @@ fn topic(i: usize) -> String {
 /// Indexes the documents and gets the expected answers from the library.
 fn expected(args: &Args, store: &Path) -> Expected {
     let device = args.target.device.parse::<Device>().expect("a device");
-    let engine = Engine::open(&args.target.model, &Options { device, ..Options::default() });
+    let engine = Engine::open(&args.target.model, &Options::default().device(device));
     let engine = engine.expect("the model opens");
-    let greedy = Sampling { max_tokens: args.max_tokens, ignore_eos: true, ..Sampling::greedy() };
+    let greedy = Sampling::greedy().max_tokens(args.max_tokens).ignore_eos(true);
     let identity = Identity { cache: CacheKind::Doc, ..Identity::of(&engine) };
     let document = |i: usize| {
         let text = topic(i).repeat(12);
@@ -77,11 +77,11 @@ fn expected(args: &Args, store: &Path) -> Expected {
     indexer.put((0..INPUTS).map(document).collect(), &mut |_| Ok(())).expect("documents");
     drop(indexer);
     let searcher = Searcher::open(&engine, store).expect("the store");
-    let how = Ask { mode: Mode::Doc, ..Ask::default() };
+    let how = Ask::default().mode(Mode::Doc);
     let question = |i: usize| {
         let query = format!("What is package {i} about?");
         let asked = ask(&engine, &query, &how).expect("a vector");
-        let find = Find { top_k: 2, ..Find::default() };
+        let find = Find::default().top_k(2);
         let hits = searcher.nearest(asked.vector(), &find).expect("documents");
         let passages = hits.iter().map(|hit| Passage::of(searcher.reader(), &hit.chunk, how.mode));
         let passages: Vec<Passage> = passages.collect::<Result<_, _>>().expect("caches");

@@ -7,7 +7,7 @@ use std::io::Write;
 
 fn main() -> gritlm::Result<()> {
     let engine = Engine::open("demo", &Options::default())?;
-    let sampling = Sampling { max_tokens: 40, ..Sampling::greedy() };
+    let sampling = Sampling::greedy().max_tokens(40);
 
     for piece in engine.generate(&Prompt::user("Describe the package pdfgrep."), &sampling)? {
         print!("{}", piece?.text);

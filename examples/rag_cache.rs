@@ -29,14 +29,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     // The query is embedded once; the best document's cache goes in front of it.
     let question = "Which program captures packets?";
-    let how = Ask { mode: Mode::Doc, ..Ask::default() };
+    let how = Ask::default().mode(Mode::Doc);
     let asked = ask(&engine, question, &how)?;
     let searcher = Searcher::open(&engine, folder.path())?;
-    let best = searcher.nearest(asked.vector(), &Find { top_k: 1, ..Find::default() })?.remove(0);
+    let best = searcher.nearest(asked.vector(), &Find::default().top_k(1))?.remove(0);
     let passage = Passage::of(searcher.reader(), &best.chunk, Mode::Doc)?;
     println!("from {} (score {:.3}):", best.chunk.document, best.score);
-    let mut answer =
-        asked.answer(&engine, &[passage], &Sampling { max_tokens: 24, ..Sampling::greedy() })?;
+    let mut answer = asked.answer(&engine, &[passage], &Sampling::greedy().max_tokens(24))?;
     for piece in &mut answer {
         print!("{}", piece?.text);
     }

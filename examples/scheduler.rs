@@ -16,7 +16,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for number in 0..8 {
         let prompt = Prompt::user(format!("Describe the package gnuchess, in {number} words."));
         let prompt = engine.tokenize_prompt(&prompt, false)?;
-        let sampling = Sampling { max_tokens: 12, ..Sampling::greedy() };
+        let sampling = Sampling::greedy().max_tokens(12);
         requests
             .push(scheduler.submit(Work::Generate { prompt, how: sampling, past: None }.into())?);
         let texts = engine.encode_texts(&[format!("package number {number}")], &how)?;

@@ -55,6 +55,7 @@ use tune::Form;
 
 /// Options for opening a GPU.
 #[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
 pub struct Options {
     /// Number of the GPU, from 0.
     pub ordinal: u32,
@@ -68,6 +69,13 @@ pub struct Options {
     /// it takes, and to grouped products.
     pub form: Option<Form>,
 }
+
+gritlm_model::setters!(Options {
+    ordinal: u32,
+    profile: bool,
+    kernels: Option<PathBuf>,
+    form: Option<Form>,
+});
 
 /// An opened GPU with its kernels.
 pub struct Cuda {

@@ -40,6 +40,7 @@ pub mod measure;
 pub mod ops;
 pub mod prompt;
 pub mod reference;
+mod setters;
 pub mod tiles;
 pub mod tokenizer;
 pub mod weights;

@@ -53,6 +53,7 @@ use tune::Tiles;
 
 /// Options for opening a device.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Options {
     /// Part of the adapter's name or backend, in any case; if empty, the best adapter is opened.
     pub name: String,
@@ -69,6 +70,16 @@ pub struct Options {
     /// Whether to measure which tiles are fastest, and to store them; see [`Wgpu::tune`].
     pub tune: bool,
 }
+
+gritlm_model::setters!(Options {
+    profile: bool,
+    f16: bool,
+    matrix_bytes: Option<u64>,
+    tiles: Option<Tiles>,
+    tune: bool,
+} into {
+    name: String,
+});
 
 /// An opened device with its shaders.
 pub struct Wgpu {

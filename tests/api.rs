@@ -12,7 +12,7 @@ use gritlm::{
 use std::fs;
 
 fn demo() -> Engine {
-    Engine::open("demo", &Options { device: Device::Cpu, ..Options::default() }).unwrap()
+    Engine::open("demo", &Options::default().device(Device::Cpu)).unwrap()
 }
 
 fn pieces(engine: &Engine, prompt: &str, how: &Sampling) -> Vec<Piece> {
@@ -28,7 +28,7 @@ const PROMPT: &str = "Describe the package vlc-plugin-video-output.";
 #[test]
 fn pieces_are_the_text() {
     let engine = demo();
-    let how = Sampling { max_tokens: 40, ..Sampling::greedy() };
+    let how = Sampling::greedy().max_tokens(40);
     let all = pieces(&engine, PROMPT, &how);
     let ids: Vec<u32> = all.iter().map(|p| p.token.token).collect();
     assert_eq!(said(&all), engine.tokenizer().decode(&ids).unwrap());
@@ -49,7 +49,7 @@ fn streaming_never_splits_a_character() {
         assert!(parts.iter().all(|p| !p.contains('\u{FFFD}')), "{parts:?}");
         assert_eq!(parts.concat() + &stream.finish().unwrap(), text);
     }
-    let how = Sampling { max_tokens: 200, temperature: 1.5, ..Sampling::default() };
+    let how = Sampling::default().max_tokens(200).temperature(1.5);
     let all = pieces(&engine, "x", &how);
     let ids: Vec<u32> = all.iter().map(|p| p.token.token).collect();
     assert!(ids.len() > 20 && said(&all).contains('\u{FFFD}'));
@@ -58,18 +58,18 @@ fn streaming_never_splits_a_character() {
 #[test]
 fn stop_texts_may_span_tokens() {
     let engine = demo();
-    let how = Sampling { max_tokens: 32, ..Sampling::greedy() };
+    let how = Sampling::greedy().max_tokens(32);
     let whole = said(&pieces(&engine, PROMPT, &how));
     // From every place a text of some length, so that it begins and ends inside tokens.
     for (start, len) in [(3, 9), (10, 1), (17, 20), (40, 5)] {
         let stop = whole[start..start + len].to_string();
-        let how = Sampling { stop: vec!["not in it".into(), stop.clone()], ..how.clone() };
+        let how = how.clone().stop(vec!["not in it".into(), stop.clone()]);
         let all = pieces(&engine, PROMPT, &how);
         assert_eq!(said(&all), whole[..whole.find(&stop).unwrap()], "stop {stop:?}");
         assert_eq!(all.last().unwrap().finish, Some(Finish::Stop));
     }
     // What only looked like the beginning of a stop text comes after all.
-    let how = Sampling { stop: vec![format!("{}#", &whole[5..12])], ..how };
+    let how = how.stop(vec![format!("{}#", &whole[5..12])]);
     assert_eq!(said(&pieces(&engine, PROMPT, &how)), whole);
 }
 
@@ -77,7 +77,7 @@ fn stop_texts_may_span_tokens() {
 fn sampling_is_seeded() {
     let engine = demo();
     let draw = |seed, temperature| {
-        let how = Sampling { max_tokens: 24, temperature, seed, ..Sampling::default() };
+        let how = Sampling::default().max_tokens(24).temperature(temperature).seed(seed);
         said(&pieces(&engine, PROMPT, &how))
     };
     assert_eq!(draw(1, 1.0), draw(1, 1.0));
@@ -85,14 +85,14 @@ fn sampling_is_seeded() {
     // With one token left to draw from, heat changes nothing.
     let greedy = draw(0, 0.0);
     for how in [
-        Sampling { top_k: 1, temperature: 2.0, ..Sampling::default() },
-        Sampling { top_p: 1e-6, temperature: 2.0, ..Sampling::default() },
-        Sampling { min_p: 1.0, temperature: 2.0, ..Sampling::default() },
+        Sampling::default().top_k(1).temperature(2.0),
+        Sampling::default().top_p(1e-6).temperature(2.0),
+        Sampling::default().min_p(1.0).temperature(2.0),
     ] {
-        let how = Sampling { max_tokens: 24, seed: 5, ..how };
+        let how = how.max_tokens(24).seed(5);
         assert_eq!(said(&pieces(&engine, PROMPT, &how)), greedy);
     }
-    let how = Sampling { max_tokens: 60, repetition_penalty: 1e6, ..Sampling::default() };
+    let how = Sampling::default().max_tokens(60).repetition_penalty(1e6);
     let mut ids: Vec<u32> = pieces(&engine, PROMPT, &how).iter().map(|p| p.token.token).collect();
     let count = ids.len();
     ids.sort_unstable();
@@ -104,19 +104,19 @@ fn sampling_is_seeded() {
 fn options_that_mean_nothing() {
     let engine = demo();
     let bad = [
-        Sampling { temperature: -1.0, ..Sampling::default() },
-        Sampling { temperature: f32::NAN, ..Sampling::default() },
-        Sampling { top_p: 0.0, ..Sampling::default() },
-        Sampling { top_p: 1.1, ..Sampling::default() },
-        Sampling { min_p: -0.1, ..Sampling::default() },
-        Sampling { repetition_penalty: 0.0, ..Sampling::default() },
-        Sampling { stop: vec![String::new()], ..Sampling::default() },
+        Sampling::default().temperature(-1.0),
+        Sampling::default().temperature(f32::NAN),
+        Sampling::default().top_p(0.0),
+        Sampling::default().top_p(1.1),
+        Sampling::default().min_p(-0.1),
+        Sampling::default().repetition_penalty(0.0),
+        Sampling::default().stop(vec![String::new()]),
     ];
     for how in bad {
         let answer = engine.generate(&Prompt::user("x"), &how);
         assert!(matches!(answer.err(), Some(Error::Option { .. })), "{how:?}");
     }
-    let how = Embed { dimensions: Some(193), ..Embed::default() };
+    let how = Embed::default().dimensions(Some(193));
     assert!(matches!(engine.embed(&["x"], &how), Err(Error::Option { .. })));
 }
 
@@ -126,7 +126,7 @@ fn options_that_mean_nothing() {
 fn chat_goes_on_where_it_was() {
     let engine = demo();
     // As ids are continued: a chat would show no space in front.
-    let how = Sampling { max_tokens: 12, verbatim: true, ..Sampling::greedy() };
+    let how = Sampling::greedy().max_tokens(12).verbatim(true);
     let mut chat = engine.chat();
     let mut ids = engine.tokenizer().encode("<|user|>\nWhat is jaxe?\n<|assistant|>\n").unwrap();
     for next in ["In which section would it be?", "And now?"] {
@@ -155,7 +155,7 @@ fn chat_goes_on_where_it_was() {
 #[test]
 fn chat_survives_a_dropped_answer() {
     let engine = demo();
-    let how = Sampling { max_tokens: 12, ..Sampling::greedy() };
+    let how = Sampling::greedy().max_tokens(12);
     let mut chat = engine.chat();
     assert!(chat.say(PROMPT, &how).unwrap().next().is_some());
     let before = chat.tokens();
@@ -168,7 +168,7 @@ fn chat_survives_a_dropped_answer() {
 /// Batches by budget give what single texts give, in the order of the texts, however many and long.
 #[test]
 fn batching_changes_nothing() {
-    let options = Options { device: Device::Cpu, batch_tokens: 100, ..Options::default() };
+    let options = Options::default().device(Device::Cpu).batch_tokens(100);
     let engine = Engine::open("demo", &options).unwrap();
     let texts: Vec<String> =
         (0..60).map(|i| format!("text number {i} {}", "more ".repeat(i * 7 % 40))).collect();
@@ -208,10 +208,9 @@ fn ten_thousand_short_texts() {
 fn truncation_is_from_the_right_and_reported() {
     let engine = demo();
     let long = "alpha beta gamma delta ".repeat(40);
-    let how = Embed { max_length: 30, ..Embed::default() };
+    let how = Embed::default().max_length(30);
     let cut = engine.embed(&[&long], &how).unwrap().remove(0);
-    let whole =
-        engine.embed(&[&long], &Embed { max_length: 1000, ..how.clone() }).unwrap().remove(0);
+    let whole = engine.embed(&[&long], &how.clone().max_length(1000)).unwrap().remove(0);
     assert_eq!((cut.tokens, whole.truncated), (30, 0));
     assert_eq!(cut.tokens + cut.truncated, whole.tokens);
     // What is left is the beginning: another end makes no difference, another beginning does.
@@ -226,7 +225,7 @@ fn nothing_to_pool_is_an_error() {
     let engine = demo();
     let empty = engine.embed(&["one", ""], &Embed::default());
     assert!(matches!(empty, Err(Error::EmptyText { index: 1 })), "{empty:?}");
-    let how = Embed { max_length: 16, ..Embed::with_instruction("far too many words ".repeat(9)) };
+    let how = Embed::with_instruction("far too many words ".repeat(9)).max_length(16);
     assert!(matches!(engine.embed(&["one"], &how), Err(Error::LongInstruction { limit: 16, .. })));
     let spaces = engine.embed(&["    "], &Embed::default()).unwrap();
     assert!(spaces[0].vector.iter().all(|v| v.is_finite()));
@@ -237,21 +236,21 @@ fn embeddings_follow_their_options() {
     let engine = demo();
     let plain = |how: Embed| engine.embed(&["edit XML documents"], &how).unwrap().remove(0).vector;
     let base = plain(Embed::default());
-    let raw = plain(Embed { normalize: false, ..Embed::default() });
+    let raw = plain(Embed::default().normalize(false));
     let length = dot(&raw, &raw).sqrt();
     assert!((length - 1.0).abs() > 0.1, "the raw vector has length {length}");
     let scaled: Vec<f32> = raw.iter().map(|v| v / length).collect();
     close("normalised", &scaled, &base, 1e-6);
-    let few = plain(Embed { dimensions: Some(64), ..Embed::default() });
+    let few = plain(Embed::default().dimensions(Some(64)));
     let head = dot(&base[..64], &base[..64]).sqrt();
     let expected: Vec<f32> = base[..64].iter().map(|v| v / head).collect();
     close("dimensions", &few, &expected, 1e-6);
     for how in [
-        Embed { attn: Some(Attn::Cccc), ..Embed::default() },
-        Embed { pooling: Pooling::Cls, ..Embed::default() },
-        Embed { pooling: Pooling::LastToken, ..Embed::default() },
-        Embed { pooling: Pooling::WeightedMean, ..Embed::default() },
-        Embed { mask: Some(Mask::Bidirectional { window: Some(2) }), ..Embed::default() },
+        Embed::default().attn(Some(Attn::Cccc)),
+        Embed::default().pooling(Pooling::Cls),
+        Embed::default().pooling(Pooling::LastToken),
+        Embed::default().pooling(Pooling::WeightedMean),
+        Embed::default().mask(Some(Mask::Bidirectional { window: Some(2) })),
         Embed::with_instruction("Find it."),
     ] {
         assert!(relative_error(&plain(how.clone()), &base) > 1e-3, "{how:?} changes nothing");
@@ -309,7 +308,7 @@ fn caches_join_export_and_import() {
 
 #[test]
 fn pages_are_counted_and_given_back() {
-    let options = Options { device: Device::Cpu, kv_tokens: 3 * PAGE, ..Options::default() };
+    let options = Options::default().device(Device::Cpu).kv_tokens(3 * PAGE);
     let engine = Engine::open("demo", &options).unwrap();
     let mask = Mask::Causal { window: None };
     let ids = vec![7; 2 * PAGE];
@@ -347,7 +346,7 @@ fn pages_are_counted_and_given_back() {
 /// A window of 12 frees pages as it moves on, so a pool of three pages generates without end.
 #[test]
 fn a_window_frees_pages() {
-    let options = Options { device: Device::Cpu, kv_tokens: 3 * PAGE, ..Options::default() };
+    let options = Options::default().device(Device::Cpu).kv_tokens(3 * PAGE);
     let engine = Engine::open(data("mistral-tiny").to_str().unwrap(), &options).unwrap();
     let mut cache = engine.cache();
     let mask = engine.generation_mask();
@@ -380,7 +379,7 @@ fn published_variants_load() {
         let config = fs::read_to_string(data("mistral-odd/config.json")).unwrap();
         assert!(config.contains(from), "{from}");
         fs::write(folder.path().join("config.json"), config.replace(from, to)).unwrap();
-        let options = Options { bf16_frequencies: true, ..Options::default() };
+        let options = Options::default().bf16_frequencies(true);
         let engine = Engine::open(folder.path().to_str().unwrap(), &options).unwrap();
         assert_eq!(embed(&engine), embed(&expected.engine));
     }
@@ -435,7 +434,7 @@ fn a_corpus_is_searched_again_and_again() {
     let mut others = Vec::new();
     for (device, _) in devices() {
         let name = device.to_string();
-        let engine = Engine::open("demo", &Options { device, ..Options::default() }).unwrap();
+        let engine = Engine::open("demo", &Options::default().device(device)).unwrap();
         let corpus = engine.corpus(3, vectors.clone()).unwrap();
         assert_eq!((corpus.len(), corpus.dim()), (rows, 3));
         for _ in 0..2 {
@@ -468,7 +467,7 @@ fn async_calls_take_turns_on_one_thread() {
     }
     for (device, _) in devices() {
         let name = device.to_string();
-        let options = Options { device, ..Options::default() };
+        let options = Options::default().device(device);
         let engine = pollster::block_on(Engine::open_async("demo", &options)).unwrap();
         let prompts: [&[u32]; 2] = [&[1, 7, 8, 9], &[1, 5]];
         let mut caches = [engine.cache(), engine.cache()];

@@ -64,11 +64,11 @@ fn path(model: &Broken) -> &str {
 }
 
 fn open(path: &str) -> Engine {
-    Engine::open(path, &Options { device: Device::Cpu, ..Options::default() }).unwrap()
+    Engine::open(path, &Options::default().device(Device::Cpu)).unwrap()
 }
 
 fn say(engine: &Engine) -> String {
-    let how = Sampling { max_tokens: 8, ..Sampling::greedy() };
+    let how = Sampling::greedy().max_tokens(8);
     let answer = engine.generate(&Prompt::user("Who?"), &how).unwrap();
     answer.map(|piece| piece.unwrap().text).collect()
 }

@@ -16,7 +16,7 @@ fn limits(device: &Device) -> Limits {
 }
 
 fn options(device: &Device) -> Options {
-    Options { device: device.clone(), ..Options::default() }
+    Options::default().device(device.clone())
 }
 
 /// Finite, and what they say of each other.
@@ -81,7 +81,7 @@ fn a_model_is_measured_on_every_device() {
 #[test]
 fn a_step_is_taken_apart_where_the_device_measures() {
     for (device, _) in devices() {
-        let how = Options { profile: true, ..options(&device) };
+        let how = options(&device).profile(true);
         let engine = Engine::random("tiny", Some(2), &how).unwrap();
         let mut record = Record::default();
         steps(&engine, "it", &ModelPlan::quick(1), &mut record).unwrap();
@@ -108,7 +108,7 @@ fn a_step_is_taken_apart_where_the_device_measures() {
 
 #[test]
 fn what_does_not_fit_or_takes_too_long_is_missing() {
-    let how = Options { kv_tokens: 300, ..options(&Device::Cpu) };
+    let how = options(&Device::Cpu).kv_tokens(300);
     let engine = Engine::random("tiny", Some(1), &how).unwrap();
     let mut plan = ModelPlan::quick(1);
     plan.decode = vec![(4, 16), (1, 16), (1, 1000)];
@@ -150,7 +150,7 @@ fn a_plan_has_every_length() {
 #[test]
 fn random_weights_are_those_of_a_random_checkpoint() {
     let folder = tempfile::tempdir().unwrap();
-    let how = Sampling { max_tokens: 4, logprobs: 3, ignore_eos: true, ..Sampling::greedy() };
+    let how = Sampling::greedy().max_tokens(4).logprobs(3).ignore_eos(true);
     let drawn = |engine: &Engine| -> Vec<_> {
         let prompt = Prompt::Tokens(vec![1, 40, 300]);
         engine.generate(&prompt, &how).unwrap().map(|piece| piece.unwrap().token).collect()

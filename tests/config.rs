@@ -279,7 +279,7 @@ fn tokens_that_nobody_can_produce_do_not_matter() {
 fn a_model_with_a_surplus_padding_token_does_everything() {
     let folder = Broken::odd();
     folder.write("tokenizer.json", tokenizer(&[("<pad>", 389, true)], &[], &[]));
-    let options = Options { device: Device::Cpu, ..Options::default() };
+    let options = Options::default().device(Device::Cpu);
     let path = folder.folder.path().to_str().unwrap();
     let (engine, whole) = (
         Engine::open(path, &options).unwrap(),
@@ -290,7 +290,7 @@ fn a_model_with_a_surplus_padding_token_does_everything() {
     assert_eq!(engine.embed(&texts, &how).unwrap(), whole.embed(&texts, &how).unwrap());
     let say = |engine: &Engine| {
         let grammar = Some(Grammar::json_schema(engine, &json!({ "type": "boolean" })).unwrap());
-        let how = Sampling { grammar, ..Sampling::greedy() };
+        let how = Sampling::greedy().grammar(grammar);
         let answer = engine.generate(&Prompt::user("Is it <pad>?"), &how).unwrap();
         answer.map(Result::unwrap).map(|p| (p.text, p.finish)).collect::<Vec<_>>()
     };

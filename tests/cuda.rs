@@ -58,15 +58,11 @@ impl Place {
 
     fn open(&self, form: Option<Form>) -> Cuda {
         let kernels = self.kernels();
-        Cuda::open(&Options { kernels, form, ..Options::default() }).unwrap()
+        Cuda::open(&Options::default().kernels(kernels).form(form)).unwrap()
     }
 
     fn engine_options(&self) -> EngineOptions {
-        EngineOptions {
-            device: Device::Cuda(0),
-            kernels: self.kernels(),
-            ..EngineOptions::default()
-        }
+        EngineOptions::default().device(Device::Cuda(0)).kernels(self.kernels())
     }
 
     fn reference(&self, name: &str) -> Reference {
@@ -249,12 +245,7 @@ fn greedy_tokens_and_document_caches() {
         let stored = engine.import(&engine.export(&read).unwrap()).unwrap();
         for (name, cache) in [("generate", engine.cache()), ("doc_cache", stored)] {
             let expected = reference.ids(&format!("{name}.tokens"));
-            let how = Sampling {
-                max_tokens: expected.len(),
-                ignore_eos: true,
-                logprobs: 2,
-                ..Sampling::greedy()
-            };
+            let how = Sampling::greedy().max_tokens(expected.len()).ignore_eos(true).logprobs(2);
             let prompt = Prompt::Tokens(reference.ids(&format!("{name}.prompt")));
             let pieces = engine.generate_after(cache, &prompt, &how).unwrap().map(Result::unwrap);
             let mut same = 0;
@@ -280,7 +271,7 @@ fn greedy_tokens_and_document_caches() {
 #[test]
 fn steps_are_replayed() {
     let Some(place) = Place::find("cuda::steps_are_replayed") else { return };
-    let how = Sampling { max_tokens: 24, ignore_eos: true, ..Sampling::greedy() };
+    let how = Sampling::greedy().max_tokens(24).ignore_eos(true);
     let tokens = |engine: &Engine| -> (Vec<u32>, Vec<Created>) {
         let pieces = engine.generate(&Prompt::raw("A walk in the"), &how).unwrap();
         pieces.map(|piece| (piece.unwrap().token.token, engine.created())).unzip()
@@ -293,7 +284,7 @@ fn steps_are_replayed() {
     // Each step is one launch of a graph, and counts the launches in it.
     assert!(last.launches - half.launches > 11 * 8, "{half:?} {last:?}");
 
-    let one_by_one = EngineOptions { profile: true, ..place.engine_options() };
+    let one_by_one = place.engine_options().profile(true);
     let engine = Engine::open("demo", &one_by_one).unwrap();
     let (launched, created) = tokens(&engine);
     assert_eq!(created[23].graphs, 0);
@@ -327,21 +318,21 @@ fn demo_embeddings_are_near_the_cpus() {
         let found = engine.embed(&texts, &Embed::default()).unwrap();
         found.into_iter().flat_map(|e| e.vector).collect::<Vec<f32>>()
     };
-    let cpu = EngineOptions { device: Device::Cpu, ..EngineOptions::default() };
+    let cpu = EngineOptions::default().device(Device::Cpu);
     close("demo embeddings", &on(place.engine_options()), &on(cpu), BF16);
 }
 
 #[test]
 fn what_does_not_fit_is_one_line() {
     let Some(place) = Place::find("cuda::what_does_not_fit_is_one_line") else { return };
-    let options = EngineOptions { kv_tokens: 1 << 30, ..place.engine_options() };
+    let options = place.engine_options().kv_tokens(1 << 30);
     let problem = Engine::open("demo", &options).err().unwrap().to_string();
     assert!(problem.contains("has no room for") && !problem.contains('\n'), "{problem}");
     // The device works on.
     let engine = Engine::open("demo", &place.engine_options()).unwrap();
     assert_eq!(engine.embed(&["a"], &Embed::default()).unwrap().len(), 1);
 
-    let missing = Options { ordinal: 99, ..Options::default() };
+    let missing = Options::default().ordinal(99);
     let problem = Cuda::open(&missing).err().unwrap().to_string();
     assert!(problem.contains("expected a GPU number 99"), "{problem}");
 }
@@ -426,7 +417,7 @@ fn the_program_finds_the_gpu() {
     let (out, notes) = run(&[&ask[..], &json, &kernels].concat());
     let found: serde_json::Value = serde_json::from_str(&out).unwrap();
     let engine = Engine::open("demo", &place.engine_options()).unwrap();
-    let how = Sampling { max_tokens: 8, ..Sampling::greedy() };
+    let how = Sampling::greedy().max_tokens(8);
     let pieces = engine.generate(&Prompt::user("Describe the package knights."), &how).unwrap();
     let tokens: Vec<u32> = pieces.map(|piece| piece.unwrap().token.token).collect();
     assert_eq!(found["tokens"], serde_json::json!(tokens));

@@ -125,12 +125,7 @@ fn embeddings_in_four_poolings() {
 fn greedy(reference: &Reference, cache: gritlm::cache::KvCache, name: &str) {
     let engine = &reference.engine;
     let expected = reference.ids(&format!("{name}.tokens"));
-    let how = Sampling {
-        max_tokens: expected.len(),
-        ignore_eos: true,
-        logprobs: 1,
-        ..Sampling::greedy()
-    };
+    let how = Sampling::greedy().max_tokens(expected.len()).ignore_eos(true).logprobs(1);
     let prompt = Prompt::Tokens(reference.ids(&format!("{name}.prompt")));
     let pieces: Vec<_> =
         engine.generate_after(cache, &prompt, &how).unwrap().map(Result::unwrap).collect();
@@ -191,7 +186,7 @@ fn text(value: &Value) -> &str {
 #[test]
 fn demo_embeds_as_hugging_face() {
     for (device, bound) in devices() {
-        let engine = Engine::open("demo", &Options { device, ..Options::default() }).unwrap();
+        let engine = Engine::open("demo", &Options::default().device(device)).unwrap();
         demo_embeds(&engine, bound);
     }
 }
@@ -210,14 +205,14 @@ fn demo_embeds(engine: &Engine, bound: f64) {
 #[test]
 fn demo_answers_as_hugging_face() {
     for (device, _) in devices() {
-        demo_answers(&Engine::open("demo", &Options { device, ..Options::default() }).unwrap());
+        demo_answers(&Engine::open("demo", &Options::default().device(device)).unwrap());
     }
 }
 
 fn demo_answers(engine: &Engine) {
     for case in demo_expectations()["generate"].as_array().unwrap() {
         let expected: Vec<u32> = serde_json::from_value(case["tokens"].clone()).unwrap();
-        let how = Sampling { max_tokens: expected.len(), ..Sampling::greedy() };
+        let how = Sampling::greedy().max_tokens(expected.len());
         let answer = engine.generate(&Prompt::user(text(&case["user"])), &how).unwrap();
         assert_eq!(answer.prompt_tokens() as u64, case["prompt_tokens"].as_u64().unwrap());
         let pieces: Vec<_> = answer.map(Result::unwrap).collect();

@@ -12,7 +12,7 @@ use gritlm::{Device, Engine, Error, Finish, Grammar, Options, Piece, Prompt, Sam
 use serde_json::{Value, json};
 
 fn demo() -> Engine {
-    Engine::open("demo", &Options { device: Device::Cpu, ..Options::default() }).unwrap()
+    Engine::open("demo", &Options::default().device(Device::Cpu)).unwrap()
 }
 
 /// The demo, whose vocabulary has words, and models that spell byte by byte.
@@ -22,11 +22,11 @@ fn engines() -> Vec<Engine> {
 }
 
 fn drawn(seed: u64) -> Sampling {
-    Sampling { seed, temperature: 1.0, max_tokens: 600, ..Sampling::default() }
+    Sampling::default().seed(seed).temperature(1.0).max_tokens(600)
 }
 
 fn following(engine: &Engine, schema: &Value, how: Sampling) -> Sampling {
-    Sampling { grammar: Some(Grammar::json_schema(engine, schema).unwrap()), ..how }
+    how.grammar(Some(Grammar::json_schema(engine, schema).unwrap()))
 }
 
 fn pieces(engine: &Engine, how: &Sampling) -> Vec<Piece> {
@@ -145,8 +145,8 @@ fn finished_answers_follow_the_schema() {
     for engine in engines() {
         for (schema, check) in schemas() {
             let grammar = Grammar::json_schema(&engine, &schema).unwrap();
-            for how in [drawn(1), drawn(2), drawn(3), Sampling { temperature: 0.0, ..drawn(0) }] {
-                let how = Sampling { grammar: Some(grammar.clone()), ..how };
+            for how in [drawn(1), drawn(2), drawn(3), drawn(0).temperature(0.0)] {
+                let how = how.grammar(Some(grammar.clone()));
                 let pieces = pieces(&engine, &how);
                 let (text, last) = (text(&pieces), pieces.last().unwrap());
                 let eos = |piece: &&Piece| engine.tokenizer().is_eos(piece.token.token);
@@ -208,7 +208,7 @@ fn changed(file: &str, text: &Value) -> Engine {
         std::fs::copy(data("mistral-tiny").join(name), folder.path().join(name)).unwrap();
     }
     std::fs::write(folder.path().join(file), text.to_string()).unwrap();
-    let options = Options { device: Device::Cpu, ..Options::default() };
+    let options = Options::default().device(Device::Cpu);
     // The weights stay mapped.
     Engine::open(folder.path().to_str().unwrap(), &options).unwrap()
 }
@@ -233,22 +233,20 @@ fn an_answer_ends_when_it_is_complete() {
         assert_eq!(last.finish, Some(Finish::Stop));
         assert!(number.parse::<u64>().unwrap() <= 999_999_999_999_999);
         assert_eq!(spells.tokenizer().is_eos(last.token.token), number.len() < 15, "{number}");
-        assert_eq!(pieces(&spells, &Sampling { ignore_eos: true, ..how }), found);
+        assert_eq!(pieces(&spells, &how.ignore_eos(true)), found);
         ended += usize::from(number.len() < 15);
     }
     assert!(ended > 1);
     // Cut off.
-    let how = following(&engine, &object, Sampling { max_tokens: 3, ..drawn(1) });
+    let how = following(&engine, &object, drawn(1).max_tokens(3));
     let cut = pieces(&engine, &how);
     assert_eq!((cut.len(), cut[2].finish), (3, Some(Finish::Length)));
     // The last token that may be drawn completes it.
-    let how = Sampling {
-        max_tokens: pieces(&engine, &Sampling { max_tokens: 99, ..how.clone() }).len(),
-        ..how
-    };
+    let whole = pieces(&engine, &how.clone().max_tokens(99)).len();
+    let how = how.max_tokens(whole);
     assert_eq!(pieces(&engine, &how).last().unwrap().finish, Some(Finish::Stop));
     // A stop text ends it before.
-    let how = Sampling { stop: vec!["\"a".into()], ..how };
+    let how = how.stop(vec!["\"a".into()]);
     let stopped = pieces(&engine, &how);
     assert_eq!(stopped.last().unwrap().finish, Some(Finish::Stop));
     assert!(text(&stopped).trim() == "{", "{:?}", text(&stopped));
@@ -267,7 +265,7 @@ fn any_of_several_ends() {
         let schema = json!({ "type": ["integer", "string"], "maxLength": 40 });
         let how = following(&engine, &schema, drawn(seed));
         let found = pieces(&engine, &how);
-        assert_eq!(pieces(&engine, &Sampling { ignore_eos: true, ..how }), found);
+        assert_eq!(pieces(&engine, &how.ignore_eos(true)), found);
         let text = text(&found);
         let (last, others) = found.split_last().unwrap();
         assert!(!others.iter().any(|p| engine.tokenizer().is_eos(p.token.token)), "{text:?}");
@@ -309,8 +307,7 @@ fn in_the_scheduler_as_alone() {
         for (i, (schema, _)) in schemas().into_iter().enumerate() {
             for (j, temperature) in [0.0, 1.0, 1.0].into_iter().enumerate() {
                 let how = drawn(j as u64);
-                let how =
-                    Sampling { temperature, max_tokens: 60, logprobs: 2, verbatim: true, ..how };
+                let how = how.temperature(temperature).max_tokens(60).logprobs(2).verbatim(true);
                 all.push((i * 7 + j, following(&engine, &schema, how.clone())));
                 all.push((i * 7 + j, how));
             }
@@ -327,9 +324,9 @@ fn in_the_scheduler_as_alone() {
                 (prompt, how, answer.map(Result::unwrap).collect::<Vec<_>>())
             })
             .collect();
-        let bad = following(&engine, &explosive(), Sampling { max_tokens: 2000, ..drawn(1) });
+        let bad = following(&engine, &explosive(), drawn(1).max_tokens(2000));
         let other = prompt(1);
-        let limits = Limits { batch_tokens: 64, ..Limits::default() };
+        let limits = Limits::default().batch_tokens(64);
         let scheduler = Scheduler::start(engine, limits).unwrap();
         let submit = |prompt: &[u32], how: &Sampling| {
             let work = Work::Generate { prompt: prompt.to_vec(), how: how.clone(), past: None };
@@ -343,7 +340,7 @@ fn in_the_scheduler_as_alone() {
         let error = outcome(failing).unwrap_err().to_string();
         assert!(error.contains("grammar") && !error.contains('\n'), "{error}");
         // Another that ends before the grammar gives up.
-        let short = submit(&other, &Sampling { max_tokens: 4, ..bad.clone() });
+        let short = submit(&other, &bad.clone().max_tokens(4));
         assert_eq!(outcome(short).unwrap().len(), 4);
         scheduler.drain();
     }
@@ -353,7 +350,7 @@ fn in_the_scheduler_as_alone() {
 fn any_object_and_a_conversation() {
     let engine = demo();
     let grammar = Some(Grammar::json_object(&engine).unwrap());
-    let how = Sampling { grammar, ..drawn(7) };
+    let how = drawn(7).grammar(grammar);
     let mut chat = engine.chat();
     for turn in ["Describe the package pdfgrep.", "And the next?", "And now?"] {
         let pieces: Vec<Piece> = chat.say(turn, &how).unwrap().map(Result::unwrap).collect();

@@ -301,7 +301,7 @@ fn html_takes_time_in_proportion() {
 fn engine() -> &'static Engine {
     static ENGINE: OnceLock<Engine> = OnceLock::new();
     ENGINE.get_or_init(|| {
-        let options = Options { device: Device::Cpu, ..Options::default() };
+        let options = Options::default().device(Device::Cpu);
         Engine::open("demo", &options).unwrap()
     })
 }

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 fn engine() -> &'static Engine {
     static ENGINE: OnceLock<Engine> = OnceLock::new();
     ENGINE.get_or_init(|| {
-        let options = Options { device: Device::Cpu, batch_tokens: 256, ..Options::default() };
+        let options = Options::default().device(Device::Cpu).batch_tokens(256);
         Engine::open("demo", &options).unwrap()
     })
 }

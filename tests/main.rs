@@ -13,6 +13,7 @@ mod cuda; // the CUDA backend, on an emulator or a GPU
 mod devtools; // a browser for the pages
 mod emulator; // builds the emulator, and makes sure that it finds what it should
 mod examples; // the programs of `examples/`, run
+mod faulty; // a backend whose passes fail where a test wants
 mod fuzz_corpus; // what fuzzers found, and what they began with
 mod golden; // equal to Hugging Face, on its own outputs
 mod grammar; // answers that follow a JSON schema

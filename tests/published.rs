@@ -58,7 +58,7 @@ fn published_values_of_gritlm_7b() {
             assert!((found - expected).abs() <= 0.002, "expected {expected}, found {found}");
         }
     }
-    let how = Sampling { max_tokens: 20, ..Sampling::greedy() };
+    let how = Sampling::greedy().max_tokens(20);
     let answer = engine.generate(&Prompt::user("What is the capital of France?"), &how).unwrap();
     let text: String = answer.map(|piece| piece.unwrap().text).collect();
     assert_eq!(text, "The capital of France is Paris.");

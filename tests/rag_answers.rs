@@ -43,7 +43,7 @@ fn golden_documents_through_the_store() {
         drop(cache);
         let say = |kv: &gritlm::cache::KvSnapshot| -> Vec<u32> {
             let prompt = Prompt::Tokens(reference.ids("doc_cache.prompt"));
-            let how = Sampling { max_tokens: 24, ignore_eos: true, ..Sampling::greedy() };
+            let how = Sampling::greedy().max_tokens(24).ignore_eos(true);
             let cache = engine.import(kv).unwrap();
             let pieces = engine.generate_after(cache, &prompt, &how).unwrap();
             pieces.map(|piece| piece.unwrap().token.token).collect()
@@ -88,14 +88,14 @@ fn titled(text: &str) -> String {
 }
 
 fn demo() -> Engine {
-    Engine::open("demo", &Options { device: Device::Cpu, ..Options::default() }).unwrap()
+    Engine::open("demo", &Options::default().device(Device::Cpu)).unwrap()
 }
 
 /// A store of the texts, each a document, the last two together one.
 fn store(engine: &Engine, at: &Path, cache: CacheKind, attn: Attn) {
     let identity = Identity { cache, attn, kv: KvFormat::F32, ..Identity::of(engine) };
     let mut writer = Writer::open(at, &identity).unwrap();
-    let how = Ask { attn: Some(attn), ..Ask::default() };
+    let how = Ask::default().attn(Some(attn));
     let chunk = |text: &str| {
         let Embedding { vector, tokens, kv, .. } = how.document(engine, &titled(text)).unwrap();
         let tokens = tokens as u32;
@@ -130,7 +130,7 @@ fn expected(engine: &Engine, how: &Ask, texts: &[&str]) -> (Vec<u32>, String, Us
             kv: how.document(engine, &titled(text)).unwrap().kv.map(Into::into),
         })
         .collect();
-    let draw = Sampling { max_tokens: 6, ..Sampling::greedy() };
+    let draw = Sampling::greedy().max_tokens(6);
     let mut answer = ask(engine, QUERY, how).unwrap().answer(engine, &passages, &draw).unwrap();
     let pieces: Vec<_> = (&mut answer).map(Result::unwrap).collect();
     let tokens = pieces.iter().map(|piece| piece.token.token).collect();
@@ -145,7 +145,7 @@ fn ask_answers_as_the_library_and_cites() {
         let at = folder.path().join("store");
         store(&engine, &at, CacheKind::Doc, attn);
         for mode in Mode::ALL {
-            let how = Ask { mode, attn: Some(attn), ..Ask::default() };
+            let how = Ask::default().mode(mode).attn(Some(attn));
             let order = match mode {
                 Mode::Plain(gritlm_rag::Order::QueryDoc) => &["--order", "query-doc"][..],
                 _ => &[],
@@ -215,7 +215,7 @@ fn ask_takes_its_options() {
     };
     // Without documents the question is a prompt; the answer's first words are part of it.
     let alone = ask(&["--documents", "0"]);
-    let draw = Sampling { max_tokens: 6, ..Sampling::greedy() };
+    let draw = Sampling::greedy().max_tokens(6);
     let generated: String = engine
         .generate(&Prompt::user(QUERY), &draw)
         .unwrap()
@@ -224,7 +224,7 @@ fn ask_takes_its_options() {
     assert_eq!((&alone["answer"], &alone["documents"]), (&generated.into(), &Value::Array(vec![])));
     for (flag, text) in [("--answer-prefix", "The answer is"), ("--answer-prefix=Well, ", "Well, ")]
     {
-        let how = Ask { mode: Mode::Doc, answer_prefix: text.into(), ..Ask::default() };
+        let how = Ask::default().mode(Mode::Doc).answer_prefix(text);
         let best = ranked(&engine, &how)[0].0;
         let (tokens, ..) = expected(&engine, &how, &[best]);
         assert_eq!(ask(&["--cache", "doc", flag])["tokens"], serde_json::json!(tokens));
@@ -249,8 +249,7 @@ fn ask_takes_its_options() {
 fn ask_reranks() {
     let model = with_a_yes();
     let model = model.path().to_str().unwrap();
-    let engine =
-        Engine::open(model, &Options { device: Device::Cpu, ..Options::default() }).unwrap();
+    let engine = Engine::open(model, &Options::default().device(Device::Cpu)).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path().join("store");
     store(&engine, &at, CacheKind::None, Attn::Bbcc);
@@ -261,7 +260,7 @@ fn ask_reranks() {
     };
     let searcher = Searcher::open(&engine, &at).unwrap();
     for documents in 1..=3 {
-        let find = Find { top_k: documents, rerank: true, ..Find::default() };
+        let find = Find::default().top_k(documents).rerank(true);
         let expected = searcher.search(QUERY, &find).unwrap();
         let count = documents.to_string();
         let more = ["--documents", &count, "--rerank"];
@@ -282,11 +281,11 @@ fn ask_reranks() {
         assert!(said.contains(&cited), "expected {cited:?} in {said}");
     }
     // It is another order than the vectors'.
-    let find = Find { top_k: 4, ..Find::default() };
+    let find = Find::default().top_k(4);
     let ids = |find: &Find| -> Vec<u64> {
         searcher.search(QUERY, find).unwrap().into_iter().map(|hit| hit.chunk.id).collect()
     };
-    assert_ne!(ids(&find), ids(&Find { rerank: true, ..find.clone() }));
+    assert_ne!(ids(&find), ids(&find.clone().rerank(true)));
 }
 
 #[test]
@@ -347,8 +346,7 @@ fn evicted_caches_are_computed_again() {
 /// All modes both ways, each beside its order's answer without cache; and the loading.
 #[test]
 fn answers_are_benched() {
-    let engine =
-        Engine::random("tiny", Some(2), &Options { device: Device::Cpu, ..Options::default() });
+    let engine = Engine::random("tiny", Some(2), &Options::default().device(Device::Cpu));
     let engine = engine.unwrap();
     let folder = tempfile::tempdir().unwrap();
     let mut plan = RagPlan::quick(folder.path().join("bench"), 2);

@@ -185,7 +185,7 @@ fn twin(engine: &Engine, attn: Attn, how: &Ask, count: usize) -> (Said, Usage) {
 }
 
 fn sampling() -> Sampling {
-    Sampling { max_tokens: NEW_TOKENS, ignore_eos: true, ..Sampling::greedy() }
+    Sampling::greedy().max_tokens(NEW_TOKENS).ignore_eos(true)
 }
 
 fn answer(engine: &Engine, how: &Ask, documents: &[Passage], draw: &Sampling) -> (Said, Usage) {
@@ -211,11 +211,11 @@ fn every_mode_as_its_slow_twin() {
         for (mode, count) in Mode::ALL.iter().flat_map(|&m| [1, 3].map(|n| (m, n))) {
             for positions in [Positions::Turned, Positions::AsPublished] {
                 let prefix = if count == 1 { "The answer is" } else { "" };
-                let how = Ask { mode, positions, answer_prefix: prefix.into(), ..Ask::default() };
+                let how = Ask::default().mode(mode).positions(positions).answer_prefix(prefix);
                 let name = format!("{model} on {device}, {mode:?} {positions:?} of {count}");
                 let (expected, counted) = twin(engine, Attn::Bbcc, &how, count);
                 let documents = stored(engine, Attn::Bbcc, count);
-                let draw = Sampling { mask: Some(UNLIMITED), ..sampling() };
+                let draw = sampling().mask(Some(UNLIMITED));
                 let (said, usage) = answer(engine, &how, &documents, &draw);
                 same(&name, &said, &expected);
                 let found = (usage.tokens_computed, usage.tokens_reused);
@@ -242,7 +242,7 @@ fn missing_caches_are_computed() {
     let reference = Reference::open("mistral-odd");
     let engine = &reference.engine;
     for mode in Mode::ALL {
-        let how = Ask { mode, ..Ask::default() };
+        let how = Ask::default().mode(mode);
         let mut documents = stored(engine, Attn::Bbcc, 2);
         let (expected, with) = answer(engine, &how, &documents, &sampling());
         documents[1].kv = None;
@@ -266,7 +266,7 @@ fn causal_caches_change_nothing() {
             let engine = &reference.engine;
             let mask = engine.embedding_mask(Attn::Cccc);
             for penalty in [1.0, 0.05] {
-                let draw = Sampling { repetition_penalty: penalty, ..sampling() };
+                let draw = sampling().repetition_penalty(penalty);
                 let documents = stored(engine, Attn::Cccc, 1);
                 let text = format!("{} {}", FOUND[0].0, FOUND[0].1);
                 for (mode, first, rest) in [
@@ -287,7 +287,7 @@ fn causal_caches_change_nothing() {
                         .map(|piece| piece.unwrap().token)
                         .map(|t| (t.token, t.logprob))
                         .unzip();
-                    let how = Ask { mode, attn: Some(Attn::Cccc), ..Ask::default() };
+                    let how = Ask::default().mode(mode).attn(Some(Attn::Cccc));
                     let (said, usage) = answer(engine, &how, &documents, &draw);
                     assert_eq!(usage.tokens_reused, reused);
                     let name = format!("{model} on {device}, {mode:?}");
@@ -337,7 +337,7 @@ fn what_does_not_fit_is_refused_in_one_line() {
     let few = join(&[part(&caches[0], 0)], Positions::Turned, &[1.0]).unwrap_err();
     assert!(line(few).contains("frequencies"));
 
-    let how = Ask { mode: Mode::Doc, ..Ask::default() };
+    let how = Ask::default().mode(Mode::Doc);
     let strange = Passage { kv: Some(caches[1].clone().into()), ..passages(1).remove(0) };
     let error = ask(a, QUERY, &how).unwrap().answer(a, &[strange], &sampling()).err().unwrap();
     assert!(line(error).contains("expected shape"));
@@ -346,7 +346,7 @@ fn what_does_not_fit_is_refused_in_one_line() {
     assert!(line(ask(a, &long, &how).err().unwrap()).contains("positions"));
 
     // What was refused holds no pages.
-    let small = Options { kv_tokens: 256, ..Options::default() };
+    let small = Options::default().kv_tokens(256);
     let small = Engine::open(data("mistral-odd").to_str().unwrap(), &small).unwrap();
     let wide = Passage { text: "y".repeat(300), ..Passage::default() };
     for _ in 0..3 {
@@ -372,8 +372,7 @@ fn no_documents_no_retrieval() {
     let expected: Vec<u32> =
         engine.generate(&prompt, &sampling()).unwrap().map(|p| p.unwrap().token.token).collect();
     for mode in Mode::ALL {
-        let ((tokens, _), usage) =
-            answer(&engine, &Ask { mode, ..Ask::default() }, &[], &sampling());
+        let ((tokens, _), usage) = answer(&engine, &Ask::default().mode(mode), &[], &sampling());
         assert_eq!((tokens, usage.tokens_reused), (expected.clone(), 0));
     }
 }

@@ -25,9 +25,7 @@ const CENTRES: u64 = 60;
 /// The demo model on the CPU.
 fn engine() -> &'static Engine {
     static ENGINE: OnceLock<Engine> = OnceLock::new();
-    ENGINE.get_or_init(|| {
-        Engine::open("demo", &Options { device: Device::Cpu, ..Options::default() }).unwrap()
-    })
+    ENGINE.get_or_init(|| Engine::open("demo", &Options::default().device(Device::Cpu)).unwrap())
 }
 
 fn identity(vectors: VectorFormat) -> Identity {
@@ -107,7 +105,7 @@ fn searcher(folder: &TempDir) -> Searcher<'static> {
 }
 
 fn ten(exact: bool) -> Find {
-    Find { top_k: 10, exact, ..Find::default() }
+    Find::default().top_k(10).exact(exact)
 }
 
 /// What is found: texts, which are numbers, with their scores.
@@ -175,7 +173,7 @@ fn what_is_in_the_graph_is_found_by_its_direction_and_all_else_exactly() {
     let chunk = NewChunk { text: "77777".into(), tokens: 1, vector: long, kv: None };
     writer.put(&new_document(777), &[chunk]).unwrap();
     let filters = vec!["parity=1".parse::<Filter>().unwrap()];
-    let filtered = Find { filters, ..ten(false) };
+    let filtered = ten(false).filters(filters);
     let first = |how: &Find| found(&searcher(&folder), &query, how)[0].0;
     // Not yet in the graph.
     assert_eq!(first(&ten(false)), 77777);
@@ -186,11 +184,11 @@ fn what_is_in_the_graph_is_found_by_its_direction_and_all_else_exactly() {
     assert_ne!(first(&ten(false)), 77777);
     assert_eq!([first(&ten(true)), first(&filtered)], [77777, 77777]);
     // More than the graph is asked for: all are looked at.
-    let all = Find { top_k: 1000, ..ten(false) };
+    let all = ten(false).top_k(1000);
     assert_eq!(first(&all), 77777);
     for query in queries(20) {
         let searcher = searcher(&folder);
-        let expected = found(&searcher, &query, &Find { exact: true, ..filtered.clone() });
+        let expected = found(&searcher, &query, &filtered.clone().exact(true));
         assert_eq!(found(&searcher, &query, &filtered), expected);
         assert!(expected.iter().all(|hit| hit.0 == 77777 || hit.0 / CHUNKS % 2 == 1));
     }

@@ -20,7 +20,7 @@ use tempfile::TempDir;
 fn engine() -> &'static Engine {
     static ENGINE: OnceLock<Engine> = OnceLock::new();
     ENGINE.get_or_init(|| {
-        let options = Options { device: Device::Cpu, batch_tokens: 256, ..Options::default() };
+        let options = Options::default().device(Device::Cpu).batch_tokens(256);
         Engine::open("demo", &options).unwrap()
     })
 }
@@ -119,8 +119,8 @@ fn the_program_indexes_searches_and_looks_after_a_store() {
 
     let found = objects(&with(&["search", "capture packets", "--top-k", "2"]).ok());
     let library = Searcher::open(engine(), Path::new(store)).unwrap();
-    let instruction = "Given a query, find the text that answers it.".into();
-    let find = Find { top_k: 2, instruction, ..Find::default() };
+    let instruction = "Given a query, find the text that answers it.";
+    let find = Find::default().top_k(2).instruction(instruction);
     let expected = library.search("capture packets", &find).unwrap();
     assert_eq!(found.len(), 2);
     for (line, hit) in found.iter().zip(&expected) {

@@ -7,6 +7,7 @@ mod failures; // failures hit only the requests that caused them
 mod fairness; // who comes first, and that nobody waits for ever
 mod prefix; // beginnings that prompts share
 
+use crate::faulty::faulty;
 use crate::support::{Reference, with_a_yes};
 use gritlm::model::ops::{Mask, PAGE};
 use gritlm::schedule::{
@@ -21,7 +22,7 @@ use std::time::{Duration, Instant};
 
 pub(crate) fn demo_with(kv_pages: usize) -> Engine {
     let kv_tokens = kv_pages * PAGE;
-    let options = Options { device: Device::Cpu, kv_tokens, ..Options::default() };
+    let options = Options::default().device(Device::Cpu).kv_tokens(kv_tokens);
     Engine::open("demo", &options).unwrap()
 }
 
@@ -31,12 +32,12 @@ fn demo() -> Engine {
 
 /// One with words for yes and no.
 fn judge() -> Engine {
-    let options = Options { device: Device::Cpu, ..Options::default() };
+    let options = Options::default().device(Device::Cpu);
     Engine::open(with_a_yes().path().to_str().unwrap(), &options).unwrap()
 }
 
 pub(crate) fn start(engine: Engine, batch_tokens: usize) -> Scheduler {
-    Scheduler::start(engine, Limits { batch_tokens, ..Limits::default() }).unwrap()
+    Scheduler::start(engine, Limits::default().batch_tokens(batch_tokens)).unwrap()
 }
 
 /// Ends it, and makes sure that every page is free and every request counted.
@@ -53,7 +54,7 @@ pub(crate) fn end(scheduler: &Scheduler) -> Stats {
 }
 
 pub(crate) fn greedy(max_tokens: usize) -> Sampling {
-    Sampling { max_tokens, ..Sampling::greedy() }
+    Sampling::greedy().max_tokens(max_tokens)
 }
 
 /// `tokens` ids that differ from those of another `seed` in the first place already.
@@ -63,7 +64,7 @@ pub(crate) fn ids(seed: u32, tokens: usize) -> Vec<u32> {
 
 fn generate(seed: u32, prompt: usize, max_tokens: usize) -> Request {
     // So that the length of the answer is known.
-    let how = Sampling { ignore_eos: true, ..greedy(max_tokens) };
+    let how = greedy(max_tokens).ignore_eos(true);
     Work::Generate { prompt: ids(seed, prompt), how, past: None }.into()
 }
 
@@ -149,13 +150,13 @@ fn mixed(engine: &Engine) -> Vec<(Work, Outcome)> {
     let mut all = Vec::new();
     for i in 0..12 {
         let prompt = Prompt::raw(format!("Describe {} {i}. ", "the package ".repeat(i * 9)));
-        let mut how = Sampling { seed: i as u64, ..greedy(4 + i) };
+        let mut how = greedy(4 + i).seed(i as u64);
         match i % 6 {
-            1 => how = Sampling { temperature: 0.9, top_p: 0.95, logprobs: 3, ..how },
-            2 => how = Sampling { repetition_penalty: 1.3, ignore_eos: true, ..how },
-            3 => how = Sampling { stop: vec!["e".into(), "a p".into()], ..how },
-            4 => how = Sampling { mask: Some(Mask::Causal { window: Some(40) }), ..how },
-            5 => how = Sampling { mask: Some(Mask::Bidirectional { window: None }), ..how },
+            1 => how = how.temperature(0.9).top_p(0.95).logprobs(3),
+            2 => how = how.repetition_penalty(1.3).ignore_eos(true),
+            3 => how = how.stop(vec!["e".into(), "a p".into()]),
+            4 => how = how.mask(Some(Mask::Causal { window: Some(40) })),
+            5 => how = how.mask(Some(Mask::Bidirectional { window: None })),
             _ => {}
         }
         let pieces = engine.generate(&prompt, &how).unwrap().map(Result::unwrap).collect();
@@ -171,10 +172,10 @@ fn mixed(engine: &Engine) -> Vec<(Work, Outcome)> {
         let mut how = Embed::default();
         match i % 6 {
             1 => how = Embed::with_instruction("Find it."),
-            2 => how = Embed { dimensions: Some(64), pooling: Pooling::Cls, ..how },
-            3 => how = Embed { attn: Some(gritlm::Attn::Cccc), max_length: 20, ..how },
-            4 => how = Embed { mask: Some(Mask::Bidirectional { window: Some(9) }), ..how },
-            5 => how = Embed { normalize: false, pooling: Pooling::WeightedMean, ..how },
+            2 => how = how.dimensions(Some(64)).pooling(Pooling::Cls),
+            3 => how = how.attn(Some(gritlm::Attn::Cccc)).max_length(20),
+            4 => how = how.mask(Some(Mask::Bidirectional { window: Some(9) })),
+            5 => how = how.normalize(false).pooling(Pooling::WeightedMean),
             _ => {}
         }
         let embeddings = engine.embed(&texts, &how).unwrap();
@@ -236,11 +237,10 @@ fn values_are_the_engines_alone_and_under_load() {
 /// Passages count as texts: whole, of their kind, in the queue and in the pages.
 #[test]
 fn passages_are_texts() {
-    let engine = judge();
+    let engine = faulty(with_a_yes().path().to_str().unwrap(), fault).unwrap();
     let (limit, vocab) = (engine.config().max_positions, engine.config().vocab as u32);
     let rank = |prompts: Vec<Vec<u32>>| Request::from(Work::Rank { prompts });
-    let limits = Limits { batch_tokens: 64, fault: Some(fault), ..Limits::default() };
-    let scheduler = Scheduler::start(engine, limits).unwrap();
+    let scheduler = start(engine, 64);
     let submit = |request| scheduler.submit(request).unwrap();
     let gate = Gate::shut(&scheduler);
     let before = scheduler.stats().total.embed;
@@ -288,7 +288,7 @@ pub(crate) fn until(scheduler: &Scheduler, there: impl Fn(&Stats) -> bool) {
 fn no_text_is_too_long_for_a_step() {
     let engine = demo();
     let long: String = "alpha beta gamma ".repeat(60);
-    let how = Embed { max_length: 2000, ..Embed::default() };
+    let how = Embed::default().max_length(2000);
     let expected = engine.embed(&[&long], &how).unwrap();
     let texts = engine.encode_texts(&[&long], &how).unwrap();
     assert!(expected[0].tokens > 200);

@@ -12,7 +12,7 @@ fn encoded(tokens: Vec<u32>) -> Encoded {
 
 /// Keys and values of an embedding pass, as the engine alone computes them.
 fn kept(engine: &Engine, tokens: &[u32]) -> KvSnapshot {
-    let how = Embed { keep_kv: true, ..Embed::default() };
+    let how = Embed::default().keep_kv(true);
     let texts = [encoded(tokens.to_vec())];
     let mut kept = engine.embed_encoded(&texts, &how, &mut |_| Ok(())).unwrap();
     kept.remove(0).kv.unwrap()
@@ -20,7 +20,7 @@ fn kept(engine: &Engine, tokens: &[u32]) -> KvSnapshot {
 
 fn endless(max_tokens: usize) -> Sampling {
     // The penalty shows whether the tokens of the past count.
-    Sampling { ignore_eos: true, repetition_penalty: 1.3, ..greedy(max_tokens) }
+    greedy(max_tokens).ignore_eos(true).repetition_penalty(1.3)
 }
 
 fn after(past: Past, prompt: Vec<u32>, how: &Sampling) -> Request {
@@ -88,7 +88,7 @@ fn passes_keep_their_keys_and_values_where_asked() {
     let scheduler = start(engine, 256);
     let submit = |keep_kv| {
         let texts = texts.iter().cloned().map(encoded).collect();
-        let how = Embed { keep_kv, ..Embed::default() };
+        let how = Embed::default().keep_kv(keep_kv);
         scheduler.submit(Work::Embed { texts, how }.into()).unwrap()
     };
     let (with, without) = (submit(true), submit(false));
@@ -181,7 +181,7 @@ fn one_cancellation_ends_all_requests_that_carry_it() {
 #[test]
 fn a_window_drops_what_lies_before_it_of_a_past() {
     let folder = crate::support::data("mistral-tiny");
-    let options = Options { device: Device::Cpu, kv_tokens: 1024, ..Options::default() };
+    let options = Options::default().device(Device::Cpu).kv_tokens(1024);
     let engine = Engine::open(folder.to_str().unwrap(), &options).unwrap();
     let tokens = ids(3, 150);
     let past = Past { cache: kept(&engine, &tokens), tokens };

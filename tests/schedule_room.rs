@@ -11,7 +11,7 @@ const SOON: u64 = 80;
 
 /// Goes on to its last token.
 fn endless(max_tokens: usize) -> Sampling {
-    Sampling { ignore_eos: true, ..greedy(max_tokens) }
+    greedy(max_tokens).ignore_eos(true)
 }
 
 fn answer(prompt: Vec<u32>, how: Sampling) -> Request {
@@ -57,10 +57,10 @@ fn answers_come_forward_whatever_stream_of_texts_there_is() {
     let grammar = Grammar::json_schema(scheduler.engine(), &schema).unwrap();
     let ways = [
         endless(300),
-        Sampling { temperature: 0.9, seed: 7, top_p: 0.95, ..endless(300) },
-        Sampling { repetition_penalty: 1.3, logprobs: 2, ..endless(200) },
-        Sampling { grammar: Some(grammar), ..greedy(250) },
-        Sampling { prompt_logprobs: Some(1), ..endless(150) },
+        endless(300).temperature(0.9).seed(7).top_p(0.95),
+        endless(200).repetition_penalty(1.3).logprobs(2),
+        greedy(250).grammar(Some(grammar)),
+        endless(150).prompt_logprobs(Some(1)),
     ];
     // On the same engine, whose grammar it is, as long as nothing holds pages.
     let prompts = (0..5).map(|i| ids(i, 600));

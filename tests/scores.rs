@@ -12,12 +12,12 @@ use serde_json::{Value, json};
 const TEXT: &str = "/v1/completions";
 
 fn demo() -> Engine {
-    let options = Options { device: Device::Cpu, ..Options::default() };
+    let options = Options::default().device(Device::Cpu);
     Engine::open("demo", &options).unwrap()
 }
 
 fn scoring(logprobs: u32, max_tokens: usize) -> Sampling {
-    Sampling { max_tokens, prompt_logprobs: Some(logprobs), logprobs, ..Sampling::greedy() }
+    Sampling::greedy().max_tokens(max_tokens).prompt_logprobs(Some(logprobs)).logprobs(logprobs)
 }
 
 /// Log-probabilities `(tokens, vocab)` in f64 from the logits of one pass.
@@ -66,8 +66,7 @@ fn a_prompts_scores_are_those_of_its_logits_on_every_device() {
     for (device, bound) in devices() {
         for (name, tokens) in [("mistral-tiny", 140), ("mixtral-tiny", 2), ("mistral-odd", 131)] {
             // Parts of 50 tokens: scores reach over the ends of passes.
-            let options =
-                Options { device: device.clone(), batch_tokens: 50, ..Options::default() };
+            let options = Options::default().device(device.clone()).batch_tokens(50);
             let reference = Reference::open_with(name, options);
             let engine = &reference.engine;
             let vocab = engine.config().vocab as u32;
@@ -82,7 +81,7 @@ fn a_prompts_scores_are_those_of_its_logits_on_every_device() {
                 let pieces: Vec<_> = answer.by_ref().map(Result::unwrap).collect();
                 assert!(pieces.len() <= max_tokens && pieces.is_empty() == (max_tokens == 0));
                 check(&name, answer.prompt_logprobs(), &ids, &all, top as usize, bound);
-                let how = Sampling { prompt_logprobs: None, ..how };
+                let how = how.prompt_logprobs(None);
                 let alone: Vec<_> = engine.generate(&prompt, &how).unwrap().collect();
                 assert_eq!(alone.into_iter().map(Result::unwrap).collect::<Vec<_>>(), pieces);
             }
@@ -99,12 +98,12 @@ fn scores_come_through_the_scheduler_whatever_else_is_in_the_batch() {
     let long = ids(400, 11);
     let prompts = [long.clone(), [&long[..300], &ids(9, 5)].concat(), ids(2, 3), ids(1, 7)];
     let expected: Vec<_> = prompts.iter().map(|prompt| by_logits(&engine, prompt)).collect();
-    let limits = Limits { batch_tokens: 64, ..Limits::default() };
+    let limits = Limits::default().batch_tokens(64);
     let scheduler = Scheduler::start(engine, limits).unwrap();
     for _ in 0..2 {
         let work = |prompt: &Vec<u32>| Work::Generate {
             prompt: prompt.clone(),
-            how: Sampling { ignore_eos: true, ..scoring(2, 3) },
+            how: scoring(2, 3).ignore_eos(true),
             past: None,
         };
         let plain = Work::Generate { prompt: long.clone(), how: Sampling::greedy(), past: None };
@@ -241,7 +240,7 @@ fn the_token_that_ends_the_text_is_told() {
     {
         let prompt = Prompt::user(question);
         let mut ids = engine.tokenize_prompt(&prompt, false).unwrap();
-        let how = Sampling { max_tokens: 400, ..Sampling::greedy() };
+        let how = Sampling::greedy().max_tokens(400);
         let pieces = engine.generate(&prompt, &how).unwrap().map(Result::unwrap);
         ids.extend(pieces.map(|piece| piece.token.token));
         // The answer ends by itself; its last token is what comes after all the others.

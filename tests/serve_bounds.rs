@@ -30,7 +30,7 @@ fn memory(server: &Server, field: &str) -> u64 {
 
 #[test]
 fn the_library_refuses_and_cuts_by_bytes() {
-    let options = Options { device: Device::Cpu, ..Options::default() };
+    let options = Options::default().device(Device::Cpu);
     let engine = Engine::open("demo", &options).unwrap();
     let (long, limit) = (long(), engine.tokenizer().most_bytes(2048));
     let chat = |past: &str, text: &str| Prompt::Chat {
@@ -51,7 +51,7 @@ fn the_library_refuses_and_cuts_by_bytes() {
     assert!(matches!(error, Error::LongText { what: "instruction", .. }), "{error}");
     // A text that is cut anyway is looked at as far as it counts.
     for max_length in [8, 512, 2048] {
-        let how = Embed { max_length, ..Embed::default() };
+        let how = Embed::default().max_length(max_length);
         let all = engine.encode_texts(&[&long, &long[..6 * max_length * 8]], &how).unwrap();
         assert_eq!(all[0].tokens, all[1].tokens);
         assert_eq!(all[0].tokens.len(), max_length);
@@ -64,7 +64,7 @@ fn the_library_refuses_and_cuts_by_bytes() {
 
 #[test]
 fn titles_of_chunks_are_refused_and_cut_by_bytes() {
-    let options = Options { device: Device::Cpu, ..Options::default() };
+    let options = Options::default().device(Device::Cpu);
     let engine = Engine::open("demo", &options).unwrap();
     let limit = engine.tokenizer().most_bytes(2048);
     let how = Chunking { tokens: 64, overlap: 0 };
@@ -143,7 +143,7 @@ fn token_ids_to_be_text_are_bounded() {
 
 #[test]
 fn names_of_documents_are_bounded() {
-    let options = Options { device: Device::Cpu, ..Options::default() };
+    let options = Options::default().device(Device::Cpu);
     let engine = Engine::open("demo", &options).unwrap();
     let (_kept, at) = store_of(&engine, CacheKind::None);
     let server = Server::start(&["--store", at.to_str().unwrap()]);

@@ -86,7 +86,7 @@ fn pages_see_what_the_answer_says() {
 
 fn bind(origins: &[&str]) -> Result<(), String> {
     let cors = origins.iter().map(|origin| (*origin).into()).collect();
-    let settings = Settings { cors, ..Settings::default() };
+    let settings = Settings::default().cors(cors);
     gritlm_serve::Server::bind("127.0.0.1", 0, settings).map(drop).map_err(|e| e.to_string())
 }
 

@@ -1,12 +1,11 @@
 //! Clients that never read, bodies that never end: what they hold is bounded over all connections,
 //! counted to the byte, given back, and others are served meanwhile.
 
+use crate::faulty::faulty;
 use crate::serve::{Answer, Server};
 use crate::serve_bounds::{peak, resident};
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use gritlm::schedule::Limits;
-use gritlm::{Device, Engine, Options};
 use gritlm_serve::Settings;
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -324,13 +323,11 @@ fn an_answer_that_pauses_is_not_cut_off() {
         std::thread::sleep(Duration::from_millis(300));
         false
     }
-    let limits = Limits { fault: Some(slow), ..Limits::default() };
-    let settings = Settings { limits, patience: Duration::from_millis(100), ..Settings::default() };
+    let settings = Settings::default().patience(Duration::from_millis(100));
     let server = gritlm_serve::Server::bind("127.0.0.1", 0, settings).unwrap();
     let url = format!("http://{}", server.address());
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let options = Options { device: Device::Cpu, ..Options::default() };
-    let load = move || Engine::open("demo", &options);
+    let load = || faulty("demo", slow);
     let thread = std::thread::spawn(move || server.run(load, async { drop(stopped.await) }));
     let server = Server::at(&url).ready();
     for tokens in [1, 3, 5] {

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 const CHAT: &str = "/v1/chat/completions";
 
 fn demo() -> Engine {
-    Engine::open("demo", &Options { device: Device::Cpu, ..Options::default() }).unwrap()
+    Engine::open("demo", &Options::default().device(Device::Cpu)).unwrap()
 }
 
 fn say(role: &str, content: &str) -> Value {
@@ -17,7 +17,7 @@ fn say(role: &str, content: &str) -> Value {
 
 /// The answer to a prompt that is spelled out, and how many tokens the prompt has.
 fn raw(engine: &Engine, prompt: &str, seed: u64) -> (String, usize) {
-    let how = Sampling { max_tokens: 8, temperature: 1.5, seed, ..Sampling::default() };
+    let how = Sampling::default().max_tokens(8).temperature(1.5).seed(seed);
     let answer = engine.generate(&Prompt::raw(prompt), &how).unwrap();
     let tokens = answer.prompt_tokens();
     let pieces: Vec<Piece> = answer.map(Result::unwrap).collect();
@@ -148,7 +148,7 @@ fn a_cut_answer_goes_on() {
         let ids = |begun: &str| engine.tokenize_prompt(&asked(begun), false).unwrap();
         let start = "This package";
         let whole = ask(start, 20);
-        let how = Sampling { max_tokens: 12, ..Sampling::greedy() };
+        let how = Sampling::greedy().max_tokens(12);
         let drawn = engine.generate(&asked(start), &how).unwrap();
         let drawn: Vec<u32> = drawn.map(|piece| piece.unwrap().token.token).collect();
         for tokens in 1..drawn.len() {

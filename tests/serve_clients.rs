@@ -73,13 +73,13 @@ fn runs(python: &str, script: &str, given: &Value) {
 
 /// Inputs, and what the library makes of them.
 fn given(server: &Server) -> Value {
-    let options = Options { device: Device::Cpu, ..Options::default() };
+    let options = Options::default().device(Device::Cpu);
     let engine = Engine::open("demo", &options).unwrap();
     let texts = ["chess interface for the desktop", "capture network packets", "größer als π"];
     let vectors = engine.embed(&texts, &Embed::default()).unwrap();
     let vectors: Vec<&[f32]> = vectors.iter().map(|e| e.vector.as_slice()).collect();
     let answer = |prompt: &Prompt, max_tokens| {
-        let how = Sampling { max_tokens, ..Sampling::greedy() };
+        let how = Sampling::greedy().max_tokens(max_tokens);
         let pieces = engine.generate(prompt, &how).unwrap();
         pieces.map(|piece| piece.unwrap().text).collect::<String>()
     };
@@ -168,7 +168,7 @@ fn mteb() {
 fn schemathesis() {
     let Some(python) = clients("schemathesis") else { return };
     // Short answers, so that thousands of requests take seconds; and bodies of any size are tried.
-    let options = Options { device: Device::Cpu, ..Options::default() };
+    let options = Options::default().device(Device::Cpu);
     let engine = Engine::open("demo", &options).unwrap();
     let (_kept, store) = store_of(&engine, CacheKind::Doc);
     let server = Server::start(&["--api-key", KEY, "--store", store.to_str().unwrap()]);

@@ -11,13 +11,13 @@ use gritlm::{Attn, Device, Embed, Embedding, Engine, Options, Pooling, Ranked};
 use serde_json::{Value, json};
 
 fn demo() -> Engine {
-    let options = Options { device: Device::Cpu, ..Options::default() };
+    let options = Options::default().device(Device::Cpu);
     Engine::open("demo", &options).unwrap()
 }
 
 /// As the server embeds if nothing else is said: nothing is cut.
 fn whole() -> Embed {
-    Embed { max_length: 2048, ..Embed::default() }
+    Embed::default().max_length(2048)
 }
 
 #[track_caller]
@@ -54,18 +54,18 @@ fn embeddings_are_the_engines() {
         (json!({}), how()),
         (json!({"model": "demo", "user": "me", "unknown": [1]}), how()),
         (json!({"instruction": null, "pooling": null, "dimensions": null}), how()),
-        (json!({"instruction": instruction}), Embed { instruction: instruction.into(), ..how() }),
+        (json!({"instruction": instruction}), how().instruction(instruction)),
         (json!({"pooling": "mean"}), how()),
-        (json!({"pooling": "weighted_mean"}), Embed { pooling: Pooling::WeightedMean, ..how() }),
-        (json!({"pooling": "cls"}), Embed { pooling: Pooling::Cls, ..how() }),
-        (json!({"pooling": "last_token"}), Embed { pooling: Pooling::LastToken, ..how() }),
-        (json!({"normalize": false}), Embed { normalize: false, ..how() }),
-        (json!({"dimensions": 7}), Embed { dimensions: Some(7), ..how() }),
+        (json!({"pooling": "weighted_mean"}), how().pooling(Pooling::WeightedMean)),
+        (json!({"pooling": "cls"}), how().pooling(Pooling::Cls)),
+        (json!({"pooling": "last_token"}), how().pooling(Pooling::LastToken)),
+        (json!({"normalize": false}), how().normalize(false)),
+        (json!({"dimensions": 7}), how().dimensions(Some(7))),
         (json!({"dimensions": 192}), how()),
-        (json!({"attn": "cccc"}), Embed { attn: Some(Attn::Cccc), ..how() }),
+        (json!({"attn": "cccc"}), how().attn(Some(Attn::Cccc))),
         (json!({"attn": "bbcc", "priority": 3, "timeout": 100.5}), how()),
-        (json!({"max_length": 20}), Embed { max_length: 20, ..how() }),
-        (json!({"max_length": 20, "truncate": true}), Embed { max_length: 20, ..how() }),
+        (json!({"max_length": 20}), how().max_length(20)),
+        (json!({"max_length": 20, "truncate": true}), how().max_length(20)),
         (json!({"max_length": 2048, "truncate": false}), how()),
     ];
     for (fields, how) in cases {
@@ -98,7 +98,7 @@ fn token_ids_are_texts() {
     let (server, engine) = (Server::start(&[]), demo());
     let texts = ["chess interface", "capture network packets"];
     for instruction in ["", "Find the package."] {
-        let how = Embed { instruction: instruction.into(), ..whole() };
+        let how = whole().instruction(instruction);
         let expected = engine.embed(&texts, &how).unwrap();
         let encoded = engine.encode_texts(&texts, &how).unwrap();
         let ids: Vec<&[u32]> = encoded.iter().map(|e| &e.tokens[e.skip..]).collect();
@@ -236,7 +236,7 @@ fn judge(args: &[&str]) -> (Server, Engine) {
     let folder = with_a_yes();
     let model = folder.path().to_str().unwrap();
     let server = Server::start(&[&["--model", model, "--model-name", "judge"], args].concat());
-    let options = Options { device: Device::Cpu, ..Options::default() };
+    let options = Options::default().device(Device::Cpu);
     (server, Engine::open(model, &options).unwrap())
 }
 

@@ -1,8 +1,8 @@
 //! What a server survives: clients that vanish, dawdle, talk nonsense or come all at once, a device
 //! that fails, an end in the middle of everything. What was survived is counted and printed.
 
+use crate::faulty::faulty;
 use crate::serve::{Answer, Server};
-use gritlm::schedule::Limits;
 use gritlm::{Device, Embed, Engine, Options, Prompt, Sampling};
 use gritlm_serve::Settings;
 use serde_json::{Value, json};
@@ -14,13 +14,13 @@ use std::time::Duration;
 
 fn engine() -> &'static Engine {
     static ENGINE: OnceLock<Engine> = OnceLock::new();
-    let options = Options { device: Device::Cpu, ..Options::default() };
+    let options = Options::default().device(Device::Cpu);
     ENGINE.get_or_init(|| Engine::open("demo", &options).unwrap())
 }
 
 /// What the library answers, greedily.
 fn expected(prompt: &str, max_tokens: usize) -> String {
-    let how = Sampling { max_tokens, ..Sampling::greedy() };
+    let how = Sampling::greedy().max_tokens(max_tokens);
     let pieces = engine().generate(&Prompt::user(prompt), &how).unwrap();
     pieces.map(|piece| piece.unwrap().text).collect()
 }
@@ -334,14 +334,12 @@ fn a_failing_device_harms_no_other_request() {
     fn fault(tokens: &[u32]) -> bool {
         tokens.windows(3).any(|w| w[0] == w[1] && w[1] == w[2])
     }
-    let limits = Limits { fault: Some(fault), ..Limits::default() };
-    let settings = Settings { limits, ..Settings::default() };
+    let settings = Settings::default();
     let server = gritlm_serve::Server::bind("127.0.0.1", 0, settings).unwrap();
     let url = format!("http://{}", server.address());
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let options = Options { device: Device::Cpu, ..Options::default() };
     let thread = std::thread::spawn(move || {
-        server.run(move || Engine::open("demo", &options), async {
+        server.run(move || faulty("demo", fault), async {
             let _ = stopped.await;
         })
     });

@@ -19,9 +19,7 @@ const TURNS: [&str; 3] = ["What is jaxe?", "In which section would it be?", "And
 
 fn engine() -> &'static Engine {
     static ENGINE: OnceLock<Engine> = OnceLock::new();
-    ENGINE.get_or_init(|| {
-        Engine::open("demo", &Options { device: Device::Cpu, ..Options::default() }).unwrap()
-    })
+    ENGINE.get_or_init(|| Engine::open("demo", &Options::default().device(Device::Cpu)).unwrap())
 }
 
 fn pieces(prompt: &Prompt, how: &Sampling) -> Vec<Piece> {
@@ -93,7 +91,7 @@ fn read(events: impl Iterator<Item = String>) -> (BTreeMap<u64, (String, String)
 #[test]
 fn a_chat_is_the_librarys() {
     let (server, prompt) = (Server::start(&[]), Prompt::user(QUESTION));
-    let how = Sampling { max_tokens: 24, ..Sampling::greedy() };
+    let how = Sampling::greedy().max_tokens(24);
     let body = json!({"messages": user(QUESTION), "max_tokens": 24, "temperature": 0});
     let answer = server.post(CHAT, &body);
     let timing = answer.header("server-timing");
@@ -124,7 +122,7 @@ fn a_chat_is_the_librarys() {
 fn a_completion_is_the_librarys() {
     let server = Server::start(&[]);
     let raw = "pdfgrep is a tool to search";
-    let how = Sampling { max_tokens: 16, ..Sampling::greedy() };
+    let how = Sampling::greedy().max_tokens(16);
     let expected = pieces(&Prompt::raw(raw), &how);
     let ids = engine().tokenizer().encode(raw).unwrap();
     for prompt in [json!(raw), json!([raw]), json!(ids), json!([ids])] {
@@ -145,23 +143,23 @@ fn a_completion_is_the_librarys() {
 #[test]
 fn options_arrive() {
     let server = Server::start(&[]);
-    let base = Sampling { max_tokens: 12, temperature: 1.0, seed: 7, ..Sampling::default() };
+    let base = Sampling::default().max_tokens(12).temperature(1.0).seed(7);
     let cases = [
         (json!({}), base.clone()),
-        (json!({"seed": 8}), Sampling { seed: 8, ..base.clone() }),
-        (json!({"seed": -1}), Sampling { seed: u64::MAX, ..base.clone() }),
-        (json!({"temperature": 3}), Sampling { temperature: 3.0, ..base.clone() }),
-        (json!({"top_p": 0.2}), Sampling { top_p: 0.2, ..base.clone() }),
-        (json!({"top_k": 2, "seed": 1}), Sampling { top_k: 2, seed: 1, ..base.clone() }),
-        (json!({"min_p": 0.3}), Sampling { min_p: 0.3, ..base.clone() }),
+        (json!({"seed": 8}), base.clone().seed(8)),
+        (json!({"seed": -1}), base.clone().seed(u64::MAX)),
+        (json!({"temperature": 3}), base.clone().temperature(3.0)),
+        (json!({"top_p": 0.2}), base.clone().top_p(0.2)),
+        (json!({"top_k": 2, "seed": 1}), base.clone().top_k(2).seed(1)),
+        (json!({"min_p": 0.3}), base.clone().min_p(0.3)),
         (
             json!({"repetition_penalty": 3, "temperature": 0}),
-            Sampling { repetition_penalty: 3.0, temperature: 0.0, ..base.clone() },
+            base.clone().repetition_penalty(3.0).temperature(0.0),
         ),
         (json!({"ignore_eos": true, "max_tokens": 60}), {
-            Sampling { ignore_eos: true, max_tokens: 60, ..base.clone() }
+            base.clone().ignore_eos(true).max_tokens(60)
         }),
-        (json!({"max_completion_tokens": 5}), Sampling { max_tokens: 5, ..base.clone() }),
+        (json!({"max_completion_tokens": 5}), base.clone().max_tokens(5)),
     ];
     let body = json!({"messages": user(QUESTION), "max_tokens": 12, "seed": 7});
     let mut texts = Vec::new();
@@ -191,7 +189,7 @@ fn left_out_options() {
 #[test]
 fn several_choices() {
     let server = Server::start(&[]);
-    let how = |seed| Sampling { max_tokens: 9, temperature: 2.0, seed, ..Sampling::default() };
+    let how = |seed| Sampling::default().max_tokens(9).temperature(2.0).seed(seed);
     let body = json!({"n": 3, "seed": 5, "max_tokens": 9, "temperature": 2});
     let chat = with(&body, &json!({"messages": user(QUESTION)}));
     let expected: Vec<_> = (5..8).map(|seed| pieces(&Prompt::user(QUESTION), &how(seed))).collect();
@@ -228,10 +226,10 @@ fn several_choices() {
 #[test]
 fn stop_texts_end_it() {
     let server = Server::start(&[]);
-    let greedy = Sampling { max_tokens: 24, ..Sampling::greedy() };
+    let greedy = Sampling::greedy().max_tokens(24);
     let whole = text(&pieces(&Prompt::user(QUESTION), &greedy));
     let stop: String = whole.chars().skip(9).take(4).collect();
-    let how = Sampling { stop: vec![stop.clone()], ..greedy };
+    let how = greedy.stop(vec![stop.clone()]);
     let expected = pieces(&Prompt::user(QUESTION), &how);
     assert!(whole.starts_with(&text(&expected)) && finish(&expected) == "stop");
     let body = json!({"messages": user(QUESTION), "max_tokens": 24, "temperature": 0});
@@ -261,12 +259,12 @@ fn formats_are_followed() {
     let body = json!({"max_tokens": 60, "seed": 4, "n": 2});
     for (fields, grammar) in cases {
         let fields = with(&body, &fields);
-        let how = |seed| Sampling {
-            max_tokens: 60,
-            temperature: 1.0,
-            seed,
-            grammar: Some(grammar.clone()),
-            ..Sampling::default()
+        let how = |seed| {
+            Sampling::default()
+                .max_tokens(60)
+                .temperature(1.0)
+                .seed(seed)
+                .grammar(Some(grammar.clone()))
         };
         let chat = server.post(CHAT, &with(&fields, &json!({"messages": user(QUESTION)}))).ok();
         let stream = with(&fields, &json!({"prompt": "pdfgrep", "stream": true}));

@@ -235,7 +235,7 @@ fn cut_bodies_are_nobodys_field() {
 /// object a name.
 #[test]
 fn objects_are_objects() {
-    let options = Options { device: Device::Cpu, ..Options::default() };
+    let options = Options::default().device(Device::Cpu);
     let (_kept, store) = store_of(&Engine::open("demo", &options).unwrap(), CacheKind::Doc);
     let server = Server::start(&["--store", store.to_str().unwrap()]);
     let chat = |messages: Value| ("/v1/chat/completions", json!({"messages": messages}));

@@ -1,9 +1,9 @@
 //! What a server says on stderr: why requests failed for a reason of its own, which clients are not
 //! told.
 
+use crate::faulty::faulty;
 use crate::serve::Server;
 use crate::serve_rag::store_of;
-use gritlm::schedule::Limits;
 use gritlm::{Device, Engine, Options};
 use gritlm_rag::CacheKind;
 use gritlm_serve::Settings;
@@ -12,7 +12,7 @@ use std::path::Path;
 use std::sync::Mutex;
 
 fn engine() -> Engine {
-    Engine::open("demo", &Options { device: Device::Cpu, ..Options::default() }).unwrap()
+    Engine::open("demo", &Options::default().device(Device::Cpu)).unwrap()
 }
 
 /// The lines so far, once there are so many: a client has its answer a moment before.
@@ -74,13 +74,13 @@ fn streams_that_fail_are_logged() {
     fn fault(tokens: &[u32]) -> bool {
         tokens.len() == 1
     }
-    let limits = Limits { fault: Some(fault), ..Limits::default() };
     let log = |line: &str| LOG.lock().unwrap().push(line.into());
-    let settings = Settings { limits, log, ..Settings::default() };
+    let settings = Settings::default().log(log);
     let server = gritlm_serve::Server::bind("127.0.0.1", 0, settings).unwrap();
     let url = format!("http://{}", server.address());
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let run = move || server.run(|| Ok(engine()), async { drop(stopped.await) });
+    let engine = || faulty("demo", fault);
+    let run = move || server.run(engine, async { drop(stopped.await) });
     let thread = std::thread::spawn(run);
     let server = Server::at(&url).ready();
     let chat = json!([{"role": "user", "content": "Tell a story."}]);

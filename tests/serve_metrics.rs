@@ -258,7 +258,7 @@ fn requests_are_counted_to_the_last_token() {
 #[test]
 fn a_server_that_loads_has_metrics() {
     use gritlm_serve::{Server, Settings};
-    let settings = || Settings { grace: Duration::from_secs(60), ..Settings::default() };
+    let settings = || Settings::default().grace(Duration::from_secs(60));
     // In one process, and apart.
     let servers = [(); 2].map(|()| Server::bind("127.0.0.1", 0, settings()).unwrap());
     let urls = servers.each_ref().map(|server| format!("http://{}", server.address()));
@@ -272,7 +272,7 @@ fn a_server_that_loads_has_metrics() {
             let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
             let load_it = move || {
                 let _ = loading.recv();
-                Engine::open("demo", &Options { device: Device::Cpu, ..Options::default() })
+                Engine::open("demo", &Options::default().device(Device::Cpu))
             };
             let run = move || server.run(load_it, async { drop(stopped.await) }).unwrap();
             (load, stop, scope.spawn(run))

@@ -22,11 +22,11 @@ const INSTRUCTION: &str = "Find the package that fits.";
 const QUESTION: &str = "Describe the package pdfgrep.";
 
 fn engine() -> Engine {
-    Engine::open("demo", &Options { device: Device::Cpu, ..Options::default() }).unwrap()
+    Engine::open("demo", &Options::default().device(Device::Cpu)).unwrap()
 }
 
 fn pieces(engine: &Engine, prompt: &Prompt, max_tokens: usize) -> Vec<Piece> {
-    let how = Sampling { max_tokens, ..Sampling::greedy() };
+    let how = Sampling::greedy().max_tokens(max_tokens);
     engine.generate(prompt, &how).unwrap().map(Result::unwrap).collect()
 }
 

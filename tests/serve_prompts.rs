@@ -10,7 +10,7 @@ const EMBEDDINGS: &str = "/v1/embeddings";
 const TEXTS: [&str; 3] = ["chess interface for the desktop", "größer als π 🎉", " a\n\n    b"];
 
 fn demo() -> Engine {
-    let options = Options { device: Device::Cpu, ..Options::default() };
+    let options = Options::default().device(Device::Cpu);
     Engine::open("demo", &options).unwrap()
 }
 
@@ -18,7 +18,7 @@ type Vectors = Vec<Vec<f32>>;
 
 /// The library's vectors.
 fn expected(engine: &Engine, texts: &[&str], instruction: &str, max_length: usize) -> Vectors {
-    let how = Embed { instruction: instruction.into(), max_length, ..Embed::default() };
+    let how = Embed::default().instruction(instruction).max_length(max_length);
     engine.embed(texts, &how).unwrap().into_iter().map(|e| e.vector).collect()
 }
 

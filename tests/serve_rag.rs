@@ -30,7 +30,7 @@ const DOCUMENTS: [(&str, &str, &str); 3] = [
 ];
 
 fn options() -> Options {
-    Options { device: Device::Cpu, ..Options::default() }
+    Options::default().device(Device::Cpu)
 }
 
 fn engine() -> &'static Engine {
@@ -115,7 +115,7 @@ fn read(events: impl Iterator<Item = String>) -> (String, Value, Value) {
 fn every_mode_is_the_librarys() {
     let (_kept, at) = store_of(engine(), CacheKind::Doc);
     let server = Server::start(&["--store", text(&at)]);
-    let sampling = Sampling { max_tokens: 12, ..Sampling::greedy() };
+    let sampling = Sampling::greedy().max_tokens(12);
     let base = json!({"query": QUERY, "max_tokens": 12, "temperature": 0});
     for (mode, count) in Mode::ALL.iter().flat_map(|&mode| [(mode, 1), (mode, 2)]) {
         let mut more = json!({"cache": mode.to_string(), "documents": count});
@@ -125,8 +125,8 @@ fn every_mode_is_the_librarys() {
                 Order::DocQuery => "doc-query",
             });
         }
-        let find = Find { top_k: count, ..Find::default() };
-        let how = Ask { mode, ..Ask::default() };
+        let find = Find::default().top_k(count);
+        let how = Ask::default().mode(mode);
         let expected = library(&at, &how, &find, &sampling);
         let reuses = mode.reuses_query() || mode.reuses_documents();
         let cached = expected.2["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap();
@@ -153,22 +153,16 @@ fn every_mode_is_the_librarys() {
 fn what_a_question_may_say() {
     let (_kept, at) = store_of(engine(), CacheKind::Doc);
     let server = Server::start(&["--store", text(&at)]);
-    let how = Ask {
-        mode: Mode::DocQuery,
-        positions: Positions::AsPublished,
-        instruction: "Find the package".into(),
-        attn: None,
-        answer_prefix: "It is".into(),
-    };
+    let how = Ask::default()
+        .mode(Mode::DocQuery)
+        .positions(Positions::AsPublished)
+        .instruction("Find the package")
+        .attn(None)
+        .answer_prefix("It is");
     let filters = vec![Filter { key: "section".into(), value: "games".into() }];
-    let find = Find { filters, top_k: 3, ..Find::default() };
-    let sampling = Sampling {
-        max_tokens: 9,
-        temperature: 0.8,
-        seed: 7,
-        repetition_penalty: 1.2,
-        ..Sampling::default()
-    };
+    let find = Find::default().filters(filters).top_k(3);
+    let sampling =
+        Sampling::default().max_tokens(9).temperature(0.8).seed(7).repetition_penalty(1.2);
     let body = json!({
         "query": QUERY, "model": "demo", "cache": "doc-query", "as_published": true,
         "instruction": "Find the package", "answer_prefix": "It is", "documents": 3,
@@ -294,7 +288,7 @@ fn documents_are_reranked() {
     let engine = Engine::open(text(model.path()), &options()).unwrap();
     let (_kept, at) = store_of(&engine, CacheKind::None);
     let searcher = Searcher::open(&engine, &at).unwrap();
-    let find = Find { top_k: 2, rerank: true, ..Find::default() };
+    let find = Find::default().top_k(2).rerank(true);
     let expected = searcher.search(QUERY, &find).unwrap();
     let server = Server::start(&["--model", text(model.path()), "--store", text(&at)]);
     let body = json!({"query": QUERY, "documents": 2, "max_tokens": 2});
@@ -332,8 +326,8 @@ fn another_models_store() {
 
 /// A server in this process, of this engine; until the sender is dropped.
 fn serve(engine: Engine, store: &Path) -> (Server, impl FnOnce()) {
-    let limits = Limits { queue_requests: 1, ..Limits::default() };
-    let settings = Settings { store: Some(store.into()), limits, ..Settings::default() };
+    let limits = Limits::default().queue_requests(1);
+    let settings = Settings::default().store(Some(store.into())).limits(limits);
     let server = gritlm_serve::Server::bind("127.0.0.1", 0, settings).unwrap();
     let url = format!("http://{}", server.address());
     let (stop, stopped) = oneshot::channel::<()>();
@@ -353,7 +347,7 @@ fn serve(engine: Engine, store: &Path) -> (Server, impl FnOnce()) {
 #[test]
 fn room_is_waited_for_and_made() {
     let (_kept, at) = store_of(engine(), CacheKind::Doc);
-    let small = Engine::open("demo", &Options { kv_tokens: 2048, ..options() }).unwrap();
+    let small = Engine::open("demo", &options().kv_tokens(2048)).unwrap();
     let mut held = small.cache();
     let (tokens, mask) = (vec![5; 1900], Mask::Causal { window: None });
     let want = Want::Nothing;
@@ -397,7 +391,7 @@ fn room_is_waited_for_and_made() {
 #[test]
 fn vanished_clients() {
     let kv_tokens = 16384;
-    let slow = Engine::random("1b", Some(3), &Options { kv_tokens, ..options() }).unwrap();
+    let slow = Engine::random("1b", Some(3), &options().kv_tokens(kv_tokens)).unwrap();
     let (_kept, at) = store_of(&slow, CacheKind::None);
     let (server, end) = serve(slow, &at);
     let body = json!({"query": "x", "max_tokens": 8000, "ignore_eos": true, "stream": true});

@@ -14,7 +14,7 @@ const WORDS: [(&str, &str); 4] =
     [("▁first", " first"), ("▁▁▁▁", "    "), ("▁", " "), ("word", "word")];
 
 fn open(model: &str) -> Engine {
-    Engine::open(model, &Options { device: Device::Cpu, ..Options::default() }).unwrap()
+    Engine::open(model, &Options::default().device(Device::Cpu)).unwrap()
 }
 
 /// A folder with `mistral-odd` whose tokenizer's unused tokens have become [`WORDS`].
@@ -52,7 +52,7 @@ fn decoded(engine: &Engine, prompt: &Prompt, answer: &[Piece]) -> (String, Strin
 
 /// Draws almost evenly from the whole vocabulary.
 fn wild(max_tokens: usize, seed: u64) -> Sampling {
-    Sampling { max_tokens, temperature: 1000.0, seed, ignore_eos: true, ..Sampling::default() }
+    Sampling::default().max_tokens(max_tokens).temperature(1000.0).seed(seed).ignore_eos(true)
 }
 
 /// A seed with which the answer begins with this token.

@@ -19,9 +19,7 @@ use std::collections::HashMap;
 
 /// Opens every adapter that can be used.
 pub(crate) fn open_all() -> Vec<Wgpu> {
-    let open = |a: &Adapter| {
-        block_on(Wgpu::open(&Options { name: a.label(), ..Options::default() })).unwrap()
-    };
+    let open = |a: &Adapter| block_on(Wgpu::open(&Options::default().name(a.label()))).unwrap();
     block_on(adapters()).iter().filter(|a| a.lacks.is_none()).map(open).collect()
 }
 
@@ -173,7 +171,7 @@ fn split_matrices_give_the_same_bits() {
             let open = |matrix_bytes| {
                 let model = crate::support::data(model);
                 let options =
-                    EngineOptions { device: device.clone(), matrix_bytes, ..Default::default() };
+                    EngineOptions::default().device(device.clone()).matrix_bytes(matrix_bytes);
                 Engine::open(model.to_str().unwrap(), &options).unwrap()
             };
             let whole = mixed_pass(&open(None));
@@ -199,7 +197,7 @@ fn matrices_above_the_binding_limit_match() {
     let model = folder.path().join("7b");
     gritlm::synth::write("gritlm-7b", Some(1), 1, &model, &mut |_, _| Ok(())).unwrap();
     let outputs = [Device::Cpu, Device::Wgpu(adapter.label())].map(|device| {
-        let options = EngineOptions { device, kv_tokens: 256, ..Default::default() };
+        let options = EngineOptions::default().device(device).kv_tokens(256);
         let engine = Engine::open(model.to_str().unwrap(), &options).unwrap();
         // The first rows of the table, and the last.
         let (mut cache, mask) = (engine.cache(), engine.generation_mask());
@@ -292,7 +290,7 @@ fn refusals_leave_the_device_usable() {
 
 #[test]
 fn unknown_adapters_are_named() {
-    let options = Options { name: "no such thing".into(), ..Options::default() };
+    let options = Options::default().name("no such thing");
     let problem = block_on(Wgpu::open(&options)).err().unwrap().to_string();
     assert!(!problem.contains('\n'), "{problem}");
     assert!(problem.contains("no such thing") || problem.contains("no adapter"), "{problem}");
@@ -302,10 +300,10 @@ fn unknown_adapters_are_named() {
 #[test]
 fn the_profile_covers_a_step() {
     for device in wgpu_devices() {
-        let options = EngineOptions { device, profile: true, ..Default::default() };
+        let options = EngineOptions::default().device(device).profile(true);
         let engine = Engine::open("demo", &options).unwrap();
         engine.embed(&["a text"], &Embed::default()).unwrap();
-        let how = Sampling { max_tokens: 2, ..Sampling::greedy() };
+        let how = Sampling::greedy().max_tokens(2);
         engine.generate(&Prompt::user("a"), &how).unwrap().for_each(|piece| {
             piece.unwrap();
         });
@@ -325,9 +323,7 @@ fn the_profile_covers_a_step() {
 fn half_precision_is_close() {
     let mut covered = Vec::new();
     for adapter in block_on(adapters()).into_iter().filter(|a| a.lacks.is_none()) {
-        let open = |f16| {
-            block_on(Wgpu::open(&Options { name: adapter.label(), f16, ..Options::default() }))
-        };
+        let open = |f16| block_on(Wgpu::open(&Options::default().name(adapter.label()).f16(f16)));
         if !adapter.f16 {
             let problem = open(true).err().unwrap().to_string();
             assert!(problem.contains("`f16`"), "{problem}");
@@ -359,8 +355,7 @@ fn every_tile_computes_the_same() {
         for tiles in Tiles::all().into_iter().filter(|t| differs(t) && fits(t)) {
             let name = adapter.label();
             let gpu =
-                block_on(Wgpu::open(&Options { name, tiles: Some(tiles), ..Options::default() }))
-                    .unwrap();
+                block_on(Wgpu::open(&Options::default().name(name).tiles(Some(tiles)))).unwrap();
             assert_eq!(gpu.tiles(), tiles);
             let (rows, inner, outer) = (70, 40, 50);
             let values = |n: usize, seed: usize| -> Vec<f32> {

@@ -81,13 +81,13 @@ impl Reference {
     }
 
     pub(crate) fn open_on(name: &str, device: Device) -> Self {
-        Self::open_with(name, Options { device, ..Options::default() })
+        Self::open_with(name, Options::default().device(device))
     }
 
     pub(crate) fn open_with(name: &str, options: Options) -> Self {
         // The script that made the references cast each model to bf16 and back, and with it the
         // rotary frequencies.
-        let options = Options { bf16_frequencies: true, ..options };
+        let options = options.bf16_frequencies(true);
         let engine = Engine::open(data(name).to_str().unwrap(), &options).unwrap();
         Self { engine, bytes: std::fs::read(data(name).join("cases.safetensors")).unwrap() }
     }

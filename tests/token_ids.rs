@@ -32,7 +32,7 @@ fn path(model: &TempDir) -> String {
 }
 
 fn open(model: &TempDir) -> Engine {
-    Engine::open(&path(model), &Options { device: Device::Cpu, ..Options::default() }).unwrap()
+    Engine::open(&path(model), &Options::default().device(Device::Cpu)).unwrap()
 }
 
 const TEXTS: [&str; 16] = [
@@ -128,7 +128,7 @@ fn long_ids_are_cut_as_their_text() {
         let text = unit.repeat(400);
         let ids = engine.tokenizer().encode_continued(&text).unwrap();
         for max_length in [8, 20, 21, 22, 23, 300, 5000] {
-            let how = Embed { max_length, ..Embed::default() };
+            let how = Embed::default().max_length(max_length);
             let expected = engine.encode_texts(&[&text], &how).unwrap().remove(0);
             let found = engine.encode_tokens(&[&ids], &how).unwrap().remove(0);
             let place = format!("{unit:?}, {max_length}");

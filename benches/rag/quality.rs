@@ -102,7 +102,7 @@ impl Quality {
         Indexer::open(&engine, &store, &identity)?.run(&[file], &mut |_| Ok(()))?;
         let searcher = Searcher::open(&engine, &store)?;
 
-        let how = Find { top_k: 10, instruction: INSTRUCTION.into(), ..Find::default() };
+        let how = Find::default().top_k(10).instruction(INSTRUCTION);
         let mut found = Vec::new();
         let mut recall = [0; 2];
         for (i, package) in packages.iter().enumerate() {
@@ -182,11 +182,10 @@ fn ways() -> Vec<Ask> {
     let ways = Mode::ALL.into_iter().flat_map(|mode| {
         let joins = matches!(mode, Mode::QueryDoc | Mode::DocQuery);
         let positions = [Positions::Turned, Positions::AsPublished];
-        positions.into_iter().take(1 + usize::from(joins)).map(move |positions| Ask {
-            mode,
-            positions,
-            ..Ask::default()
-        })
+        positions
+            .into_iter()
+            .take(1 + usize::from(joins))
+            .map(move |positions| Ask::default().mode(mode).positions(positions))
     });
     ways.collect()
 }
@@ -211,7 +210,7 @@ fn ask(
 ) -> Result<()> {
     let mut reference = engine.tokenizer().encode_continued(expected)?;
     reference.extend(engine.config().eos.first());
-    let how = Sampling { max_tokens: QUESTIONS[question].1, ..Sampling::greedy() };
+    let how = Sampling::greedy().max_tokens(QUESTIONS[question].1);
     let mut answers: Vec<Vec<u32>> = Vec::new();
     let mut add = |mode: Mode, started, pieces: Vec<Piece>| -> Result<()> {
         let rows = forced(engine, started, &reference)?;

@@ -82,7 +82,7 @@ pub(crate) fn search(folder: &Path, chunks: usize, device: &Device) -> Result<Va
     const OPENINGS: usize = 5;
     let engine = open(device, Attn::default())?;
     let queries: Vec<String> = texts(&engine, chunks)?.step_by(chunks / QUERIES).collect();
-    let (how, embed) = (Find { top_k: 10, ..Find::default() }, Embed::default());
+    let (how, embed) = (Find::default().top_k(10), Embed::default());
     engine.embed(&queries[..1], &embed)?;
     let before = memory("VmRSS");
     let mut openings = Vec::new();
@@ -132,7 +132,7 @@ pub(crate) fn approximate(folder: &Path, chunks: usize, device: &Device) -> Resu
     };
     let (stored, halves) = (embed(&stored)?, embed(&halves)?);
     let ten = |searcher: &Searcher<'_>, query: &[f32], exact| -> Result<Vec<u64>> {
-        let how = Find { top_k: 10, exact, ..Find::default() };
+        let how = Find::default().top_k(10).exact(exact);
         Ok(searcher.nearest(query, &how)?.into_iter().map(|hit| hit.chunk.id).collect())
     };
     let recall = |found: &Searcher<'_>, of: &Searcher<'_>, queries: &[Vec<f32>]| -> Result<f64> {

@@ -18,14 +18,12 @@ static AGENT: LazyLock<Agent> = LazyLock::new(|| {
 
 fn start() -> SocketAddr {
     // Answers end soon because one page of the cache is all there is.
-    let options = Options { device: Device::Cpu, kv_tokens: 128, ..Options::default() };
+    let options = Options::default().device(Device::Cpu).kv_tokens(128);
     let folder = store::make();
-    let settings = Settings {
-        max_inputs: 4,
-        max_body_bytes: 1 << 20,
-        store: Some(folder.path().to_path_buf()),
-        ..Settings::default()
-    };
+    let settings = Settings::default()
+        .max_inputs(4)
+        .max_body_bytes(1 << 20)
+        .store(Some(folder.path().to_path_buf()));
     let server = Server::bind("127.0.0.1", 0, settings).expect("an address");
     let address = server.address();
     std::thread::spawn(move || {

@@ -15,7 +15,7 @@ use std::sync::LazyLock;
 use tempfile::TempDir;
 
 static ENGINE: LazyLock<Engine> = LazyLock::new(|| {
-    Engine::open("demo", &Options { device: Device::Cpu, ..Options::default() }).expect("a model")
+    Engine::open("demo", &Options::default().device(Device::Cpu)).expect("a model")
 });
 
 /// The files of a sound store.
@@ -113,8 +113,8 @@ pub(super) fn mutated(input: &[u8]) {
     }
     if let Ok(searcher) = Searcher::open(&*ENGINE, at) {
         for exact in [false, true] {
-            let _ = searcher
-                .nearest(&vec![0.1; ENGINE.config().dim], &Find { exact, ..Find::default() });
+            let _ =
+                searcher.nearest(&vec![0.1; ENGINE.config().dim], &Find::default().exact(exact));
         }
     }
     if let Ok(mut writer) =

@@ -54,7 +54,7 @@ pub fn load(
     record: &mut Record,
     progress: &mut dyn FnMut(u64, u64) -> Result<()>,
 ) -> Result<()> {
-    let options = Options { progress: false, profile: false, ..options.clone() };
+    let options = options.clone().progress(false).profile(false);
     let Checkpoint { config, weights, .. } = Checkpoint::open(model, options.progress)?;
     let shards: Vec<PathBuf> = weights.shards().iter().map(|(path, _)| path.clone()).collect();
     let Some(folder) = shards[0].parent().filter(|_| shards[0].exists()) else {
@@ -114,7 +114,7 @@ pub fn upload(
     record: &mut Record,
     progress: &mut dyn FnMut(u64, u64) -> Result<()>,
 ) -> Result<()> {
-    let options = Options { progress: false, profile: false, ..options.clone() };
+    let options = options.clone().progress(false).profile(false);
     let engine = Engine::random(like, layers, &options)?;
     let (bytes, name) = (engine.loading().bytes as f64, engine.name().to_string());
     if engine.device().starts_with("cpu") {

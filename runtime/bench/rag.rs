@@ -188,13 +188,11 @@ impl<'a> Bench<'a> {
     /// Asks and answers repeatedly.
     fn ask(&self, mode: Mode, query: usize, document: usize, id: u64) -> Result<Figures> {
         let (query, text) = (text(self.engine, query)?, text(self.engine, document)?);
-        let how = Ask { mode, ..Ask::default() };
-        let sampling = Sampling {
-            max_tokens: self.plan.tokens,
+        let how = Ask::default().mode(mode);
+        let sampling = Sampling::greedy()
+            .max_tokens(self.plan.tokens)
             // Random weights may end an answer at once.
-            ignore_eos: true,
-            ..Sampling::greedy()
-        };
+            .ignore_eos(true);
         let (mut first, mut after, mut usage) = (Vec::new(), Vec::new(), Usage::default());
         let (store, warm) = (self.store()?, u32::from(self.plan.repeats > 1));
         let total = repeated(self.plan.repeats, warm, self.plan.seconds, || {

@@ -23,7 +23,7 @@ pub(super) fn run(args: &AskArgs, global: &Global, out: &mut Out) -> Result<()> 
     let store = searcher.reader();
     store.check(&engine, attn)?;
 
-    let asked = gritlm_rag::ask(&*engine, &args.query, &Ask { attn: Some(attn), ..how })?;
+    let asked = gritlm_rag::ask(&*engine, &args.query, &how.attn(Some(attn)))?;
     let found = searcher.find(&args.query, asked.vector(), &args.find())?;
     if found.is_empty() && args.documents > 0 {
         let (what, problem) = ("the store".into(), "it has no document that fits".into());
@@ -86,7 +86,12 @@ impl AskArgs {
     fn find(&self) -> Find {
         let (filters, below) = (self.filter.clone(), self.below.clone());
         let (rerank, exact) = (self.rerank, self.exact);
-        Find { top_k: self.documents, filters, below, rerank, exact, ..Find::default() }
+        Find::default()
+            .top_k(self.documents)
+            .filters(filters)
+            .below(below)
+            .rerank(rerank)
+            .exact(exact)
     }
 
     fn how(&self) -> Result<Ask> {
@@ -101,16 +106,15 @@ impl AskArgs {
                 });
             }
         };
-        Ok(Ask {
-            mode,
-            positions: match self.as_published {
+        Ok(Ask::default()
+            .mode(mode)
+            .positions(match self.as_published {
                 true => Positions::AsPublished,
                 false => Positions::Turned,
-            },
-            instruction: self.instruction.clone(),
-            attn: None,
-            answer_prefix: self.answer_prefix.clone().unwrap_or_default(),
-        })
+            })
+            .instruction(self.instruction.clone())
+            .attn(None)
+            .answer_prefix(self.answer_prefix.clone().unwrap_or_default()))
     }
 }
 

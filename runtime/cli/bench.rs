@@ -63,7 +63,7 @@ pub(super) fn run(command: &Bench, global: &Global, out: &mut Out) -> Result<()>
             }
             let run = |options: &Options, device: &str, record: &mut Record| {
                 record.devices.push(backend::open(options, Limit { device })?);
-                let engine = source.open(&Options { profile: false, ..options.clone() })?;
+                let engine = source.open(&options.clone().profile(false))?;
                 note(format_args!("note: measuring {} on {}", engine.name(), engine.device()));
                 let mut progress = Progress::new("answers", 0);
                 let mut at = |done, all| Ok(progress.of(done, all)?);
@@ -124,7 +124,7 @@ fn measure_model(
 ) -> Result<()> {
     let limits = backend::open(options, Limit { device })?;
     // Timing every launch costs time, so the ops of a step are measured separately.
-    let engine = source.open(&Options { profile: false, ..options.clone() })?;
+    let engine = source.open(&options.clone().profile(false))?;
     note(format_args!("note: measuring {} on {}", engine.name(), engine.device()));
     let mut progress = Progress::new("model", 0);
     record.devices.push(limits.clone());
@@ -169,8 +169,8 @@ fn on_each_device(
 
 /// Returns the options for each given device, with profiling on.
 fn devices(global: &Global) -> impl Iterator<Item = Options> {
-    let options = Options { profile: true, ..global.options() };
-    global.device.0.iter().map(move |device| Options { device: device.clone(), ..options.clone() })
+    let options = global.options().profile(true);
+    global.device.0.iter().map(move |device| options.clone().device(device.clone()))
 }
 
 /// Describes in one line what could not be measured. Ctrl-C stays an error and ends the run.

@@ -96,7 +96,7 @@ pub(super) fn run(args: &Demo, global: &Global, out: &mut Out) -> Result<()> {
 fn answer(engine: &Engine, text: &str, max_tokens: usize, out: &mut Out) -> Result<()> {
     out.piece(&format!("\nAsk: {}\nSay: ", text.replace('\n', " ")))?;
     let start = Instant::now();
-    let how = Sampling { max_tokens, repetition_penalty: 1.2, ..Sampling::greedy() };
+    let how = Sampling::greedy().max_tokens(max_tokens).repetition_penalty(1.2);
     let tokens = stream(engine.generate(&Prompt::user(text), &how)?, out)?;
     let rate = tokens as f64 / start.elapsed().as_secs_f64();
     out.lines(format!("\n     ({tokens} tokens, {rate:.0} tokens/s)"))

@@ -4,13 +4,13 @@ use super::args::{Global, Rerank, Similarity};
 use super::embed::embed;
 use super::output::{Out, Progress, at_line, texts};
 use crate::error::Result;
-use gritlm::{Embed, dot};
+use gritlm::dot;
 
 pub(super) fn similarity(args: &Similarity, global: &Global, out: &mut Out) -> Result<()> {
     let texts = texts(&args.texts)?;
     let engine = super::open(global)?;
     // Normalise in any case, so that the dot products are cosines.
-    let how = Embed { normalize: true, ..args.how.embed() };
+    let how = args.how.embed().normalize(true);
     let found = embed(&engine, &texts, &how).map_err(|e| at_line(e, &args.texts))?;
     for a in &found {
         let row: Vec<f32> = found.iter().map(|b| dot(&a.vector, &b.vector)).collect();

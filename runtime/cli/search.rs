@@ -31,11 +31,11 @@ pub(super) fn run(args: &Search, global: &Global, out: &mut Out) -> Result<()> {
         return Err(Error::Input { what, problem: "no text in it".into() });
     }
     let engine = super::open(global)?;
-    let document = Embed { max_length: args.max_length, ..Embed::default() };
+    let document = Embed::default().max_length(args.max_length);
     let store = Store::beside(path, &engine, &document);
     let vectors = store.vectors(&engine, &items, &document)?;
 
-    let query = Embed { instruction: args.instruction.clone(), ..document };
+    let query = document.instruction(args.instruction.clone());
     let query = engine.embed(&[&args.query], &query)?.remove(0).vector;
     let corpus = engine.corpus(query.len(), vectors.concat())?;
     let best = engine.search_in(&corpus, &query, args.top_k)?.remove(0);
@@ -58,14 +58,13 @@ pub(super) fn run(args: &Search, global: &Global, out: &mut Out) -> Result<()> {
 fn in_store(store: &Path, args: &Search, global: &Global, out: &mut Out) -> Result<()> {
     let engine = super::open(global)?;
     let searcher = Searcher::open(&*engine, store)?;
-    let how = Find {
-        top_k: args.top_k,
-        instruction: args.instruction.clone(),
-        filters: args.filter.clone(),
-        below: args.below.clone(),
-        rerank: args.rerank,
-        exact: args.exact,
-    };
+    let how = Find::default()
+        .top_k(args.top_k)
+        .instruction(args.instruction.clone())
+        .filters(args.filter.clone())
+        .below(args.below.clone())
+        .rerank(args.rerank)
+        .exact(args.exact);
     let here = std::env::current_dir().unwrap_or_default();
     for Hit { score, probability, chunk } in searcher.search(&args.query, &how)? {
         if out.json() {

@@ -11,28 +11,27 @@ use std::path::Path;
 
 pub(super) fn run(args: Serve, global: &Global, out: &mut Out) -> Result<()> {
     let options = global.options();
-    let settings = Settings {
-        name: args.model_name.unwrap_or_else(|| name(&global.model)),
-        api_keys: args.api_key,
-        write_keys: args.write_key,
-        cors: args.cors_origin,
-        allow_hosts: args.allow_host,
-        max_body_bytes: args.max_body_bytes,
-        max_bytes_under_way: args.max_bytes_under_way,
-        max_inputs: args.max_inputs,
-        connections: args.max_connections,
-        patience: args.patience,
-        grace: args.grace,
-        limits: Limits {
-            batch_tokens: args.max_batch_tokens.unwrap_or(options.batch_tokens),
-            queue_requests: args.max_queue,
-            queue_tokens: args.max_queue_tokens,
-            ..Limits::default()
-        },
-        store: args.store,
-        store_read_only: args.store_read_only,
-        log: |line| note(format!("error: {line}")),
-    };
+    let settings = Settings::default()
+        .name(args.model_name.unwrap_or_else(|| name(&global.model)))
+        .api_keys(args.api_key)
+        .write_keys(args.write_key)
+        .cors(args.cors_origin)
+        .allow_hosts(args.allow_host)
+        .max_body_bytes(args.max_body_bytes)
+        .max_bytes_under_way(args.max_bytes_under_way)
+        .max_inputs(args.max_inputs)
+        .connections(args.max_connections)
+        .patience(args.patience)
+        .grace(args.grace)
+        .limits(
+            Limits::default()
+                .batch_tokens(args.max_batch_tokens.unwrap_or(options.batch_tokens))
+                .queue_requests(args.max_queue)
+                .queue_tokens(args.max_queue_tokens),
+        )
+        .store(args.store)
+        .store_read_only(args.store_read_only)
+        .log(|line| note(format!("error: {line}")));
     let server = Server::bind(&args.host, args.port, settings)?;
     out.line(format!("http://{}", server.address()))?;
     out.finish()?;

@@ -256,12 +256,10 @@ mod cuda {
     }
 
     pub(super) fn open(ordinal: u32, options: &Options) -> Result<Cuda, String> {
-        let options = gritlm_kernels::Options {
-            ordinal,
-            profile: options.profile,
-            kernels: options.kernels.clone(),
-            form: None,
-        };
+        let options = gritlm_kernels::Options::default()
+            .ordinal(ordinal)
+            .profile(options.profile)
+            .kernels(options.kernels.clone());
         Cuda::open(&options).map_err(|e| e.to_string())
     }
 
@@ -372,14 +370,12 @@ mod wgpu {
     }
 
     pub(super) async fn open(name: &str, options: &Options) -> Result<Opened, String> {
-        let options = gritlm_shaders::Options {
-            name: name.into(),
-            profile: options.profile,
-            matrix_bytes: options.matrix_bytes,
-            tune: options.tune,
-            f16: options.f16,
-            tiles: None,
-        };
+        let options = gritlm_shaders::Options::default()
+            .name(name)
+            .profile(options.profile)
+            .matrix_bytes(options.matrix_bytes)
+            .tune(options.tune)
+            .f16(options.f16);
         let device = Wgpu::open(&options).await.map_err(|e| e.to_string())?;
         let why = match (name, device.adapter().cpu) {
             ("", true) => "as asked for; there is no GPU, only a CPU that plays one",

@@ -17,6 +17,7 @@ use rayon::prelude::*;
 /// # let _ = query;
 /// ```
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Embed {
     /// Task that the vector is for; empty for documents. The text attends to it, but pooling
     /// leaves it out.
@@ -39,6 +40,18 @@ pub struct Embed {
     /// from.
     pub keep_kv: bool,
 }
+
+gritlm_model::setters!(Embed {
+    pooling: Pooling,
+    normalize: bool,
+    max_length: usize,
+    attn: Option<Attn>,
+    mask: Option<Mask>,
+    dimensions: Option<usize>,
+    keep_kv: bool,
+} into {
+    instruction: String,
+});
 
 impl Default for Embed {
     fn default() -> Self {

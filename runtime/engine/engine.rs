@@ -1,128 +1,23 @@
 //! The engine holds one loaded copy of the weights and uses it for embedding and for generation.
 
-use crate::backend::{self, Device, Load, Loaded, Loading};
+use crate::backend::{self, Load, Loaded, Loading, Visit};
 use crate::batch::{Output, Sequence};
 use crate::cache::{KvCache, KvPool, KvSnapshot};
+use crate::checkpoint::Checkpoint;
 use crate::forward::{Corpus, Model, Probe};
 use crate::grammar::Vocabulary;
-use crate::{Error, Result, hub, synth};
+use crate::options::{Attn, Options};
+use crate::{Error, Result, synth};
 use gritlm_model::config::Config;
-use gritlm_model::demo;
 use gritlm_model::hash::fnv1a;
-use gritlm_model::measure::{Created, OpTime};
+use gritlm_model::measure::{Created, Measure, OpTime};
 use gritlm_model::ops::{Mask, Match, PAGE};
 use gritlm_model::tokenizer::Tokenizer;
 use gritlm_model::weights::Weights;
 use pollster::block_on;
-use std::path::{Path, PathBuf};
-use std::str::FromStr;
+use std::fmt;
 use std::sync::Arc;
 use tokio::sync::{Mutex, MutexGuard};
-
-/// Attention of embedding and of generation, in the original's notation.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Attn {
-    /// Bidirectional for embedding, causal for generation, as GritLM was published.
-    #[default]
-    Bbcc,
-    /// Causal for both, for checkpoints that were trained this way.
-    Cccc,
-}
-
-impl FromStr for Attn {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        match text {
-            "bbcc" => Ok(Self::Bbcc),
-            "cccc" => Ok(Self::Cccc),
-            found => Err(Error::Option {
-                option: "attn",
-                expected: "bbcc or cccc".into(),
-                found: found.into(),
-            }),
-        }
-    }
-}
-
-/// More than the positions of any model, and few enough that page and slot numbers fit a u32.
-const MAX_KV_TOKENS: usize = 1 << 31;
-
-/// Options for opening a model.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Options {
-    /// Device to compute on.
-    pub device: Device,
-    /// Attention that embedding uses by default.
-    pub attn: Attn,
-    /// Maximum number of tokens in a pass, unless one text alone is longer. More tokens per pass
-    /// read the weights less often and take more memory: some 0.7 MB per token for GritLM-7B.
-    pub batch_tokens: usize,
-    /// Number of tokens that all KV pages together hold. A GPU allocates them when the model is
-    /// opened; on the CPU they take memory as they are first used.
-    pub kv_tokens: usize,
-    /// Whether to round the rotary frequencies to bfloat16. Casting a whole Hugging Face model
-    /// does so (`model.bfloat16()`, and likewise `model.half()`); loading it with a `torch_dtype`
-    /// does not. Set this to compare with outputs of a cast model. The original loads GritLM and
-    /// does not cast it.
-    pub bf16_frequencies: bool,
-    /// Whether to draw progress bars on a terminal while downloading and loading.
-    pub progress: bool,
-    /// Whether to time every op on a GPU; see [`Engine::profile`].
-    pub profile: bool,
-    /// On wgpu, whether to multiply in half precision where there are many rows (embedding,
-    /// prefill). This is faster if the adapter has f16 or matrix units; relative errors are then
-    /// about 1e-3.
-    pub f16: bool,
-    /// On wgpu, whether to measure before loading which tiles are fastest, which takes some
-    /// seconds. The result is kept in the cache folder for later starts on the same adapter.
-    pub tune: bool,
-    /// On wgpu, the maximum size in bytes of a buffer that holds a part of a weight matrix, if
-    /// the adapter itself allows larger ones.
-    pub matrix_bytes: Option<u64>,
-    /// On CUDA, a folder of kernels made by `gritlm kernels build`, to load instead of compiling
-    /// with NVRTC.
-    pub kernels: Option<PathBuf>,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        let (device, attn) = (Device::default(), Attn::default());
-        Self {
-            device,
-            attn,
-            batch_tokens: 1024,
-            kv_tokens: 16384,
-            bf16_frequencies: false,
-            progress: false,
-            profile: false,
-            tune: false,
-            f16: false,
-            matrix_bytes: None,
-            kernels: None,
-        }
-    }
-}
-
-impl Options {
-    fn check(&self) -> Result<()> {
-        for (option, tokens) in [("batch_tokens", self.batch_tokens), ("kv_tokens", self.kv_tokens)]
-        {
-            if tokens == 0 {
-                let expected = "a positive number of tokens".into();
-                return Err(Error::Option { option, expected, found: "0".into() });
-            }
-        }
-        if self.kv_tokens > MAX_KV_TOKENS {
-            return Err(Error::Option {
-                option: "kv_tokens",
-                expected: format!("at most {MAX_KV_TOKENS}"),
-                found: self.kv_tokens.to_string(),
-            });
-        }
-        Ok(())
-    }
-}
 
 /// A loaded model.
 ///
@@ -156,42 +51,6 @@ pub struct Engine {
     vocabulary: Vocabulary,
 }
 
-/// A checkpoint on disk or in the binary, checked but not loaded onto a device.
-pub struct Checkpoint {
-    /// Shape and constants of the model.
-    pub config: Config,
-    /// Tokenizer of the model.
-    pub tokenizer: Tokenizer,
-    /// Weights of the model, memory-mapped if they are in files.
-    pub weights: Weights,
-}
-
-impl Checkpoint {
-    /// Opens and checks `model`: a folder, a Hugging Face id, or `demo`. `progress` says whether
-    /// to draw a progress bar on a terminal while downloading.
-    ///
-    /// # Errors
-    /// When there is no such model, or one of its files is missing or invalid.
-    pub fn open(model: &str, progress: bool) -> Result<Self> {
-        if model == "demo" {
-            let path = |file: &str| PathBuf::from("demo").join(file);
-            let config = Config::parse(demo::CONFIG, &path("config.json"))?;
-            let tokenizer = Tokenizer::parse(demo::TOKENIZER, &path("tokenizer.json"), &config)?;
-            let weights = Weights::from_static(demo::WEIGHTS, &path("model.safetensors"), &config)?;
-            return Ok(Self { config, tokenizer, weights });
-        }
-        Self::open_folder(&hub::resolve(model, progress)?)
-    }
-
-    fn open_folder(folder: &Path) -> Result<Self> {
-        let config = Config::open(&folder.join("config.json"))?;
-        // Weights come first, because their errors are the ones that a broken download causes.
-        let weights = Weights::open(folder, &config)?;
-        let tokenizer = Tokenizer::open(&folder.join("tokenizer.json"), &config)?;
-        Ok(Self { config, tokenizer, weights })
-    }
-}
-
 impl Engine {
     /// Opens a model: a folder with a checkpoint in the published layout, a Hugging Face id (from
     /// the local cache if it is there, else downloaded), or `demo`, which is built into the
@@ -211,7 +70,21 @@ impl Engine {
     pub async fn open_async(model: &str, options: &Options) -> Result<Self> {
         options.check()?;
         let Checkpoint { config, tokenizer, weights } = Checkpoint::open(model, options.progress)?;
-        Self::load(model.into(), config, tokenizer, Some(&weights), options).await
+        let open = async |load: Load<'_>| backend::open_async(options, load).await;
+        Self::load(model.into(), config, tokenizer, Some(&weights), options, open).await
+    }
+
+    /// Opens a model on a backend of the caller's own, for experiments with operations and for
+    /// tests. [`Options::device`] does not count.
+    ///
+    /// # Errors
+    /// As [`Engine::open`].
+    pub fn on<O: Measure + 'static>(ops: O, model: &str, options: &Options) -> Result<Self> {
+        options.check()?;
+        let checkpoint = Checkpoint::open(model, options.progress)?;
+        let Checkpoint { config, tokenizer, weights } = checkpoint;
+        let open = async |load: Load<'_>| load.visit(ops, "given by the caller".into()).await;
+        block_on(Self::load(model.into(), config, tokenizer, Some(&weights), options, open))
     }
 
     /// Creates a model of one of [`synth::SHAPES`] with random weights and without files, for
@@ -236,16 +109,18 @@ impl Engine {
             Some(layers) => format!("{like} with {layers} layers"),
             None => like.into(),
         };
-        block_on(Self::load(name, config, tokenizer, None, options))
+        let open = async |load: Load<'_>| backend::open_async(options, load).await;
+        block_on(Self::load(name, config, tokenizer, None, options, open))
     }
 
-    /// Loads a model; without `weights` it gets random ones.
+    /// Loads a model onto the device that `open` opens; without `weights` it gets random ones.
     async fn load(
         name: String,
         config: Config,
         tokenizer: Tokenizer,
         weights: Option<&Weights>,
         options: &Options,
+        open: impl AsyncFnOnce(Load<'_>) -> Result<Loaded>,
     ) -> Result<Self> {
         let fingerprint = fingerprint(&config, weights);
         let generates = weights.is_none_or(|weights| weights.has_head(&config));
@@ -253,7 +128,7 @@ impl Engine {
         let pool = KvPool::new(pages);
         let frequencies = frequencies(&config, options);
         let load = Load { options, config: &config, weights, frequencies, pool: &pool, pages };
-        let Loaded { model, why, loading, threads } = backend::open_async(options, load).await?;
+        let Loaded { model, why, loading, threads } = open(load).await?;
         Ok(Self {
             name,
             config,
@@ -558,6 +433,17 @@ impl Engine {
             true => rayon::scope(|_| work(model)),
             false => work(model),
         }
+    }
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Engine")
+            .field("name", &self.name)
+            .field("device", &self.why_device)
+            .field("config", &self.config)
+            .field("options", &self.options)
+            .finish_non_exhaustive()
     }
 }
 

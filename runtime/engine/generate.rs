@@ -72,6 +72,7 @@ impl Prompt {
 
 /// How tokens are sampled, and when the answer ends.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Sampling {
     /// Maximum number of tokens to sample.
     pub max_tokens: usize,
@@ -110,6 +111,23 @@ pub struct Sampling {
     /// Mask to use instead of [`Engine::generation_mask`].
     pub mask: Option<Mask>,
 }
+
+gritlm_model::setters!(Sampling {
+    max_tokens: usize,
+    temperature: f32,
+    top_k: u32,
+    top_p: f32,
+    min_p: f32,
+    repetition_penalty: f32,
+    seed: u64,
+    stop: Vec<String>,
+    grammar: Option<Grammar>,
+    logprobs: u32,
+    prompt_logprobs: Option<u32>,
+    ignore_eos: bool,
+    verbatim: bool,
+    mask: Option<Mask>,
+});
 
 impl Default for Sampling {
     fn default() -> Self {
@@ -237,7 +255,7 @@ impl<'a> Generation<'a> {
     /// ```
     /// use gritlm::{Engine, Options, Prompt, Sampling};
     /// let engine = Engine::open("demo", &Options::default())?;
-    /// let score = Sampling { max_tokens: 0, prompt_logprobs: Some(1), ..Sampling::greedy() };
+    /// let score = Sampling::greedy().max_tokens(0).prompt_logprobs(Some(1));
     /// let mut scored = engine.generate(&Prompt::raw("Package: pdfgrep"), &score)?;
     /// assert!(scored.next().is_none());
     /// let sum: f32 = scored.prompt_logprobs().iter().map(|token| token.logprob).sum();
@@ -287,7 +305,7 @@ impl Iterator for Generation<'_> {
 /// let engine = Engine::open("demo", &Options::default())?;
 /// let mut chat = engine.chat();
 /// for text in ["Describe the package pdfgrep.", "In which section would it be?"] {
-///     for piece in chat.say(text, &Sampling { max_tokens: 4, ..Sampling::greedy() })? {
+///     for piece in chat.say(text, &Sampling::greedy().max_tokens(4))? {
 ///         print!("{}", piece?.text);
 ///     }
 /// }

@@ -11,7 +11,7 @@
 //! println!("{} numbers from {} tokens", found[0].vector.len(), found[0].tokens);
 //!
 //! let prompt = Prompt::user("Describe the package pdfgrep.");
-//! for piece in engine.generate(&prompt, &Sampling { max_tokens: 8, ..Sampling::greedy() })? {
+//! for piece in engine.generate(&prompt, &Sampling::greedy().max_tokens(8))? {
 //!     print!("{}", piece?.text);
 //! }
 //! # Ok::<(), gritlm::Error>(())
@@ -24,6 +24,7 @@
 pub mod backend;
 pub mod batch;
 pub mod cache;
+mod checkpoint;
 mod continuation;
 mod embed;
 mod engine;
@@ -40,19 +41,22 @@ mod hub;
 #[cfg(not(feature = "hub"))]
 #[path = "hub/none.rs"]
 mod hub;
+mod options;
 mod rerank;
 pub mod schedule;
 pub mod synth;
 mod unlock;
 
 pub use backend::{Device, DeviceInfo, Loading, devices, devices_async};
+pub use checkpoint::Checkpoint;
 pub use embed::{Embed, Embedding, Encoded, dot};
-pub use engine::{Attn, Checkpoint, Engine, Options};
+pub use engine::Engine;
 pub use error::{Error, Result};
 pub use forward::{Corpus, Probe, Stage};
 pub use generate::{Chat, Finish, Generation, Piece, Prompt, Sampling};
 pub use grammar::Grammar;
 pub use gritlm_model as model;
 pub use gritlm_model::ops::Pooling;
+pub use options::{Attn, Options};
 pub use rerank::Ranked;
 pub use unlock::UnlockOnDrop;

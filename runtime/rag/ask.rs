@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 /// How to answer from documents.
 #[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
 pub struct Ask {
     /// Which embedding passes the answer reuses.
     pub mode: Mode,
@@ -25,6 +26,15 @@ pub struct Ask {
     /// paper's runs.
     pub answer_prefix: String,
 }
+
+gritlm_model::setters!(Ask {
+    mode: Mode,
+    positions: Positions,
+    attn: Option<Attn>,
+} into {
+    instruction: String,
+    answer_prefix: String,
+});
 
 /// A document to answer from.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -118,11 +128,11 @@ pub struct Prepared {
 /// use gritlm_rag::{Ask, Mode, Passage, ask};
 ///
 /// let engine = Engine::open("demo", &Options::default())?;
-/// let how = Ask { mode: Mode::Doc, ..Ask::default() };
+/// let how = Ask::default().mode(Mode::Doc);
 /// let asked = ask(&engine, "chess on the desktop", &how)?;
 /// assert_eq!(asked.vector().len(), engine.config().dim);
 /// let found = Passage { title: "xboard".into(), text: "plays chess".into(), kv: None };
-/// let sampling = Sampling { max_tokens: 8, ..Sampling::greedy() };
+/// let sampling = Sampling::greedy().max_tokens(8);
 /// let mut answer = asked.answer(&engine, &[found], &sampling)?;
 /// for piece in &mut answer {
 ///     print!("{}", piece?.text);
@@ -136,8 +146,8 @@ pub struct Prepared {
 pub fn ask(passes: &dyn Passes, query: &str, how: &Ask) -> Result<Asked> {
     let asked = Instant::now();
     let engine = passes.engine();
-    let embed = Embed { keep_kv: how.mode.reuses_query(), ..how.embed(engine) };
-    let embed = Embed { instruction: how.instruction.clone(), ..embed };
+    let embed = how.embed(engine).keep_kv(how.mode.reuses_query());
+    let embed = embed.instruction(how.instruction.clone());
     let encoded = whole(engine, query, &embed)?;
     let tokens = encoded.tokens.clone();
     let embedding = passes.embed_texts(vec![encoded], &embed)?.remove(0);
@@ -155,7 +165,7 @@ impl Ask {
     /// # Errors
     /// When the text is empty or longer than the model's positions, or its pass fails.
     pub fn document(&self, passes: &dyn Passes, text: &str) -> Result<Embedding> {
-        let how = Embed { keep_kv: true, ..self.embed(passes.engine()) };
+        let how = self.embed(passes.engine()).keep_kv(true);
         let encoded = whole(passes.engine(), text, &how)?;
         Ok(passes.embed_texts(vec![encoded], &how)?.remove(0))
     }
@@ -163,7 +173,7 @@ impl Ask {
     /// Returns the options of an embedding pass without instruction. The limit is the model's
     /// positions, not the 512 tokens at which the original implementation truncates its caches.
     fn embed(&self, engine: &Engine) -> Embed {
-        Embed { max_length: engine.config().max_positions, attn: self.attn, ..Embed::default() }
+        Embed::default().max_length(engine.config().max_positions).attn(self.attn)
     }
 }
 
@@ -277,7 +287,7 @@ impl Asked {
         let missing: Vec<Encoded> =
             all.filter(|(document, _)| document.kv.is_none()).map(|(_, encoded)| encoded).collect();
         self.usage.recomputed += missing.len();
-        let how = Embed { keep_kv: true, ..how.clone() };
+        let how = how.clone().keep_kv(true);
         let mut computed = match missing.is_empty() {
             true => Vec::new(),
             false => passes.embed_texts(missing, &how)?,

@@ -102,7 +102,7 @@ impl Chunking {
     /// [`Chunking::title`]) or could not fit the model's positions.
     pub fn cut(self, engine: &Engine, title: &str, text: &str) -> Result<Vec<Cut>> {
         engine.check_bytes("title", title.len())?;
-        let whole = Embed { max_length: usize::MAX, ..Embed::default() };
+        let whole = Embed::default().max_length(usize::MAX);
         // Reserves the tokens before the text, and one for the space that may end a chunk.
         let before = engine.tokenizer().encode(&format!("{}{title}", embed_prefix("")))?.len();
         let room = self.tokens.saturating_sub(before + 1);

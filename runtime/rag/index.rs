@@ -603,7 +603,7 @@ impl<'a> Run<'a> {
     /// Embeds the next chunks. If one has no finite vector, the error names its document.
     fn embeddings(&self, batch: Vec<Encoded>) -> Result<Vec<Embedding>> {
         let keep_kv = self.identity.cache == CacheKind::Doc;
-        let how = Embed { attn: Some(self.identity.attn), keep_kv, ..Embed::default() };
+        let how = Embed::default().attn(Some(self.identity.attn)).keep_kv(keep_kv);
         let count = batch.len();
         let embedded = self.passes.embed_texts(batch, &how);
         let not_finite = |e: &Error| matches!(e, Error::Engine(gritlm::Error::NotFinite { .. }));

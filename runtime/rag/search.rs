@@ -18,6 +18,7 @@ use std::sync::{Arc, OnceLock};
 
 /// The options of a search.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Find {
     /// The most results to return.
     pub top_k: usize,
@@ -34,6 +35,16 @@ pub struct Find {
     /// ([`Writer::set_approximate`](super::Writer::set_approximate)).
     pub exact: bool,
 }
+
+gritlm_model::setters!(Find {
+    top_k: usize,
+    filters: Vec<Filter>,
+    below: Option<PathBuf>,
+    rerank: bool,
+    exact: bool,
+} into {
+    instruction: String,
+});
 
 /// The fewest candidates to take from a graph and score. With 10,000 chunks, 256 candidates miss
 /// one in a thousand of the true ten best and take a millisecond, less than embedding the query.
@@ -214,11 +225,9 @@ impl<'a> Searcher<'a> {
     pub fn search(&self, query: &str, how: &Find) -> Result<Vec<Hit>> {
         let engine = self.passes.engine();
         let positions = engine.config().max_positions;
-        let embed = Embed {
-            attn: Some(self.snapshot.reader.identity().attn),
-            max_length: positions,
-            ..Embed::with_instruction(&how.instruction)
-        };
+        let embed = Embed::with_instruction(&how.instruction)
+            .attn(Some(self.snapshot.reader.identity().attn))
+            .max_length(positions);
         let encoded = engine.encode_texts(&[query], &embed)?;
         let embedding = self.passes.embed_texts(encoded, &embed)?.remove(0);
         if embedding.truncated > 0 {

@@ -143,7 +143,8 @@ pub(super) async fn embed(
         (None, _) => String::new(),
     };
     let dimensions = body.output_dimension;
-    let how = Embed { instruction, max_length, dimensions, ..Embed::default() };
+    let how =
+        Embed::default().instruction(instruction).max_length(max_length).dimensions(dimensions);
     let options = RequestOptions { priority: body.priority, timeout: body.timeout };
     let truncate = body.truncate.unwrap_or(Truncate::End) == Truncate::End;
     let start = Instant::now();

@@ -214,16 +214,15 @@ pub(super) async fn embeddings(
         let problem = format!("expected 1 to {limit} tokens, found {max_length}");
         return Err(Failure::field("max_length", problem));
     }
-    let how = Embed {
-        instruction: body.instruction.unwrap_or_default(),
-        pooling: body.pooling.map_or(Pooling::Mean, Pooling::from),
-        normalize: body.normalize.unwrap_or(true),
-        max_length,
-        attn: body.attn.map(Attn::from),
-        mask: None,
-        dimensions: body.dimensions,
-        keep_kv: false,
-    };
+    let how = Embed::default()
+        .instruction(body.instruction.unwrap_or_default())
+        .pooling(body.pooling.map_or(Pooling::Mean, Pooling::from))
+        .normalize(body.normalize.unwrap_or(true))
+        .max_length(max_length)
+        .attn(body.attn.map(Attn::from))
+        .mask(None)
+        .dimensions(body.dimensions)
+        .keep_kv(false);
     let options = RequestOptions { priority: body.priority, timeout: body.timeout };
     let truncate = body.truncate.unwrap_or(body.max_length.or(cut_at).is_some());
     let start = Instant::now();
@@ -353,7 +352,7 @@ impl Input {
         }
         let mut all = vec![None; texts.len()];
         for (instruction, group) in groups {
-            let how = Embed { instruction: instruction.into(), ..how.clone() };
+            let how = how.clone().instruction(instruction);
             let texts: Vec<&str> = group.iter().map(|&(_, text)| text).collect();
             match engine.encode_texts(&texts, &how) {
                 Ok(encoded) => {

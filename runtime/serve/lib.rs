@@ -63,6 +63,7 @@ use workers::Workers;
 
 /// The settings of a server.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Settings {
     /// The model's name in requests and responses.
     pub name: String,
@@ -105,6 +106,25 @@ pub struct Settings {
     /// details that clients do not see: paths of files, who else uses the store.
     pub log: fn(&str),
 }
+
+gritlm_model::setters!(Settings {
+    api_keys: Vec<String>,
+    write_keys: Vec<String>,
+    cors: Vec<String>,
+    allow_hosts: Vec<String>,
+    max_body_bytes: usize,
+    max_bytes_under_way: usize,
+    max_inputs: usize,
+    connections: usize,
+    patience: Duration,
+    grace: Duration,
+    limits: Limits,
+    store: Option<PathBuf>,
+    store_read_only: bool,
+    log: fn(&str),
+} into {
+    name: String,
+});
 
 impl Default for Settings {
     fn default() -> Self {

@@ -184,7 +184,7 @@ pub(super) async fn answer<S: Shape>(
     let works = prompts.into_iter().flat_map(|prompt| {
         let how = &how;
         (0..n as u64).map(move |i| {
-            let how = Sampling { seed: how.seed.wrapping_add(i), ..how.clone() };
+            let how = how.clone().seed(how.seed.wrapping_add(i));
             Work::Generate { prompt: prompt.clone(), how, past: None }
         })
     });

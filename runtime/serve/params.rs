@@ -160,19 +160,17 @@ impl Params {
             return Err(Failure::field("stop", format!("expected {expected}, found {found}")));
         }
         let given = self.max_completion_tokens.or(self.max_tokens);
-        Ok(Sampling {
-            max_tokens: given.unwrap_or(max_tokens),
-            temperature: self.temperature.unwrap_or(1.0),
-            top_k: self.top_k.unwrap_or(0),
-            top_p: self.top_p.unwrap_or(1.0),
-            min_p: self.min_p.unwrap_or(0.0),
-            repetition_penalty: self.repetition_penalty.unwrap_or(1.0),
-            seed: self.seed.map_or_else(|| fastrand::u64(..), |seed| seed as u64),
-            stop,
-            logprobs,
-            ignore_eos: self.ignore_eos.unwrap_or(false),
-            ..Sampling::default()
-        })
+        Ok(Sampling::default()
+            .max_tokens(given.unwrap_or(max_tokens))
+            .temperature(self.temperature.unwrap_or(1.0))
+            .top_k(self.top_k.unwrap_or(0))
+            .top_p(self.top_p.unwrap_or(1.0))
+            .min_p(self.min_p.unwrap_or(0.0))
+            .repetition_penalty(self.repetition_penalty.unwrap_or(1.0))
+            .seed(self.seed.map_or_else(|| fastrand::u64(..), |seed| seed as u64))
+            .stop(stop)
+            .logprobs(logprobs)
+            .ignore_eos(self.ignore_eos.unwrap_or(false)))
     }
 
     /// Returns the number of choices for each prompt.

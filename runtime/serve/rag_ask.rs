@@ -242,26 +242,23 @@ impl AskRequest {
             return Err(Failure::field("documents", problem));
         }
         let filters = self.filter.unwrap_or_default().into_iter().map(filter);
-        let how = Ask {
-            mode: mode(self.cache.unwrap_or(CacheName::None), self.order)?,
-            positions: match self.as_published.unwrap_or(false) {
-                true => Positions::AsPublished,
-                false => Positions::Turned,
-            },
-            instruction: self.instruction.unwrap_or_default(),
-            attn: None,
-            answer_prefix: self.answer_prefix.unwrap_or_default(),
+        let positions = match self.as_published.unwrap_or(false) {
+            true => Positions::AsPublished,
+            false => Positions::Turned,
         };
+        let how = Ask::default()
+            .mode(mode(self.cache.unwrap_or(CacheName::None), self.order)?)
+            .positions(positions)
+            .instruction(self.instruction.unwrap_or_default())
+            .answer_prefix(self.answer_prefix.unwrap_or_default());
         Ok(Question {
             query: self.query,
             how,
-            find: Find {
-                top_k,
-                filters: filters.collect::<Result<_, _>>()?,
-                rerank: self.rerank.unwrap_or(false),
-                exact: self.exact.unwrap_or(false),
-                ..Find::default()
-            },
+            find: Find::default()
+                .top_k(top_k)
+                .filters(filters.collect::<Result<_, _>>()?)
+                .rerank(self.rerank.unwrap_or(false))
+                .exact(self.exact.unwrap_or(false)),
             sampling: params.sampling(Sampling::default().max_tokens, logprobs)?,
             priority: options.priority.unwrap_or(0),
             deadline: options.deadline()?,
@@ -336,7 +333,7 @@ impl Task {
         let snapshot = self.store.snapshot(passes.engine())?;
         let identity = snapshot.reader().identity();
         how.mode.check(identity)?;
-        let how = Ask { attn: Some(identity.attn), ..how.clone() };
+        let how = how.clone().attn(Some(identity.attn));
         let asked = gritlm_rag::ask(&passes, query, &how)?;
         let searcher = Searcher::on(&passes, Arc::clone(&snapshot));
         let hits = searcher.find(query, asked.vector(), find)?;

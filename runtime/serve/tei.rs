@@ -239,13 +239,11 @@ pub(super) async fn embed(
     Body(body): Body<EmbedRequest>,
 ) -> Result<Response, Refusal> {
     no_prompts("prompt_name", body.prompt_name)?;
-    let how = Embed {
-        instruction: body.instruction.unwrap_or_default(),
-        normalize: body.normalize.unwrap_or(true),
-        max_length: loaded.max_length(),
-        dimensions: body.dimensions,
-        ..Embed::default()
-    };
+    let how = Embed::default()
+        .instruction(body.instruction.unwrap_or_default())
+        .normalize(body.normalize.unwrap_or(true))
+        .max_length(loaded.max_length())
+        .dimensions(body.dimensions);
     let options = RequestOptions { priority: body.priority, timeout: body.timeout };
     let (start, truncate) = (Instant::now(), body.truncate.unwrap_or(false));
     let texts = loaded.encode("inputs", body.inputs, &how, truncate).await?;
@@ -266,10 +264,10 @@ pub(super) async fn similarity(
 ) -> Result<Response, Refusal> {
     let (inputs, parameters) = (body.inputs, body.parameters.unwrap_or_default());
     no_prompts("parameters.prompt_name", parameters.prompt_name)?;
-    let how = |instruction: Option<String>| Embed {
-        instruction: instruction.unwrap_or_default(),
-        max_length: loaded.max_length(),
-        ..Embed::default()
+    let how = |instruction: Option<String>| {
+        Embed::default()
+            .instruction(instruction.unwrap_or_default())
+            .max_length(loaded.max_length())
     };
     let (one, others) = (how(parameters.instruction), how(parameters.sentences_instruction));
     let options = RequestOptions { priority: body.priority, timeout: body.timeout };

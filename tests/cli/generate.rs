@@ -14,7 +14,7 @@ fn answer(args: &[&str]) -> Value {
 fn generate_prints_the_object_of_the_contract() {
     let prompt = "Describe the package pdfgrep.";
     let engine = Engine::open("demo", &Options::default()).unwrap();
-    let how = Sampling { max_tokens: 12, logprobs: 2, ..Sampling::greedy() };
+    let how = Sampling::greedy().max_tokens(12).logprobs(2);
     let generation = engine.generate(&Prompt::user(prompt), &how).unwrap();
     let prompt_tokens = generation.prompt_tokens();
     let pieces: Vec<_> = generation.map(Result::unwrap).collect();
@@ -71,7 +71,7 @@ fn generate_ends_where_it_should() {
 
     // A stop text that begins in one token and ends in the next.
     let engine = Engine::open("demo", &Options::default()).unwrap();
-    let how = Sampling { max_tokens: 20, ..Sampling::greedy() };
+    let how = Sampling::greedy().max_tokens(20);
     let pieces: Vec<String> = engine
         .generate(&Prompt::user(prompt), &how)
         .unwrap()
@@ -134,7 +134,7 @@ fn every_checkpoint_embeds_and_generates() {
 #[test]
 fn chat_goes_on() {
     let engine = Engine::open("demo", &Options::default()).unwrap();
-    let how = Sampling { max_tokens: 8, ..Sampling::greedy() };
+    let how = Sampling::greedy().max_tokens(8);
     let mut chat = engine.chat();
     let mut said = String::new();
     for turn in ["Describe the package pdfgrep.", "Go on."] {

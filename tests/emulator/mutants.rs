@@ -52,7 +52,7 @@ impl Mutant {
         };
         save(folder.path(), &source::all().iter().map(kernel).collect::<Vec<_>>());
         let kernels = Some(folder.path().into());
-        let cuda = Cuda::open(&Options { kernels, ..Options::default() }).unwrap();
+        let cuda = Cuda::open(&Options::default().kernels(kernels)).unwrap();
         let op = match self.stem {
             "linear_add" | "rmsnorm" => self.stem,
             "route" => "expert",

@@ -54,7 +54,7 @@ fn the_likeliest_allowed_token_is_drawn() {
 #[test]
 fn log_probabilities_are_the_models_own() {
     let engine = demo();
-    let how = following(&engine, &schemas()[0].0, Sampling { logprobs: 3, ..drawn(4) });
+    let how = following(&engine, &schemas()[0].0, drawn(4).logprobs(3));
     let mut before = engine.tokenize_prompt(&Prompt::user("Describe it."), false).unwrap();
     let answer = engine.generate(&Prompt::Tokens(before.clone()), &how).unwrap();
     let mut forbidden = 0;

@@ -2,7 +2,7 @@
 
 use super::{demo, drawn, pieces, text};
 use gritlm::schedule::{Limits, Scheduler, Work};
-use gritlm::{Grammar, Prompt, Sampling};
+use gritlm::{Grammar, Prompt};
 use serde_json::json;
 
 #[test]
@@ -93,7 +93,7 @@ fn a_grammar_is_its_engines_and_its_text() {
     assert_eq!(grammar.source(), schema.to_string());
     assert!(format!("{grammar:?}").contains("boolean"));
     // What the compiler would take as its options is a keyword like any unknown one.
-    let how = Sampling { grammar: Some(grammar), ..drawn(3) };
+    let how = drawn(3).grammar(Some(grammar));
     serde_json::from_str::<bool>(&text(&pieces(&engine, &how))).unwrap();
     let error = other.generate(&Prompt::raw("x"), &how).err().unwrap().to_string();
     assert!(error.contains("another engine"), "{error}");

@@ -48,7 +48,7 @@ proptest! {
                 prop_assert!(shared <= how.overlap, "{}", shared);
             }
         }
-        let whole = Embed { max_length: tokens, ..Embed::default() };
+        let whole = Embed::default().max_length(tokens);
         for cut in &cuts {
             prop_assert!(cut.encoded.tokens.len() <= tokens);
             let document = prompt::document(&title, &text[cut.bytes.clone()]);

@@ -48,7 +48,7 @@ fn a_store_has_the_embeddings_and_caches_of_the_engine() {
         let reader = Reader::open(&store).unwrap();
         assert_eq!(reader.len() as u64, done.chunks);
         assert!(done.chunks > 45, "{done:?}");
-        let how = Embed { attn: Some(attn), max_length: 64, ..Embed::default() };
+        let how = Embed::default().attn(Some(attn)).max_length(64);
         for (path, (title, _, chunks)) in content(&store) {
             assert_eq!(path.ends_with("empty.txt"), chunks.is_empty());
             for (text, tokens, vector, kv) in chunks {

@@ -14,7 +14,7 @@ fn brute(store: &Path, query: &str, instruction: &str) -> Vec<(String, String, f
     let mut all = Vec::new();
     for (path, (title, _, chunks)) in content(store) {
         for (text, ..) in chunks {
-            let how = Embed { max_length: 64, ..Embed::default() };
+            let how = Embed::default().max_length(64);
             let found = engine().embed(&[prompt::document(&title, &text)], &how).unwrap().remove(0);
             all.push((path.clone(), text, dot(&query.vector, &found.vector)));
         }
@@ -36,7 +36,7 @@ fn search_finds_what_brute_force_finds() {
         index(&Identity { vectors, ..identity() }, &store, &[files.path()]);
         let searcher = Searcher::open(engine(), &store).unwrap();
         for (query, instruction) in [("capture packets", ""), ("a game", "Find the package.")] {
-            let find = Find { top_k: 7, instruction: instruction.into(), ..Find::default() };
+            let find = Find::default().top_k(7).instruction(instruction);
             let found = searcher.search(query, &find).unwrap();
             let expected = brute(&store, query, instruction);
             assert_eq!(found.len(), 7);
@@ -55,7 +55,7 @@ fn search_finds_what_brute_force_finds() {
     let texts = |filters: &[&str], below: Option<&str>| -> Vec<String> {
         let filters = filters.iter().map(|f| f.parse().unwrap()).collect();
         let below = below.map(|b| files.path().join(b));
-        let find = Find { top_k: 1000, filters, below, ..Find::default() };
+        let find = Find::default().top_k(1000).filters(filters).below(below);
         let mut found: Vec<_> =
             searcher.search("chess", &find).unwrap().into_iter().map(|h| h.chunk.text).collect();
         found.sort();
@@ -76,15 +76,14 @@ fn search_finds_what_brute_force_finds() {
 fn search_reranks() {
     let model = with_a_yes();
     let model = model.path().to_str().unwrap();
-    let engine =
-        Engine::open(model, &Options { device: Device::Cpu, ..Options::default() }).unwrap();
+    let engine = Engine::open(model, &Options::default().device(Device::Cpu)).unwrap();
     let files = folder(&[("c.jsonl", &corpus())]);
     let store = files.path().join("store");
     let paths = [files.path().join("c.jsonl")];
     let identity = Identity { chunk: 128, ..Identity::of(&engine) };
     Indexer::open(&engine, &store, &identity).unwrap().run(&paths, &mut |_| Ok(())).unwrap();
     let searcher = Searcher::open(&engine, &store).unwrap();
-    let find = |top_k, rerank| Find { top_k, rerank, ..Find::default() };
+    let find = |top_k, rerank| Find::default().top_k(top_k).rerank(rerank);
     let found = searcher.search("capture packets", &find(3, true)).unwrap();
     let twelve = searcher.search("capture packets", &find(12, false)).unwrap();
     let passages: Vec<&str> = twelve.iter().map(|h| h.chunk.text.as_str()).collect();

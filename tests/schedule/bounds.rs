@@ -3,12 +3,12 @@
 use super::{Gate, demo, demo_with, embed, end, generate, greedy, ids, outcome, start};
 use gritlm::model::ops::PAGE;
 use gritlm::schedule::{Limits, Refused, Scheduler, Step, StepTokens, Work};
-use gritlm::{Embed, Encoded, Error, Sampling};
+use gritlm::{Embed, Encoded, Error};
 use std::time::Duration;
 
 #[test]
 fn the_queue_is_bounded() {
-    let limits = Limits { queue_requests: 3, queue_tokens: 100, ..Limits::default() };
+    let limits = Limits::default().queue_requests(3).queue_tokens(100);
     let scheduler = Scheduler::start(demo(), limits).unwrap();
     let gate = Gate::shut(&scheduler);
     let submit = |request| scheduler.submit(request);
@@ -61,7 +61,7 @@ fn what_cannot_be_done_is_refused_at_once() {
     }
     // Just so.
     outcome(scheduler.submit(generate(1, 500, 13)).unwrap()).done();
-    let how = Sampling { temperature: -1.0, ..greedy(3) };
+    let how = greedy(3).temperature(-1.0);
     let meaningless = [
         embed([]),
         embed([vec![1]]),
@@ -71,7 +71,7 @@ fn what_cannot_be_done_is_refused_at_once() {
         Work::Generate { prompt: vec![1], how, past: None }.into(),
         Work::Embed {
             texts: vec![Encoded { tokens: vec![1, 2], skip: 1, truncated: 0 }],
-            how: Embed { dimensions: Some(0), ..Embed::default() },
+            how: Embed::default().dimensions(Some(0)),
         }
         .into(),
     ];
@@ -79,7 +79,7 @@ fn what_cannot_be_done_is_refused_at_once() {
     for request in meaningless {
         assert!(matches!(refused(request), Refused::Invalid(_)));
     }
-    let limits = Limits { batch_tokens: 15, ..Limits::default() };
+    let limits = Limits::default().batch_tokens(15);
     assert!(matches!(Scheduler::start(demo(), limits), Err(Error::Option { .. })));
     let (pieces, _, summary) = outcome(scheduler.submit(generate(1, 5, 0)).unwrap()).done();
     assert_eq!((pieces.len(), summary.prompt_tokens, summary.steps), (0, 5, 0));

@@ -108,7 +108,7 @@ fn handles_may_go_before_the_events() {
 /// Whatever comes and goes in whatever order, everything is accounted for.
 #[test]
 fn nothing_is_lost_in_a_crowd() {
-    let limits = Limits { batch_tokens: 48, queue_requests: 20, ..Limits::default() };
+    let limits = Limits::default().batch_tokens(48).queue_requests(20);
     let scheduler = Scheduler::start(demo_with(12), limits).unwrap();
     let mut state = 7u64;
     let mut draw = |below: u64| {

@@ -2,9 +2,10 @@
 //! concerned and no others.
 
 use super::{FAILS, Gate, PANICS, demo, embed, end, fault, generate, greedy, ids, outcome, start};
+use crate::faulty::faulty;
 use crate::support::data;
 use gritlm::model::ops::DeviceError;
-use gritlm::schedule::{Limits, Request, Scheduler, Work};
+use gritlm::schedule::{Request, Work};
 use gritlm::{Device, Engine, Error, Options, Piece, Prompt};
 
 #[test]
@@ -12,8 +13,7 @@ fn a_failure_is_its_own() {
     let engine = demo();
     let alone = engine.generate(&Prompt::Tokens(ids(1, 30)), &greedy(20)).unwrap();
     let alone: Vec<Piece> = alone.map(Result::unwrap).collect();
-    let limits = Limits { batch_tokens: 256, fault: Some(fault), ..Limits::default() };
-    let scheduler = Scheduler::start(engine, limits).unwrap();
+    let scheduler = start(faulty("demo", fault).unwrap(), 256);
     let gate = Gate::shut(&scheduler);
     let submit = |request: Request| scheduler.submit(request).unwrap();
     let good = [
@@ -36,8 +36,7 @@ fn a_failure_is_its_own() {
     assert_eq!(end(&scheduler).failed, 3);
 
     // A lost device.
-    let limits = Limits { fault: Some(|_| true), ..Limits::default() };
-    let scheduler = Scheduler::start(demo(), limits).unwrap();
+    let scheduler = start(faulty("demo", |_| true).unwrap(), 256);
     let events = [1, 2, 3].map(|seed| scheduler.submit(generate(seed, 20, 5)).unwrap());
     for events in events {
         assert!(matches!(outcome(events).error, Some(Error::Device(_))));
@@ -57,7 +56,7 @@ fn what_is_no_number_is_an_error() {
     let end_of_weights = bytes.len();
     bytes[end_of_weights - 64..].fill(0xff);
     std::fs::write(&path, bytes).unwrap();
-    let options = Options { device: Device::Cpu, ..Options::default() };
+    let options = Options::default().device(Device::Cpu);
     let engine = Engine::open(folder.path().to_str().unwrap(), &options).unwrap();
     let scheduler = start(engine, 64);
     for request in [generate(1, 5, 5), embed([ids(1, 5)])] {

@@ -19,8 +19,8 @@ fn common_beginnings_are_computed_once() {
             prompt.extend(ids(seed, tokens - shared));
             prompt
         };
-        let how = Sampling { repetition_penalty: 1.1, ignore_eos: true, ..greedy(140) };
-        let how = Sampling { verbatim: true, ..how };
+        let how = greedy(140).repetition_penalty(1.1).ignore_eos(true);
+        let how = how.verbatim(true);
         let cases = [
             (prompt(1, 300, 300), 0),
             (prompt(1, 300, 300), 2 * PAGE),
@@ -54,7 +54,7 @@ fn common_beginnings_are_computed_once() {
         turn.extend(ids(9, 5));
         assert_eq!(run(&turn, &how).1, 3 * PAGE, "{model}");
         // Another mask makes other keys; a bidirectional one, keys that depend on what follows.
-        let mask = |mask| Sampling { mask: Some(mask), ..greedy(3) };
+        let mask = |mask| greedy(3).mask(Some(mask));
         assert_eq!(run(&cases[0].0, &mask(Mask::Causal { window: Some(200) })).1, 0);
         for _ in 0..2 {
             assert_eq!(run(&cases[0].0, &mask(Mask::Bidirectional { window: None })).1, 0);

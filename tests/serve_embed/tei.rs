@@ -14,8 +14,8 @@ fn embed_is_tei_s() {
     for (fields, how) in [
         (json!({}), whole()),
         (json!({"prompt_name": null, "truncation_direction": "Right"}), whole()),
-        (json!({"normalize": false}), Embed { normalize: false, ..whole() }),
-        (json!({"dimensions": 9}), Embed { dimensions: Some(9), ..whole() }),
+        (json!({"normalize": false}), whole().normalize(false)),
+        (json!({"dimensions": 9}), whole().dimensions(Some(9))),
         (json!({"instruction": instruction}), Embed::with_instruction(instruction)),
     ] {
         let expected = bare(&engine.embed(&texts, &how).unwrap());
@@ -47,7 +47,7 @@ fn similarity_is_a_cosine() {
     let (source, sentences) = ("chess interface", ["board games", "chess interface", "cook"]);
     let inputs = json!({"source_sentence": source, "sentences": sentences});
     let of = |instruction: &str, sentences_instruction: &str| {
-        let how = |instruction: &str| Embed { instruction: instruction.into(), ..whole() };
+        let how = |instruction: &str| whole().instruction(instruction);
         let one = engine.embed(&[source], &how(instruction)).unwrap();
         let others = engine.embed(&sentences, &how(sentences_instruction)).unwrap();
         let cosines = others.iter().map(|o| gritlm::dot(&one[0].vector, &o.vector));

@@ -2,9 +2,9 @@
 //! a failure ends its stream.
 
 use super::{CHAT, QUESTION, TEXT, TURNS, assert_chat, finish, pieces, read, text, user, with};
+use crate::faulty::faulty;
 use crate::serve::Server;
-use gritlm::schedule::Limits;
-use gritlm::{Device, Engine, Options, Prompt, Sampling};
+use gritlm::{Prompt, Sampling};
 use gritlm_serve::Settings;
 use serde_json::{Value, json};
 use std::io::Write;
@@ -41,7 +41,7 @@ fn others_change_nothing() {
         for (i, turn) in TURNS.iter().enumerate() {
             for temperature in [0.0, 1.5] {
                 let how =
-                    Sampling { max_tokens: 20, temperature, seed: i as u64, ..Sampling::default() };
+                    Sampling::default().max_tokens(20).temperature(temperature).seed(i as u64);
                 let expected = pieces(&Prompt::user(*turn), &how);
                 let body = json!({"messages": user(turn), "max_tokens": 20, "seed": i,
                     "temperature": temperature});
@@ -93,14 +93,10 @@ fn who_leaves_is_not_answered() {
 fn a_failure_ends_the_stream() {
     // Every pass with the next token of an answer fails, and none with a prompt.
     let fault: fn(&[u32]) -> bool = |tokens| tokens.len() == 1;
-    let limits = Limits { fault: Some(fault), ..Limits::default() };
-    let settings = Settings { name: "demo".into(), limits, ..Settings::default() };
+    let settings = Settings::default().name("demo");
     let server = gritlm_serve::Server::bind("127.0.0.1", 0, settings).unwrap();
     let url = format!("http://{}", server.address());
-    std::thread::spawn(move || {
-        let options = Options { device: Device::Cpu, ..Options::default() };
-        server.run(move || Engine::open("demo", &options), std::future::pending())
-    });
+    std::thread::spawn(move || server.run(move || faulty("demo", fault), std::future::pending()));
     while ureq::get(format!("{url}/ready")).call().is_err() {
         std::thread::sleep(Duration::from_millis(2));
     }

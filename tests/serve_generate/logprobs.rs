@@ -13,8 +13,7 @@ fn number(value: &Value) -> f32 {
 #[test]
 fn logprobs_are_the_librarys() {
     let server = Server::start(&[]);
-    let how =
-        Sampling { max_tokens: 12, temperature: 1.0, seed: 3, logprobs: 4, ..Sampling::default() };
+    let how = Sampling::default().max_tokens(12).temperature(1.0).seed(3).logprobs(4);
     let spelled = |id: u32| engine().tokenizer().token(id).unwrap();
     let body = json!({"max_tokens": 12, "seed": 3});
     let chat = with(&body, &json!({"messages": user(QUESTION), "logprobs": true}));
@@ -54,7 +53,7 @@ fn logprobs_are_the_librarys() {
 
     // Some characters are several tokens, whose text comes with the last.
     let raw = "pdfgrep is";
-    let how = |seed| Sampling { temperature: 99.0, max_tokens: 40, seed, ..how.clone() };
+    let how = |seed| how.clone().temperature(99.0).max_tokens(40).seed(seed);
     let held = |seed: &u64| {
         let all = pieces(&Prompt::raw(raw), &how(*seed));
         all.iter().filter(|piece| piece.text.is_empty()).count() > 2

@@ -18,7 +18,7 @@ fn later_turns_are_the_librarys() {
             engine().tokenize_prompt(&prompt, false).unwrap()
         };
         let before = prompt(&past, turn);
-        let how = |seed| Sampling { max_tokens: 8, temperature: 3.0, seed, ..Sampling::default() };
+        let how = |seed| Sampling::default().max_tokens(8).temperature(3.0).seed(seed);
         let canonical = |seed: &u64| {
             let asked = Prompt::Chat { past: past.to_vec(), text: turn.into() };
             let answer = pieces(&asked, &how(*seed));
@@ -96,7 +96,7 @@ fn messages_become_turns() {
         text(all.into())
     };
     assert_eq!(past(&["Hello.\n\nWell?"]), past(&["Hello.", "Well?"]));
-    let how = Sampling { max_tokens: 6, ..Sampling::greedy() };
+    let how = Sampling::greedy().max_tokens(6);
     let prompt = Prompt::Chat {
         past: vec![("Hi".into(), "Hello.".into())],
         text: "Be brief.\n\nAnd?".into(),

@@ -90,7 +90,7 @@ mod tests {
     use gritlm::{Device, Engine, Options};
 
     fn engine(like: &str) -> Engine {
-        let options = Options { device: Device::Cpu, batch_tokens: 64, ..Options::default() };
+        let options = Options::default().device(Device::Cpu).batch_tokens(64);
         Engine::random(like, Some(2), &options).unwrap()
     }
 

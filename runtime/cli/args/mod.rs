@@ -75,17 +75,15 @@ pub(super) struct Global {
 
 impl Global {
     pub(super) fn options(&self) -> Options {
-        Options {
-            device: self.device.0[0].clone(),
-            batch_tokens: self.batch_tokens,
-            kv_tokens: self.kv_tokens,
-            progress: true,
-            profile: self.profile,
-            tune: self.tune,
-            f16: self.f16,
-            kernels: self.kernels.clone(),
-            ..Options::default()
-        }
+        Options::default()
+            .device(self.device.0[0].clone())
+            .batch_tokens(self.batch_tokens)
+            .kv_tokens(self.kv_tokens)
+            .progress(true)
+            .profile(self.profile)
+            .tune(self.tune)
+            .f16(self.f16)
+            .kernels(self.kernels.clone())
     }
 }
 
@@ -239,16 +237,15 @@ impl EmbedOptions {
             Attn::Bbcc => Mask::Bidirectional { window },
             Attn::Cccc => Mask::Causal { window },
         });
-        Embed {
-            instruction: self.instruction.clone(),
-            pooling: self.pooling.into(),
-            normalize: !self.no_normalize,
-            max_length: self.max_length,
-            attn: Some(self.attn),
-            mask,
-            dimensions: self.dimensions,
-            keep_kv: false,
-        }
+        Embed::default()
+            .instruction(self.instruction.clone())
+            .pooling(self.pooling.into())
+            .normalize(!self.no_normalize)
+            .max_length(self.max_length)
+            .attn(Some(self.attn))
+            .mask(mask)
+            .dimensions(self.dimensions)
+            .keep_kv(false)
     }
 }
 
@@ -296,19 +293,17 @@ pub(super) struct SamplingArgs {
 
 impl SamplingArgs {
     pub(super) fn sampling(&self, logprobs: u32) -> Sampling {
-        Sampling {
-            max_tokens: self.max_tokens,
-            temperature: self.temperature,
-            top_k: self.top_k,
-            top_p: self.top_p,
-            min_p: self.min_p,
-            repetition_penalty: self.repetition_penalty,
-            seed: self.seed,
-            stop: self.stop.clone(),
-            logprobs,
-            mask: self.window.map(|Window(window)| Mask::Causal { window }),
-            ..Sampling::default()
-        }
+        Sampling::default()
+            .max_tokens(self.max_tokens)
+            .temperature(self.temperature)
+            .top_k(self.top_k)
+            .top_p(self.top_p)
+            .min_p(self.min_p)
+            .repetition_penalty(self.repetition_penalty)
+            .seed(self.seed)
+            .stop(self.stop.clone())
+            .logprobs(logprobs)
+            .mask(self.window.map(|Window(window)| Mask::Causal { window }))
     }
 }
 

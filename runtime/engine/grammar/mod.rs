@@ -32,7 +32,7 @@ use std::sync::{Arc, OnceLock};
 /// });
 /// let grammar = Some(Grammar::json_schema(&engine, &schema)?);
 /// let prompt = Prompt::user("Generic Mapping Tools\n\nIn which section would it be?");
-/// let answer = engine.generate(&prompt, &Sampling { grammar, ..Sampling::greedy() })?;
+/// let answer = engine.generate(&prompt, &Sampling::greedy().grammar(grammar))?;
 /// let text = answer.map(|piece| Ok(piece?.text)).collect::<gritlm::Result<String>>()?;
 /// let answer: serde_json::Value = serde_json::from_str(&text).expect("JSON");
 /// assert!(["science", "games"].contains(&answer["section"].as_str().unwrap_or_default()));

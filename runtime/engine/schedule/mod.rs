@@ -15,7 +15,7 @@
 //! let prompt = engine.tokenize_prompt(&Prompt::user("Describe the package pdfgrep."), false)?;
 //!
 //! let scheduler = Scheduler::start(engine, Limits::default())?;
-//! let sampling = Sampling { max_tokens: 8, ..Sampling::greedy() };
+//! let sampling = Sampling::greedy().max_tokens(8);
 //! let answer = Work::Generate { prompt, how: sampling, past: None };
 //! let answer = scheduler.submit(answer.into())?;
 //! let vectors = scheduler.submit(Work::Embed { texts, how }.into())?;
@@ -47,6 +47,7 @@ use futures_core::Stream;
 use gritlm_model::ops::{DeviceError, PAGE};
 use job::{Arrival, Client};
 use stats::Recent;
+use std::fmt;
 use std::pin::Pin;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
@@ -65,6 +66,7 @@ const MIN_BATCH_TOKENS: usize = 16;
 /// have sampled 32 tokens since they got their pages. A preempted answer resumes after the text,
 /// and its tokens are the same as without preemption.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Limits {
     /// Token budget of a step. Each running answer first gets one token; at most
     /// `batch_tokens / 2` answers run. While both wait, prompts and texts each get half of the
@@ -78,15 +80,13 @@ pub struct Limits {
     /// Maximum number of tokens of all requests in the queue together; a request that waits alone
     /// may have more.
     pub queue_tokens: usize,
-    /// For tests: a pass fails, as if on the device, if this returns true for the tokens of one
-    /// of its sequences.
-    #[doc(hidden)]
-    pub fault: Option<fn(&[u32]) -> bool>,
 }
+
+gritlm_model::setters!(Limits { batch_tokens: usize, queue_requests: usize, queue_tokens: usize });
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { batch_tokens: 1024, queue_requests: 512, queue_tokens: 1 << 20, fault: None }
+        Self { batch_tokens: 1024, queue_requests: 512, queue_tokens: 1 << 20 }
     }
 }
 
@@ -102,6 +102,15 @@ struct Handle {
     limits: Limits,
     shared: Arc<Shared>,
     thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl fmt::Debug for Scheduler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Scheduler")
+            .field("engine", &self.handle.engine)
+            .field("limits", &self.handle.limits)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Drop for Handle {

@@ -372,7 +372,7 @@ impl Steps<'_> {
                 let prepare = move || guides.into_iter().for_each(Guide::prepare);
                 let _ = std::thread::Builder::new().spawn_scoped(scope, prepare);
             }
-            outcomes(self.engine, self.limits, &mut sequences)
+            outcomes(self.engine, &mut sequences)
         });
         let time = start.elapsed();
         self.stats.busy += time;
@@ -461,31 +461,18 @@ impl Steps<'_> {
 
 /// Runs a pass. If it fails, each sequence runs again alone, to find the one at fault. A failed
 /// pass has advanced no cache.
-fn outcomes(
-    engine: &Engine,
-    limits: &Limits,
-    sequences: &mut [Sequence<'_>],
-) -> Vec<Result<Output>> {
-    match attempt(engine, limits, sequences) {
+fn outcomes(engine: &Engine, sequences: &mut [Sequence<'_>]) -> Vec<Result<Output>> {
+    match attempt(engine, sequences) {
         Ok(outputs) => outputs.into_iter().map(Ok).collect(),
         Err(error) if sequences.len() == 1 => vec![Err(error)],
-        Err(_) => sequences.chunks_mut(1).flat_map(|one| outcomes(engine, limits, one)).collect(),
+        Err(_) => sequences.chunks_mut(1).flat_map(|one| outcomes(engine, one)).collect(),
     }
 }
 
 /// Runs a pass and returns a panic as an error, so that the server survives it.
-fn attempt(
-    engine: &Engine,
-    limits: &Limits,
-    sequences: &mut [Sequence<'_>],
-) -> Result<Vec<Output>> {
-    let pass = || match limits.fault {
-        Some(fault) if sequences.iter().any(|s| fault(s.tokens)) => {
-            Err(DeviceError("the pass failed, as it was to".into()).into())
-        }
-        _ => engine.run(sequences),
-    };
-    catch_unwind(AssertUnwindSafe(pass)).unwrap_or_else(|panic| {
+fn attempt(engine: &Engine, sequences: &mut [Sequence<'_>]) -> Result<Vec<Output>> {
+    let pass = catch_unwind(AssertUnwindSafe(|| engine.run(sequences)));
+    pass.unwrap_or_else(|panic| {
         let said = panic.downcast_ref::<&str>().map(|s| (*s).to_string());
         let said = said.or_else(|| panic.downcast_ref::<String>().cloned());
         Err(DeviceError(format!("the pass panicked: {}", said.unwrap_or_default())).into())
