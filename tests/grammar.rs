@@ -329,7 +329,8 @@ fn in_the_scheduler_as_alone() {
         let limits = Limits::default().batch_tokens(64);
         let scheduler = Scheduler::start(engine, limits).unwrap();
         let submit = |prompt: &[u32], how: &Sampling| {
-            let work = Work::Generate { prompt: prompt.to_vec(), how: how.clone(), past: None };
+            let work =
+                Work::Generate { prompt: prompt.to_vec(), sampling: how.clone(), past: None };
             scheduler.submit(work.into()).unwrap()
         };
         let failing = submit(&other, &bad);

@@ -65,13 +65,13 @@ pub(crate) fn ids(seed: u32, tokens: usize) -> Vec<u32> {
 fn generate(seed: u32, prompt: usize, max_tokens: usize) -> Request {
     // So that the length of the answer is known.
     let how = greedy(max_tokens).ignore_eos(true);
-    Work::Generate { prompt: ids(seed, prompt), how, past: None }.into()
+    Work::Generate { prompt: ids(seed, prompt), sampling: how, past: None }.into()
 }
 
 pub(crate) fn embed(texts: impl IntoIterator<Item = Vec<u32>>) -> Request {
     let encoded = |tokens| Encoded { tokens, skip: 1, truncated: 0 };
     let texts = texts.into_iter().map(encoded).collect();
-    Work::Embed { texts, how: Embed::default() }.into()
+    Work::Embed { texts, options: Embed::default() }.into()
 }
 
 pub(crate) fn with_priority(request: Request, priority: i32) -> Request {
@@ -162,7 +162,7 @@ fn mixed(engine: &Engine) -> Vec<(Work, Outcome)> {
         let pieces = engine.generate(&prompt, &how).unwrap().map(Result::unwrap).collect();
         let prompt = engine.tokenize_prompt(&prompt, false).unwrap();
         all.push((
-            Work::Generate { prompt, how, past: None },
+            Work::Generate { prompt, sampling: how, past: None },
             Outcome { pieces, ..Outcome::default() },
         ));
     }
@@ -180,7 +180,10 @@ fn mixed(engine: &Engine) -> Vec<(Work, Outcome)> {
         }
         let embeddings = engine.embed(&texts, &how).unwrap();
         let texts = engine.encode_texts(&texts, &how).unwrap();
-        all.push((Work::Embed { texts, how }, Outcome { embeddings, ..Outcome::default() }));
+        all.push((
+            Work::Embed { texts, options: how },
+            Outcome { embeddings, ..Outcome::default() },
+        ));
     }
     let judges = if engine.tokenizer().id("▁yes").is_some() { 0..6 } else { 0..0 };
     for i in judges {
@@ -293,7 +296,7 @@ fn no_text_is_too_long_for_a_step() {
     let texts = engine.encode_texts(&[&long], &how).unwrap();
     assert!(expected[0].tokens > 200);
     let scheduler = start(engine, 16);
-    let work = Work::Embed { texts, how };
+    let work = Work::Embed { texts, options: how };
     let alone = outcome(scheduler.submit(work.clone().into()).unwrap()).done();
     assert_eq!((&alone.1, alone.2.steps), (&expected, 1));
     let answers = [1, 2].map(|seed| scheduler.submit(generate(seed, 60, 30)).unwrap());

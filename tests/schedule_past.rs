@@ -24,7 +24,7 @@ fn endless(max_tokens: usize) -> Sampling {
 }
 
 fn after(past: Past, prompt: Vec<u32>, how: &Sampling) -> Request {
-    Work::Generate { prompt, how: how.clone(), past: Some(past) }.into()
+    Work::Generate { prompt, sampling: how.clone(), past: Some(past) }.into()
 }
 
 /// What the engine alone answers.
@@ -89,7 +89,7 @@ fn passes_keep_their_keys_and_values_where_asked() {
     let submit = |keep_kv| {
         let texts = texts.iter().cloned().map(encoded).collect();
         let how = Embed::default().keep_kv(keep_kv);
-        scheduler.submit(Work::Embed { texts, how }.into()).unwrap()
+        scheduler.submit(Work::Embed { texts, options: how }.into()).unwrap()
     };
     let (with, without) = (submit(true), submit(false));
     let (with, without) = (outcome(with).done().1, outcome(without).done().1);

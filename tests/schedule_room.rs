@@ -15,7 +15,7 @@ fn endless(max_tokens: usize) -> Sampling {
 }
 
 fn answer(prompt: Vec<u32>, how: Sampling) -> Request {
-    Work::Generate { prompt, how, past: None }.into()
+    Work::Generate { prompt, sampling: how, past: None }.into()
 }
 
 /// What an engine answers alone.

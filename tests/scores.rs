@@ -103,10 +103,11 @@ fn scores_come_through_the_scheduler_whatever_else_is_in_the_batch() {
     for _ in 0..2 {
         let work = |prompt: &Vec<u32>| Work::Generate {
             prompt: prompt.clone(),
-            how: scoring(2, 3).ignore_eos(true),
+            sampling: scoring(2, 3).ignore_eos(true),
             past: None,
         };
-        let plain = Work::Generate { prompt: long.clone(), how: Sampling::greedy(), past: None };
+        let plain =
+            Work::Generate { prompt: long.clone(), sampling: Sampling::greedy(), past: None };
         let _beside = scheduler.submit(plain.into()).unwrap();
         let all = prompts.each_ref().map(|p| scheduler.submit(work(p).into()).unwrap());
         for ((events, ids), expected) in all.into_iter().zip(&prompts).zip(&expected) {

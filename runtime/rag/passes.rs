@@ -83,7 +83,7 @@ impl Passes for Scheduled<'_> {
     fn embed_texts(&self, texts: Vec<Encoded>, how: &Embed) -> Result<Vec<Embedding>> {
         let mut found = Vec::with_capacity(texts.len());
         if !texts.is_empty() {
-            self.run(Work::Embed { texts, how: how.clone() }, &mut |event| {
+            self.run(Work::Embed { texts, options: how.clone() }, &mut |event| {
                 if let Event::Embedding { embedding, .. } = event {
                     found.push(embedding);
                 }

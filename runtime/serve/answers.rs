@@ -65,7 +65,7 @@ fn bytes(event: &Event) -> usize {
 /// Returns the bytes that the results of work will occupy, as far as they are known in advance.
 fn result_bytes(work: &Work, dim: usize) -> usize {
     match work {
-        Work::Embed { texts, how } => {
+        Work::Embed { texts, options: how } => {
             let numbers = how.dimensions.unwrap_or(dim).min(dim);
             texts.len() * (size_of::<Numbered>() + numbers * size_of::<f32>())
         }

@@ -151,7 +151,7 @@ pub(super) async fn embed(
     let texts =
         loaded.encode("texts", Input::of(false, body.texts.clone()), &how, truncate).await?;
     let tokenize = start.elapsed();
-    let answers = loaded.submit(Work::Embed { texts, how }, options)?;
+    let answers = loaded.submit(Work::Embed { texts, options: how }, options)?;
     let (found, summary) = answers.embeddings().await?;
     let timing = server_timing(tokenize, &summary.timings);
     let types = body.embedding_types.unwrap_or_else(|| vec![EmbeddingType::Float]);

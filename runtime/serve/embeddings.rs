@@ -228,7 +228,7 @@ pub(super) async fn embeddings(
     let start = Instant::now();
     let texts = loaded.encode(field, input, &how, truncate).await?;
     let tokenize = start.elapsed();
-    let answers = loaded.submit(Work::Embed { texts, how }, options)?;
+    let answers = loaded.submit(Work::Embed { texts, options: how }, options)?;
     let (found, summary) = answers.embeddings().await?;
 
     let timing = server_timing(tokenize, &summary.timings);

@@ -185,7 +185,7 @@ pub(super) async fn answer<S: Shape>(
         let how = &how;
         (0..n as u64).map(move |i| {
             let how = how.clone().seed(how.seed.wrapping_add(i));
-            Work::Generate { prompt: prompt.clone(), how, past: None }
+            Work::Generate { prompt: prompt.clone(), sampling: how, past: None }
         })
     });
     let submitted = Instant::now();

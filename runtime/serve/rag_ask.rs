@@ -201,7 +201,7 @@ pub(super) async fn ask(
 
     let Prepared { past, prompt, usage, .. } = prepared;
     let how = task.question.sampling.clone();
-    let request = task.passes().request(Work::Generate { prompt, how, past });
+    let request = task.passes().request(Work::Generate { prompt, sampling: how, past });
     let many = loaded.submit_watched(request, "ask", ticket, loading)?;
     let head = Head::new::<Chat>(&loaded, params.stream());
     if params.stream() {

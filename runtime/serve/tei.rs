@@ -248,7 +248,7 @@ pub(super) async fn embed(
     let (start, truncate) = (Instant::now(), body.truncate.unwrap_or(false));
     let texts = loaded.encode("inputs", body.inputs, &how, truncate).await?;
     let tokenize = start.elapsed();
-    let answers = loaded.submit(Work::Embed { texts, how }, options)?;
+    let answers = loaded.submit(Work::Embed { texts, options: how }, options)?;
     let (found, summary) = answers.embeddings().await?;
     let timing = server_timing(tokenize, &summary.timings);
     let answer = || EmbedResponse(found.into_iter().map(|e| e.vector).collect());
@@ -277,7 +277,7 @@ pub(super) async fn similarity(
     texts.extend(loaded.encode("inputs.sentences", sentences, &others, truncate).await?);
     let tokenize = start.elapsed();
     // The two option sets differ only in their instructions, which are already part of the texts.
-    let answers = loaded.submit(Work::Embed { texts, how: one }, options)?;
+    let answers = loaded.submit(Work::Embed { texts, options: one }, options)?;
     let (found, summary) = answers.embeddings().await?;
     let timing = server_timing(tokenize, &summary.timings);
     let mut vectors = found.into_iter().map(|e| e.vector);

@@ -98,6 +98,6 @@ fn a_grammar_is_its_engines_and_its_text() {
     let error = other.generate(&Prompt::raw("x"), &how).err().unwrap().to_string();
     assert!(error.contains("another engine"), "{error}");
     let scheduler = Scheduler::start(other, Limits::default()).unwrap();
-    let work = Work::Generate { prompt: vec![1, 7], how, past: None };
+    let work = Work::Generate { prompt: vec![1, 7], sampling: how, past: None };
     assert!(scheduler.submit(work.into()).unwrap_err().to_string().contains("another engine"));
 }

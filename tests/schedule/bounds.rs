@@ -67,11 +67,11 @@ fn what_cannot_be_done_is_refused_at_once() {
         embed([vec![1]]),
         embed([vec![1, vocab]]),
         generate(1, 0, 1),
-        Work::Generate { prompt: vec![vocab], how: greedy(3), past: None }.into(),
-        Work::Generate { prompt: vec![1], how, past: None }.into(),
+        Work::Generate { prompt: vec![vocab], sampling: greedy(3), past: None }.into(),
+        Work::Generate { prompt: vec![1], sampling: how, past: None }.into(),
         Work::Embed {
             texts: vec![Encoded { tokens: vec![1, 2], skip: 1, truncated: 0 }],
-            how: Embed::default().dimensions(Some(0)),
+            options: Embed::default().dimensions(Some(0)),
         }
         .into(),
     ];

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 #[test]
 fn whoever_goes_away_frees_the_pages() {
     let engine = demo_with(24);
-    let Work::Generate { prompt, how, past: None } = generate(2, 150, 100).work else {
+    let Work::Generate { prompt, sampling: how, past: None } = generate(2, 150, 100).work else {
         unreachable!()
     };
     let expected: Vec<Piece> =

@@ -17,12 +17,12 @@ fn a_failure_is_its_own() {
     let gate = Gate::shut(&scheduler);
     let submit = |request: Request| scheduler.submit(request).unwrap();
     let good = [
-        submit(Work::Generate { prompt: ids(1, 30), how: greedy(20), past: None }.into()),
+        submit(Work::Generate { prompt: ids(1, 30), sampling: greedy(20), past: None }.into()),
         submit(embed([ids(2, 9), ids(3, 9)])),
     ];
     let bad = [
         submit(embed([ids(4, 9), FAILS.to_vec(), ids(5, 9)])),
-        submit(Work::Generate { prompt: FAILS.to_vec(), how: greedy(20), past: None }.into()),
+        submit(Work::Generate { prompt: FAILS.to_vec(), sampling: greedy(20), past: None }.into()),
         submit(embed([PANICS.to_vec()])),
     ];
     gate.open();

@@ -36,7 +36,7 @@ fn common_beginnings_are_computed_once() {
         });
         let scheduler = start(engine, 64);
         let run = |prompt: &Vec<u32>, how: &Sampling| {
-            let work = Work::Generate { prompt: prompt.clone(), how: how.clone(), past: None };
+            let work = Work::Generate { prompt: prompt.clone(), sampling: how.clone(), past: None };
             let (pieces, _, summary) = outcome(scheduler.submit(work.into()).unwrap()).done();
             assert_eq!(summary.prompt_tokens, prompt.len());
             (pieces, summary.cached_tokens)
@@ -74,7 +74,7 @@ fn kept_beginnings_make_room() {
     let expected: Vec<Piece> = expected.map(Result::unwrap).collect();
     let scheduler = start(engine, 64);
     let run = |seed, tokens| {
-        let request = Work::Generate { prompt: ids(seed, tokens), how: greedy(3), past: None };
+        let request = Work::Generate { prompt: ids(seed, tokens), sampling: greedy(3), past: None };
         let (pieces, _, summary) = outcome(scheduler.submit(request.into()).unwrap()).done();
         (pieces, summary.cached_tokens)
     };

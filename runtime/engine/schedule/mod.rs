@@ -16,9 +16,9 @@
 //!
 //! let scheduler = Scheduler::start(engine, Limits::default())?;
 //! let sampling = Sampling::greedy().max_tokens(8);
-//! let answer = Work::Generate { prompt, how: sampling, past: None };
+//! let answer = Work::Generate { prompt, sampling: sampling, past: None };
 //! let answer = scheduler.submit(answer.into())?;
-//! let vectors = scheduler.submit(Work::Embed { texts, how }.into())?;
+//! let vectors = scheduler.submit(Work::Embed { texts, options: how }.into())?;
 //! for event in answer.chain(vectors) {
 //!     match event {
 //!         Event::Prompt(scores) => println!("{} tokens are scored", scores.len()),
@@ -253,7 +253,7 @@ impl Scheduler {
         let engine = self.engine();
         let config = engine.config();
         let room = match work {
-            Work::Embed { texts, how } => {
+            Work::Embed { texts, options: how } => {
                 how.check(config.dim)?;
                 self.longest(texts.iter().map(|text| (text.tokens.as_slice(), text.skip)))?
             }
@@ -261,7 +261,7 @@ impl Scheduler {
                 Judge::new(engine)?;
                 self.longest(prompts.iter().map(|prompt| (prompt.as_slice(), 0)))?
             }
-            Work::Generate { prompt, how, past } => {
+            Work::Generate { prompt, sampling: how, past } => {
                 check_tokens(prompt, 0, config).map_err(invalid)?;
                 if let Some(past) = past {
                     past.cache.check_shape(config)?;

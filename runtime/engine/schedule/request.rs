@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 pub enum Work {
     /// Embeds texts, with one [`Event::Embedding`] each, in order.
     Embed {
-        /// Texts from [`crate::Engine::encode_texts`], encoded with the same `how`.
+        /// Texts from [`crate::Engine::encode_texts`], encoded with the same options.
         texts: Vec<Encoded>,
         /// Options; the instruction and the maximum length are already applied to the texts.
-        how: Embed,
+        options: Embed,
     },
     /// Judges the relevance of passages, with one [`Event::Ranked`] each, in order.
     Rank {
@@ -29,7 +29,7 @@ pub enum Work {
         prompt: Vec<u32>,
         /// Options. Set [`Sampling::verbatim`] for prompts that the answer continues as text,
         /// such as [`crate::Prompt::Raw`].
-        how: Sampling,
+        sampling: Sampling,
         /// Keys and values that precede the prompt and are not recomputed, if any.
         past: Option<Past>,
     },

@@ -113,7 +113,7 @@ impl Steps<'_> {
             self.leaving.push(client);
         };
         match work {
-            Work::Embed { texts, how } => {
+            Work::Embed { texts, options: how } => {
                 let (mask, what) = (self.engine.mask_for(&how), What::Embed(how));
                 self.texts.insert(rank, Texts { client, texts, what, mask, next: 0, left });
             }
@@ -126,7 +126,7 @@ impl Steps<'_> {
                 }
                 Err(error) => fail(client, error),
             },
-            Work::Generate { prompt, how, past } => {
+            Work::Generate { prompt, sampling: how, past } => {
                 match Continuation::new(self.engine, &how, before + prompt.len()) {
                     Ok(answer) if answer.is_over() => {
                         let prompt_tokens = before + left;
