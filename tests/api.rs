@@ -3,7 +3,7 @@
 
 use crate::support::{Reference, close, data, devices};
 use gritlm::batch::{Output, Sequence, Want};
-use gritlm::cache::{KvCache, KvSnapshot};
+use gritlm::cache::KvSnapshot;
 use gritlm::model::ops::{Mask, Match, PAGE};
 use gritlm::model::reference::relative_error;
 use gritlm::{
@@ -454,54 +454,4 @@ fn a_corpus_is_searched_again_and_again() {
     assert!(engine.corpus(3, vec![0.0; 4]).err().unwrap().to_string().contains("vectors of 3"));
     assert!(engine.corpus(3, Vec::new()).unwrap().is_empty());
     assert!(engine.search_in(&others[0], &[1.0; 3], 1).is_err());
-}
-
-/// On one thread, as in a browser: calls that come at once wait their turn, and what is awaited is
-/// what blocking calls return.
-#[test]
-fn async_calls_take_turns_on_one_thread() {
-    use std::pin::{Pin, pin};
-    use std::task::{Context, Poll, Waker};
-    fn sequence<'a>(tokens: &'a [u32], cache: &'a mut KvCache) -> [Sequence<'a>; 1] {
-        [Sequence { tokens, cache, mask: Mask::Causal { window: None }, want: Want::Logits }]
-    }
-    for (device, _) in devices() {
-        let name = device.to_string();
-        let options = Options::default().device(device);
-        let engine = pollster::block_on(Engine::open_async("demo", &options)).unwrap();
-        let prompts: [&[u32]; 2] = [&[1, 7, 8, 9], &[1, 5]];
-        let mut caches = [engine.cache(), engine.cache()];
-        let [first, second] = caches.each_mut();
-        let (mut a, mut b) = (sequence(prompts[0], first), sequence(prompts[1], second));
-        let mut outputs: [Option<Vec<Output>>; 2] = [None, None];
-        {
-            let mut one: Pin<&mut dyn Future<Output = _>> = pin!(engine.run_async(&mut a));
-            let mut two: Pin<&mut dyn Future<Output = _>> = pin!(engine.run_async(&mut b));
-            let context = &mut Context::from_waker(Waker::noop());
-            for _ in 0..1_000_000 {
-                for (run, output) in [&mut one, &mut two].into_iter().zip(&mut outputs) {
-                    if output.is_none()
-                        && let Poll::Ready(done) = run.as_mut().poll(context)
-                    {
-                        *output = Some(done.unwrap());
-                    }
-                }
-                if outputs.iter().all(Option::is_some) {
-                    break;
-                }
-            }
-        }
-        for ((output, tokens), cache) in outputs.into_iter().zip(prompts).zip(&caches) {
-            let mut again = engine.cache();
-            let expected = engine.run(&mut sequence(tokens, &mut again)).unwrap();
-            assert_eq!(output.unwrap(), expected, "{name}");
-            let exported = pollster::block_on(engine.export_async(cache)).unwrap();
-            assert_eq!(exported, engine.export(&again).unwrap(), "{name}");
-        }
-        let corpus = engine.corpus(2, vec![1.0, 0.0, 0.6, 0.8]).unwrap();
-        let found = pollster::block_on(engine.search_in_async(&corpus, &[0.0, 1.0], 2)).unwrap();
-        assert_eq!(found, engine.search_in(&corpus, &[0.0, 1.0], 2).unwrap(), "{name}");
-    }
-    let devices = pollster::block_on(gritlm::devices_async());
-    assert_eq!(devices.len(), gritlm::devices().len());
 }

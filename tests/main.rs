@@ -1,6 +1,7 @@
 //! The integration tests, one binary. `cargo test --release --workspace` runs them all.
 
 mod api; // the library's behaviour: streaming, chat, budgets, names of architectures
+mod api_async; // calls that wait for the device without blocking, on one thread
 mod bad_input; // whatever comes in: one line, the right exit code, nothing half written
 mod bare; // checkpoints without the causal model's prefix or head; Git LFS pointers
 mod bench; // `gritlm bench`: devices, shapes, records, comparison

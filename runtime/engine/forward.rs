@@ -3,6 +3,7 @@
 use crate::backend::Load;
 use crate::batch::{Output, Plan, Sequence, Want};
 use crate::cache::{KvCache, KvPool, KvSnapshot};
+use crate::corpus::{Corpus, whole};
 use crate::{Error, Result};
 use gritlm_model::config::{Config, Experts};
 use gritlm_model::measure::{Created, Measure, OpTime};
@@ -12,7 +13,6 @@ use gritlm_model::ops::{
 };
 use gritlm_model::weights::{Tensor, Weights};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use std::any::Any;
 use std::io::IsTerminal;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -60,42 +60,6 @@ pub(crate) trait Model: Send {
 
 /// The matches of each query, the best first.
 pub(crate) type Found = Vec<Vec<Match>>;
-
-/// Vectors on an engine's device, which can be searched there repeatedly; see
-/// [`crate::Engine::corpus`].
-pub struct Corpus {
-    dim: usize,
-    len: usize,
-    /// The backend's own type, `O::Corpus`.
-    held: Mutex<Box<dyn Any + Send>>,
-    pool: Arc<KvPool>,
-}
-
-impl Corpus {
-    /// Returns the number of vectors.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Returns whether there are no vectors.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// Returns the dimension of the vectors.
-    pub fn dim(&self) -> usize {
-        self.dim
-    }
-}
-
-/// Returns how many vectors of `dim` numbers `numbers` holds.
-fn whole(what: &str, dim: usize, numbers: &[f32]) -> Result<usize> {
-    if dim == 0 || !numbers.len().is_multiple_of(dim) {
-        let problem = format!("expected vectors of {dim}, found {} numbers", numbers.len());
-        return Err(Error::Input { what: what.into(), problem });
-    }
-    Ok(numbers.len() / dim)
-}
 
 /// Weights of one layer, as the backend stores them.
 struct Layer<M> {
