@@ -356,7 +356,7 @@ fn a_parser_that_ends_or_lies_costs_its_document_only() {
 fn what_is_no_parser_is_named() {
     for (script, problem) in [
         ("exit 0", "the parser's process, sh: it does not answer"),
-        ("printf 'HTTP/1.1 400 Bad Request' >&0; sleep 60", "it speaks another language"),
+        ("printf 'HTTP/1.1 400 Bad Request' >&0; sleep 60", "its protocol is of another version"),
         ("exec nosuchprogram", "it does not answer"),
     ] {
         let error = parsed_by(script).expect_err(script);

@@ -32,7 +32,7 @@ pub(super) fn growth(table: &str) -> Result<f64, String> {
     let table = decode(table)?;
     let (trie, texts) = split(&table)?;
     let texts = std::str::from_utf8(texts).map_err(|e| wrong(format!("its texts: {e}")))?;
-    let beyond = || wrong("its trie leads beyond its end".into());
+    let beyond = || wrong("an entry of its trie points past the trie's end".into());
     let unit = |at: usize| trie.get(at).map(|&unit| Unit(unit)).ok_or_else(beyond);
     let mut growth = 1.0_f64;
     let mut seen = vec![false; trie.len()];

@@ -268,7 +268,7 @@ fn report(mut record: Record, how: &BenchOutput, out: &mut Out) -> Result<()> {
     if how.fail_on_regression && found.has_regression() {
         return Err(Error::Input {
             what: format!("beside {}", path.display()),
-            problem: "something is slower by more than the spread".into(),
+            problem: "some figures are slower by more than their spread".into(),
         });
     }
     Ok(())

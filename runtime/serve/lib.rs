@@ -316,7 +316,7 @@ impl Server {
             (true, Ended::Written) => Ok(()),
             _ => Err(gritlm::Error::Input {
                 what: format!("`grace` {}", settings.grace.as_secs_f32()),
-                problem: "the time was over before all requests were done; they were cut off"
+                problem: "the grace period ended before all requests were done, and the rest were cut off"
                     .into(),
             }
             .into()),

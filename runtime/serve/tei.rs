@@ -226,7 +226,7 @@ enum TooLong {
 
 fn no_prompts(field: &str, name: Option<String>) -> Result<(), Failure> {
     name.map_or(Ok(()), |name| {
-        let problem = format!("expected none, as prompts have no names here, found {name:?}");
+        let problem = format!("expected none, because prompts have no names here, found {name:?}");
         Err(Failure::field(field, problem))
     })
 }

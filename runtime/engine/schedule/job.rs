@@ -326,7 +326,7 @@ impl Texts {
             }
             (_, other) => Err(Error::Input {
                 what: format!("text {index}"),
-                problem: format!("expected what was wanted of it, found {other:?}"),
+                problem: format!("expected the output that was asked for, found {other:?}"),
             }),
         }
     }

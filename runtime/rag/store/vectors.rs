@@ -106,7 +106,10 @@ impl Vectors {
             let (id, expected) = (row.id, row.vector_checksum);
             let Some(bytes) = mapped.get(range(row.slot, width)) else {
                 let slot = row.slot;
-                return Some((Some(id), format!("vector of chunk {id}: no row {slot} of {slots}")));
+                return Some((
+                    Some(id),
+                    format!("vector of chunk {id}: expected one of {slots} rows, found row {slot}"),
+                ));
             };
             let sum = content_hash(bytes);
             let problem = || {

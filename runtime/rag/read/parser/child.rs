@@ -111,7 +111,7 @@ impl Process {
         let came = process.until(Instant::now() + START).read_exact(&mut greeting);
         match came {
             Ok(()) if greeting == *GREETING => Ok(process),
-            Ok(()) => Err(wrong("it speaks another language".into())),
+            Ok(()) => Err(wrong("its protocol is of another version".into())),
             Err(error) => Err(wrong(format!("it does not answer: {error}"))),
         }
     }
