@@ -12,7 +12,7 @@ const MAX_HEAD_DIM: usize = 256;
 /// When heads are wider than 256 columns or have an odd number of them.
 pub fn check_heads(backend: &str, shape: KvShape) -> Result<()> {
     let head_dim = shape.head_dim;
-    if head_dim <= MAX_HEAD_DIM && head_dim % 2 == 0 {
+    if head_dim <= MAX_HEAD_DIM && head_dim.is_multiple_of(2) {
         return Ok(());
     }
     Err(DeviceError(format!(

@@ -60,7 +60,7 @@ pub struct Layout {
     pub tokens: Vec<u32>,
     /// Rotary position of each row.
     pub positions: Vec<u32>,
-    /// Slot of each row's key and value in the KV cache: page · [`PAGE`] + offset.
+    /// Slot of each row's key and value in the KV cache: page · [`PAGE`](super::PAGE) + offset.
     pub slots: Vec<u32>,
     /// The sequences, in row order.
     pub spans: Vec<Span>,

@@ -4,7 +4,8 @@ use crate::cache::KvPool;
 use crate::{Error, Result};
 use std::any::Any;
 use std::fmt;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use tokio::sync::Mutex;
 
 /// Vectors on an engine's device, which can be searched there repeatedly; see
 /// [`crate::Engine::corpus`].

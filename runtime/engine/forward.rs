@@ -15,7 +15,8 @@ use gritlm_model::weights::{Tensor, Weights};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use tokio::sync::Mutex;
 
 /// Number of rows whose logits exist at once while tokens are scored: enough for the product to
 /// reach its full rate, and 16 MB with a vocabulary of 32,000.
@@ -459,7 +460,7 @@ impl<O: Measure> Model for Forward<O> {
         corpus: &'a Corpus,
     ) -> Pending<'a, Found> {
         Box::pin(async move {
-            let held = corpus.held.lock().unwrap_or_else(PoisonError::into_inner);
+            let held = corpus.held.lock().await;
             let held = held.downcast_ref().filter(|_| Arc::ptr_eq(&corpus.pool, &self.pool));
             let held: &O::Corpus = held.ok_or_else(|| Error::Input {
                 what: "corpus".into(),

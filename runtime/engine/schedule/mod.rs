@@ -16,7 +16,7 @@
 //!
 //! let scheduler = Scheduler::start(engine, Limits::default())?;
 //! let sampling = Sampling::greedy().max_tokens(8);
-//! let answer = Work::Generate { prompt, sampling: sampling, past: None };
+//! let answer = Work::Generate { prompt, sampling, past: None };
 //! let answer = scheduler.submit(answer.into())?;
 //! let vectors = scheduler.submit(Work::Embed { texts, options: how }.into())?;
 //! for event in answer.chain(vectors) {
