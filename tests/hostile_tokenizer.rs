@@ -188,12 +188,12 @@ fn tables_of_characters_are_looked_through() {
     let mut claims = table("bc\0", 0);
     claims[..4].copy_from_slice(&u32::MAX.to_le_bytes());
     is_refused(precompiled(&claims), &["a trie of 4294967295 bytes"]);
-    is_refused(precompiled(&[0; 4]), &["beyond its end"]);
+    is_refused(precompiled(&[0; 4]), &["past the trie's end"]);
     is_refused(precompiled(b"ab"), &["it has no size"]);
     is_refused(json!({"normalizer": {"type": "Precompiled"}}), &["a table, found none"]);
     let mut beyond = table("bc\0", 0);
     beyond[4..8].copy_from_slice(&(5_u32 << 20).to_le_bytes());
-    is_refused(precompiled(&beyond), &["beyond its end"]);
+    is_refused(precompiled(&beyond), &["past the trie's end"]);
 }
 
 #[test]
