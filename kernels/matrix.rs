@@ -78,6 +78,10 @@ impl Slot {
 
 /// Uploads matrices of equal width, stacked by rows.
 pub(crate) fn upload(gpu: &Gpu, ring: &Ring, parts: &[Tensor]) -> Result<Matrix> {
+    if let Some(part) = parts.iter().find(|part| part.dtype().is_quantized()) {
+        let found = part.dtype();
+        return Err(DeviceError(format!("CUDA takes weights in BF16, F16 or F32, found {found}")));
+    }
     let cols = parts.first().map_or(0, |part| part.matrix_shape().1);
     let stride = cols.next_multiple_of(8);
     let rows: usize = parts.iter().map(|part| part.matrix_shape().0).sum();
@@ -89,7 +93,7 @@ pub(crate) fn upload(gpu: &Gpu, ring: &Ring, parts: &[Tensor]) -> Result<Matrix>
     let mut at = 0;
     for part in parts {
         // Rows that are padded or rounded go whole rows at a time, all others as plain bytes.
-        let (row, padded) = (cols * part.dtype().bytes(), 2 * stride);
+        let (row, padded) = (part.dtype().bytes(cols), 2 * stride);
         let plain = part.dtype() == Dtype::Bf16 && cols == stride;
         let rows_at_once = if plain { 1 } else { (SLOT_BYTES / padded).max(1) };
         let step = if plain { SLOT_BYTES } else { rows_at_once * row };
@@ -123,7 +127,7 @@ fn narrow_row(dtype: Dtype, from: &[u8], to: &mut [u8]) {
         (Dtype::F32, &[a, b, c, d]) => bf16::from_f32(f32::from_le_bytes([a, b, c, d])),
         _ => bf16::ZERO,
     };
-    let values = from.chunks_exact(dtype.bytes()).map(value);
+    let values = from.chunks_exact(dtype.block_bytes()).map(value);
     for (to, value) in to.chunks_exact_mut(2).zip(values.chain(std::iter::repeat(bf16::ZERO))) {
         to.copy_from_slice(&value.to_le_bytes());
     }

@@ -2,8 +2,11 @@
 //!
 //! * [`config`] parses and checks `config.json`.
 //! * [`weights`] maps and checks safetensors.
+//! * [`mod@format`] takes apart and makes the formats of stored weights.
+//! * [`gguf`] reads GGUF files: metadata and tensors in one file.
 //! * [`tokenizer`] converts between text and token ids.
 //! * [`prompt`] builds GritLM's prompt formats.
+//! * [`chat_template`] renders a checkpoint's own prompt format.
 //! * [`ops`] declares the fused operations of a forward pass, a trait that each backend implements.
 //! * [`measure`] declares what benches ask of a backend beside them.
 //! * [`host`] is what both GPU backends do on the host.
@@ -29,11 +32,14 @@
 //! | `experts`, `top_k` | 8, 2 (8x7B) | |
 //! | `pages`, [`ops::PAGE`] | 128 | KV pages, and tokens in one |
 
+pub mod chat_template;
 pub mod config;
 pub mod cpu;
 pub mod demo;
 mod error;
 pub mod files;
+pub mod format;
+pub mod gguf;
 pub mod hash;
 pub mod host;
 pub mod measure;

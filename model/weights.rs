@@ -1,16 +1,21 @@
-//! Memory-mapped safetensors. The name, type and shape of every tensor are checked, but no file
-//! is ever read whole.
+//! Memory-mapped weights: safetensors or GGUF. The name, type and shape of every tensor are
+//! checked, but no file is ever read whole.
 //!
 //! A checkpoint is a folder with `model.safetensors`, or with shards and an index that names
-//! them. [`Weights::open`] maps the files, parses their headers (the `safetensors` crate refuses
+//! them, or one with a GGUF file ([`crate::gguf`]). [`Weights::open`] maps the files, parses their headers (the `safetensors` crate refuses
 //! headers that are truncated, overlapping or absurdly long) and compares them with the shapes
 //! that the config implies. A [`Tensor`] is a view that keeps its file mapped.
 //!
 //! A checkpoint of the bare model (`MistralModel`, not `MistralForCausalLM`) has names without
 //! `model.` and no `lm_head`. It is accepted; without the head it yields no logits.
 
+mod halves;
+
 use crate::config::Config;
+pub use crate::format::{Dtype, decode};
+use crate::gguf::Gguf;
 use crate::{Error, Result, files};
+use halves::Halves;
 use memmap2::Mmap;
 use safetensors::{SafeTensors, tensor::Dtype as Stored};
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,40 +25,13 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Element type of a stored weight.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Dtype {
-    /// bfloat16, as GritLM is published.
-    Bf16,
-    /// IEEE half precision.
-    F16,
-    /// IEEE single precision.
-    F32,
-}
-
-impl Dtype {
-    /// Returns the bytes of one element.
-    pub fn bytes(self) -> usize {
-        if self == Self::F32 { 4 } else { 2 }
-    }
-}
-
-impl fmt::Display for Dtype {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Bf16 => "BF16",
-            Self::F16 => "F16",
-            Self::F32 => "F32",
-        })
-    }
-}
-
 /// Owner of a tensor's bytes: a mapped file, the binary itself, or the heap.
 #[derive(Clone)]
 enum Source {
     Map(Arc<Mmap>),
     Static(&'static [u8]),
     Heap(Arc<Vec<u8>>),
+    Halves(Arc<Halves>),
 }
 
 impl Source {
@@ -62,12 +40,14 @@ impl Source {
             Self::Map(map) => map,
             Self::Static(bytes) => bytes,
             Self::Heap(bytes) => bytes,
+            Self::Halves(halves) => halves.ordered(),
         }
     }
 }
 
 /// One tensor: a view of a mapped file, of the binary or of a block on the heap. Cloning copies
-/// no data.
+/// no data. The rows of q and k from a GGUF file are a copy in the published order, made when
+/// they are first read.
 #[derive(Clone)]
 pub struct Tensor {
     dtype: Dtype,
@@ -85,20 +65,44 @@ impl Tensor {
 
     /// Creates a tensor that owns its bytes, for tests and tools.
     pub fn from_bytes(dtype: Dtype, shape: &[usize], bytes: &[u8]) -> Self {
-        debug_assert_eq!(shape.iter().product::<usize>() * dtype.bytes(), bytes.len());
+        debug_assert_eq!(dtype.bytes(shape.iter().product()), bytes.len());
         Self::of_block(dtype, shape, &Arc::new(bytes.to_vec()), 0)
     }
 
     /// Creates a tensor of a part of `block`, from byte `at` on. Other tensors may share the
     /// block.
     pub fn of_block(dtype: Dtype, shape: &[usize], block: &Arc<Vec<u8>>, at: usize) -> Self {
-        let range = at..at + shape.iter().product::<usize>() * dtype.bytes();
+        let range = at..at + dtype.bytes(shape.iter().product());
         debug_assert!(range.end <= block.len());
+        debug_assert!(shape.last().is_none_or(|cols| cols % dtype.block() == 0));
         let source = Source::Heap(Arc::clone(block));
         Self { dtype, shape: shape.to_vec(), source, range }
     }
 
-    /// Returns the type of the stored elements.
+    /// Creates a tensor of a part of a mapped file.
+    pub(crate) fn mapped(
+        dtype: Dtype,
+        shape: &[usize],
+        map: &Arc<Mmap>,
+        range: Range<usize>,
+    ) -> Self {
+        debug_assert_eq!(range.len(), dtype.bytes(shape.iter().product()));
+        Self { dtype, shape: shape.to_vec(), source: Source::Map(Arc::clone(map)), range }
+    }
+
+    /// Returns the matrix with the even rows of each head of `head_dim` rows in front of the odd
+    /// ones.
+    pub(crate) fn with_halves_apart(mut self, head_dim: usize) -> Self {
+        if let Source::Map(map) = &self.source {
+            let row_bytes = self.dtype.bytes(self.matrix_shape().1);
+            let halves = Halves::new(map, self.range.clone(), row_bytes, head_dim);
+            self.source = Source::Halves(Arc::new(halves));
+            self.range = 0..self.range.len();
+        }
+        self
+    }
+
+    /// Returns the format of the stored elements.
     pub fn dtype(&self) -> Dtype {
         self.dtype
     }
@@ -108,9 +112,18 @@ impl Tensor {
         &self.shape
     }
 
-    /// Returns the elements, little-endian, row-major.
+    /// Returns the elements or blocks, little-endian, row-major.
     pub fn bytes(&self) -> &[u8] {
         &self.source.bytes()[self.range.clone()]
+    }
+
+    /// Returns the elements or blocks in the order of the file, which for the rows of q and k in
+    /// a GGUF file is another than that of [`Tensor::bytes`], but takes no copy.
+    pub fn stored(&self) -> &[u8] {
+        match &self.source {
+            Source::Halves(halves) => halves.stored(),
+            _ => self.bytes(),
+        }
     }
 
     /// Returns rows and columns; a vector is one row.
@@ -119,10 +132,10 @@ impl Tensor {
         (self.shape.iter().rev().skip(1).product(), cols)
     }
 
-    /// Returns all elements as f32. The conversion is exact: every stored type is a subset of
-    /// f32.
+    /// Returns all elements as f32. The conversion is exact for plain elements and rounds
+    /// quantised ones once.
     pub fn to_f32(&self) -> Vec<f32> {
-        let mut out = vec![0.0; self.bytes().len() / self.dtype.bytes()];
+        let mut out = vec![0.0; self.shape.iter().product()];
         decode(self.dtype, self.bytes(), &mut out);
         out
     }
@@ -131,28 +144,6 @@ impl Tensor {
 impl fmt::Debug for Tensor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Tensor({} {:?})", self.dtype, self.shape)
-    }
-}
-
-/// Decodes the elements stored in `bytes` into `out`, which has the same number of elements.
-pub fn decode(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
-    let halves = |bytes: &[u8], i: usize| u16::from_le_bytes([bytes[2 * i], bytes[2 * i + 1]]);
-    match dtype {
-        Dtype::Bf16 => {
-            for (i, out) in out.iter_mut().enumerate() {
-                *out = f32::from_bits(u32::from(halves(bytes, i)) << 16);
-            }
-        }
-        Dtype::F16 => {
-            for (i, out) in out.iter_mut().enumerate() {
-                *out = half::f16::from_bits(halves(bytes, i)).to_f32();
-            }
-        }
-        Dtype::F32 => {
-            for (out, bytes) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
-                *out = f32::from_le_bytes(*bytes);
-            }
-        }
     }
 }
 
@@ -212,7 +203,7 @@ const HEAD: &str = "lm_head.weight";
 #[derive(Debug)]
 pub struct Weights {
     path: PathBuf,
-    /// Keyed by the names in the files.
+    /// Keyed by the names in the files; for GGUF by the names of the published layout.
     tensors: BTreeMap<String, Tensor>,
     shards: Vec<(PathBuf, u64)>,
 }
@@ -221,13 +212,17 @@ pub struct Weights {
 type Index = BTreeMap<String, String>;
 
 impl Weights {
-    /// Maps and checks the checkpoint in `folder`.
+    /// Maps and checks the checkpoint in `folder`, or the GGUF file of that name.
     ///
     /// # Errors
-    /// When a file is missing or is not safetensors, or when a tensor is missing, surplus, in two
+    /// When a file is missing or is not safetensors or GGUF, the folder has several models in
+    /// GGUF, or when a tensor is missing, surplus, in two
     /// shards, in another shard than the index says, or of another type or shape than `config`
     /// requires.
     pub fn open(folder: &Path, config: &Config) -> Result<Self> {
+        if let Some(file) = Gguf::find(folder)? {
+            return Self::of_gguf(&Gguf::open(&file)?, config);
+        }
         let single = folder.join("model.safetensors");
         let index_path = folder.join("model.safetensors.index.json");
         let mut weights =
@@ -251,6 +246,18 @@ impl Weights {
         }
         weights.check(config)?;
         Ok(weights)
+    }
+
+    /// Checks the tensors of a GGUF file. They keep it mapped.
+    ///
+    /// # Errors
+    /// When a tensor is missing, surplus, or of another shape than `config` requires.
+    pub fn of_gguf(gguf: &Gguf, config: &Config) -> Result<Self> {
+        Ok(Self {
+            path: gguf.metadata().path().into(),
+            tensors: gguf.weights(config)?,
+            shards: gguf.files().map(|(path, bytes)| (path.into(), bytes)).collect(),
+        })
     }
 
     /// Checks a checkpoint in memory, of one safetensors file. Errors name `path`.
@@ -301,7 +308,8 @@ impl Weights {
         })
     }
 
-    /// Iterates over all tensors with their names in the files.
+    /// Iterates over all tensors with their names in the files, for GGUF with those of the
+    /// published layout.
     pub fn tensors(&self) -> impl Iterator<Item = (&str, &Tensor)> {
         self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor))
     }
@@ -313,7 +321,7 @@ impl Weights {
 
     /// Returns the total bytes of all tensors.
     pub fn bytes(&self) -> u64 {
-        self.tensors.values().map(|t| t.bytes().len() as u64).sum()
+        self.tensors.values().map(|t| t.stored().len() as u64).sum()
     }
 
     /// Translates a name of the published layout into the name in the files.

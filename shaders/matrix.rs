@@ -47,7 +47,7 @@ pub(crate) struct Segment<'a> {
 
 /// Returns the bytes of a row of `cols` elements, padded.
 fn stride(dtype: Dtype, cols: usize) -> u64 {
-    (cols.next_multiple_of(8) * dtype.bytes()) as u64
+    dtype.bytes(cols.next_multiple_of(8)) as u64
 }
 
 impl Matrix {
@@ -58,7 +58,7 @@ impl Matrix {
 
     /// Returns the bytes of a row without its padding.
     pub(crate) fn row_bytes(&self) -> u64 {
-        u64::from(self.cols) * self.dtype.bytes() as u64
+        self.dtype.bytes(self.cols as usize) as u64
     }
 
     pub(crate) fn chunks(&self) -> &[Chunk] {
@@ -193,7 +193,7 @@ impl Fill<'_> {
             let (rows, cols) = part.matrix_shape();
             let end = start + rows;
             while row < end && !to.is_empty() {
-                let bytes = cols * part.dtype().bytes();
+                let bytes = part.dtype().bytes(cols);
                 let from = (row - start) * bytes;
                 let same = part.dtype() == self.dtype;
                 if same && bytes as u64 == self.stride {
@@ -225,6 +225,10 @@ impl Fill<'_> {
 /// Uploads stacked tensors into buffers of at most `limit` bytes. Parts of different types are
 /// all widened to f32.
 pub(crate) fn upload(gpu: &Gpu, ring: &Ring, limit: u64, parts: &[Tensor]) -> Result<Matrix> {
+    if let Some(part) = parts.iter().find(|part| part.dtype().is_quantized()) {
+        let found = part.dtype();
+        return Err(DeviceError(format!("WGSL takes weights in BF16, F16 or F32, found {found}")));
+    }
     let cols = parts.first().map_or(0, |p| p.matrix_shape().1);
     let first_type = parts.first().map_or(Dtype::F32, Tensor::dtype);
     let same = parts.iter().all(|p| p.dtype() == first_type);

@@ -199,12 +199,13 @@ pub fn shaders() -> Vec<&'static Shader> {
     all
 }
 
-/// Returns the constant that tells a shader how its weights are stored.
+/// Returns the constant that tells a shader how its weights are stored. `matrix` has refused
+/// quantised ones.
 pub(crate) fn dtype(dtype: Dtype) -> (&'static str, f64) {
     let code = match dtype {
         Dtype::Bf16 => 0.0,
         Dtype::F16 => 1.0,
-        Dtype::F32 => 2.0,
+        _ => 2.0,
     };
     ("DTYPE", code)
 }

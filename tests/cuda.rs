@@ -348,7 +348,7 @@ fn matrices_arrive_whole() {
     for dtype in [Dtype::Bf16, Dtype::F16, Dtype::F32] {
         let bytes = gritlm_bench::case::stored_bytes(dtype, &values);
         let tensor = |first: usize, rows: usize| {
-            let (from, to) = (first * cols * dtype.bytes(), (first + rows) * cols * dtype.bytes());
+            let (from, to) = (dtype.bytes(first * cols), dtype.bytes((first + rows) * cols));
             gritlm::model::weights::Tensor::from_bytes(dtype, &[rows, cols], &bytes[from..to])
         };
         let table = cuda.matrix(&[tensor(0, 1000), tensor(1000, rows - 1000)]).unwrap();

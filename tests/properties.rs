@@ -173,7 +173,7 @@ fn open_weights(folder: &Path, file: &[u8]) -> Result<bool, TestCaseError> {
         let tensor = weights.get(&want.name).unwrap();
         prop_assert_eq!(tensor.shape(), &want.shape);
         let count: usize = want.shape.iter().product();
-        prop_assert_eq!(tensor.bytes().len(), count * tensor.dtype().bytes());
+        prop_assert_eq!(tensor.bytes().len(), tensor.dtype().bytes(count));
         prop_assert_eq!(tensor.to_f32().len(), count);
         bytes += tensor.bytes().len() as u64;
     }

@@ -1,35 +1,39 @@
 //! matmul: out[r, c] = Σ_k a[r, k] · w[c, k], accumulated in f32.
 //!
-//! `a (rows, inner)` is f32, `w (cols, inner)` is as the checkpoint stores it (rows are
-//! contiguous, so an output is an inner product of two contiguous arrays), and `out (rows, cols)`
-//! is f32.
+//! `a (rows, inner)` is f32, `w (cols, inner)` is as the file stores it, each row in a format of
+//! its own (rows are contiguous, so an output is an inner product of two contiguous arrays), and
+//! `out (rows, cols)` is f32.
 //!
 //! **Order.** The inner dimension is split into blocks of [`BLOCK`]. Within a block, one vector
 //! of lanes walks along it, so lane l adds its products one after the other. Then the lanes are
 //! summed, and then the blocks in order. This order depends only on `inner` and the CPU's lanes:
-//! a row's result is bit-identical alone, in a large batch, and at any place in it.
+//! a row's result is bit-identical alone, in a large batch, and at any place in it. Quantised
+//! weights are rounded to f32 once, the same everywhere, before they are multiplied.
 //!
 //! **Layout.** A bf16 vector is loaded as u32, two weights per word: `word << 16` is the even one
 //! and `word & 0xffff0000` the odd one, both exact in f32. The other operand is therefore stored
 //! with each chunk of 2 · lanes values as evens, then odds ([`Packed`]), so no shuffles are
 //! needed.
 //!
-//! **Mapping.** Each task computes [`COLS`] columns. With few rows (decode) the weights are
-//! converted in registers, one weight row at a time. Memory is then read strictly in order, which
-//! reached 95 % of the read bandwidth here, against 70 % for four rows at a time. With many rows,
-//! the task's weights are converted once to f32 (256 KiB, for the L2 cache) and used by tiles of
-//! 6 × 4 outputs, whose 24 accumulators leave 8 of 32 vector registers for operands. On Zen 5
-//! this ran at 1.5 times the rate of the `gemm` crate's f32 product, which packs both sides.
+//! **Mapping.** Each task computes [`COLS`] columns. With few rows (decode) the weights become f32
+//! in registers (`matvec.rs`). With many rows, the task's weights are converted once to f32
+//! (256 KiB, for the L2 cache) and used by tiles of 6 × 4 outputs, whose 24 accumulators leave 8 of
+//! 32 vector registers for operands. On Zen 5 this ran at 1.5 times the rate of the `gemm` crate's
+//! f32 product, which packs both sides. `unpack.rs` knows how stored weights become f32.
 //!
 //! Bound by memory up to about 8 rows, by arithmetic beyond.
 
-use crate::weights::{Dtype, decode};
+use super::matvec::matvec;
+use super::unpack::{F32, Weight, convert, deinterleave, lanes};
+use crate::format::unpack::Codes;
+use crate::weights::Dtype;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 use std::cell::RefCell;
 use std::ops::Range;
 
-/// Values of the inner dimension whose products are added in one run of the lanes.
+/// Values of the inner dimension whose products are added in one run of the lanes; whole blocks of
+/// every format.
 const BLOCK: usize = 1024;
 
 /// Columns of one task: 64 columns of a block in f32 take 256 KiB.
@@ -54,11 +58,11 @@ pub(super) fn arch() -> &'static str {
 /// Rows of activations, with each chunk of 2 · lanes values reordered as evens, then odds, and
 /// zero-padded to a whole chunk.
 pub(super) struct Packed {
-    rows: usize,
+    pub(super) rows: usize,
     inner: usize,
     stride: usize,
     /// Whether chunks keep their order, for weights in f32, which then need no reordering.
-    plain: bool,
+    pub(super) plain: bool,
     values: Vec<Line>,
 }
 
@@ -66,10 +70,10 @@ pub(super) struct Packed {
 /// ten loads for 24 multiplications.
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C, align(64))]
-struct Line([f32; 16]);
+pub(super) struct Line([f32; 16]);
 
 /// Grows or shrinks to `len` values, rounded up to whole lines; new ones are zero.
-fn resize(lines: &mut Vec<Line>, len: usize) -> &mut [f32] {
+pub(super) fn resize(lines: &mut Vec<Line>, len: usize) -> &mut [f32] {
     lines.resize(len.div_ceil(16), Line([0.0; 16]));
     &mut bytemuck::cast_slice_mut(lines)[..len]
 }
@@ -107,43 +111,42 @@ impl Packed {
                 || vec![0.0; inner],
                 |row, (r, packed)| {
                     fill(r, row);
-                    deinterleave(row, packed, stride);
+                    deinterleave(row, packed);
                 },
             );
         Self { rows, inner, stride, plain: false, values }
     }
 
+    /// Returns whether the rows are in the packed order and need no padding.
+    pub(super) fn is_whole(&self) -> bool {
+        self.stride == self.inner && !self.plain
+    }
+
+    /// Returns the blocks of the inner dimension.
+    #[inline(always)]
+    pub(super) fn blocks(&self) -> impl Iterator<Item = Inner> {
+        let (inner, stride) = (self.inner, self.stride);
+        let block = move |k: usize| Inner {
+            stored: k..(k + BLOCK).min(inner),
+            packed: k..(k + BLOCK).min(stride),
+        };
+        (0..inner).step_by(BLOCK).map(block)
+    }
+
     /// Returns block `k` of row `r`.
     #[inline(always)]
-    fn block(&self, r: usize, k: &Range<usize>) -> &[f32] {
+    pub(super) fn block(&self, r: usize, k: &Range<usize>) -> &[f32] {
         let values: &[f32] = bytemuck::cast_slice(&self.values);
         &values[r * self.stride..][k.clone()]
     }
 }
 
-fn lanes() -> usize {
-    struct Lanes;
-    impl WithSimd for Lanes {
-        type Output = usize;
-        #[inline(always)]
-        fn with_simd<S: Simd>(self, _: S) -> usize {
-            S::F32_LANES
-        }
-    }
-    Arch::new().dispatch(Lanes)
-}
-
-/// Writes `row` to `packed` chunk by chunk, evens first. `len` is a whole number of chunks, and
-/// values beyond the end of `row` become zero.
-fn deinterleave(row: &[f32], packed: &mut [f32], len: usize) {
-    let lanes = lanes();
-    for (c, chunk) in packed[..len].chunks_exact_mut(2 * lanes).enumerate() {
-        let rest = row.get(c * 2 * lanes..).unwrap_or_default();
-        for l in 0..lanes {
-            chunk[l] = rest.get(2 * l).copied().unwrap_or(0.0);
-            chunk[lanes + l] = rest.get(2 * l + 1).copied().unwrap_or(0.0);
-        }
-    }
+/// A block of the inner dimension.
+pub(super) struct Inner {
+    /// Its values in a weight row.
+    pub(super) stored: Range<usize>,
+    /// Its values in a packed row: in the last block they are padded to a whole chunk.
+    pub(super) packed: Range<usize>,
 }
 
 /// Multiplies `a` by the rows of a weight matrix that `weight` returns as stored.
@@ -204,95 +207,20 @@ impl WithSimd for Task<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { a, weights, panel, out } = self;
-        // In the last block the packed rows are zero-padded to a whole chunk.
-        let packed = |k: usize| k..(k + BLOCK).min(a.stride);
-        let stored = |k: usize| k..(k + BLOCK).min(a.inner);
-        let blocks = || (0..a.inner).step_by(BLOCK);
-
-        let whole = a.stride == a.inner;
-        if a.rows <= FEW && whole && weights.iter().all(|w| is_direct(w, a.plain)) {
-            // One weight row after the other, so that memory is read in order.
-            for (c, w) in weights.iter().enumerate() {
-                let out = &mut out[c..];
-                for k in blocks() {
-                    let (r, packed, stride) = (0..a.rows, packed(k), weights.len());
-                    if let Some(words) = words(w, &stored(k)) {
-                        let w = [Bf16(S::as_simd_u32s(words).0)];
-                        rows::<S, _, 1>(simd, a, r, &packed, w, out, stride);
-                    } else if let Some(values) = values(w, &stored(k)) {
-                        let w = [F32(S::as_simd_f32s(values).0.as_chunks().0)];
-                        rows::<S, _, 1>(simd, a, r, &packed, w, out, stride);
-                    }
-                }
-            }
-            return;
+        if a.rows <= FEW {
+            return matvec(simd, a, weights, panel, out);
         }
-        for k in blocks() {
-            let (stored, packed) = (stored(k), packed(k));
-            let panel = resize(panel, weights.len() * packed.len());
-            for (w, row) in weights.iter().zip(panel.chunks_exact_mut(packed.len())) {
-                convert(simd, w, &stored, a.plain, row);
+        let codes = &mut Codes::new();
+        for k in a.blocks() {
+            let panel = resize(panel, weights.len() * k.packed.len());
+            for (w, row) in weights.iter().zip(panel.chunks_exact_mut(k.packed.len())) {
+                convert(simd, w, &k.stored, a.plain, codes, row);
             }
             // Use 6 × 4 accumulators with 32 registers, 3 × 3 with 16.
             if S::REGISTER_COUNT >= 32 {
-                tiles::<S, 6, 4>(simd, a, &packed, panel, out, weights.len());
+                tiles::<S, 6, 4>(simd, a, &k.packed, panel, out, weights.len());
             } else {
-                tiles::<S, 3, 3>(simd, a, &packed, panel, out, weights.len());
-            }
-        }
-    }
-}
-
-/// Returns a block of a bf16 row as words of two weights, or `None` if it has another type or is
-/// not aligned.
-#[inline(always)]
-fn words<'a>((dtype, bytes): &(Dtype, &'a [u8]), k: &Range<usize>) -> Option<&'a [u32]> {
-    match dtype {
-        Dtype::Bf16 => bytemuck::try_cast_slice(&bytes[2 * k.start..2 * k.end]).ok(),
-        _ => None,
-    }
-}
-
-/// Returns a block of an f32 row, or `None` if it has another type or is not aligned.
-#[inline(always)]
-fn values<'a>((dtype, bytes): &(Dtype, &'a [u8]), k: &Range<usize>) -> Option<&'a [f32]> {
-    match dtype {
-        Dtype::F32 => bytemuck::try_cast_slice(&bytes[4 * k.start..4 * k.end]).ok(),
-        _ => None,
-    }
-}
-
-/// Returns whether a row can be multiplied as it is stored.
-fn is_direct(w: &(Dtype, &[u8]), plain: bool) -> bool {
-    match plain {
-        true => values(w, &(0..0)).is_some(),
-        false => words(w, &(0..0)).is_some(),
-    }
-}
-
-/// Converts a block of a stored row to f32 in the packed order, zero-padded.
-#[inline(always)]
-fn convert<S: Simd>(simd: S, w: &(Dtype, &[u8]), k: &Range<usize>, plain: bool, row: &mut [f32]) {
-    match words(w, k) {
-        Some(words) if k.len() == row.len() && !plain => {
-            let words = Bf16(S::as_simd_u32s(words).0);
-            let out = S::as_mut_simd_f32s(row).0;
-            for i in 0..out.len() / 2 {
-                (out[2 * i], out[2 * i + 1]) = (words.even(simd, i), words.odd(simd, i));
-            }
-        }
-        _ => {
-            let (dtype, bytes) = *w;
-            let width = dtype.bytes();
-            let bytes = &bytes[width * k.start..width * k.end];
-            if plain {
-                let (values, rest) = row.split_at_mut(k.len());
-                decode(dtype, bytes, values);
-                rest.fill(0.0);
-            } else {
-                let mut values = vec![0.0; k.len()];
-                decode(dtype, bytes, &mut values);
-                deinterleave(&values, row, row.len());
+                tiles::<S, 3, 3>(simd, a, &k.packed, panel, out, weights.len());
             }
         }
     }
@@ -328,7 +256,7 @@ fn tiles<S: Simd, const M: usize, const N: usize>(
 
 /// Multiplies at most six rows by N weight rows.
 #[inline(always)]
-fn rows<S: Simd, W: Weight<S>, const N: usize>(
+pub(super) fn rows<S: Simd, W: Weight<S>, const N: usize>(
     simd: S,
     a: &Packed,
     r: Range<usize>,
@@ -410,7 +338,7 @@ fn tile<S: Simd, W: Weight<S>, const M: usize, const N: usize>(
 /// left. It processes several vectors at once, so that their last steps share instructions; one
 /// by one they took a tenth of the time of large products.
 #[inline(always)]
-fn lane_sums<V: bytemuck::Pod, const N: usize>(vectors: [V; N]) -> [f32; N] {
+pub(super) fn lane_sums<V: bytemuck::Pod, const N: usize>(vectors: [V; N]) -> [f32; N] {
     let mut sums = [0.0; N];
     for c in 0..N {
         let mut lanes = [0.0f32; 16];
@@ -426,55 +354,4 @@ fn lane_sums<V: bytemuck::Pod, const N: usize>(vectors: [V; N]) -> [f32; N] {
         sums[c] = lanes[0];
     }
     sums
-}
-
-/// A block of a weight row, read a chunk at a time as its even and its odd values.
-trait Weight<S: Simd>: Copy {
-    /// Keeps only the first `chunks` chunks.
-    fn first(self, chunks: usize) -> Self;
-    fn even(self, simd: S, i: usize) -> S::f32s;
-    fn odd(self, simd: S, i: usize) -> S::f32s;
-}
-
-/// A block already in f32, in the packed order.
-#[derive(Clone, Copy)]
-struct F32<'a, V>(&'a [[V; 2]]);
-
-impl<S: Simd> Weight<S> for F32<'_, S::f32s> {
-    #[inline(always)]
-    fn first(self, chunks: usize) -> Self {
-        Self(&self.0[..chunks])
-    }
-
-    #[inline(always)]
-    fn even(self, _: S, i: usize) -> S::f32s {
-        self.0[i][0]
-    }
-
-    #[inline(always)]
-    fn odd(self, _: S, i: usize) -> S::f32s {
-        self.0[i][1]
-    }
-}
-
-/// A block of bf16 as stored, two values per word.
-#[derive(Clone, Copy)]
-struct Bf16<'a, V>(&'a [V]);
-
-impl<S: Simd> Weight<S> for Bf16<'_, S::u32s> {
-    #[inline(always)]
-    fn first(self, chunks: usize) -> Self {
-        Self(&self.0[..chunks])
-    }
-
-    #[inline(always)]
-    fn even(self, simd: S, i: usize) -> S::f32s {
-        let shifted = simd.wrapping_dyn_shl_u32s(self.0[i], simd.splat_u32s(16));
-        simd.transmute_f32s_u32s(shifted)
-    }
-
-    #[inline(always)]
-    fn odd(self, simd: S, i: usize) -> S::f32s {
-        simd.transmute_f32s_u32s(simd.and_u32s(self.0[i], simd.splat_u32s(0xffff_0000)))
-    }
 }

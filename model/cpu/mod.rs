@@ -14,6 +14,7 @@ mod gate_up;
 mod linear_add;
 mod logits;
 mod matmul;
+mod matvec;
 mod measure;
 mod pool;
 mod qkv;
@@ -22,13 +23,14 @@ mod route;
 mod sample;
 mod search;
 mod shared;
+mod unpack;
 
 use crate::ops::{
     Attention, DeviceError, Expert, GateUp, KvShape, Layout, LinearAdd, Logits, Match, NO_PAGE,
     Ops, PAGE, PoolingSpan, Qkv, Result, RmsNorm, Route, SampleParams, SampledToken, Search,
     SharedVectors,
 };
-use crate::weights::{Dtype, Tensor};
+use crate::weights::{Dtype, Tensor, decode};
 pub use sample::draw;
 use std::ops::Range;
 
@@ -64,7 +66,7 @@ impl Matrix {
     fn row(&self, r: usize) -> (Dtype, &[u8]) {
         let part = self.starts.partition_point(|&s| s <= r) - 1;
         let tensor = &self.parts[part];
-        let width = self.cols * tensor.dtype().bytes();
+        let width = tensor.dtype().bytes(self.cols);
         let start = (r - self.starts[part]) * width;
         (tensor.dtype(), &tensor.bytes()[start..start + width])
     }
@@ -72,7 +74,7 @@ impl Matrix {
     /// Decodes row `r` to f32.
     fn row_f32(&self, r: usize, out: &mut [f32]) {
         let (dtype, bytes) = self.row(r);
-        crate::weights::decode(dtype, bytes, out);
+        decode(dtype, bytes, out);
     }
 }
 
@@ -128,6 +130,10 @@ impl Ops for Cpu {
 
     fn device(&self) -> String {
         format!("cpu ({}, {} threads)", matmul::arch(), rayon::current_num_threads())
+    }
+
+    fn takes(&self, _: Dtype) -> bool {
+        true
     }
 
     fn free_memory(&self) -> Option<u64> {

@@ -19,7 +19,7 @@ pub use params::{
     SampleParams, SampledToken, Search,
 };
 
-use crate::weights::Tensor;
+use crate::weights::{Dtype, Tensor};
 use std::future::Future;
 use std::sync::Arc;
 
@@ -64,6 +64,12 @@ pub trait Ops: Send {
     /// Returns a human-readable name of the device, such as "cpu (AVX-512, 2 threads)".
     fn device(&self) -> String;
 
+    /// Returns whether [`Ops::matrix`] takes weights of this format. Every backend takes plain
+    /// elements.
+    fn takes(&self, dtype: Dtype) -> bool {
+        !dtype.is_quantized()
+    }
+
     /// Submits the recorded work without waiting for it, where no read follows.
     ///
     /// # Errors
@@ -98,7 +104,8 @@ pub trait Ops: Send {
     /// Loads matrices of equal width, stacked by rows.
     ///
     /// # Errors
-    /// When the device is out of memory.
+    /// When the device is out of memory, or does not take the format of a part
+    /// ([`Ops::takes`]).
     fn matrix(&self, parts: &[Tensor]) -> Result<Self::Matrix>;
 
     /// Allocates a buffer with undefined contents.

@@ -16,8 +16,10 @@
 //! | `pool` | mean, weighted mean, first or last row | Muennighoff et al. 2024 |
 //! | `sample` | penalty, temperature, top-k, top-p, min-p, draw | |
 //! | `search` | cosine scores, the largest first | |
+//! | `format` | what the blocks of quantised weights mean | GGUF |
 
 mod attention;
+mod format;
 mod gate_up;
 mod linear;
 mod pool;
@@ -28,6 +30,7 @@ mod sample;
 mod search;
 
 pub use attention::attention;
+pub use format::values;
 pub use gate_up::gate_up;
 pub use linear::{Number, dot, linear};
 pub use pool::{pool, pooled_rows};

@@ -3,8 +3,8 @@
 //! Tests compare a backend's result ([`Case::run`]) with the f64 reference formulas; benchmarks
 //! time the op. The inputs are generated from a seed. Everything that an op must not read is
 //! poisoned with NaN: rows of a buffer beyond those that the op names, unused pages, the padding
-//! of a sequence's last page. Weights are rounded to their storage type first, so the expected
-//! values follow from the weights that the backend receives.
+//! of a sequence's last page. The expected values follow from the weights as the backend receives
+//! them: rounded, or quantised.
 
 mod inputs;
 mod ready;
@@ -111,7 +111,7 @@ impl Case {
     /// Returns a lower bound of the bytes that the op reads and writes: weights as stored,
     /// activations in f32, each once; a cached key or value element takes `cached` bytes.
     pub fn bytes_with(&self, cached: usize) -> u64 {
-        let weights = |values: usize| values * self.dtype.bytes();
+        let weights = |values: usize| self.dtype.bytes(values);
         let bytes = match &self.op {
             &Op::Embed { rows, dim, .. } => {
                 let values = rows as usize * dim as usize;

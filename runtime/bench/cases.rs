@@ -27,6 +27,37 @@ pub fn cases() -> Vec<Case> {
     for dtype in [Dtype::Bf16, Dtype::F16, Dtype::F32] {
         all.extend(cases_with_weights(dtype));
     }
+    for dtype in Dtype::ALL.into_iter().filter(|dtype| dtype.is_quantized()) {
+        all.extend(cases_with_blocks(dtype));
+    }
+    all
+}
+
+/// Returns each op that takes weights, with quantised ones.
+fn cases_with_blocks(dtype: Dtype) -> Vec<Case> {
+    let mut all = Vec::new();
+    let eps = 1e-5;
+    // Rows of few blocks, and of more than a backend is likely to take at once.
+    let [short, long] = if dtype.block() == 32 { [96, 1056] } else { [256, 1280] };
+    all.push(Case::new(Op::Embed { rows: 130, vocab: 33, dim: short }, dtype));
+    let pass = seqs(&[(0, 5, BOTH), (126, 4, CAUSAL), (700, 1, causal(130))]);
+    let (rows, heads, kv_heads, head_dim) = (10, 4, 2, 16);
+    let p = Qkv { rows, dim: short, heads, kv_heads, head_dim, layer: LAYERS as u32 - 1 };
+    all.push(Case::new(Op::Qkv(p, pass), dtype));
+    for (inner, outer) in [(short, 65), (long, 33)] {
+        for rows in [1, 3, 4, 5, 40] {
+            all.push(Case::new(Op::LinearAdd(LinearAdd { rows, inner, outer }), dtype));
+        }
+    }
+    for rows in [1, 40] {
+        all.push(Case::new(Op::GateUp(GateUp { rows, dim: long, hidden: 37 }), dtype));
+    }
+    for rows in [1, 40] {
+        let p = Expert { rows, dim: short, hidden: short, experts: 4, top_k: 2 };
+        all.push(Case::new(Op::Expert(p), dtype));
+    }
+    let (rows, p) = (vec![5, 0, 5, 3], Logits { dim: long, vocab: 97, eps });
+    all.push(Case::new(Op::Logits { p, rows }, dtype));
     all
 }
 

@@ -201,7 +201,8 @@ impl Visit for Single<'_> {
         let limits = measure(&ops, device)?;
         let mut progress = Progress::new("ops", self.named.len() as u64);
         let how = (self.how.repeats, self.how.displace << 20);
-        for (n, named) in (1..).zip(self.named) {
+        let taken = self.named.iter().filter(|named| ops.takes(named.case.dtype));
+        for (n, named) in (1..).zip(taken) {
             match ops::row(&ops, &limits, named, how) {
                 Ok(row) => self.record.rows.push(row),
                 Err(problem) => {

@@ -1,13 +1,14 @@
-//! Generates the inputs of a case from its seed: activations, weights rounded to their storage
-//! type, and batches with their pages.
+//! Generates the inputs of a case from its seed: activations, weights as a file stores them, and
+//! batches with their pages.
 
 use super::{Case, Seq, count, expert_sizes};
+use gritlm_model::format::{decode, encode};
 use gritlm_model::ops::{
     Expert, KvShape, Layout, Logits, Mask, NO_PAGE, PAGE, PoolingSpan, SampleParams, Span,
 };
 use gritlm_model::reference::{largest_first, linear, route};
 use gritlm_model::weights::{Dtype, Tensor};
-use half::{bf16, f16};
+use half::bf16;
 use rayon::prelude::*;
 use std::sync::Arc;
 
@@ -45,7 +46,7 @@ impl Case {
 
     /// Rounds a value to bf16 if the backend computes in bf16.
     fn kept(&self, value: f32) -> f32 {
-        rounded(if self.bf16 { Dtype::Bf16 } else { Dtype::F32 }, value)
+        if self.bf16 { bf16::from_f32(value).to_f32() } else { value }
     }
 
     /// Returns multiples of ¼ from −½ to ½: inner products are exact in every format, and many
@@ -57,18 +58,27 @@ impl Case {
     /// Returns a matrix that preserves the mean square of what it is multiplied by.
     pub fn weight(&self, stream: u64, rows: u32, cols: u32) -> Weight {
         let scale = (3.0 / cols as f32).sqrt();
-        self.stored(stream, rows, cols, |unit| unit * scale)
+        self.stored(self.dtype, stream, [rows, cols], |unit| unit * scale)
     }
 
-    /// Returns a norm's weights.
+    /// Returns a norm's weights, which no file quantises.
     pub fn norm(&self, stream: u64, dim: u32) -> Weight {
-        self.stored(stream, 1, dim, |unit| 1.0 + unit / 2.0)
+        let dtype = if self.dtype.is_quantized() { Dtype::F32 } else { self.dtype };
+        self.stored(dtype, stream, [1, dim], |unit| 1.0 + unit / 2.0)
     }
 
-    fn stored(&self, stream: u64, rows: u32, cols: u32, f: impl Fn(f32) -> f32 + Sync) -> Weight {
-        let (dtype, len) = (self.dtype, rows as usize * cols as usize);
-        let value = |random: &mut Random| rounded(dtype, self.kept(f(random.unit())));
-        Weight { dtype, cols: cols as usize, values: self.values(stream, len, value) }
+    fn stored(
+        &self,
+        dtype: Dtype,
+        stream: u64,
+        [rows, cols]: [u32; 2],
+        f: impl Fn(f32) -> f32 + Sync,
+    ) -> Weight {
+        let len = rows as usize * cols as usize;
+        let mut values = self.values(stream, len, |random| self.kept(f(random.unit())));
+        let bytes = stored_bytes(dtype, &values);
+        decode(dtype, &bytes, &mut values);
+        Weight { dtype, cols: cols as usize, bytes, values }
     }
 
     /// Returns a batch of one sequence with random tokens, for `embed`.
@@ -213,11 +223,12 @@ impl Random {
     }
 }
 
-/// A matrix of values that its storage type represents exactly.
+/// A matrix as stored, and its values.
 #[derive(Clone, Debug)]
 pub struct Weight {
     dtype: Dtype,
     cols: usize,
+    bytes: Vec<u8>,
     values: Vec<f32>,
 }
 
@@ -233,44 +244,26 @@ impl Weight {
     }
 
     pub(super) fn vector(&self) -> Tensor {
-        Tensor::from_bytes(self.dtype, &[self.cols], &stored_bytes(self.dtype, &self.values))
+        Tensor::from_bytes(self.dtype, &[self.cols], &self.bytes)
     }
 
     /// Returns the matrix as several tensors, with the given number of rows each.
     pub(super) fn tensors(&self, parts: &[u32]) -> Vec<Tensor> {
-        let mut rest = self.values.as_slice();
+        let (bytes, mut at) = (Arc::new(self.bytes.clone()), 0);
         let parts = parts.iter().filter(|&&rows| rows > 0).map(|&rows| {
-            let (values, after) = rest.split_at(rows as usize * self.cols);
-            rest = after;
             let shape = [rows as usize, self.cols];
-            Tensor::of_block(self.dtype, &shape, &Arc::new(stored_bytes(self.dtype, values)), 0)
+            let tensor = Tensor::of_block(self.dtype, &shape, &bytes, at);
+            at += tensor.bytes().len();
+            tensor
         });
         parts.collect()
     }
 }
 
-fn rounded(dtype: Dtype, value: f32) -> f32 {
-    match dtype {
-        Dtype::Bf16 => bf16::from_f32(value).to_f32(),
-        Dtype::F16 => f16::from_f32(value).to_f32(),
-        Dtype::F32 => value,
-    }
-}
-
-/// Returns the bytes of the values as a checkpoint stores them.
+/// Returns the bytes of the values as a file stores them.
 pub fn stored_bytes(dtype: Dtype, values: &[f32]) -> Vec<u8> {
-    let each = dtype.bytes();
-    let mut bytes = vec![0; values.len() * each];
-    let pieces = bytes.par_chunks_mut(PIECE * each).zip(values.par_chunks(PIECE));
-    pieces.for_each(|(bytes, values)| {
-        for (to, &value) in bytes.chunks_exact_mut(each).zip(values) {
-            match dtype {
-                Dtype::Bf16 => to.copy_from_slice(&bf16::from_f32(value).to_le_bytes()),
-                Dtype::F16 => to.copy_from_slice(&f16::from_f32(value).to_le_bytes()),
-                Dtype::F32 => to.copy_from_slice(&value.to_le_bytes()),
-            }
-        }
-    });
+    let mut bytes = vec![0; dtype.bytes(values.len())];
+    encode(dtype, values, &mut bytes);
     bytes
 }
 
