@@ -1,18 +1,44 @@
-//! Parser and checks of a Mistral or Mixtral checkpoint's `config.json`.
+//! Parser and checks of the `config.json` of a Llama, Mistral or Mixtral checkpoint.
 //!
 //! Every number is checked here, once; later code relies on it, for example on `kv_heads`
 //! dividing `heads`. An absent field gets the default of its class in transformers, or is refused
 //! as missing; null means that the field is absent or switched off.
 
+mod fields;
+pub(crate) mod limits;
 mod rope;
 
-use crate::{Error, Result, files};
-use serde_json::{Map, Value};
+pub(crate) use rope::MAX_FACTOR;
+pub use rope::RopeScaling;
+
+use crate::{Error, Result};
+use fields::{Fields, object};
+use serde_json::Value;
+use std::fmt;
 use std::path::Path;
 
+/// Kind of a model: its class in transformers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// `LlamaForCausalLM`, and what a GGUF file of architecture `llama` holds without experts.
+    Llama,
+    /// `MistralForCausalLM`.
+    Mistral,
+    /// `MixtralForCausalLM`.
+    Mixtral,
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
 /// Shape and constants of a model. Fields are named by the crate's vocabulary.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub struct Config {
+    /// Kind of the model. All kinds compute the same; what a `config.json` leaves out differs.
+    pub family: Family,
     /// Width of the residual stream (`hidden_size`).
     pub dim: usize,
     /// Number of transformer layers (`num_hidden_layers`).
@@ -29,6 +55,8 @@ pub struct Config {
     pub vocab: usize,
     /// Base of the rotary embedding's frequencies.
     pub rope_theta: f32,
+    /// Scaling of these frequencies.
+    pub rope_scaling: Option<RopeScaling>,
     /// Added to the mean square in each RMS norm.
     pub norm_eps: f32,
     /// Sliding window of causal attention in tokens, the query itself included.
@@ -49,6 +77,37 @@ pub struct Config {
     /// trained that way. GritLM was trained on one string, in which a text's first word gets
     /// another token.
     pub instruction_apart: bool,
+}
+
+impl fmt::Debug for Config {
+    /// Leaves out what a plain Mistral or Mixtral does not need: engines hash this text to tell
+    /// models apart, and stores that were made before the other kinds existed stay valid.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut out = f.debug_struct("Config");
+        out.field("dim", &self.dim)
+            .field("layers", &self.layers)
+            .field("heads", &self.heads)
+            .field("kv_heads", &self.kv_heads)
+            .field("head_dim", &self.head_dim)
+            .field("hidden", &self.hidden)
+            .field("vocab", &self.vocab)
+            .field("rope_theta", &self.rope_theta)
+            .field("norm_eps", &self.norm_eps)
+            .field("window", &self.window)
+            .field("max_positions", &self.max_positions)
+            .field("bos", &self.bos)
+            .field("eos", &self.eos)
+            .field("tied", &self.tied)
+            .field("experts", &self.experts)
+            .field("instruction_apart", &self.instruction_apart);
+        if self.family == Family::Llama {
+            out.field("family", &self.family);
+        }
+        if let Some(scaling) = &self.rope_scaling {
+            out.field("rope_scaling", scaling);
+        }
+        out.finish()
+    }
 }
 
 /// Sizes of the mixture of experts.
@@ -90,30 +149,39 @@ impl Config {
     fn check(fields: &Fields<'_>, generation: Option<&Fields<'_>>) -> Result<Self> {
         // `model_type` decides, because copies made for other servers have "GritLM" in
         // `architectures`.
-        let mixture = match fields.text("model_type")? {
-            "mistral" => false,
-            "mixtral" => true,
-            other => return fields.fail("model_type", "\"mistral\" or \"mixtral\"", other),
+        let family = match fields.text("model_type")? {
+            "llama" => Family::Llama,
+            "mistral" => Family::Mistral,
+            "mixtral" => Family::Mixtral,
+            other => {
+                let expected = "\"llama\", \"mistral\" or \"mixtral\"";
+                return fields.fail("model_type", expected, other);
+            }
         };
         if let Some(Value::String(act)) = fields.get("hidden_act")
             && act != "silu"
         {
             return fields.fail("hidden_act", "\"silu\"", act);
         }
+        let llama = family == Family::Llama;
+        if llama {
+            fields.switched_off("attention_bias", "biases")?;
+            fields.switched_off("mlp_bias", "biases")?;
+        }
 
-        let dim = fields.count("hidden_size", 1 << 20)?;
-        let heads = fields.count("num_attention_heads", 1 << 16)?;
+        let dim = fields.count("hidden_size", limits::DIM)?;
+        let heads = fields.count("num_attention_heads", limits::HEADS)?;
         let kv_heads = match fields.json.get("num_key_value_heads") {
-            None => 8,
-            Some(Value::Null) => heads,
-            Some(_) => fields.count("num_key_value_heads", 1 << 16)?,
+            None if !llama => 8,
+            None | Some(Value::Null) => heads,
+            Some(_) => fields.count("num_key_value_heads", limits::HEADS)?,
         };
         if heads % kv_heads != 0 {
             let expected = format!("a divisor of num_attention_heads {heads}");
             return fields.fail("num_key_value_heads", &expected, kv_heads);
         }
         let head_dim = match fields.get("head_dim") {
-            Some(_) => fields.count("head_dim", 1 << 12)?,
+            Some(_) => fields.count("head_dim", limits::HEAD_DIM)?,
             None if dim % heads == 0 => dim / heads,
             None => {
                 let expected = format!("a multiple of num_attention_heads {heads}, or head_dim");
@@ -123,10 +191,10 @@ impl Config {
         if head_dim % 2 != 0 {
             return fields.fail("head_dim", "an even number (rotary pairs)", head_dim);
         }
-        let vocab = fields.count("vocab_size", 1 << 24)?;
-        let experts = if mixture {
-            let count = fields.count("num_local_experts", 1 << 8)?;
-            let top_k = fields.count("num_experts_per_tok", 1 << 8)?;
+        let vocab = fields.count("vocab_size", limits::VOCAB)?;
+        let experts = if family == Family::Mixtral {
+            let count = fields.count("num_local_experts", limits::EXPERTS)?;
+            let top_k = fields.count("num_experts_per_tok", limits::EXPERTS)?;
             if top_k > count {
                 let expected = format!("at most num_local_experts {count}");
                 return fields.fail("num_experts_per_tok", &expected, top_k);
@@ -135,11 +203,16 @@ impl Config {
         } else {
             None
         };
-        let theta = rope::theta(fields, if mixture { 1e6 } else { 1e4 })?;
+        let (rope_theta, rope_scaling) =
+            rope::read(fields, if family == Family::Mixtral { 1e6 } else { 1e4 })?;
+        // Only Llama's class has ids of its own for tokens that the file does not name.
+        let unsaid = |field: &str| llama && !fields.json.contains_key(field);
         let own = fields.tokens("eos_token_id", vocab)?;
         let more = generation.map(|g| g.tokens("eos_token_id", vocab)).transpose()?.flatten();
-        let Some(mut eos) = own.or_else(|| more.clone()) else {
-            return fields.fail("eos_token_id", "a token id", "nothing");
+        let mut eos = match own.or_else(|| more.clone()) {
+            Some(eos) => eos,
+            None if unsaid("eos_token_id") && vocab > 2 => vec![2],
+            None => return fields.fail("eos_token_id", "a token id", "nothing"),
         };
         for id in more.unwrap_or_default() {
             if !eos.contains(&id) {
@@ -148,25 +221,36 @@ impl Config {
         }
         let bos = match fields.get("bos_token_id") {
             Some(id) => fields.token("bos_token_id", id, vocab)?,
+            None if unsaid("bos_token_id") && vocab > 1 => 1,
             None => return fields.fail("bos_token_id", "a token id", "nothing"),
         };
         Ok(Self {
+            family,
             dim,
-            layers: fields.count("num_hidden_layers", 1 << 10)?,
+            layers: fields.count("num_hidden_layers", limits::LAYERS)?,
             heads,
             kv_heads,
             head_dim,
-            hidden: fields.count("intermediate_size", 1 << 24)?,
+            hidden: fields.count("intermediate_size", limits::HIDDEN)?,
             vocab,
-            rope_theta: theta,
-            norm_eps: fields.positive("rms_norm_eps")?,
+            rope_theta,
+            rope_scaling,
+            norm_eps: match fields.json.get("rms_norm_eps") {
+                None if llama => 1e-6,
+                _ => fields.positive("rms_norm_eps")?,
+            },
             window: match fields.json.get("sliding_window") {
-                None if mixture => None,
+                // Llama's class has no window, whatever the file says.
+                _ if llama => None,
+                None if family == Family::Mixtral => None,
                 None => Some(4096),
                 Some(Value::Null) => None,
-                Some(_) => Some(fields.count("sliding_window", 1 << 31)?),
+                Some(_) => Some(fields.count("sliding_window", limits::TOKENS)?),
             },
-            max_positions: fields.count("max_position_embeddings", 1 << 31)?,
+            max_positions: match fields.json.get("max_position_embeddings") {
+                None if llama => 2048,
+                _ => fields.count("max_position_embeddings", limits::TOKENS)?,
+            },
             bos,
             eos,
             tied: fields.flag("tie_word_embeddings"),
@@ -180,11 +264,10 @@ impl Config {
         (self.heads + 2 * self.kv_heads) * self.head_dim
     }
 
-    /// Returns the RoPE frequencies, `(head_dim / 2)`: theta^(−2d / head_dim), in f32 as in
-    /// transformers.
+    /// Returns the RoPE frequencies, `(head_dim / 2)`: theta^(−2d / head_dim), scaled, in f32 as
+    /// in transformers.
     pub fn rope_frequencies(&self) -> Vec<f32> {
-        let turn = |d| 1.0 / self.rope_theta.powf(2.0 * d as f32 / self.head_dim as f32);
-        (0..self.head_dim / 2).map(turn).collect()
+        rope::frequencies(self.rope_theta, self.head_dim, self.rope_scaling.as_ref())
     }
 
     /// Returns the number of parameters; tied matrices count once.
@@ -197,90 +280,5 @@ impl Config {
     /// bf16).
     pub fn kv_bytes_per_token(&self, element: usize) -> usize {
         2 * self.layers * self.kv_heads * self.head_dim * element
-    }
-}
-
-/// Parses the JSON object in a file.
-fn object(text: &[u8], path: &Path) -> Result<Map<String, Value>> {
-    files::check_pointer(text, path)?;
-    serde_json::from_slice(text)
-        .map_err(|e| Error::Format { path: path.into(), problem: format!("not JSON: {e}") })
-}
-
-/// A JSON object and the file it came from, for errors that name both field and file.
-struct Fields<'a> {
-    json: &'a Map<String, Value>,
-    path: &'a Path,
-}
-
-impl<'a> Fields<'a> {
-    fn fail<T>(&self, field: &'static str, expected: &str, found: impl ToString) -> Result<T> {
-        let (expected, mut found) = (expected.to_string(), found.to_string());
-        // Truncate the value, so that a hostile file cannot fill the terminal.
-        if let Some((cut, _)) = found.char_indices().nth(60) {
-            found.truncate(cut);
-            found.push('…');
-        }
-        Err(Error::Config { path: self.path.into(), field, expected, found })
-    }
-
-    /// Returns the field's value; null counts as absent.
-    fn get(&self, field: &str) -> Option<&'a Value> {
-        self.json.get(field).filter(|v| !v.is_null())
-    }
-
-    fn flag(&self, field: &str) -> bool {
-        self.get(field) == Some(&Value::Bool(true))
-    }
-
-    fn text(&self, field: &'static str) -> Result<&'a str> {
-        match self.get(field) {
-            Some(Value::String(text)) => Ok(text),
-            Some(other) => self.fail(field, "a string", other),
-            None => self.fail(field, "a string", "nothing"),
-        }
-    }
-
-    /// Returns a whole number from 1 to `max`.
-    fn count(&self, field: &'static str, max: u64) -> Result<usize> {
-        let expected = format!("a whole number from 1 to {max}");
-        match self.get(field) {
-            None => self.fail(field, &expected, "nothing"),
-            Some(value) => match value.as_u64() {
-                Some(n) if (1..=max).contains(&n) => Ok(n as usize),
-                _ => self.fail(field, &expected, value),
-            },
-        }
-    }
-
-    fn positive(&self, field: &'static str) -> Result<f32> {
-        match self.get(field) {
-            None => self.fail(field, "a positive number", "nothing"),
-            Some(value) => self.positive_value(field, value),
-        }
-    }
-
-    fn positive_value(&self, field: &'static str, value: &Value) -> Result<f32> {
-        match value.as_f64().map(|n| n as f32) {
-            Some(n) if n > 0.0 && n.is_finite() => Ok(n),
-            _ => self.fail(field, "a positive number", value),
-        }
-    }
-
-    /// Returns one or several token ids; `None` where the field is absent.
-    fn tokens(&self, field: &'static str, vocab: usize) -> Result<Option<Vec<u32>>> {
-        let ids = match self.get(field) {
-            None => return Ok(None),
-            Some(Value::Array(ids)) => ids.as_slice(),
-            Some(id) => std::slice::from_ref(id),
-        };
-        ids.iter().map(|id| self.token(field, id, vocab)).collect::<Result<_>>().map(Some)
-    }
-
-    fn token(&self, field: &'static str, value: &Value, vocab: usize) -> Result<u32> {
-        match value.as_u64() {
-            Some(id) if id < vocab as u64 => Ok(id as u32),
-            _ => self.fail(field, &format!("a token id below vocab_size {vocab}"), value),
-        }
     }
 }

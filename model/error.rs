@@ -31,6 +31,19 @@ pub enum Error {
         /// The value found.
         found: String,
     },
+    /// The metadata of a GGUF file have a value that is missing or invalid, or one that this
+    /// program does not support.
+    #[error("{}: {key}: expected {expected}, found {found}", path.display())]
+    Metadata {
+        /// The file.
+        path: PathBuf,
+        /// The key, as spelled in the file.
+        key: String,
+        /// The expected value.
+        expected: String,
+        /// The value found.
+        found: String,
+    },
     /// A tensor is missing, surplus, or of another type or shape than the config says.
     #[error("{}: tensor {tensor}: expected {expected}, found {found}", path.display())]
     Tensor {
@@ -52,6 +65,10 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
+    /// The checkpoint's chat template does not parse, refuses a conversation or exceeds a bound.
+    /// GritLM's own format needs no template.
+    #[error("chat template: {0}")]
+    Template(String),
     /// A text cannot be turned into tokens, or tokens into text.
     #[error("tokenizer: {0}")]
     Tokenize(String),

@@ -4,7 +4,8 @@
 use crate::bad_input::Broken;
 use crate::cli::{objects, run};
 use crate::support::{data, mistral_tokenizer};
-use gritlm::model::{config::Config, tokenizer::Tokenizer};
+use gritlm::model::config::{Config, Family, RopeScaling};
+use gritlm::model::tokenizer::Tokenizer;
 use gritlm::{Device, Engine, Finish, Grammar, Options, Prompt, Sampling};
 use serde_json::{Map, Value, json};
 use std::fs;
@@ -37,8 +38,8 @@ fn refused(fields: &[(&str, Option<Value>)], parts: &[&str]) {
 const PLACES: [&str; 2] = ["rope_parameters", "rope_scaling"];
 
 #[test]
-fn rotary_scaling_is_refused_by_name() {
-    let kinds = ["linear", "dynamic", "yarn", "llama3", "longrope", "proportional", "mrope", "new"];
+fn rotary_scaling_of_other_kinds_is_refused_by_name() {
+    let kinds = ["dynamic", "yarn", "longrope", "proportional", "mrope", "new"];
     for place in PLACES {
         for key in ["rope_type", "type"] {
             for kind in kinds {
@@ -65,8 +66,131 @@ fn rotary_scaling_is_refused_by_name() {
     refused(&[("partial_rotary_factor", Some(json!(0.5)))], &["partial_rotary_factor", "0.5"]);
     // Through the program: no vector comes of it.
     let scaled = Broken::odd();
-    scaled.config("rope_parameters", Some(json!({ "rope_type": "linear", "factor": 2.0 })));
-    scaled.fails(&["config.json", "rope_parameters", "linear"]);
+    scaled.config("rope_parameters", Some(json!({ "rope_type": "yarn", "factor": 2.0 })));
+    scaled.fails(&["config.json", "rope_parameters", "yarn"]);
+}
+
+/// Llama 3.2's scaling.
+fn llama3() -> Value {
+    json!({ "rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0, "original_max_position_embeddings": 8192 })
+}
+
+#[test]
+fn rotary_scaling_is_read_in_every_place() {
+    let llama = RopeScaling::Llama3 { factor: 32.0, low: 1.0, high: 4.0, original: 8192 };
+    let linear = json!({ "type": "linear", "factor": 2.5 });
+    for (parameters, scaling) in
+        [(llama3(), llama), (linear.clone(), RopeScaling::Linear { factor: 2.5 })]
+    {
+        for model in ["mistral-odd", "mixtral-tiny"] {
+            for place in PLACES {
+                let found = config(model, &[(place, Some(parameters.clone()))]).unwrap();
+                assert_eq!(found.rope_scaling.as_ref(), Some(&scaling));
+            }
+            let both = PLACES.map(|place| (place, Some(parameters.clone())));
+            assert_eq!(config(model, &both).unwrap().rope_scaling, Some(scaling.clone()));
+        }
+        let plain = (PLACES[0], Some(json!({ "rope_type": "default", "rope_theta": 10000.0 })));
+        refused(&[plain, (PLACES[1], Some(parameters))], &[PLACES[1], "another scaling"]);
+    }
+    let with = |key: &str, value: Value| {
+        let mut parameters = llama3();
+        parameters[key] = value;
+        [(PLACES[1], Some(parameters))]
+    };
+    for key in ["factor", "low_freq_factor", "high_freq_factor"] {
+        for wrong in [json!(0), json!(-1), json!("8"), json!(null), json!(1e300)] {
+            refused(&with(key, wrong.clone()), &[PLACES[1], key, &format!("found {wrong}")]);
+        }
+    }
+    refused(&with("factor", json!(0.5)), &["from 1 to 1000000", "found 0.5"]);
+    refused(&with("low_freq_factor", json!(4.0)), &["above low_freq_factor 4", "found 4"]);
+    for wrong in [json!(0), json!(0.5), json!(1_u64 << 40), json!(null)] {
+        refused(&with("original_max_position_embeddings", wrong), &["original_max_position"]);
+    }
+    refused(&with("beta_fast", json!(32)), &["only rope_type", "beta_fast: 32"]);
+    for key in ["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"]
+    {
+        let mut parameters = llama3();
+        parameters.as_object_mut().unwrap().remove(key);
+        refused(&[(PLACES[1], Some(parameters))], &[key, "found nothing"]);
+    }
+    refused(&[(PLACES[0], Some(json!({ "type": "linear" })))], &["factor", "found nothing"]);
+}
+
+#[test]
+fn scaled_frequencies() {
+    let frequencies = |scaling: Value| {
+        let fields = [("rope_theta", Some(json!(500_000.0))), ("rope_scaling", Some(scaling))];
+        config("mistral-odd", &fields).unwrap().rope_frequencies()
+    };
+    let plain = frequencies(Value::Null);
+    let linear = frequencies(json!({ "type": "linear", "factor": 4.0 }));
+    let quarter: Vec<f32> = plain.iter().map(|f| f / 4.0).collect();
+    assert_eq!(linear, quarter);
+    // Turns in the 8192 tokens: more than 4 stay, fewer than 1 are divided.
+    let (mut kept, mut mixed, mut divided) = (0, 0, 0);
+    for (d, found) in frequencies(llama3()).into_iter().enumerate() {
+        let frequency = 500_000_f64.powf(-2.0 * d as f64 / 128.0);
+        let turns = 8192.0 * frequency / std::f64::consts::TAU;
+        let share = ((turns - 1.0) / 3.0).clamp(0.0, 1.0);
+        let expected = frequency * (share + (1.0 - share) / 32.0);
+        let error = (f64::from(found) / expected - 1.0).abs();
+        assert!(error < 2e-6, "{d}: {found}, expected {expected}");
+        match share {
+            1.0 => kept += 1,
+            0.0 => divided += 1,
+            _ => mixed += 1,
+        }
+    }
+    assert_eq!((kept, mixed, divided), (29, 6, 29));
+}
+
+/// `mistral-odd` as a Llama: the same weights, and the same computation.
+fn llama(fields: &[(&str, Option<Value>)]) -> Result<Config, String> {
+    let own = [("model_type", Some(json!("llama")))];
+    config("mistral-odd", &[&own, fields].concat())
+}
+
+#[test]
+fn llamas_differ_in_what_they_leave_out() {
+    let whole = llama(&[]).unwrap();
+    let mistral = config("mistral-odd", &[]).unwrap();
+    assert_eq!(whole, Config { family: Family::Llama, ..mistral });
+    let absent = |field| llama(&[(field, None)]).unwrap();
+    assert_eq!(absent("num_key_value_heads").kv_heads, whole.heads);
+    assert_eq!(absent("sliding_window").window, None);
+    assert_eq!(absent("max_position_embeddings").max_positions, 2048);
+    assert_eq!(absent("rms_norm_eps").norm_eps, 1e-6);
+    assert_eq!(absent("rope_theta").rope_theta, 1e4);
+    assert_eq!((absent("bos_token_id").bos, absent("eos_token_id").eos), (1, vec![2]));
+    let heads = [("head_dim", None), ("num_attention_heads", Some(json!(5)))];
+    let heads = [&heads[..], &[("num_key_value_heads", None)]].concat();
+    assert_eq!(llama(&heads).unwrap().head_dim, 160 / 5);
+    // Its class has none, whatever the file says.
+    assert_eq!(llama(&[("sliding_window", Some(json!(64)))]).unwrap().window, None);
+    for field in ["attention_bias", "mlp_bias"] {
+        assert_eq!(llama(&[(field, Some(json!(false)))]).as_ref(), Ok(&whole));
+        let error = llama(&[(field, Some(json!(true)))]).unwrap_err();
+        assert!(error.contains(field) && error.contains("found true"), "{error}");
+    }
+    for field in ["bos_token_id", "eos_token_id"] {
+        let error = llama(&[(field, Some(Value::Null))]).unwrap_err();
+        assert!(error.contains(field) && error.contains("found nothing"), "{error}");
+    }
+    refused(&[("model_type", Some(json!("qwen2")))], &["\"llama\", \"mistral\" or", "qwen2"]);
+    // The fingerprints of stores, which hash this text, stay those of before there were Llamas.
+    let mistral = format!("{:?}", config("mistral-odd", &[]).unwrap());
+    assert!(mistral.starts_with("Config { dim: 160, layers: 2, heads: 4, kv_heads: 1, "));
+    assert!(mistral.ends_with("experts: None, instruction_apart: false }"), "{mistral}");
+    assert!(format!("{whole:?}").ends_with("family: Llama }"));
+
+    let folder = Broken::odd();
+    folder.config("model_type", Some(json!("llama")));
+    assert_eq!(answer(&folder), answer(&Broken::odd()));
+    let path = folder.folder.path().to_str().unwrap();
+    assert!(run(&["inspect", "--model", path], "").ok().contains(": Llama, "));
 }
 
 #[test]

@@ -41,6 +41,11 @@ fn documents() {
 }
 
 #[test]
+fn gguf() {
+    replay("gguf");
+}
+
+#[test]
 fn safetensors() {
     replay("safetensors");
 }

@@ -189,8 +189,14 @@ pub(crate) struct Run {
 impl Run {
     #[track_caller]
     pub(crate) fn works(&self) {
+        self.says("mistral");
+    }
+
+    /// It works, and says this word in any case.
+    #[track_caller]
+    pub(crate) fn says(&self, word: &str) {
         assert_eq!(self.code, Some(0), "{}", self.err);
-        assert!(self.out.to_lowercase().contains("mistral"), "{}", self.out);
+        assert!(self.out.to_lowercase().contains(&word.to_lowercase()), "{}", self.out);
     }
 
     /// One line, with each of the words.
@@ -333,7 +339,8 @@ fn downloads_shards() {
     let again: Vec<_> =
         server.log()[before..].iter().map(|asked| asked.file().to_owned()).collect();
     let config = ["config.json"; 3];
-    assert_eq!(again, [&config[..], &["generation_config.json", shard]].concat());
+    let besides = ["generation_config.json", "tokenizer_config.json", "chat_template.jinja"];
+    assert_eq!(again, [&config[..], &besides, &[shard]].concat());
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Files of a checkpoint.
 
 use gritlm::model::config::Config;
+use gritlm::model::gguf::Gguf;
 use gritlm::model::tokenizer::Tokenizer;
 use gritlm::model::weights::{Weights, parse_index};
 use std::path::Path;
@@ -65,10 +66,45 @@ pub(super) fn safetensors(input: &[u8]) {
         let mut sum = 0_u64;
         for (_, tensor) in weights.tensors() {
             sum += tensor.bytes().iter().map(|&byte| u64::from(byte)).sum::<u64>();
-            let size = tensor.shape().iter().product::<usize>() * tensor.dtype().bytes();
-            assert_eq!(tensor.bytes().len(), size);
+            let elements = tensor.shape().iter().product::<usize>();
+            assert_eq!(tensor.bytes().len(), tensor.dtype().bytes(elements));
         }
         assert!(weights.bytes() > 0 || sum == 0);
+    }
+}
+
+/// A GGUF file: config, weights and tokenizer are all in it.
+pub(super) fn gguf(input: &[u8]) {
+    let folder = super::folder();
+    let path = folder.path().join("model.gguf");
+    std::fs::write(&path, input).expect("a file");
+    let Ok(file) = Gguf::open(&path) else { return };
+    for info in file.tensors() {
+        let elements = info.shape.iter().product::<usize>();
+        assert_eq!(info.range.len(), info.dtype.bytes(elements));
+        assert!(info.range.end <= input.len());
+    }
+    for (key, _) in file.metadata().iter() {
+        let all = file.metadata();
+        let _ = (all.string(key), all.count(key, 9), all.token(key, 9), all.number(key));
+        let _ = (all.flag(key), all.strings(key), all.numbers(key), all.integers(key));
+    }
+    let Ok(config) = file.config() else { return };
+    assert!(config.heads % config.kv_heads == 0 && config.head_dim % 2 == 0);
+    assert!(config.eos.iter().all(|&id| (id as usize) < config.vocab));
+    let frequencies = config.rope_frequencies();
+    assert!(frequencies.len() == config.head_dim / 2 && frequencies.iter().all(|f| f.is_finite()));
+    // A config that a few bytes claim may have a hundred million tensors; the file has not.
+    if let Ok(weights) = Weights::of_gguf(&file, &config) {
+        for (_, tensor) in weights.tensors() {
+            let elements = tensor.shape().iter().product::<usize>();
+            assert_eq!(tensor.bytes().len(), tensor.dtype().bytes(elements));
+            let sum = |bytes: &[u8]| bytes.iter().map(|&byte| u64::from(byte)).sum::<u64>();
+            assert_eq!(sum(tensor.bytes()), sum(tensor.stored()));
+        }
+    }
+    if let Ok(tokenizer) = Tokenizer::from_gguf(file.metadata(), &config) {
+        tokenize(&tokenizer);
     }
 }
 
@@ -86,7 +122,12 @@ fn with_header(header: &[u8]) -> Vec<u8> {
 /// `tokenizer.json`; texts are tokenized with it where it is taken.
 pub(super) fn tokenizer(input: &[u8]) {
     let path = Path::new("tokenizer.json");
-    let Ok(tokenizer) = Tokenizer::parse(input, path, &small()) else { return };
+    if let Ok(tokenizer) = Tokenizer::parse(input, path, &small()) {
+        tokenize(&tokenizer);
+    }
+}
+
+fn tokenize(tokenizer: &Tokenizer) {
     for text in ["", " ", "a", "ab  ab<s>\n", "ﷺ é\u{301} 漢字 \u{1F600} İ", "a\0\u{FFFD}b"] {
         let _ = tokenizer.ends(text);
         let _ = tokenizer.encode_turn(text);

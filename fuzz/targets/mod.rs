@@ -11,10 +11,11 @@ mod store;
 type Entry = fn(&[u8]);
 
 /// The targets, by the names of their corpora.
-pub(crate) const TARGETS: [(&str, Entry); 6] = [
+pub(crate) const TARGETS: [(&str, Entry); 7] = [
     ("chat_request", serve::request),
     ("config", checkpoint::config),
     ("documents", documents::read),
+    ("gguf", checkpoint::gguf),
     ("safetensors", checkpoint::safetensors),
     ("store", store::mutated),
     ("tokenizer", checkpoint::tokenizer),

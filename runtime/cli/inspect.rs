@@ -8,15 +8,15 @@ use serde_json::json;
 use std::collections::BTreeMap;
 
 pub(super) fn inspect(args: &Inspect, global: &Global, out: &mut Out) -> Result<()> {
-    let Checkpoint { config: c, tokenizer, weights } = Checkpoint::open(&global.model, true)?;
+    let Checkpoint { config: c, tokenizer, weights, .. } = Checkpoint::open(&global.model, true)?;
     let generates = weights.has_head(&c);
     let missing = if generates { 0 } else { (c.vocab * c.dim) as u64 };
     let parameters = c.parameters() - missing;
     let mut dtypes: BTreeMap<String, u64> = BTreeMap::new();
     for (_, tensor) in weights.tensors() {
-        *dtypes.entry(tensor.dtype().to_string()).or_default() += tensor.bytes().len() as u64;
+        *dtypes.entry(tensor.dtype().to_string()).or_default() += tensor.stored().len() as u64;
     }
-    let architecture = if c.experts.is_some() { "Mixtral" } else { "Mistral" };
+    let architecture = c.family.to_string();
     // What each backend keeps in memory: the CPU computes on the mapped file, with f32 keys and
     // values; the GPU backends hold weights as stored, with keys and values in their compute
     // type.
@@ -47,7 +47,8 @@ pub(super) fn inspect(args: &Inspect, global: &Global, out: &mut Out) -> Result<
             "config": {
                 "dim": c.dim, "layers": c.layers, "heads": c.heads, "kv_heads": c.kv_heads,
                 "head_dim": c.head_dim, "hidden": c.hidden, "vocab": c.vocab,
-                "rope_theta": c.rope_theta, "norm_eps": c.norm_eps, "window": c.window,
+                "rope_theta": c.rope_theta,
+                "rope_scaling": c.rope_scaling.as_ref().map(ToString::to_string), "norm_eps": c.norm_eps, "window": c.window,
                 "max_positions": c.max_positions, "bos": c.bos, "eos": c.eos, "tied": c.tied,
                 "experts": c.experts.map(|e| e.count), "top_k": c.experts.map(|e| e.top_k),
             },
@@ -73,6 +74,9 @@ pub(super) fn inspect(args: &Inspect, global: &Global, out: &mut Out) -> Result<
     if !generates {
         out.line("  no lm_head: it can only embed")?;
     }
+    if let Some(scaling) = &c.rope_scaling {
+        out.line(format!("  rotary frequencies scaled: {scaling}"))?;
+    }
     let window = c.window.map_or("none".into(), |w| format!("{w} tokens"));
     out.line(format!(
         "  positions {}, window {window}, rope theta {}, eps {}, tokenizer {} tokens",
@@ -95,7 +99,7 @@ pub(super) fn inspect(args: &Inspect, global: &Global, out: &mut Out) -> Result<
     if args.tensors {
         out.line("Tensors:")?;
         for (name, dtype, shape) in tensors() {
-            out.line(format!("  {dtype:<5} {shape:?} {name}"))?;
+            out.line(format!("  {dtype:<6} {shape:?} {name}"))?;
         }
     }
     Ok(())

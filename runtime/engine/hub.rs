@@ -1,5 +1,5 @@
-//! Turns `--model` into a folder: either one that exists, or the snapshot of a Hugging Face id in
-//! the local cache.
+//! Turns `--model` into a folder or a GGUF file: either one that exists, or one of a Hugging Face
+//! id in the local cache.
 //!
 //! The cache is the one that Python's `huggingface_hub` fills: `refs/REVISION` names a commit,
 //! and `snapshots/COMMIT/FILE` links to `blobs/ETAG`. `hf-hub` provides this layout, the endpoint
@@ -12,6 +12,7 @@ mod places;
 
 use crate::unlock::UnlockOnDrop;
 use crate::{Error, Result};
+use gritlm_model::gguf;
 use hf_hub::api::sync::{Api, ApiBuilder};
 use hf_hub::{Cache, CacheRepo, Repo, RepoType};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -27,7 +28,9 @@ use std::time::{Duration, Instant};
 const CONFIG: &str = "config.json";
 const TOKENIZER: &str = "tokenizer.json";
 /// Optional: not every model has this file.
-const GENERATION: &str = "generation_config.json";
+/// Files that a checkpoint may have besides.
+const BESIDES: [&str; 3] =
+    ["generation_config.json", "tokenizer_config.json", "chat_template.jinja"];
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
@@ -49,7 +52,9 @@ const BAR: &str = "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}"
 /// Advice for when a server other than the hub, or none, may have responded.
 const CHECK: &str = "check the network, HF_ENDPOINT and the proxy, or use a folder";
 
-/// Returns the checkpoint folder that `model` names, and downloads the checkpoint if necessary.
+/// Returns the checkpoint folder or the GGUF file that `model` names, and downloads it if
+/// necessary. `owner/name:FILE` names one GGUF file of a repository, and with any part of a split
+/// file all of its parts.
 ///
 /// A folder may begin with `~`, which a shell does not expand in `--model=~/x`. A cached snapshot
 /// is used without asking the hub whether it is the newest.
@@ -66,15 +71,28 @@ pub(crate) fn resolve(model: &str, progress: bool) -> Result<PathBuf> {
         return Ok(path);
     }
     if path.exists() {
-        return Err(no(format!("a file; expected a folder with {CONFIG}")));
+        return match gguf::is_gguf(&path) {
+            true => Ok(path),
+            false => Err(no(format!("a file; expected a folder with {CONFIG}, or a GGUF file"))),
+        };
     }
     if model.starts_with(['/', '.', '~']) || model.matches('/').count() > 1 {
-        return Err(no("no such folder".into()));
+        return Err(no("no such folder or GGUF file".into()));
     }
-    let (id, revision) = model.split_once('@').unwrap_or((model, "main"));
+    let (repository, wanted) = match model.split_once(':') {
+        Some((repository, file)) => (repository, Some(Path::new(file))),
+        None => (model, None),
+    };
+    if let Some(file) =
+        wanted.filter(|file| !file.to_str().is_some_and(plain) || !gguf::is_gguf(file))
+    {
+        return Err(no(format!("expected a GGUF file behind the colon, found {}", file.display())));
+    }
+    let (id, revision) = repository.split_once('@').unwrap_or((repository, "main"));
     // The hub does not allow "--" in ids, and the cache joins owner and name with it.
     if !id.split('/').chain([revision]).all(plain) || id.contains("--") {
-        let found = "neither a folder nor a Hugging Face id (owner/name or owner/name@revision)";
+        let found = "neither a folder nor a GGUF file nor a Hugging Face id (owner/name, \
+                     owner/name@revision or owner/name:FILE.gguf)";
         return Err(no(found.into()));
     }
 
@@ -83,8 +101,12 @@ pub(crate) fn resolve(model: &str, progress: bool) -> Result<PathBuf> {
     let cache = Cache::new(places.cache.clone());
     let repo = Repo::with_revision(id.into(), RepoType::Model, revision.into());
     let snapshots = cache.repo(repo.clone());
-    if let Some(folder) = cached(&snapshots, revision) {
-        return Ok(folder);
+    let known = match wanted {
+        Some(file) => cached_gguf(&snapshots, revision, file),
+        None => cached(&snapshots, revision),
+    };
+    if let Some(path) = known {
+        return Ok(path);
     }
     if let Some(name) = places::offline() {
         let place = cache.path().display();
@@ -99,7 +121,7 @@ pub(crate) fn resolve(model: &str, progress: bool) -> Result<PathBuf> {
     let api = api.build().map_err(|e| no(e.to_string()))?;
     let hub = Hub { api, repo, cache: snapshots, progress, alive: Cell::new(Instant::now()) };
     loop {
-        match hub.download() {
+        match hub.download(wanted) {
             Err(fault) if fault.again && hub.alive.get().elapsed() < PATIENCE => {
                 std::thread::sleep(PAUSE);
             }
@@ -125,6 +147,13 @@ fn cached(cache: &CacheRepo, revision: &str) -> Option<PathBuf> {
         false => has(SINGLE),
     };
     (config.exists() && has(TOKENIZER) && weights).then(|| folder.into())
+}
+
+/// Returns the GGUF file in the snapshot of the revision if all of its parts are there.
+fn cached_gguf(cache: &CacheRepo, revision: &str, file: &Path) -> Option<PathBuf> {
+    let name = file.to_str()?;
+    let path = cache.get(name).unwrap_or_else(|| cache.pointer_path(revision).join(name));
+    gguf::parts(&path).iter().all(|part| part.exists()).then_some(path)
 }
 
 /// Returns the names of the files that the index in `folder` lists.
@@ -195,18 +224,23 @@ struct Hub {
 }
 
 impl Hub {
-    /// Downloads the files that the cache lacks. The ref is written last, so that it names only
-    /// complete snapshots.
-    fn download(&self) -> Result<PathBuf, Fault> {
+    /// Downloads the files that the cache lacks: those of a checkpoint, or of a GGUF file. The ref
+    /// is written last, so that it names only complete snapshots.
+    fn download(&self, gguf: Option<&Path>) -> Result<PathBuf, Fault> {
+        if let Some(file) = gguf {
+            return self.download_gguf(file);
+        }
         // All files come from the commit that the revision names now, because the revision may
         // move during a long download.
         let commit = self.describe(&self.url(self.repo.revision(), CONFIG))?.commit;
         let folder = self.cache.pointer_path(&commit);
         self.fetch(&commit, CONFIG)?;
         self.fetch(&commit, TOKENIZER)?;
-        match self.fetch(&commit, GENERATION) {
-            Err(fault) if !fault.missing => return Err(fault),
-            _ => {}
+        for file in BESIDES {
+            match self.fetch(&commit, file) {
+                Err(fault) if !fault.missing => return Err(fault),
+                _ => {}
+            }
         }
         match self.fetch(&commit, INDEX) {
             Ok(()) => shards(&folder)?.iter().try_for_each(|shard| self.fetch(&commit, shard))?,
@@ -215,6 +249,17 @@ impl Hub {
         }
         self.cache.create_ref(&commit).map_err(disk(&folder))?;
         Ok(folder)
+    }
+
+    fn download_gguf(&self, file: &Path) -> Result<PathBuf, Fault> {
+        let parts = gguf::parts(file);
+        let names = || parts.iter().filter_map(|part| part.to_str());
+        let first = self.url(self.repo.revision(), names().next().unwrap_or_default());
+        let commit = self.describe(&first)?.commit;
+        names().try_for_each(|name| self.fetch(&commit, name))?;
+        let folder = self.cache.pointer_path(&commit);
+        self.cache.create_ref(&commit).map_err(disk(&folder))?;
+        Ok(folder.join(file))
     }
 
     fn url(&self, revision: &str, file: &str) -> String {

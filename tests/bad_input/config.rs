@@ -49,7 +49,7 @@ fn config_values() {
         ("eos_token_id", Some(json!([2, 389])), "found 389"),
         ("eos_token_id", Some(json!("</s>")), "found \"</s>\""),
         ("hidden_act", Some(json!("gelu")), "expected \"silu\", found gelu"),
-        ("model_type", Some(json!("llama")), "\"mistral\" or \"mixtral\", found llama"),
+        ("model_type", Some(json!("qwen2")), "\"mistral\" or \"mixtral\", found qwen2"),
         ("model_type", Some(json!(7)), "found 7"),
         ("model_type", None, "found nothing"),
         ("model_type", Some(json!(long)), "found xxx"),
