@@ -2,16 +2,20 @@
 //! module puts `<s>` in front.
 
 mod charsmap;
+mod gguf;
 mod growth;
+mod hidden;
 mod surplus;
 
-use crate::config::Config;
+use crate::config::{Config, Family};
 use crate::{Error, Result, files};
 use std::collections::{HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::OnceLock;
 use tokenizers::Decoder;
+
+pub(crate) use hidden::{END, Hidden};
 
 /// Maximum bytes of a token; published tokenizers have up to 256. Some models scan that many
 /// bytes from each position of a text, and a text may have that many bytes per token.
@@ -23,19 +27,22 @@ pub struct Tokenizer {
     /// The same tokenizer, but it reads special tokens in a text as plain characters. Built on
     /// first use, because few texts need it.
     plain: OnceLock<tokenizers::Tokenizer>,
+    /// The same, but special tokens between marks are read as such. Built on first use.
+    marked: OnceLock<hidden::Marked>,
     /// Spellings of the special tokens.
     special: Vec<String>,
     /// Ids of added tokens, special or not. A text is split at them before it is tokenized.
     added: HashSet<u32>,
-    bos: u32,
+    start: Vec<u32>,
     eos: Vec<u32>,
     longest: usize,
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer.json`. Tokens without a row in the model's embedding table are dropped if
-    /// no text can produce them. The spelling of an added one among them (a `<pad>`) is then
-    /// plain text.
+    /// Reads `tokenizer.json`. A Mistral or Mixtral gets `<s>` alone in front of a text, as GritLM
+    /// was trained, and a Llama what the file's post-processor says. Tokens without a row in the
+    /// model's embedding table are dropped if no text can produce them. The spelling of an added
+    /// one among them (a `<pad>`) is then plain text.
     ///
     /// # Errors
     /// When the file cannot be read or parsed, its steps could expand one byte to more than a
@@ -76,16 +83,43 @@ impl Tokenizer {
         let all = inner.get_added_tokens_decoder();
         let added = all.keys().copied().collect();
         let special = all.into_values().filter(|t| t.special).map(|t| t.content).collect();
-        let (plain, bos, eos) = (OnceLock::new(), config.bos, config.eos.clone());
-        Ok(Self { inner, plain, special, added, bos, eos, longest })
+        let (start, eos) = (vec![config.bos], config.eos.clone());
+        let (plain, marked) = (OnceLock::new(), OnceLock::new());
+        let tokenizer = Self { inner, plain, marked, special, added, start, eos, longest };
+        match config.family {
+            Family::Llama => tokenizer.started_by_post_processor(),
+            Family::Mistral | Family::Mixtral => Ok(tokenizer),
+        }
     }
 
-    /// Encodes a text that starts a sequence, with `<s>` in front.
+    /// Lets the file's own post-processor say what goes in front of a text.
+    fn started_by_post_processor(mut self) -> Result<Self> {
+        // What the post-processor puts behind a text does not matter: a prompt is continued.
+        let text = "a";
+        let bare = self.encode_continued(text)?;
+        let whole = guarded(|| self.inner.encode_fast(text, true)).map_err(Error::Tokenize)?;
+        let whole = whole.get_ids();
+        let at = (0..=whole.len()).find(|&at| whole[at..].starts_with(&bare)).ok_or_else(|| {
+            let problem = "expected a post-processor that leaves a text's tokens as they are";
+            Error::Tokenize(problem.into())
+        })?;
+        // Of a text without tokens, all are the post-processor's.
+        let at = if bare.is_empty() { whole.len() } else { at };
+        self.start = whole[..at].to_vec();
+        Ok(self)
+    }
+
+    /// Returns the ids in front of every text that starts a sequence: `<s>`, or nothing.
+    pub fn start(&self) -> &[u32] {
+        &self.start
+    }
+
+    /// Encodes a text that starts a sequence, with [`Tokenizer::start`] in front.
     ///
     /// # Errors
     /// When the tokenizer has no token for some part of the text.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let mut ids = vec![self.bos];
+        let mut ids = self.start.clone();
         ids.extend(self.encode_continued(text)?);
         Ok(ids)
     }
