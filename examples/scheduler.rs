@@ -17,9 +17,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let prompt = Prompt::user(format!("Describe the package gnuchess, in {number} words."));
         let prompt = engine.tokenize_prompt(&prompt, false)?;
         let sampling = Sampling::greedy().max_tokens(12);
-        requests.push(
-            scheduler.submit(Work::Generate { prompt, sampling, past: None }.into())?,
-        );
+        requests.push(scheduler.submit(Work::Generate { prompt, sampling, past: None }.into())?);
         let texts = engine.encode_texts(&[format!("package number {number}")], &how)?;
         requests.push(scheduler.submit(Work::Embed { texts, options: how.clone() }.into())?);
     }

@@ -2,12 +2,14 @@
 
 mod api; // the library's behaviour: streaming, chat, budgets, names of architectures
 mod api_async; // calls that wait for the device without blocking, on one thread
+mod bad_gguf; // damaged GGUF files: one line that names the fault
 mod bad_input; // whatever comes in: one line, the right exit code, nothing half written
 mod bare; // checkpoints without the causal model's prefix or head; Git LFS pointers
 mod bench; // `gritlm bench`: devices, shapes, records, comparison
 mod bench_model; // whole models, loading, random weights: all rows there, or said to be missing
 mod bench_report; // its table, page, comparison and peers
 mod browser; // the shaders in a browser's WebGPU, where there is one
+mod chat_template; // a checkpoint's own prompts: as transformers renders them, bounded, in use
 mod cli; // the program itself: commands, flags, JSON
 mod config; // what a config leaves out, says twice or asks for in vain
 mod cuda; // the CUDA backend, on an emulator or a GPU
@@ -15,7 +17,12 @@ mod devtools; // a browser for the pages
 mod emulator; // builds the emulator, and makes sure that it finds what it should
 mod examples; // the programs of `examples/`, run
 mod faulty; // a backend whose passes fail where a test wants
+mod formats; // formats of quantised weights: values, losses, products of several at once
 mod fuzz_corpus; // what fuzzers found, and what they began with
+mod gguf; // GGUF files: the same bits as the checkpoints that they were made from
+mod gguf_file; // a writer of GGUF files
+mod gguf_model; // a real quantised model: the tokens, vectors and logits of transformers
+mod gguf_tokenizer; // tokenizers of GGUF files: the ids that llama.cpp gives
 mod golden; // equal to Hugging Face, on its own outputs
 mod grammar; // answers that follow a JSON schema
 mod hostile_documents; // documents made to end or hang their reader: named, the others stored
@@ -23,6 +30,7 @@ mod hostile_store; // stores made by somebody else: graphs, numbers, links, pipe
 mod hostile_tokenizer; // tokenizers that multiply a text, by what their steps can do
 mod house; // rules that the compiler cannot enforce: no flags in messages of libraries
 mod hub; // `--model owner/name`: cache, download, resume, bad servers
+mod hub_gguf; // `--model owner/name:FILE.gguf`: one file, or all parts of a split one
 mod hub_places; // where models lie: variables of the environment, and `~`
 mod index_roots; // what `index` takes for gone and for changed: vanished roots, hidden changes
 mod interrupt; // Ctrl-C: 130, and what it has interrupted

@@ -46,6 +46,17 @@ pub(crate) fn mistral_tokenizer() -> Vec<u8> {
     text
 }
 
+/// The path of SmolLM2-135M's GGUF file, or `None` where it is not here and the test is skipped.
+pub(crate) fn smollm2(test: &str) -> Option<String> {
+    let path = std::env::var("GRITLM_SMOLLM2").ok();
+    if path.is_none() {
+        let expected = std::env::var_os("GRITLM_EXPECT_SMOLLM2");
+        assert!(expected.is_none(), "GRITLM_SMOLLM2 is missing, GRITLM_EXPECT_SMOLLM2 is set");
+        say(&format!("SKIPPED {test}: set GRITLM_SMOLLM2=FILE.gguf to run it"));
+    }
+    path
+}
+
 /// Every device that is here, with the largest relative error of a whole model on it.
 pub(crate) fn devices() -> Vec<(Device, f64)> {
     let adapters = block_on(gritlm_shaders::adapters()).into_iter().filter(|a| a.lacks.is_none());

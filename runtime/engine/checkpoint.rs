@@ -1,8 +1,11 @@
-//! Opens the files of a model.
+//! Opens what a model consists of: config, tokenizer and weights.
 
+use crate::message::ChatFormat;
 use crate::{Result, hub};
+use gritlm_model::chat_template::ChatTemplate;
 use gritlm_model::config::Config;
 use gritlm_model::demo;
+use gritlm_model::gguf::Gguf;
 use gritlm_model::tokenizer::Tokenizer;
 use gritlm_model::weights::Weights;
 use std::path::{Path, PathBuf};
@@ -13,13 +16,15 @@ pub struct Checkpoint {
     pub config: Config,
     /// Tokenizer of the model.
     pub tokenizer: Tokenizer,
+    /// Chat template of the model, if it has one.
+    pub chat_template: Option<ChatTemplate>,
     /// Weights of the model, memory-mapped if they are in files.
     pub weights: Weights,
 }
 
 impl Checkpoint {
-    /// Opens and checks `model`: a folder, a Hugging Face id, or `demo`. `progress` says whether
-    /// to draw a progress bar on a terminal while downloading.
+    /// Opens and checks `model`: a folder, a GGUF file, a Hugging Face id, or `demo`. `progress`
+    /// says whether to draw a progress bar on a terminal while downloading.
     ///
     /// # Errors
     /// When there is no such model, or one of its files is missing or invalid.
@@ -29,16 +34,37 @@ impl Checkpoint {
             let config = Config::parse(demo::CONFIG, &path("config.json"))?;
             let tokenizer = Tokenizer::parse(demo::TOKENIZER, &path("tokenizer.json"), &config)?;
             let weights = Weights::from_static(demo::WEIGHTS, &path("model.safetensors"), &config)?;
-            return Ok(Self { config, tokenizer, weights });
+            return Ok(Self { config, tokenizer, chat_template: None, weights });
         }
-        Self::open_folder(&hub::resolve(model, progress)?)
+        Self::open_path(&hub::resolve(model, progress)?)
     }
 
-    fn open_folder(folder: &Path) -> Result<Self> {
+    /// Opens a folder or a GGUF file.
+    fn open_path(path: &Path) -> Result<Self> {
+        let folder = match Gguf::find(path)? {
+            Some(file) => return Self::open_gguf(&Gguf::open(&file)?),
+            None => path,
+        };
         let config = Config::open(&folder.join("config.json"))?;
         // Weights come first, because their errors are the ones that a broken download causes.
         let weights = Weights::open(folder, &config)?;
         let tokenizer = Tokenizer::open(&folder.join("tokenizer.json"), &config)?;
-        Ok(Self { config, tokenizer, weights })
+        let chat_template = ChatTemplate::open(folder, &config, &tokenizer)?;
+        Ok(Self { config, tokenizer, chat_template, weights })
+    }
+
+    /// Returns the template that makes prompts of conversations. GritLM's own says what its tags
+    /// say, but knows less of a conversation, and is left out.
+    pub(crate) fn prompts_by(&mut self, format: ChatFormat) -> Option<ChatTemplate> {
+        let template = self.chat_template.take().filter(|_| format == ChatFormat::Checkpoint);
+        template.filter(|template| !template.is_gritlm())
+    }
+
+    fn open_gguf(gguf: &Gguf) -> Result<Self> {
+        let config = gguf.config()?;
+        let weights = Weights::of_gguf(gguf, &config)?;
+        let tokenizer = Tokenizer::from_gguf(gguf.metadata(), &config)?;
+        let chat_template = ChatTemplate::from_gguf(gguf.metadata(), &config, &tokenizer)?;
+        Ok(Self { config, tokenizer, chat_template, weights })
     }
 }

@@ -9,6 +9,7 @@ use crate::forward::{Model, Probe};
 use crate::grammar::Vocabulary;
 use crate::options::{Attn, Options};
 use crate::{Error, Result, synth};
+use gritlm_model::chat_template::ChatTemplate;
 use gritlm_model::config::Config;
 use gritlm_model::hash::fnv1a;
 use gritlm_model::measure::{Created, Measure, OpTime};
@@ -39,6 +40,7 @@ pub struct Engine {
     name: String,
     config: Config,
     tokenizer: Tokenizer,
+    chat_template: Option<ChatTemplate>,
     model: Mutex<Box<dyn Model>>,
     pool: Arc<KvPool>,
     options: Options,
@@ -53,9 +55,9 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Opens a model: a folder with a checkpoint in the published layout, a Hugging Face id (from
-    /// the local cache if it is there, else downloaded), or `demo`, which is built into the
-    /// binary.
+    /// Opens a model: a folder with a checkpoint in the published layout or with a GGUF file, such
+    /// a file, a Hugging Face id (from the local cache if it is there, else downloaded), with a
+    /// colon and a name for one GGUF file of it, or `demo`, which is built into the binary.
     ///
     /// # Errors
     /// When an option is invalid, there is no such model or device, a file of the checkpoint is
@@ -69,10 +71,8 @@ impl Engine {
     /// # Errors
     /// As [`Engine::open`].
     pub async fn open_async(model: &str, options: &Options) -> Result<Self> {
-        options.check()?;
-        let Checkpoint { config, tokenizer, weights } = Checkpoint::open(model, options.progress)?;
         let open = async |load: Load<'_>| backend::open_async(options, load).await;
-        Self::load(model.into(), config, tokenizer, Some(&weights), options, open).await
+        Self::load_checkpoint(model, options, open).await
     }
 
     /// Opens a model on a backend of the caller's own, for experiments with operations and for
@@ -81,11 +81,8 @@ impl Engine {
     /// # Errors
     /// As [`Engine::open`].
     pub fn on<O: Measure + 'static>(ops: O, model: &str, options: &Options) -> Result<Self> {
-        options.check()?;
-        let checkpoint = Checkpoint::open(model, options.progress)?;
-        let Checkpoint { config, tokenizer, weights } = checkpoint;
         let open = async |load: Load<'_>| load.visit(ops, "given by the caller".into()).await;
-        block_on(Self::load(model.into(), config, tokenizer, Some(&weights), options, open))
+        block_on(Self::load_checkpoint(model, options, open))
     }
 
     /// Creates a model of one of [`synth::SHAPES`] with random weights and without files, for
@@ -114,6 +111,21 @@ impl Engine {
         block_on(Self::load(name, config, tokenizer, None, options, open))
     }
 
+    /// Opens the files of a model and loads them onto the device that `open` opens.
+    async fn load_checkpoint(
+        model: &str,
+        options: &Options,
+        open: impl AsyncFnOnce(Load<'_>) -> Result<Loaded>,
+    ) -> Result<Self> {
+        options.check()?;
+        let mut checkpoint = Checkpoint::open(model, options.progress)?;
+        let chat_template = checkpoint.prompts_by(options.chat_template);
+        let Checkpoint { config, tokenizer, weights, .. } = checkpoint;
+        let name = model.into();
+        let engine = Self::load(name, config, tokenizer, Some(&weights), options, open).await?;
+        Ok(Self { chat_template, ..engine })
+    }
+
     /// Loads a model onto the device that `open` opens; without `weights` it gets random ones.
     async fn load(
         name: String,
@@ -134,6 +146,7 @@ impl Engine {
             name,
             config,
             tokenizer,
+            chat_template: None,
             model: Mutex::new(model),
             pool,
             options: options.clone(),
@@ -164,6 +177,11 @@ impl Engine {
     /// Returns the tokenizer.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.tokenizer
+    }
+
+    /// Returns the chat template in use, or `None` where conversations are in GritLM's format.
+    pub fn chat_template(&self) -> Option<&ChatTemplate> {
+        self.chat_template.as_ref()
     }
 
     /// Refuses a text that cannot fit the model's positions before it is tokenized, because
@@ -461,7 +479,7 @@ fn frequencies(config: &Config, options: &Options) -> Vec<f32> {
 fn fingerprint(config: &Config, weights: Option<&Weights>) -> u128 {
     let mut seen = format!("{config:?}").into_bytes();
     for (name, tensor) in weights.into_iter().flat_map(Weights::tensors) {
-        let bytes = tensor.bytes();
+        let bytes = tensor.stored();
         seen.extend(name.bytes());
         seen.extend(&bytes[..bytes.len().min(64)]);
     }

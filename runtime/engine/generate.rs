@@ -3,6 +3,7 @@
 
 use crate::cache::KvCache;
 use crate::continuation::{Context, Continuation};
+use crate::message::{self, Message, Role};
 use crate::{Engine, Error, Grammar, Result};
 use gritlm_model::ops::{Mask, SampledToken};
 use gritlm_model::prompt;
@@ -10,8 +11,8 @@ use gritlm_model::prompt;
 /// The input of a generation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Prompt {
-    /// A user's turn, which is wrapped in GritLM's tags. Special tokens that are spelled out in
-    /// it, such as `</s>`, are plain text.
+    /// A user's turn, which is put into the checkpoint's chat template or, without one, into
+    /// GritLM's tags. Special tokens that are spelled out in it, such as `</s>`, are plain text.
     User(String),
     /// A user's turn that continues a conversation.
     Chat {
@@ -29,6 +30,9 @@ pub enum Prompt {
         /// The first words of the answer to `text`.
         answer: String,
     },
+    /// A conversation, to be answered or, where the last message is the assistant's, continued. In
+    /// GritLM's format a system's text becomes part of the user's turn.
+    Messages(Vec<Message>),
     /// Verbatim text, preceded only by `<s>`. The answer continues it exactly and keeps, for
     /// instance, the space before its first word.
     Raw(String),
@@ -56,6 +60,7 @@ impl Prompt {
             Self::User(text) | Self::Raw(text) => text.len(),
             Self::Chat { past, text } => turns(past) + text.len(),
             Self::Begun { past, text, answer } => turns(past) + text.len() + answer.len(),
+            Self::Messages(messages) => messages.iter().map(|message| message.content.len()).sum(),
             Self::Tokens(_) => 0,
         }
     }
@@ -65,6 +70,10 @@ impl Prompt {
         match self {
             Self::User(_) | Self::Chat { .. } => false,
             Self::Begun { answer, .. } => !answer.is_empty(),
+            Self::Messages(messages) => {
+                let last = messages.iter().rev().take_while(|one| one.role == Role::Assistant);
+                last.into_iter().any(|message| !message.content.is_empty())
+            }
             Self::Raw(_) | Self::Tokens(_) => true,
         }
     }
@@ -327,6 +336,14 @@ impl<'a> Chat<'a> {
             None => self.engine.tokenize_prompt(&Prompt::user(text), false)?,
             Some(last) => {
                 self.engine.check_bytes("prompt", text.len())?;
+                if let Some(template) = self.engine.chat_template() {
+                    // The template writes the token that ends an answer, which may be there.
+                    let mut ids = template.encode_next(tokenizer, text)?;
+                    if ids.first() == Some(&last) && tokenizer.is_eos(last) {
+                        ids.remove(0);
+                    }
+                    return Generation::new(self.engine, Held::Lent(&mut self.context), &ids, how);
+                }
                 // An answer that was cut short gets its end-of-sequence token, as in training.
                 let end = self.engine.config().eos.first().filter(|_| !tokenizer.is_eos(last));
                 let mut ids: Vec<u32> = end.copied().into_iter().collect();
@@ -398,10 +415,18 @@ impl Engine {
     /// When a text has more bytes than the model's positions can hold, or the tokenizer has no
     /// token for some part of it.
     pub fn tokenize_prompt(&self, prompt: &Prompt, continues: bool) -> Result<Vec<u32>> {
-        let tokenizer = self.tokenizer();
+        let (tokenizer, start) = (self.tokenizer(), self.tokenizer().start());
         self.check_bytes("prompt", prompt.bytes())?;
-        let mut ids = Vec::from_iter((!continues).then_some(self.config().bos));
+        if let (Some(template), Some(messages)) = (self.chat_template(), prompt.messages()) {
+            let ids = template.encode(tokenizer, &messages)?;
+            let cached = if continues { start } else { &[] };
+            return Ok(ids.strip_prefix(cached).unwrap_or(&ids).to_vec());
+        }
+        let mut ids = if continues { Vec::new() } else { start.to_vec() };
         let turns = match prompt {
+            Prompt::Messages(messages) => {
+                return self.tokenize_prompt(&message::turns(messages), continues);
+            }
             Prompt::User(text) => vec![prompt::user(text)],
             Prompt::Chat { past, text } => prompt::chat(past, text),
             Prompt::Begun { past, text, answer } => {

@@ -17,8 +17,8 @@
 //! # Ok::<(), gritlm::Error>(())
 //! ```
 //!
-//! [`Engine::open`] takes the folder of a checkpoint, a Hugging Face id, or `demo`, a tiny model
-//! that is built into the binary. [`Engine::run`] is the low-level interface: it runs sequences
+//! [`Engine::open`] takes the folder of a checkpoint, a GGUF file, a Hugging Face id, or `demo`, a
+//! tiny model that is built into the binary. [`Engine::run`] is the low-level interface: it runs sequences
 //! of token ids, each with a mask of its own, in one pass.
 
 pub mod backend;
@@ -42,6 +42,7 @@ mod hub;
 #[cfg(not(feature = "hub"))]
 #[path = "hub/none.rs"]
 mod hub;
+mod message;
 mod options;
 mod rerank;
 pub mod schedule;
@@ -59,6 +60,7 @@ pub use generate::{Chat, Finish, Generation, Piece, Prompt, Sampling};
 pub use grammar::Grammar;
 pub use gritlm_model as model;
 pub use gritlm_model::ops::Pooling;
+pub use message::{ChatFormat, Message, Role};
 pub use options::{Attn, Options};
 pub use rerank::Ranked;
 pub use unlock::UnlockOnDrop;

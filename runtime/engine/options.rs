@@ -1,6 +1,7 @@
 //! The options of opening a model.
 
 use crate::backend::Device;
+use crate::message::ChatFormat;
 use crate::{Error, Result};
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -42,6 +43,8 @@ pub struct Options {
     pub device: Device,
     /// Attention that embedding uses by default.
     pub attn: Attn,
+    /// Format of prompts that are conversations.
+    pub chat_template: ChatFormat,
     /// Maximum number of tokens in a pass, unless one text alone is longer. More tokens per pass
     /// read the weights less often and take more memory: some 0.7 MB per token for GritLM-7B.
     pub batch_tokens: usize,
@@ -75,6 +78,7 @@ pub struct Options {
 gritlm_model::setters!(Options {
     device: Device,
     attn: Attn,
+    chat_template: ChatFormat,
     batch_tokens: usize,
     kv_tokens: usize,
     bf16_frequencies: bool,
@@ -92,6 +96,7 @@ impl Default for Options {
         Self {
             device,
             attn,
+            chat_template: ChatFormat::default(),
             batch_tokens: 1024,
             kv_tokens: 16384,
             bf16_frequencies: false,

@@ -2,7 +2,7 @@
 //! memory depend on a model's shape, not on its trained weights.
 
 use crate::{Error, Options, Result};
-use gritlm_model::config::{Config, Experts};
+use gritlm_model::config::{Config, Experts, Family, RopeScaling};
 use gritlm_model::hash::fnv1a;
 use gritlm_model::ops::Ops;
 use gritlm_model::tokenizer::Tokenizer;
@@ -48,6 +48,7 @@ pub fn shape(like: &str) -> Option<Config> {
     };
     let mixture = matches!(like, "gritlm-8x7b" | "tiny-moe");
     Some(Config {
+        family: if mixture { Family::Mixtral } else { Family::Mistral },
         dim,
         layers,
         heads,
@@ -56,6 +57,7 @@ pub fn shape(like: &str) -> Option<Config> {
         hidden,
         vocab,
         rope_theta: if like == "gritlm-8x7b" { 1e6 } else { 1e4 },
+        rope_scaling: None,
         norm_eps: 1e-5,
         window: (like == "gritlm-7b").then_some(4096),
         max_positions,
@@ -347,7 +349,7 @@ fn config_json(c: &Config) -> Value {
     // The numbers go through decimal text: widened directly, the f32 1e-5 would become
     // 0.000009999999747378752.
     let wide = |x: f32| x.to_string().parse().unwrap_or(f64::from(x));
-    let kind = if c.experts.is_some() { "Mixtral" } else { "Mistral" };
+    let kind = c.family.to_string();
     let mut json = json!({
         "architectures": [format!("{kind}ForCausalLM")], "model_type": kind.to_lowercase(),
         "hidden_size": c.dim, "intermediate_size": c.hidden, "num_hidden_layers": c.layers,
@@ -361,10 +363,26 @@ fn config_json(c: &Config) -> Value {
         json["num_local_experts"] = experts.count.into();
         json["num_experts_per_tok"] = experts.top_k.into();
     }
+    if let Some(scaling) = &c.rope_scaling {
+        json["rope_scaling"] = scaling_json(scaling);
+    }
     if c.instruction_apart {
         json["gritlm_instruction_apart"] = true.into();
     }
     json
+}
+
+/// Returns the `rope_scaling` of a `config.json`. There is none for factors, which only GGUF files
+/// have: [`write_config`] then fails, because no config has that type.
+fn scaling_json(scaling: &RopeScaling) -> Value {
+    match scaling {
+        RopeScaling::Linear { factor } => json!({ "rope_type": "linear", "factor": factor }),
+        RopeScaling::Llama3 { factor, low, high, original } => json!({
+            "rope_type": "llama3", "factor": factor, "low_freq_factor": low,
+            "high_freq_factor": high, "original_max_position_embeddings": original,
+        }),
+        RopeScaling::Factors(_) => json!({ "rope_type": "factors" }),
+    }
 }
 
 /// Returns a `tokenizer.json` of Mistral's form without merges: a text becomes a space mark and

@@ -14,11 +14,11 @@ use utoipa::ToSchema;
 /// A conversation to be continued.
 #[derive(Deserialize, ToSchema)]
 pub(super) struct ChatRequest {
-    /// The conversation. GritLM was trained without a system prompt: the text of a system or
-    /// developer message becomes part of the user's turn, in order, or is that turn. Consecutive
-    /// messages of one side form one turn, with a blank line between them. If the assistant begins,
-    /// an empty user's turn is put in front. If the last message is the assistant's, the answer
-    /// continues it.
+    /// The conversation. If the last message is the assistant's, the answer continues it. Where the
+    /// model has a chat template, it decides which roles may follow each other. GritLM was trained
+    /// without a system prompt: the text of a system or developer message becomes part of the
+    /// user's turn, in order, or is that turn. Consecutive messages of one side form one turn, with
+    /// a blank line between them. If the assistant begins, an empty user's turn is put in front.
     #[schema(min_items = 1)]
     messages: Vec<Message>,
     /// Whether to return the tokens' log-probabilities.
@@ -202,8 +202,8 @@ impl Shape for Chat {
 /// Continues a conversation.
 ///
 /// With `stream` the answer is a stream of server-sent events, each with a `chat.completion.chunk`;
-/// the last one is `[DONE]`. The conversation is put into GritLM's format, as in the model's
-/// training; no text of a message can end a turn.
+/// the last one is `[DONE]`. The conversation is put into the format of the model's chat template
+/// or, without one, into GritLM's; no text of a message can end a turn.
 #[utoipa::path(post, path = "/v1/chat/completions", tag = "generate",
     request_body = ChatRequest,
     responses(
@@ -221,8 +221,8 @@ pub(super) async fn chat(
     loaded.check_model(params.model.as_deref())?;
     let (logprobs, top) = logprobs(request.logprobs, request.top_logprobs)?;
     let how = params.sampling(Sampling::default().max_tokens, top)?;
-    let prompt = conversation(request.messages)?;
-    let begun = matches!(prompt, Prompt::Begun { .. });
+    let messages = conversation(request.messages)?;
+    let begun = messages.last().is_some_and(|last| last.role == gritlm::Role::Assistant);
     for (field, found, right) in [
         ("add_generation_prompt", request.add_generation_prompt, !begun),
         ("continue_final_message", request.continue_final_message, begun),
@@ -233,7 +233,7 @@ pub(super) async fn chat(
             return Err(Failure::field(field, problem));
         }
     }
-    let prompts = vec![prompt];
+    let prompts = vec![Prompt::Messages(messages)];
     openai::answer::<Chat>(loaded, Job::new(prompts, how, logprobs), params).await
 }
 
@@ -251,40 +251,31 @@ pub(super) fn logprobs(told: Option<bool>, top: Option<u32>) -> Result<(bool, u3
     }
 }
 
-/// Builds the alternating turns of both sides. The user's comes first and may be empty.
-fn conversation(messages: Vec<Message>) -> Result<Prompt, Failure> {
+/// Checks the messages of a conversation.
+fn conversation(messages: Vec<Message>) -> Result<Vec<gritlm::Message>, Failure> {
     if messages.is_empty() {
         return Err(Failure::field("messages", "expected at least one, found none"));
     }
-    let (mut past, mut text, mut answer) = (Vec::new(), String::new(), None);
-    for (i, message) in messages.into_iter().enumerate() {
+    let check = |(i, message): (usize, Message)| {
         options::MESSAGES.refuse(&message.rest, &format!("messages[{i}]."))?;
-        if message.role == Role::Assistant {
-            join(
-                answer.get_or_insert_default(),
-                message.content.map(String::from).unwrap_or_default(),
-            );
-            continue;
-        }
-        if let Some(answer) = answer.take() {
-            past.push((std::mem::take(&mut text), answer));
-        }
+        let role = match message.role {
+            Role::System | Role::Developer => gritlm::Role::System,
+            Role::User => gritlm::Role::User,
+            Role::Assistant => gritlm::Role::Assistant,
+        };
         let problem = match message.content {
+            None if role == gritlm::Role::Assistant => {
+                return Ok(gritlm::Message { role, content: String::new() });
+            }
             None => "expected a string or an array, found none",
-            Some(TextOr::List(parts)) if parts.is_empty() => {
+            Some(TextOr::List(parts)) if parts.is_empty() && role != gritlm::Role::Assistant => {
                 "expected at least one part, found none"
             }
-            Some(content) => {
-                join(&mut text, content.into());
-                continue;
-            }
+            Some(content) => return Ok(gritlm::Message { role, content: content.into() }),
         };
-        return Err(Failure::field(format!("messages[{i}].content"), problem));
-    }
-    Ok(match answer {
-        None => Prompt::Chat { past, text },
-        Some(answer) => Prompt::Begun { past, text, answer },
-    })
+        Err(Failure::field(format!("messages[{i}].content"), problem))
+    };
+    messages.into_iter().enumerate().map(check).collect()
 }
 
 /// Appends to a turn, after a blank line if neither is empty.

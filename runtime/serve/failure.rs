@@ -372,7 +372,9 @@ impl From<Error> for Failure {
             Error::Io { .. } => {
                 Self::failed("failed", "the server could not read or write a file").because(message)
             }
-            Error::Model(gritlm_model::Error::Tokenize(_)) => Self::malformed(message),
+            Error::Model(gritlm_model::Error::Tokenize(_) | gritlm_model::Error::Template(_)) => {
+                Self::malformed(message)
+            }
             Error::Model(_) | Error::NoModel { .. } => {
                 Self::failed("failed", "the model cannot be used").because(message)
             }

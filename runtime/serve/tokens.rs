@@ -7,6 +7,7 @@ use super::input::{Id, Ids};
 use axum::Json;
 use axum::response::{IntoResponse, Response};
 use gritlm::Error;
+use gritlm_model::chat_template::ChatTemplate;
 use gritlm_model::prompt::CHAT_TEMPLATE;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -73,7 +74,7 @@ pub(super) struct TokenizerInfo {
     /// Number of positions of the model.
     model_max_length: usize,
     /// The Jinja template that turns a conversation into a prompt.
-    chat_template: &'static str,
+    chat_template: String,
 }
 
 /// Returns the tokenizer's special tokens and the chat template.
@@ -81,13 +82,14 @@ pub(super) struct TokenizerInfo {
     responses((status = 200, body = TokenizerInfo), Failures))]
 pub(super) async fn tokenizer_info(loaded: Loaded) -> Json<TokenizerInfo> {
     let (config, tokenizer) = (loaded.engine().config(), loaded.engine().tokenizer());
+    let template = loaded.engine().chat_template();
     Json(TokenizerInfo {
         bos_token: tokenizer.piece(config.bos),
         eos_token: config.eos.first().and_then(|&id| tokenizer.piece(id)),
         pad_token: None,
-        add_bos_token: true,
+        add_bos_token: !tokenizer.start().is_empty(),
         model_max_length: config.max_positions,
-        chat_template: CHAT_TEMPLATE,
+        chat_template: template.map_or(CHAT_TEMPLATE, ChatTemplate::source).into(),
     })
 }
 

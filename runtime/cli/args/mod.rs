@@ -12,7 +12,7 @@ pub(super) use serve::*;
 pub(super) use values::*;
 
 use clap::{Args as Group, Parser, Subcommand};
-use gritlm::{Attn, Embed, Options, Sampling};
+use gritlm::{Attn, ChatFormat, Embed, Options, Sampling};
 use gritlm_model::ops::Mask;
 use std::path::PathBuf;
 
@@ -37,7 +37,8 @@ Threads: RAYON_NUM_THREADS. Downloads: HF_HOME, HF_TOKEN, HF_ENDPOINT, HF_HUB_OF
 #[derive(Group)]
 #[command(next_help_heading = "Model and device")]
 pub(super) struct Global {
-    /// A checkpoint's folder, a Hugging Face id (cache first, then download), or `demo`
+    /// A checkpoint's folder, a GGUF file, a Hugging Face id (cache first, then download), with
+    /// `:FILE` for one GGUF file of it, or `demo`
     #[arg(long, global = true, value_name = "M", default_value = "demo", env = "GRITLM_MODEL")]
     pub(super) model: String,
     /// auto, cpu, cuda[:N] or wgpu[:NAME]; see `gritlm devices`. `bench` takes several, separated
@@ -68,6 +69,11 @@ pub(super) struct Global {
     /// compiling them
     #[arg(long, global = true, value_name = "DIR", env = "GRITLM_KERNELS")]
     kernels: Option<PathBuf>,
+    /// Format of conversations: `checkpoint` (the model's chat template, and GritLM's format where
+    /// it has none) or `gritlm`
+    #[arg(long, global = true, value_name = "F", default_value = "checkpoint")]
+    #[arg(value_parser = parse::<ChatFormat>, env = "GRITLM_CHAT_TEMPLATE")]
+    chat_template: ChatFormat,
     /// Format of the output on stdout
     #[arg(long, global = true, value_enum, default_value_t = Format::Text)]
     pub(super) format: Format,
@@ -77,6 +83,7 @@ impl Global {
     pub(super) fn options(&self) -> Options {
         Options::default()
             .device(self.device.0[0].clone())
+            .chat_template(self.chat_template)
             .batch_tokens(self.batch_tokens)
             .kv_tokens(self.kv_tokens)
             .progress(true)
