@@ -105,7 +105,8 @@ fn encoding_of_unusual_values() {
         let of = |values: &[f32]| decoded(dtype, &encoded(dtype, values));
         assert!(of(&[0.0; 256]).iter().all(|&value| value == 0.0), "{dtype}: zeros");
         assert!(of(&tiny).iter().all(|&value| value.abs() < 1e-6), "{dtype}: denormals");
-        for constant in [1.0, -0.37, 12345.6, -6e-4] {
+        // Much smaller ones are lost: Q6_K's unit of scales is a 4096th of the values, in f16.
+        for constant in [1.0, -0.37, 12345.6, -0.06] {
             let error = relative_error(&of(&[constant; 256]), &[constant; 256]);
             assert!(error < 0.02, "{dtype}: {constant} has error {error}");
         }
