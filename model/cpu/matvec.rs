@@ -69,7 +69,7 @@ impl<S: Simd> Product<'_, S> {
         } else if let Some(values) = values(w, &k.stored).filter(|_| whole && plain) {
             self.by(F32(S::as_simd_f32s(values).0.as_chunks().0));
         } else if let Some(run) = w.0.run().filter(|_| whole && !plain) {
-            take(w, &k.stored, codes);
+            take(simd, w, &k.stored, codes);
             match run {
                 16 => self.by(Coded::<16>::of(codes)),
                 _ => self.by(Coded::<32>::of(codes)),

@@ -2,7 +2,7 @@
 //! then odds.
 
 use crate::format::unpack::Codes;
-use crate::format::{Block, Decode, Parts, WithBlock, with_block};
+use crate::format::{Block, Parts, WithBlock, decode_plain, with_block};
 use crate::weights::Dtype;
 use pulp::{Arch, Simd, WithSimd};
 use std::ops::Range;
@@ -75,7 +75,8 @@ fn evens_odds<const LANES: usize>(row: &[f32], packed: &mut [f32]) {
 }
 
 /// Converts the values `k` of a stored row to f32, zero-padded to the length of `row`: in the
-/// packed order, or as they are if `plain`. `k` is whole blocks of the format.
+/// packed order, or as they are if `plain`, for which the weights are plain elements. `k` is whole
+/// blocks of the format.
 #[inline(always)]
 pub(super) fn convert<S: Simd>(
     simd: S,
@@ -90,7 +91,7 @@ pub(super) fn convert<S: Simd>(
         return fill(simd, Bf16(S::as_simd_u32s(words).0), row);
     }
     if !plain && let Some(run) = dtype.run() {
-        take(w, k, codes);
+        take(simd, w, k, codes);
         return match run {
             16 => fill(simd, Coded::<16>::of(codes), row),
             _ => fill(simd, Coded::<32>::of(codes), row),
@@ -99,13 +100,13 @@ pub(super) fn convert<S: Simd>(
     let bytes = &bytes[dtype.bytes(k.start)..dtype.bytes(k.end)];
     if plain {
         let (values, rest) = row.split_at_mut(k.len());
-        Decode { dtype: *dtype, bytes, out: values }.with_simd(simd);
+        decode_plain(*dtype, bytes, values);
         rest.fill(0.0);
     } else {
         let mut values = [0.0; PIECE];
         for (bytes, row) in bytes.chunks(dtype.bytes(PIECE)).zip(row.chunks_mut(PIECE)) {
             let values = &mut values[..bytes.len() / dtype.block_bytes()];
-            Decode { dtype: *dtype, bytes, out: &mut *values }.with_simd(simd);
+            decode_plain(*dtype, bytes, values);
             match S::F32_LANES {
                 16 => evens_odds::<16>(values, row),
                 8 => evens_odds::<8>(values, row),
@@ -128,15 +129,33 @@ fn fill<S: Simd, W: Weight<S>>(simd: S, w: W, row: &mut [f32]) {
 
 /// Takes the values `k` of a quantised row apart, which are whole blocks; of plain elements,
 /// nothing.
+///
+/// This is a call: inlined, the code of all formats stood in three places for each kind of vector,
+/// and the crate took five times as long to compile.
 #[inline(always)]
-pub(super) fn take((dtype, bytes): &(Dtype, &[u8]), k: &Range<usize>, codes: &mut Codes) {
+pub(super) fn take<S: Simd>(
+    simd: S,
+    (dtype, bytes): &(Dtype, &[u8]),
+    k: &Range<usize>,
+    codes: &mut Codes,
+) {
     let bytes = &bytes[dtype.bytes(k.start)..dtype.bytes(k.end)];
-    with_block(*dtype, Take { bytes, codes });
+    simd.vectorize(Take { dtype: *dtype, bytes, codes });
 }
 
 struct Take<'a> {
+    dtype: Dtype,
     bytes: &'a [u8],
     codes: &'a mut Codes,
+}
+
+impl WithSimd for Take<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        with_block(self.dtype, self);
+    }
 }
 
 impl WithBlock for Take<'_> {

@@ -11,11 +11,10 @@ pub fn decode(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
     Arch::new().dispatch(Decode { dtype, bytes, out });
 }
 
-/// [`decode`] for code that already runs with the CPU's vectors.
-pub(crate) struct Decode<'a> {
-    pub(crate) dtype: Dtype,
-    pub(crate) bytes: &'a [u8],
-    pub(crate) out: &'a mut [f32],
+struct Decode<'a> {
+    dtype: Dtype,
+    bytes: &'a [u8],
+    out: &'a mut [f32],
 }
 
 impl WithSimd for Decode<'_> {
@@ -23,26 +22,34 @@ impl WithSimd for Decode<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        match self.dtype {
-            Dtype::Bf16 => {
-                for (out, bytes) in self.out.iter_mut().zip(self.bytes.as_chunks::<2>().0) {
-                    *out = f32::from_bits(u32::from(u16::from_le_bytes(*bytes)) << 16);
-                }
-            }
-            Dtype::F16 => {
-                for (out, bytes) in self.out.iter_mut().zip(self.bytes.as_chunks::<2>().0) {
-                    *out = scale::half(*bytes);
-                }
-            }
-            Dtype::F32 => {
-                for (out, bytes) in self.out.iter_mut().zip(self.bytes.as_chunks::<4>().0) {
-                    *out = f32::from_le_bytes(*bytes);
-                }
-            }
-            dtype => {
-                with_block(dtype, DecodeBlocks { simd, bytes: self.bytes, out: self.out });
+        let Self { dtype, bytes, out } = self;
+        match dtype.is_quantized() {
+            true => drop(with_block(dtype, DecodeBlocks { simd, bytes, out })),
+            false => decode_plain(dtype, bytes, out),
+        }
+    }
+}
+
+/// [`decode`] for plain elements; quantised ones are left as they are.
+#[inline(always)]
+pub(crate) fn decode_plain(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
+    match dtype {
+        Dtype::Bf16 => {
+            for (out, bytes) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
+                *out = f32::from_bits(u32::from(u16::from_le_bytes(*bytes)) << 16);
             }
         }
+        Dtype::F16 => {
+            for (out, bytes) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
+                *out = scale::half(*bytes);
+            }
+        }
+        Dtype::F32 => {
+            for (out, bytes) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
+                *out = f32::from_le_bytes(*bytes);
+            }
+        }
+        _ => debug_assert!(false, "{dtype} is quantised"),
     }
 }
 

@@ -32,7 +32,7 @@ mod scale;
 mod search;
 pub(crate) mod unpack;
 
-pub(crate) use convert::Decode;
+pub(crate) use convert::decode_plain;
 pub use convert::{decode, encode};
 use pulp::Simd;
 use std::fmt;
