@@ -164,7 +164,6 @@ pub(super) fn matmul<'w>(
     if a.rows == 0 {
         return;
     }
-    let arch = Arch::new();
     let width = (COLS / strands.len()).max(1);
     let tasks = cols.div_ceil(width);
     let small = a.rows * a.inner * cols * strands.len() < SERIAL;
@@ -179,7 +178,7 @@ pub(super) fn matmul<'w>(
             .collect();
         SCRATCH.with_borrow_mut(|(panel, out)| {
             let out = resize(out, a.rows * weights.len());
-            arch.dispatch(Task { a, weights: &weights, panel, out });
+            Task { a, weights: &weights, panel, out }.run();
             for (r, values) in out.chunks_exact(weights.len()).enumerate() {
                 emit(r, columns.clone(), values);
             }
@@ -199,6 +198,15 @@ struct Task<'a> {
     weights: &'a [(Dtype, &'a [u8])],
     panel: &'a mut Vec<Line>,
     out: &'a mut [f32],
+}
+
+impl Task<'_> {
+    /// Runs the task with the CPU's vectors. It is a function of its own, so that its code stands
+    /// once and not in each op that calls the generic `matmul`.
+    #[inline(never)]
+    fn run(self) {
+        Arch::new().dispatch(self);
+    }
 }
 
 impl WithSimd for Task<'_> {

@@ -2,9 +2,12 @@
 //! 0..=31.
 //!
 //! ```text
-//! byte  0      2        6                 22      byte  0      2       4        8                 24
-//!       scale  32 high  16 pairs of low                 scale  offset  32 high  16 pairs of low
-//!       f16    bits     halves (Q5_0)                   f16    f16     bits     halves (Q5_1)
+//! byte  0      2             6                                 22
+//!       scale  32 high bits  16 pairs of low halves of codes        (Q5_0)
+//!       f16
+//! byte  0      2       4             8                                 24
+//!       scale  offset  32 high bits  16 pairs of low halves of codes        (Q5_1)
+//!       f16    f16
 //! ```
 //! Bit i of the high bits, the lowest first, is bit 4 of the code of value i. The low halves are
 //! those of Q4_0. Q5_0 stores its codes plus 16.

@@ -1,18 +1,22 @@
 //! The formats of quantised weights, value by value: what a block of bytes means.
 //!
-//! | block of | bytes, in order (`u` is a little-endian f16 number) |
-//! |---|---|
-//! | Q8_0, 32 values | u `d`; 32 signed bytes `q`: `x = d q` |
-//! | Q4_0, 32 | u `d`; 16 bytes, value i in the low half of byte i, value 16 + i in the high half of it: `x = d (q − 8)` |
-//! | Q4_1, 32 | u `d`; u `m`; 16 bytes as before: `x = d q + m` |
-//! | Q5_0, 32 | u `d`; 32 bits, bit i is bit 4 of value i; 16 bytes as before: `x = d (q − 16)` |
-//! | Q5_1, 32 | u `d`; u `m`; 32 bits; 16 bytes as before: `x = d q + m` |
-//! | Q2_K, 256 | 16 bytes, `s` low and `t` high of each 16 values; 64 bytes of 2-bit numbers; u `d`; u `m`: `x = d s q − m t` |
-//! | Q3_K, 256 | 32 bytes of third bits; 64 bytes of 2-bit numbers; 12 bytes of 16 6-bit numbers `s`; u `d`: `x = d (s − 32) (q − 4)` |
-//! | Q4_K, 256 | u `d`; u `m`; 12 bytes of 8 6-bit `s` and `t`; 128 bytes: `x = d s q − m t` |
-//! | Q5_K, 256 | u `d`; u `m`; 12 bytes of `s` and `t`; 32 bytes of fifth bits; 128 bytes: `x = d s q − m t` |
-//! | Q6_K, 256 | 128 bytes of low halves; 64 bytes of 2-bit numbers; 16 signed bytes `s`; u `d`: `x = d s (q − 32)` |
-//! | IQ4_XS, 256 | u `d`; 16 bits and 4 bytes of 8 6-bit numbers `s`; 128 bytes: `x = d (s − 32) level(q)` |
+//! Blocks have 32 values (names with `_0`, `_1`) or 256. Their fields follow each other without
+//! gaps: `d` and `m` are f16 numbers, `q` the code of each value, `s` and `t` integers of 16 or 32
+//! adjacent values. A field of bits below a byte is spread over bytes as `value` says.
+//!
+//! | format | fields, with their bits if not f16 | value |
+//! |---|---|---|
+//! | Q8_0 | `d`, `q` 8 signed | `d q` |
+//! | Q4_0 | `d`, `q` 4 | `d (q − 8)` |
+//! | Q4_1 | `d`, `m`, `q` 4 | `d q + m` |
+//! | Q5_0 | `d`, fifth bits of `q`, lower 4 | `d (q − 16)` |
+//! | Q5_1 | `d`, `m`, fifth bits of `q`, lower 4 | `d q + m` |
+//! | Q2_K | `s` and `t` 4 each for 16 values, `q` 2, `d`, `m` | `d s q − m t` |
+//! | Q3_K | third bits of `q`, lower 2, `s` 6 for 16 values, `d` | `d (s − 32) (q − 4)` |
+//! | Q4_K | `d`, `m`, `s` and `t` 6 each for 32 values, `q` 4 | `d s q − m t` |
+//! | Q5_K | `d`, `m`, `s` and `t` 6 each for 32 values, fifth bits, lower 4 | `d s q − m t` |
+//! | Q6_K | lower 4 of `q`, upper 2, `s` 8 signed for 16 values, `d` | `d s (q − 32)` |
+//! | IQ4_XS | `d`, upper 2 of `s`, lower 4, for 32 values, `q` 4 | `d (s − 32) levels[q]` |
 
 use crate::weights::Dtype;
 
