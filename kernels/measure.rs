@@ -3,10 +3,9 @@
 
 use crate::Cuda;
 use crate::gpu::Use;
-use gritlm_model::measure::{Created, Measure, OpTime};
+use gritlm_model::measure::{Created, Measure, OpTime, rate};
 use gritlm_model::ops::Result;
 use rayon::prelude::*;
-use std::time::Instant;
 
 /// Copies per measurement: enough for the wait at their end not to count.
 const COPIES: usize = 8;
@@ -55,20 +54,13 @@ impl Measure for Cuda {
 }
 
 impl Cuda {
-    /// Returns the bytes per second of a copy, as the median of five runs.
+    /// Returns the bytes per second of a copy of `bytes` bytes.
     fn rate(&self, bytes: u64, copy: impl Fn() -> Result<()>) -> Result<f64> {
-        let wait = || self.gpu.submit().and_then(|()| self.gpu.driver.wait());
-        let mut rates = Vec::new();
-        copy()?;
-        for _ in 0..5 {
-            wait()?;
-            let start = Instant::now();
+        rate(COPIES as u64 * bytes, || {
             (0..COPIES).try_for_each(|_| copy())?;
-            wait()?;
-            rates.push((COPIES as u64 * bytes) as f64 / start.elapsed().as_secs_f64());
-        }
-        rates.sort_by(f64::total_cmp);
-        Ok(rates[rates.len() / 2])
+            self.gpu.submit()?;
+            self.gpu.driver.wait()
+        })
     }
 }
 

@@ -3,6 +3,7 @@
 //! A forward pass needs none of it.
 
 use crate::ops::{Ops, Result};
+use std::time::Instant;
 
 /// Cost of one op on the device.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -35,6 +36,23 @@ pub struct Created {
     pub submits: u64,
     /// Launches submitted.
     pub launches: u64,
+}
+
+/// Returns the bytes per second of `step`, which moves `bytes` bytes: the median of five runs. One
+/// run before them, which faults memory in, does not count.
+///
+/// # Errors
+/// As `step`.
+pub fn rate(bytes: u64, mut step: impl FnMut() -> Result<()>) -> Result<f64> {
+    step()?;
+    let mut times = [0.0; 5];
+    for time in &mut times {
+        let start = Instant::now();
+        step()?;
+        *time = start.elapsed().as_secs_f64();
+    }
+    times.sort_by(f64::total_cmp);
+    Ok(bytes as f64 / times[2])
 }
 
 /// Measures a backend.

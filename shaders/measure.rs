@@ -3,9 +3,8 @@
 
 use crate::Wgpu;
 use crate::gpu::Use;
-use gritlm_model::measure::{Created, Measure, OpTime};
+use gritlm_model::measure::{Created, Measure, OpTime, rate};
 use gritlm_model::ops::{Ops, Result};
-use std::time::Instant;
 
 impl Measure for Wgpu {
     fn bound(&self) -> f64 {
@@ -14,17 +13,10 @@ impl Measure for Wgpu {
 
     fn copy_rate(&self, bytes: u64) -> Result<f64> {
         let [a, b] = [self.gpu.buffer(Use::Work, bytes)?, self.gpu.buffer(Use::Work, bytes)?];
-        let mut times = Vec::new();
-        // The first copy, which also fills both buffers with zeros, is not counted.
-        for _ in 0..6 {
-            let start = Instant::now();
+        rate(2 * bytes, || {
             self.gpu.copy(&a, 0, &b, 0, bytes);
-            pollster::block_on(self.finish())?;
-            times.push(start.elapsed().as_secs_f64());
-        }
-        times.remove(0);
-        times.sort_by(f64::total_cmp);
-        Ok(2.0 * bytes as f64 / times[2])
+            pollster::block_on(self.finish())
+        })
     }
 
     fn displace(&self, bytes: u64) -> Result<()> {

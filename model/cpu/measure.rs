@@ -1,11 +1,10 @@
 //! Measures the CPU's memory. A profile of single ops is left to the tools of the system.
 
 use super::Cpu;
-use crate::measure::Measure;
+use crate::measure::{Measure, rate};
 use crate::ops::Result;
 use rayon::prelude::*;
 use std::hint::black_box;
-use std::time::Instant;
 
 /// Copies with all threads.
 fn copy(from: &[u8], to: &mut [u8]) {
@@ -16,17 +15,10 @@ fn copy(from: &[u8], to: &mut [u8]) {
 impl Measure for Cpu {
     fn copy_rate(&self, bytes: u64) -> Result<f64> {
         let (from, mut to) = (vec![1u8; bytes as usize], vec![0u8; bytes as usize]);
-        let mut times: Vec<f64> = (0..6)
-            .map(|_| {
-                let start = Instant::now();
-                copy(&from, &mut to);
-                start.elapsed().as_secs_f64()
-            })
-            .collect();
-        // The first run also faults the pages in.
-        times.remove(0);
-        times.sort_by(f64::total_cmp);
-        Ok(2.0 * bytes as f64 / times[2])
+        rate(2 * bytes, || {
+            copy(&from, &mut to);
+            Ok(())
+        })
     }
 
     fn displace(&self, bytes: u64) -> Result<()> {
