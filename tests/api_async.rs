@@ -1,5 +1,6 @@
 //! The engine for async code: what is awaited is what blocking calls return.
 
+use crate::faulty::faulty;
 use crate::support::devices;
 use gritlm::batch::{Output, Sequence, Want};
 use gritlm::cache::KvCache;
@@ -15,10 +16,13 @@ fn async_calls_take_turns_on_one_thread() {
     fn sequence<'a>(tokens: &'a [u32], cache: &'a mut KvCache) -> [Sequence<'a>; 1] {
         [Sequence { tokens, cache, mask: Mask::Causal { window: None }, want: Want::Logits }]
     }
+    let mut engines = vec![faulty("demo", |_| false).unwrap()];
     for (device, _) in devices() {
-        let name = device.to_string();
         let options = Options::default().device(device);
-        let engine = pollster::block_on(Engine::open_async("demo", &options)).unwrap();
+        engines.push(pollster::block_on(Engine::open_async("demo", &options)).unwrap());
+    }
+    for (n, engine) in engines.into_iter().enumerate() {
+        let name = engine.device();
         let prompts: [&[u32]; 2] = [&[1, 7, 8, 9], &[1, 5]];
         let mut caches = [engine.cache(), engine.cache()];
         let [first, second] = caches.each_mut();
@@ -28,18 +32,20 @@ fn async_calls_take_turns_on_one_thread() {
             let mut one: Pin<&mut dyn Future<Output = _>> = pin!(engine.run_async(&mut a));
             let mut two: Pin<&mut dyn Future<Output = _>> = pin!(engine.run_async(&mut b));
             let context = &mut Context::from_waker(Waker::noop());
-            for _ in 0..1_000_000 {
-                for (run, output) in [&mut one, &mut two].into_iter().zip(&mut outputs) {
-                    if output.is_none()
-                        && let Poll::Ready(done) = run.as_mut().poll(context)
-                    {
-                        *output = Some(done.unwrap());
+            let mut waited = [0; 2];
+            while outputs.iter().any(Option::is_none) {
+                for (i, run) in [&mut one, &mut two].into_iter().enumerate() {
+                    if outputs[i].is_none() {
+                        match run.as_mut().poll(context) {
+                            Poll::Ready(done) => outputs[i] = Some(done.unwrap()),
+                            Poll::Pending => waited[i] += 1,
+                        }
                     }
                 }
-                if outputs.iter().all(Option::is_some) {
-                    break;
-                }
+                assert!(waited.iter().all(|&polls| polls < 1000), "{name}: nobody goes on");
             }
+            // The second call came while the first one waited for the device.
+            assert!(n > 0 || waited[0] > 0 && waited[1] > waited[0], "{name}: {waited:?}");
         }
         for ((output, tokens), cache) in outputs.into_iter().zip(prompts).zip(&caches) {
             let mut again = engine.cache();

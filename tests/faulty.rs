@@ -1,4 +1,5 @@
-//! A backend of one's own, through [`Engine::on`]: the CPU's, whose passes fail where a test wants.
+//! A backend of one's own, through [`Engine::on`]: the CPU's, whose passes fail where a test wants,
+//! and whose reads are not ready at once, as in a browser.
 
 use gritlm::model::cpu::{Batch, Cpu, Matrix, Pages, Routing};
 use gritlm::model::measure::Measure;
@@ -8,6 +9,7 @@ use gritlm::model::ops::{
 };
 use gritlm::model::weights::Tensor;
 use gritlm::{Engine, Options};
+use std::task::Poll;
 
 /// Fails a pass if this returns true for the tokens of one of its sequences.
 type Fault = fn(&[u32]) -> bool;
@@ -17,6 +19,19 @@ struct Faulty(Fault);
 /// Returns a model on a CPU with that fault.
 pub(crate) fn faulty(model: &str, fault: Fault) -> gritlm::Result<Engine> {
     Engine::on(Faulty(fault), model, &Options::default())
+}
+
+/// Is ready when it is polled again.
+async fn later() {
+    let mut polled = false;
+    std::future::poll_fn(|context| {
+        if std::mem::replace(&mut polled, true) {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 type Buffer = Vec<f32>;
@@ -132,6 +147,7 @@ impl Ops for Faulty {
         rows: &[SampleParams],
         logits: &Buffer,
     ) -> Result<Vec<SampledToken>> {
+        later().await;
         Cpu.sample(vocab, rows, logits).await
     }
 
@@ -141,10 +157,12 @@ impl Ops for Faulty {
         queries: &Buffer,
         corpus: &SharedVectors,
     ) -> Result<Vec<Vec<Match>>> {
+        later().await;
         Cpu.search(p, queries, corpus).await
     }
 
     async fn read(&self, buffer: &Buffer, len: usize) -> Result<Vec<f32>> {
+        later().await;
         Cpu.read(buffer, len).await
     }
 
@@ -153,6 +171,7 @@ impl Ops for Faulty {
     }
 
     async fn export_pages(&self, pages: &Pages, table: &[u32], tokens: usize) -> Result<Vec<f32>> {
+        later().await;
         Cpu.export_pages(pages, table, tokens).await
     }
 

@@ -16,7 +16,7 @@ mod cuda; // the CUDA backend, on an emulator or a GPU
 mod devtools; // a browser for the pages
 mod emulator; // builds the emulator, and makes sure that it finds what it should
 mod examples; // the programs of `examples/`, run
-mod faulty; // a backend whose passes fail where a test wants
+mod faulty; // a backend whose passes fail where a test wants, and whose reads take a while
 mod formats; // formats of quantised weights: values, losses, products of several at once
 mod fuzz_corpus; // what fuzzers found, and what they began with
 mod gguf; // GGUF files: the same bits as the checkpoints that they were made from
