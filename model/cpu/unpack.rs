@@ -1,8 +1,8 @@
 //! Stored weights as f32 in the packed order of `matmul`: each chunk of 2 · lanes values as evens,
 //! then odds.
 
-use crate::format::unpack::Codes;
-use crate::format::{Block, Parts, WithBlock, decode_plain, with_block};
+use crate::format::unpack::{self, Codes};
+use crate::format::{Parts, decode_plain};
 use crate::weights::Dtype;
 use pulp::{Arch, Simd, WithSimd};
 use std::ops::Range;
@@ -129,9 +129,6 @@ fn fill<S: Simd, W: Weight<S>>(simd: S, w: W, row: &mut [f32]) {
 
 /// Takes the values `k` of a quantised row apart, which are whole blocks; of plain elements,
 /// nothing.
-///
-/// This is a call: inlined, the code of all formats stood in three places for each kind of vector,
-/// and the crate took five times as long to compile.
 #[inline(always)]
 pub(super) fn take<S: Simd>(
     simd: S,
@@ -139,32 +136,7 @@ pub(super) fn take<S: Simd>(
     k: &Range<usize>,
     codes: &mut Codes,
 ) {
-    let bytes = &bytes[dtype.bytes(k.start)..dtype.bytes(k.end)];
-    simd.vectorize(Take { dtype: *dtype, bytes, codes });
-}
-
-struct Take<'a> {
-    dtype: Dtype,
-    bytes: &'a [u8],
-    codes: &'a mut Codes,
-}
-
-impl WithSimd for Take<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) {
-        with_block(self.dtype, self);
-    }
-}
-
-impl WithBlock for Take<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn call<const BYTES: usize, const PARTS: usize, B: Block<BYTES, PARTS>>(self) {
-        self.codes.take::<BYTES, PARTS, B>(self.bytes);
-    }
+    unpack::take(simd, *dtype, &bytes[dtype.bytes(k.start)..dtype.bytes(k.end)], codes);
 }
 
 /// A block of a weight row, read a chunk at a time as its even and its odd values.

@@ -24,7 +24,7 @@ impl WithSimd for Decode<'_> {
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { dtype, bytes, out } = self;
         match dtype.is_quantized() {
-            true => drop(with_block(dtype, DecodeBlocks { simd, bytes, out })),
+            true => unpack::decode(simd, dtype, bytes, out),
             false => decode_plain(dtype, bytes, out),
         }
     }
@@ -50,21 +50,6 @@ pub(crate) fn decode_plain(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
             }
         }
         _ => debug_assert!(false, "{dtype} is quantised"),
-    }
-}
-
-struct DecodeBlocks<'a, S> {
-    simd: S,
-    bytes: &'a [u8],
-    out: &'a mut [f32],
-}
-
-impl<S: Simd> WithBlock for DecodeBlocks<'_, S> {
-    type Output = ();
-
-    #[inline(always)]
-    fn call<const BYTES: usize, const PARTS: usize, B: Block<BYTES, PARTS>>(self) {
-        unpack::decode::<S, BYTES, PARTS, B>(self.simd, self.bytes, self.out);
     }
 }
 

@@ -1,8 +1,8 @@
 //! Takes rows of quantised blocks apart, to codes, scales and offsets that lie in arrays of the
 //! same form for all formats. From there they become f32 without a word about the format.
 
-use super::{Block, Parts};
-use pulp::Simd;
+use super::{Block, Dtype, Parts, WithBlock, with_block};
+use pulp::{Simd, WithSimd};
 use std::hint::black_box;
 
 /// Values that are taken apart at a time; a multiple of every block. Their codes, scales and
@@ -47,17 +47,46 @@ impl Codes {
     }
 }
 
-/// Decodes whole blocks into as many values.
+/// Takes whole blocks of at most [`VALUES`] values apart; of plain elements, nothing.
+///
+/// This is a call: inlined, the code of all formats stood in several places for each kind of
+/// vector, and the crate took five times as long to compile.
 #[inline(always)]
-pub(crate) fn decode<S: Simd, const BYTES: usize, const N: usize, B: Block<BYTES, N>>(
-    simd: S,
-    bytes: &[u8],
-    out: &mut [f32],
-) {
+pub(crate) fn take<S: Simd>(simd: S, dtype: Dtype, bytes: &[u8], codes: &mut Codes) {
+    simd.vectorize(Take { dtype, bytes, codes });
+}
+
+struct Take<'a> {
+    dtype: Dtype,
+    bytes: &'a [u8],
+    codes: &'a mut Codes,
+}
+
+impl WithSimd for Take<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        with_block(self.dtype, self);
+    }
+}
+
+impl WithBlock for Take<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call<const BYTES: usize, const PARTS: usize, B: Block<BYTES, PARTS>>(self) {
+        self.codes.take::<BYTES, PARTS, B>(self.bytes);
+    }
+}
+
+/// Decodes whole blocks of a quantised format into as many values.
+#[inline(always)]
+pub(crate) fn decode<S: Simd>(simd: S, dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
     let mut taken = Codes::new();
-    let size = VALUES / 32 / N * BYTES;
+    let size = dtype.bytes(VALUES);
     for (bytes, out) in bytes.chunks(size).zip(out.chunks_mut(VALUES)) {
-        taken.take::<BYTES, N, B>(bytes);
+        take(simd, dtype, bytes, &mut taken);
         let parts = taken.codes.iter().zip(&taken.scales).zip(&taken.offsets);
         for (out, ((codes, scales), offsets)) in out.as_chunks_mut::<32>().0.iter_mut().zip(parts) {
             let mut values = [0.0; 32];
