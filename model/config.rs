@@ -270,6 +270,20 @@ impl Config {
         rope::frequencies(self.rope_theta, self.head_dim, self.rope_scaling.as_ref())
     }
 
+    /// Returns what the scaling divides each rotary frequency by, `(head_dim / 2)`, as GGUF files
+    /// store it.
+    pub(crate) fn rope_factors(&self) -> Vec<f32> {
+        let plain = rope::frequencies(self.rope_theta, self.head_dim, None);
+        match &self.rope_scaling {
+            Some(RopeScaling::Factors(factors)) => factors.clone(),
+            _ => plain
+                .iter()
+                .zip(self.rope_frequencies())
+                .map(|(plain, scaled)| plain / scaled)
+                .collect(),
+        }
+    }
+
     /// Returns the number of parameters; tied matrices count once.
     pub fn parameters(&self) -> u64 {
         let tensors = crate::weights::expected(self);

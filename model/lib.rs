@@ -3,7 +3,8 @@
 //! * [`config`] parses and checks `config.json`.
 //! * [`weights`] maps and checks safetensors.
 //! * [`mod@format`] takes apart and makes the formats of stored weights.
-//! * [`gguf`] reads GGUF files: metadata and tensors in one file.
+//! * [`gguf`] reads and writes GGUF files: metadata and tensors in one file.
+//! * [`quantize`] chooses the format of each matrix that is quantised here.
 //! * [`tokenizer`] converts between text and token ids.
 //! * [`prompt`] builds GritLM's prompt formats.
 //! * [`chat_template`] renders a checkpoint's own prompt format.
@@ -45,6 +46,7 @@ pub mod host;
 pub mod measure;
 pub mod ops;
 pub mod prompt;
+pub mod quantize;
 pub mod reference;
 mod setters;
 pub mod tiles;

@@ -102,6 +102,11 @@ impl Tensor {
         self
     }
 
+    /// Returns whether [`Tensor::stored`] has the rows of each head in pairs.
+    pub(crate) fn is_in_pairs(&self) -> bool {
+        matches!(self.source, Source::Halves(_))
+    }
+
     /// Returns the format of the stored elements.
     pub fn dtype(&self) -> Dtype {
         self.dtype
@@ -196,8 +201,8 @@ pub fn expected(config: &Config) -> Vec<Expected> {
 
 /// Prefix of all names but the head's, unless the checkpoint is of the bare model.
 const PREFIX: &str = "model.";
-const TABLE: &str = "model.embed_tokens.weight";
-const HEAD: &str = "lm_head.weight";
+pub(crate) const TABLE: &str = "model.embed_tokens.weight";
+pub(crate) const HEAD: &str = "lm_head.weight";
 
 /// The checked tensors of one checkpoint.
 #[derive(Debug)]
@@ -285,6 +290,11 @@ impl Weights {
         let weights = Self { path: "memory".into(), tensors, shards: Vec::new() };
         weights.check(config)?;
         Ok(weights)
+    }
+
+    /// Returns the folder or file that the weights come from.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Returns whether the checkpoint can produce logits: it has `lm_head`, or the embedding

@@ -40,6 +40,7 @@ mod ops; // the table on every backend
 mod pdf; // PDFs with small faults: read as other readers do, or named
 mod properties; // random input
 mod published; // GritLM-7B's published values, where its weights are at hand
+mod quantize; // GGUF files written here, and quantising while loading: the same values
 mod quiet; // no "error" on stderr where nothing is wrong
 mod rag_answers; // answers through a store on disk: golden files, `gritlm ask`, `bench rag`
 mod rag_ask; // answering from documents: six modes against a slow twin, joined caches

@@ -8,7 +8,10 @@ use crate::format::Dtype;
 use crate::{Error, Result, format};
 
 /// The only architecture that is supported. llama.cpp gives it to Llama, Mistral and Mixtral.
-const ARCHITECTURE: &str = "llama";
+pub(super) const ARCHITECTURE: &str = "llama";
+
+/// Key of [`Config::instruction_apart`], this project's own.
+pub(super) const INSTRUCTION_APART: &str = "gritlm.instruction_apart";
 
 /// Numbers of other architectures that would change what is computed. None of the supported
 /// models has one.
@@ -106,7 +109,7 @@ impl Gguf {
             eos: ends(all.0, vocab)?,
             tied: self.tensor(names::HEAD).is_none(),
             experts,
-            instruction_apart: false,
+            instruction_apart: all.0.has(INSTRUCTION_APART) && all.0.flag(INSTRUCTION_APART)?,
         })
     }
 

@@ -112,6 +112,11 @@ impl Metadata {
         Self { path: path.into(), values }
     }
 
+    /// Returns the values.
+    pub fn into_values(self) -> BTreeMap<String, Value> {
+        self.values
+    }
+
     /// Returns the file that the values come from.
     pub fn path(&self) -> &Path {
         &self.path

@@ -8,16 +8,20 @@
 
 mod config;
 mod cursor;
+mod describe;
 mod files;
 mod metadata;
 mod names;
 mod tensors;
 mod value;
 mod weights;
+mod write;
 
+pub use describe::describe;
 pub use files::{Gguf, is_gguf, parts};
 pub use metadata::{Metadata, Strings, Value};
 pub use tensors::Info;
+pub use write::{Planned, plan, write};
 
 use crate::Result;
 use cursor::Cursor;

@@ -149,25 +149,32 @@ impl Entry<'_> {
     }
 }
 
+/// The formats by their numbers in files.
+const NUMBERS: [(u32, Dtype); 14] = [
+    (0, Dtype::F32),
+    (1, Dtype::F16),
+    (2, Dtype::Q4_0),
+    (3, Dtype::Q4_1),
+    (6, Dtype::Q5_0),
+    (7, Dtype::Q5_1),
+    (8, Dtype::Q8_0),
+    (10, Dtype::Q2K),
+    (11, Dtype::Q3K),
+    (12, Dtype::Q4K),
+    (13, Dtype::Q5K),
+    (14, Dtype::Q6K),
+    (23, Dtype::Iq4Xs),
+    (30, Dtype::Bf16),
+];
+
 /// Returns the format of a type's number in files.
 fn dtype(number: u32) -> Option<Dtype> {
-    Some(match number {
-        0 => Dtype::F32,
-        1 => Dtype::F16,
-        2 => Dtype::Q4_0,
-        3 => Dtype::Q4_1,
-        6 => Dtype::Q5_0,
-        7 => Dtype::Q5_1,
-        8 => Dtype::Q8_0,
-        10 => Dtype::Q2K,
-        11 => Dtype::Q3K,
-        12 => Dtype::Q4K,
-        13 => Dtype::Q5K,
-        14 => Dtype::Q6K,
-        23 => Dtype::Iq4Xs,
-        30 => Dtype::Bf16,
-        _ => return None,
-    })
+    NUMBERS.iter().find(|(known, _)| *known == number).map(|&(_, dtype)| dtype)
+}
+
+/// Returns the number of a format in files.
+pub(super) fn number(dtype: Dtype) -> u32 {
+    NUMBERS.iter().find(|(_, known)| *known == dtype).map_or(u32::MAX, |&(number, _)| number)
 }
 
 /// Types that llama.cpp has and this crate has not, named in errors.

@@ -6,6 +6,7 @@
 
 mod gpt2;
 mod llama;
+mod write;
 
 use super::{LONGEST, Tokenizer};
 use crate::config::Config;
@@ -145,6 +146,16 @@ enum Kind {
     Byte,
 }
 
+/// The kinds by their numbers in files.
+const KIND_NUMBERS: [(i32, Kind); 6] = [
+    (1, Kind::Normal),
+    (2, Kind::Unknown),
+    (3, Kind::Control),
+    (4, Kind::User),
+    (5, Kind::Unused),
+    (6, Kind::Byte),
+];
+
 /// The tokens of a GGUF file.
 struct Vocabulary<'a> {
     metadata: &'a Metadata,
@@ -184,19 +195,16 @@ impl<'a> Vocabulary<'a> {
         if tokens.is_empty() {
             return wrong("at least one token", "none".into());
         }
-        let kind = |&kind: &i32| match kind {
-            0 | 1 => Ok(Kind::Normal),
-            2 => Ok(Kind::Unknown),
-            3 => Ok(Kind::Control),
-            4 => Ok(Kind::User),
-            5 => Ok(Kind::Unused),
-            6 => Ok(Kind::Byte),
-            other => Err(Error::Metadata {
+        let kind = |&number: &i32| {
+            // Some old files have 0 in place of 1.
+            let known =
+                KIND_NUMBERS.iter().find(|(known, _)| *known == number.max(1) && number >= 0);
+            known.map(|&(_, kind)| kind).ok_or_else(|| Error::Metadata {
                 path: metadata.path().into(),
                 key: TYPES.into(),
                 expected: "types from 1 to 6".into(),
-                found: other.to_string(),
-            }),
+                found: number.to_string(),
+            })
         };
         let kinds = metadata.integers(TYPES)?.iter().map(kind).collect::<Result<Vec<Kind>>>()?;
         let vocabulary = Self { metadata, tokens, kinds, ids };

@@ -13,6 +13,7 @@ mod index;
 mod inspect;
 mod kernels;
 mod output;
+mod quantize;
 mod rank;
 mod search;
 mod serve;
@@ -93,6 +94,7 @@ fn interrupted(command: &Command) -> &'static str {
         Command::Similarity(_) => "similarity was interrupted; it has written nothing",
         Command::Rerank(_) => "rerank was interrupted; it has written nothing",
         Command::Search(_) => "search was interrupted; it has found nothing and kept nothing",
+        Command::Quantize(_) => "quantize was interrupted; it has made no file",
         Command::Synth(_) => "synth was interrupted; it has made no checkpoint",
         Command::Kernels(_) => "kernels build was interrupted; it has written nothing",
         Command::Generate(_) => "generate was interrupted; the answer is not whole",
@@ -142,6 +144,7 @@ fn run(args: Args) -> Result<()> {
         Command::Serve(a) => serve::run(a, &global, &mut out),
         Command::Bench(a) => bench::run(&a, &global, &mut out),
         Command::Kernels(a) => kernels::run(&a, &mut out),
+        Command::Quantize(a) => quantize::run(&a, &mut out),
         Command::Synth(a) => inspect::synth(&a, &mut out),
         Command::Completions { shell } => {
             let mut script = Vec::new();

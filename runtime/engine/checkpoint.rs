@@ -5,7 +5,7 @@ use crate::{Result, hub};
 use gritlm_model::chat_template::ChatTemplate;
 use gritlm_model::config::Config;
 use gritlm_model::demo;
-use gritlm_model::gguf::Gguf;
+use gritlm_model::gguf::{Gguf, Metadata};
 use gritlm_model::tokenizer::Tokenizer;
 use gritlm_model::weights::Weights;
 use std::path::{Path, PathBuf};
@@ -20,6 +20,8 @@ pub struct Checkpoint {
     pub chat_template: Option<ChatTemplate>,
     /// Weights of the model, memory-mapped if they are in files.
     pub weights: Weights,
+    /// Everything that a GGUF file says about the model, where it is in one.
+    pub metadata: Option<Metadata>,
 }
 
 impl Checkpoint {
@@ -34,7 +36,7 @@ impl Checkpoint {
             let config = Config::parse(demo::CONFIG, &path("config.json"))?;
             let tokenizer = Tokenizer::parse(demo::TOKENIZER, &path("tokenizer.json"), &config)?;
             let weights = Weights::from_static(demo::WEIGHTS, &path("model.safetensors"), &config)?;
-            return Ok(Self { config, tokenizer, chat_template: None, weights });
+            return Ok(Self { config, tokenizer, chat_template: None, weights, metadata: None });
         }
         Self::open_path(&hub::resolve(model, progress)?)
     }
@@ -50,7 +52,7 @@ impl Checkpoint {
         let weights = Weights::open(folder, &config)?;
         let tokenizer = Tokenizer::open(&folder.join("tokenizer.json"), &config)?;
         let chat_template = ChatTemplate::open(folder, &config, &tokenizer)?;
-        Ok(Self { config, tokenizer, chat_template, weights })
+        Ok(Self { config, tokenizer, chat_template, weights, metadata: None })
     }
 
     /// Returns the template that makes prompts of conversations. GritLM's own says what its tags
@@ -65,6 +67,7 @@ impl Checkpoint {
         let weights = Weights::of_gguf(gguf, &config)?;
         let tokenizer = Tokenizer::from_gguf(gguf.metadata(), &config)?;
         let chat_template = ChatTemplate::from_gguf(gguf.metadata(), &config, &tokenizer)?;
-        Ok(Self { config, tokenizer, chat_template, weights })
+        let metadata = Some(gguf.metadata().clone());
+        Ok(Self { config, tokenizer, chat_template, weights, metadata })
     }
 }

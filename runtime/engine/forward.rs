@@ -11,7 +11,7 @@ use gritlm_model::ops::{
     Attention, Expert, GateUp, KvShape, LinearAdd, Logits, Mask, Match, Ops, PAGE, Qkv, RmsNorm,
     Route, SampledToken, Search, SharedVectors,
 };
-use gritlm_model::weights::{Tensor, Weights};
+use gritlm_model::weights::{Expected, Tensor, Weights};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
 use std::pin::Pin;
@@ -125,10 +125,18 @@ impl<O: Ops> Forward<O> {
         let seen = options.progress && std::io::stderr().is_terminal();
         let bar = if seen { progress(weights.bytes()) } else { ProgressBar::hidden() };
         let stack = |names: &[String]| -> Result<O::Matrix> {
-            let parts: Vec<Tensor> =
+            let stored: Vec<Tensor> =
                 names.iter().map(|n| weights.get(n)).collect::<std::result::Result<_, _>>()?;
+            let wanted = |(name, tensor): (&String, &Tensor)| {
+                let shaped = Expected { name: name.clone(), shape: tensor.shape().into() };
+                match options.weights.and_then(|to| to.of(&shaped, config)) {
+                    Some(dtype) => tensor.to_dtype(dtype),
+                    None => tensor.clone(),
+                }
+            };
+            let parts: Vec<Tensor> = names.iter().zip(&stored).map(wanted).collect();
             let matrix = ops.matrix(&parts)?;
-            bar.inc(parts.iter().map(|p| p.bytes().len() as u64).sum());
+            bar.inc(stored.iter().map(|p| p.stored().len() as u64).sum());
             Ok(matrix)
         };
         let one = |name: &str| stack(&[name.to_string()]);

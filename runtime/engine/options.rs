@@ -3,6 +3,7 @@
 use crate::backend::Device;
 use crate::message::ChatFormat;
 use crate::{Error, Result};
+use gritlm_model::quantize::Quantization;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -51,6 +52,10 @@ pub struct Options {
     /// Number of tokens that all KV pages together hold. A GPU allocates them when the model is
     /// opened; on the CPU they take memory as they are first used.
     pub kv_tokens: usize,
+    /// Formats that the matrices get while the model is loaded, in place of the checkpoint's own:
+    /// smaller ones save memory and, in decode, time. The quantised copy is in memory, also on the
+    /// CPU. `None` keeps the checkpoint's.
+    pub weights: Option<Quantization>,
     /// Whether to round the rotary frequencies to bfloat16. Casting a whole Hugging Face model
     /// does so (`model.bfloat16()`, and likewise `model.half()`); loading it with a `torch_dtype`
     /// does not. Set this to compare with outputs of a cast model. The original loads GritLM and
@@ -81,6 +86,7 @@ gritlm_model::setters!(Options {
     chat_template: ChatFormat,
     batch_tokens: usize,
     kv_tokens: usize,
+    weights: Option<Quantization>,
     bf16_frequencies: bool,
     progress: bool,
     profile: bool,
@@ -99,6 +105,7 @@ impl Default for Options {
             chat_template: ChatFormat::default(),
             batch_tokens: 1024,
             kv_tokens: 16384,
+            weights: None,
             bf16_frequencies: false,
             progress: false,
             profile: false,

@@ -84,6 +84,11 @@ const KNOWN: [(&[&str], Words); 10] = {
     ]
 };
 
+/// Returns a name for each way to cut a text.
+pub(super) fn names() -> impl Iterator<Item = &'static str> {
+    KNOWN.iter().map(|(names, _)| names[0])
+}
+
 /// Returns the steps, the merges, and whether `<s>` goes in front by default.
 pub(super) fn steps<'a>(vocabulary: &Vocabulary<'a>) -> Result<(Steps<'a>, Merges<'a>, bool)> {
     let metadata = vocabulary.metadata;

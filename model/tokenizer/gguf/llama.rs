@@ -6,7 +6,7 @@ use crate::{Error, Result};
 use serde_json::{Value, json};
 
 /// Key of the tokens' scores.
-const SCORES: &str = "tokenizer.ggml.scores";
+pub(super) const SCORES: &str = "tokenizer.ggml.scores";
 
 /// Returns the steps, the merges, and whether `<s>` goes in front by default, which it does.
 pub(super) fn steps<'a>(vocabulary: &Vocabulary<'a>) -> Result<(Steps<'a>, Merges<'a>, bool)> {

@@ -14,6 +14,7 @@ pub(super) use values::*;
 use clap::{Args as Group, Parser, Subcommand};
 use gritlm::{Attn, ChatFormat, Embed, Options, Sampling};
 use gritlm_model::ops::Mask;
+use gritlm_model::quantize::Quantization;
 use std::path::PathBuf;
 
 /// Serves GritLM from one copy of the weights: embeddings and generation.
@@ -54,6 +55,11 @@ pub(super) struct Global {
     #[arg(long, global = true, value_name = "N", default_value_t = Options::default().kv_tokens)]
     #[arg(env = "GRITLM_KV_TOKENS")]
     kv_tokens: usize,
+    /// Format that the matrices get while loading: q8_0, q4_0, q4_k_m and so on, as `quantize`
+    /// makes them [default: the checkpoint's own]
+    #[arg(long, global = true, value_name = "TYPE", value_parser = quantization)]
+    #[arg(env = "GRITLM_WEIGHTS")]
+    pub(super) weights: Option<Quantization>,
     /// On a GPU, print the time of each op on stderr at the end
     #[arg(long, global = true)]
     pub(super) profile: bool,
@@ -86,6 +92,7 @@ impl Global {
             .chat_template(self.chat_template)
             .batch_tokens(self.batch_tokens)
             .kv_tokens(self.kv_tokens)
+            .weights(self.weights)
             .progress(true)
             .profile(self.profile)
             .tune(self.tune)
@@ -172,6 +179,16 @@ The first line on stdout is the address. SIGTERM or Ctrl-C: what is under way is
         after_help = "Example:\n  gritlm synth --like gritlm-7b --layers 2 --output /tmp/small"
     )]
     Synth(Synth),
+    /// Write a checkpoint as a GGUF file with its matrices in a smaller format
+    #[command(after_help = "Examples:
+  gritlm quantize GritLM/GritLM-7B gritlm-7b.Q4_K_M.gguf --to q4_k_m
+  gritlm quantize DIR small.gguf --to q8_0
+
+Types: f32, f16, bf16, q8_0, q4_0, q4_1, q5_0, q5_1, q2_k, q3_k, q4_k, q5_k, q6_k, iq4_xs; q4_k_m and
+q5_k_m have the values and the down projections of half of the layers in Q6_K. The matrix of the
+logits is at least Q6_K, vectors and routers are F32. Where rows have no whole blocks of 256, a type
+with blocks of 32 takes their place. llama.cpp reads the file, too.")]
+    Quantize(Quantize),
     /// Measure ops, models and loading, compared with the device's limits and other programs
     #[command(
         subcommand,
@@ -357,6 +374,19 @@ pub(super) struct Inspect {
     /// List every tensor
     #[arg(long)]
     pub(super) tensors: bool,
+}
+
+#[derive(Group)]
+pub(super) struct Quantize {
+    /// A checkpoint's folder, a GGUF file, a Hugging Face id, or `demo`
+    #[arg(value_name = "MODEL", value_parser = unmarked)]
+    pub(super) source: String,
+    /// The file to create
+    #[arg(value_name = "OUT.gguf")]
+    pub(super) output: PathBuf,
+    /// Type of most matrices
+    #[arg(long, value_name = "TYPE", value_parser = quantization)]
+    pub(super) to: Quantization,
 }
 
 #[derive(Group)]

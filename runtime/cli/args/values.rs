@@ -3,6 +3,7 @@
 use crate::error::{Error, Result};
 use clap::ValueEnum;
 use gritlm::{Device, Pooling};
+use gritlm_model::quantize::Quantization;
 use gritlm_rag::text;
 use std::convert::Infallible;
 use std::str::FromStr;
@@ -156,6 +157,11 @@ pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
 /// Removes a byte-order mark from a text; `"$(cat FILE)"` brings one along.
 pub(crate) fn unmarked(argument: &str) -> Result<String, Infallible> {
     Ok(text::unmarked(argument).into())
+}
+
+/// Parses the formats of weights.
+pub(crate) fn quantization(text: &str) -> Result<Quantization, String> {
+    text.parse().map_err(|expected| format!("expected {expected}, found {text}"))
 }
 
 /// Parses a value, and returns an error as text, as clap wants it.
