@@ -317,7 +317,8 @@ impl Bench {
             let (k, v) = (random(tokens * dim, 3), random(tokens * dim, 4));
             let q = self.buffer(tokens, dim, 5);
             let pages = tokens / PAGE;
-            let shape = KvShape { layers: 1, pages, kv_heads: 1, head_dim: dim };
+            let dtype = self.gpu.page_dtypes()[0];
+            let shape = KvShape { layers: 1, pages, kv_heads: 1, head_dim: dim, dtype };
             let mut pool = self.gpu.pages(shape).expect("room");
             let table: Vec<u32> = (0..pages as u32).collect();
             self.gpu.import_pages(&mut pool, &table, tokens, 0, &[&k[..], &v[..]].concat());

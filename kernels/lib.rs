@@ -42,11 +42,11 @@ use driver::Driver;
 use gpu::{Gpu, Raw, Use};
 use gritlm_model::host::{pages, routing, rows};
 use gritlm_model::ops::{
-    Attention, Expert, GateUp, KvShape, Layout, LinearAdd, Logits, Match, NO_PAGE, Ops, PAGE,
-    PoolingSpan, Qkv, Result, RmsNorm, Route, SampleParams, SampledToken, Search, SharedVectors,
-    Span,
+    Attention, Compute, Expert, GateUp, KvShape, Layout, LinearAdd, Logits, Match, NO_PAGE, Ops,
+    PAGE, PoolingSpan, Qkv, Result, RmsNorm, Route, SampleParams, SampledToken, Search,
+    SharedVectors, Span,
 };
-use gritlm_model::weights::Tensor;
+use gritlm_model::weights::{Dtype, Tensor};
 use half::bf16;
 use matrix::Ring;
 use std::path::PathBuf;
@@ -198,8 +198,12 @@ impl Ops for Cuda {
         self.gpu.driver.free_memory().ok().map(|(free, _)| free)
     }
 
-    fn cached_bytes(&self) -> usize {
-        2
+    fn compute(&self) -> Compute {
+        Compute::Bf16
+    }
+
+    fn page_dtypes(&self) -> &'static [Dtype] {
+        &[Dtype::Bf16]
     }
 
     fn matrix(&self, parts: &[Tensor]) -> Result<Matrix> {
@@ -225,7 +229,7 @@ impl Ops for Cuda {
     }
 
     fn pages(&self, shape: KvShape) -> Result<Pages> {
-        let KvShape { layers, pages, kv_heads, head_dim } = shape;
+        let KvShape { layers, pages, kv_heads, head_dim, .. } = shape;
         pages::check_heads("CUDA", shape)?;
         let width = head_dim.next_multiple_of(8);
         let bytes = 2 * (pages * kv_heads * PAGE * width) as u64;

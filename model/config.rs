@@ -11,6 +11,7 @@ mod rope;
 pub(crate) use rope::MAX_FACTOR;
 pub use rope::RopeScaling;
 
+use crate::format::Dtype;
 use crate::{Error, Result};
 use fields::{Fields, object};
 use serde_json::Value;
@@ -290,9 +291,8 @@ impl Config {
         tensors.iter().map(|t| t.shape.iter().map(|&n| n as u64).product::<u64>()).sum()
     }
 
-    /// Returns the bytes of keys and values per token, at `element` bytes per element (2 in
-    /// bf16).
-    pub fn kv_bytes_per_token(&self, element: usize) -> usize {
-        2 * self.layers * self.kv_heads * self.head_dim * element
+    /// Returns the bytes of keys and values per token in this format.
+    pub fn kv_bytes_per_token(&self, dtype: Dtype) -> usize {
+        2 * self.layers * self.kv_heads * dtype.bytes(self.head_dim)
     }
 }

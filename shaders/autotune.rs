@@ -59,7 +59,8 @@ impl Wgpu {
 
         let tokens = 4 * PAGE;
         let (heads, head_dim) = (8, 128);
-        let shape = KvShape { layers: 1, pages: 4, kv_heads: 2, head_dim };
+        let dtype = Dtype::F32;
+        let shape = KvShape { layers: 1, pages: 4, kv_heads: 2, head_dim, dtype };
         let pages = self.pages(shape)?;
         let count = tokens as u32;
         let batch = self.batch(&Layout {

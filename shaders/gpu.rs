@@ -14,6 +14,7 @@
 mod buffer;
 mod record;
 
+use crate::Half;
 use crate::adapter::{self, Adapter};
 use crate::pipeline::Pipelines;
 use crate::profile::Profile;
@@ -58,13 +59,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Gpu {
-    pub(crate) async fn open(name: &str, profile: bool, f16: bool) -> Result<Self> {
+    pub(crate) async fn open(name: &str, profile: bool, half: Half) -> Result<Self> {
         let (adapter, described) = adapter::choose(name).await?;
         let limits = adapter.limits();
-        let features = adapter::features(&adapter, profile, f16);
+        let features = adapter::features(&adapter, profile, half != Half::Never && described.f16);
         let label = described.label();
-        if f16 && !described.f16 {
-            return Err(DeviceError(format!("{label} has no f16 in shaders; leave out `f16`")));
+        if half == Half::Required && !described.f16 {
+            let problem = "has no f16 in shaders; use `compute` f32";
+            return Err(DeviceError(format!("{label} {problem}")));
         }
         let experimental_features = if features.intersects(Features::all_experimental_mask()) {
             // SAFETY: only matrix.wgsl uses an experimental feature; it is this crate's own and

@@ -41,9 +41,9 @@ pub use matrix::Matrix;
 use gpu::{Gpu, Raw, Use};
 use gritlm_model::host::{pages, routing, rows};
 use gritlm_model::ops::{
-    Attention, DeviceError, Expert, GateUp, KvShape, Layout, LinearAdd, Logits, Match, NO_PAGE,
-    Ops, PAGE, PoolingSpan, Qkv, Result, RmsNorm, Route, SampleParams, SampledToken, Search,
-    SharedVectors, Span,
+    Attention, Compute, DeviceError, Expert, GateUp, KvShape, Layout, LinearAdd, Logits, Match,
+    NO_PAGE, Ops, PAGE, PoolingSpan, Qkv, Result, RmsNorm, Route, SampleParams, SampledToken,
+    Search, SharedVectors, Span,
 };
 use gritlm_model::weights::Tensor;
 use matrix::Ring;
@@ -61,7 +61,7 @@ pub struct Options {
     pub profile: bool,
     /// Whether to multiply in half precision where there are many rows, on matrix units where the
     /// adapter has them. Sums stay f32; relative errors are then about 1e-3.
-    pub f16: bool,
+    pub f16: Half,
     /// Maximum bytes of a buffer with a part of a matrix, where this is below the adapter's own
     /// limit.
     pub matrix_bytes: Option<u64>,
@@ -73,13 +73,25 @@ pub struct Options {
 
 gritlm_model::setters!(Options {
     profile: bool,
-    f16: bool,
+    f16: Half,
     matrix_bytes: Option<u64>,
     tiles: Option<Tiles>,
     tune: bool,
 } into {
     name: String,
 });
+
+/// Where half precision is used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Half {
+    /// Nowhere.
+    #[default]
+    Never,
+    /// On adapters that have it.
+    IfAvailable,
+    /// An adapter without it is refused.
+    Required,
+}
 
 /// An opened device with its shaders.
 pub struct Wgpu {
@@ -147,7 +159,8 @@ impl Wgpu {
             .or_else(|| autotune::kept(&adapter.label()))
             .unwrap_or(Tiles::default_for(adapter.cpu, adapter.workgroup_bytes));
         let matrix_bytes = options.matrix_bytes.unwrap_or(u64::MAX).min(gpu.largest());
-        let mut opened = Self { gpu, tiles, ring: Ring::default(), matrix_bytes, f16: options.f16 };
+        let f16 = options.f16 != Half::Never && adapter.f16;
+        let mut opened = Self { gpu, tiles, ring: Ring::default(), matrix_bytes, f16 };
         if options.tune {
             opened.tune().await?;
         }
@@ -251,6 +264,10 @@ impl Ops for Wgpu {
     type Batch = Batch;
     type Routing = Routing;
 
+    fn compute(&self) -> Compute {
+        if self.f16 { Compute::F16 } else { Compute::F32 }
+    }
+
     fn device(&self) -> String {
         let a = &self.gpu.adapter;
         let kind = if a.cpu { ", a CPU" } else { "" };
@@ -294,7 +311,7 @@ impl Ops for Wgpu {
     }
 
     fn pages(&self, shape: KvShape) -> Result<Pages> {
-        let KvShape { layers, pages, kv_heads, head_dim } = shape;
+        let KvShape { layers, pages, kv_heads, head_dim, .. } = shape;
         pages::check_heads("WGSL", shape)?;
         let vectors = head_dim.div_ceil(4) as u32;
         let bytes = (pages * kv_heads * PAGE) as u64 * u64::from(vectors) * 16;

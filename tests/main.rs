@@ -35,6 +35,7 @@ mod hub_places; // where models lie: variables of the environment, and `~`
 mod index_roots; // what `index` takes for gone and for changed: vanished roots, hidden changes
 mod interrupt; // Ctrl-C: 130, and what it has interrupted
 mod kernels; // CUDA sources: every one compiles, without spills; cache, prebuilt kernels
+mod kv_type; // formats of KV pages, numbers of products: what they lose, who has which
 mod mixing; // one batch, many masks; same bits alone and together
 mod ops; // the table on every backend
 mod pdf; // PDFs with small faults: read as other readers do, or named

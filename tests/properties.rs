@@ -8,7 +8,7 @@ use gritlm::cache::KvSnapshot;
 use gritlm::model::config::Config;
 use gritlm::model::ops::Mask;
 use gritlm::model::tokenizer::Tokenizer;
-use gritlm::model::weights::{Weights, expected, parse_index};
+use gritlm::model::weights::{Dtype, Weights, expected, parse_index};
 use gritlm::{Engine, Options};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -136,7 +136,7 @@ fn check_config(c: &Config) -> Result<(), TestCaseError> {
         frequencies
     );
     prop_assert_eq!(c.qkv_rows(), (c.heads + 2 * c.kv_heads) * c.head_dim);
-    prop_assert!(c.kv_bytes_per_token(4) > 0);
+    prop_assert!(c.kv_bytes_per_token(Dtype::F32) > 0);
     Ok(())
 }
 

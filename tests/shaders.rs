@@ -4,13 +4,15 @@
 use crate::support::{Reference, devices, say};
 use gritlm::batch::{Output, Sequence, Want};
 use gritlm::cache::KvSnapshot;
-use gritlm::model::ops::{Attention, GateUp, KvShape, LinearAdd, Mask, Ops, Pooling, SampleParams};
+use gritlm::model::ops::{
+    Attention, Compute, GateUp, KvShape, LinearAdd, Mask, Ops, Pooling, SampleParams,
+};
 use gritlm::model::weights::{Dtype, Tensor};
 use gritlm::{Device, Embed, Engine, Options as EngineOptions, Prompt, Sampling};
 use gritlm_bench::case::{Case, Op, Seq};
 use gritlm_shaders::shader::{Kind, Shader, Variant, shaders, variants};
 use gritlm_shaders::tune::Tiles;
-use gritlm_shaders::{Adapter, Options, Wgpu, adapters};
+use gritlm_shaders::{Adapter, Half, Options, Wgpu, adapters};
 use naga::back::pipeline_constants::process_overrides;
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 use naga::{AddressSpace, StorageAccess, TypeInner};
@@ -257,7 +259,8 @@ fn refusals_leave_the_device_usable() {
             let missing = parts.iter().find(|part| !problem.contains(**part));
             assert!(missing.is_none(), "{name}: expected {missing:?} in: {problem}");
         };
-        let shape = KvShape { layers: 1, pages: 1 << 20, kv_heads: 8, head_dim: 128 };
+        let dtype = Dtype::F32;
+        let shape = KvShape { layers: 1, pages: 1 << 20, kv_heads: 8, head_dim: 128, dtype };
         let problem = gpu.pages(shape).unwrap_err().to_string();
         says(problem, &["`kv_tokens`", "would fit"]);
         let problem = gpu.pages(KvShape { head_dim: 320, pages: 1, ..shape }).unwrap_err();
@@ -324,13 +327,16 @@ fn half_precision_is_close() {
     let mut covered = Vec::new();
     for adapter in block_on(adapters()).into_iter().filter(|a| a.lacks.is_none()) {
         let open = |f16| block_on(Wgpu::open(&Options::default().name(adapter.label()).f16(f16)));
+        let offered = if adapter.f16 { Compute::F16 } else { Compute::F32 };
+        assert_eq!(open(Half::IfAvailable).unwrap().compute(), offered);
         if !adapter.f16 {
-            let problem = open(true).err().unwrap().to_string();
-            assert!(problem.contains("`f16`"), "{problem}");
+            let problem = open(Half::Required).err().unwrap().to_string();
+            assert!(problem.contains("`compute` f32"), "{problem}");
             continue;
         }
         let case = Case::new(Op::GateUp(GateUp { rows: 40, dim: 160, hidden: 208 }), Dtype::Bf16);
-        let [whole, half] = [false, true].map(|f16| case.run(&open(f16).unwrap()).unwrap());
+        let [whole, half] =
+            [Half::Never, Half::Required].map(|f16| case.run(&open(f16).unwrap()).unwrap());
         crate::support::close(&adapter.label(), &half, &case.expected(), 2e-3);
         assert_ne!(whole, half);
         covered.push(adapter.label());

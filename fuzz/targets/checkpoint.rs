@@ -3,7 +3,7 @@
 use gritlm::model::config::Config;
 use gritlm::model::gguf::Gguf;
 use gritlm::model::tokenizer::Tokenizer;
-use gritlm::model::weights::{Weights, parse_index};
+use gritlm::model::weights::{Dtype, Weights, parse_index};
 use std::path::Path;
 
 /// A model of one layer, small enough for a header to be mutated into its own.
@@ -33,7 +33,7 @@ pub(super) fn config(input: &[u8]) {
         assert!(config.heads % config.kv_heads == 0 && config.head_dim % 2 == 0);
         assert!(config.eos.iter().all(|&id| (id as usize) < config.vocab));
         assert_eq!(config.rope_frequencies().len(), config.head_dim / 2);
-        assert!(config.parameters() > 0 && config.kv_bytes_per_token(4) > 0);
+        assert!(config.parameters() > 0 && config.kv_bytes_per_token(Dtype::F32) > 0);
         // As if the weights were opened: none of the tensors is there.
         assert!(Weights::open(folder.path(), &config).is_err());
     }

@@ -36,7 +36,7 @@ pub(super) fn attention(p: Attention, q: &[f32], pages: &Pages, layout: &Layout,
         .collect();
     let out = Shared::new(out);
     let arch = Arch::new();
-    tasks.par_iter().for_each_init(Vec::new, |scores, (span, kv_head, queries)| {
+    tasks.par_iter().for_each_init(Default::default, |(scores, room), (span, kv_head, queries)| {
         let task = Task {
             p,
             q,
@@ -46,6 +46,7 @@ pub(super) fn attention(p: Attention, q: &[f32], pages: &Pages, layout: &Layout,
             kv_head: *kv_head,
             queries: queries.clone(),
             scores,
+            room,
             out: &out,
         };
         arch.dispatch(task);
@@ -61,6 +62,8 @@ struct Task<'a> {
     kv_head: usize,
     queries: Range<usize>,
     scores: &'a mut Vec<f32>,
+    /// Keys or values of a page, where they are not stored in f32.
+    room: &'a mut Vec<f32>,
     out: &'a Shared<'a>,
 }
 
@@ -93,8 +96,9 @@ impl WithSimd for Task<'_> {
         for page in pages_of(&seen) {
             let here = page.start.max(seen.start)..page.end.min(seen.end);
             let physical = self.table[page.start / PAGE] as usize;
-            let head = self.pages.head(self.p.layer as usize, physical, self.kv_head);
-            let k = &self.pages.keys[head + (here.start - page.start) * head_dim..];
+            let vectors = here.start - page.start..here.end - page.start;
+            let at_head = self.pages.head(self.p.layer as usize, physical, self.kv_head, vectors);
+            let k = self.pages.keys.read(at_head, self.room);
             let q = |i: usize| &self.q[at(i)..][..head_dim];
             let columns = here.start - seen.start..here.end - seen.start;
             let mut rows = self.scores[..count * width].chunks_exact_mut(width);
@@ -119,7 +123,10 @@ impl WithSimd for Task<'_> {
 
         for page in pages_of(&seen) {
             let physical = self.table[page.start / PAGE] as usize;
-            let head = self.pages.head(self.p.layer as usize, physical, self.kv_head);
+            let all = page.start.max(seen.start)..page.end.min(seen.end);
+            let vectors = all.start - page.start..all.end - page.start;
+            let at_head = self.pages.head(self.p.layer as usize, physical, self.kv_head, vectors);
+            let values = self.pages.values.read(at_head, self.room);
             let here = |i: usize| {
                 let keys = keys(i);
                 page.start.max(keys.start)..page.end.min(keys.end)
@@ -127,18 +134,18 @@ impl WithSimd for Task<'_> {
             let mut first = 0;
             while first < count {
                 let keys = here(first);
-                let all: [usize; TOGETHER] = std::array::from_fn(|n| first + n);
+                let some: [usize; TOGETHER] = std::array::from_fn(|n| first + n);
                 // Queries that see the same keys of the page share its loads.
-                let together = first + TOGETHER <= count && all.iter().all(|&i| here(i) == keys);
+                let together = first + TOGETHER <= count && some.iter().all(|&i| here(i) == keys);
                 if !keys.is_empty() {
-                    let v = &self.pages.values[head + (keys.start - page.start) * head_dim..];
+                    let v = &values[(keys.start - all.start) * head_dim..];
                     let weights = |i: usize| {
                         &self.scores[i * width + keys.start - seen.start..][..keys.len()]
                     };
                     // SAFETY: each row and head belongs to exactly one task.
                     let out = |i: usize| unsafe { self.out.slice(at(i), head_dim) };
                     if together {
-                        weighted_sums(simd, all.map(weights), v, all.map(out));
+                        weighted_sums(simd, some.map(weights), v, some.map(out));
                     } else {
                         weighted_sums(simd, [weights(first)], v, [out(first)]);
                     }

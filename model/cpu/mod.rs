@@ -16,6 +16,7 @@ mod logits;
 mod matmul;
 mod matvec;
 mod measure;
+mod pages;
 mod pool;
 mod qkv;
 mod rmsnorm;
@@ -26,11 +27,11 @@ mod shared;
 mod unpack;
 
 use crate::ops::{
-    Attention, DeviceError, Expert, GateUp, KvShape, Layout, LinearAdd, Logits, Match, NO_PAGE,
-    Ops, PAGE, PoolingSpan, Qkv, Result, RmsNorm, Route, SampleParams, SampledToken, Search,
-    SharedVectors,
+    Attention, Expert, GateUp, KvShape, Layout, LinearAdd, Logits, Match, NO_PAGE, Ops, PAGE,
+    PoolingSpan, Qkv, Result, RmsNorm, Route, SampleParams, SampledToken, Search, SharedVectors,
 };
 use crate::weights::{Dtype, Tensor, decode};
+pub use pages::Pages;
 pub use sample::draw;
 use std::ops::Range;
 
@@ -75,29 +76,6 @@ impl Matrix {
     fn row_f32(&self, r: usize, out: &mut [f32]) {
         let (dtype, bytes) = self.row(r);
         decode(dtype, bytes, out);
-    }
-}
-
-/// Paged KV cache: keys and values of `(layers, pages, kv_heads, PAGE, head_dim)` each. The
-/// system provides zeroed memory lazily, as pages are touched, so an unused cache costs nothing.
-#[derive(Debug)]
-pub struct Pages {
-    shape: KvShape,
-    keys: Vec<f32>,
-    values: Vec<f32>,
-}
-
-impl Pages {
-    /// Returns the index where the vectors of one head in one page begin.
-    fn head(&self, layer: usize, page: usize, head: usize) -> usize {
-        let s = &self.shape;
-        ((layer * s.pages + page) * s.kv_heads + head) * PAGE * s.head_dim
-    }
-
-    /// Returns the range of one token's vector in one head; `slot` is page · PAGE + offset.
-    fn slot(&self, layer: usize, slot: usize, head: usize) -> std::ops::Range<usize> {
-        let start = self.head(layer, slot / PAGE, head) + slot % PAGE * self.shape.head_dim;
-        start..start + self.shape.head_dim
     }
 }
 
@@ -164,19 +142,12 @@ impl Ops for Cpu {
         Ok(vectors)
     }
 
+    fn page_dtypes(&self) -> &'static [Dtype] {
+        &pages::DTYPES
+    }
+
     fn pages(&self, shape: KvShape) -> Result<Pages> {
-        let page = shape.layers * shape.kv_heads * PAGE * shape.head_dim;
-        let len = page.saturating_mul(shape.pages);
-        // Reserve the memory once without touching it: `vec!` would abort the process if there
-        // were not enough.
-        Vec::<f32>::new().try_reserve_exact(len.saturating_mul(2)).map_err(|_| {
-            let gib = 8.0 * page as f64 * shape.pages as f64 / f64::from(1 << 30);
-            DeviceError(format!(
-                "the CPU has no room for {} KV tokens ({gib:.0} GiB); lower `kv_tokens`",
-                shape.pages * PAGE
-            ))
-        })?;
-        Ok(Pages { shape, keys: vec![0.0; len], values: vec![0.0; len] })
+        Pages::new(shape)
     }
 
     fn batch(&self, layout: &Layout) -> Result<Batch> {
@@ -297,9 +268,10 @@ impl Ops for Cpu {
     async fn export_pages(&self, pages: &Pages, table: &[u32], tokens: usize) -> Result<Vec<f32>> {
         let s = pages.shape;
         let mut out = Vec::with_capacity(s.layers * 2 * s.kv_heads * tokens * s.head_dim);
+        let mut room = Vec::new();
         each_vector(s, 0..2 * s.layers, table, tokens, |layer, value, slot, head| {
             let from = if value { &pages.values } else { &pages.keys };
-            out.extend_from_slice(&from[pages.slot(layer, slot, head)]);
+            out.extend_from_slice(from.read(pages.slot(layer, slot, head), &mut room));
         });
         Ok(out)
     }
@@ -323,7 +295,7 @@ impl Ops for Cpu {
                 let range = pages.slot(layer, slot, head);
                 let to = if value { &mut pages.values } else { &mut pages.keys };
                 if let Some(vector) = vectors.next() {
-                    to[range].copy_from_slice(vector);
+                    to.write(range, vector);
                 }
             },
         );

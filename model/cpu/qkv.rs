@@ -48,8 +48,8 @@ pub(super) fn qkv(p: Qkv, h: &[f32], w: &Matrix, batch: &Batch, q: &mut [f32], p
         let (k, v) = all[q_len..].split_at(kv_len);
         for (head, (k, v)) in k.chunks_exact(head_dim).zip(v.chunks_exact(head_dim)).enumerate() {
             let range = pages.slot(layer, slot as usize, head);
-            pages.keys[range.clone()].copy_from_slice(k);
-            pages.values[range].copy_from_slice(v);
+            pages.keys.write(range.clone(), k);
+            pages.values.write(range, v);
         }
     }
 }

@@ -1,5 +1,6 @@
 //! What changes from batch to batch: masks, sequences, page tables, rotary angles.
 
+use crate::format::Dtype;
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -100,4 +101,6 @@ pub struct KvShape {
     pub kv_heads: usize,
     /// Width of a head.
     pub head_dim: usize,
+    /// Format of the elements.
+    pub dtype: Dtype,
 }

@@ -10,9 +10,11 @@
 //! Activations are f32 `(rows, columns)`. A backend may compute matrix products in a type of its
 //! own, but accumulates in f32. A buffer may be longer than the rows that an operation names.
 
+mod compute;
 mod layout;
 mod params;
 
+pub use compute::Compute;
 pub use layout::{KvShape, Layout, Mask, Span};
 pub use params::{
     Attention, Expert, GateUp, LinearAdd, Logits, Match, Pooling, PoolingSpan, Qkv, RmsNorm, Route,
@@ -64,6 +66,11 @@ pub trait Ops: Send {
     /// Returns a human-readable name of the device, such as "cpu (AVX-512, 2 threads)".
     fn device(&self) -> String;
 
+    /// Returns in which numbers matrix products are computed.
+    fn compute(&self) -> Compute {
+        Compute::F32
+    }
+
     /// Returns whether [`Ops::matrix`] takes weights of this format. Every backend takes plain
     /// elements.
     fn takes(&self, dtype: Dtype) -> bool {
@@ -96,9 +103,9 @@ pub trait Ops: Send {
         false
     }
 
-    /// Returns the size of one cached key or value element in bytes.
-    fn cached_bytes(&self) -> usize {
-        4
+    /// Returns the formats that [`Ops::pages`] can have, the one it has by default first.
+    fn page_dtypes(&self) -> &'static [Dtype] {
+        &[Dtype::F32]
     }
 
     /// Loads matrices of equal width, stacked by rows.
@@ -126,7 +133,7 @@ pub trait Ops: Send {
     /// When the device is out of memory.
     fn corpus(&self, documents: usize, dim: usize, vectors: SharedVectors) -> Result<Self::Corpus>;
 
-    /// Allocates the KV cache.
+    /// Allocates the KV cache, in one of [`Ops::page_dtypes`].
     ///
     /// # Errors
     /// When the device is out of memory.

@@ -165,7 +165,13 @@ fn first_answer(program: &Path, model: &str, options: &Options) -> Result<f64> {
     command.args(["--model", model, "--device", &options.device.to_string()]);
     command.args(["--batch-tokens", &options.batch_tokens.to_string()]);
     command.args(["--kv-tokens", &options.kv_tokens.to_string()]);
-    command.args(options.f16.then_some("--f16"));
+    for (flag, value) in [
+        ("--compute", options.compute.map(|one| one.to_string())),
+        ("--kv-type", options.kv_type.map(|one| one.to_string())),
+        ("--weights", options.weights.map(|one| one.to_string())),
+    ] {
+        command.args(value.iter().flat_map(|value| [flag, value]));
+    }
     command
         .args(options.kernels.iter().flat_map(|folder| ["--kernels".as_ref(), folder.as_os_str()]));
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());

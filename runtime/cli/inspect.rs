@@ -4,8 +4,10 @@ use super::args::{Global, Inspect, Synth};
 use super::output::{Out, Progress};
 use crate::error::Result;
 use gritlm::{Checkpoint, synth as writer};
+use gritlm_model::config::Config;
+use gritlm_model::weights::{Dtype, Expected, Tensor, Weights};
 use serde_json::json;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 pub(super) fn inspect(args: &Inspect, global: &Global, out: &mut Out) -> Result<()> {
     let Checkpoint { config: c, tokenizer, weights, .. } = Checkpoint::open(&global.model, true)?;
@@ -17,15 +19,8 @@ pub(super) fn inspect(args: &Inspect, global: &Global, out: &mut Out) -> Result<
         *dtypes.entry(tensor.dtype().to_string()).or_default() += tensor.stored().len() as u64;
     }
     let architecture = c.family.to_string();
-    // What each backend keeps in memory: the CPU computes on the mapped file, with f32 keys and
-    // values; the GPU backends hold weights as stored, with keys and values in their compute
-    // type.
     let stored = weights.bytes();
-    let memory = [
-        ("cpu", "mapped file, f32 cache", stored, c.kv_bytes_per_token(4)),
-        ("cuda", "bf16 weights and cache", 2 * parameters, c.kv_bytes_per_token(2)),
-        ("wgpu", "bf16 weights, f32 cache", 2 * parameters, c.kv_bytes_per_token(4)),
-    ];
+    let memory = memory(&c, &weights, global);
     let tensors = || weights.tensors().map(|(name, t)| (name, t.dtype().to_string(), t.shape()));
 
     if out.json() {
@@ -36,9 +31,9 @@ pub(super) fn inspect(args: &Inspect, global: &Global, out: &mut Out) -> Result<
             .collect();
         let memory: Vec<_> = memory
             .iter()
-            .map(|(device, format, weights, per_token)| {
-                json!({ "device": device, "format": format, "weights_bytes": weights,
-                        "kv_bytes_per_token": per_token })
+            .map(|one| {
+                json!({ "device": one.device, "format": one.format, "weights_bytes": one.weights,
+                        "kv_bytes_per_token": one.per_token })
             })
             .collect();
         let mut all = json!({
@@ -89,7 +84,7 @@ pub(super) fn inspect(args: &Inspect, global: &Global, out: &mut Out) -> Result<
         dtypes.iter().map(|(dtype, &bytes)| format!("{dtype} {}", gib(bytes))).collect();
     out.line(format!("  {} files, {}", weights.shards().len(), stored.join(", ")))?;
     out.line("Memory:")?;
-    for (device, format, weights, per_token) in memory {
+    for Memory { device, format, weights, per_token } in memory {
         out.line(format!(
             "  {device:<5} {:>10} + {:>9} per 1000 tokens   ({format})",
             gib(weights),
@@ -103,6 +98,53 @@ pub(super) fn inspect(args: &Inspect, global: &Global, out: &mut Out) -> Result<
         }
     }
     Ok(())
+}
+
+/// What a backend keeps in memory.
+struct Memory {
+    device: &'static str,
+    format: String,
+    /// Bytes of the weights.
+    weights: u64,
+    /// Bytes of keys and values per token.
+    per_token: usize,
+}
+
+/// Returns what each backend that takes the model keeps in memory: the CPU computes on the mapped
+/// file, unless weights are quantised while they are loaded; the GPU backends hold them as stored,
+/// CUDA in bf16.
+fn memory(config: &Config, weights: &Weights, global: &Global) -> Vec<Memory> {
+    let kept = |name: &str, tensor: &Tensor| {
+        let shaped = Expected { name: name.into(), shape: tensor.shape().into() };
+        global.weights.and_then(|to| to.of(&shaped, config)).unwrap_or(tensor.dtype())
+    };
+    let tensors: Vec<(Dtype, usize)> = weights
+        .tensors()
+        .map(|(name, tensor)| (kept(name, tensor), tensor.shape().iter().product()))
+        .collect();
+    let bytes = |of: &dyn Fn(Dtype, usize) -> usize| -> u64 {
+        tensors.iter().map(|&(dtype, elements)| of(dtype, elements) as u64).sum()
+    };
+    let own = bytes(&|dtype, elements| dtype.bytes(elements));
+    let all = tensors.iter().map(|(dtype, _)| *dtype).collect::<BTreeSet<_>>();
+    let names = all.iter().map(|dtype| dtype.to_string().to_lowercase()).collect::<Vec<_>>();
+    let names = names.join(", ");
+    let cache = global.kv_type.unwrap_or(Dtype::F32);
+    let place = if global.weights.is_some() { "weights in " } else { "mapped file, " };
+    let row = |device, format, weights, dtype| Memory {
+        device,
+        format,
+        weights,
+        per_token: config.kv_bytes_per_token(dtype),
+    };
+    let lower = cache.to_string().to_lowercase();
+    let mut rows = vec![row("cpu", format!("{place}{names}; {lower} cache"), own, cache)];
+    if !all.iter().any(|dtype| dtype.is_quantized()) {
+        let halves = bytes(&|_, elements| 2 * elements);
+        rows.push(row("cuda", "bf16 weights and cache".into(), halves, Dtype::Bf16));
+    }
+    rows.push(row("wgpu", format!("{names}; f32 cache"), own, Dtype::F32));
+    rows
 }
 
 pub(super) fn devices(out: &mut Out) -> Result<()> {

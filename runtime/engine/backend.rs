@@ -331,7 +331,9 @@ mod cuda {
 #[cfg(feature = "wgpu")]
 mod wgpu {
     use super::{DeviceInfo, Options};
-    use gritlm_shaders::{Adapter, Wgpu, adapters, best_gpu};
+    use crate::Arithmetic;
+    use gritlm_model::ops::Compute;
+    use gritlm_shaders::{Adapter, Half, Wgpu, adapters, best_gpu};
 
     /// An open device, and why it was chosen.
     type Opened = (Wgpu, String);
@@ -375,7 +377,11 @@ mod wgpu {
             .profile(options.profile)
             .matrix_bytes(options.matrix_bytes)
             .tune(options.tune)
-            .f16(options.f16);
+            .f16(match options.compute {
+                Some(Arithmetic::Auto) => Half::IfAvailable,
+                Some(Arithmetic::In(Compute::F16)) => Half::Required,
+                _ => Half::Never,
+            });
         let device = Wgpu::open(&options).await.map_err(|e| e.to_string())?;
         let why = match (name, device.adapter().cpu) {
             ("", true) => "as asked for; there is no GPU, only a CPU that plays one",

@@ -13,9 +13,9 @@ use gritlm_model::chat_template::ChatTemplate;
 use gritlm_model::config::Config;
 use gritlm_model::hash::fnv1a;
 use gritlm_model::measure::{Created, Measure, OpTime};
-use gritlm_model::ops::{Mask, Match, PAGE};
+use gritlm_model::ops::{Compute, Mask, Match, PAGE};
 use gritlm_model::tokenizer::Tokenizer;
-use gritlm_model::weights::Weights;
+use gritlm_model::weights::{Dtype, Weights};
 use pollster::block_on;
 use std::fmt;
 use std::sync::Arc;
@@ -217,7 +217,17 @@ impl Engine {
 
     /// Returns the bytes that the KV pages take per token.
     pub fn kv_bytes_per_token(&self) -> usize {
-        self.config.kv_bytes_per_token(self.model().cached_bytes())
+        self.config.kv_bytes_per_token(self.model().page_dtype())
+    }
+
+    /// Returns the format of the KV pages.
+    pub fn kv_type(&self) -> Dtype {
+        self.model().page_dtype()
+    }
+
+    /// Returns in which numbers matrix products are computed.
+    pub fn compute(&self) -> Compute {
+        self.model().compute()
     }
 
     /// Returns the rotary frequencies in use, `(head_dim / 2)`.

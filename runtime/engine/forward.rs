@@ -4,14 +4,14 @@ use crate::backend::Load;
 use crate::batch::{Output, Plan, Sequence, Want};
 use crate::cache::{KvCache, KvPool, KvSnapshot};
 use crate::corpus::{Corpus, whole};
-use crate::{Error, Result};
+use crate::{Arithmetic, Error, Options, Result};
 use gritlm_model::config::{Config, Experts};
 use gritlm_model::measure::{Created, Measure, OpTime};
 use gritlm_model::ops::{
-    Attention, Expert, GateUp, KvShape, LinearAdd, Logits, Mask, Match, Ops, PAGE, Qkv, RmsNorm,
-    Route, SampledToken, Search, SharedVectors,
+    Attention, Compute, Expert, GateUp, KvShape, LinearAdd, Logits, Mask, Match, Ops, PAGE, Qkv,
+    RmsNorm, Route, SampledToken, Search, SharedVectors,
 };
-use gritlm_model::weights::{Expected, Tensor, Weights};
+use gritlm_model::weights::{Dtype, Expected, Tensor, Weights};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
 use std::pin::Pin;
@@ -40,7 +40,8 @@ pub(crate) type Pending<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + 'a>>;
 /// A loaded model on some device, whatever the backend.
 pub(crate) trait Model: Send {
     fn device(&self) -> String;
-    fn cached_bytes(&self) -> usize;
+    fn compute(&self) -> Compute;
+    fn page_dtype(&self) -> Dtype;
     fn run<'a>(
         &'a mut self,
         sequences: &'a mut [Sequence<'_>],
@@ -111,8 +112,38 @@ pub(crate) struct Forward<O: Ops> {
     norm: O::Matrix,
     head: Head<O::Matrix>,
     pool: Arc<KvPool>,
+    page_dtype: Dtype,
     pages: O::Pages,
     work: Option<Work<O>>,
+}
+
+/// Refuses to compute in other numbers than those that were asked for.
+fn check_compute<O: Ops>(ops: &O, options: &Options) -> Result<()> {
+    match options.compute {
+        Some(Arithmetic::In(asked)) if asked != ops.compute() => Err(Error::Option {
+            option: "compute",
+            expected: format!("{} or auto on {}", ops.compute(), ops.device()),
+            found: asked.to_string(),
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Returns the format of the pages.
+fn page_dtype<O: Ops>(ops: &O, options: &Options, head_dim: usize) -> Result<Dtype> {
+    let fits = |dtype: &Dtype| head_dim.is_multiple_of(dtype.block());
+    let all: Vec<Dtype> = ops.page_dtypes().iter().copied().filter(fits).collect();
+    match options.kv_type {
+        None => Ok(ops.page_dtypes().first().copied().unwrap_or(Dtype::F32)),
+        Some(asked) if all.contains(&asked) => Ok(asked),
+        Some(asked) => {
+            let names: Vec<String> = all.iter().map(|d| d.to_string().to_lowercase()).collect();
+            let (names, device) = (names.join(", "), ops.device());
+            let expected = format!("one of {names} on {device} for heads of {head_dim}");
+            let found = asked.to_string().to_lowercase();
+            Err(Error::Option { option: "kv_type", expected, found })
+        }
+    }
 }
 
 impl<O: Ops> Forward<O> {
@@ -120,6 +151,8 @@ impl<O: Ops> Forward<O> {
     /// of the pool's KV pages.
     pub(crate) async fn load(ops: O, load: Load<'_>, weights: &Weights) -> Result<Self> {
         let Load { options, config, frequencies, pool, pages, .. } = load;
+        check_compute(&ops, options)?;
+        let page_dtype = page_dtype(&ops, options, config.head_dim)?;
         // The bar is shown on terminals only. The CPU has nothing to load and finishes before the
         // bar is drawn.
         let seen = options.progress && std::io::stderr().is_terminal();
@@ -176,6 +209,7 @@ impl<O: Ops> Forward<O> {
             pages,
             kv_heads: config.kv_heads,
             head_dim: config.head_dim,
+            dtype: page_dtype,
         };
         let table = one("model.embed_tokens.weight")?;
         let layers = layers.collect::<Result<_>>()?;
@@ -195,6 +229,7 @@ impl<O: Ops> Forward<O> {
             config: config.clone(),
             frequencies,
             pool: Arc::clone(pool),
+            page_dtype,
             pages: ops.pages(shape)?,
             work: None,
             ops,
@@ -403,8 +438,12 @@ impl<O: Measure> Model for Forward<O> {
         self.ops.device()
     }
 
-    fn cached_bytes(&self) -> usize {
-        self.ops.cached_bytes()
+    fn compute(&self) -> Compute {
+        self.ops.compute()
+    }
+
+    fn page_dtype(&self) -> Dtype {
+        self.page_dtype
     }
 
     fn profile(&self) -> Vec<OpTime> {

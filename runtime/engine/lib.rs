@@ -62,7 +62,7 @@ pub use grammar::Grammar;
 pub use gritlm_model as model;
 pub use gritlm_model::ops::Pooling;
 pub use message::{ChatFormat, Message, Role};
-pub use options::{Attn, Options};
+pub use options::{Arithmetic, Attn, Options};
 pub use quantize::{Quantized, quantize};
 pub use rerank::Ranked;
 pub use unlock::UnlockOnDrop;

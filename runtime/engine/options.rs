@@ -3,7 +3,10 @@
 use crate::backend::Device;
 use crate::message::ChatFormat;
 use crate::{Error, Result};
+use gritlm_model::ops::Compute;
 use gritlm_model::quantize::Quantization;
+use gritlm_model::weights::Dtype;
+use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -28,6 +31,40 @@ impl FromStr for Attn {
                 option: "attn",
                 expected: "bbcc or cccc".into(),
                 found: found.into(),
+            }),
+        }
+    }
+}
+
+/// The numbers that matrix products are to be computed in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arithmetic {
+    /// The fastest that the device has: f16 on a wgpu adapter that has it, f32 on others and on
+    /// the CPU, bf16 on CUDA.
+    Auto,
+    /// These; a device that has not refuses.
+    In(Compute),
+}
+
+impl fmt::Display for Arithmetic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::In(compute) => compute.fmt(f),
+        }
+    }
+}
+
+impl FromStr for Arithmetic {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            _ => text.parse().map(Self::In).map_err(|()| Error::Option {
+                option: "compute",
+                expected: "f32, f16, bf16, int8 or auto".into(),
+                found: text.into(),
             }),
         }
     }
@@ -65,10 +102,15 @@ pub struct Options {
     pub progress: bool,
     /// Whether to time every op on a GPU; see [`Engine::profile`](crate::Engine::profile).
     pub profile: bool,
-    /// On wgpu, whether to multiply in half precision where there are many rows (embedding,
-    /// prefill). This is faster if the adapter has f16 or matrix units; relative errors are then
-    /// about 1e-3.
-    pub f16: bool,
+    /// Numbers that matrix products are computed in. `None` is f32 on the CPU and on wgpu, exact
+    /// and on the CPU with the same bits in any batch, and bf16 on CUDA. In f16, wgpu multiplies
+    /// in half precision where there are many rows (embedding, prefill): faster if the adapter has
+    /// f16 or matrix units, with relative errors of about 1e-3.
+    pub compute: Option<Arithmetic>,
+    /// Format of the KV pages. `None` is f32 on the CPU and on wgpu, bf16 on CUDA. The CPU also
+    /// has F16, BF16 and, for heads of whole blocks of 32, Q8_0, which take a half or a quarter of
+    /// the memory.
+    pub kv_type: Option<Dtype>,
     /// On wgpu, whether to measure before loading which tiles are fastest, which takes some
     /// seconds. The result is kept in the cache folder for later starts on the same adapter.
     pub tune: bool,
@@ -90,7 +132,8 @@ gritlm_model::setters!(Options {
     bf16_frequencies: bool,
     progress: bool,
     profile: bool,
-    f16: bool,
+    compute: Option<Arithmetic>,
+    kv_type: Option<Dtype>,
     tune: bool,
     matrix_bytes: Option<u64>,
     kernels: Option<PathBuf>,
@@ -110,7 +153,8 @@ impl Default for Options {
             progress: false,
             profile: false,
             tune: false,
-            f16: false,
+            compute: None,
+            kv_type: None,
             matrix_bytes: None,
             kernels: None,
         }

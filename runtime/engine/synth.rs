@@ -202,7 +202,8 @@ pub(crate) fn weights(config: &Config, apart: bool) -> Result<Weights> {
 pub(crate) fn check_memory<O: Ops>(ops: &O, config: &Config, options: &Options) -> Result<()> {
     let Some(free) = ops.free_memory() else { return Ok(()) };
     let c = config;
-    let kv = (options.kv_tokens * c.kv_bytes_per_token(ops.cached_bytes())) as u64;
+    let kv_type = options.kv_type.or(ops.page_dtypes().first().copied()).unwrap_or(Dtype::F32);
+    let kv = (options.kv_tokens * c.kv_bytes_per_token(kv_type)) as u64;
     let all: u64 = expected(c).iter().map(bytes).sum();
     let one: u64 = expected(&Config { layers: 1, ..c.clone() }).iter().map(bytes).sum();
     let none: u64 = expected(&Config { layers: 0, ..c.clone() }).iter().map(bytes).sum();

@@ -7,6 +7,7 @@ use super::input::Input;
 use super::rank::{Question, Ranking};
 use axum::Json;
 use axum::response::{IntoResponse, Response};
+use gritlm::model::ops::Compute;
 use gritlm::schedule::Work;
 use gritlm::{Embed, Ranked, dot};
 use serde::{Deserialize, Serialize};
@@ -319,12 +320,16 @@ pub(super) async fn rerank(
     responses((status = 200, body = Info), Failures))]
 pub(super) async fn info(loaded: Loaded) -> Json<Info> {
     let (engine, settings) = (loaded.engine(), &loaded.app.settings);
-    // Keys and values are stored in the data type of the computation.
-    let half = engine.kv_bytes_per_token() == engine.config().kv_bytes_per_token(2);
+    let dtype = match engine.compute() {
+        Compute::F32 => "float32",
+        Compute::F16 => "float16",
+        Compute::Bf16 => "bfloat16",
+        Compute::Int8 => "int8",
+    };
     Json(Info {
         model_id: settings.name.clone(),
         model_sha: None,
-        model_dtype: if half { "bfloat16" } else { "float32" },
+        model_dtype: dtype,
         model_type: ModelType { embedding: EmbeddingModel { pooling: "mean" } },
         max_concurrent_requests: settings.limits.queue_requests,
         max_input_length: loaded.max_length(),

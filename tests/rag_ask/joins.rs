@@ -8,7 +8,7 @@ use gritlm::model::cpu::Cpu;
 use gritlm::model::ops::{
     Attention, GateUp, KvShape, Layout, LinearAdd, Mask, Ops, Qkv, RmsNorm, Span,
 };
-use gritlm::model::weights::Weights;
+use gritlm::model::weights::{Dtype, Weights};
 use gritlm_rag::{Part, Positions, join};
 
 /// A cache, computed from `position` on: a forward pass of its own, op by op, on the CPU.
@@ -32,7 +32,13 @@ fn computed_at(model: &str, tokens: &[u32], position: usize, frequencies: &[f32]
         frequencies: frequencies.to_vec(),
     });
     let batch = batch.unwrap();
-    let shape = KvShape { layers: c.layers, pages: 1, kv_heads: c.kv_heads, head_dim: c.head_dim };
+    let shape = KvShape {
+        layers: c.layers,
+        pages: 1,
+        kv_heads: c.kv_heads,
+        head_dim: c.head_dim,
+        dtype: Dtype::F32,
+    };
     let mut pages = Cpu.pages(shape).unwrap();
     let buffer = |cols| Cpu.buffer(tokens.len(), cols).unwrap();
     let (mut x, mut h, mut inner) = (buffer(c.dim), buffer(c.dim), buffer(c.hidden));

@@ -123,7 +123,7 @@ impl Case {
             layout.tables.push(NO_PAGE);
         }
         let (kv_heads, head_dim) = (kv_heads as usize, head_dim as usize);
-        (layout, KvShape { layers: LAYERS, pages, kv_heads, head_dim })
+        (layout, KvShape { layers: LAYERS, pages, kv_heads, head_dim, dtype: Dtype::F32 })
     }
 
     /// Returns values for every slot of the pool, in the order of an export of all pages.

@@ -89,7 +89,8 @@ impl Case {
                 let w = ops.matrix(&w.tensors(&[q_width, kv, kv]))?;
                 let batch = ops.batch(&layout)?;
                 let mut q = empty(p.rows, q_width)?;
-                let mut pages = ops.pages(pool)?;
+                let dtype = ops.page_dtypes().first().copied().unwrap_or(pool.dtype);
+                let mut pages = ops.pages(KvShape { dtype, ..pool })?;
                 let all: Vec<u32> = (0..pool.pages as u32).collect();
                 let tokens = pool.pages * PAGE;
                 ops.import_pages(&mut pages, &all, tokens, 0, &self.cache(&pool, BEFORE));
@@ -110,7 +111,8 @@ impl Case {
                 let rows = layout.tokens.len() as u32;
                 let q = filled(width, self.activations(1, rows * width))?;
                 let batch = ops.batch(&layout)?;
-                let mut pages = ops.pages(pool)?;
+                let dtype = ops.page_dtypes().first().copied().unwrap_or(pool.dtype);
+                let mut pages = ops.pages(KvShape { dtype, ..pool })?;
                 let all: Vec<u32> = (0..pool.pages as u32).collect();
                 let mut cache = self.cache(&pool, 1.0);
                 poison_unused(&layout, &pool, &mut cache);

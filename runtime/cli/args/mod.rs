@@ -12,9 +12,10 @@ pub(super) use serve::*;
 pub(super) use values::*;
 
 use clap::{Args as Group, Parser, Subcommand};
-use gritlm::{Attn, ChatFormat, Embed, Options, Sampling};
+use gritlm::{Arithmetic, Attn, ChatFormat, Embed, Options, Sampling};
 use gritlm_model::ops::Mask;
 use gritlm_model::quantize::Quantization;
+use gritlm_model::weights::Dtype;
 use std::path::PathBuf;
 
 /// Serves GritLM from one copy of the weights: embeddings and generation.
@@ -63,10 +64,15 @@ pub(super) struct Global {
     /// On a GPU, print the time of each op on stderr at the end
     #[arg(long, global = true)]
     pub(super) profile: bool,
-    /// With wgpu, multiply in half precision: faster if the adapter supports it, with errors of
-    /// about 1e-3
-    #[arg(long, global = true, env = "GRITLM_F16")]
-    f16: bool,
+    /// Numbers of matrix products: f32 (exact), f16 (wgpu: hidden states differ by 1e-3), bf16
+    /// (CUDA) or auto (the fastest) [default: f32; on CUDA bf16]
+    #[arg(long, global = true, value_name = "C", value_parser = parse::<Arithmetic>)]
+    #[arg(env = "GRITLM_COMPUTE")]
+    pub(super) compute: Option<Arithmetic>,
+    /// Format of the KV cache: f32, or on the CPU f16, bf16 or q8_0, which change hidden states
+    /// by 0.0003, 0.002 and 0.009 [default: f32; on CUDA bf16]
+    #[arg(long, global = true, value_name = "T", value_parser = kv_type, env = "GRITLM_KV_TYPE")]
+    pub(super) kv_type: Option<Dtype>,
     /// With wgpu, first measure which tile shapes are fastest, and keep the result for later
     /// starts
     #[arg(long, global = true, env = "GRITLM_TUNE")]
@@ -96,7 +102,8 @@ impl Global {
             .progress(true)
             .profile(self.profile)
             .tune(self.tune)
-            .f16(self.f16)
+            .compute(self.compute)
+            .kv_type(self.kv_type)
             .kernels(self.kernels.clone())
     }
 }

@@ -4,6 +4,7 @@ use crate::error::{Error, Result};
 use clap::ValueEnum;
 use gritlm::{Device, Pooling};
 use gritlm_model::quantize::Quantization;
+use gritlm_model::weights::Dtype;
 use gritlm_rag::text;
 use std::convert::Infallible;
 use std::str::FromStr;
@@ -157,6 +158,14 @@ pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
 /// Removes a byte-order mark from a text; `"$(cat FILE)"` brings one along.
 pub(crate) fn unmarked(argument: &str) -> Result<String, Infallible> {
     Ok(text::unmarked(argument).into())
+}
+
+/// Parses the format of KV pages.
+pub(crate) fn kv_type(text: &str) -> Result<Dtype, String> {
+    let all = [Dtype::F32, Dtype::F16, Dtype::Bf16, Dtype::Q8_0];
+    let named = |dtype: &Dtype| dtype.to_string().eq_ignore_ascii_case(text);
+    let wrong = || format!("expected f32, f16, bf16 or q8_0, found {text}");
+    all.into_iter().find(named).ok_or_else(wrong)
 }
 
 /// Parses the formats of weights.
