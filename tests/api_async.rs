@@ -5,7 +5,8 @@ use crate::support::devices;
 use gritlm::batch::{Output, Sequence, Want};
 use gritlm::cache::KvCache;
 use gritlm::model::ops::Mask;
-use gritlm::{Engine, Options};
+use gritlm::schedule::{Event, Limits, Request, Scheduler, Work};
+use gritlm::{Embed, Engine, Grammar, Options, Prompt, Sampling};
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker};
 
@@ -60,4 +61,72 @@ fn async_calls_take_turns_on_one_thread() {
     }
     let devices = pollster::block_on(gritlm::devices_async());
     assert_eq!(devices.len(), gritlm::devices().len());
+}
+
+/// The requests of the test below: an answer that follows a grammar, a plain one, texts to embed.
+fn requests(engine: &Engine) -> [Request; 3] {
+    let prompt = |text| engine.tokenize_prompt(&Prompt::user(text), false).unwrap();
+    let plain = Sampling::greedy().max_tokens(9).ignore_eos(true);
+    let schema = serde_json::json!({ "enum": ["yes", "no"] });
+    let grammar = Grammar::json_schema(engine, &schema).unwrap();
+    let guided = Sampling::greedy().max_tokens(12).grammar(Some(grammar));
+    let texts = engine.encode_texts(&["chess", "a network"], &Embed::default()).unwrap();
+    [
+        Work::Generate { prompt: prompt("Is it so?"), sampling: guided, past: None }.into(),
+        Work::Generate { prompt: prompt("A package"), sampling: plain, past: None }.into(),
+        Work::Embed { texts, options: Embed::default() }.into(),
+    ]
+}
+
+/// What events say, without their times.
+fn said(events: impl Iterator<Item = Event>) -> Vec<String> {
+    let one = |event| match event {
+        Event::Piece(piece) => format!("{} {}", piece.token.token, piece.text),
+        Event::Embedding { index, embedding, .. } => format!("{index} {:?}", embedding.vector),
+        Event::Finished(summary) => format!("{} tokens in", summary.prompt_tokens),
+        other => panic!("{other:?}"),
+    };
+    events.map(one).collect()
+}
+
+/// Without a thread, in turns with other work on one thread, the scheduler says what it says on a
+/// thread of its own; a dropped request ends, and the future ends after the last.
+#[test]
+fn the_scheduler_runs_while_it_is_polled() {
+    let started = Scheduler::start(faulty("demo", |_| false).unwrap(), Limits::default()).unwrap();
+    let expected: Vec<Vec<String>> = requests(started.engine())
+        .map(|request| started.submit(request).unwrap())
+        .into_iter()
+        .map(said)
+        .collect();
+    let engine = faulty("demo", |_| false).unwrap();
+    let (scheduler, steps) = Scheduler::polled(engine, Limits::default()).unwrap();
+    let mut steps = pin!(steps);
+    let context = &mut Context::from_waker(Waker::noop());
+    // Nothing to do: it waits.
+    assert!(steps.as_mut().poll(context).is_pending());
+    let [guided, plain, embed] = requests(scheduler.engine());
+    let long = Sampling::greedy().max_tokens(400).ignore_eos(true);
+    let prompt = scheduler.engine().tokenize_prompt(&Prompt::user("Left"), false).unwrap();
+    let left = Work::Generate { prompt, sampling: long, past: None };
+    let left = scheduler.submit(left.into()).unwrap();
+    let first = [guided, plain].map(|request| scheduler.submit(request).unwrap());
+    for _ in 0..6 {
+        assert!(steps.as_mut().poll(context).is_pending());
+    }
+    // It comes, and another goes, between two polls.
+    let second = scheduler.submit(embed).unwrap();
+    drop(left);
+    scheduler.close();
+    let mut polls = 0;
+    while steps.as_mut().poll(context).is_pending() {
+        polls += 1;
+        assert!(polls < 10_000, "the steps do not end");
+    }
+    assert!(polls > 5, "{polls}: the passes of this backend wait");
+    let found: Vec<Vec<String>> = first.into_iter().chain([second]).map(said).collect();
+    assert_eq!(found, expected);
+    let stats = scheduler.stats();
+    assert_eq!((stats.finished, stats.cancelled, stats.failed), (3, 1, 0));
+    assert!(scheduler.submit(requests(scheduler.engine())[2].clone()).is_err());
 }

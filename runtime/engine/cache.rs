@@ -21,12 +21,15 @@ use std::borrow::Cow;
 use std::fmt;
 use std::ops::{Deref, Range};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::Notify;
 
 /// The device's pages, and how many caches hold each.
 #[derive(Debug)]
 pub(crate) struct KvPool {
     state: Mutex<State>,
     pages: usize,
+    /// Told when pages become free.
+    freed: Notify,
 }
 
 #[derive(Debug)]
@@ -40,7 +43,7 @@ struct State {
 impl KvPool {
     pub(crate) fn new(pages: usize) -> Arc<Self> {
         let state = State { free: (0..pages as u32).rev().collect(), holders: vec![0; pages] };
-        Arc::new(Self { state: Mutex::new(state), pages })
+        Arc::new(Self { state: Mutex::new(state), pages, freed: Notify::new() })
     }
 
     /// Returns the number of all pages, free or not.
@@ -63,6 +66,13 @@ impl KvPool {
                 state.free.push(page);
             }
         }
+        drop(state);
+        self.freed.notify_one();
+    }
+
+    /// Returns what is told when pages become free.
+    pub(crate) fn freed(&self) -> &Notify {
+        &self.freed
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -179,10 +179,10 @@ impl<'a> Continuation<'a> {
         self.over
     }
 
-    /// Returns the grammar's state, which can prepare the allowed tokens before the next one is
-    /// sampled.
-    pub(crate) fn guide(&mut self) -> Option<&mut Guide> {
-        self.guide.as_mut()
+    /// Returns the place of the grammar's state, which can prepare the allowed tokens before the
+    /// next one is sampled. It has to be there again when the next one is.
+    pub(crate) fn guide(&mut self) -> &mut Option<Guide> {
+        &mut self.guide
     }
 
     /// Returns the output to request from a pass, to sample the next token from.

@@ -1,6 +1,7 @@
 //! The scheduler: many requests share one copy of the weights and one batch.
 //!
-//! The scheduler does continuous batching on a thread of its own. Each step is one pass over a
+//! The scheduler does continuous batching, on a thread of its own ([`Scheduler::start`]) or while a
+//! future is polled ([`Scheduler::polled`]). Each step is one pass over a
 //! packed batch, which consists of the next token of every running answer (decode), parts of
 //! prompts (prefill), and whole texts to embed or to rank. Each sequence has its own mask.
 //! [`Limits::batch_tokens`] describes how a step is shared.
@@ -32,6 +33,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod drive;
 mod job;
 mod prefix;
 mod request;
@@ -49,9 +51,10 @@ use job::{Arrival, Client};
 use stats::Recent;
 use std::fmt;
 use std::pin::Pin;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::thread::JoinHandle;
+use tokio::sync::Notify;
 
 pub use request::{Cancel, Event, Past, Refused, Request, Work};
 pub use stats::{Refusals, Stats, Step, StepTokens, Summary, Timings};
@@ -119,10 +122,11 @@ impl Drop for Handle {
     }
 }
 
-/// State that the scheduler's thread shares with the handles.
+/// State that the steps share with the handles.
 struct Shared {
     inbox: Mutex<Inbox>,
-    wake: Condvar,
+    /// Told when a request arrives, and when the scheduler is closed.
+    wake: Notify,
 }
 
 struct Inbox {
@@ -136,6 +140,19 @@ struct Inbox {
     recent: Recent,
 }
 
+/// What the steps need.
+struct Run {
+    engine: Arc<Engine>,
+    limits: Limits,
+    shared: Arc<Shared>,
+}
+
+impl Run {
+    async fn with(self, drive: impl drive::Drive) {
+        step::run(&self.engine, &self.limits, &self.shared, &drive).await;
+    }
+}
+
 impl Shared {
     fn inbox(&self) -> MutexGuard<'_, Inbox> {
         // The inbox is consistent between any two statements, so a poisoned lock can be used.
@@ -144,7 +161,7 @@ impl Shared {
 
     fn close(&self) {
         self.inbox().closed = true;
-        self.wake.notify_all();
+        self.wake.notify_one();
     }
 }
 
@@ -154,6 +171,47 @@ impl Scheduler {
     /// # Errors
     /// When `batch_tokens` is too small, or the system cannot start a thread.
     pub fn start(engine: Engine, limits: Limits) -> Result<Self> {
+        let (scheduler, run) = Self::with(engine, limits)?;
+        let thread = std::thread::Builder::new()
+            .name("gritlm-engine".into())
+            .spawn(move || pollster::block_on(run.with(drive::Thread)))
+            .map_err(|e| DeviceError(format!("no thread for the scheduler: {e}")))?;
+        *scheduler.handle.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
+        Ok(scheduler)
+    }
+
+    /// Returns a scheduler without a thread, and the future that runs its steps while it is polled:
+    /// for a browser, or an event loop that has the device to itself. The future ends when the
+    /// scheduler is closed ([`Scheduler::close`], or no handle is left) and all requests have
+    /// ended. Where requests wait for pages that passes outside the scheduler hold, a deadline is
+    /// noticed once some are freed.
+    ///
+    /// ```
+    /// use gritlm::schedule::{Limits, Scheduler, Work};
+    /// use gritlm::{Embed, Engine, Options};
+    ///
+    /// let engine = Engine::open("demo", &Options::default())?;
+    /// let texts = engine.encode_texts(&["chess interface"], &Embed::default())?;
+    /// let (scheduler, steps) = Scheduler::polled(engine, Limits::default())?;
+    /// let work = Work::Embed { texts, options: Embed::default() };
+    /// let events = scheduler.submit(work.into())?;
+    /// scheduler.close();
+    /// pollster::block_on(steps);
+    /// assert_eq!(events.count(), 2); // the embedding, and the end
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// When `batch_tokens` is too small.
+    pub fn polled(
+        engine: Engine,
+        limits: Limits,
+    ) -> Result<(Self, impl Future<Output = ()> + use<>)> {
+        let (scheduler, run) = Self::with(engine, limits)?;
+        Ok((scheduler, run.with(drive::Polled)))
+    }
+
+    fn with(engine: Engine, limits: Limits) -> Result<(Self, Run)> {
         if limits.batch_tokens < MIN_BATCH_TOKENS {
             return Err(Error::Option {
                 option: "batch_tokens",
@@ -170,18 +228,14 @@ impl Scheduler {
             told: Stats::default(),
             recent: Recent::new(),
         });
-        let shared = Arc::new(Shared { inbox, wake: Condvar::new() });
-        let run = {
-            let (engine, limits, shared) =
-                (Arc::clone(&engine), limits.clone(), Arc::clone(&shared));
-            move || step::run(&engine, &limits, &shared)
+        let shared = Arc::new(Shared { inbox, wake: Notify::new() });
+        let run = Run {
+            engine: Arc::clone(&engine),
+            limits: limits.clone(),
+            shared: Arc::clone(&shared),
         };
-        let thread = std::thread::Builder::new()
-            .name("gritlm-engine".into())
-            .spawn(run)
-            .map_err(|e| DeviceError(format!("no thread for the scheduler: {e}")))?;
-        let thread = Mutex::new(Some(thread));
-        Ok(Self { handle: Arc::new(Handle { engine, limits, shared, thread }) })
+        let thread = Mutex::new(None);
+        Ok((Self { handle: Arc::new(Handle { engine, limits, shared, thread }) }, run))
     }
 
     /// Returns the engine, for its config, tokenizer and device. Passes that a caller runs on it
@@ -244,7 +298,7 @@ impl Scheduler {
         inbox.arrivals.push(Arrival { id, work, client });
         inbox.taken += 1;
         drop(inbox);
-        shared.wake.notify_all();
+        shared.wake.notify_one();
         Ok(Ticket::new(own))
     }
 
@@ -330,9 +384,15 @@ impl Scheduler {
         self.handle.shared.inbox().recent.since(step)
     }
 
-    /// Refuses new requests and waits until every accepted one has ended.
-    pub fn drain(&self) {
+    /// Refuses new requests; those that have been accepted go on.
+    pub fn close(&self) {
         self.handle.shared.close();
+    }
+
+    /// Refuses new requests and, where the scheduler has a thread, waits until every accepted one
+    /// has ended.
+    pub fn drain(&self) {
+        self.close();
         let mut thread = self.handle.thread.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(thread) = thread.take() {
             // A panic has been reported on stderr, and the requests' events have ended.

@@ -1,5 +1,6 @@
 //! The step loop: it chooses the sequences of each pass and delivers the results.
 
+use super::drive::Drive;
 use super::job::{AGE, Answering, Arrival, Client, Part, Prompting, QueueKey, Texts, What};
 use super::prefix::Prefixes;
 use super::{Event, Limits, Shared, Stats, Step, StepTokens, Summary, Work};
@@ -10,12 +11,15 @@ use crate::rerank::Judge;
 use crate::{Encoded, Engine, Error, Result};
 use gritlm_model::ops::{DeviceError, PAGE};
 use std::collections::BTreeMap;
+use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::PoisonError;
-use std::time::{Duration, Instant};
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
+use std::time::Instant;
 
 /// Runs steps until the scheduler is closed or has no more handles, and all requests have ended.
-pub(super) fn run(engine: &Engine, limits: &Limits, shared: &Shared) {
+pub(super) async fn run(engine: &Engine, limits: &Limits, shared: &Shared, drive: &impl Drive) {
     // No client may wait forever, however this thread ends.
     let _end = End(shared);
     let mut steps = Steps {
@@ -33,13 +37,13 @@ pub(super) fn run(engine: &Engine, limits: &Limits, shared: &Shared) {
         stats: Stats::default(),
         done: None,
     };
-    while steps.receive() {
+    while steps.receive(drive).await {
         steps.sweep();
         steps.admit();
         let parts = steps.pack();
         // Requests that have their pages or are in this pass no longer count as waiting.
         steps.tell();
-        steps.pass(parts);
+        steps.pass(parts, drive).await;
         steps.tell();
         steps.deliver();
     }
@@ -81,25 +85,27 @@ struct Steps<'a> {
 impl Steps<'_> {
     /// Accepts the requests that have arrived, and waits for one if there is nothing else to do.
     /// Returns false when the scheduler is closed and idle.
-    fn receive(&mut self) -> bool {
-        let shared = self.shared;
-        let mut inbox = shared.inbox();
+    async fn receive(&mut self, drive: &impl Drive) -> bool {
         if self.stuck {
-            let wait = shared.wake.wait_timeout(inbox, Duration::from_millis(10));
-            inbox = wait.unwrap_or_else(PoisonError::into_inner).0;
+            drive.wait(self.engine, self.shared, true).await;
         }
         let idle = self.prompts.is_empty() && self.texts.is_empty() && self.running.is_empty();
-        while idle && inbox.arrivals.is_empty() {
-            if inbox.closed {
-                return false;
+        loop {
+            {
+                let mut inbox = self.shared.inbox();
+                if !idle || !inbox.arrivals.is_empty() {
+                    for arrival in std::mem::take(&mut inbox.arrivals) {
+                        self.accept(arrival);
+                    }
+                    inbox.told = self.told();
+                    return true;
+                }
+                if inbox.closed {
+                    return false;
+                }
             }
-            inbox = shared.wake.wait(inbox).unwrap_or_else(PoisonError::into_inner);
+            drive.wait(self.engine, self.shared, false).await;
         }
-        for arrival in std::mem::take(&mut inbox.arrivals) {
-            self.accept(arrival);
-        }
-        inbox.told = self.told();
-        true
     }
 
     fn accept(&mut self, arrival: Arrival) {
@@ -345,13 +351,13 @@ impl Steps<'_> {
         false
     }
 
-    fn pass(&mut self, mut parts: Vec<Part>) {
+    async fn pass(&mut self, mut parts: Vec<Part>, drive: &impl Drive) {
         let dim = self.engine.config().dim;
         let (mut sequences, mut guides) = (Vec::new(), Vec::new());
         for job in self.running.values_mut().filter(|job| job.part > 0) {
             job.client.start(self.stats.steps + 1);
             sequences.push(job.context.sequence(job.part, &job.answer));
-            guides.extend(job.answer.guide());
+            guides.push(job.answer.guide().take());
         }
         for Part { rank, index, cache } in &mut parts {
             let job = &self.texts[rank];
@@ -364,16 +370,12 @@ impl Steps<'_> {
             return;
         }
         let start = Instant::now();
-        let results = std::thread::scope(|scope| {
-            // The tokens that grammars allow do not depend on logits, so a second thread computes
-            // them while the device runs. If the system cannot start a thread, settling computes
-            // them.
-            if !guides.is_empty() {
-                let prepare = move || guides.into_iter().for_each(Guide::prepare);
-                let _ = std::thread::Builder::new().spawn_scoped(scope, prepare);
-            }
-            outcomes(self.engine, &mut sequences)
-        });
+        let guides = prepared(guides);
+        let results = outcomes(drive, self.engine, &mut sequences).await;
+        let mut guides = std::mem::take(&mut *locked(&guides)).into_iter();
+        for job in self.running.values_mut().filter(|job| job.part > 0) {
+            *job.answer.guide() = guides.next().flatten();
+        }
         let time = start.elapsed();
         self.stats.busy += time;
         self.stats.steps += 1;
@@ -459,22 +461,61 @@ impl Steps<'_> {
     }
 }
 
+/// States of grammars, one for each running answer that has one.
+type Guides = Arc<Mutex<Vec<Option<Guide>>>>;
+
+/// Lets a second thread compute the tokens that grammars allow, which do not depend on logits,
+/// while the device runs. Where there is no second thread, or it is late, settling computes them.
+fn prepared(guides: Vec<Option<Guide>>) -> Guides {
+    let some = guides.iter().any(Option::is_some);
+    let guides = Arc::new(Mutex::new(guides));
+    if some {
+        let theirs = Arc::clone(&guides);
+        let prepare = move || locked(&theirs).iter_mut().flatten().for_each(Guide::prepare);
+        let _ = std::thread::Builder::new().spawn(prepare);
+    }
+    guides
+}
+
+fn locked(guides: &Guides) -> MutexGuard<'_, Vec<Option<Guide>>> {
+    // A thread that panicked has left each state as it was or prepared.
+    guides.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Runs a pass. If it fails, each sequence runs again alone, to find the one at fault. A failed
 /// pass has advanced no cache.
-fn outcomes(engine: &Engine, sequences: &mut [Sequence<'_>]) -> Vec<Result<Output>> {
-    match attempt(engine, sequences) {
-        Ok(outputs) => outputs.into_iter().map(Ok).collect(),
-        Err(error) if sequences.len() == 1 => vec![Err(error)],
-        Err(_) => sequences.chunks_mut(1).flat_map(|one| outcomes(engine, one)).collect(),
+async fn outcomes(
+    drive: &impl Drive,
+    engine: &Engine,
+    sequences: &mut [Sequence<'_>],
+) -> Vec<Result<Output>> {
+    match attempt(drive, engine, sequences).await {
+        Ok(outputs) => return outputs.into_iter().map(Ok).collect(),
+        Err(error) if sequences.len() == 1 => return vec![Err(error)],
+        Err(_) => {}
     }
+    let mut results = Vec::with_capacity(sequences.len());
+    for one in sequences.chunks_mut(1) {
+        results.extend(attempt(drive, engine, one).await.map(|mut all| all.pop()).transpose());
+    }
+    results
 }
 
 /// Runs a pass and returns a panic as an error, so that the server survives it.
-fn attempt(engine: &Engine, sequences: &mut [Sequence<'_>]) -> Result<Vec<Output>> {
-    let pass = catch_unwind(AssertUnwindSafe(|| engine.run(sequences)));
-    pass.unwrap_or_else(|panic| {
-        let said = panic.downcast_ref::<&str>().map(|s| (*s).to_string());
-        let said = said.or_else(|| panic.downcast_ref::<String>().cloned());
-        Err(DeviceError(format!("the pass panicked: {}", said.unwrap_or_default())).into())
+async fn attempt(
+    drive: &impl Drive,
+    engine: &Engine,
+    sequences: &mut [Sequence<'_>],
+) -> Result<Vec<Output>> {
+    let mut pass = pin!(drive.run(engine, sequences));
+    poll_fn(|context| {
+        let polled = catch_unwind(AssertUnwindSafe(|| pass.as_mut().poll(context)));
+        polled.unwrap_or_else(|panic| {
+            let said = panic.downcast_ref::<&str>().map(|s| (*s).to_string());
+            let said = said.or_else(|| panic.downcast_ref::<String>().cloned());
+            let problem = format!("the pass panicked: {}", said.unwrap_or_default());
+            Poll::Ready(Err(DeviceError(problem).into()))
+        })
     })
+    .await
 }
