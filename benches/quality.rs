@@ -10,12 +10,14 @@
 //! * **loss**: nats per token of the corpus's texts, causal, each text by itself.
 //!
 //! With `--keep` the GGUF files stay in DIR, with the token ids of the loss in `texts.json`, so
-//! that another program computes its own from the same: `benches/peers/llama_cpp/quality.py`.
+//! that another program computes its own from the same: `benches/peers/llama_cpp/quality.py`. What
+//! it wrote with `--output` is compared with `--peer FILE`: **answers** that are equal up to the
+//! first token whose lead over the second is below 0.1.
 
 use gritlm::batch::{Output, Sequence, Want};
 use gritlm::model::demo;
 use gritlm::model::quantize::Quantization;
-use gritlm::{Attn, Device, Embed, Embedding, Engine, Options, dot};
+use gritlm::{Attn, Device, Embed, Embedding, Engine, Options, Prompt, Sampling, dot};
 use serde_json::Value;
 use std::fs;
 use std::path::PathBuf;
@@ -47,6 +49,9 @@ struct Args {
     /// A folder for the files
     #[arg(long)]
     keep: Option<PathBuf>,
+    /// Greedy tokens of another program on the files of an earlier run
+    #[arg(long)]
+    peer: Option<PathBuf>,
     /// Passed by `cargo bench`
     #[arg(long, hide = true)]
     bench: bool,
@@ -78,9 +83,13 @@ fn main() -> Result<()> {
     fs::write(folder.join("texts.json"), serde_json::to_vec(&texts)?)?;
     let plain = measure(&engine, &packages, &texts)?;
     drop(engine);
-    println!("| weights | MB | cosine, mean | worst | recall@10 | loss |");
-    println!("|---|---|---|---|---|---|");
-    println!("| as they are | | | | {:.3} | {:.4} |", plain.recall, plain.loss);
+    let peer: Option<Value> = match &args.peer {
+        Some(file) => Some(serde_json::from_slice(&fs::read(file)?)?),
+        None => None,
+    };
+    println!("| weights | MB | cosine, mean | worst | recall@10 | loss | answers |");
+    println!("|---|---|---|---|---|---|---|");
+    println!("| as they are | | | | {:.3} | {:.4} | |", plain.recall, plain.loss);
     for to in args.weights {
         let file = folder.join(format!("{to}.gguf"));
         let _ = fs::remove_file(&file); // of an earlier run
@@ -93,9 +102,40 @@ fn main() -> Result<()> {
         let worst = cosines.iter().copied().fold(1.0, f64::min);
         let mb = made.bytes as f64 / 1e6;
         let (recall, loss) = (found.recall, found.loss);
-        println!("| {to} | {mb:.1} | {mean:.5} | {worst:.4} | {recall:.3} | {loss:.4} |");
+        let answers = match &peer {
+            Some(peer) => answers(&engine, peer, &format!("{to}.gguf"))?,
+            None => String::new(),
+        };
+        println!(
+            "| {to} | {mb:.1} | {mean:.5} | {worst:.4} | {recall:.3} | {loss:.4} | {answers} |"
+        );
     }
     Ok(())
+}
+
+/// Compares greedy tokens with those of another program on the file of that name. Returns how many
+/// answers are equal as far as they must be, of how many, and how many tokens that are.
+fn answers(engine: &Engine, peer: &Value, file: &str) -> Result<String> {
+    let all = peer.as_object().ok_or("expected an object")?;
+    let Some((_, all)) = all.iter().find(|(path, _)| path.rsplit('/').next() == Some(file)) else {
+        return Ok(String::new());
+    };
+    let all = all.as_array().ok_or("expected a list")?;
+    let (mut equal, mut tokens) = (0, 0);
+    for answer in all {
+        let ids = |key: &str| serde_json::from_value::<Vec<u32>>(answer[key].clone());
+        let leads: Vec<f64> = serde_json::from_value(answer["leads"].clone())?;
+        let (prompt, expected) = (Prompt::Tokens(ids("prompt")?), ids("tokens")?);
+        let sampling = Sampling::greedy().max_tokens(expected.len()).ignore_eos(true);
+        let found: Vec<u32> = engine
+            .generate(&prompt, &sampling)?
+            .map(|piece| piece.map(|piece| piece.token.token))
+            .collect::<gritlm::Result<_>>()?;
+        let sure = leads.iter().take_while(|&&lead| lead >= 0.1).count();
+        tokens += sure;
+        equal += usize::from(found.get(..sure) == expected.get(..sure));
+    }
+    Ok(format!("{equal} of {}, {tokens} tokens", all.len()))
 }
 
 fn open(model: &str, attn: Attn) -> gritlm::Result<Engine> {

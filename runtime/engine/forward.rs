@@ -1,10 +1,11 @@
 //! The forward pass, which is the same code for every backend.
 
+use crate::arithmetic::{check_compute, page_dtype};
 use crate::backend::Load;
 use crate::batch::{Output, Plan, Sequence, Want};
 use crate::cache::{KvCache, KvPool, KvSnapshot};
 use crate::corpus::{Corpus, whole};
-use crate::{Arithmetic, Error, Options, Result};
+use crate::{Error, Result};
 use gritlm_model::config::{Config, Experts};
 use gritlm_model::measure::{Created, Measure, OpTime};
 use gritlm_model::ops::{
@@ -115,35 +116,6 @@ pub(crate) struct Forward<O: Ops> {
     page_dtype: Dtype,
     pages: O::Pages,
     work: Option<Work<O>>,
-}
-
-/// Refuses to compute in other numbers than those that were asked for.
-fn check_compute<O: Ops>(ops: &O, options: &Options) -> Result<()> {
-    match options.compute {
-        Some(Arithmetic::In(asked)) if asked != ops.compute() => Err(Error::Option {
-            option: "compute",
-            expected: format!("{} or auto on {}", ops.compute(), ops.device()),
-            found: asked.to_string(),
-        }),
-        _ => Ok(()),
-    }
-}
-
-/// Returns the format of the pages.
-fn page_dtype<O: Ops>(ops: &O, options: &Options, head_dim: usize) -> Result<Dtype> {
-    let fits = |dtype: &Dtype| head_dim.is_multiple_of(dtype.block());
-    let all: Vec<Dtype> = ops.page_dtypes().iter().copied().filter(fits).collect();
-    match options.kv_type {
-        None => Ok(ops.page_dtypes().first().copied().unwrap_or(Dtype::F32)),
-        Some(asked) if all.contains(&asked) => Ok(asked),
-        Some(asked) => {
-            let names: Vec<String> = all.iter().map(|d| d.to_string().to_lowercase()).collect();
-            let (names, device) = (names.join(", "), ops.device());
-            let expected = format!("one of {names} on {device} for heads of {head_dim}");
-            let found = asked.to_string().to_lowercase();
-            Err(Error::Option { option: "kv_type", expected, found })
-        }
-    }
 }
 
 impl<O: Ops> Forward<O> {

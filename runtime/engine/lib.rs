@@ -21,6 +21,7 @@
 //! tiny model that is built into the binary. [`Engine::run`] is the low-level interface: it runs sequences
 //! of token ids, each with a mask of its own, in one pass.
 
+mod arithmetic;
 pub mod backend;
 pub mod batch;
 pub mod cache;
@@ -50,6 +51,7 @@ pub mod schedule;
 pub mod synth;
 mod unlock;
 
+pub use arithmetic::Arithmetic;
 pub use backend::{Device, DeviceInfo, Loading, devices, devices_async};
 pub use checkpoint::Checkpoint;
 pub use corpus::Corpus;
@@ -62,7 +64,7 @@ pub use grammar::Grammar;
 pub use gritlm_model as model;
 pub use gritlm_model::ops::Pooling;
 pub use message::{ChatFormat, Message, Role};
-pub use options::{Arithmetic, Attn, Options};
+pub use options::{Attn, Options};
 pub use quantize::{Quantized, quantize};
 pub use rerank::Ranked;
 pub use unlock::UnlockOnDrop;

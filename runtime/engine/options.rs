@@ -1,12 +1,11 @@
 //! The options of opening a model.
 
+use crate::arithmetic::Arithmetic;
 use crate::backend::Device;
 use crate::message::ChatFormat;
 use crate::{Error, Result};
-use gritlm_model::ops::Compute;
 use gritlm_model::quantize::Quantization;
 use gritlm_model::weights::Dtype;
-use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -31,40 +30,6 @@ impl FromStr for Attn {
                 option: "attn",
                 expected: "bbcc or cccc".into(),
                 found: found.into(),
-            }),
-        }
-    }
-}
-
-/// The numbers that matrix products are to be computed in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Arithmetic {
-    /// The fastest that the device has: f16 on a wgpu adapter that has it, f32 on others and on
-    /// the CPU, bf16 on CUDA.
-    Auto,
-    /// These; a device that has not refuses.
-    In(Compute),
-}
-
-impl fmt::Display for Arithmetic {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Auto => f.write_str("auto"),
-            Self::In(compute) => compute.fmt(f),
-        }
-    }
-}
-
-impl FromStr for Arithmetic {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        match text {
-            "auto" => Ok(Self::Auto),
-            _ => text.parse().map(Self::In).map_err(|()| Error::Option {
-                option: "compute",
-                expected: "f32, f16, bf16, int8 or auto".into(),
-                found: text.into(),
             }),
         }
     }

@@ -35,6 +35,7 @@
 
 mod drive;
 mod job;
+mod pass;
 mod prefix;
 mod request;
 mod stats;

@@ -1,0 +1,70 @@
+//! The numbers that a device computes in and keeps: what is asked for, and whether it has them.
+
+use crate::{Error, Options, Result};
+use gritlm_model::ops::{Compute, Ops};
+use gritlm_model::weights::Dtype;
+use std::fmt;
+use std::str::FromStr;
+
+/// The numbers that matrix products are to be computed in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arithmetic {
+    /// The fastest that the device has: f16 on a wgpu adapter that has it, f32 on others and on
+    /// the CPU, bf16 on CUDA.
+    Auto,
+    /// These; a device that has not refuses.
+    In(Compute),
+}
+
+impl fmt::Display for Arithmetic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::In(compute) => compute.fmt(f),
+        }
+    }
+}
+
+impl FromStr for Arithmetic {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            _ => text.parse().map(Self::In).map_err(|()| Error::Option {
+                option: "compute",
+                expected: "f32, f16, bf16, int8 or auto".into(),
+                found: text.into(),
+            }),
+        }
+    }
+}
+
+/// Refuses to compute in other numbers than those that were asked for.
+pub(crate) fn check_compute<O: Ops>(ops: &O, options: &Options) -> Result<()> {
+    match options.compute {
+        Some(Arithmetic::In(asked)) if asked != ops.compute() => Err(Error::Option {
+            option: "compute",
+            expected: format!("{} or auto on {}", ops.compute(), ops.device()),
+            found: asked.to_string(),
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Returns the format of the pages.
+pub(crate) fn page_dtype<O: Ops>(ops: &O, options: &Options, head_dim: usize) -> Result<Dtype> {
+    let fits = |dtype: &Dtype| head_dim.is_multiple_of(dtype.block());
+    let all: Vec<Dtype> = ops.page_dtypes().iter().copied().filter(fits).collect();
+    match options.kv_type {
+        None => Ok(ops.page_dtypes().first().copied().unwrap_or(Dtype::F32)),
+        Some(asked) if all.contains(&asked) => Ok(asked),
+        Some(asked) => {
+            let names: Vec<String> = all.iter().map(|d| d.to_string().to_lowercase()).collect();
+            let (names, device) = (names.join(", "), ops.device());
+            let expected = format!("one of {names} on {device} for heads of {head_dim}");
+            let found = asked.to_string().to_lowercase();
+            Err(Error::Option { option: "kv_type", expected, found })
+        }
+    }
+}
