@@ -2,11 +2,13 @@
 //
 // Rows of activations and of weights are padded with zeros to a multiple of 8 elements, so that
 // every shader reads whole vectors. A group of 8 elements is handled as two vectors, the even and
-// the odd ones, because that is what one shift and one mask make of packed bf16.
+// the odd ones, because that is what one shift and one mask make of packed bf16. Quantised weights,
+// which only products and `embed` read, are in codes.wgsl.
 
 const BF16 = 0u;
 const F16 = 1u;
 const F32 = 2u;
+const CODES = 3u;
 // How the weights of this pipeline are stored.
 override DTYPE: u32 = BF16;
 

@@ -7,14 +7,15 @@
 //!   launch shapes.
 //! * [`adapters`] lists the devices.
 //!
-//! Activations and KV pages are f32. Weights stay as stored (bf16, f16 or f32) and are widened
-//! when they are read; sums are f32. Subgroups, and more than 16 KiB of workgroup memory, are
+//! Activations and KV pages are f32. Weights stay as stored (bf16, f16, f32, or quantised codes in
+//! one layout for all formats) and are widened when they are read; sums are f32. Subgroups, and more than 16 KiB of workgroup memory, are
 //! used only where the adapter has them. On one adapter the same input always gives the same
 //! bits.
 
 mod adapter;
 mod attention;
 mod autotune;
+mod codes;
 mod embed;
 mod expert;
 mod gate_up;
@@ -45,7 +46,7 @@ use gritlm_model::ops::{
     NO_PAGE, Ops, PAGE, PoolingSpan, Qkv, Result, RmsNorm, Route, SampleParams, SampledToken,
     Search, SharedVectors, Span,
 };
-use gritlm_model::weights::Tensor;
+use gritlm_model::weights::{Dtype, Tensor};
 use matrix::Ring;
 use shader::Shader;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -272,6 +273,10 @@ impl Ops for Wgpu {
         let a = &self.gpu.adapter;
         let kind = if a.cpu { ", a CPU" } else { "" };
         format!("wgpu ({}, {}{kind})", a.name, a.backend)
+    }
+
+    fn takes(&self, _: Dtype) -> bool {
+        true
     }
 
     fn submit(&self) -> Result<()> {

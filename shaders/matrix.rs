@@ -1,7 +1,8 @@
-//! Weights on the device. Rows are padded to whole groups of 8 elements and lie in as few buffers
-//! as the limit on bindings allows. Several threads upload them through a ring of staging
-//! buffers.
+//! Weights on the device. Rows are padded to whole groups of 8 elements, quantised ones are in the
+//! layout of `codes.rs`, and they lie in as few buffers as their formats and the limit on bindings
+//! allow. Several threads upload them through a ring of staging buffers.
 
+use crate::codes::{self, Codes, Maker};
 use crate::gpu::{Binding, Gpu, Raw, Use};
 use gritlm_model::ops::{DeviceError, Result};
 use gritlm_model::weights::{Dtype, Tensor};
@@ -23,44 +24,61 @@ const SMALL: u64 = 256 << 10;
 #[derive(Debug)]
 pub struct Matrix {
     chunks: Vec<Chunk>,
-    pub(crate) dtype: Dtype,
     pub(crate) cols: u32,
-    /// Row stride in bytes, a multiple of 16 because 8 elements have at least 16 bytes.
-    stride: u64,
 }
 
-/// Consecutive rows in one buffer.
+/// Consecutive rows of one format in one buffer.
 #[derive(Debug)]
 pub(crate) struct Chunk {
     pub(crate) raw: Arc<Raw>,
     pub(crate) first: u32,
     pub(crate) rows: u32,
+    pub(crate) format: Format,
+}
+
+/// How rows are stored.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Format {
+    pub(crate) dtype: Dtype,
+    /// Layout of quantised rows.
+    pub(crate) codes: Codes,
+    /// Row stride in bytes, a multiple of 16.
+    stride: u64,
 }
 
 /// Outputs of a product whose weight rows lie in one buffer, or in one for each of an output's
-/// two sums.
+/// two sums; both have one format.
 #[derive(Debug)]
 pub(crate) struct Segment<'a> {
     pub(crate) outputs: Range<u32>,
     pub(crate) chunks: [&'a Chunk; 2],
 }
 
-/// Returns the bytes of a row of `cols` elements, padded.
-fn stride(dtype: Dtype, cols: usize) -> u64 {
-    dtype.bytes(cols.next_multiple_of(8)) as u64
-}
+impl Format {
+    fn new(dtype: Dtype, cols: usize) -> Self {
+        match codes::layout(dtype, cols) {
+            Some((codes, words)) => Self { dtype, codes, stride: 4 * words as u64 },
+            // 8 elements have at least 16 bytes.
+            None => {
+                let stride = dtype.bytes(cols.next_multiple_of(8)) as u64;
+                Self { dtype, codes: Codes::default(), stride }
+            }
+        }
+    }
 
-impl Matrix {
     /// Returns the row stride in vectors of four words.
     pub(crate) fn vectors(&self) -> u32 {
         (self.stride / 16) as u32
     }
 
-    /// Returns the bytes of a row without its padding.
-    pub(crate) fn row_bytes(&self) -> u64 {
-        self.dtype.bytes(self.cols as usize) as u64
+    /// Returns the bytes that are read of a row of `cols` columns.
+    pub(crate) fn row_bytes(&self, cols: u32) -> u64 {
+        let plain = !self.dtype.is_quantized();
+        if plain { self.dtype.bytes(cols as usize) as u64 } else { self.stride }
     }
+}
 
+impl Matrix {
     pub(crate) fn chunks(&self) -> &[Chunk] {
         &self.chunks
     }
@@ -113,7 +131,8 @@ struct Stage {
 impl Ring {
     /// Fills a buffer of `bytes` bytes from several threads at once, each with a staging buffer.
     fn upload(&self, gpu: &Gpu, to: &Raw, bytes: u64, fill: &Fill<'_>) -> Result<()> {
-        let part = STAGE / fill.stride * fill.stride;
+        let stride = fill.format.stride;
+        let part = STAGE / stride * stride;
         let parts = (0..bytes.div_ceil(part)).into_par_iter().map(|n| n * part);
         parts.try_for_each(|at| {
             let len = part.min(bytes - at);
@@ -122,7 +141,7 @@ impl Ring {
             let mut view = view.map_err(|e| {
                 gpu.check().err().unwrap_or(DeviceError(format!("staging failed: {e}")))
             })?;
-            fill.rows((at / fill.stride) as usize, view.slice(..));
+            fill.rows((at / stride) as usize, view.slice(..));
             drop(view);
             stage.buffer.unmap();
             let mut encoder = gpu.device.create_command_encoder(&Default::default());
@@ -176,96 +195,129 @@ impl Ring {
     }
 }
 
-/// Rows of stacked tensors from row `first` on, all in one type.
+/// Rows of stacked tensors from row `first` on, all in one format.
 struct Fill<'a> {
     parts: &'a [Tensor],
-    dtype: Dtype,
+    format: Format,
     first: usize,
-    stride: u64,
 }
 
 impl Fill<'_> {
     /// Writes whole padded rows, from row `first` of the chunk on.
     fn rows(&self, first: usize, mut to: wgpu::WriteOnly<'_, [u8]>) {
+        let stride = self.format.stride as usize;
         let mut row = self.first + first;
         let mut start = 0;
         for part in self.parts {
             let (rows, cols) = part.matrix_shape();
             let end = start + rows;
-            while row < end && !to.is_empty() {
-                let bytes = part.dtype().bytes(cols);
-                let from = (row - start) * bytes;
-                let same = part.dtype() == self.dtype;
-                if same && bytes as u64 == self.stride {
-                    // Without padding, all rows of this part are copied at once.
-                    let n = (end - row).min(to.len() / bytes);
-                    let Some(mut mine) = to.split_off(..n * bytes) else { return };
-                    mine.copy_from_slice(&part.bytes()[from..from + n * bytes]);
-                    row += n;
-                    continue;
-                }
-                let Some(mut mine) = to.split_off(..self.stride as usize) else { return };
-                let mut padded = vec![0; self.stride as usize];
-                if same {
-                    padded[..bytes].copy_from_slice(&part.bytes()[from..from + bytes]);
-                } else {
-                    let mut values = vec![0.0f32; cols];
-                    let stored = &part.bytes()[from..from + bytes];
-                    gritlm_model::weights::decode(part.dtype(), stored, &mut values);
-                    padded[..4 * cols].copy_from_slice(bytemuck::cast_slice(&values));
-                }
-                mine.copy_from_slice(&padded);
-                row += 1;
+            if row >= end || to.is_empty() {
+                start = end;
+                continue;
             }
+            let (dtype, bytes) = (part.dtype(), part.dtype().bytes(cols));
+            let count = (end - row).min(to.len() / stride);
+            let stored = &part.bytes()[(row - start) * bytes..][..count * bytes];
+            let Some(mut to) = to.split_off(..count * stride) else { return };
+            if dtype != self.format.dtype {
+                let mut values = vec![0.0f32; stride / 4];
+                each_row(stored, bytes, to, stride, |stored, mut to| {
+                    gritlm_model::weights::decode(dtype, stored, &mut values[..cols]);
+                    to.copy_from_slice(bytemuck::cast_slice(&values));
+                });
+            } else if let Some(mut maker) = Maker::new(dtype, cols) {
+                each_row(stored, bytes, to, stride, |stored, mut to| {
+                    to.copy_from_slice(bytemuck::cast_slice(maker.row(stored)));
+                });
+            } else if bytes == stride {
+                // Without padding, all rows of this part are copied at once.
+                to.copy_from_slice(stored);
+            } else {
+                let mut padded = vec![0; stride];
+                each_row(stored, bytes, to, stride, |stored, mut to| {
+                    padded[..bytes].copy_from_slice(stored);
+                    to.copy_from_slice(&padded);
+                });
+            }
+            row += count;
             start = end;
         }
     }
 }
 
-/// Uploads stacked tensors into buffers of at most `limit` bytes. Parts of different types are
-/// all widened to f32.
-pub(crate) fn upload(gpu: &Gpu, ring: &Ring, limit: u64, parts: &[Tensor]) -> Result<Matrix> {
-    if let Some(part) = parts.iter().find(|part| part.dtype().is_quantized()) {
-        let found = part.dtype();
-        return Err(DeviceError(format!("WGSL takes weights in BF16, F16 or F32, found {found}")));
+/// Calls `write` with each stored row of `bytes` bytes and its place of `stride` bytes.
+fn each_row(
+    stored: &[u8],
+    bytes: usize,
+    mut to: wgpu::WriteOnly<'_, [u8]>,
+    stride: usize,
+    mut write: impl FnMut(&[u8], wgpu::WriteOnly<'_, [u8]>),
+) {
+    for stored in stored.chunks_exact(bytes) {
+        let Some(to) = to.split_off(..stride) else { return };
+        write(stored, to);
     }
-    let cols = parts.first().map_or(0, |p| p.matrix_shape().1);
-    let first_type = parts.first().map_or(Dtype::F32, Tensor::dtype);
-    let same = parts.iter().all(|p| p.dtype() == first_type);
-    let dtype = if same { first_type } else { Dtype::F32 };
-    let rows: usize = parts.iter().map(|p| p.matrix_shape().0).sum();
-    let stride = stride(dtype, cols);
-    let most = (limit / stride.max(1)) as usize;
-    if most == 0 {
-        return Err(DeviceError(format!(
-            "{} binds at most {} bytes, and one row of a matrix has {stride}",
-            gpu.adapter.label(),
-            limit
-        )));
-    }
-    let mut chunks = Vec::new();
-    for first in (0..rows).step_by(most) {
-        let count = most.min(rows - first);
-        let bytes = count as u64 * stride;
-        let raw = gpu.buffer(Use::Lasting, bytes)?;
-        let fill = Fill { parts, dtype, first, stride };
-        if bytes < SMALL || stride > STAGE {
-            if let Some(size) = wgpu::BufferSize::new(bytes)
-                && let Some(mut view) = gpu.queue.write_buffer_with(&raw.buffer, 0, size)
-            {
-                fill.rows(0, view.slice(..));
+}
+
+/// Returns the types in which parts are stored: their own, but f32 for two that differ and may be
+/// the gates and the ups of the same outputs. A launch takes both sums of an output in one format.
+fn stored_types(parts: &[Tensor]) -> Vec<Dtype> {
+    let mut types: Vec<Dtype> = parts.iter().map(Tensor::dtype).collect();
+    // Gates and ups come in turns, of one expert after the other.
+    if types.len().is_multiple_of(2) {
+        for pair in types.as_chunks_mut::<2>().0 {
+            if pair[0] != pair[1] {
+                *pair = [Dtype::F32; 2];
             }
-        } else {
-            ring.upload(gpu, &raw, bytes, &fill)?;
         }
-        chunks.push(Chunk { raw, first: first as u32, rows: count as u32 });
+    }
+    types
+}
+
+/// Uploads stacked tensors into buffers of at most `limit` bytes, each with rows of one format.
+pub(crate) fn upload(gpu: &Gpu, ring: &Ring, limit: u64, parts: &[Tensor]) -> Result<Matrix> {
+    let cols = parts.first().map_or(0, |p| p.matrix_shape().1);
+    let (mut chunks, mut before, mut rest) = (Vec::new(), 0, parts);
+    for types in stored_types(parts).chunk_by(|a, b| a == b) {
+        let (parts, others) = rest.split_at(types.len());
+        let format = Format::new(types[0], cols);
+        let rows: usize = parts.iter().map(|p| p.matrix_shape().0).sum();
+        let most = (limit / format.stride.max(1)) as usize;
+        if most == 0 {
+            return Err(DeviceError(format!(
+                "{} binds at most {} bytes, and one row of a matrix has {}",
+                gpu.adapter.label(),
+                limit,
+                format.stride
+            )));
+        }
+        for first in (0..rows).step_by(most) {
+            let count = most.min(rows - first);
+            let bytes = count as u64 * format.stride;
+            let raw = gpu.buffer(Use::Lasting, bytes)?;
+            let fill = Fill { parts, format, first };
+            if bytes < SMALL || format.stride > STAGE {
+                if let Some(size) = wgpu::BufferSize::new(bytes)
+                    && let Some(mut view) = gpu.queue.write_buffer_with(&raw.buffer, 0, size)
+                {
+                    fill.rows(0, view.slice(..));
+                }
+            } else {
+                ring.upload(gpu, &raw, bytes, &fill)?;
+            }
+            chunks.push(Chunk { raw, first: (before + first) as u32, rows: count as u32, format });
+        }
+        before += rows;
+        rest = others;
     }
     gpu.check()?;
-    Ok(Matrix { chunks, dtype, cols: cols as u32, stride })
+    Ok(Matrix { chunks, cols: cols as u32 })
 }
 
 /// Returns the rows of a buffer of activations as a matrix of f32 weights, for `search`.
 pub(crate) fn rows_of(raw: &Arc<Raw>, stride: u32, cols: u32) -> Matrix {
-    let chunk = Chunk { raw: Arc::clone(raw), first: 0, rows: 0 };
-    Matrix { chunks: vec![chunk], dtype: Dtype::F32, cols, stride: u64::from(stride) * 4 }
+    let stride = u64::from(stride) * 4;
+    let format = Format { dtype: Dtype::F32, codes: Codes::default(), stride };
+    let chunk = Chunk { raw: Arc::clone(raw), first: 0, rows: 0, format };
+    Matrix { chunks: vec![chunk], cols }
 }

@@ -32,6 +32,12 @@ params! {
         assigned: u32,
         only: u32,
         experts: u32,
+        high: u32,
+        units: u32,
+        numbers: u32,
+        run: u32,
+        block: u32,
+        zero: f32,
     }
 }
 
@@ -101,6 +107,8 @@ impl Wgpu {
         part: Option<Binding<'_>>,
     ) {
         let outer = segment.outputs.len() as u32;
+        let format = segment.chunks[0].format;
+        debug_assert_eq!(format, segment.chunks[1].format);
         let params = Product {
             rows: call.rows,
             inner8: call.w.cols.div_ceil(8),
@@ -109,8 +117,14 @@ impl Wgpu {
             base0: segment.chunks[0].first,
             base1: segment.chunks[1].first,
             a_stride: call.a_stride / 4,
-            w_stride: call.w.vectors(),
+            w_stride: format.vectors(),
             only,
+            high: format.codes.high,
+            units: format.codes.units,
+            numbers: format.codes.numbers,
+            run: format.codes.run,
+            block: format.codes.block,
+            zero: format.codes.zero,
             ..call.params
         };
         let form_shader = match form {
@@ -119,7 +133,7 @@ impl Wgpu {
             Form::Few(_) => &call.shaders[1],
             Form::Matrix(_) => &call.shaders[3],
         };
-        let mut constants = vec![shader::dtype(call.w.dtype)];
+        let mut constants = shader::stored(format.dtype);
         constants.extend(form.constants());
         let [w0, w1] = segment.chunks.map(|c| part.unwrap_or(c.binding()));
         let mut bindings = vec![call.a, w0, w1];
@@ -128,7 +142,7 @@ impl Wgpu {
         let activations = u64::from(call.rows) * (u64::from(call.w.cols) + u64::from(outer));
         let work = Work {
             op: call.op,
-            bytes: sums * call.w.row_bytes() + 4 * activations,
+            bytes: sums * format.row_bytes(call.w.cols) + 4 * activations,
             flops: 2 * u64::from(call.rows) * u64::from(call.w.cols) * sums,
         };
         let params = bytemuck::bytes_of(&params);

@@ -1,5 +1,5 @@
 // product: what every matrix product shares, a · Wᵀ with a (rows, inner) f32 and W (…, inner) as
-// stored. `matmul.wgsl` (many rows) or `matvec.wgsl` (few) computes it; the op's own file says
+// stored: plain (common.wgsl) or quantised (codes.wgsl). `matmul.wgsl` (many rows) or `matvec.wgsl` (few) computes it; the op's own file says
 // which rows of W belong to an output and what is done with the sum:
 //
 //   const PAIR                         whether an output is made of two sums (gate and up; the two
@@ -10,7 +10,8 @@
 //   fn finish(i, j, x, y)              row i, output j: the sums (y only where PAIR)
 //
 // A matrix larger than a binding is in several buffers, and a launch covers the outputs whose rows
-// are in two of them (`w0` for the first sums, `w1` for the second; mostly the same buffer).
+// are in two of them (`w0` for the first sums, `w1` for the second; mostly the same buffer), both of
+// one format.
 // Params: `Product` in product.rs.
 
 struct Product {
@@ -42,6 +43,13 @@ struct Product {
     assigned: u32,
     only: u32,
     experts: u32,
+    // Where quantised rows have what; see codes.wgsl.
+    high: u32,
+    units: u32,
+    numbers: u32,
+    run: u32,
+    block: u32,
+    zero: f32,
 }
 
 // Rows first..end, of this expert.
@@ -63,8 +71,26 @@ fn weights_at(expert: u32, member: u32, j: u32) -> u32 {
     return (row - select(p.base0, p.base1, member == 1u)) * p.w_stride;
 }
 
+// A word of quantised weights, for codes.wgsl; four of them.
+fn word(member: u32, i: u32) -> u32 {
+    if member == 1u {
+        return w1[i / 4u][i % 4u];
+    }
+    return w0[i / 4u][i % 4u];
+}
+
+fn words4(member: u32, i: u32) -> vec4<u32> {
+    if member == 1u {
+        return w1[i];
+    }
+    return w0[i];
+}
+
 // Group k of the weights that begin at vector `at`.
 fn weights(member: u32, at: u32, k: u32) -> Eight {
+    if DTYPE == CODES {
+        return quantized(member, 4u * at, k);
+    }
     if DTYPE == F32 {
         let i = at + 2u * k;
         if member == 1u {

@@ -27,11 +27,11 @@ pub(crate) fn rmsnorm(
 ) {
     let [chunk] = weight.chunks() else { return };
     let params = RmsNormParams { rows, dim, x_stride: x.stride / 4, h_stride: h.stride / 4, eps };
-    let constants = [
-        shader::dtype(weight.dtype),
+    let mut constants = shader::stored(chunk.format.dtype);
+    constants.extend([
         ("LANES", f64::from(tune::LANES)),
         ("GATHER", f64::from(u8::from(chosen.is_some()))),
-    ];
+    ]);
     let values = u64::from(rows) * u64::from(dim);
     let work = Work { op: "rmsnorm", bytes: 8 * values, flops: 4 * values };
     device.gpu.launch(

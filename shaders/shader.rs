@@ -6,6 +6,7 @@
 //! that this crate can ask a driver for, so that tests compile them all, with naga and in a
 //! browser.
 
+use crate::codes;
 use crate::tune::{LANES, SORT_LANES, Tiles};
 use gritlm_model::weights::Dtype;
 
@@ -93,6 +94,7 @@ impl std::fmt::Display for Variant {
 
 use Kind::{Params, Read, Write};
 
+const CODES: &str = include_str!("codes.wgsl");
 const PRODUCT: &str = include_str!("product.wgsl");
 const MATMUL: &str = include_str!("matmul.wgsl");
 const MATVEC: &str = include_str!("matvec.wgsl");
@@ -127,28 +129,35 @@ macro_rules! product {
             Shader {
                 name: concat!($op, " matmul"),
                 head: include_str!("real_f32.wgsl"),
-                parts: &[PRODUCT, MATMUL, $rows, include_str!(concat!($op, ".wgsl"))],
+                parts: &[CODES, PRODUCT, MATMUL, $rows, include_str!(concat!($op, ".wgsl"))],
                 forms: SHARE,
                 bindings: $bindings,
             },
             Shader {
                 name: concat!($op, " matvec"),
                 head: "",
-                parts: &[PRODUCT, MATVEC, $rows, include_str!(concat!($op, ".wgsl"))],
+                parts: &[CODES, PRODUCT, MATVEC, $rows, include_str!(concat!($op, ".wgsl"))],
                 forms: REDUCE,
                 bindings: $bindings,
             },
             Shader {
                 name: concat!($op, " matmul f16"),
                 head: include_str!("real_f16.wgsl"),
-                parts: &[SHARE_NONE, PRODUCT, MATMUL, $rows, include_str!(concat!($op, ".wgsl"))],
+                parts: &[
+                    SHARE_NONE,
+                    CODES,
+                    PRODUCT,
+                    MATMUL,
+                    $rows,
+                    include_str!(concat!($op, ".wgsl")),
+                ],
                 forms: None,
                 bindings: $bindings,
             },
             Shader {
                 name: concat!($op, " matrix"),
                 head: include_str!("real_matrix.wgsl"),
-                parts: &[PRODUCT, MATRIX, $rows, include_str!(concat!($op, ".wgsl"))],
+                parts: &[CODES, PRODUCT, MATRIX, $rows, include_str!(concat!($op, ".wgsl"))],
                 forms: None,
                 bindings: $bindings,
             },
@@ -179,7 +188,7 @@ macro_rules! shader {
     };
 }
 
-shader!(EMBED, "embed", None, [], [Read, Read, Write]);
+shader!(EMBED, "embed", None, [CODES], [Read, Read, Write]);
 shader!(RMSNORM, "rmsnorm", REDUCE, [], [Read, Read, Read, Write]);
 shader!(ATTENTION, "attention", TELL, [], [Read, Read, Read, Read, Write]);
 shader!(ATTENTION_REDUCE, "attention_reduce", None, [], [Read, Read, Write]);
@@ -199,20 +208,24 @@ pub fn shaders() -> Vec<&'static Shader> {
     all
 }
 
-/// Returns the constant that tells a shader how its weights are stored. `matrix` has refused
-/// quantised ones.
-pub(crate) fn dtype(dtype: Dtype) -> (&'static str, f64) {
-    let code = match dtype {
-        Dtype::Bf16 => 0.0,
-        Dtype::F16 => 1.0,
-        _ => 2.0,
-    };
-    ("DTYPE", code)
+/// Returns the constants that tell a shader how its weights are stored.
+pub(crate) fn stored(dtype: Dtype) -> Vec<(&'static str, f64)> {
+    let plain = |code| vec![("DTYPE", code)];
+    match (dtype, dtype.coding()) {
+        (Dtype::Bf16, _) => plain(0.0),
+        (Dtype::F16, _) => plain(1.0),
+        (_, None) => plain(2.0),
+        (_, Some(coding)) => [&plain(3.0)[..], &codes::constants(&coding)].concat(),
+    }
 }
 
 /// Returns every variant that can be requested, with any tiles of [`Tiles::all`].
 pub fn variants() -> Vec<Variant> {
-    let dtypes = [Dtype::Bf16, Dtype::F16, Dtype::F32].map(dtype);
+    let mut formats: Vec<_> = Dtype::ALL.map(stored).into();
+    formats.sort_by(|a, b| format!("{a:?}").cmp(&format!("{b:?}")));
+    formats.dedup();
+    // Norms have no quantised weights.
+    let plain = [Dtype::Bf16, Dtype::F16, Dtype::F32].map(stored);
     let tiles = Tiles::all();
     let mut all: Vec<Variant> = Vec::new();
     let mut add = |shader: &'static str, subgroups, constants: Vec<(&'static str, f64)>| {
@@ -226,26 +239,22 @@ pub fn variants() -> Vec<Variant> {
         let name = shader.name;
         let with = if shader.has_forms() { &[false, true][..] } else { &[false] };
         for &subgroups in with {
+            let mut of_all = |constants: &[(&'static str, f64)]| {
+                formats.iter().for_each(|f| add(name, subgroups, [&f[..], constants].concat()));
+            };
             match name {
                 name if name.ends_with(" matrix") => {
-                    for (&d, lanes) in dtypes.iter().flat_map(|d| [(d, 32.0), (d, 64.0)]) {
-                        add(name, subgroups, vec![d, ("LANES", lanes)]);
-                    }
+                    of_all(&[("LANES", 32.0)]);
+                    of_all(&[("LANES", 64.0)]);
                 }
                 name if name.contains(" matmul") => {
                     for tile in tiles.iter().flat_map(|t| t.matmuls(subgroups)) {
-                        let constants = tile.constants();
-                        dtypes.iter().for_each(|&d| {
-                            add(name, subgroups, [&[d], &constants[..]].concat());
-                        });
+                        of_all(&tile.constants());
                     }
                 }
                 name if name.ends_with(" matvec") => {
                     for tile in tiles.iter().flat_map(|t| t.matvecs(subgroups)) {
-                        let constants = tile.constants();
-                        dtypes.iter().for_each(|&d| {
-                            add(name, subgroups, [&[d], &constants[..]].concat());
-                        });
+                        of_all(&tile.constants());
                     }
                 }
                 "attention" => {
@@ -264,10 +273,10 @@ pub fn variants() -> Vec<Variant> {
                         }
                     }
                 }
-                "embed" => dtypes.iter().for_each(|&d| add(name, subgroups, vec![d])),
+                "embed" => of_all(&[]),
                 "rmsnorm" => {
-                    for (d, gather) in dtypes.iter().flat_map(|&d| [(d, 0.0), (d, 1.0)]) {
-                        add(name, subgroups, vec![d, lanes, ("GATHER", gather)]);
+                    for (d, gather) in plain.iter().flat_map(|d| [(d, 0.0), (d, 1.0)]) {
+                        add(name, subgroups, [&d[..], &[lanes, ("GATHER", gather)]].concat());
                     }
                 }
                 "sample" | "search" => {

@@ -3,7 +3,7 @@
 
 use crate::support::data;
 use gritlm::model::cpu::Cpu;
-use gritlm::model::format::{Dtype, decode, encode};
+use gritlm::model::format::{Apart, Dtype, decode, encode};
 use gritlm::model::ops::{GateUp, LinearAdd, Ops};
 use gritlm::model::reference::{self, relative_error};
 use gritlm::model::weights::Tensor;
@@ -32,7 +32,7 @@ fn encoded(dtype: Dtype, values: &[f32]) -> Vec<u8> {
 }
 
 /// Values of a bell-shaped distribution, as weights have it.
-fn weights(len: usize, seed: u64) -> Vec<f32> {
+pub(crate) fn weights(len: usize, seed: u64) -> Vec<f32> {
     let mut random = fastrand::Rng::with_seed(seed);
     (0..len).map(|_| (0..4).map(|_| random.f32() - 0.5).sum::<f32>() * 0.1).collect()
 }
@@ -51,6 +51,39 @@ fn blocks_mean_what_gguf_reads() {
         let exact = reference::values(dtype, bytes.data());
         let rounded: Vec<f32> = exact.iter().map(|&value| value as f32).collect();
         assert_eq!(bits(&rounded), expected, "{dtype}, by the reference");
+    }
+}
+
+/// The codes, units and numbers that backends with a layout of their own receive make the decoded
+/// values, bit for bit.
+#[test]
+fn rows_taken_apart() {
+    let file = std::fs::read(data("formats/blocks.safetensors")).unwrap();
+    let tensors = SafeTensors::deserialize(&file).unwrap();
+    for dtype in quantized() {
+        let blocks = tensors.tensor(&format!("{dtype}.bytes")).unwrap();
+        let expected = decoded(dtype, blocks.data());
+        let coding = dtype.coding().unwrap();
+        let mut row = Apart::new(dtype, expected.len());
+        row.take(blocks.data());
+        let half = |bits: u16| half::f16::from_bits(bits).to_f32();
+        let first = if coding.signed { -1 << (coding.bits - 1) } else { 0 };
+        let values = row.codes.iter().enumerate().map(|(i, &code)| {
+            assert!(
+                (first..first + (1 << coding.bits)).contains(&i32::from(code)),
+                "{dtype}: {code}"
+            );
+            let code = coding.levels.map_or(code, |levels| levels[code as usize]);
+            let [unit, offset_unit] = row.units[i / dtype.block()].map(half);
+            assert_eq!(
+                row.numbers[i / 16],
+                row.numbers[i / coding.run * coding.run / 16],
+                "{dtype}"
+            );
+            let [number, offset_number] = row.numbers[i / 16].map(f32::from);
+            unit * number * f32::from(code) + offset_unit * offset_number
+        });
+        assert_eq!(bits(&values.collect::<Vec<_>>()), bits(&expected), "{dtype}");
     }
 }
 
@@ -130,7 +163,7 @@ fn pieces_are_encoded_alike() {
     }
 }
 
-fn tensor(dtype: Dtype, rows: usize, cols: usize, seed: u64) -> Tensor {
+pub(crate) fn tensor(dtype: Dtype, rows: usize, cols: usize, seed: u64) -> Tensor {
     let values = weights(rows * cols, seed);
     Tensor::from_bytes(dtype, &[rows, cols], &encoded(dtype, &values))
 }

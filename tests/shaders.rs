@@ -1,7 +1,8 @@
 //! The WGSL backend: every variant is valid, its parameters are the shader's, and the adapters that
 //! are here compute the case table.
 
-use crate::support::{Reference, devices, say};
+use crate::formats::{tensor, weights};
+use crate::support::{Reference, devices, long, say};
 use gritlm::batch::{Output, Sequence, Want};
 use gritlm::cache::KvSnapshot;
 use gritlm::model::ops::{
@@ -182,6 +183,50 @@ fn split_matrices_give_the_same_bits() {
     }
 }
 
+/// Stacks whose parts have several formats, as files in Q4_K_M have them, in one piece and in buffers
+/// of a few rows: q and k beside v, gates and ups that differ, plain parts among quantised ones. On
+/// one adapter, all of them in the long form.
+#[test]
+fn stacks_of_several_formats_match() {
+    let (inner, rows) = (512, 5);
+    let a = weights(rows * inner, 1);
+    let stacks: [&[(Dtype, usize)]; 3] = [
+        &[(Dtype::Q4K, 64), (Dtype::Q4K, 17), (Dtype::Q6K, 17)],
+        &[(Dtype::Q8_0, 9), (Dtype::Bf16, 3), (Dtype::Q2K, 30), (Dtype::Iq4Xs, 1), (Dtype::F32, 5)],
+        &[(Dtype::Q5_0, 40), (Dtype::Q4_1, 40)],
+    ];
+    for stack in stacks {
+        let parts: Vec<Tensor> = (2..)
+            .zip(stack)
+            .map(|(seed, &(dtype, rows))| tensor(dtype, rows, inner, seed))
+            .collect();
+        let outer: usize = stack.iter().map(|(_, rows)| rows).sum();
+        let p = LinearAdd { rows: rows as u32, inner: inner as u32, outer: outer as u32 };
+        let values: Vec<f32> = parts.iter().flat_map(Tensor::to_f32).collect();
+        let mut expected = vec![0.0; rows * outer];
+        for (i, sum) in expected.iter_mut().enumerate() {
+            let (a, w) = (&a[i / outer * inner..], &values[i % outer * inner..]);
+            *sum = (0..inner).map(|k| f64::from(a[k]) * f64::from(w[k])).sum::<f64>() as f32;
+        }
+        let usable = block_on(adapters()).into_iter().filter(|a| a.lacks.is_none());
+        for adapter in usable.take(if long() { usize::MAX } else { 1 }) {
+            let compute = |limit| {
+                let options = Options::default().name(adapter.label()).matrix_bytes(limit);
+                let gpu = block_on(Wgpu::open(&options)).unwrap();
+                let w = gpu.matrix(&parts).unwrap();
+                let a = gpu.upload(rows, inner, &a).unwrap();
+                let mut x = gpu.upload(rows, outer, &vec![0.0; rows * outer]).unwrap();
+                gpu.linear_add(p, &a, &w, &mut x);
+                block_on(gpu.read(&x, rows * outer)).unwrap()
+            };
+            let whole = compute(None);
+            let name = format!("{stack:?} on {}", adapter.label());
+            crate::support::close(&name, &whole, &expected, 1e-5);
+            assert!(compute(Some(6000)) == whole, "{name}");
+        }
+    }
+}
+
 /// GritLM-7B's embedding table and stacked matrices are larger than the 128 MiB that lavapipe binds: a
 /// layer of it loads in parts and matches the CPU.
 #[test]
@@ -334,11 +379,13 @@ fn half_precision_is_close() {
             assert!(problem.contains("`compute` f32"), "{problem}");
             continue;
         }
-        let case = Case::new(Op::GateUp(GateUp { rows: 40, dim: 160, hidden: 208 }), Dtype::Bf16);
-        let [whole, half] =
-            [Half::Never, Half::Required].map(|f16| case.run(&open(f16).unwrap()).unwrap());
-        crate::support::close(&adapter.label(), &half, &case.expected(), 2e-3);
-        assert_ne!(whole, half);
+        for dtype in [Dtype::Bf16, Dtype::Q5_0] {
+            let case = Case::new(Op::GateUp(GateUp { rows: 40, dim: 160, hidden: 208 }), dtype);
+            let [whole, half] =
+                [Half::Never, Half::Required].map(|f16| case.run(&open(f16).unwrap()).unwrap());
+            crate::support::close(&adapter.label(), &half, &case.expected(), 2e-3);
+            assert_ne!(whole, half);
+        }
         covered.push(adapter.label());
     }
     say(&format!("half precision covered on: {}", covered.join("; ")));
@@ -363,20 +410,24 @@ fn every_tile_computes_the_same() {
             let gpu =
                 block_on(Wgpu::open(&Options::default().name(name).tiles(Some(tiles)))).unwrap();
             assert_eq!(gpu.tiles(), tiles);
-            let (rows, inner, outer) = (70, 40, 50);
+            let (rows, inner, outer) = (70, 256, 50);
             let values = |n: usize, seed: usize| -> Vec<f32> {
                 (0..n).map(|i| ((i * 37 + seed * 61) % 101) as f32 / 50.0 - 1.0).collect()
             };
-            let w = Tensor::from_f32(&[outer, inner], &values(outer * inner, 1));
-            let w = gpu.matrix(&[w]).unwrap();
             let a = gpu.upload(rows, inner, &values(rows * inner, 2)).unwrap();
             let mut out = Vec::new();
-            for rows in [1, 3, 9, rows] {
-                let mut x = gpu.upload(rows, outer, &values(rows * outer, 3)).unwrap();
-                let (inner, outer) = (inner as u32, outer as u32);
-                let p = LinearAdd { rows: rows as u32, inner, outer };
-                gpu.linear_add(p, &a, &w, &mut x);
-                out.extend(block_on(gpu.read(&x, rows * 50)).unwrap());
+            // Codes of 8 bits, and such with a high region and numbers.
+            let formats: [(_, &[usize]); 3] =
+                [(Dtype::F32, &[1, 3, 9, rows]), (Dtype::Q8_0, &[1]), (Dtype::Q6K, &[1, rows])];
+            for (dtype, all_rows) in formats {
+                let w = gpu.matrix(&[tensor(dtype, outer, inner, 1)]).unwrap();
+                for &rows in all_rows {
+                    let mut x = gpu.upload(rows, outer, &values(rows * outer, 3)).unwrap();
+                    let (inner, outer) = (inner as u32, outer as u32);
+                    let p = LinearAdd { rows: rows as u32, inner, outer };
+                    gpu.linear_add(p, &a, &w, &mut x);
+                    out.extend(block_on(gpu.read(&x, rows * 50)).unwrap());
+                }
             }
             let mask = Mask::Causal { window: Some(60) };
             let p = Attention { heads: 4, kv_heads: 2, head_dim: 64, layer: 1 };

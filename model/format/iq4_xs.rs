@@ -10,9 +10,9 @@
 //! in its high half.
 
 use super::q4::{put_pairs, take_pairs};
-use super::scale::{half_at, inverse, put_signed};
+use super::scale::{inverse, put_signed};
 use super::search::{self, Levels};
-use super::{Block, Parts, bytes_at};
+use super::{Block, NO_OFFSET, Parts, Units, bits_at, bytes_at};
 use pulp::Simd;
 use std::hint::black_box;
 
@@ -64,26 +64,40 @@ impl Levels for Iq4Xs {
 
 impl Block<136, 8> for Iq4Xs {
     const RUN: usize = 32;
+    const BITS: u32 = 4;
+    const SIGNED: bool = false;
+    const LEVELS: Option<[i8; 16]> = Some(LEVELS);
+
+    #[inline(always)]
+    fn codes(bytes: &[u8; 136]) -> [[i8; 32]; 8] {
+        let mut codes = [[0; 32]; 8];
+        for r in 0..8 {
+            codes[r] = take_pairs(bytes_at(bytes, 8 + 16 * r));
+        }
+        codes
+    }
+
+    #[inline(always)]
+    fn units(bytes: &[u8; 136]) -> Units<8> {
+        let high = bits_at(bytes, 2);
+        let mut scales = [[0; 2]; 8];
+        for r in 0..8 {
+            let low = bytes[4 + r / 2] >> (4 * (r % 2)) & 15;
+            scales[r] = [(low + 16 * (high >> (2 * r) & 3) as u8) as i8 - 32; 2];
+        }
+        Units { units: [bits_at(bytes, 0), NO_OFFSET], scales, offsets: [[1; 2]; 8] }
+    }
 
     #[inline(always)]
     fn take(bytes: &[u8; 136]) -> Parts<8> {
-        let unit = half_at(bytes, 0);
-        let high = u16::from_le_bytes(bytes_at(bytes, 2));
-        let (mut codes, mut scales) = ([[0; 32]; 8], [[0.0; 2]; 8]);
-        let mut numbers = [[0; 32]; 8];
-        for r in 0..8 {
-            let low = bytes[4 + r / 2] >> (4 * (r % 2)) & 15;
-            let scale = low + 16 * (high >> (2 * r) & 3) as u8;
-            scales[r] = [unit * (f32::from(scale) - 32.0); 2];
-            numbers[r] = take_pairs(bytes_at(bytes, 8 + 16 * r));
-        }
+        let numbers = Self::codes(bytes);
         // As in `unpack.rs`: from memory, the compiler takes 32 at once.
         let numbers = black_box(&numbers).as_flattened();
-        let levels = codes.as_flattened_mut();
+        let mut levels = [[0; 32]; 8];
         for i in 0..256 {
-            levels[i] = level(numbers[i]);
+            levels.as_flattened_mut()[i] = level(numbers[i]);
         }
-        Parts { codes, scales, offsets: [[-0.0; 2]; 8] }
+        Parts::new(levels, &Self::units(bytes))
     }
 
     #[inline(always)]

@@ -6,8 +6,8 @@
 //!
 //! **One formula.** Every quantised format stores signed codes of at most 8 bits, and runs of 16
 //! or 32 codes share a scale and an offset: `value = scale · code + offset`. A format's file says
-//! where its block keeps them and chooses them for given values; `unpack.rs` and `convert.rs` do
-//! the rest for all.
+//! where its block keeps them and chooses them for given values; `unpack.rs`, `convert.rs` and, for
+//! backends with a layout of their own, `apart.rs` do the rest for all.
 //!
 //! **Exact.** An f16 number has 11 significant bits, and the integers that multiply it, a run's
 //! scale and a code, have at most 12 together. Their product is exact in f32, so a value is rounded
@@ -18,6 +18,7 @@
     reason = "loops over arrays of one length with one index are those that become vectors"
 )]
 
+mod apart;
 mod convert;
 mod iq4_xs;
 mod q2_k;
@@ -32,6 +33,7 @@ mod scale;
 mod search;
 pub(crate) mod unpack;
 
+pub use apart::{Apart, Coding};
 pub(crate) use convert::decode_plain;
 pub use convert::{decode, encode};
 use pulp::Simd;
@@ -166,11 +168,48 @@ pub(crate) trait Block<const BYTES: usize, const PARTS: usize> {
     /// Number of adjacent values that share a scale and an offset: 16 or 32.
     const RUN: usize;
 
+    /// Bits of a code as stored.
+    const BITS: u32;
+
+    /// Whether codes are signed: they begin at `-1 << (BITS - 1)`, not at 0.
+    const SIGNED: bool;
+
+    /// The values that codes stand for, where those are not the codes themselves.
+    const LEVELS: Option<[i8; 16]> = None;
+
+    /// Returns the codes of a block in the order of the values.
+    fn codes(bytes: &[u8; BYTES]) -> [[i8; 32]; PARTS];
+
+    /// Returns what the scales and offsets of a block are products of.
+    fn units(bytes: &[u8; BYTES]) -> Units<PARTS>;
+
     /// Takes a block apart.
-    fn take(bytes: &[u8; BYTES]) -> Parts<PARTS>;
+    #[inline(always)]
+    fn take(bytes: &[u8; BYTES]) -> Parts<PARTS> {
+        Parts::new(Self::codes(bytes), &Self::units(bytes))
+    }
 
     /// Makes the block whose values are near `values`.
     fn make<S: Simd>(simd: S, values: &[[f32; 32]; PARTS], bytes: &mut [u8; BYTES]);
+}
+
+/// What scales and offsets are products of: a unit of the block, and a number of each 16 values.
+pub(crate) struct Units<const PARTS: usize> {
+    /// Bits of the f16 units of scales and of offsets.
+    pub(crate) units: [u16; 2],
+    pub(crate) scales: [[i8; 2]; PARTS],
+    pub(crate) offsets: [[i8; 2]; PARTS],
+}
+
+/// f16's −0, the unit of offsets in formats that have none.
+const NO_OFFSET: u16 = 0x8000;
+
+impl Units<1> {
+    /// Returns the units of a block that is one run: its scale and offset themselves.
+    #[inline(always)]
+    fn one(units: [u16; 2]) -> Self {
+        Self { units, scales: [[1; 2]], offsets: [[1; 2]] }
+    }
 }
 
 /// What a block says: `scale · code + offset` for each value.
@@ -182,6 +221,21 @@ pub(crate) struct Parts<const PARTS: usize> {
     /// Offset of each 16 values. Formats without offsets have −0, which changes no value, not even
     /// the sign of a zero.
     pub(crate) offsets: [[f32; 2]; PARTS],
+}
+
+impl<const PARTS: usize> Parts<PARTS> {
+    #[inline(always)]
+    fn new(codes: [[i8; 32]; PARTS], of: &Units<PARTS>) -> Self {
+        let [unit, offset_unit] = of.units.map(|unit| scale::half(unit.to_le_bytes()));
+        let (mut scales, mut offsets) = ([[0.0; 2]; PARTS], [[0.0; 2]; PARTS]);
+        for p in 0..PARTS {
+            for half in 0..2 {
+                scales[p][half] = unit * f32::from(of.scales[p][half]);
+                offsets[p][half] = offset_unit * f32::from(of.offsets[p][half]);
+            }
+        }
+        Self { codes, scales, offsets }
+    }
 }
 
 /// A function over the blocks of some quantised format, for [`with_block`].
@@ -207,6 +261,18 @@ pub(crate) fn with_block<F: WithBlock>(dtype: Dtype, f: F) -> Option<F::Output> 
         Dtype::Q6K => f.call::<210, 8, q6_k::Q6K>(),
         Dtype::Iq4Xs => f.call::<136, 8, iq4_xs::Iq4Xs>(),
     })
+}
+
+/// Returns the bits of the f16 number at byte `at` of a block.
+#[inline(always)]
+fn bits_at(bytes: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes(bytes_at(bytes, at))
+}
+
+/// Returns the bits of minus the f16 number at byte `at` of a block.
+#[inline(always)]
+fn negative_at(bytes: &[u8], at: usize) -> u16 {
+    bits_at(bytes, at) ^ 0x8000
 }
 
 /// Returns the `N` bytes from byte `at` on.

@@ -9,8 +9,8 @@
 //! A run's scale is its low four bits times the scale unit, its offset the high four times minus
 //! the offset unit. Value 128 n + 32 j + l has bits 2 j and 2 j + 1 of byte 32 n + l of the codes.
 
-use super::scale::{half_at, put_unsigned};
-use super::{Block, Parts, bytes_at, search};
+use super::scale::put_unsigned;
+use super::{Block, Units, bits_at, bytes_at, negative_at, search};
 use pulp::Simd;
 
 pub(super) struct Q2K;
@@ -43,16 +43,22 @@ pub(super) fn put_quarters(codes: &[[i8; 32]; 8], bytes: &mut [u8], at: usize) {
 
 impl Block<84, 8> for Q2K {
     const RUN: usize = 16;
+    const BITS: u32 = 2;
+    const SIGNED: bool = false;
 
     #[inline(always)]
-    fn take(bytes: &[u8; 84]) -> Parts<8> {
-        let (unit, offset_unit) = (half_at(bytes, 80), half_at(bytes, 82));
-        let (mut scales, mut offsets) = ([[0.0; 2]; 8], [[0.0; 2]; 8]);
+    fn codes(bytes: &[u8; 84]) -> [[i8; 32]; 8] {
+        take_quarters(bytes_at(bytes, 16))
+    }
+
+    #[inline(always)]
+    fn units(bytes: &[u8; 84]) -> Units<8> {
+        let (mut scales, mut offsets) = ([[0; 2]; 8], [[0; 2]; 8]);
         for r in 0..16 {
-            scales.as_flattened_mut()[r] = unit * f32::from(bytes[r] & 15);
-            offsets.as_flattened_mut()[r] = -(offset_unit * f32::from(bytes[r] >> 4));
+            scales.as_flattened_mut()[r] = (bytes[r] & 15) as i8;
+            offsets.as_flattened_mut()[r] = (bytes[r] >> 4) as i8;
         }
-        Parts { codes: take_quarters(bytes_at(bytes, 16)), scales, offsets }
+        Units { units: [bits_at(bytes, 80), negative_at(bytes, 82)], scales, offsets }
     }
 
     #[inline(always)]

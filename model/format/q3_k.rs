@@ -11,29 +11,20 @@
 //! 8 + r % 4 has the high two bits of scale r at bit 2 · (r / 4).
 
 use super::q2_k::{put_quarters, take_quarters};
-use super::scale::{half_at, put_signed};
+use super::scale::put_signed;
 use super::search::{self, Linear};
-use super::{Block, Parts, bytes_at};
+use super::{Block, NO_OFFSET, Units, bits_at, bytes_at};
 use pulp::Simd;
 
 pub(super) struct Q3K;
 
 impl Block<110, 8> for Q3K {
     const RUN: usize = 16;
+    const BITS: u32 = 3;
+    const SIGNED: bool = true;
 
     #[inline(always)]
-    fn take(bytes: &[u8; 110]) -> Parts<8> {
-        let unit = half_at(bytes, 108);
-        let word = |at: usize| u32::from_le_bytes(bytes_at(bytes, at));
-        let (low, high) = ([word(96), word(100)], word(104));
-        let mut scales = [[0.0; 2]; 8];
-        for four in 0..4 {
-            let low = low[four % 2] >> (4 * (four / 2)) & 0x0f0f_0f0f;
-            let bytes = (low | (high >> (2 * four) & 0x0303_0303) << 4).to_le_bytes();
-            for r in 0..4 {
-                scales.as_flattened_mut()[4 * four + r] = unit * (f32::from(bytes[r]) - 32.0);
-            }
-        }
+    fn codes(bytes: &[u8; 110]) -> [[i8; 32]; 8] {
         let mut codes = take_quarters(bytes_at(bytes, 32));
         let high = bytes_at::<32>(bytes, 0);
         for p in 0..8 {
@@ -41,7 +32,22 @@ impl Block<110, 8> for Q3K {
                 codes[p][l] -= if high[l] & 1 << p != 0 { 0 } else { 4 };
             }
         }
-        Parts { codes, scales, offsets: [[-0.0; 2]; 8] }
+        codes
+    }
+
+    #[inline(always)]
+    fn units(bytes: &[u8; 110]) -> Units<8> {
+        let word = |at: usize| u32::from_le_bytes(bytes_at(bytes, at));
+        let (low, high) = ([word(96), word(100)], word(104));
+        let mut scales = [[0; 2]; 8];
+        for four in 0..4 {
+            let low = low[four % 2] >> (4 * (four / 2)) & 0x0f0f_0f0f;
+            let bytes = (low | (high >> (2 * four) & 0x0303_0303) << 4).to_le_bytes();
+            for r in 0..4 {
+                scales.as_flattened_mut()[4 * four + r] = bytes[r] as i8 - 32;
+            }
+        }
+        Units { units: [bits_at(bytes, 108), NO_OFFSET], scales, offsets: [[1; 2]; 8] }
     }
 
     #[inline(always)]

@@ -9,9 +9,9 @@
 //! Byte j of the pairs has the code of value j in its low half and that of value 16 + j in its
 //! high half. Q4_0 stores its codes plus 8.
 
-use super::scale::{half_at, put_half};
+use super::scale::put_half;
 use super::search::{self, Linear};
-use super::{Block, Parts, bytes_at};
+use super::{Block, NO_OFFSET, Units, bits_at, bytes_at};
 use pulp::Simd;
 
 pub(super) struct Q4_0;
@@ -38,14 +38,21 @@ pub(super) fn put_pairs(codes: [i8; 32], bytes: &mut [u8], at: usize) {
 
 impl Block<18, 1> for Q4_0 {
     const RUN: usize = 32;
+    const BITS: u32 = 4;
+    const SIGNED: bool = true;
 
     #[inline(always)]
-    fn take(bytes: &[u8; 18]) -> Parts<1> {
+    fn codes(bytes: &[u8; 18]) -> [[i8; 32]; 1] {
         let mut codes = take_pairs(bytes_at(bytes, 2));
         for code in &mut codes {
             *code -= 8;
         }
-        Parts { codes: [codes], scales: [[half_at(bytes, 0); 2]], offsets: [[-0.0; 2]] }
+        [codes]
+    }
+
+    #[inline(always)]
+    fn units(bytes: &[u8; 18]) -> Units<1> {
+        Units::one([bits_at(bytes, 0), NO_OFFSET])
     }
 
     #[inline(always)]
@@ -57,12 +64,17 @@ impl Block<18, 1> for Q4_0 {
 
 impl Block<20, 1> for Q4_1 {
     const RUN: usize = 32;
+    const BITS: u32 = 4;
+    const SIGNED: bool = false;
 
     #[inline(always)]
-    fn take(bytes: &[u8; 20]) -> Parts<1> {
-        let (scale, offset) = (half_at(bytes, 0), half_at(bytes, 2));
-        let codes = take_pairs(bytes_at(bytes, 4));
-        Parts { codes: [codes], scales: [[scale; 2]], offsets: [[offset; 2]] }
+    fn codes(bytes: &[u8; 20]) -> [[i8; 32]; 1] {
+        [take_pairs(bytes_at(bytes, 4))]
+    }
+
+    #[inline(always)]
+    fn units(bytes: &[u8; 20]) -> Units<1> {
+        Units::one([bits_at(bytes, 0), bits_at(bytes, 2)])
     }
 
     #[inline(always)]

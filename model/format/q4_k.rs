@@ -14,30 +14,15 @@
 //! of scale 4 + r; byte 4 + r the same of the offsets; byte 8 + r the low four bits of scale 4 + r
 //! and of offset 4 + r.
 
-use super::scale::{half_at, put_unsigned};
-use super::{Block, Parts, bytes_at, search};
+use super::scale::put_unsigned;
+use super::{Block, Units, bits_at, bytes_at, negative_at, search};
 use pulp::Simd;
 
 pub(super) struct Q4K;
 
-/// Takes the units and 6-bit numbers at the beginning of a block apart, and 128 pairs of codes from
-/// byte `at` on.
+/// Takes 128 pairs of codes from byte `at` on apart.
 #[inline(always)]
-pub(super) fn take(bytes: &[u8], at: usize) -> Parts<8> {
-    let (unit, offset_unit) = (half_at(bytes, 0), half_at(bytes, 2));
-    let word = |at: usize| u32::from_le_bytes(bytes_at(bytes, at));
-    // Four numbers at once.
-    let (first, second, low) = (word(4), word(8), word(12));
-    let numbers = |first: u32, low: u32| {
-        let last = low & 0x0f0f_0f0f | first >> 2 & 0x3030_3030;
-        (u64::from(first & 0x3f3f_3f3f) | u64::from(last) << 32).to_le_bytes()
-    };
-    let (scale_numbers, offset_numbers) = (numbers(first, low), numbers(second, low >> 4));
-    let (mut scales, mut offsets) = ([[0.0; 2]; 8], [[0.0; 2]; 8]);
-    for r in 0..8 {
-        scales[r] = [unit * f32::from(scale_numbers[r]); 2];
-        offsets[r] = [-(offset_unit * f32::from(offset_numbers[r])); 2];
-    }
+pub(super) fn codes(bytes: &[u8], at: usize) -> [[i8; 32]; 8] {
     let mut codes = [[0; 32]; 8];
     for n in 0..4 {
         let pairs = bytes_at::<32>(bytes, at + 32 * n);
@@ -46,10 +31,26 @@ pub(super) fn take(bytes: &[u8], at: usize) -> Parts<8> {
             codes[2 * n + 1][l] = (pairs[l] >> 4) as i8;
         }
     }
-    Parts { codes, scales, offsets }
+    codes
 }
 
-/// Chooses scales and offsets for codes of `0..=HIGH` and stores them as [`take`] reads them, and
+/// Takes the units and 6-bit numbers at the beginning of a block apart.
+#[inline(always)]
+pub(super) fn units(bytes: &[u8]) -> Units<8> {
+    let word = |at: usize| u32::from_le_bytes(bytes_at(bytes, at));
+    // Four numbers at once.
+    let (first, second, low) = (word(4), word(8), word(12));
+    let numbers = |first: u32, low: u32| {
+        let last = low & 0x0f0f_0f0f | first >> 2 & 0x3030_3030;
+        (u64::from(first & 0x3f3f_3f3f) | u64::from(last) << 32).to_le_bytes()
+    };
+    let (scale_numbers, offset_numbers) = (numbers(first, low), numbers(second, low >> 4));
+    let scales = scale_numbers.map(|number| [number as i8; 2]);
+    let offsets = offset_numbers.map(|number| [number as i8; 2]);
+    Units { units: [bits_at(bytes, 0), negative_at(bytes, 2)], scales, offsets }
+}
+
+/// Chooses scales and offsets for codes of `0..=HIGH` and stores them as [`units`] reads them, and
 /// the low halves of the codes. Returns the codes.
 #[inline(always)]
 pub(super) fn put<S: Simd, const HIGH: i32>(
@@ -87,10 +88,17 @@ pub(super) fn put<S: Simd, const HIGH: i32>(
 
 impl Block<144, 8> for Q4K {
     const RUN: usize = 32;
+    const BITS: u32 = 4;
+    const SIGNED: bool = false;
 
     #[inline(always)]
-    fn take(bytes: &[u8; 144]) -> Parts<8> {
-        take(bytes, 16)
+    fn codes(bytes: &[u8; 144]) -> [[i8; 32]; 8] {
+        codes(bytes, 16)
+    }
+
+    #[inline(always)]
+    fn units(bytes: &[u8; 144]) -> Units<8> {
+        units(bytes)
     }
 
     #[inline(always)]

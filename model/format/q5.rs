@@ -13,9 +13,9 @@
 //! those of Q4_0. Q5_0 stores its codes plus 16.
 
 use super::q4::{put_pairs, take_pairs};
-use super::scale::{half_at, put_half};
+use super::scale::put_half;
 use super::search::{self, Linear};
-use super::{Block, Parts, bytes_at};
+use super::{Block, NO_OFFSET, Units, bits_at, bytes_at};
 use pulp::Simd;
 
 pub(super) struct Q5_0;
@@ -45,14 +45,21 @@ fn put_codes(codes: [i8; 32], bytes: &mut [u8], at: usize) {
 
 impl Block<22, 1> for Q5_0 {
     const RUN: usize = 32;
+    const BITS: u32 = 5;
+    const SIGNED: bool = true;
 
     #[inline(always)]
-    fn take(bytes: &[u8; 22]) -> Parts<1> {
+    fn codes(bytes: &[u8; 22]) -> [[i8; 32]; 1] {
         let mut codes = take_codes(bytes, 2);
         for code in &mut codes {
             *code -= 16;
         }
-        Parts { codes: [codes], scales: [[half_at(bytes, 0); 2]], offsets: [[-0.0; 2]] }
+        [codes]
+    }
+
+    #[inline(always)]
+    fn units(bytes: &[u8; 22]) -> Units<1> {
+        Units::one([bits_at(bytes, 0), NO_OFFSET])
     }
 
     #[inline(always)]
@@ -64,12 +71,17 @@ impl Block<22, 1> for Q5_0 {
 
 impl Block<24, 1> for Q5_1 {
     const RUN: usize = 32;
+    const BITS: u32 = 5;
+    const SIGNED: bool = false;
 
     #[inline(always)]
-    fn take(bytes: &[u8; 24]) -> Parts<1> {
-        let (scale, offset) = (half_at(bytes, 0), half_at(bytes, 2));
-        let codes = take_codes(bytes, 4);
-        Parts { codes: [codes], scales: [[scale; 2]], offsets: [[offset; 2]] }
+    fn codes(bytes: &[u8; 24]) -> [[i8; 32]; 1] {
+        [take_codes(bytes, 4)]
+    }
+
+    #[inline(always)]
+    fn units(bytes: &[u8; 24]) -> Units<1> {
+        Units::one([bits_at(bytes, 0), bits_at(bytes, 2)])
     }
 
     #[inline(always)]

@@ -9,24 +9,31 @@
 //! Units, scales, offsets and pairs are those of Q4_K. Bit r of byte l of the high bits is bit 4
 //! of the code of value 32 r + l.
 
-use super::{Block, Parts, bytes_at, q4_k};
+use super::{Block, Units, bytes_at, q4_k};
 use pulp::Simd;
 
 pub(super) struct Q5K;
 
 impl Block<176, 8> for Q5K {
     const RUN: usize = 32;
+    const BITS: u32 = 5;
+    const SIGNED: bool = false;
 
     #[inline(always)]
-    fn take(bytes: &[u8; 176]) -> Parts<8> {
-        let mut parts = q4_k::take(bytes, 48);
+    fn codes(bytes: &[u8; 176]) -> [[i8; 32]; 8] {
+        let mut codes = q4_k::codes(bytes, 48);
         let high = bytes_at::<32>(bytes, 16);
         for r in 0..8 {
             for l in 0..32 {
-                parts.codes[r][l] |= if high[l] & 1 << r != 0 { 16 } else { 0 };
+                codes[r][l] |= if high[l] & 1 << r != 0 { 16 } else { 0 };
             }
         }
-        parts
+        codes
+    }
+
+    #[inline(always)]
+    fn units(bytes: &[u8; 176]) -> Units<8> {
+        q4_k::units(bytes)
     }
 
     #[inline(always)]

@@ -11,24 +11,20 @@
 //! the high bits are those of Q2_K's codes.
 
 use super::q2_k::{put_quarters, take_quarters};
-use super::scale::{half_at, put_signed};
+use super::scale::put_signed;
 use super::search::{self, Linear};
-use super::{Block, Parts, bytes_at};
+use super::{Block, NO_OFFSET, Units, bits_at, bytes_at};
 use pulp::Simd;
 
 pub(super) struct Q6K;
 
 impl Block<210, 8> for Q6K {
     const RUN: usize = 16;
+    const BITS: u32 = 6;
+    const SIGNED: bool = true;
 
     #[inline(always)]
-    fn take(bytes: &[u8; 210]) -> Parts<8> {
-        let unit = half_at(bytes, 208);
-        let numbers = bytes_at::<16>(bytes, 192);
-        let mut scales = [[0.0; 2]; 8];
-        for r in 0..16 {
-            scales.as_flattened_mut()[r] = unit * f32::from(numbers[r] as i8);
-        }
+    fn codes(bytes: &[u8; 210]) -> [[i8; 32]; 8] {
         let mut codes = take_quarters(bytes_at(bytes, 128));
         for n in 0..2 {
             let pairs = bytes_at::<64>(bytes, 64 * n);
@@ -42,7 +38,17 @@ impl Block<210, 8> for Q6K {
                 }
             }
         }
-        Parts { codes, scales, offsets: [[-0.0; 2]; 8] }
+        codes
+    }
+
+    #[inline(always)]
+    fn units(bytes: &[u8; 210]) -> Units<8> {
+        let numbers = bytes_at::<16>(bytes, 192);
+        let mut scales = [[0; 2]; 8];
+        for r in 0..16 {
+            scales.as_flattened_mut()[r] = numbers[r] as i8;
+        }
+        Units { units: [bits_at(bytes, 208), NO_OFFSET], scales, offsets: [[1; 2]; 8] }
     }
 
     #[inline(always)]

@@ -6,23 +6,30 @@
 //!       f16
 //! ```
 
-use super::scale::{half_at, put_half};
-use super::{Block, Parts, bytes_at, search};
+use super::scale::put_half;
+use super::{Block, NO_OFFSET, Units, bits_at, bytes_at, search};
 use pulp::Simd;
 
 pub(super) struct Q8_0;
 
 impl Block<34, 1> for Q8_0 {
     const RUN: usize = 32;
+    const BITS: u32 = 8;
+    const SIGNED: bool = true;
 
     #[inline(always)]
-    fn take(bytes: &[u8; 34]) -> Parts<1> {
+    fn codes(bytes: &[u8; 34]) -> [[i8; 32]; 1] {
         let stored = bytes_at::<32>(bytes, 2);
         let mut codes = [0; 32];
         for i in 0..32 {
             codes[i] = stored[i] as i8;
         }
-        Parts { codes: [codes], scales: [[half_at(bytes, 0); 2]], offsets: [[-0.0; 2]] }
+        [codes]
+    }
+
+    #[inline(always)]
+    fn units(bytes: &[u8; 34]) -> Units<1> {
+        Units::one([bits_at(bytes, 0), NO_OFFSET])
     }
 
     #[inline(always)]

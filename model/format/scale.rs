@@ -17,12 +17,6 @@ pub(super) fn half(bytes: [u8; 2]) -> f32 {
     f32::from_bits(small.to_bits() | special | (bits & 0x8000) << 16)
 }
 
-/// Returns the f16 number at byte `at` of a block as f32.
-#[inline(always)]
-pub(super) fn half_at(bytes: &[u8], at: usize) -> f32 {
-    half([bytes[at], bytes[at + 1]])
-}
-
 /// Stores the nearest finite f16 number at byte `at` of a block and returns it as f32.
 #[inline(always)]
 pub(super) fn put_half(value: f32, bytes: &mut [u8], at: usize) -> f32 {
