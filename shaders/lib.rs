@@ -24,6 +24,7 @@ mod linear_add;
 mod logits;
 mod matrix;
 mod measure;
+mod options;
 mod pipeline;
 mod pool;
 mod product;
@@ -37,7 +38,8 @@ pub mod shader;
 pub mod tune;
 
 pub use adapter::{Adapter, adapters, best_gpu};
-pub use matrix::Matrix;
+pub use matrix::{Matrix, row_bytes};
+pub use options::{Half, Options};
 
 use gpu::{Gpu, Raw, Use};
 use gritlm_model::host::{pages, routing, rows};
@@ -51,48 +53,6 @@ use matrix::Ring;
 use shader::Shader;
 use std::sync::{Arc, Mutex, PoisonError};
 use tune::Tiles;
-
-/// Options for opening a device.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Options {
-    /// Part of the adapter's name or backend, in any case; if empty, the best adapter is opened.
-    pub name: String,
-    /// Whether to time every launch; see [`Measure::profile`](gritlm_model::measure::Measure::profile).
-    pub profile: bool,
-    /// Whether to multiply in half precision where there are many rows, on matrix units where the
-    /// adapter has them. Sums stay f32; relative errors are then about 1e-3.
-    pub f16: Half,
-    /// Maximum bytes of a buffer with a part of a matrix, where this is below the adapter's own
-    /// limit.
-    pub matrix_bytes: Option<u64>,
-    /// Tiles to use instead of those stored for the adapter, or its defaults.
-    pub tiles: Option<Tiles>,
-    /// Whether to measure which tiles are fastest, and to store them; see [`Wgpu::tune`].
-    pub tune: bool,
-}
-
-gritlm_model::setters!(Options {
-    profile: bool,
-    f16: Half,
-    matrix_bytes: Option<u64>,
-    tiles: Option<Tiles>,
-    tune: bool,
-} into {
-    name: String,
-});
-
-/// Where half precision is used.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Half {
-    /// Nowhere.
-    #[default]
-    Never,
-    /// On adapters that have it.
-    IfAvailable,
-    /// An adapter without it is refused.
-    Required,
-}
 
 /// An opened device with its shaders.
 pub struct Wgpu {

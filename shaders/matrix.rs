@@ -78,6 +78,12 @@ impl Format {
     }
 }
 
+/// Returns the bytes that a row of a matrix takes on the device, as it is stored there: plain
+/// elements padded to groups of 8, quantised ones in a layout of this backend's own.
+pub fn row_bytes(dtype: Dtype, cols: usize) -> u64 {
+    Format::new(dtype, cols).stride
+}
+
 impl Matrix {
     pub(crate) fn chunks(&self) -> &[Chunk] {
         &self.chunks

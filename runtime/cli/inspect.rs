@@ -3,6 +3,7 @@
 use super::args::{Global, Inspect, Synth};
 use super::output::{Out, Progress};
 use crate::error::Result;
+use gritlm::backend::wgpu_row_bytes;
 use gritlm::{Checkpoint, synth as writer};
 use gritlm_model::config::Config;
 use gritlm_model::weights::{Dtype, Expected, Tensor, Weights};
@@ -118,15 +119,13 @@ fn memory(config: &Config, weights: &Weights, global: &Global) -> Vec<Memory> {
         let shaped = Expected { name: name.into(), shape: tensor.shape().into() };
         global.weights.and_then(|to| to.of(&shaped, config)).unwrap_or(tensor.dtype())
     };
-    let tensors: Vec<(Dtype, usize)> = weights
-        .tensors()
-        .map(|(name, tensor)| (kept(name, tensor), tensor.shape().iter().product()))
-        .collect();
-    let bytes = |of: &dyn Fn(Dtype, usize) -> usize| -> u64 {
-        tensors.iter().map(|&(dtype, elements)| of(dtype, elements) as u64).sum()
+    let tensors: Vec<(Dtype, (usize, usize))> =
+        weights.tensors().map(|(name, t)| (kept(name, t), t.matrix_shape())).collect();
+    let bytes = |of: &dyn Fn(Dtype, usize) -> u64| -> u64 {
+        tensors.iter().map(|&(dtype, (rows, cols))| rows as u64 * of(dtype, cols)).sum()
     };
-    let own = bytes(&|dtype, elements| dtype.bytes(elements));
-    let all = tensors.iter().map(|(dtype, _)| *dtype).collect::<BTreeSet<_>>();
+    let own = bytes(&|dtype, cols| dtype.bytes(cols) as u64);
+    let all = tensors.iter().map(|&(dtype, _)| dtype).collect::<BTreeSet<_>>();
     let names = all.iter().map(|dtype| dtype.to_string().to_lowercase()).collect::<Vec<_>>();
     let names = names.join(", ");
     let cache = global.kv_type.unwrap_or(Dtype::F32);
@@ -140,10 +139,11 @@ fn memory(config: &Config, weights: &Weights, global: &Global) -> Vec<Memory> {
     let lower = cache.to_string().to_lowercase();
     let mut rows = vec![row("cpu", format!("{place}{names}; {lower} cache"), own, cache)];
     if !all.iter().any(|dtype| dtype.is_quantized()) {
-        let halves = bytes(&|_, elements| 2 * elements);
+        let halves = bytes(&|_, cols| 2 * cols as u64);
         rows.push(row("cuda", "bf16 weights and cache".into(), halves, Dtype::Bf16));
     }
-    rows.push(row("wgpu", format!("{names}; f32 cache"), own, Dtype::F32));
+    let padded = bytes(&wgpu_row_bytes);
+    rows.push(row("wgpu", format!("{names}; f32 cache"), padded, Dtype::F32));
     rows
 }
 

@@ -219,6 +219,7 @@ async fn open_other<V: Visit>(
 }
 
 pub use cuda::build as build_kernels;
+pub use wgpu::row_bytes as wgpu_row_bytes;
 
 /// The CUDA backend, where it is built in.
 #[cfg(feature = "cuda")]
@@ -333,6 +334,7 @@ mod wgpu {
     use super::{DeviceInfo, Options};
     use crate::Arithmetic;
     use gritlm_model::ops::Compute;
+    pub use gritlm_shaders::row_bytes;
     use gritlm_shaders::{Adapter, Half, Wgpu, adapters, best_gpu};
 
     /// An open device, and why it was chosen.
@@ -404,6 +406,12 @@ mod wgpu {
     use super::{Cpu, DeviceInfo, Options};
 
     const MISSING: &str = "the WGSL backend is not built in (feature wgpu)";
+
+    /// Returns the bytes that a row of a matrix takes in a file, because the feature `wgpu` is not
+    /// built in.
+    pub fn row_bytes(dtype: gritlm_model::weights::Dtype, cols: usize) -> u64 {
+        dtype.bytes(cols) as u64
+    }
 
     pub(super) async fn devices() -> Vec<DeviceInfo> {
         let description = MISSING.into();
