@@ -15,6 +15,7 @@ use super::shape;
 use super::time::{Times, repeated};
 use crate::{Error, Result};
 use gritlm::{Checkpoint, Engine, Options};
+use gritlm_model::gguf::is_gguf;
 use gritlm_model::weights::Weights;
 use rayon::prelude::*;
 use std::fs::File;
@@ -57,13 +58,16 @@ pub fn load(
     let options = options.clone().progress(false).profile(false);
     let Checkpoint { config, weights, .. } = Checkpoint::open(model, options.progress)?;
     let shards: Vec<PathBuf> = weights.shards().iter().map(|(path, _)| path.clone()).collect();
-    let Some(folder) = shards[0].parent().filter(|_| shards[0].exists()) else {
+    let folder = shards[0].parent().filter(|_| shards[0].exists());
+    // A GGUF file is a checkpoint by itself.
+    let Some(place) = folder.map(|folder| if is_gguf(&shards[0]) { &shards[0] } else { folder })
+    else {
         let expected = "a checkpoint in files".into();
         return Err(gritlm::Error::Option { option: "model", expected, found: model.into() }.into());
     };
     let mut bytes = weights.bytes() as f64;
     let shape = shape::of(&format!("{:.2} GB", bytes / 1e9), &short_name(model));
-    let mut files = Files { folder, shards: &shards, config: &config, mapped: Some(weights) };
+    let mut files = Files { place, shards: &shards, config: &config, mapped: Some(weights) };
     let mut done = 0;
     for (heat, cold) in [("warm", false), ("cold", true)] {
         // For warm files, an uncounted first run reads them into memory.
@@ -195,7 +199,8 @@ fn first_answer(program: &Path, model: &str, options: &Options) -> Result<f64> {
 
 /// The files of a checkpoint.
 struct Files<'a> {
-    folder: &'a Path,
+    /// The folder, or the GGUF file.
+    place: &'a Path,
     shards: &'a [PathBuf],
     config: &'a gritlm_model::config::Config,
     /// The mapped weights; pages stay in memory as long as they are mapped.
@@ -229,13 +234,13 @@ impl Files<'_> {
 
     /// Adds up all words of all tensors with all threads; returns the bytes.
     fn sum(&self) -> Result<u64> {
-        let weights = Weights::open(self.folder, self.config)?;
+        let weights = Weights::open(self.place, self.config)?;
         let sum = |bytes: &[u8]| {
             let words = bytes.as_chunks::<8>().0;
             words.iter().fold(0u64, |sum, &word| sum.wrapping_add(u64::from_le_bytes(word)))
         };
         for (_, tensor) in weights.tensors() {
-            let parts = tensor.bytes().par_chunks(1 << 19);
+            let parts = tensor.stored().par_chunks(1 << 19);
             black_box(parts.map(sum).reduce(|| 0, u64::wrapping_add));
         }
         Ok(weights.bytes())
