@@ -9,6 +9,7 @@
 //! first, as several rows do, leaves memory idle while they are multiplied.
 
 use super::matmul::{Inner, Line, Packed, lane_sums, resize, rows};
+use super::prefetch::prefetch;
 use super::unpack::{Bf16, Coded, F32, Weight, convert, take, values, words};
 use crate::format::unpack::Codes;
 use crate::format::{Block, WithBlock, with_block};
@@ -104,6 +105,11 @@ fn one_row<S: Simd>(simd: S, a: &Packed, w: &[(Dtype, &[u8]); TOGETHER], out: &m
     }
 }
 
+/// Bytes that are fetched ahead of those that are taken apart. A block takes some thirty instructions
+/// a row, so the processor itself looks only a few blocks ahead: without it, a decode step of the 1b
+/// shape in Q8_0 took 90 ms where it takes 72.
+const AHEAD: usize = 1024;
+
 struct OneRow<'a, S> {
     simd: S,
     x: &'a [f32],
@@ -125,6 +131,9 @@ impl<S: Simd> WithBlock for OneRow<'_, S> {
         }
         let mut sum = [simd.splat_f32s(0.0); TOGETHER];
         for (b, x) in x.enumerate() {
+            for w in w {
+                prefetch(w.as_flattened(), b * BYTES + AHEAD);
+            }
             let parts = [B::take(&w[0][b]), B::take(&w[1][b])];
             // The compiler must store the parts. Otherwise it follows single codes from where they
             // are taken to where they become f32 and finds no vectors there.

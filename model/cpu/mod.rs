@@ -18,6 +18,7 @@ mod matvec;
 mod measure;
 mod pages;
 mod pool;
+mod prefetch;
 mod qkv;
 mod rmsnorm;
 mod route;
