@@ -44,7 +44,7 @@ pub fn describe(
         ("attention.head_count_kv", Some(c.kv_heads)),
         ("attention.key_length", Some(c.head_dim)),
         ("attention.value_length", Some(c.head_dim)),
-        ("attention.sliding_window", c.window.map(|window| window as usize)),
+        ("attention.sliding_window", c.window),
         ("rope.dimension_count", Some(c.head_dim)),
         ("vocab_size", Some(c.vocab)),
         ("expert_count", c.experts.map(|experts| experts.count)),
