@@ -2,9 +2,10 @@
 //! checked, but no file is ever read whole.
 //!
 //! A checkpoint is a folder with `model.safetensors`, or with shards and an index that names
-//! them, or one with a GGUF file ([`crate::gguf`]). [`Weights::open`] maps the files, parses their headers (the `safetensors` crate refuses
-//! headers that are truncated, overlapping or absurdly long) and compares them with the shapes
-//! that the config implies. A [`Tensor`] is a view that keeps its file mapped.
+//! them, or one with a GGUF file ([`crate::gguf`]). [`Weights::open`] maps the files, parses their
+//! headers (the `safetensors` crate refuses headers that are truncated, overlapping or absurdly
+//! long) and compares them with the shapes that the config implies. A [`Tensor`] is a view that
+//! keeps its file mapped.
 //!
 //! A checkpoint of the bare model (`MistralModel`, not `MistralForCausalLM`) has names without
 //! `model.` and no `lm_head`. It is accepted; without the head it yields no logits.
