@@ -8,9 +8,9 @@
 //! * [`adapters`] lists the devices.
 //!
 //! Activations and KV pages are f32. Weights stay as stored (bf16, f16, f32, or quantised codes in
-//! one layout for all formats) and are widened when they are read; sums are f32. Subgroups, and more than 16 KiB of workgroup memory, are
-//! used only where the adapter has them. On one adapter the same input always gives the same
-//! bits.
+//! one layout for all formats) and are widened when they are read; sums are f32. Subgroups, and
+//! more than 16 KiB of workgroup memory, are used only where the adapter has them. On one adapter
+//! the same input always gives the same bits.
 
 mod adapter;
 mod attention;

@@ -25,7 +25,7 @@ fn written(folder: &TempDir, name: &str, file: &Gguf) -> PathBuf {
 }
 
 /// Embeddings of a bidirectional and a causal text and logits of another, as bits.
-fn answers(engine: &Engine) -> Vec<u32> {
+pub(crate) fn answers(engine: &Engine) -> Vec<u32> {
     let texts: [Vec<u32>; 3] =
         [(3..40).collect(), (100..119).rev().collect(), vec![1, 300, 77, 200, 33, 150]];
     let mut caches: Vec<_> = texts.iter().map(|_| engine.cache()).collect();

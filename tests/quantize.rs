@@ -2,13 +2,12 @@
 //! same values, and what they were made from.
 
 use crate::cli::{objects, run};
+use crate::gguf::answers;
 use crate::gguf_file::{Experts, converted};
 use crate::support::{data, mistral_tokenizer, smollm2};
-use gritlm::batch::{Output, Sequence, Want};
 use gritlm::model::config::{Config, RopeScaling};
 use gritlm::model::format::Dtype;
 use gritlm::model::gguf::{self, Gguf};
-use gritlm::model::ops::{Mask, Pooling};
 use gritlm::model::quantize::Quantization;
 use gritlm::model::tokenizer::Tokenizer;
 use gritlm::model::weights::Weights;
@@ -27,24 +26,6 @@ fn quantize(model: &Path, name: &str, output: &Path) -> gritlm::Result<Quantized
 fn engine(model: &Path, weights: Option<&str>) -> Engine {
     let options = Options::default().device(Device::Cpu).weights(weights.map(to));
     Engine::open(model.to_str().unwrap(), &options).unwrap()
-}
-
-/// The embedding of a text and the logits of another, as bits.
-fn answers(engine: &Engine) -> Vec<u32> {
-    let texts: [Vec<u32>; 2] = [(3..40).collect(), vec![1, 200, 77, 150, 33, 90]];
-    let mut caches = texts.each_ref().map(|_| engine.cache());
-    let wants =
-        [Want::Embedding { skip: 1, pooling: Pooling::Mean, normalize: true }, Want::AllLogits];
-    let masks = [Mask::Bidirectional { window: None }, engine.generation_mask()];
-    let mut sequences: Vec<_> = (texts.iter().zip(&mut caches).zip(wants).zip(masks))
-        .map(|(((tokens, cache), want), mask)| Sequence { tokens, cache, mask, want })
-        .collect();
-    let outputs = engine.run(&mut sequences).unwrap();
-    let numbers = outputs.into_iter().flat_map(|output| match output {
-        Output::Embedding(v) | Output::Logits(v) => v,
-        other => panic!("{other:?}"),
-    });
-    numbers.map(f32::to_bits).collect()
 }
 
 fn config(file: &Path) -> Config {
