@@ -10,15 +10,17 @@
 //! Activations are f32 `(rows, columns)`. A backend may compute matrix products in a type of its
 //! own, but accumulates in f32. A buffer may be longer than the rows that an operation names.
 
+mod backward;
 mod compute;
 mod layout;
 mod params;
 
+pub use backward::Backward;
 pub use compute::Compute;
 pub use layout::{KvShape, Layout, Mask, Span};
 pub use params::{
-    Attention, Expert, GateUp, LinearAdd, Logits, Match, Pooling, PoolingSpan, Qkv, RmsNorm, Route,
-    SampleParams, SampledToken, Search,
+    AdamW, Attention, Contrast, Contrastive, CrossEntropy, Expert, GateUp, LinearAdd, Logits,
+    Match, Pooling, PoolingSpan, Qkv, RmsNorm, Route, SampleParams, SampledToken, Search,
 };
 
 use crate::weights::{Dtype, Tensor};

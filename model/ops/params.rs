@@ -225,3 +225,67 @@ pub struct Search {
     /// Results per query, at most.
     pub top_k: u32,
 }
+
+/// Next-token loss: `loss = ln Σ_v exp(h · Wᵀ)_v − (h · Wᵀ)_target`, row by row.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct CrossEntropy {
+    /// Columns of `h`.
+    pub dim: u32,
+    /// Rows of `W`, the `lm_head`.
+    pub vocab: u32,
+}
+
+/// InfoNCE: `loss = ln Σ_j exp(s_j) − s_target` over a query's candidates j, where
+/// `s_j = cos(query, passage j) / temperature` over the first `used` columns.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Contrastive {
+    /// Queries.
+    pub queries: u32,
+    /// Passages.
+    pub passages: u32,
+    /// Columns of both.
+    pub dim: u32,
+    /// Leading columns that are compared: all, or fewer for Matryoshka embeddings.
+    pub used: u32,
+    /// Divisor of the cosines; the GRIT paper's is 0.02.
+    pub temperature: f32,
+    /// Weight of each query's loss in the gradients.
+    pub scale: f32,
+}
+
+/// The passage that a query should find, among candidates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Contrast {
+    /// Index of the positive passage; one of the candidates.
+    pub target: u32,
+    /// First candidate.
+    pub first: u32,
+    /// Candidates: all passages of a batch, or only the query's own.
+    pub count: u32,
+}
+
+/// A step of AdamW (Loshchilov and Hutter 2019): `m ← β₁ m + (1 − β₁) g`, `v ← β₂ v + (1 − β₂) g²`,
+/// `w ← w − rate · (m / (1 − β₁ᵗ) / (√(v / (1 − β₂ᵗ)) + ε) + decay · w)`, where `g` is `scale`
+/// times the gradient.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamW {
+    /// Elements.
+    pub len: u32,
+    /// Number of this step, t, from 1.
+    pub step: u32,
+    /// Learning rate.
+    pub rate: f32,
+    /// Decay of the first moment, β₁.
+    pub beta1: f32,
+    /// Decay of the second moment, β₂.
+    pub beta2: f32,
+    /// Added to the root of the second moment.
+    pub epsilon: f32,
+    /// Weight decay.
+    pub decay: f32,
+    /// Factor of the gradient, by which it is clipped.
+    pub scale: f32,
+}
