@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 /// Every Rust file of the library crates.
 fn sources() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let runtime = ["engine", "rag", "serve", "bench"].map(|part| root.join("runtime").join(part));
+    let runtime =
+        ["engine", "rag", "train", "serve", "bench"].map(|part| root.join("runtime").join(part));
     let mut folders: Vec<PathBuf> = ["model", "kernels", "shaders"].map(|f| root.join(f)).into();
     folders.extend(runtime);
     let mut files = Vec::new();

@@ -1,0 +1,75 @@
+//! Defines the errors of training and says what to do about each.
+
+use std::path::PathBuf;
+
+/// Result of the fallible functions of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// An error of training. Its message is one line that names the file or field, what was expected
+/// and what was found. Field names in advice are in backquotes, as in the engine's errors.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The model cannot be read, a text cannot be tokenized, or the device failed. The engine's
+    /// error says which, and its variants say what to do.
+    #[error(transparent)]
+    Engine(#[from] gritlm::Error),
+    /// A line of the training data is invalid. Correct or remove it; lines count from 1.
+    #[error("{}:{line}: {problem}", path.display())]
+    Data {
+        /// The file.
+        path: PathBuf,
+        /// The line's number in the file, from 1.
+        line: usize,
+        /// What was expected and what was found.
+        problem: String,
+    },
+    /// A file of training data has no samples, or a folder no files. Name another, or write some:
+    /// the module of the data describes the formats.
+    #[error("{}: {problem}", path.display())]
+    NoData {
+        /// The file or folder.
+        path: PathBuf,
+        /// What was expected and what was found.
+        problem: String,
+    },
+    /// A file changed or became shorter while it was in use. Leave the training data as it is
+    /// until training is done, then start again; a run with the same output resumes.
+    #[error("{}: expected the file as it was opened; found it changed", path.display())]
+    Changed {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A file cannot be read or written. Look at its permissions and at the space on its disk.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The system's error.
+        source: std::io::Error,
+    },
+    /// An option has an invalid value. Choose one that the message allows.
+    #[error("{option}: expected {expected}, found {found}")]
+    Option {
+        /// Name of the field.
+        option: &'static str,
+        /// The expected value.
+        expected: String,
+        /// The value found.
+        found: String,
+    },
+}
+
+impl Error {
+    /// Returns a closure for `map_err` that makes an [`Error::Io`] of `path`.
+    pub fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { path, source }
+    }
+}
+
+impl From<gritlm_model::Error> for Error {
+    fn from(error: gritlm_model::Error) -> Self {
+        Self::Engine(error.into())
+    }
+}

@@ -1,0 +1,5 @@
+//! GRIT training: one model learns to embed and to generate.
+
+mod error;
+
+pub use error::{Error, Result};
