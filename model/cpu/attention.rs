@@ -20,9 +20,17 @@ const QUERIES: usize = 8;
 /// Query vectors processed at once, with four keys or four vectors of columns: 16 independent
 /// chains of additions, in which each load of keys or values is used four times. Each query gets
 /// the same sums as it would alone.
-const TOGETHER: usize = 4;
+pub(super) const TOGETHER: usize = 4;
 
-pub(super) fn attention(p: Attention, q: &[f32], pages: &Pages, layout: &Layout, out: &mut [f32]) {
+/// Computes attention; `lse (rows, heads)` gets ln Σ e^score of each query where it is wanted.
+pub(super) fn attention(
+    p: Attention,
+    q: &[f32],
+    pages: &Pages,
+    layout: &Layout,
+    out: &mut [f32],
+    lse: Option<&mut [f32]>,
+) {
     let tasks: Vec<(Span, usize, Range<usize>)> = layout
         .spans
         .iter()
@@ -34,7 +42,7 @@ pub(super) fn attention(p: Attention, q: &[f32], pages: &Pages, layout: &Layout,
             })
         })
         .collect();
-    let out = Shared::new(out);
+    let (out, lse) = (Shared::new(out), lse.map(Shared::new));
     let arch = Arch::new();
     tasks.par_iter().for_each_init(Default::default, |(scores, room), (span, kv_head, queries)| {
         let task = Task {
@@ -48,6 +56,7 @@ pub(super) fn attention(p: Attention, q: &[f32], pages: &Pages, layout: &Layout,
             scores,
             room,
             out: &out,
+            lse: lse.as_ref(),
         };
         arch.dispatch(task);
     });
@@ -65,6 +74,7 @@ struct Task<'a> {
     /// Keys or values of a page, where they are not stored in f32.
     room: &'a mut Vec<f32>,
     out: &'a Shared<'a>,
+    lse: Option<&'a Shared<'a>>,
 }
 
 impl WithSimd for Task<'_> {
@@ -116,7 +126,11 @@ impl WithSimd for Task<'_> {
         for i in 0..count {
             let keys = keys(i);
             let keys = keys.start - seen.start..keys.end - seen.start;
-            softmax(&mut self.scores[i * width..][keys], scale);
+            let sum = softmax(&mut self.scores[i * width..][keys], scale);
+            if let Some(lse) = self.lse {
+                // SAFETY: each row and head belongs to exactly one task.
+                unsafe { lse.slice(at(i) / head_dim, 1) }.fill(sum);
+            }
             // SAFETY: each row and head belongs to exactly one task.
             unsafe { self.out.slice(at(i), head_dim) }.fill(0.0);
         }
@@ -158,14 +172,19 @@ impl WithSimd for Task<'_> {
 
 /// Returns the pages that a range of keys touches, as ranges of keys.
 #[inline(always)]
-fn pages_of(keys: &Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
+pub(super) fn pages_of(keys: &Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
     (keys.start / PAGE..keys.end.div_ceil(PAGE)).map(|page| page * PAGE..(page + 1) * PAGE)
 }
 
 /// Computes scores[n][j] = q[n] · k[j, :], four keys at a time for independent chains of
 /// additions.
 #[inline(always)]
-fn dots<S: Simd, const N: usize>(simd: S, q: [&[f32]; N], k: &[f32], scores: [&mut [f32]; N]) {
+pub(super) fn dots<S: Simd, const N: usize>(
+    simd: S,
+    q: [&[f32]; N],
+    k: &[f32],
+    scores: [&mut [f32]; N],
+) {
     let (dim, keys) = (q[0].len(), scores[0].len());
     let fours = keys / 4 * 4;
     for j in (0..fours).step_by(4) {
@@ -218,11 +237,11 @@ fn some_dots<S: Simd, const N: usize, const K: usize>(
 
 /// Exponent below which e^x is 0 in f32 (less than half of 2⁻¹⁴⁹). Calling libm there is slow,
 /// because it sets errno: 6 % of an embedding pass.
-const UNDERFLOW: f32 = -104.0;
+pub(super) const UNDERFLOW: f32 = -104.0;
 
-/// Replaces scores by their softmax. The sum is in f64: with thousands of keys an f32 sum would
-/// lose the last two digits.
-fn softmax(scores: &mut [f32], scale: f32) {
+/// Replaces scores by their softmax, and returns the logarithm of the sum of the exponentials. The
+/// sum is in f64: with thousands of keys an f32 sum would lose the last two digits.
+fn softmax(scores: &mut [f32], scale: f32) -> f32 {
     let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let mut sum = 0.0f64;
     for score in scores.iter_mut() {
@@ -232,12 +251,13 @@ fn softmax(scores: &mut [f32], scale: f32) {
     }
     let inverse = (1.0 / sum) as f32;
     scores.iter_mut().for_each(|s| *s *= inverse);
+    (f64::from(max * scale) + sum.ln()) as f32
 }
 
 /// Adds outs[n] += Σ_j weights[n][j] · v[j, :], in the order of j, four vectors of columns at a
 /// time.
 #[inline(always)]
-fn weighted_sums<S: Simd, const N: usize>(
+pub(super) fn weighted_sums<S: Simd, const N: usize>(
     simd: S,
     weights: [&[f32]; N],
     v: &[f32],

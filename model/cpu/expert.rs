@@ -12,26 +12,32 @@ use super::shared::Shared;
 use super::{Matrix, Routing};
 use crate::ops::Expert;
 
-pub(super) fn expert_gate_up(p: Expert, h: &[f32], w: &Matrix, routing: &Routing, out: &mut [f32]) {
+pub(super) fn expert_gate_up(
+    p: Expert,
+    h: &[f32],
+    w: &Matrix,
+    routing: &Routing,
+    out: &mut [f32],
+    mut kept: Option<&mut [f32]>,
+) {
     let (dim, hidden) = (p.dim as usize, p.hidden as usize);
-    let mut done = 0;
-    for group in routing.assigned.chunk_by(|a, b| a.0 == b.0) {
+    for (at, group) in routing.groups() {
         let expert = group[0].0;
         let packed = Packed::gather(group.len(), dim, |i, row| {
             row.copy_from_slice(&h[group[i].1 * dim..][..dim]);
         });
-        let out = &mut out[done * hidden..][..group.len() * hidden];
-        gate_up_rows(&packed, hidden, w, expert * 2 * hidden, out);
-        done += group.len();
+        let rows = at..at + group.len();
+        let out = &mut out[rows.start * hidden..rows.end * hidden];
+        let kept = kept.as_mut().map(|k| &mut k[rows.start * 2 * hidden..rows.end * 2 * hidden]);
+        gate_up_rows(&packed, hidden, w, expert * 2 * hidden, out, kept);
     }
 }
 
 pub(super) fn expert_down_add(p: Expert, a: &[f32], w: &Matrix, routing: &Routing, x: &mut [f32]) {
     let (dim, hidden) = (p.dim as usize, p.hidden as usize);
-    let mut done = 0;
-    for group in routing.assigned.chunk_by(|a, b| a.0 == b.0) {
+    for (at, group) in routing.groups() {
         let expert = group[0].0;
-        let packed = Packed::new(group.len(), hidden, &a[done * hidden..]);
+        let packed = Packed::new(group.len(), hidden, &a[at * hidden..]);
         let out = Shared::new(x);
         matmul(
             &packed,
@@ -48,6 +54,5 @@ pub(super) fn expert_down_add(p: Expert, a: &[f32], w: &Matrix, routing: &Routin
                 }
             },
         );
-        done += group.len();
     }
 }

@@ -8,13 +8,27 @@ use super::shared::Shared;
 use crate::ops::GateUp;
 
 pub(super) fn gate_up(p: GateUp, h: &[f32], w: &Matrix, out: &mut [f32]) {
-    gate_up_rows(&Packed::new(p.rows as usize, p.dim as usize, h), p.hidden as usize, w, 0, out);
+    gate_up_rows(
+        &Packed::new(p.rows as usize, p.dim as usize, h),
+        p.hidden as usize,
+        w,
+        0,
+        out,
+        None,
+    );
 }
 
 /// Computes gate_up with the matrices that begin at row `first` of `w`; experts of a mixture use
-/// it too.
-pub(super) fn gate_up_rows(h: &Packed, hidden: usize, w: &Matrix, first: usize, out: &mut [f32]) {
-    let out = Shared::new(out);
+/// it too. `kept (rows, 2 · hidden)` gets both products.
+pub(super) fn gate_up_rows(
+    h: &Packed,
+    hidden: usize,
+    w: &Matrix,
+    first: usize,
+    out: &mut [f32],
+    kept: Option<&mut [f32]>,
+) {
+    let (out, kept) = (Shared::new(out), kept.map(Shared::new));
     matmul(
         h,
         hidden,
@@ -26,6 +40,13 @@ pub(super) fn gate_up_rows(h: &Packed, hidden: usize, w: &Matrix, first: usize, 
             let out = unsafe { out.slice(row * hidden + cols.start, cols.len()) };
             for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
                 *out = gate / (1.0 + (-gate).exp()) * up;
+            }
+            if let Some(kept) = &kept {
+                for (half, values) in [gate, up].into_iter().enumerate() {
+                    let at = (2 * row + half) * hidden + cols.start;
+                    // SAFETY: as above; the halves of a row do not overlap.
+                    unsafe { kept.slice(at, values.len()) }.copy_from_slice(values);
+                }
             }
         },
     );

@@ -7,21 +7,35 @@
 //! depend on the number of rows, and no other operation looks beyond its own row or sequence. A
 //! sequence's results are therefore bit-identical whatever else is in its batch.
 
+mod adamw;
 mod attention;
+mod attention_backward;
+mod backward;
+mod contrastive;
+mod cross_entropy;
 mod embed;
+mod embed_backward;
 mod expert;
+mod expert_backward;
 mod gate_up;
+mod gate_up_backward;
 mod linear_add;
+mod linear_add_backward;
 mod logits;
 mod matmul;
 mod matvec;
 mod measure;
+mod outer;
 mod pages;
 mod pool;
+mod pool_backward;
 mod prefetch;
 mod qkv;
+mod qkv_backward;
 mod rmsnorm;
+mod rmsnorm_backward;
 mod route;
+mod route_backward;
 mod sample;
 mod search;
 mod shared;
@@ -40,10 +54,12 @@ use std::ops::Range;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Cpu;
 
-/// Matrices of equal width, stacked by rows, as stored.
+/// Matrices of equal width, stacked by rows, as stored; or one in f32 that training writes.
 #[derive(Clone, Debug)]
 pub struct Matrix {
     parts: Vec<Tensor>,
+    /// The values of a matrix that can be written, which has no parts.
+    own: Vec<f32>,
     /// First row of each part, and the number of rows after the last.
     starts: Vec<usize>,
     cols: usize,
@@ -61,16 +77,28 @@ impl Matrix {
         for part in parts {
             starts.push(starts[starts.len() - 1] + part.matrix_shape().0);
         }
-        Self { parts: parts.to_vec(), starts, cols }
+        Self { parts: parts.to_vec(), own: Vec::new(), starts, cols }
     }
 
     /// Returns row `r` as stored.
     fn row(&self, r: usize) -> (Dtype, &[u8]) {
+        if !self.own.is_empty() {
+            return (Dtype::F32, bytemuck::cast_slice(&self.own[r * self.cols..][..self.cols]));
+        }
         let part = self.starts.partition_point(|&s| s <= r) - 1;
         let tensor = &self.parts[part];
         let width = tensor.dtype().bytes(self.cols);
         let start = (r - self.starts[part]) * width;
         (tensor.dtype(), &tensor.bytes()[start..start + width])
+    }
+
+    /// Decodes some columns of row `r` to f32: whole blocks of its format.
+    fn part(&self, r: usize, columns: Range<usize>, out: &mut [f32]) {
+        if !self.own.is_empty() {
+            return out.copy_from_slice(&self.own[r * self.cols..][columns]);
+        }
+        let (dtype, bytes) = self.row(r);
+        decode(dtype, &bytes[dtype.bytes(columns.start)..dtype.bytes(columns.end)], out);
     }
 
     /// Decodes row `r` to f32.
@@ -95,6 +123,18 @@ pub struct Routing {
     logits: Vec<f32>,
     /// (expert, row, weight), sorted by expert, then row: the order of the expert buffers.
     assigned: Vec<(usize, usize, f32)>,
+}
+
+impl Routing {
+    /// Returns the assignments of each expert that has any, and where they begin.
+    fn groups(&self) -> impl Iterator<Item = (usize, &[(usize, usize, f32)])> {
+        let groups = self.assigned.chunk_by(|a, b| a.0 == b.0);
+        groups.scan(0, |next, group| {
+            let at = *next;
+            *next += group.len();
+            Some((at, group))
+        })
+    }
 }
 
 impl Ops for Cpu {
@@ -187,7 +227,7 @@ impl Ops for Cpu {
         batch: &Batch,
         out: &mut Vec<f32>,
     ) {
-        attention::attention(p, q, pages, &batch.layout, out);
+        attention::attention(p, q, pages, &batch.layout, out, None);
     }
 
     fn linear_add(&self, p: LinearAdd, a: &Vec<f32>, w: &Matrix, x: &mut Vec<f32>) {
@@ -210,7 +250,7 @@ impl Ops for Cpu {
         routing: &Routing,
         out: &mut Vec<f32>,
     ) {
-        expert::expert_gate_up(p, h, w, routing, out);
+        expert::expert_gate_up(p, h, w, routing, out, None);
     }
 
     fn expert_down_add(

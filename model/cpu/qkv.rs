@@ -38,7 +38,7 @@ pub(super) fn qkv(p: Qkv, h: &[f32], w: &Matrix, batch: &Batch, q: &mut [f32], p
         .zip(q[..rows * q_len].par_chunks_exact_mut(q_len));
     turned.for_each(|((all, angles), q)| {
         for head in all[..q_len + kv_len].chunks_exact_mut(head_dim) {
-            rotate(head, angles);
+            rotate(head, angles.iter().copied());
         }
         q.copy_from_slice(&all[..q_len]);
     });
@@ -63,8 +63,9 @@ pub(super) fn angles(layout: &Layout) -> Vec<(f32, f32)> {
     layout.positions.iter().flat_map(turn).collect()
 }
 
-fn rotate(head: &mut [f32], angles: &[(f32, f32)]) {
-    let (first, second) = head.split_at_mut(angles.len());
+/// Turns each pair of a head by the angle whose cosine and sine are given.
+pub(super) fn rotate(head: &mut [f32], angles: impl Iterator<Item = (f32, f32)>) {
+    let (first, second) = head.split_at_mut(head.len() / 2);
     for ((a, b), (cos, sin)) in first.iter_mut().zip(second).zip(angles) {
         (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
     }

@@ -45,7 +45,6 @@ pub trait Backward: Ops {
 
     /// Computes [`Ops::attention`] and keeps, for each row and head, the logarithm of the sum of
     /// the exponentials of its scores: `lse (rows, heads)`.
-    #[expect(clippy::too_many_arguments, reason = "attention's, and what is kept")]
     fn attention_kept(
         &self,
         p: Attention,
@@ -80,7 +79,13 @@ pub trait Backward: Ops {
     );
 
     /// Adds the rows of `dx (rows, dim)` to the tokens' rows of `dtable (vocab, dim)`.
-    fn embed_backward(&self, batch: &Self::Batch, dx: &Self::Buffer, dtable: &mut Self::Buffer);
+    fn embed_backward(
+        &self,
+        dim: u32,
+        batch: &Self::Batch,
+        dx: &Self::Buffer,
+        dtable: &mut Self::Buffer,
+    );
 
     /// `x`, `dh (rows, dim)`, `weight`, `dweight (dim)`; adds to `dx (rows, dim)`.
     fn rmsnorm_backward(
