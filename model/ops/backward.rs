@@ -45,7 +45,6 @@ pub trait Backward: Ops {
 
     /// Computes [`Ops::attention`] and keeps, for each row and head, the logarithm of the sum of
     /// the exponentials of its scores: `lse (rows, heads)`.
-    #[expect(clippy::too_many_arguments, reason = "attention's, and what is kept")]
     fn attention_kept(
         &self,
         p: Attention,
