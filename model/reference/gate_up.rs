@@ -4,7 +4,7 @@ use super::{Number, linear};
 
 /// Returns the gated row, `(hidden)`, for `h` `(dim)` and the stacked matrices `[W₁; W₃]`,
 /// `(2 · hidden, dim)`.
-pub fn gate_up<T: Number>(h: &[T], stacked: &[f32]) -> Vec<f64> {
+pub fn gate_up<T: Number, W: Number>(h: &[T], stacked: &[W]) -> Vec<f64> {
     let (w1, w3) = stacked.split_at(stacked.len() / 2);
     let silu = |x: f64| x / (1.0 + (-x).exp());
     linear(h, w1).into_iter().zip(linear(h, w3)).map(|(gate, up)| silu(gate) * up).collect()

@@ -1,6 +1,6 @@
 //! `y = W x`: a row of activations times a matrix as checkpoints store it, `(outer, inner)`.
 
-/// A number that f64 holds exactly: activations are f32, intermediate values f64.
+/// A number that f64 holds exactly: activations and weights are f32, intermediate values f64.
 pub trait Number: Copy + Into<f64> {}
 
 impl<T: Copy + Into<f64>> Number for T {}
@@ -17,6 +17,6 @@ pub fn dot<A: Number, B: Number>(a: &[A], b: &[B]) -> f64 {
 /// use gritlm_model::reference::linear;
 /// assert_eq!(linear(&[1.0, 2.0], &[1.0_f32, 0.0, 3.0, 4.0]), [1.0, 11.0]);
 /// ```
-pub fn linear<T: Number>(x: &[T], w: &[f32]) -> Vec<f64> {
+pub fn linear<T: Number, W: Number>(x: &[T], w: &[W]) -> Vec<f64> {
     w.chunks(x.len()).map(|row| dot(x, row)).collect()
 }

@@ -8,6 +8,7 @@
 //! | file | formula | paper |
 //! |---|---|---|
 //! | `linear` | `y = W x` | |
+//! | `softmax` | `exp(xᵢ) / Σⱼ exp(xⱼ)` | |
 //! | `rmsnorm` | `y = x · w / √(mean(x²) + ε)` | Zhang and Sennrich 2019 |
 //! | `rotary` | pairs of a head rotate by position · frequency | Su et al. 2021 |
 //! | `attention` | `softmax(q Kᵀ / √d) V` | Vaswani et al. 2017 |
@@ -28,17 +29,19 @@ mod rotary;
 mod route;
 mod sample;
 mod search;
+mod softmax;
 
-pub use attention::attention;
+pub use attention::{attention, attention_scores};
 pub use format::values;
 pub use gate_up::gate_up;
 pub use linear::{Number, dot, linear};
-pub use pool::{pool, pooled_rows};
+pub use pool::{normalize, pool, pooled_rows};
 pub use rmsnorm::rmsnorm;
 pub use rotary::rotary;
 pub use route::route;
-pub use sample::{log_softmax, sample};
+pub use sample::sample;
 pub use search::{largest_first, search};
+pub use softmax::{log_softmax, log_sum_exp, softmax, softmax_backward};
 
 /// Returns `‖out − reference‖ / ‖reference‖` in f64, the one measure of error in this project. It
 /// is 0 for equal values, even if all are 0, and infinite if the lengths differ or any value of
@@ -50,14 +53,16 @@ pub use search::{largest_first, search};
 /// assert_eq!(relative_error(&[3.0, 2.0], &[0.0, 2.0]), 1.5);
 /// assert_eq!(relative_error(&[f32::NAN], &[1.0]), f64::INFINITY);
 /// ```
-pub fn relative_error(out: &[f32], reference: &[f32]) -> f64 {
-    if out.len() != reference.len() || out.iter().any(|v| !v.is_finite()) {
+pub fn relative_error<A: Number, B: Number>(out: &[A], reference: &[B]) -> f64 {
+    let finite = |&value: &A| Into::<f64>::into(value).is_finite();
+    if out.len() != reference.len() || !out.iter().all(finite) {
         return f64::INFINITY;
     }
-    if out == reference {
+    let difference = out.iter().zip(reference).map(|(&a, &b)| a.into() - b.into());
+    let difference: Vec<f64> = difference.collect();
+    // Also where both are zero.
+    if difference.iter().all(|&d| d == 0.0) {
         return 0.0;
     }
-    let square = |(&a, &b): (&f32, &f32)| (f64::from(a) - f64::from(b)).powi(2);
-    let difference: f64 = out.iter().zip(reference).map(square).sum();
-    difference.sqrt() / dot(reference, reference).sqrt()
+    (dot(&difference, &difference) / dot(reference, reference)).sqrt()
 }

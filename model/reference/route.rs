@@ -2,7 +2,7 @@
 //! renormalised to sum to 1. The sum over all experts cancels, so this is a softmax over the
 //! chosen ones.
 
-use super::largest_first;
+use super::{largest_first, softmax};
 
 /// Returns the chosen experts with their weights, the largest first, for `logits`, `(experts)`.
 ///
@@ -15,7 +15,6 @@ use super::largest_first;
 pub fn route(logits: &[f64], top_k: usize) -> Vec<(usize, f64)> {
     let mut order = largest_first(logits);
     order.truncate(top_k);
-    let max = logits[order[0]];
-    let sum: f64 = order.iter().map(|&expert| (logits[expert] - max).exp()).sum();
-    order.into_iter().map(|expert| (expert, (logits[expert] - max).exp() / sum)).collect()
+    let kept: Vec<f64> = order.iter().map(|&expert| logits[expert]).collect();
+    order.into_iter().zip(softmax(&kept)).collect()
 }

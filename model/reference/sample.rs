@@ -1,15 +1,7 @@
 //! Sampling of the next token from one row of logits, `(vocab)`.
 
-use super::{Number, largest_first};
+use super::{largest_first, log_softmax};
 use crate::ops::{SampleParams, SampledToken};
-
-/// Returns `ln softmax(logits)`, `(vocab)`.
-pub fn log_softmax<T: Number>(logits: &[T]) -> Vec<f64> {
-    let logits: Vec<f64> = logits.iter().map(|&logit| logit.into()).collect();
-    let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let sum: f64 = logits.iter().map(|logit| (logit - max).exp()).sum();
-    logits.iter().map(|logit| logit - max - sum.ln()).collect()
-}
 
 /// Returns the sampled token, and the smallest difference in any comparison of two probabilities.
 /// Where that is near the rounding error of f32, a backend may correctly sample another token.
