@@ -5,12 +5,12 @@ use crate::backend::Load;
 use crate::batch::{Output, Plan, Sequence, Want};
 use crate::cache::{KvCache, KvPool, KvSnapshot};
 use crate::corpus::{Corpus, whole};
+use crate::layer::{Layer, Nothing, Pass};
 use crate::{Error, Result};
 use gritlm_model::config::{Config, Experts};
 use gritlm_model::measure::{Created, Measure, OpTime};
 use gritlm_model::ops::{
-    Attention, Compute, Expert, GateUp, KvShape, LinearAdd, Logits, Mask, Match, Ops, PAGE, Qkv,
-    RmsNorm, Route, SampledToken, Search, SharedVectors,
+    Compute, KvShape, Logits, Mask, Match, Ops, PAGE, RmsNorm, SampledToken, Search, SharedVectors,
 };
 use gritlm_model::weights::{Dtype, Expected, Tensor, Weights};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -63,23 +63,6 @@ pub(crate) trait Model: Send {
 
 /// The matches of each query, the best first.
 pub(crate) type Found = Vec<Vec<Match>>;
-
-/// Weights of one layer, as the backend stores them.
-struct Layer<M> {
-    attention_norm: M,
-    /// [Wq; Wk; Wv].
-    qkv: M,
-    output: M,
-    ffn_norm: M,
-    ffn: FeedForward<M>,
-}
-
-enum FeedForward<M> {
-    /// `gate_up` is [W1; W3], and `down` is W2.
-    Dense { gate_up: M, down: M },
-    /// The router, and the matrices of all experts, stacked.
-    Mixture { router: M, gate_up: M, down: M, count: u32, top_k: u32 },
-}
 
 /// The matrix that computes logits.
 enum Head<M> {
@@ -145,37 +128,7 @@ impl<O: Ops> Forward<O> {
             Ok(matrix)
         };
         let one = |name: &str| stack(&[name.to_string()]);
-        let layers = (0..config.layers).map(|l| {
-            let name = |part: &str| format!("model.layers.{l}.{part}.weight");
-            let ffn = match config.experts {
-                None => FeedForward::Dense {
-                    gate_up: stack(&[name("mlp.gate_proj"), name("mlp.up_proj")])?,
-                    down: one(&name("mlp.down_proj"))?,
-                },
-                Some(experts) => {
-                    let expert =
-                        |e: usize, w: &str| name(&format!("block_sparse_moe.experts.{e}.{w}"));
-                    let all = 0..experts.count;
-                    let gate_up: Vec<String> =
-                        all.clone().flat_map(|e| [expert(e, "w1"), expert(e, "w3")]).collect();
-                    let down: Vec<String> = all.map(|e| expert(e, "w2")).collect();
-                    FeedForward::Mixture {
-                        router: one(&name("block_sparse_moe.gate"))?,
-                        gate_up: stack(&gate_up)?,
-                        down: stack(&down)?,
-                        count: experts.count as u32,
-                        top_k: experts.top_k as u32,
-                    }
-                }
-            };
-            Ok(Layer {
-                attention_norm: one(&name("input_layernorm"))?,
-                qkv: stack(&["q", "k", "v"].map(|p| name(&format!("self_attn.{p}_proj"))))?,
-                output: one(&name("self_attn.o_proj"))?,
-                ffn_norm: one(&name("post_attention_layernorm"))?,
-                ffn,
-            })
-        });
+        let layers = (0..config.layers).map(|l| Layer::names(config, l).try_map(|n| stack(n)));
         let shape = KvShape {
             layers: config.layers,
             pages,
@@ -264,45 +217,21 @@ impl<O: Ops> Forward<O> {
         let mut work = self.work(plan.rows())?;
         let w = &mut work;
         let (c, ops) = (&self.config, &self.ops);
-        let (rows, dim, eps) = (plan.rows() as u32, c.dim as u32, c.norm_eps);
-        let (heads, kv_heads, head_dim) = (c.heads as u32, c.kv_heads as u32, c.head_dim as u32);
-        let hidden = c.hidden as u32;
-        let norm = RmsNorm { rows, dim, eps };
         let batch = ops.batch(&plan.layout)?;
+        let pass = Pass { ops, config: c, batch: &batch, rows: plan.rows() as u32 };
 
         ops.embed(&batch, &self.table, &mut w.x);
         for (l, layer) in self.layers.iter().enumerate() {
             if let Some(probe) = probe.as_deref_mut() {
                 probe(Stage::LayerInput(l), ops.read(&w.x, plan.rows() * c.dim).await?);
             }
-            let index = l as u32;
-            ops.rmsnorm(norm, &w.x, &layer.attention_norm, &mut w.h);
-            let p = Qkv { rows, dim, heads, kv_heads, head_dim, layer: index };
-            ops.qkv(p, &w.h, &layer.qkv, &batch, &mut w.q, &mut self.pages);
-            let p = Attention { heads, kv_heads, head_dim, layer: index };
-            ops.attention(p, &w.q, &self.pages, &batch, &mut w.mixed);
-            let p = LinearAdd { rows, inner: heads * head_dim, outer: dim };
-            ops.linear_add(p, &w.mixed, &layer.output, &mut w.x);
-
-            ops.rmsnorm(norm, &w.x, &layer.ffn_norm, &mut w.h);
-            match &layer.ffn {
-                FeedForward::Dense { gate_up, down } => {
-                    ops.gate_up(GateUp { rows, dim, hidden }, &w.h, gate_up, &mut w.inner);
-                    let p = LinearAdd { rows, inner: hidden, outer: dim };
-                    ops.linear_add(p, &w.inner, down, &mut w.x);
-                }
-                FeedForward::Mixture { router, gate_up, down, count, top_k } => {
-                    let (experts, top_k) = (*count, *top_k);
-                    let routing = &mut w.routing;
-                    ops.route(Route { rows, dim, experts, top_k }, &w.h, router, routing);
-                    if let Some(probe) = probe.as_deref_mut() {
-                        let logits = ops.read_routing(routing, plan.rows()).await?;
-                        probe(Stage::RouterLogits(l), logits);
-                    }
-                    let p = Expert { rows, dim, hidden, experts, top_k };
-                    ops.expert_gate_up(p, &w.h, gate_up, routing, &mut w.inner);
-                    ops.expert_down_add(p, &w.inner, down, routing, &mut w.x);
-                }
+            let buffers = [&mut w.h, &mut w.q, &mut w.mixed];
+            pass.attend(l as u32, layer, &mut w.x, buffers, &mut self.pages, &mut Nothing);
+            let buffers = [&mut w.h, &mut w.inner];
+            pass.feed_forward(layer, &mut w.x, buffers, &mut w.routing, &mut Nothing);
+            if let Some(probe) = probe.as_deref_mut().filter(|_| c.experts.is_some()) {
+                let logits = ops.read_routing(&w.routing, plan.rows()).await?;
+                probe(Stage::RouterLogits(l), logits);
             }
         }
 

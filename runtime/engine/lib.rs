@@ -43,6 +43,7 @@ mod hub;
 #[cfg(not(feature = "hub"))]
 #[path = "hub/none.rs"]
 mod hub;
+pub mod layer;
 mod message;
 mod options;
 mod quantize;
