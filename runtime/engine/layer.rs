@@ -119,6 +119,32 @@ impl<M> Layer<M> {
     }
 }
 
+impl<M, N> Layer<(M, N)> {
+    /// Takes pairs apart.
+    pub fn unzip(self) -> (Layer<M>, Layer<N>) {
+        let Self { attention_norm, qkv, output, ffn_norm, ffn } = self;
+        let (ffn, other_ffn) = match ffn {
+            FeedForward::Dense { gate_up, down } => (
+                FeedForward::Dense { gate_up: gate_up.0, down: down.0 },
+                FeedForward::Dense { gate_up: gate_up.1, down: down.1 },
+            ),
+            FeedForward::Mixture { router, gate_up, down } => (
+                FeedForward::Mixture { router: router.0, gate_up: gate_up.0, down: down.0 },
+                FeedForward::Mixture { router: router.1, gate_up: gate_up.1, down: down.1 },
+            ),
+        };
+        let other = Layer {
+            attention_norm: attention_norm.1,
+            qkv: qkv.1,
+            output: output.1,
+            ffn_norm: ffn_norm.1,
+            ffn: other_ffn,
+        };
+        let (attention_norm, qkv, output) = (attention_norm.0, qkv.0, output.0);
+        (Layer { attention_norm, qkv, output, ffn_norm: ffn_norm.0, ffn }, other)
+    }
+}
+
 /// How the operations are computed whose intermediate values training keeps; inference keeps
 /// nothing.
 pub trait Keep<O: Ops> {

@@ -48,6 +48,15 @@ pub enum Error {
         /// The system's error.
         source: std::io::Error,
     },
+    /// A loss or a gradient is not a number, or infinite. Lower the learning rate, or look at the
+    /// samples of the batch that is named.
+    #[error("{what}: expected a finite number, found {found}")]
+    NotFinite {
+        /// Which number it is.
+        what: &'static str,
+        /// Its value.
+        found: f64,
+    },
     /// An option has an invalid value. Choose one that the message allows.
     #[error("{option}: expected {expected}, found {found}")]
     Option {
@@ -70,6 +79,12 @@ impl Error {
 
 impl From<gritlm_model::Error> for Error {
     fn from(error: gritlm_model::Error) -> Self {
+        Self::Engine(error.into())
+    }
+}
+
+impl From<gritlm_model::ops::DeviceError> for Error {
+    fn from(error: gritlm_model::ops::DeviceError) -> Self {
         Self::Engine(error.into())
     }
 }

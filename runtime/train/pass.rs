@@ -1,0 +1,398 @@
+//! A chunk of sequences through the model and back.
+//!
+//! [`Tape::forward`] runs the layers and keeps what the way back needs, and [`Tape::backward`] adds
+//! the gradients of all weights. Of each layer the residual stream is kept; the rest of a layer's
+//! activations is kept for all layers, or, with activation checkpointing, for one: the way back
+//! then runs each layer forward again, which costs a third more time and saves all but
+//! 1 / layers of that memory.
+
+use crate::Result;
+use crate::pack::{Run, layout, pages};
+use crate::parameters::{Parameters, Slot};
+use gritlm::layer::{FeedForward, Keep, Layer, Nothing, Pass};
+use gritlm_model::config::Config;
+use gritlm_model::format::Dtype;
+use gritlm_model::ops::{
+    Attention, Backward, CrossEntropy, Expert, GateUp, KvShape, Ops, PoolingSpan, RmsNorm,
+};
+use pollster::block_on;
+
+/// What one layer leaves behind, for its gradients.
+struct Kept<O: Ops> {
+    /// The residual stream between the halves.
+    middle: O::Buffer,
+    h: O::Buffer,
+    q: O::Buffer,
+    mixed: O::Buffer,
+    lse: O::Buffer,
+    ffn_h: O::Buffer,
+    inner: O::Buffer,
+    /// Both products of the feed-forward's first half.
+    products: O::Buffer,
+    routing: O::Routing,
+}
+
+/// Buffers of a chunk of at most `rows` rows.
+struct Room<O: Ops> {
+    rows: usize,
+    /// The residual stream, and its gradient.
+    x: O::Buffer,
+    dx: O::Buffer,
+    /// After the final norm, and its gradient.
+    hidden: O::Buffer,
+    dhidden: O::Buffer,
+    /// The residual stream as it enters each layer.
+    inputs: Vec<O::Buffer>,
+    kept: Vec<Kept<O>>,
+    /// Gradients of the normalised stream, of q, k, v, of what attention mixed, of what is between
+    /// the halves of the feed-forward, and of the weights of experts.
+    dh: O::Buffer,
+    dq: O::Buffer,
+    dk: O::Buffer,
+    dv: O::Buffer,
+    dmixed: O::Buffer,
+    dinner: O::Buffer,
+    dweights: O::Buffer,
+}
+
+/// Runs chunks forward and back, in buffers that it keeps.
+pub(crate) struct Tape<O: Ops> {
+    config: Config,
+    frequencies: Vec<f32>,
+    /// Whether activations of all layers are kept.
+    keep_all: bool,
+    room: Option<Room<O>>,
+    pages: Option<(usize, O::Pages)>,
+}
+
+/// A chunk that has gone forward.
+pub(crate) struct Chunk<O: Ops> {
+    batch: O::Batch,
+    rows: usize,
+}
+
+/// Tokens that are learned: the rows that predict them, and the weight of each in the loss.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Learned {
+    pub(crate) rows: Vec<u32>,
+    pub(crate) targets: Vec<u32>,
+    pub(crate) scales: Vec<f32>,
+}
+
+impl<O: Backward> Tape<O> {
+    pub(crate) fn new(config: &Config, keep_all: bool) -> Self {
+        let frequencies = config.rope_frequencies();
+        Self { config: config.clone(), frequencies, keep_all, room: None, pages: None }
+    }
+
+    /// Layers whose activations are kept.
+    fn kept_layers(&self) -> usize {
+        if self.keep_all { self.config.layers } else { 1 }
+    }
+
+    /// Makes room for a chunk.
+    fn reserve(&mut self, ops: &O, rows: usize, pages: usize) -> Result<()> {
+        let c = &self.config;
+        let kept_layers = self.kept_layers();
+        if self.room.as_ref().is_none_or(|room| room.rows < rows) {
+            // The old buffers go first: both would not fit where one fills the memory.
+            self.room = None;
+            let (experts, top_k) = c.experts.map_or((1, 1), |e| (e.count, e.top_k));
+            let (q, kv) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
+            let buffer = |width: usize| ops.buffer(rows, width);
+            let kept = || -> Result<Kept<O>> {
+                Ok(Kept {
+                    middle: buffer(c.dim)?,
+                    h: buffer(c.dim)?,
+                    q: buffer(q)?,
+                    mixed: buffer(q)?,
+                    lse: buffer(c.heads)?,
+                    ffn_h: buffer(c.dim)?,
+                    inner: buffer(top_k * c.hidden)?,
+                    products: buffer(top_k * 2 * c.hidden)?,
+                    routing: ops.routing(rows, experts, top_k)?,
+                })
+            };
+            self.room = Some(Room {
+                rows,
+                x: buffer(c.dim)?,
+                dx: buffer(c.dim)?,
+                hidden: buffer(c.dim)?,
+                dhidden: buffer(c.dim)?,
+                inputs: (0..c.layers).map(|_| buffer(c.dim)).collect::<Result<_, _>>()?,
+                kept: (0..kept_layers).map(|_| kept()).collect::<Result<_>>()?,
+                dh: buffer(c.dim)?,
+                dq: buffer(q)?,
+                dk: buffer(kv)?,
+                dv: buffer(kv)?,
+                dmixed: buffer(q)?,
+                dinner: buffer(top_k * c.hidden)?,
+                dweights: buffer(top_k)?,
+            });
+        }
+        if self.pages.as_ref().is_none_or(|(held, _)| *held < pages) {
+            self.pages = None;
+            let (kv_heads, head_dim) = (c.kv_heads, c.head_dim);
+            let shape =
+                KvShape { layers: kept_layers, pages, kv_heads, head_dim, dtype: Dtype::F32 };
+            self.pages = Some((pages, ops.pages(shape)?));
+        }
+        Ok(())
+    }
+
+    /// Runs a chunk to the hidden states after the final norm. With `keep` a
+    /// [`Tape::backward`] may follow.
+    ///
+    /// # Errors
+    /// When the device is out of memory.
+    pub(crate) fn forward(
+        &mut self,
+        ops: &O,
+        weights: &Parameters<O>,
+        runs: &[Run<'_>],
+        keep: bool,
+    ) -> Result<Chunk<O>> {
+        let layout = layout(runs, &self.frequencies);
+        let rows = layout.tokens.len();
+        self.reserve(ops, rows, pages(runs))?;
+        let chunk = Chunk { batch: ops.batch(&layout)?, rows };
+        let Some(room) = &mut self.room else { return Ok(chunk) };
+        let pass = Pass { ops, config: &self.config, batch: &chunk.batch, rows: rows as u32 };
+        let Some((_, pages)) = &mut self.pages else { return Ok(chunk) };
+        ops.embed(&chunk.batch, &weights.table, &mut room.x);
+        for (l, w) in weights.layers.iter().enumerate() {
+            let held = l % room.kept.len();
+            let kept = &mut room.kept[held];
+            if keep {
+                ops.copy(&room.x, rows * self.config.dim, &mut room.inputs[l]);
+                run_layer(&pass, held as u32, w, &mut room.x, kept, pages);
+            } else {
+                let buffers = [&mut kept.h, &mut kept.q, &mut kept.mixed];
+                pass.attend(held as u32, w, &mut room.x, buffers, pages, &mut Nothing);
+                let buffers = [&mut kept.ffn_h, &mut kept.inner];
+                pass.feed_forward(w, &mut room.x, buffers, &mut kept.routing, &mut Nothing);
+            }
+        }
+        ops.rmsnorm(pass.norm(), &room.x, &weights.norm, &mut room.hidden);
+        Ok(chunk)
+    }
+
+    /// Returns the pooled vectors of a chunk, `(spans, dim)`.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub(crate) fn pool(&self, ops: &O, spans: &[PoolingSpan]) -> Result<Vec<f32>> {
+        let Some(room) = &self.room else { return Ok(Vec::new()) };
+        let dim = self.config.dim;
+        let mut out = ops.buffer(spans.len(), dim)?;
+        ops.pool(dim as u32, spans, &room.hidden, &mut out);
+        Ok(block_on(ops.read(&out, spans.len() * dim))?)
+    }
+
+    /// Begins the way back of a chunk: nothing depends on its hidden states yet.
+    pub(crate) fn begin(&mut self, ops: &O, chunk: &Chunk<O>) {
+        if let Some(room) = &mut self.room {
+            ops.clear(&mut room.dhidden, chunk.rows * self.config.dim);
+        }
+    }
+
+    /// Adds the gradients of pooled vectors, `(spans, dim)`.
+    ///
+    /// # Errors
+    /// When the device is out of memory.
+    pub(crate) fn pool_backward(
+        &mut self,
+        ops: &O,
+        spans: &[PoolingSpan],
+        dvectors: &[f32],
+    ) -> Result<()> {
+        let Some(room) = &mut self.room else { return Ok(()) };
+        let dvectors = ops.upload(spans.len(), self.config.dim, dvectors)?;
+        ops.pool_backward(self.config.dim as u32, spans, &dvectors, &mut room.dhidden);
+        Ok(())
+    }
+
+    /// Adds the gradients of the next tokens' losses, and returns these losses, without weights.
+    ///
+    /// # Errors
+    /// When the device is out of memory or fails.
+    pub(crate) fn cross_entropy(
+        &mut self,
+        ops: &O,
+        weights: &mut Parameters<O>,
+        learned: &Learned,
+        learn: bool,
+    ) -> Result<Vec<f32>> {
+        let Some(room) = &mut self.room else { return Ok(Vec::new()) };
+        let p = CrossEntropy { dim: self.config.dim as u32, vocab: self.config.vocab as u32 };
+        let mut losses = ops.buffer(learned.rows.len(), 1)?;
+        let slots = &mut weights.slots;
+        let (head, slot) = match (&weights.head, &mut slots.head) {
+            (Some(head), Some(slot)) => (head, slot),
+            _ => (&weights.table, &mut slots.table),
+        };
+        ops.cross_entropy(
+            p,
+            &learned.rows,
+            &learned.targets,
+            &learned.scales,
+            &room.hidden,
+            head,
+            &mut losses,
+            &mut room.dhidden,
+            learn.then_some(&mut slot.gradient),
+        );
+        Ok(block_on(ops.read(&losses, learned.rows.len()))?)
+    }
+
+    /// Adds the gradients of all weights, from those of the hidden states of the last chunk that
+    /// went forward. `balance (experts)` is that of [`Backward::route_backward`].
+    pub(crate) fn backward(
+        &mut self,
+        ops: &O,
+        weights: &mut Parameters<O>,
+        chunk: &Chunk<O>,
+        balance: &[f32],
+    ) {
+        let (Some(room), Some((_, pages))) = (&mut self.room, &mut self.pages) else { return };
+        let (rows, c) = (chunk.rows, &self.config);
+        let pass = Pass { ops, config: c, batch: &chunk.batch, rows: rows as u32 };
+        let slots = &mut weights.slots;
+        ops.clear(&mut room.dx, rows * c.dim);
+        let dnorm = Some(&mut slots.norm.gradient);
+        ops.rmsnorm_backward(
+            pass.norm(),
+            &room.x,
+            &weights.norm,
+            &room.dhidden,
+            &mut room.dx,
+            dnorm,
+        );
+        for (l, (w, slots)) in weights.layers.iter().zip(&mut slots.layers).enumerate().rev() {
+            let held = l % room.kept.len();
+            if room.kept.len() == 1 && l + 1 < c.layers {
+                ops.copy(&room.inputs[l], rows * c.dim, &mut room.x);
+                run_layer(&pass, held as u32, w, &mut room.x, &mut room.kept[held], pages);
+            }
+            feed_forward_backward(&pass, w, slots, room, held, balance);
+            attend_backward(&pass, held, w, slots, room, l, pages);
+        }
+        ops.embed_backward(c.dim as u32, &chunk.batch, &room.dx, &mut slots.table.gradient);
+    }
+}
+
+/// Runs a layer and keeps what its gradients need.
+fn run_layer<O: Backward>(
+    pass: &Pass<'_, O>,
+    held: u32,
+    w: &Layer<O::Matrix>,
+    x: &mut O::Buffer,
+    kept: &mut Kept<O>,
+    pages: &mut O::Pages,
+) {
+    let dim = pass.config.dim;
+    let mut keep = Saved { lse: &mut kept.lse, products: &mut kept.products };
+    let buffers = [&mut kept.h, &mut kept.q, &mut kept.mixed];
+    pass.attend(held, w, x, buffers, pages, &mut keep);
+    pass.ops.copy(x, pass.rows as usize * dim, &mut kept.middle);
+    pass.feed_forward(w, x, [&mut kept.ffn_h, &mut kept.inner], &mut kept.routing, &mut keep);
+}
+
+/// Computes the operations whose intermediate values are kept.
+struct Saved<'a, O: Ops> {
+    lse: &'a mut O::Buffer,
+    products: &'a mut O::Buffer,
+}
+
+impl<O: Backward> Keep<O> for Saved<'_, O> {
+    fn attention(
+        &mut self,
+        ops: &O,
+        p: Attention,
+        q: &O::Buffer,
+        pages: &O::Pages,
+        batch: &O::Batch,
+        out: &mut O::Buffer,
+    ) {
+        ops.attention_kept(p, q, pages, batch, out, self.lse);
+    }
+
+    fn gate_up(&mut self, ops: &O, p: GateUp, h: &O::Buffer, w: &O::Matrix, out: &mut O::Buffer) {
+        ops.gate_up_kept(p, h, w, out, self.products);
+    }
+
+    fn expert_gate_up(
+        &mut self,
+        ops: &O,
+        p: Expert,
+        h: &O::Buffer,
+        w: &O::Matrix,
+        routing: &O::Routing,
+        out: &mut O::Buffer,
+    ) {
+        ops.expert_gate_up_kept(p, h, w, routing, out, self.products);
+    }
+}
+
+/// Adds the gradients of a layer's second half; `dx` becomes that of its input.
+fn feed_forward_backward<O: Backward>(
+    pass: &Pass<'_, O>,
+    w: &Layer<O::Matrix>,
+    slots: &mut Layer<Slot<O>>,
+    room: &mut Room<O>,
+    held: usize,
+    balance: &[f32],
+) {
+    let ops = pass.ops;
+    let Room { kept, dx, dh, dinner, dweights, .. } = room;
+    let kept = &mut kept[held];
+    match (&w.ffn, &mut slots.ffn) {
+        (
+            FeedForward::Dense { gate_up, down },
+            FeedForward::Dense { gate_up: dgate_up, down: ddown },
+        ) => {
+            let dw = Some(&mut ddown.gradient);
+            ops.linear_add_backward(pass.down(), &kept.inner, down, dx, dinner, dw);
+            let (dw, products) = (Some(&mut dgate_up.gradient), &mut kept.products);
+            ops.gate_up_backward(pass.gate_up(), &kept.ffn_h, gate_up, products, dinner, dh, dw);
+        }
+        (
+            FeedForward::Mixture { router, gate_up, down },
+            FeedForward::Mixture { router: drouter, gate_up: dgate_up, down: ddown },
+        ) => {
+            let (p, routing, dw) = (pass.expert(), &kept.routing, Some(&mut ddown.gradient));
+            ops.expert_down_add_backward(p, &kept.inner, down, routing, dx, dinner, dweights, dw);
+            let (h, dw) = (&kept.ffn_h, Some(&mut drouter.gradient));
+            ops.route_backward(pass.route(), h, router, routing, dweights, balance, dh, dw);
+            let (dw, products) = (Some(&mut dgate_up.gradient), &mut kept.products);
+            ops.expert_gate_up_backward(p, h, gate_up, routing, products, dinner, dh, dw);
+        }
+        _ => unreachable!("slots are made for these weights"),
+    }
+    let (norm, dw) = (pass.norm(), Some(&mut slots.ffn_norm.gradient));
+    ops.rmsnorm_backward(norm, &kept.middle, &w.ffn_norm, dh, dx, dw);
+}
+
+/// Adds the gradients of a layer's first half; `dx` becomes that of the layer's input.
+fn attend_backward<O: Backward>(
+    pass: &Pass<'_, O>,
+    held: usize,
+    w: &Layer<O::Matrix>,
+    slots: &mut Layer<Slot<O>>,
+    room: &mut Room<O>,
+    l: usize,
+    pages: &O::Pages,
+) {
+    let (ops, batch, layer) = (pass.ops, pass.batch, held as u32);
+    let Room { inputs, kept, dx, dh, dq, dk, dv, dmixed, .. } = room;
+    let kept = &kept[held];
+    let dw = Some(&mut slots.output.gradient);
+    ops.linear_add_backward(pass.output(), &kept.mixed, &w.output, dx, dmixed, dw);
+    let p = pass.attention(layer);
+    let (out, lse) = (&kept.mixed, &kept.lse);
+    ops.attention_backward(p, &kept.q, pages, batch, out, lse, dmixed, [dq, dk, dv]);
+    let dw = Some(&mut slots.qkv.gradient);
+    ops.qkv_backward(pass.qkv(layer), &kept.h, &w.qkv, batch, [dq, dk, dv], dh, dw);
+    let (norm, dw): (RmsNorm, _) = (pass.norm(), Some(&mut slots.attention_norm.gradient));
+    ops.rmsnorm_backward(norm, &inputs[l], &w.attention_norm, dh, dx, dw);
+}

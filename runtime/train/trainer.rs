@@ -1,0 +1,284 @@
+//! One step of training: losses, gradients, an update.
+//!
+//! A batch of embeddings larger than a chunk goes forward chunk by chunk without keeping anything
+//! but its vectors; the loss gives their gradients; then each chunk goes forward again and back
+//! (GradCache, Gao et al. 2021). Conversations go forward and back chunk by chunk. So the memory
+//! does not grow with the batch, and gradients are those of the whole batch.
+
+use crate::objective::Objective;
+use crate::pack::{Run, chunks};
+use crate::parameters::Parameters;
+use crate::pass::{Learned, Tape};
+use crate::{Answer, Error, Result, Text};
+use gritlm::Checkpoint;
+use gritlm_model::config::Config;
+use gritlm_model::ops::{AdamW, Backward, Contrastive, PoolingSpan};
+use pollster::block_on;
+
+/// Losses of a batch.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Losses {
+    /// L_rep, without its weight; `None` without queries.
+    pub rep: Option<f64>,
+    /// L_gen, without its weight; `None` without learned tokens.
+    pub generative: Option<f64>,
+    /// Tokens of the batch.
+    pub tokens: usize,
+}
+
+/// A model that is trained, on one device.
+pub struct Trainer<O: Backward> {
+    ops: O,
+    config: Config,
+    objective: Objective,
+    /// Tokens of one chunk.
+    chunk: usize,
+    parameters: Parameters<O>,
+    tape: Tape<O>,
+}
+
+impl<O: Backward> Trainer<O> {
+    /// Loads a checkpoint's weights in f32. `chunk` is the number of tokens that go through the
+    /// model at once; `keep_all` keeps their activations for all layers instead of running each
+    /// layer again on the way back.
+    ///
+    /// # Errors
+    /// When the objective is invalid, the checkpoint has no head, or the device is out of memory.
+    pub fn new(
+        ops: O,
+        checkpoint: &Checkpoint,
+        objective: Objective,
+        chunk: usize,
+        keep_all: bool,
+    ) -> Result<Self> {
+        let config = checkpoint.config.clone();
+        objective.check(&config)?;
+        if !checkpoint.weights.has_head(&config) {
+            return Err(gritlm::Error::NoHead.into());
+        }
+        let parameters = Parameters::load(&ops, &config, &checkpoint.weights)?;
+        let tape = Tape::new(&config, keep_all);
+        Ok(Self { ops, config, objective, chunk: chunk.max(1), parameters, tape })
+    }
+
+    /// Adds the gradients of a batch: of queries, of `group` passages for each, the positive one
+    /// first, and of conversations. Any of them may be absent.
+    ///
+    /// # Errors
+    /// When the device is out of memory or fails, or a loss is not finite.
+    pub fn gradients(
+        &mut self,
+        queries: &[Text],
+        passages: &[Text],
+        answers: &[Answer],
+    ) -> Result<Losses> {
+        let config = self.config.clone();
+        let objective = self.objective.clone();
+        let mut losses = Losses::default();
+        let runs: Vec<Run<'_>> =
+            answers.iter().map(|a| objective.generative_run(a, &config)).collect();
+        losses.tokens += runs.iter().map(Run::len).sum::<usize>();
+        losses.generative = self.generative(answers, &runs, true)?;
+        if !queries.is_empty() {
+            let texts: Vec<&Text> = queries.iter().chain(passages).collect();
+            losses.tokens += texts.iter().map(|text| text.tokens.len()).sum::<usize>();
+            losses.rep = Some(self.embedding(&texts, queries.len())?);
+        }
+        for (name, loss) in [("loss_rep", losses.rep), ("loss_gen", losses.generative)] {
+            if let Some(loss) = loss.filter(|loss| !loss.is_finite()) {
+                return Err(Error::NotFinite { what: name, found: loss });
+            }
+        }
+        Ok(losses)
+    }
+
+    /// Returns the vectors of texts, `(texts, dim)`, not normalised.
+    ///
+    /// # Errors
+    /// When the device is out of memory or fails.
+    pub fn embed(&mut self, texts: &[Text]) -> Result<Vec<f32>> {
+        let config = self.config.clone();
+        let texts: Vec<&Text> = texts.iter().collect();
+        let runs: Vec<Run<'_>> =
+            texts.iter().map(|text| self.objective.embedding_run(text, &config)).collect();
+        let mut vectors = Vec::new();
+        for part in chunks(&runs, self.chunk) {
+            self.tape.forward(&self.ops, &self.parameters, &runs[part.clone()], false)?;
+            vectors.extend(self.tape.pool(&self.ops, &self.spans(&texts[part]))?);
+        }
+        Ok(vectors)
+    }
+
+    /// Returns L_gen of conversations and changes nothing; `None` if they have no learned token.
+    ///
+    /// # Errors
+    /// When the device is out of memory or fails.
+    pub fn loss(&mut self, answers: &[Answer]) -> Result<Option<f64>> {
+        let (config, objective) = (self.config.clone(), self.objective.clone());
+        let runs: Vec<Run<'_>> =
+            answers.iter().map(|a| objective.generative_run(a, &config)).collect();
+        self.generative(answers, &runs, false)
+    }
+
+    /// Computes L_rep of texts, of which the first `queries` are queries, and adds its gradients.
+    fn embedding(&mut self, texts: &[&Text], queries: usize) -> Result<f64> {
+        let config = self.config.clone();
+        let objective = self.objective.clone();
+        let runs: Vec<Run<'_>> =
+            texts.iter().map(|text| objective.embedding_run(text, &config)).collect();
+        let parts = chunks(&runs, self.chunk);
+        let direct = parts.len() == 1;
+        let mut vectors = Vec::with_capacity(texts.len() * config.dim);
+        let mut last = None;
+        for part in &parts {
+            let runs = &runs[part.clone()];
+            last = Some(self.tape.forward(&self.ops, &self.parameters, runs, direct)?);
+            vectors.extend(self.tape.pool(&self.ops, &self.spans(&texts[part.clone()]))?);
+        }
+        let (loss, dvectors) = self.contrast(&vectors, queries)?;
+        for part in &parts {
+            let chunk = match last.take().filter(|_| direct) {
+                Some(chunk) => chunk,
+                None => self.tape.forward(&self.ops, &self.parameters, &runs[part.clone()], true)?,
+            };
+            self.tape.begin(&self.ops, &chunk);
+            let spans = self.spans(&texts[part.clone()]);
+            let rows = part.start * config.dim..part.end * config.dim;
+            self.tape.pool_backward(&self.ops, &spans, &dvectors[rows])?;
+            let balance = vec![0.0; config.experts.map_or(0, |e| e.count)];
+            self.tape.backward(&self.ops, &mut self.parameters, &chunk, &balance);
+        }
+        Ok(loss)
+    }
+
+    /// Returns L_rep of vectors, of which the first `queries` are queries, and the gradients of its
+    /// weighted value.
+    fn contrast(&self, vectors: &[f32], queries: usize) -> Result<(f64, Vec<f32>)> {
+        let (ops, dim) = (&self.ops, self.config.dim);
+        let passages = vectors.len() / dim - queries;
+        let wanted = self.objective.wanted(queries, passages / queries);
+        let (q, p) = vectors.split_at(queries * dim);
+        let q_buffer = ops.upload(queries, dim, q)?;
+        let p_buffer = ops.upload(passages, dim, p)?;
+        let (mut dq, mut dp) = (ops.buffer(queries, dim)?, ops.buffer(passages, dim)?);
+        ops.clear(&mut dq, queries * dim);
+        ops.clear(&mut dp, passages * dim);
+        let used = self.objective.used(dim);
+        let (mut loss, mut losses) = (0.0, ops.buffer(queries, 1)?);
+        for &used in &used {
+            let p = Contrastive {
+                queries: queries as u32,
+                passages: passages as u32,
+                dim: dim as u32,
+                used: used as u32,
+                temperature: self.objective.temperature,
+                scale: self.objective.embedding_weight / queries as f32,
+            };
+            let scale = p.scale / self.objective.used(dim).len() as f32;
+            let p = Contrastive { scale, ..p };
+            ops.contrastive(p, &wanted, &q_buffer, &p_buffer, &mut losses, &mut dq, &mut dp);
+            loss += block_on(ops.read(&losses, queries))?.iter().copied().map(f64::from).sum::<f64>();
+        }
+        let mut gradients = block_on(ops.read(&dq, queries * dim))?;
+        gradients.extend(block_on(ops.read(&dp, passages * dim))?);
+        Ok((loss / (queries * used.len()) as f64, gradients))
+    }
+
+    /// Computes L_gen, and adds its gradients if it is to be learned.
+    fn generative(
+        &mut self,
+        answers: &[Answer],
+        runs: &[Run<'_>],
+        learn: bool,
+    ) -> Result<Option<f64>> {
+        let counts: Vec<usize> =
+            answers.iter().map(|a| a.targets.iter().filter(|&&t| t).count()).collect();
+        if counts.iter().all(|&count| count == 0) {
+            return Ok(None);
+        }
+        let weights = self.objective.token_weights(&counts);
+        let mut loss = 0.0;
+        for part in chunks(runs, self.chunk) {
+            let learned = learned(&answers[part.clone()], &weights[part.clone()]);
+            let runs = &runs[part];
+            let chunk = self.tape.forward(&self.ops, &self.parameters, runs, learn)?;
+            self.tape.begin(&self.ops, &chunk);
+            let weighted = Learned {
+                scales: learned.scales.iter().map(|s| s * self.objective.generative_weight).collect(),
+                ..learned.clone()
+            };
+            let (ops, parameters) = (&self.ops, &mut self.parameters);
+            let losses = self.tape.cross_entropy(ops, parameters, &weighted, learn)?;
+            let terms = losses.iter().zip(&learned.scales);
+            loss += terms.map(|(loss, scale)| f64::from(*loss) * f64::from(*scale)).sum::<f64>();
+            if learn {
+                let balance = vec![0.0; self.config.experts.map_or(0, |e| e.count)];
+                self.tape.backward(&self.ops, &mut self.parameters, &chunk, &balance);
+            }
+        }
+        Ok(Some(loss))
+    }
+
+    /// Returns the rows that each text of a chunk is pooled from.
+    fn spans(&self, texts: &[&Text]) -> Vec<PoolingSpan> {
+        let mut row = 0;
+        let span = |text: &&Text| {
+            let rows = text.tokens.len() as u32;
+            let (skip, pooling) = (text.skip as u32, self.objective.pooling);
+            let span = PoolingSpan { row, rows, skip, pooling, normalize: false };
+            row += rows;
+            span
+        };
+        texts.iter().map(span).collect()
+    }
+
+    /// Returns the Euclidean norm of all gradients.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn gradient_norm(&mut self) -> Result<f64> {
+        self.parameters.gradient_norm(&self.ops)
+    }
+
+    /// Returns the gradient of a tensor, by its name in the published layout.
+    ///
+    /// # Errors
+    /// When the model has no such tensor, or the device fails.
+    pub fn gradient(&mut self, name: &str) -> Result<Vec<f32>> {
+        let mut found = None;
+        let ops = &self.ops;
+        self.parameters.each_mut(|_, slot| {
+            if let Some(range) = slot.range(name) {
+                found = Some(block_on(ops.read(&slot.gradient, slot.len))?[range].to_vec());
+            }
+            Ok::<(), Error>(())
+        })?;
+        found.ok_or_else(|| Error::Option {
+            option: "name",
+            expected: "the name of a tensor of the model".into(),
+            found: name.into(),
+        })
+    }
+
+    /// Takes a step of the optimiser with the gradients, and clears them.
+    pub fn update(&mut self, p: AdamW) {
+        self.parameters.update(&self.ops, p);
+    }
+}
+
+/// Returns the rows of a chunk that predict a learned token.
+fn learned(answers: &[Answer], weights: &[f32]) -> Learned {
+    let (mut learned, mut row) = (Learned::default(), 0);
+    for (answer, weight) in answers.iter().zip(weights) {
+        row += answer.document.as_ref().map_or(0, |document| document.tokens.len() as u32);
+        for (i, (token, target)) in answer.tokens.iter().zip(&answer.targets).enumerate() {
+            if *target {
+                learned.rows.push(row + i as u32 - 1);
+                learned.targets.push(*token);
+                learned.scales.push(*weight);
+            }
+        }
+        row += answer.tokens.len() as u32;
+    }
+    learned
+}
