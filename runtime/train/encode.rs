@@ -1,10 +1,12 @@
 //! Samples as token ids: what a pass is run on, and which tokens are learned.
 
-use crate::data::{Generative, Passage, Spoken};
+use crate::batches::Batch;
+use crate::data::{Generative, Passage, Place, Spoken};
 use crate::{Error, Result};
 use gritlm_model::config::Config;
 use gritlm_model::prompt;
 use gritlm_model::tokenizer::Tokenizer;
+use rayon::prelude::*;
 
 /// Maximum lengths in tokens; what is longer is cut off. `<s>`, tags and instructions count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +81,18 @@ impl Answer {
     pub fn learned(&self) -> usize {
         self.targets.iter().filter(|&&target| target).count()
     }
+}
+
+/// A batch as token ids.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Encoded {
+    /// The queries, in the batch's order.
+    pub queries: Vec<Text>,
+    /// The passages, as many for each query as the data's group: its positive one, then its
+    /// negative ones.
+    pub passages: Vec<Text>,
+    /// The texts and conversations, in the batch's order.
+    pub answers: Vec<Answer>,
 }
 
 /// Encodes samples for one model.
@@ -175,6 +189,32 @@ impl<'a> Encoder<'a> {
             *first = false;
         }
         Ok(Answer { document, tokens, targets })
+    }
+
+    /// Encodes a batch on all threads.
+    ///
+    /// # Errors
+    /// When the tokenizer has no token for some part of a text, which the error names by file and
+    /// line.
+    pub fn batch(&self, batch: &Batch) -> Result<Encoded> {
+        let at = |place: &Place, e: Error| match e {
+            Error::Engine(e) => place.error(e.to_string()),
+            other => other,
+        };
+        let pairs = batch.pairs.par_iter();
+        let query = |group: &crate::batches::Group| {
+            self.query(&group.query).map_err(|e| at(&group.place, e))
+        };
+        let queries = pairs.clone().map(query).collect::<Result<_>>()?;
+        let passages =
+            pairs.flat_map(|group| group.passages.par_iter().map(move |one| (group, one)));
+        let passage = |(group, one): (&crate::batches::Group, &Passage)| {
+            self.passage(one).map_err(|e| at(&group.place, e))
+        };
+        let passages = passages.map(passage).collect::<Result<_>>()?;
+        let answer = |sample: &Generative| self.answer(sample).map_err(|e| at(&sample.place, e));
+        let answers = batch.texts.par_iter().map(answer).collect::<Result<_>>()?;
+        Ok(Encoded { queries, passages, answers })
     }
 
     /// Checks that a conversation of any length fits behind a document of any length.

@@ -1,9 +1,11 @@
 //! GRIT training: one model learns to embed and to generate.
 
+mod batches;
 mod data;
 mod encode;
 mod error;
 
+pub use batches::{Batch, Batches, Batching, Group};
 pub use data::{Data, Generative, Kind, MAX_LINE, Pair, Passage, Place, Spoken};
-pub use encode::{Answer, Encoder, Lengths, Text};
+pub use encode::{Answer, Encoded, Encoder, Lengths, Text};
 pub use error::{Error, Result};
