@@ -136,8 +136,7 @@ impl Data {
     ///
     /// # Errors
     /// When a file cannot be read, a line is invalid, all samples of a file are left out, or there
-    /// are none. With conversations about documents, also when the model has too few positions for
-    /// the longest document and conversation.
+    /// are none.
     pub fn open(path: &Path, encoder: &Encoder<'_>, group: usize) -> Result<Self> {
         if group == 0 {
             let (expected, found) = ("1 or more".into(), "0".into());
@@ -147,9 +146,6 @@ impl Data {
         let mut files = Vec::new();
         for path in paths(path)? {
             files.push(File::open(&path, encoder, rules)?);
-        }
-        if files.iter().any(|file| file.kind == Kind::Documents) {
-            encoder.check_documents()?;
         }
         let hashes = files.iter().flat_map(|file| file.hash.to_le_bytes());
         let fingerprint = gritlm_model::hash::fnv1a(hashes);

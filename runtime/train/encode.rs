@@ -16,7 +16,8 @@ pub struct Lengths {
     pub query_max_len: usize,
     /// Of a passage, or a document.
     pub passage_max_len: usize,
-    /// Of a text or conversation, without the document that it is about.
+    /// Of a text or conversation. The document that it is about is not counted, but both together
+    /// have at most the model's positions.
     pub generative_max_len: usize,
 }
 
@@ -155,7 +156,7 @@ impl<'a> Encoder<'a> {
     /// When the tokenizer has no token for some part of the text.
     pub fn answer(&self, sample: &Generative) -> Result<Answer> {
         let document = sample.document.as_ref().map(|one| self.passage(one)).transpose()?;
-        let limit = self.lengths.generative_max_len;
+        let limit = self.room(document.as_ref().map_or(0, |text| text.tokens.len()));
         let start = self.tokenizer.start().iter().filter(|_| document.is_none());
         let mut tokens: Vec<u32> = start.copied().collect();
         let mut targets = vec![false; tokens.len()];
@@ -217,23 +218,6 @@ impl<'a> Encoder<'a> {
         Ok(Encoded { queries, passages, answers })
     }
 
-    /// Checks that a conversation of any length fits behind a document of any length.
-    pub(crate) fn check_documents(&self) -> Result<()> {
-        let (positions, document) = (self.config.max_positions, self.lengths.passage_max_len);
-        let (most, found) = (positions - document, self.lengths.generative_max_len);
-        match found <= most {
-            true => Ok(()),
-            false => Err(Error::Option {
-                option: "generative_max_len",
-                expected: format!(
-                    "at most {most}: a conversation follows a document of up to `passage_max_len` \
-                     {document} tokens, and the model has {positions} positions"
-                ),
-                found: found.to_string(),
-            }),
-        }
-    }
-
     /// Returns whether an instruction leaves no token of `limit` for the text.
     pub(crate) fn instruction_fills(&self, instruction: &str, limit: usize) -> Result<bool> {
         let prefix = prompt::embed_prefix(instruction);
@@ -242,14 +226,45 @@ impl<'a> Encoder<'a> {
         Ok(prefix.len() + start >= limit && self.start(&prefix, limit)?.len() >= limit)
     }
 
-    /// Returns whether a conversation leaves no token of the limit for its first answer.
-    pub(crate) fn opening_fills(&self, spoken: &Spoken, document: bool) -> Result<bool> {
-        let limit = self.lengths.generative_max_len;
-        let Spoken::Turns(turns) = spoken else { return Ok(false) };
-        let Some((question, _)) = turns.first() else { return Ok(true) };
-        let opening = opening(0, question, document);
-        let start = if document { 0 } else { self.tokenizer.start().len() };
-        Ok(opening.len() + start >= limit && self.turn(&opening, limit)?.len() + start >= limit)
+    /// Returns why a conversation has no token of its first answer within the limits, if so.
+    pub(crate) fn opening_fills(&self, sample: &Generative) -> Result<Option<String>> {
+        let Spoken::Turns(turns) = &sample.spoken else { return Ok(None) };
+        let question = turns.first().map_or("", |(question, _)| question);
+        let document = sample.document.as_ref();
+        let opening = opening(0, question, document.is_some());
+        let start = if document.is_some() { 0 } else { self.tokenizer.start().len() };
+        let limit = self.room(match document {
+            // Only what has more bytes than the limit has tokens is worth tokenizing.
+            Some(one) if self.bytes(one) + self.lengths.generative_max_len > self.positions() => {
+                self.passage(one)?.tokens.len()
+            }
+            _ => 0,
+        });
+        if opening.len() + start < limit || self.turn(&opening, limit)?.len() + start < limit {
+            return Ok(None);
+        }
+        Ok(Some(match limit == self.lengths.generative_max_len {
+            true => format!("the user's first text fills `generative_max_len` {limit}"),
+            false => {
+                let positions = self.positions();
+                format!("document and question fill the model's {positions} positions")
+            }
+        }))
+    }
+
+    /// Returns how long a conversation may be behind a document of so many tokens.
+    fn room(&self, document: usize) -> usize {
+        self.lengths.generative_max_len.min(self.positions().saturating_sub(document))
+    }
+
+    fn positions(&self) -> usize {
+        self.config.max_positions
+    }
+
+    /// Returns the bytes of a whole text to embed, `<s>` included.
+    fn bytes(&self, passage: &Passage) -> usize {
+        let prefix = prompt::embed_prefix(&passage.instruction);
+        self.tokenizer.start().len() + prefix.len() + passage.text.len()
     }
 
     fn embedded(&self, passage: &Passage, limit: usize) -> Result<Text> {

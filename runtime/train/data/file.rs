@@ -202,22 +202,19 @@ fn unfit(sample: &Sample, encoder: &Encoder<'_>) -> Result<Option<String>> {
             }
             Ok(None)
         }
-        Sample::Generative(Generative { document, spoken, .. }) => {
+        Sample::Generative(generative) => {
+            let Generative { document, spoken, .. } = generative;
             if let Some(document) = document
                 && let Some(problem) = unfit_passage(document, passage, encoder)?
             {
                 return Ok(Some(problem));
             }
-            Ok(match spoken {
-                Spoken::Text(text) if text.trim().is_empty() => Some("the text is empty".into()),
-                Spoken::Text(_) => None,
-                Spoken::Turns(_) => {
-                    let limit = lengths.generative_max_len;
-                    encoder.opening_fills(spoken, document.is_some())?.then(|| {
-                        format!("the user's first text fills `generative_max_len` {limit}")
-                    })
+            match spoken {
+                Spoken::Text(text) if text.trim().is_empty() => {
+                    Ok(Some("the text is empty".into()))
                 }
-            })
+                _ => encoder.opening_fills(generative),
+            }
         }
     }
 }
