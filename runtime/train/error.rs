@@ -24,8 +24,8 @@ pub enum Error {
         /// What was expected and what was found.
         problem: String,
     },
-    /// A file of training data has no samples, or a folder no files. Name another, or write some:
-    /// the module of the data describes the formats.
+    /// A file of training data has no samples, or a folder no files. Name another, or write some;
+    /// [`Data`](crate::Data) describes the formats.
     #[error("{}: {problem}", path.display())]
     NoData {
         /// The file or folder.
