@@ -4,11 +4,15 @@ mod batches;
 mod data;
 mod encode;
 mod error;
+mod objective;
 mod pack;
 mod parameters;
 mod pass;
+mod trainer;
 
 pub use batches::{Batch, Batches, Batching, Group};
 pub use data::{Data, Generative, Kind, MAX_LINE, Pair, Passage, Place, Spoken};
 pub use encode::{Answer, Encoded, Encoder, Lengths, Text};
 pub use error::{Error, Result};
+pub use objective::{GenerativeLoss, Objective, Parts};
+pub use trainer::{Losses, Trainer};

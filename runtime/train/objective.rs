@@ -21,7 +21,7 @@ pub struct Objective {
     /// Weight of L_rep.
     pub embedding_weight: f32,
     /// Which tokens' losses L_gen is the mean of.
-    pub generative: Generative,
+    pub generative: GenerativeLoss,
     /// Weight of L_gen.
     pub generative_weight: f32,
     /// Whether a query is compared with its own passages only, instead of with all passages of the
@@ -42,7 +42,7 @@ pub struct Objective {
 gritlm_model::setters!(Objective {
     temperature: f32,
     embedding_weight: f32,
-    generative: Generative,
+    generative: GenerativeLoss,
     generative_weight: f32,
     hard_negatives_only: bool,
     dimensions: Vec<usize>,
@@ -56,7 +56,7 @@ impl Default for Objective {
         Self {
             temperature: 0.02,
             embedding_weight: 1.0,
-            generative: Generative::Mixed { group: 32 },
+            generative: GenerativeLoss::Mixed { group: 32 },
             generative_weight: 1.0,
             hard_negatives_only: false,
             dimensions: Vec::new(),
@@ -69,7 +69,7 @@ impl Default for Objective {
 
 /// How the losses of tokens become L_gen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Generative {
+pub enum GenerativeLoss {
     /// The mean over the learned tokens of each `group` conversations, then over the groups: the
     /// paper's "mix", with 32 of 256 in a group.
     Mixed {
@@ -96,7 +96,8 @@ impl FromStr for Parts {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let both: Vec<bool> = text.chars().filter(|c| "bc".contains(*c)).map(|c| c == 'b').collect();
+        let both: Vec<bool> =
+            text.chars().filter(|c| "bc".contains(*c)).map(|c| c == 'b').collect();
         match both.try_into() {
             Ok(parts) if text.len() == 4 => Ok(Self(parts)),
             _ => Err(Error::Option {
@@ -155,7 +156,7 @@ impl Objective {
                 return wrong(option, "a number from 0 on", weight.to_string());
             }
         }
-        if self.generative == (Generative::Mixed { group: 0 }) {
+        if self.generative == (GenerativeLoss::Mixed { group: 0 }) {
             return wrong("generative", "groups of at least one conversation", "0".into());
         }
         match self.dimensions.iter().find(|&&d| d == 0 || d > config.dim) {
@@ -190,8 +191,8 @@ impl Objective {
     /// the numbers of their learned tokens.
     pub(crate) fn token_weights(&self, learned: &[usize]) -> Vec<f32> {
         match self.generative {
-            Generative::Token => vec![1.0 / learned.len() as f32; learned.len()],
-            Generative::Mixed { group } => {
+            GenerativeLoss::Token => vec![1.0 / learned.len() as f32; learned.len()],
+            GenerativeLoss::Mixed { group } => {
                 let counts: Vec<usize> = learned.chunks(group).map(|g| g.iter().sum()).collect();
                 let groups = counts.iter().filter(|&&count| count > 0).count();
                 let weight = |i: usize| 1.0 / (groups * counts[i / group].max(1)) as f32;

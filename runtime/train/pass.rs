@@ -85,6 +85,10 @@ impl<O: Backward> Tape<O> {
         Self { config: config.clone(), frequencies, keep_all, room: None, pages: None }
     }
 
+    pub(crate) fn set_frequencies(&mut self, frequencies: Vec<f32>) {
+        self.frequencies = frequencies;
+    }
+
     /// Layers whose activations are kept.
     fn kept_layers(&self) -> usize {
         if self.keep_all { self.config.layers } else { 1 }

@@ -61,6 +61,13 @@ impl<O: Backward> Trainer<O> {
         Ok(Self { ops, config, objective, chunk: chunk.max(1), parameters, tape })
     }
 
+    /// Takes other rotary frequencies than the config's, `(head_dim / 2)`.
+    #[must_use]
+    pub fn with_frequencies(mut self, frequencies: Vec<f32>) -> Self {
+        self.tape.set_frequencies(frequencies);
+        self
+    }
+
     /// Adds the gradients of a batch: of queries, of `group` passages for each, the positive one
     /// first, and of conversations. Any of them may be absent.
     ///
@@ -139,7 +146,9 @@ impl<O: Backward> Trainer<O> {
         for part in &parts {
             let chunk = match last.take().filter(|_| direct) {
                 Some(chunk) => chunk,
-                None => self.tape.forward(&self.ops, &self.parameters, &runs[part.clone()], true)?,
+                None => {
+                    self.tape.forward(&self.ops, &self.parameters, &runs[part.clone()], true)?
+                }
             };
             self.tape.begin(&self.ops, &chunk);
             let spans = self.spans(&texts[part.clone()]);
@@ -177,7 +186,8 @@ impl<O: Backward> Trainer<O> {
             let scale = p.scale / self.objective.used(dim).len() as f32;
             let p = Contrastive { scale, ..p };
             ops.contrastive(p, &wanted, &q_buffer, &p_buffer, &mut losses, &mut dq, &mut dp);
-            loss += block_on(ops.read(&losses, queries))?.iter().copied().map(f64::from).sum::<f64>();
+            loss +=
+                block_on(ops.read(&losses, queries))?.iter().copied().map(f64::from).sum::<f64>();
         }
         let mut gradients = block_on(ops.read(&dq, queries * dim))?;
         gradients.extend(block_on(ops.read(&dp, passages * dim))?);
@@ -204,7 +214,11 @@ impl<O: Backward> Trainer<O> {
             let chunk = self.tape.forward(&self.ops, &self.parameters, runs, learn)?;
             self.tape.begin(&self.ops, &chunk);
             let weighted = Learned {
-                scales: learned.scales.iter().map(|s| s * self.objective.generative_weight).collect(),
+                scales: learned
+                    .scales
+                    .iter()
+                    .map(|s| s * self.objective.generative_weight)
+                    .collect(),
                 ..learned.clone()
             };
             let (ops, parameters) = (&self.ops, &mut self.parameters);

@@ -1,0 +1,132 @@
+//! Training: the objective and its gradients are those of PyTorch, however a batch is cut.
+
+use crate::support::{Reference, data, say};
+use gritlm::Checkpoint;
+use gritlm::model::cpu::Cpu;
+use gritlm::model::reference::relative_error;
+use gritlm_train::{Answer, GenerativeLoss, Losses, Objective, Parts, Text, Trainer};
+
+const MODELS: [&str; 3] = ["mistral-tiny", "mistral-odd", "mixtral-tiny"];
+
+/// The batch of `grit.*`: three queries, a positive and a negative passage for each, and three
+/// conversations whose first five tokens are the prompt.
+struct Batch {
+    queries: Vec<Text>,
+    passages: Vec<Text>,
+    answers: Vec<Answer>,
+}
+
+fn batch(reference: &Reference) -> Batch {
+    let texts = reference.texts();
+    let text = |tokens: Vec<u32>| Text { tokens, skip: 0 };
+    let answer = |i: usize| {
+        let tokens = texts[i].clone();
+        let targets = (0..tokens.len()).map(|t| t >= 5).collect();
+        Answer { document: None, tokens, targets }
+    };
+    Batch {
+        queries: texts[..3].iter().cloned().map(text).collect(),
+        passages: (0..6).map(|i| text(reference.ids(&format!("grit.passage.{i}")))).collect(),
+        answers: [1, 2, 4].map(answer).into(),
+    }
+}
+
+fn trainer(
+    reference: &Reference,
+    objective: Objective,
+    chunk: usize,
+    keep_all: bool,
+) -> Trainer<Cpu> {
+    let checkpoint = Checkpoint::open(reference.engine.name(), false).unwrap();
+    let trainer = Trainer::new(Cpu, &checkpoint, objective, chunk, keep_all).unwrap();
+    trainer.with_frequencies(reference.engine.frequencies())
+}
+
+fn names(model: &str) -> Vec<String> {
+    let path = data(model).display().to_string();
+    let checkpoint = Checkpoint::open(&path, false).unwrap();
+    checkpoint.weights.tensors().map(|(name, _)| name.to_string()).collect()
+}
+
+fn close(what: &str, found: f64, expected: f64, bound: f64) {
+    let error = (found - expected).abs() / expected.abs();
+    assert!(error <= bound, "{what}: expected {expected}, found {found}, error {error:.1e}");
+}
+
+#[test]
+fn losses_and_gradients_of_the_original() {
+    for model in MODELS {
+        let reference = Reference::open(model);
+        let one = |name: &str| f64::from(reference.f32(name)[0]);
+        let batch = batch(&reference);
+        let Batch { queries, passages, answers } = &batch;
+        for keep_all in [true, false] {
+            let mut trainer = trainer(&reference, Objective::default(), 4096, keep_all);
+            let losses = trainer.gradients(queries, passages, answers).unwrap();
+            close("loss_rep", losses.rep.unwrap(), one("grit.loss_rep"), 1e-5);
+            close("loss_gen", losses.generative.unwrap(), one("grit.loss_gen.mixed"), 1e-5);
+            let (mut worst, mut whole) = (0.0f64, 0);
+            for name in names(model) {
+                let gradient = trainer.gradient(&name).unwrap();
+                let norm = gradient.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
+                let expected = one(&format!("grit.grad_norm.{name}"));
+                worst = worst.max((norm - expected).abs() / expected);
+                close(&name, norm, expected, 1e-4);
+                let name = format!("grit.grad.{name}");
+                if reference.has(&name) {
+                    let error = relative_error(&gradient, &reference.f32(&name));
+                    assert!(error < 1e-4, "{name}: error {error:.1e}");
+                    worst = worst.max(error);
+                    whole += 1;
+                }
+            }
+            assert!(whole >= 2);
+            say(&format!("gradients of {model}, keep_all {keep_all}: largest error {worst:.1e}"));
+        }
+        let objective = Objective::default().generative(GenerativeLoss::Token);
+        let losses =
+            trainer(&reference, objective, 4096, true).gradients(&[], &[], answers).unwrap();
+        let tokens = answers.iter().map(|answer| answer.tokens.len()).sum();
+        assert_eq!(losses, Losses { rep: None, generative: losses.generative, tokens });
+        close("loss_gen", losses.generative.unwrap(), one("grit.loss_gen.token"), 1e-5);
+    }
+}
+
+/// Returns all gradients.
+fn gradients(mut trainer: Trainer<Cpu>, model: &str, batch: &Batch) -> (Losses, Vec<f32>) {
+    let Batch { queries, passages, answers } = batch;
+    let losses = trainer.gradients(queries, passages, answers).unwrap();
+    let all = names(model).into_iter().flat_map(|name| trainer.gradient(&name).unwrap()).collect();
+    (losses, all)
+}
+
+#[test]
+fn any_cut_gives_the_gradients_of_the_whole() {
+    for model in MODELS {
+        let reference = Reference::open(model);
+        let batch = batch(&reference);
+        // Documents with a causal answer, an instruction of its own mask, a prompt in both
+        // directions: runs of up to four spans.
+        let mut mixed = batch.answers.clone();
+        mixed[0].document = Some(Text { tokens: batch.passages[3].tokens.clone(), skip: 4 });
+        let parts: Parts = "cbbc".parse().unwrap();
+        for (answers, objective) in [
+            (batch.answers.clone(), Objective::default()),
+            (mixed, Objective::default().attention(parts).dimensions(vec![16])),
+        ] {
+            let batch =
+                Batch { queries: batch.queries.clone(), passages: batch.passages.clone(), answers };
+            let whole =
+                gradients(trainer(&reference, objective.clone(), 4096, true), model, &batch);
+            for (chunk, keep_all) in [(4096, false), (64, true), (40, false), (1, true)] {
+                let cut = trainer(&reference, objective.clone(), chunk, keep_all);
+                let (losses, found) = gradients(cut, model, &batch);
+                close("loss_rep", losses.rep.unwrap(), whole.0.rep.unwrap(), 1e-6);
+                let error = relative_error(&found, &whole.1);
+                assert!(error < 1e-5, "{model}, chunks of {chunk}: error {error:.1e}");
+                let again = trainer(&reference, objective.clone(), chunk, keep_all);
+                assert_eq!(gradients(again, model, &batch).1, found, "other bits the second time");
+            }
+        }
+    }
+}
