@@ -7,9 +7,11 @@
 mod fields;
 pub(crate) mod limits;
 mod rope;
+mod write;
 
 pub(crate) use rope::MAX_FACTOR;
 pub use rope::RopeScaling;
+pub use write::with_dtype;
 
 use crate::format::Dtype;
 use crate::{Error, Result};

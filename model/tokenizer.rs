@@ -51,6 +51,14 @@ impl Tokenizer {
         Self::parse(&std::fs::read(path).map_err(Error::io(path))?, path, config)
     }
 
+    /// Returns the text of a `tokenizer.json` that makes the same tokens.
+    ///
+    /// # Errors
+    /// When a part of the tokenizer has no such text.
+    pub fn to_json(&self) -> Result<String> {
+        self.inner.to_string(true).map_err(|e| Error::Tokenize(e.to_string()))
+    }
+
     /// Parses the text of a `tokenizer.json`. Errors name `path`.
     ///
     /// # Errors

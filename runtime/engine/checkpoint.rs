@@ -20,6 +20,8 @@ pub struct Checkpoint {
     pub chat_template: Option<ChatTemplate>,
     /// Weights of the model, memory-mapped if they are in files.
     pub weights: Weights,
+    /// The folder of a checkpoint in the published layout.
+    pub folder: Option<PathBuf>,
     /// Everything that a GGUF file says about the model, where it is in one.
     pub metadata: Option<Metadata>,
 }
@@ -36,7 +38,8 @@ impl Checkpoint {
             let config = Config::parse(demo::CONFIG, &path("config.json"))?;
             let tokenizer = Tokenizer::parse(demo::TOKENIZER, &path("tokenizer.json"), &config)?;
             let weights = Weights::from_static(demo::WEIGHTS, &path("model.safetensors"), &config)?;
-            return Ok(Self { config, tokenizer, chat_template: None, weights, metadata: None });
+            let (chat_template, folder, metadata) = (None, None, None);
+            return Ok(Self { config, tokenizer, chat_template, weights, folder, metadata });
         }
         Self::open_path(&hub::resolve(model, progress)?)
     }
@@ -52,7 +55,8 @@ impl Checkpoint {
         let weights = Weights::open(folder, &config)?;
         let tokenizer = Tokenizer::open(&folder.join("tokenizer.json"), &config)?;
         let chat_template = ChatTemplate::open(folder, &config, &tokenizer)?;
-        Ok(Self { config, tokenizer, chat_template, weights, metadata: None })
+        let folder = Some(folder.to_path_buf());
+        Ok(Self { config, tokenizer, chat_template, weights, folder, metadata: None })
     }
 
     /// Returns the template that makes prompts of conversations. GritLM's own says what its tags
@@ -68,6 +72,6 @@ impl Checkpoint {
         let tokenizer = Tokenizer::from_gguf(gguf.metadata(), &config)?;
         let chat_template = ChatTemplate::from_gguf(gguf.metadata(), &config, &tokenizer)?;
         let metadata = Some(gguf.metadata().clone());
-        Ok(Self { config, tokenizer, chat_template, weights, metadata })
+        Ok(Self { config, tokenizer, chat_template, weights, folder: None, metadata })
     }
 }
