@@ -77,6 +77,6 @@ mod synth; // random checkpoints: right, repeatable, whole or not at all
 mod terminal; // control characters of documents and models do not reach the terminal
 mod text_input; // byte-order marks, UTF-16, blank lines, in everything that is read as text
 mod token_ids; // texts as token ids: to the vectors of their texts
-mod train_golden; // training: the losses and gradients of PyTorch, however a batch is cut
 mod train_data; // training data: formats, bad lines by number, the engine's ids, the order of batches
+mod train_golden; // training: the losses and gradients of PyTorch, however a batch is cut
 mod x86; // x86 processors without AVX-512 and without vectors, which QEMU plays

@@ -16,6 +16,8 @@ pub(crate) enum Error {
     #[error(transparent)]
     Serve(#[from] gritlm_serve::Error),
     #[error(transparent)]
+    Train(#[from] gritlm_train::Error),
+    #[error(transparent)]
     Bench(#[from] gritlm_bench::Error),
     /// A flag has a value that means nothing.
     #[error("{option}: expected {expected}, found {found}")]
@@ -71,6 +73,7 @@ impl Error {
             Self::Rag(error) => error.engine(),
             Self::Serve(error) => error.engine(),
             Self::Bench(error) => error.engine(),
+            Self::Train(gritlm_train::Error::Engine(error)) => Some(error),
             _ => None,
         }
     }
@@ -82,8 +85,9 @@ impl Error {
 
     /// Returns the field whose value means nothing, if that is the reason.
     fn field(&self) -> Option<&'static str> {
-        match self.engine() {
-            Some(gritlm::Error::Option { option, .. }) => Some(option),
+        match (self, self.engine()) {
+            (Self::Train(gritlm_train::Error::Option { option, .. }), _) => Some(option),
+            (_, Some(gritlm::Error::Option { option, .. })) => Some(option),
             _ => None,
         }
     }
@@ -110,6 +114,12 @@ impl Error {
 
 /// Returns the flag of a field: `--kv-tokens` of `kv_tokens`.
 fn flag(field: &str) -> String {
+    let field = match field {
+        "pairs" => "batch",
+        "generative" => "generative_batch",
+        "group" => "group_size",
+        field => field,
+    };
     format!("--{}", field.replace('_', "-"))
 }
 

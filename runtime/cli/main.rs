@@ -17,6 +17,7 @@ mod quantize;
 mod rank;
 mod search;
 mod serve;
+mod train;
 
 use args::{Args, Command, Global};
 use clap::{CommandFactory, Parser, error::ErrorKind};
@@ -100,6 +101,7 @@ fn interrupted(command: &Command) -> &'static str {
         Command::Generate(_) => "generate was interrupted; the answer is not whole",
         Command::Ask(_) => "ask was interrupted; the answer is not whole",
         Command::Chat(_) => "chat was interrupted; the answer is not whole",
+        Command::Train(_) => "train was interrupted; its state is saved",
         Command::Bench(_) => "bench was interrupted",
         Command::Demo(_) => "demo was interrupted",
         Command::Serve(_) => "serve was interrupted",
@@ -142,6 +144,7 @@ fn run(args: Args) -> Result<()> {
         Command::Devices => inspect::devices(&mut out),
         Command::Ask(a) => ask::run(&a, &global, &mut out),
         Command::Serve(a) => serve::run(a, &global, &mut out),
+        Command::Train(a) => train::run(&a, &global, &mut out),
         Command::Bench(a) => bench::run(&a, &global, &mut out),
         Command::Kernels(a) => kernels::run(&a, &mut out),
         Command::Quantize(a) => quantize::run(&a, &mut out),

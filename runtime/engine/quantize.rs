@@ -41,7 +41,7 @@ pub fn quantize(
         });
     }
     let checkpoint = Checkpoint::open(model, true)?;
-    let Checkpoint { config, tokenizer, chat_template, weights, metadata } = &checkpoint;
+    let Checkpoint { config, tokenizer, chat_template, weights, metadata, .. } = &checkpoint;
     let mut values = match metadata {
         // A file that is one already says more than this program knows of.
         Some(metadata) => metadata

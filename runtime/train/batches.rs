@@ -68,6 +68,21 @@ type Orders = Mutex<Vec<(usize, Arc<Vec<usize>>)>>;
 ///
 /// Texts and conversations are drawn from all files of them, each once until all were drawn, and
 /// then again in another order.
+///
+/// ```
+/// use gritlm::{Engine, Options};
+/// use gritlm_train::{Batches, Batching, Data, Encoder, Lengths};
+/// use std::path::Path;
+///
+/// let engine = Engine::open("demo", &Options::default())?;
+/// let lengths = Lengths::default().within(engine.config());
+/// let encoder = Encoder::new(engine.tokenizer(), engine.config(), lengths)?;
+/// let data = Data::open(Path::new("../../examples/train"), &encoder, 2)?;
+/// let batches = Batches::new(&data, Batching::default().pairs(8).generative(2))?;
+/// let batch = encoder.batch(&batches.batch(41)?)?;
+/// assert_eq!((batch.queries.len(), batch.passages.len(), batch.answers.len()), (8, 16, 2));
+/// # Ok::<(), gritlm_train::Error>(())
+/// ```
 pub struct Batches<'d> {
     data: &'d Data,
     options: Batching,

@@ -1,5 +1,6 @@
 //! Defines the errors of training and says what to do about each.
 
+use crate::{Batch, Place};
 use std::path::PathBuf;
 
 /// Result of the fallible functions of this crate.
@@ -48,12 +49,30 @@ pub enum Error {
         /// The system's error.
         source: std::io::Error,
     },
+    /// The output folder cannot take this run. Name another folder, or give the options of the run
+    /// that began there.
+    #[error("{}: {problem}", path.display())]
+    Output {
+        /// The folder, or a file in it.
+        path: PathBuf,
+        /// What was expected and what was found.
+        problem: String,
+    },
+    /// The run does not fit into the memory of the device. Do what the message advises, or train
+    /// fewer parameters.
+    #[error("{plan}: it does not fit; {advice}")]
+    NoRoom {
+        /// What the run would take.
+        plan: crate::Plan,
+        /// What would fit.
+        advice: String,
+    },
     /// A loss or a gradient is not a number, or infinite. Lower the learning rate, or look at the
     /// samples of the batch that is named.
     #[error("{what}: expected a finite number, found {found}")]
     NotFinite {
-        /// Which number it is.
-        what: &'static str,
+        /// Which number it is, and of which batch.
+        what: String,
         /// Its value.
         found: f64,
     },
@@ -74,6 +93,25 @@ impl Error {
     pub fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { path, source }
+    }
+}
+
+impl Error {
+    /// Names the step and the samples of a batch whose numbers are not finite.
+    pub(crate) fn in_batch(self, step: usize, batch: &Batch) -> Self {
+        let Self::NotFinite { what, found } = self else { return self };
+        let pairs = batch.pairs.iter().map(|group| &group.place);
+        let mut places = pairs.chain(batch.texts.iter().map(|text| &text.place));
+        let names = |place: &Place| format!("{}:{}", place.path.display(), place.line);
+        let first: Vec<String> = places.by_ref().take(8).map(names).collect();
+        let more = match places.count() {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        Self::NotFinite {
+            what: format!("{what} of step {step} ({}{more})", first.join(", ")),
+            found,
+        }
     }
 }
 

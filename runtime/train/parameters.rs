@@ -50,34 +50,47 @@ pub(crate) struct Slots<O: Backward> {
 }
 
 impl<O: Backward> Parameters<O> {
-    /// Widens the weights of a checkpoint to f32.
+    /// Widens the weights of a checkpoint to f32. `moments` are those of the optimiser; all 0
+    /// without.
     ///
     /// # Errors
-    /// When the device is out of memory.
-    pub(crate) fn load(ops: &O, config: &Config, weights: &Weights) -> Result<Self> {
+    /// When the device is out of memory, or a tensor is missing.
+    pub(crate) fn load(
+        ops: &O,
+        config: &Config,
+        weights: &Weights,
+        moments: Option<[&Weights; 2]>,
+    ) -> Result<Self> {
         let shapes: BTreeMap<String, Vec<usize>> =
             expected(config).into_iter().map(|e| (e.name, e.shape)).collect();
         let load = |names: &Vec<String>| -> Result<(O::Matrix, Slot<O>)> {
-            let stack: Vec<Tensor> =
-                names.iter().map(|name| weights.get(name)).collect::<gritlm_model::Result<_>>()?;
-            let values: Vec<f32> = stack.iter().flat_map(Tensor::to_f32).collect();
-            let cols = stack[0].matrix_shape().1;
-            let rows = values.len() / cols;
-            let buffer = || -> Result<O::Buffer> {
-                let mut buffer = ops.buffer(rows, cols)?;
-                ops.clear(&mut buffer, rows * cols);
-                Ok(buffer)
+            let stacked = |weights: &Weights| -> Result<Vec<f32>> {
+                let stack = names.iter().map(|name| weights.get(name));
+                let stack: Vec<Tensor> = stack.collect::<gritlm_model::Result<_>>()?;
+                Ok(stack.iter().flat_map(Tensor::to_f32).collect())
             };
-            let matrix = ops.parameters(rows, cols, &values)?;
             let shape =
                 |name: &String| Expected { name: name.clone(), shape: shapes[name].clone() };
-            let slot = Slot {
-                tensors: names.iter().map(shape).collect(),
-                len: rows * cols,
-                gradient: buffer()?,
-                moments: [buffer()?, buffer()?],
+            let tensors: Vec<Expected> = names.iter().map(shape).collect();
+            let cols = tensors[0].shape.last().copied().unwrap_or(1);
+            let matrix = {
+                let values = stacked(weights)?;
+                ops.parameters(values.len() / cols, cols, &values)?
             };
-            Ok((matrix, slot))
+            let len = tensors.iter().map(|t| t.shape.iter().product::<usize>()).sum::<usize>();
+            let zeros = || -> Result<O::Buffer> {
+                let mut buffer = ops.buffer(len / cols, cols)?;
+                ops.clear(&mut buffer, len);
+                Ok(buffer)
+            };
+            let moments = match moments {
+                None => [zeros()?, zeros()?],
+                Some([first, second]) => [
+                    ops.upload(len / cols, cols, &stacked(first)?)?,
+                    ops.upload(len / cols, cols, &stacked(second)?)?,
+                ],
+            };
+            Ok((matrix, Slot { tensors, len, gradient: zeros()?, moments }))
         };
         let one = |name: &str| load(&vec![name.to_string()]);
         let (table, table_slot) = one("model.embed_tokens.weight")?;
@@ -98,6 +111,18 @@ impl<O: Backward> Parameters<O> {
         let slots =
             Slots { table: table_slot, layers: layer_slots, norm: norm_slot, head: head_slot };
         Ok(Self { table, layers, norm, head, slots })
+    }
+
+    /// Calls `f` with each matrix and its slot, in the order of the forward pass.
+    pub(crate) fn each<'a>(&'a self, mut f: impl FnMut(&'a O::Matrix, &'a Slot<O>)) {
+        f(&self.table, &self.slots.table);
+        for (layer, slots) in self.layers.iter().zip(&self.slots.layers) {
+            layer.all().into_iter().zip(slots.all()).for_each(|(matrix, slot)| f(matrix, slot));
+        }
+        f(&self.norm, &self.slots.norm);
+        if let (Some(head), Some(slot)) = (&self.head, &self.slots.head) {
+            f(head, slot);
+        }
     }
 
     /// Calls `f` with each matrix and its slot, in the order of the forward pass.

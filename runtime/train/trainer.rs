@@ -56,9 +56,26 @@ impl<O: Backward> Trainer<O> {
         if !checkpoint.weights.has_head(&config) {
             return Err(gritlm::Error::NoHead.into());
         }
-        let parameters = Parameters::load(&ops, &config, &checkpoint.weights)?;
+        let parameters = Parameters::load(&ops, &config, &checkpoint.weights, None)?;
         let tape = Tape::new(&config, keep_all);
         Ok(Self { ops, config, objective, chunk: chunk.max(1), parameters, tape })
+    }
+
+    /// Returns the config of the model.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    pub(crate) fn ops(&self) -> &O {
+        &self.ops
+    }
+
+    pub(crate) fn parameters(&self) -> &Parameters<O> {
+        &self.parameters
+    }
+
+    pub(crate) fn set_parameters(&mut self, parameters: Parameters<O>) {
+        self.parameters = parameters;
     }
 
     /// Takes other rotary frequencies than the config's, `(head_dim / 2)`.
@@ -93,7 +110,7 @@ impl<O: Backward> Trainer<O> {
         }
         for (name, loss) in [("loss_rep", losses.rep), ("loss_gen", losses.generative)] {
             if let Some(loss) = loss.filter(|loss| !loss.is_finite()) {
-                return Err(Error::NotFinite { what: name, found: loss });
+                return Err(Error::NotFinite { what: name.into(), found: loss });
             }
         }
         Ok(losses)

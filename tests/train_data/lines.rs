@@ -4,6 +4,8 @@ use super::{encoder, engine, folder, open, pairs, texts};
 use gritlm_train::{Data, Encoder, Error, Lengths, MAX_LINE, Passage, Spoken};
 use std::fs;
 use std::path::Path;
+#[cfg(unix)]
+use std::process::Command;
 
 const PAIR: &str = r#"{"query": "a", "pos": ["b"], "neg": ["c"]}"#;
 
@@ -12,7 +14,7 @@ const PAIR: &str = r#"{"query": "a", "pos": ["b"], "neg": ["c"]}"#;
 fn refused(bytes: &[u8]) -> String {
     let folder = folder(&[]);
     fs::write(folder.path().join("f.jsonl"), bytes).unwrap();
-    let error = open(folder.path()).err().expect("refused").to_string();
+    let error = open(folder.path()).unwrap_err().to_string();
     assert!(!error.contains('\n') && error.len() < 500, "{error}");
     error.strip_prefix(&format!("{}/", folder.path().display())).unwrap_or(&error).to_string()
 }
@@ -163,6 +165,16 @@ fn folders_without_samples_are_named() {
         open(folder.path()).unwrap_err().to_string(),
         format!("{path}: expected files that end in .jsonl, found none in this folder")
     );
+    #[cfg(unix)]
+    {
+        // Opening a pipe would wait for its writer.
+        let pipe = folder.path().join("pipe");
+        assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        assert_eq!(
+            open(&pipe).unwrap_err().to_string(),
+            format!("{path}/pipe: expected a file or a folder, found a pipe or a device")
+        );
+    }
     let error = open(&folder.path().join("none")).unwrap_err();
     assert!(matches!(error, Error::Io { .. }), "{error:?}");
     assert!(error.to_string().starts_with(&format!("{path}/none: ")), "{error}");

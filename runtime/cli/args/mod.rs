@@ -4,11 +4,13 @@
 mod bench;
 mod rag;
 mod serve;
+mod train;
 mod values;
 
 pub(super) use bench::*;
 pub(super) use rag::*;
 pub(super) use serve::*;
+pub(super) use train::*;
 pub(super) use values::*;
 
 use clap::{Args as Group, Parser, Subcommand};
@@ -196,6 +198,17 @@ q5_k_m have the values and the down projections of half of the layers in Q6_K. T
 logits is at least Q6_K, vectors and routers are F32. Where rows have no whole blocks of 256, a type
 with blocks of 32 takes their place. llama.cpp reads the file, too.")]
     Quantize(Quantize),
+    /// Train a model to embed and to generate (GRIT)
+    #[command(after_help = "Examples:
+  gritlm train --model DIR --data my-texts/ --output trained/
+  gritlm train --model DIR --data my-texts/ --output trained/ --batch 256 --eval-data held-out/
+
+A line of a JSONL file is a pair, {\"query\": [INSTRUCTION, TEXT], \"pos\": […], \"neg\": […]}, a
+conversation, {\"text\": [QUESTION, ANSWER, …]}, a text, {\"text\": TEXT}, or a conversation about a
+document, {\"document\": …, \"text\": […]}; an instruction may be left out: see docs/training.md. The
+output gets metrics.jsonl, event files of TensorBoard and at the end the trained checkpoint. After
+Ctrl-C, or if the machine goes down, the same command goes on where it was.")]
+    Train(Train),
     /// Measure ops, models and loading, compared with the device's limits and other programs
     #[command(
         subcommand,

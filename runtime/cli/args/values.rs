@@ -168,6 +168,14 @@ pub(crate) fn kv_type(text: &str) -> Result<Dtype, String> {
     all.into_iter().find(named).ok_or_else(wrong)
 }
 
+/// Parses a format of plain elements.
+pub(crate) fn plain(text: &str) -> Result<Dtype, String> {
+    let all = [Dtype::F32, Dtype::F16, Dtype::Bf16];
+    let named = |dtype: &Dtype| dtype.to_string().eq_ignore_ascii_case(text);
+    let wrong = || format!("expected f32, f16 or bf16, found {text}");
+    all.into_iter().find(named).ok_or_else(wrong)
+}
+
 /// Parses the formats of weights.
 pub(crate) fn quantization(text: &str) -> Result<Quantization, String> {
     text.parse().map_err(|expected| format!("expected {expected}, found {text}"))

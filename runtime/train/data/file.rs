@@ -45,10 +45,11 @@ impl File {
     pub(super) fn open(path: &Path, encoder: &Encoder<'_>, rules: Rules) -> Result<Self> {
         let io = || Error::io(path);
         let none = |problem: &str| Error::NoData { path: path.into(), problem: problem.into() };
-        let open = fs::File::open(path).map_err(io())?;
-        if !open.metadata().map_err(io())?.is_file() {
+        // Before it is opened: a pipe would wait for its writer.
+        if !path.metadata().map_err(io())?.is_file() {
             return Err(none("expected a file or a folder, found a pipe or a device"));
         }
+        let open = fs::File::open(path).map_err(io())?;
         let mut reader = BufReader::with_capacity(1 << 20, &open);
         let path: Arc<Path> = path.into();
         let (mut kind, mut hash, mut lines) = (None, 0, Vec::new());

@@ -1,0 +1,175 @@
+//! Arguments of `train`.
+
+use super::values::{PoolingArg, parse, plain};
+use crate::error::{Error, Result};
+use clap::Args as Group;
+use gritlm_model::weights::Dtype;
+use gritlm_train::{Batching, GenerativeLoss, Lengths, Objective, Options, Parts};
+use std::path::PathBuf;
+
+#[derive(Group)]
+pub(crate) struct Train {
+    /// A folder of JSONL files, or one: pairs to embed, conversations to answer, or both
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: PathBuf,
+    /// The folder to create, or that of a run to go on with
+    #[arg(long, value_name = "DIR")]
+    pub(crate) output: PathBuf,
+    #[command(flatten)]
+    batch: BatchArgs,
+    #[command(flatten)]
+    optimizer: OptimizerArgs,
+    #[command(flatten)]
+    objective: ObjectiveArgs,
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+#[derive(Group)]
+#[command(next_help_heading = "Batches")]
+struct BatchArgs {
+    /// Steps of the optimiser [default: as many as see each pair once]
+    #[arg(long, value_name = "N")]
+    steps: Option<usize>,
+    /// Queries in a batch, each with its passages
+    #[arg(long, value_name = "PAIRS", default_value_t = Batching::default().pairs)]
+    batch: usize,
+    /// Texts and conversations in a batch
+    #[arg(long, value_name = "N", default_value_t = Batching::default().generative)]
+    generative_batch: usize,
+    /// Passages of a query: a positive one, and negative ones
+    #[arg(long, value_name = "N", default_value_t = Options::default().group)]
+    group_size: usize,
+    /// Maximum tokens of a query; the rest is cut off
+    #[arg(long, value_name = "N", default_value_t = Lengths::default().query_max_len)]
+    query_max_len: usize,
+    /// Maximum tokens of a passage or a document
+    #[arg(long, value_name = "N", default_value_t = Lengths::default().passage_max_len)]
+    passage_max_len: usize,
+    /// Maximum tokens of a text or conversation
+    #[arg(long, value_name = "N", default_value_t = Lengths::default().generative_max_len)]
+    generative_max_len: usize,
+    /// Seed of the order of samples
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+}
+
+#[derive(Group)]
+#[command(next_help_heading = "Optimiser (AdamW)")]
+struct OptimizerArgs {
+    /// Learning rate at its highest
+    #[arg(long, value_name = "R", default_value_t = Options::default().learning_rate)]
+    learning_rate: f64,
+    /// Share of the steps in which the learning rate rises; then it falls to 0
+    #[arg(long, value_name = "SHARE", default_value_t = Options::default().warmup)]
+    warmup: f64,
+    /// Weight decay of matrices
+    #[arg(long, value_name = "D", default_value_t = Options::default().weight_decay)]
+    weight_decay: f32,
+    /// Norm to which a longer gradient is clipped
+    #[arg(long, value_name = "NORM", default_value_t = Options::default().max_gradient_norm)]
+    max_gradient_norm: f64,
+}
+
+#[derive(Group)]
+#[command(next_help_heading = "Objective")]
+struct ObjectiveArgs {
+    /// Divisor of the cosines in the contrastive loss
+    #[arg(long, value_name = "T", default_value_t = Objective::default().temperature)]
+    temperature: f32,
+    /// Weight of the contrastive loss
+    #[arg(long, value_name = "W", default_value_t = Objective::default().embedding_weight)]
+    embedding_weight: f32,
+    /// Weight of the next-token loss
+    #[arg(long, value_name = "W", default_value_t = Objective::default().generative_weight)]
+    generative_weight: f32,
+    /// Next-token loss: the mean over the tokens of groups of conversations (mixed), or the sum over
+    /// all tokens by the number of conversations (token)
+    #[arg(long, value_name = "HOW", default_value = "mixed", value_parser = ["mixed", "token"])]
+    generative_loss: String,
+    /// Conversations of one group of the mixed loss
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    generative_group: usize,
+    /// Compare a query with its own passages only, not with all of the batch
+    #[arg(long)]
+    hard_negatives_only: bool,
+    /// Learn vectors that can be cut to these numbers of dimensions, separated by commas
+    #[arg(long, value_name = "N,…", value_delimiter = ',')]
+    dimensions: Vec<usize>,
+    /// How hidden states become one vector
+    #[arg(long, value_enum, default_value_t = PoolingArg::Mean)]
+    pooling: PoolingArg,
+    /// Which tokens see which: b for both directions, c for causal; of an embedded text's
+    /// instruction and text, of a prompt and its answer
+    #[arg(long, value_name = "bbcc", default_value_t, value_parser = parse::<Parts>)]
+    attn: Parts,
+}
+
+#[derive(Group)]
+#[command(next_help_heading = "Run")]
+struct RunArgs {
+    /// Tokens that go through the model at once; more are faster and take more memory
+    #[arg(long, value_name = "N", default_value_t = Options::default().chunk_tokens)]
+    chunk_tokens: usize,
+    /// Run each layer again on the way back instead of keeping its activations [default: only
+    /// where they do not fit]
+    #[arg(long)]
+    recompute: bool,
+    /// Steps between two saved states; a run with the same output goes on from the last one
+    #[arg(long, value_name = "N", default_value_t = Options::default().save_every)]
+    save_every: usize,
+    /// Samples to evaluate on, as for --data
+    #[arg(long, value_name = "DIR")]
+    eval_data: Option<PathBuf>,
+    /// Steps between two evaluations; 0 for one at the end
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "eval_data")]
+    eval_every: usize,
+    /// Format of the trained weights: bf16, f16 or f32
+    #[arg(long, value_name = "TYPE", default_value_t = Dtype::Bf16, value_parser = plain)]
+    save_type: Dtype,
+}
+
+impl Train {
+    pub(crate) fn options(&self) -> Result<Options> {
+        let (b, o, r) = (&self.batch, &self.objective, &self.run);
+        let generative = match o.generative_loss.as_str() {
+            "token" => GenerativeLoss::Token,
+            _ => GenerativeLoss::Mixed { group: o.generative_group },
+        };
+        if b.group_size == 0 {
+            let (expected, found) = ("1 passage or more".into(), "0".into());
+            return Err(Error::Option { option: "--group-size", expected, found });
+        }
+        let objective = Objective::default()
+            .temperature(o.temperature)
+            .embedding_weight(o.embedding_weight)
+            .generative(generative)
+            .generative_weight(o.generative_weight)
+            .hard_negatives_only(o.hard_negatives_only)
+            .dimensions(o.dimensions.clone())
+            .pooling(o.pooling.into())
+            .attention(o.attn);
+        let lengths = Lengths::default()
+            .query_max_len(b.query_max_len)
+            .passage_max_len(b.passage_max_len)
+            .generative_max_len(b.generative_max_len);
+        let batching =
+            Batching::default().pairs(b.batch).generative(b.generative_batch).seed(b.seed);
+        Ok(Options::default()
+            .steps(b.steps)
+            .batching(batching)
+            .group(b.group_size)
+            .lengths(lengths)
+            .objective(objective)
+            .learning_rate(self.optimizer.learning_rate)
+            .warmup(self.optimizer.warmup)
+            .weight_decay(self.optimizer.weight_decay)
+            .max_gradient_norm(self.optimizer.max_gradient_norm)
+            .chunk_tokens(r.chunk_tokens)
+            .keep_activations(r.recompute.then_some(false))
+            .save_every(r.save_every)
+            .evaluation(r.eval_data.clone())
+            .evaluate_every(r.eval_every)
+            .dtype(r.save_type))
+    }
+}

@@ -1,0 +1,86 @@
+//! Evaluation on samples that are not learned: how well queries find their passages, and the loss
+//! of answers.
+
+use crate::Result;
+use crate::data::Data;
+use crate::encode::{Answer, Encoder, Text};
+use crate::metrics::Evaluation;
+use crate::trainer::Trainer;
+use gritlm_model::ops::Backward;
+use rayon::prelude::*;
+use std::path::Path;
+
+/// Encoded samples to evaluate on.
+pub(crate) struct Evaluator {
+    queries: Vec<Text>,
+    /// The first positive passage of each query, then all negative ones.
+    passages: Vec<Text>,
+    answers: Vec<Answer>,
+}
+
+impl Evaluator {
+    /// Reads and encodes all samples of a file or folder.
+    ///
+    /// # Errors
+    /// As [`Data::open`], and when a text cannot be encoded.
+    pub(crate) fn open(path: &Path, encoder: &Encoder<'_>) -> Result<Self> {
+        let data = Data::open(path, encoder, 1)?;
+        let (mut queries, mut passages, mut negatives) = (Vec::new(), Vec::new(), Vec::new());
+        for i in 0..data.pairs() {
+            let pair = data.pair(i)?;
+            queries.push(encoder.query(&pair.query)?);
+            passages.push(encoder.passage(&pair.positives[0])?);
+            for negative in &pair.negatives {
+                negatives.push(encoder.passage(negative)?);
+            }
+        }
+        passages.extend(negatives);
+        let answers = (0..data.generative()).map(|i| encoder.answer(&data.text(i)?));
+        Ok(Self { queries, passages, answers: answers.collect::<Result<_>>()? })
+    }
+
+    /// Evaluates the model as it is.
+    ///
+    /// # Errors
+    /// When the device is out of memory or fails.
+    pub(crate) fn run<O: Backward>(&self, trainer: &mut Trainer<O>) -> Result<Evaluation> {
+        let mut found = Evaluation::default();
+        if !self.queries.is_empty() {
+            let dim = trainer.config().dim;
+            let queries = unit(trainer.embed(&self.queries)?, dim);
+            let passages = unit(trainer.embed(&self.passages)?, dim);
+            let ranks: Vec<usize> = queries
+                .par_chunks_exact(dim)
+                .enumerate()
+                .map(|(i, query)| rank(query, &passages, i))
+                .collect();
+            let mean = |of: &dyn Fn(usize) -> f64| {
+                Some(ranks.iter().map(|&rank| of(rank)).sum::<f64>() / ranks.len() as f64)
+            };
+            found.recall_at_1 = mean(&|rank| f64::from(u8::from(rank < 1)));
+            found.recall_at_10 = mean(&|rank| f64::from(u8::from(rank < 10)));
+            let gain = |rank: usize| if rank < 10 { 1.0 / (rank as f64 + 2.0).log2() } else { 0.0 };
+            found.ndcg_at_10 = mean(&gain);
+        }
+        found.loss = trainer.loss(&self.answers)?;
+        Ok(found)
+    }
+}
+
+/// Scales vectors to length 1.
+fn unit(mut vectors: Vec<f32>, dim: usize) -> Vec<f32> {
+    vectors.par_chunks_exact_mut(dim).for_each(|vector| {
+        let length = vector.iter().map(|v| v * v).sum::<f32>().sqrt().max(1e-12);
+        vector.iter_mut().for_each(|v| *v /= length);
+    });
+    vectors
+}
+
+/// Returns how many passages are nearer to a query than passage `wanted`. Equal ones count as
+/// nearer, so that a model whose vectors are all the same finds nothing.
+fn rank(query: &[f32], passages: &[f32], wanted: usize) -> usize {
+    let score = |passage: &[f32]| -> f32 { query.iter().zip(passage).map(|(q, p)| q * p).sum() };
+    let own = score(&passages[wanted * query.len()..][..query.len()]);
+    let all = passages.chunks_exact(query.len()).enumerate();
+    all.filter(|(i, passage)| *i != wanted && score(passage) >= own).count()
+}
