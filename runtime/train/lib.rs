@@ -24,5 +24,5 @@ pub use error::{Error, Result};
 pub use memory::Plan;
 pub use metrics::{Evaluation, StepMetrics};
 pub use objective::{GenerativeLoss, Objective, Parts};
-pub use run::{Ended, Event, Next, Options, train};
+pub use run::{Ended, Event, Next, Options, train, write_checkpoint};
 pub use trainer::{Losses, Trainer};

@@ -242,6 +242,21 @@ pub fn train<O: Backward>(
     Ok(Ended::Done { evaluation })
 }
 
+/// Writes a model as a checkpoint in the published layout into `folder`, which exists. `checkpoint` is
+/// the one that it was loaded from: its tokenizer goes along.
+///
+/// # Errors
+/// When the device fails, or a file cannot be written.
+pub fn write_checkpoint<O: Backward>(
+    trainer: &Trainer<O>,
+    checkpoint: &Checkpoint,
+    dtype: Dtype,
+    folder: &Path,
+) -> Result<()> {
+    write_weights(trainer.ops(), trainer.parameters(), Part::Weights, dtype, folder)?;
+    Beside::of(checkpoint, dtype)?.write(folder)
+}
+
 /// Chooses what is kept, and checks that it fits.
 fn plan<O: Backward>(ops: &O, options: &Options, checkpoint: &Checkpoint) -> Result<Plan> {
     let plan = |chunk, keep| Plan::new(&checkpoint.config, chunk, keep, ops.free_memory());
@@ -389,8 +404,7 @@ impl<O: Backward> Trainer<O> {
         dtype: Dtype,
         steps: usize,
     ) -> Result<()> {
-        write_weights(self.ops(), self.parameters(), Part::Weights, dtype, output.path())?;
-        Beside::of(checkpoint, dtype)?.write(output.path())?;
+        write_checkpoint(self, checkpoint, dtype, output.path())?;
         output.finish(steps)
     }
 }

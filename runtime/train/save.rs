@@ -104,6 +104,8 @@ pub(crate) fn write_weights<O: Backward>(
     });
     let path = folder.join("model.safetensors");
     let partial = partial(&path);
+    // `serialize_to_file` would create a file that only its owner can read.
+    File::create(&partial).map_err(Error::io(&path))?;
     let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
     let written = serialize_to_file(tensors, Some(metadata), &partial);
     if let Some(error) = failed.take() {
