@@ -62,10 +62,10 @@ impl Ran {
         }
     }
 
-    /// The lines on stderr that are neither the device's nor notes.
+    /// The lines on stderr that are neither the device's nor notes nor the course of training.
     pub(crate) fn problems(&self) -> Vec<&str> {
         let fine = |line: &&str| {
-            !line.starts_with("note: ")
+            !["note: ", "memory: ", "step "].iter().any(|start| line.starts_with(start))
                 && !line.contains(" on cpu (")
                 && !line.contains(" on wgpu (")
         };

@@ -8,12 +8,15 @@ use crate::metrics::Evaluation;
 use crate::trainer::Trainer;
 use gritlm_model::ops::Backward;
 use rayon::prelude::*;
+use std::collections::HashMap;
 use std::path::Path;
 
 /// Encoded samples to evaluate on.
 pub(crate) struct Evaluator {
     queries: Vec<Text>,
-    /// The first positive passage of each query, then all negative ones.
+    /// The first positive passage of each query, among `passages`.
+    wanted: Vec<usize>,
+    /// The first positive passages and all negative ones, each once.
     passages: Vec<Text>,
     answers: Vec<Answer>,
 }
@@ -25,18 +28,24 @@ impl Evaluator {
     /// As [`Data::open`], and when a text cannot be encoded.
     pub(crate) fn open(path: &Path, encoder: &Encoder<'_>) -> Result<Self> {
         let data = Data::open(path, encoder, 1)?;
-        let (mut queries, mut passages, mut negatives) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut queries, mut wanted, mut passages) = (Vec::new(), Vec::new(), Vec::new());
+        let mut places = HashMap::new();
         for i in 0..data.pairs() {
             let pair = data.pair(i)?;
             queries.push(encoder.query(&pair.query)?);
-            passages.push(encoder.passage(&pair.positives[0])?);
-            for negative in &pair.negatives {
-                negatives.push(encoder.passage(negative)?);
+            for (n, one) in pair.positives.iter().take(1).chain(&pair.negatives).enumerate() {
+                let text = encoder.passage(one)?;
+                let place = *places.entry(text.tokens.clone()).or_insert_with(|| {
+                    passages.push(text);
+                    passages.len() - 1
+                });
+                if n == 0 {
+                    wanted.push(place);
+                }
             }
         }
-        passages.extend(negatives);
         let answers = (0..data.generative()).map(|i| encoder.answer(&data.text(i)?));
-        Ok(Self { queries, passages, answers: answers.collect::<Result<_>>()? })
+        Ok(Self { queries, wanted, passages, answers: answers.collect::<Result<_>>()? })
     }
 
     /// Evaluates the model as it is.
@@ -51,8 +60,8 @@ impl Evaluator {
             let passages = unit(trainer.embed(&self.passages)?, dim);
             let ranks: Vec<usize> = queries
                 .par_chunks_exact(dim)
-                .enumerate()
-                .map(|(i, query)| rank(query, &passages, i))
+                .zip(&self.wanted)
+                .map(|(query, &wanted)| rank(query, &passages, wanted))
                 .collect();
             let mean = |of: &dyn Fn(usize) -> f64| {
                 Some(ranks.iter().map(|&rank| of(rank)).sum::<f64>() / ranks.len() as f64)

@@ -193,11 +193,13 @@ pub fn train<O: Backward>(
     output.keep_only((done > 0).then_some(done))?;
     let mut metrics = Metrics::open(output.path(), done)?;
     let mut next = watch(Event::Begin { step: done, steps });
-    let mut evaluation = None;
+    let (mut evaluation, mut saved) = (None, done);
     for step in done + 1..=steps {
         if next == Next::Stop {
-            trainer.save(&output, step - 1)?;
-            watch(Event::Saved(step - 1));
+            if saved < step - 1 {
+                trainer.save(&output, step - 1)?;
+                watch(Event::Saved(step - 1));
+            }
             return Ok(Ended::Stopped(step - 1));
         }
         let start = Instant::now();
@@ -235,6 +237,7 @@ pub fn train<O: Backward>(
         next = watch(Event::Step(&line));
         if options.save_every > 0 && step % options.save_every == 0 && !last {
             trainer.save(&output, step)?;
+            saved = step;
             watch(Event::Saved(step));
         }
     }
@@ -349,6 +352,7 @@ impl Options {
     /// Returns everything that decides what the steps of a run do.
     fn describe(&self, model: &str, data: &Data, steps: usize) -> Map<String, Value> {
         let o = &self.objective;
+        // Numbers in f32 are text, because JSON's are f64 and some do not come back.
         let all = json!({
             "model": model,
             "data": format!("{:032x}", data.fingerprint()),
@@ -360,20 +364,20 @@ impl Options {
             "query_max_len": self.lengths.query_max_len,
             "passage_max_len": self.lengths.passage_max_len,
             "generative_max_len": self.lengths.generative_max_len,
-            "temperature": o.temperature,
-            "embedding_weight": o.embedding_weight,
-            "generative_weight": o.generative_weight,
+            "temperature": o.temperature.to_string(),
+            "embedding_weight": o.embedding_weight.to_string(),
+            "generative_weight": o.generative_weight.to_string(),
             "generative_loss": format!("{:?}", o.generative),
             "hard_negatives_only": o.hard_negatives_only,
             "dimensions": o.dimensions,
             "pooling": format!("{:?}", o.pooling),
             "attn": o.attention.to_string(),
-            "router_weight": o.router_weight,
+            "router_weight": o.router_weight.to_string(),
             "learning_rate": self.learning_rate,
             "warmup": self.warmup,
-            "betas": self.betas,
-            "epsilon": self.epsilon,
-            "weight_decay": self.weight_decay,
+            "betas": self.betas.map(|beta| beta.to_string()),
+            "epsilon": self.epsilon.to_string(),
+            "weight_decay": self.weight_decay.to_string(),
             "max_gradient_norm": self.max_gradient_norm,
             // The order of a sum over a batch depends on where it is cut.
             "chunk_tokens": self.chunk_tokens,

@@ -1,0 +1,309 @@
+//! `gritlm train`: what a run writes, how it resumes, what it refuses.
+
+use crate::cli::{objects, run};
+use crate::support::{data, long};
+use gritlm::model::cpu::Cpu;
+use gritlm::{Checkpoint, Device, Embed, Engine, Options};
+use gritlm_train::{Batching, Ended, Event, Next, train};
+use serde_json::Value;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+const DATA: &str = "examples/train";
+
+fn options() -> gritlm_train::Options {
+    gritlm_train::Options::default()
+        .steps(Some(6))
+        .batching(Batching::default().pairs(3).generative(2).seed(5))
+        .learning_rate(1e-3)
+        .chunk_tokens(256)
+}
+
+/// Runs until the watcher stops it after `stop` steps, if it does.
+fn train_until(
+    output: &Path,
+    options: &gritlm_train::Options,
+    stop: Option<usize>,
+) -> gritlm_train::Result<Ended> {
+    let model = data("mistral-tiny").display().to_string();
+    let checkpoint = Checkpoint::open(&model, false).unwrap();
+    let mut done = 0;
+    train(Cpu, &model, &checkpoint, [Path::new(DATA), output], options, &mut |event| {
+        if let Event::Step(step) = event {
+            done = step.step;
+        }
+        if Some(done) == stop { Next::Stop } else { Next::Go }
+    })
+}
+
+/// Returns the lines of a run's metrics, without how long they took.
+fn metrics(output: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(output.join("metrics.jsonl")).unwrap();
+    let mut lines = objects(&text);
+    for line in &mut lines {
+        let speed = line.as_object_mut().unwrap().remove("tokens_per_second").unwrap();
+        assert!(speed.as_f64().unwrap() > 0.0);
+    }
+    lines
+}
+
+fn weights(output: &Path) -> Vec<u8> {
+    fs::read(output.join("model.safetensors")).unwrap()
+}
+
+/// Names of all entries, sorted.
+fn entries(folder: &Path) -> Vec<String> {
+    let names = fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name());
+    let mut names: Vec<String> = names.map(|n| n.into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn the_program_trains_a_model_that_loads() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("out");
+    let ran = run(
+        &[
+            "train",
+            "--model",
+            "demo",
+            "--data",
+            DATA,
+            "--output",
+            output.to_str().unwrap(),
+            "--steps",
+            "4",
+            "--batch",
+            "4",
+            "--generative-batch",
+            "4",
+            "--learning-rate",
+            "1e-4",
+            "--temperature",
+            "0.05",
+            "--save-every",
+            "2",
+            "--seed",
+            "1",
+            "--eval-data",
+            DATA,
+            "--eval-every",
+            "2",
+            "--dimensions",
+            "64,32",
+            "--format",
+            "json",
+        ],
+        "",
+    );
+    let stderr = ran.stderr.clone();
+    let found = objects(&ran.ok());
+    let lines = metrics(&output);
+    assert_eq!(lines.len(), 4);
+    for (i, line) in lines.iter().enumerate() {
+        assert_eq!(line["step"], i as u64 + 1);
+        for loss in ["loss_rep", "loss_gen", "gradient_norm"] {
+            assert!(line[loss].as_f64().unwrap() > 0.0, "{line}");
+        }
+        assert_eq!(line.get("eval_recall_at_10").is_some(), i % 2 == 1, "{line}");
+    }
+    assert_eq!(found[0]["evaluation"]["eval_loss"], lines[3]["eval_loss"]);
+    assert!(lines[3]["eval_loss"].as_f64() < lines[1]["eval_loss"].as_f64());
+    assert!(stderr.contains("memory: ") && stderr.contains("step 4/4: loss_rep "), "{stderr}");
+    let names = entries(&output);
+    assert!(names.iter().any(|name| name.starts_with("events.out.tfevents.")), "{names:?}");
+    assert!(!names.iter().any(|name| name.starts_with("state-")), "{names:?}");
+
+    let options = Options::default().device(Device::Cpu);
+    let trained = Engine::open(output.to_str().unwrap(), &options).unwrap();
+    let demo = Engine::open("demo", &options).unwrap();
+    let texts = ["chess for the desktop"];
+    let vectors = [&trained, &demo].map(|engine| engine.embed(&texts, &Embed::default()).unwrap());
+    assert_eq!(vectors[0][0].tokens, vectors[1][0].tokens);
+    assert_ne!(vectors[0][0].vector, vectors[1][0].vector);
+
+    // Again: it has ended, and says so without a step.
+    let again = run(
+        &[
+            "train",
+            "--model",
+            "demo",
+            "--data",
+            DATA,
+            "--output",
+            output.to_str().unwrap(),
+            "--steps",
+            "4",
+            "--batch",
+            "4",
+            "--generative-batch",
+            "4",
+            "--learning-rate",
+            "1e-4",
+            "--temperature",
+            "0.05",
+            "--seed",
+            "1",
+            "--dimensions",
+            "64,32",
+        ],
+        "",
+    );
+    let stderr = again.stderr.clone();
+    again.ok();
+    assert!(!stderr.contains("step "), "{stderr}");
+    assert_eq!(metrics(&output).len(), 4);
+}
+
+/// Stopped and resumed at every step, a run takes the same steps to the last bit.
+#[test]
+fn a_resumed_run_has_the_bits_of_a_whole_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let whole = folder.path().join("whole");
+    assert!(matches!(train_until(&whole, &options(), None).unwrap(), Ended::Done { .. }));
+    for every in [1, 4] {
+        let cut = folder.path().join(format!("cut-{every}"));
+        let options = options().save_every(every);
+        for stop in [1, 2, 5] {
+            assert_eq!(train_until(&cut, &options, Some(stop)).unwrap(), Ended::Stopped(stop));
+        }
+        // What a run that was killed leaves: a state that is not whole, and lines of steps after
+        // the last whole one.
+        fs::create_dir_all(cut.join("state-6.partial/weights")).unwrap();
+        let mut text = fs::read_to_string(cut.join("metrics.jsonl")).unwrap();
+        text += "{\"step\": 6, \"tokens_per_second\": 1.0}\n{\"st";
+        fs::write(cut.join("metrics.jsonl"), text).unwrap();
+        assert!(matches!(train_until(&cut, &options, None).unwrap(), Ended::Done { .. }));
+        assert_eq!(metrics(&cut), metrics(&whole));
+        assert!(weights(&cut) == weights(&whole), "other weights");
+        assert!(!cut.join("state-6.partial").exists());
+    }
+}
+
+fn program(output: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_gritlm"));
+    let model = data("mistral-tiny").display().to_string();
+    let output = output.to_str().unwrap();
+    command.args(["train", "--model", &model, "--data", DATA, "--output", output]);
+    command.args(["--steps", "12", "--batch", "3", "--generative-batch", "2", "--save-every", "1"]);
+    command.args(["--chunk-tokens", "256"]);
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    command
+}
+
+/// Killed at random moments, a run goes on from its last whole state and ends with the bits of one
+/// that was left alone.
+#[test]
+fn killed_at_any_moment() {
+    let folder = tempfile::tempdir().unwrap();
+    let (whole, cut) = (folder.path().join("whole"), folder.path().join("cut"));
+    let start = std::time::Instant::now();
+    assert!(program(&whole).status().unwrap().success());
+    let took = start.elapsed();
+    let mut random = fastrand::Rng::with_seed(17);
+    for _ in 0..if long() { 20 } else { 5 } {
+        let mut child = program(&cut).spawn().unwrap();
+        std::thread::sleep(Duration::from_secs_f64(took.as_secs_f64() * random.f64()));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    assert!(program(&cut).status().unwrap().success());
+    assert_eq!(metrics(&cut), metrics(&whole));
+    assert!(weights(&cut) == weights(&whole), "other weights");
+}
+
+/// Files that may not grow beyond a size are a disk that is full there.
+#[test]
+#[cfg(unix)]
+fn a_full_disk_keeps_what_is_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let (whole, cut) = (folder.path().join("whole"), folder.path().join("cut"));
+    assert!(program(&whole).status().unwrap().success());
+    let run = |output: &Path, blocks: u32| {
+        let program = program(output);
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$0\" \"$@\"")]);
+        shell.arg(program.get_program()).args(program.get_args());
+        let output = shell.output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        let error = stderr.lines().find(|line| line.starts_with("error: ")).map(str::to_string);
+        (output.status.code(), error)
+    };
+    // Weights in f32 take 2.7 MB.
+    let (code, error) = run(&cut, 1000);
+    assert_eq!(code, Some(1));
+    let error = error.unwrap();
+    assert!(error.contains("model.safetensors: "), "{error}");
+    assert!(!entries(&cut).iter().any(|name| name.starts_with("state-")), "{:?}", entries(&cut));
+    assert_eq!(run(&cut, 1_000_000), (Some(0), None));
+    assert_eq!(metrics(&cut), metrics(&whole));
+    assert!(weights(&cut) == weights(&whole), "other weights");
+}
+
+#[test]
+fn runs_that_cannot_be_are_refused_in_one_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("out").display().to_string();
+    let base = ["train", "--model", "demo", "--data", DATA, "--output", &output, "--batch", "4"];
+    let with = |more: &[&str]| -> Vec<String> {
+        base.iter().chain(more).map(ToString::to_string).collect()
+    };
+    for (more, parts) in [
+        (vec!["--steps", "0"], vec!["--steps: expected 1 or more, found 0"]),
+        (vec!["--learning-rate", "0"], vec!["--learning-rate: expected a number above 0"]),
+        (vec!["--temperature", "0"], vec!["--temperature: expected a number above 0"]),
+        (vec!["--warmup", "2"], vec!["--warmup: expected a share from 0 to 1"]),
+        (vec!["--dimensions", "500"], vec!["--dimensions: expected 1 to 192, found 500"]),
+        (vec!["--chunk-tokens", "0"], vec!["--chunk-tokens: expected 1 or more tokens"]),
+    ] {
+        run(&with(&more), "").fails(2, &parts);
+        assert!(!Path::new(&output).exists());
+    }
+    let device = with(&["--device", "wgpu"]);
+    run(&device, "").fails(1, &["training runs on the CPU only"]);
+    let memory = with(&["--chunk-tokens", "1000000000"]);
+    run(&memory, "").fails(1, &["it does not fit; with --chunk-tokens "]);
+
+    // A folder of something else, and one of another run.
+    fs::create_dir(&output).unwrap();
+    fs::write(PathBuf::from(&output).join("notes.txt"), "mine").unwrap();
+    run(&with(&[]), "").fails(1, &["expected an empty folder", "notes.txt"]);
+    fs::remove_file(PathBuf::from(&output).join("notes.txt")).unwrap();
+    run(&with(&["--steps", "1"]), "").ok();
+    let other = with(&["--steps", "1", "--learning-rate", "1e-3"]);
+    run(&other, "")
+        .fails(1, &["training.json: the run that began here has learning_rate 0.00002", "0.001"]);
+    fs::write(PathBuf::from(&output).join("training.json"), "{").unwrap();
+    run(&with(&["--steps", "1"]), "").fails(1, &["training.json: expected the options of a run"]);
+}
+
+/// A damaged state names its file; it is not trained from.
+#[test]
+fn a_damaged_state_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("out");
+    train_until(&output, &options(), Some(2)).unwrap();
+    let file = output.join("state-2/first/model.safetensors");
+    let bytes = fs::read(&file).unwrap();
+    fs::write(&file, &bytes[..bytes.len() - 7]).unwrap();
+    let error = train_until(&output, &options(), None).unwrap_err().to_string();
+    assert!(error.contains("first/model.safetensors") && error.contains("cut off"), "{error}");
+    fs::write(&file, bytes).unwrap();
+    assert!(matches!(train_until(&output, &options(), None).unwrap(), Ended::Done { .. }));
+}
+
+/// A loss that is not a number stops the run and names the samples; the state before it stays.
+#[test]
+fn numbers_that_are_not_finite_stop_the_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("out");
+    let options = options().learning_rate(1e30).warmup(0.0).save_every(1);
+    let error = train_until(&output, &options, None).unwrap_err().to_string();
+    for part in ["of step ", "examples/train/pairs.jsonl:", "expected a finite number"] {
+        assert!(error.contains(part), "{error}");
+    }
+    assert!(!output.join("model.safetensors").exists());
+}
