@@ -92,13 +92,23 @@ impl Matrix {
         (tensor.dtype(), &tensor.bytes()[start..start + width])
     }
 
-    /// Decodes some columns of row `r` to f32: whole blocks of its format.
+    /// Decodes some columns of row `r` to f32.
     fn part(&self, r: usize, columns: Range<usize>, out: &mut [f32]) {
         if !self.own.is_empty() {
             return out.copy_from_slice(&self.own[r * self.cols..][columns]);
         }
         let (dtype, bytes) = self.row(r);
-        decode(dtype, &bytes[dtype.bytes(columns.start)..dtype.bytes(columns.end)], out);
+        if !dtype.is_quantized() {
+            return decode(dtype, &bytes[dtype.bytes(columns.start)..dtype.bytes(columns.end)], out);
+        }
+        let (size, mut values) = (dtype.block(), [0.0; MAX_BLOCK]);
+        for block in columns.start / size..columns.end.div_ceil(size) {
+            let (values, all) = (&mut values[..size], block * size..(block + 1) * size);
+            decode(dtype, &bytes[dtype.bytes(all.start)..dtype.bytes(all.end)], values);
+            let here = all.start.max(columns.start)..all.end.min(columns.end);
+            out[here.start - columns.start..here.end - columns.start]
+                .copy_from_slice(&values[here.start - all.start..here.end - all.start]);
+        }
     }
 
     /// Decodes row `r` to f32.

@@ -11,6 +11,7 @@ mod objective;
 mod pack;
 mod parameters;
 mod pass;
+mod router;
 mod run;
 mod save;
 mod state;

@@ -22,6 +22,9 @@ pub struct StepMetrics {
     /// Next-token loss, without its weight; absent in runs without texts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub loss_gen: Option<f64>,
+    /// Auxiliary loss of a mixture's routers, without its weight; absent where it has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loss_router: Option<f64>,
     /// Euclidean norm of the gradient, before it was clipped.
     pub gradient_norm: f64,
     /// Learning rate.

@@ -9,6 +9,7 @@
 use crate::Result;
 use crate::pack::{Run, layout, pages};
 use crate::parameters::{Parameters, Slot};
+use crate::router::Routers;
 use gritlm::layer::{FeedForward, Keep, Layer, Nothing, Pass};
 use gritlm_model::config::Config;
 use gritlm_model::format::Dtype;
@@ -68,7 +69,9 @@ pub(crate) struct Tape<O: Ops> {
 /// A chunk that has gone forward.
 pub(crate) struct Chunk<O: Ops> {
     batch: O::Batch,
-    rows: usize,
+    pub(crate) rows: usize,
+    /// What the routers did, where a mixture's were asked.
+    pub(crate) routers: Option<Routers>,
 }
 
 /// Tokens that are learned: the rows that predict them, and the weight of each in the loss.
@@ -145,7 +148,8 @@ impl<O: Backward> Tape<O> {
     }
 
     /// Runs a chunk to the hidden states after the final norm. With `keep` a
-    /// [`Tape::backward`] may follow.
+    /// [`Tape::backward`] may follow; with `ask_routers` the chunk says what a mixture's routers
+    /// did.
     ///
     /// # Errors
     /// When the device is out of memory.
@@ -155,11 +159,13 @@ impl<O: Backward> Tape<O> {
         weights: &Parameters<O>,
         runs: &[Run<'_>],
         keep: bool,
+        ask_routers: bool,
     ) -> Result<Chunk<O>> {
         let layout = layout(runs, &self.frequencies);
         let rows = layout.tokens.len();
         self.reserve(ops, rows, pages(runs))?;
-        let chunk = Chunk { batch: ops.batch(&layout)?, rows };
+        let routers = self.config.experts.filter(|_| ask_routers).map(Routers::new);
+        let mut chunk = Chunk { batch: ops.batch(&layout)?, rows, routers };
         let Some(room) = &mut self.room else { return Ok(chunk) };
         let pass = Pass { ops, config: &self.config, batch: &chunk.batch, rows: rows as u32 };
         let Some((_, pages)) = &mut self.pages else { return Ok(chunk) };
@@ -175,6 +181,9 @@ impl<O: Backward> Tape<O> {
                 pass.attend(held as u32, w, &mut room.x, buffers, pages, &mut Nothing);
                 let buffers = [&mut kept.ffn_h, &mut kept.inner];
                 pass.feed_forward(w, &mut room.x, buffers, &mut kept.routing, &mut Nothing);
+            }
+            if let Some(routers) = &mut chunk.routers {
+                routers.add(&block_on(ops.read_routing(&kept.routing, rows))?);
             }
         }
         ops.rmsnorm(pass.norm(), &room.x, &weights.norm, &mut room.hidden);

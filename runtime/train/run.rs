@@ -227,6 +227,7 @@ pub fn train<O: Backward>(
             step,
             loss_rep: losses.rep,
             loss_gen: losses.generative,
+            loss_router: losses.router,
             gradient_norm: norm,
             learning_rate: f64::from(p.rate),
             tokens: losses.tokens,

@@ -22,6 +22,8 @@ pub struct Losses {
     pub rep: Option<f64>,
     /// L_gen, without its weight; `None` without learned tokens.
     pub generative: Option<f64>,
+    /// The router's auxiliary loss, without its weight, where it is learned.
+    pub router: Option<f64>,
     /// Tokens of the batch.
     pub tokens: usize,
 }
@@ -102,7 +104,7 @@ impl<O: Backward> Trainer<O> {
         let runs: Vec<Run<'_>> =
             answers.iter().map(|a| objective.generative_run(a, &config)).collect();
         losses.tokens += runs.iter().map(Run::len).sum::<usize>();
-        losses.generative = self.generative(answers, &runs, true)?;
+        (losses.generative, losses.router) = self.generative(answers, &runs, true)?;
         if !queries.is_empty() {
             let texts: Vec<&Text> = queries.iter().chain(passages).collect();
             losses.tokens += texts.iter().map(|text| text.tokens.len()).sum::<usize>();
@@ -127,7 +129,7 @@ impl<O: Backward> Trainer<O> {
             texts.iter().map(|text| self.objective.embedding_run(text, &config)).collect();
         let mut vectors = Vec::new();
         for part in chunks(&runs, self.chunk) {
-            self.tape.forward(&self.ops, &self.parameters, &runs[part.clone()], false)?;
+            self.tape.forward(&self.ops, &self.parameters, &runs[part.clone()], false, false)?;
             vectors.extend(self.tape.pool(&self.ops, &self.spans(&texts[part]))?);
         }
         Ok(vectors)
@@ -141,7 +143,7 @@ impl<O: Backward> Trainer<O> {
         let (config, objective) = (self.config.clone(), self.objective.clone());
         let runs: Vec<Run<'_>> =
             answers.iter().map(|a| objective.generative_run(a, &config)).collect();
-        self.generative(answers, &runs, false)
+        Ok(self.generative(answers, &runs, false)?.0)
     }
 
     /// Computes L_rep of texts, of which the first `queries` are queries, and adds its gradients.
@@ -156,16 +158,20 @@ impl<O: Backward> Trainer<O> {
         let mut last = None;
         for part in &parts {
             let runs = &runs[part.clone()];
-            last = Some(self.tape.forward(&self.ops, &self.parameters, runs, direct)?);
+            last = Some(self.tape.forward(&self.ops, &self.parameters, runs, direct, false)?);
             vectors.extend(self.tape.pool(&self.ops, &self.spans(&texts[part.clone()]))?);
         }
         let (loss, dvectors) = self.contrast(&vectors, queries)?;
         for part in &parts {
             let chunk = match last.take().filter(|_| direct) {
                 Some(chunk) => chunk,
-                None => {
-                    self.tape.forward(&self.ops, &self.parameters, &runs[part.clone()], true)?
-                }
+                None => self.tape.forward(
+                    &self.ops,
+                    &self.parameters,
+                    &runs[part.clone()],
+                    true,
+                    false,
+                )?,
             };
             self.tape.begin(&self.ops, &chunk);
             let spans = self.spans(&texts[part.clone()]);
@@ -211,43 +217,44 @@ impl<O: Backward> Trainer<O> {
         Ok((loss / (queries * used.len()) as f64, gradients))
     }
 
-    /// Computes L_gen, and adds its gradients if it is to be learned.
+    /// Computes L_gen and the router's loss, and adds their gradients if they are to be learned.
     fn generative(
         &mut self,
         answers: &[Answer],
         runs: &[Run<'_>],
         learn: bool,
-    ) -> Result<Option<f64>> {
-        let counts: Vec<usize> =
-            answers.iter().map(|a| a.targets.iter().filter(|&&t| t).count()).collect();
+    ) -> Result<(Option<f64>, Option<f64>)> {
+        let counts: Vec<usize> = answers.iter().map(Answer::learned).collect();
         if counts.iter().all(|&count| count == 0) {
-            return Ok(None);
+            return Ok((None, None));
         }
         let weights = self.objective.token_weights(&counts);
-        let mut loss = 0.0;
+        let tokens: usize = runs.iter().map(Run::len).sum();
+        let ask = learn && self.objective.router_weight > 0.0;
+        let (mut loss, mut router) = (0.0, None);
         for part in chunks(runs, self.chunk) {
             let learned = learned(&answers[part.clone()], &weights[part.clone()]);
             let runs = &runs[part];
-            let chunk = self.tape.forward(&self.ops, &self.parameters, runs, learn)?;
+            let chunk = self.tape.forward(&self.ops, &self.parameters, runs, learn, ask)?;
             self.tape.begin(&self.ops, &chunk);
-            let weighted = Learned {
-                scales: learned
-                    .scales
-                    .iter()
-                    .map(|s| s * self.objective.generative_weight)
-                    .collect(),
-                ..learned.clone()
-            };
+            let weight = self.objective.generative_weight;
+            let scales = learned.scales.iter().map(|scale| scale * weight).collect();
+            let weighted = Learned { scales, ..learned.clone() };
             let (ops, parameters) = (&self.ops, &mut self.parameters);
             let losses = self.tape.cross_entropy(ops, parameters, &weighted, learn)?;
             let terms = losses.iter().zip(&learned.scales);
             loss += terms.map(|(loss, scale)| f64::from(*loss) * f64::from(*scale)).sum::<f64>();
             if learn {
-                let balance = vec![0.0; self.config.experts.map_or(0, |e| e.count)];
+                let share = chunk.rows as f64 / tokens as f64;
+                let mut balance = vec![0.0; self.config.experts.map_or(0, |e| e.count)];
+                if let Some(routers) = &chunk.routers {
+                    *router.get_or_insert(0.0) += share * routers.loss();
+                    balance = routers.balance(share * f64::from(self.objective.router_weight));
+                }
                 self.tape.backward(&self.ops, &mut self.parameters, &chunk, &balance);
             }
         }
-        Ok(Some(loss))
+        Ok((Some(loss), router))
     }
 
     /// Returns the rows that each text of a chunk is pooled from.

@@ -90,6 +90,10 @@ struct ObjectiveArgs {
     /// Conversations of one group of the mixed loss
     #[arg(long, value_name = "N", default_value_t = 32)]
     generative_group: usize,
+    /// Weight of the auxiliary loss that keeps a mixture's experts equally busy; 0.02 in
+    /// GritLM-8x7B
+    #[arg(long, value_name = "W", default_value_t = Objective::default().router_weight)]
+    router_weight: f32,
     /// Compare a query with its own passages only, not with all of the batch
     #[arg(long)]
     hard_negatives_only: bool,
@@ -145,6 +149,7 @@ impl Train {
             .embedding_weight(o.embedding_weight)
             .generative(generative)
             .generative_weight(o.generative_weight)
+            .router_weight(o.router_weight)
             .hard_negatives_only(o.hard_negatives_only)
             .dimensions(o.dimensions.clone())
             .pooling(o.pooling.into())
