@@ -1,13 +1,68 @@
-//! The gradients of the reference against differences of its forward formulas.
+//! The gradients of the reference against differences of its forward formulas, and the backends'
+//! against the reference: the case table of training.
 
+use crate::support::say;
 use fastrand::Rng;
-use gritlm_model::ops::{AdamW, Contrast, Contrastive, Pooling, PoolingSpan};
+use gritlm_bench::backward::cases;
+use gritlm_model::cpu::Cpu;
+use gritlm_model::ops::{AdamW, Backward, Contrast, Contrastive, Pooling, PoolingSpan};
 use gritlm_model::reference::{
     adamw, attention, attention_backward, attention_scores, contrastive, cross_entropy, dot,
     gate_up, gate_up_backward, gated_backward, linear, linear_backward, log_sum_exp, normalize,
     normalize_backward, pool, pool_backward, relative_error, rmsnorm, rmsnorm_backward, rotary,
     rotary_backward, route, route_backward, softmax,
 };
+use std::collections::BTreeSet;
+
+/// Largest relative error of a backend that computes and stores in f32.
+const F32: f64 = 1e-5;
+
+/// Runs the cases of the table whose weights a backend takes, twice: each output must be within
+/// the bound, and the second time have the bits of the first.
+pub(crate) fn check<O: Backward>(ops: &O, bound: f64) {
+    let (mut failed, mut worst, mut flops, mut bytes) = (Vec::new(), (0.0, String::new()), 0, 0);
+    let mut all = cases();
+    all.retain(|case| ops.takes(case.dtype));
+    for case in &all {
+        let out = case.run(ops).unwrap();
+        let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+        if bits(&case.run(ops).unwrap()) != bits(&out) {
+            failed.push(format!("{}: other bits the second time", case.name));
+        }
+        for (output, error) in case.errors(&out, &case.expected()) {
+            let line = format!("{}: {output}: relative error {error:.1e}", case.name);
+            // NaN is no error that can be bounded.
+            if error.is_nan() || error > bound {
+                failed.push(line);
+            } else if error > worst.0 {
+                worst = (error, line);
+            }
+        }
+        flops += case.flops();
+        bytes += case.bytes();
+    }
+    say(&format!(
+        "gradients covered on {}: {} cases, {:.2} GFLOP, {:.2} GB, worst {}",
+        ops.device(),
+        all.len(),
+        flops as f64 / 1e9,
+        bytes as f64 / 1e9,
+        worst.1
+    ));
+    assert!(failed.is_empty(), "{} of {}:\n{}", failed.len(), all.len(), failed.join("\n"));
+}
+
+#[test]
+fn every_case_on_the_cpu() {
+    check(&Cpu, F32);
+}
+
+#[test]
+fn names_are_unique() {
+    let all = cases();
+    let names: BTreeSet<&str> = all.iter().map(|c| c.name.as_str()).collect();
+    assert_eq!(names.len(), all.len());
+}
 
 /// Largest relative error of a gradient. A wrong term changes it by much more, and the differences
 /// below reach 1e-9.
@@ -105,7 +160,8 @@ fn of_attention() {
             };
             let [key_rows, value_rows] = [rows(&keys), rows(&values)];
             let [key_slices, value_slices] = [slices(&key_rows), slices(&value_rows)];
-            let [dq, dkeys, dvalues] = attention_backward(&query, &key_slices, &value_slices, &dout);
+            let [dq, dkeys, dvalues] =
+                attention_backward(&query, &key_slices, &value_slices, &dout);
             if count == 1 {
                 // The softmax of one score is 1.
                 assert!(dq.iter().chain(&dkeys).all(|&d| d == 0.0));
