@@ -24,6 +24,7 @@ mod gguf_file; // a writer of GGUF files
 mod gguf_model; // a real quantised model: the tokens, vectors and logits of transformers
 mod gguf_tokenizer; // tokenizers of GGUF files: the ids that llama.cpp gives
 mod golden; // equal to Hugging Face, on its own outputs
+mod gradients; // gradients against differences of their formulas, and on every backend
 mod grammar; // answers that follow a JSON schema
 mod hostile_documents; // documents made to end or hang their reader: named, the others stored
 mod hostile_store; // stores made by somebody else: graphs, numbers, links, pipes, cut files

@@ -1,7 +1,7 @@
 //! `softmax(q Kᵀ / √head_dim) V` for one query of one head. The caller applies the mask by
 //! passing only the visible keys.
 
-use super::{Number, dot, softmax};
+use super::{Number, dot, softmax, weighted_sum};
 
 /// Returns the scores, `q Kᵀ / √head_dim`, of the keys that a query sees.
 pub fn attention_scores<Q: Number, K: Number>(query: &[Q], keys: &[&[K]]) -> Vec<f64> {
@@ -14,9 +14,5 @@ pub fn attention_scores<Q: Number, K: Number>(query: &[Q], keys: &[&[K]]) -> Vec
 /// for several query heads.
 pub fn attention<Q: Number, K: Number>(query: &[Q], keys: &[&[K]], values: &[&[K]]) -> Vec<f64> {
     let weights = softmax(&attention_scores(query, keys));
-    let mut mixed = vec![0.0; query.len()];
-    for (weight, value) in weights.iter().zip(values) {
-        mixed.iter_mut().zip(*value).for_each(|(mixed, &v)| *mixed += weight * v.into());
-    }
-    mixed
+    weighted_sum(&weights, values.iter().copied(), query.len())
 }

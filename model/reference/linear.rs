@@ -11,6 +11,29 @@ pub fn dot<A: Number, B: Number>(a: &[A], b: &[B]) -> f64 {
     a.iter().zip(b).map(|(&a, &b)| a.into() * b.into()).sum()
 }
 
+/// Returns `Σ weightᵢ rowᵢ`, `(width)`, for rows of that width.
+pub fn weighted_sum<'a, A: Number, B: Number + 'a>(
+    weights: &[A],
+    rows: impl IntoIterator<Item = &'a [B]>,
+    width: usize,
+) -> Vec<f64> {
+    let mut sum = vec![0.0; width];
+    for (&weight, row) in weights.iter().zip(rows) {
+        sum.iter_mut().zip(row).for_each(|(sum, &b)| *sum += weight.into() * b.into());
+    }
+    sum
+}
+
+/// Returns all products, `a bᵀ`, `(a.len(), b.len())`.
+pub fn outer<A: Number, B: Number>(a: &[A], b: &[B]) -> Vec<f64> {
+    a.iter().flat_map(|&a| b.iter().map(move |&b| a.into() * b.into())).collect()
+}
+
+/// Returns the same numbers in f64.
+pub fn exact<T: Number>(values: &[T]) -> Vec<f64> {
+    values.iter().map(|&value| value.into()).collect()
+}
+
 /// Returns `W x`, `(outer)`, for `x` `(inner)` and the rows of `W`, `(outer, inner)`.
 ///
 /// ```

@@ -1,11 +1,8 @@
 //! Pooling of a sequence's hidden states into one vector: GritLM takes the mean over the text
 //! without its instruction.
 
-use super::{Number, dot};
+use super::{Number, normalize};
 use crate::ops::{Pooling, PoolingSpan};
-
-/// Smallest divisor of [`normalize`].
-pub(super) const SHORTEST: f64 = 1e-12;
 
 /// Returns the rows of a batch that a span's vector is computed from, and the weight of each.
 pub fn pooled_rows(span: &PoolingSpan) -> Vec<(u32, f64)> {
@@ -27,12 +24,5 @@ pub fn pool<T: Number>(h: &[T], dim: usize, span: &PoolingSpan) -> Vec<f64> {
         rows.iter().map(weighted).sum::<f64>() / total
     };
     let vector: Vec<f64> = (0..dim).map(column).collect();
-    if span.normalize { normalize(&vector).0 } else { vector }
-}
-
-/// Returns the vector divided by its length, and the divisor: as torch's `normalize`, which leaves
-/// a zero vector as it is because it divides by at least 1e-12.
-pub fn normalize<T: Number>(vector: &[T]) -> (Vec<f64>, f64) {
-    let length = dot(vector, vector).sqrt().max(SHORTEST);
-    (vector.iter().map(|&v| v.into() / length).collect(), length)
+    if span.normalize { normalize(&vector) } else { vector }
 }

@@ -1,7 +1,7 @@
 //! `softmax(x)ᵢ = exp(xᵢ) / Σⱼ exp(xⱼ)`, its logarithm, and its gradient. The largest value is
 //! subtracted first, because an exponential of a large score overflows.
 
-use super::{Number, dot};
+use super::{Number, dot, exact};
 
 fn largest(values: &[f64]) -> f64 {
     values.iter().copied().fold(f64::NEG_INFINITY, f64::max)
@@ -27,7 +27,7 @@ pub fn log_sum_exp(values: &[f64]) -> f64 {
 
 /// Returns `ln softmax(logits)`, `(vocab)`.
 pub fn log_softmax<T: Number>(logits: &[T]) -> Vec<f64> {
-    let logits: Vec<f64> = logits.iter().map(|&logit| logit.into()).collect();
+    let logits = exact(logits);
     let total = log_sum_exp(&logits);
     logits.into_iter().map(|logit| logit - total).collect()
 }

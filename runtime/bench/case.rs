@@ -19,14 +19,16 @@ use std::ops::Range;
 
 pub use inputs::{Chosen, LAYERS, Weight, cached, stored_bytes};
 pub use ready::{BEFORE, Ready, Step, drawn_values, found_values};
+pub(crate) use ready::{SPARE, poison_unused};
 
-/// One op with its shape, the storage type of its weights, and a seed for its inputs.
+/// One op with its shape, the storage type of its weights, and a seed for its inputs. The op is one
+/// of the forward pass, or of [`crate::backward`].
 #[derive(Clone, Debug)]
-pub struct Case {
+pub struct Case<T = Op> {
     /// Unique name; begins with the name of the op.
     pub name: String,
     /// The op, with its shape.
-    pub op: Op,
+    pub op: T,
     /// Storage type of the weights, if the op has any.
     pub dtype: Dtype,
     /// Factor on the activations, whose mean square is 1 without it.
@@ -85,6 +87,18 @@ pub struct Seq {
     pub mask: Mask,
 }
 
+impl<T> Case<T> {
+    /// Returns a case that takes its seed from its name.
+    pub(crate) fn named(name: String, op: T, dtype: Dtype, scale: f32) -> Self {
+        // The seed is the FNV-1a hash of the name, so a case keeps its inputs when the table
+        // grows.
+        let seed = name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+        Self { name, op, dtype, scale, bf16: false, seed }
+    }
+}
+
 impl Case {
     /// Returns a case with activations of mean square 1.
     pub fn new(op: Op, dtype: Dtype) -> Self {
@@ -100,12 +114,7 @@ impl Case {
         if scale != 1.0 {
             name += &format!(" times {scale}");
         }
-        // The seed is the FNV-1a hash of the name, so a case keeps its inputs when the table
-        // grows.
-        let seed = name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-        });
-        Self { name, op, dtype, scale, bf16: false, seed }
+        Self::named(name, op, dtype, scale)
     }
 
     /// Returns a lower bound of the bytes that the op reads and writes: weights as stored,
@@ -251,7 +260,7 @@ impl Op {
 }
 
 /// Names the sequences by mask with window, past and new tokens, as in "causal-12 7+9".
-fn names(sequences: &[Seq]) -> String {
+pub(crate) fn names(sequences: &[Seq]) -> String {
     let window = |w: Option<u32>| w.map_or(String::new(), |w| format!("-{w}"));
     let name = |s: &Seq| {
         let mask = match s.mask {
@@ -317,6 +326,6 @@ pub fn expert_sizes(p: &Expert) -> [usize; 5] {
     [p.rows, p.dim, p.hidden, p.experts, p.top_k].map(|n| n as usize)
 }
 
-fn count<T>(of: &[T]) -> u32 {
+pub(crate) fn count<T>(of: &[T]) -> u32 {
     of.len() as u32
 }

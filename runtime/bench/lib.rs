@@ -1,5 +1,6 @@
 //! Measures speed relative to hardware limits and to other programs, for `gritlm bench`.
 
+pub mod backward;
 pub mod case;
 pub mod cases;
 pub mod compare;

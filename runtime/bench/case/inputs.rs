@@ -18,7 +18,7 @@ const PIECE: usize = 1 << 16;
 /// Layers of the KV cache; `qkv` and `attention` work on the second one.
 pub const LAYERS: usize = 2;
 
-impl Case {
+impl<T: Sync> Case<T> {
     fn random(&self, stream: u64) -> Random {
         // The seed passes through the generator once, because the numbers of neighbouring states
         // are shifted copies of each other.
@@ -238,17 +238,22 @@ impl Weight {
         &self.values
     }
 
+    /// Returns the number of columns.
+    pub(crate) fn cols(&self) -> usize {
+        self.cols
+    }
+
     /// Returns `rows` rows, beginning with row `first`.
     pub fn rows(&self, first: usize, rows: usize) -> &[f32] {
         &self.values[first * self.cols..][..rows * self.cols]
     }
 
-    pub(super) fn vector(&self) -> Tensor {
+    pub(crate) fn vector(&self) -> Tensor {
         Tensor::from_bytes(self.dtype, &[self.cols], &self.bytes)
     }
 
     /// Returns the matrix as several tensors, with the given number of rows each.
-    pub(super) fn tensors(&self, parts: &[u32]) -> Vec<Tensor> {
+    pub(crate) fn tensors(&self, parts: &[u32]) -> Vec<Tensor> {
         let (bytes, mut at) = (Arc::new(self.bytes.clone()), 0);
         let parts = parts.iter().filter(|&&rows| rows > 0).map(|&rows| {
             let shape = [rows as usize, self.cols];

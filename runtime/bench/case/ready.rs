@@ -23,7 +23,7 @@ pub enum Step<'a> {
 pub type Ready<'a> = Box<dyn FnMut(Step<'_>) -> Result<()> + 'a>;
 
 /// Extra rows that every buffer has beyond those in use.
-const SPARE: usize = 3;
+pub(crate) const SPARE: usize = 3;
 
 /// Scale of the values that are in the pages before `qkv` runs and that must survive in every
 /// slot it does not write. It is small, so that the many old values do not hide an error in the
@@ -241,7 +241,7 @@ impl Case {
 }
 
 /// Writes NaN to every slot that holds no token, and to the whole first layer.
-fn poison_unused(layout: &Layout, pool: &KvShape, cache: &mut [f32]) {
+pub(crate) fn poison_unused(layout: &Layout, pool: &KvShape, cache: &mut [f32]) {
     let mut used = vec![false; pool.pages * PAGE];
     for span in &layout.spans {
         for position in 0..(span.past + span.rows) as usize {
