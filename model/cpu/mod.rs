@@ -99,9 +99,13 @@ impl Matrix {
         }
         let (dtype, bytes) = self.row(r);
         if !dtype.is_quantized() {
-            return decode(dtype, &bytes[dtype.bytes(columns.start)..dtype.bytes(columns.end)], out);
+            return decode(
+                dtype,
+                &bytes[dtype.bytes(columns.start)..dtype.bytes(columns.end)],
+                out,
+            );
         }
-        let (size, mut values) = (dtype.block(), [0.0; MAX_BLOCK]);
+        let (size, mut values) = (dtype.block(), [0.0; 256]);
         for block in columns.start / size..columns.end.div_ceil(size) {
             let (values, all) = (&mut values[..size], block * size..(block + 1) * size);
             decode(dtype, &bytes[dtype.bytes(all.start)..dtype.bytes(all.end)], values);

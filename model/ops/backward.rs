@@ -15,6 +15,8 @@
 //!   document's rows get the gradient of its keys and values.
 //! * **Weights** are matrices of one f32 part ([`Backward::parameters`]) that an optimiser writes;
 //!   a frozen matrix may have any format that [`Ops::takes`].
+//! * **Vectors** (`losses`, `dweight`, `dweights`) are one row.
+//! * **Lengths** of [`Backward::clear`], [`Backward::copy`] and [`Backward::squares`] are whole rows.
 //! * **Pages** are f32 and not shared between layers that are differentiated later.
 
 use super::{
@@ -203,7 +205,8 @@ pub trait Backward: Ops {
     );
 
     /// Adds the gradients of pooled vectors, `dout (spans, dim)`, to those of the hidden states,
-    /// `dh (rows, dim)`. The vectors are not normalised: [`Backward::contrastive`] does that.
+    /// `dh (rows, dim)`. No row is in two spans. The vectors are not normalised:
+    /// [`Backward::contrastive`] does that.
     fn pool_backward(
         &self,
         dim: u32,
@@ -246,7 +249,7 @@ pub trait Backward: Ops {
         dpassages: &mut Self::Buffer,
     );
 
-    /// See [`AdamW`]: writes `w`, a matrix of [`Backward::parameters`], and the two moments, which
+    /// See [`AdamW`], whose `1 − βᵗ` are computed in f64: writes `w`, a matrix of [`Backward::parameters`], and the two moments, which
     /// are shaped as it.
     fn adamw(
         &self,
