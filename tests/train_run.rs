@@ -307,3 +307,55 @@ fn numbers_that_are_not_finite_stop_the_run() {
     }
     assert!(!output.join("model.safetensors").exists());
 }
+
+/// The nearest passages that are not the query's own, and that are far enough.
+#[test]
+fn hard_negatives_are_near_and_not_too_near() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("hard.jsonl").display().to_string();
+    let pairs = format!("{DATA}/pairs.jsonl");
+    let args = ["mine", "--model", "demo", "--data", &pairs, "--output", &file, "--negatives", "2"];
+    let ran = run(&args, "").ok();
+    let before = objects(&fs::read_to_string(&pairs).unwrap());
+    assert!(ran.contains(&format!("{} pairs", before.len())), "{ran}");
+    let mined = objects(&fs::read_to_string(&file).unwrap());
+    assert_eq!(mined.len(), before.len());
+
+    let engine = Engine::open("demo", &Options::default().device(Device::Cpu)).unwrap();
+    let vector = |of: &Value| {
+        let (instruction, text) = match of {
+            Value::Array(both) => (both[0].as_str().unwrap(), both[1].as_str().unwrap()),
+            text => ("", text.as_str().unwrap()),
+        };
+        engine.embed(&[text], &Embed::with_instruction(instruction)).unwrap().remove(0).vector
+    };
+    let all: Vec<&Value> = before
+        .iter()
+        .flat_map(|line| ["pos", "neg"].map(|key| line[key].as_array().unwrap()))
+        .flatten()
+        .collect();
+    let vectors: Vec<Vec<f32>> = all.iter().map(|one| vector(one)).collect();
+    for (line, was) in mined.iter().zip(&before).take(5) {
+        assert_eq!((&line["query"], &line["pos"]), (&was["query"], &was["pos"]));
+        let negatives = line["neg"].as_array().unwrap();
+        let positives = line["pos"].as_array().unwrap();
+        assert_eq!(negatives.len(), 2);
+        let query = vector(&line["query"]);
+        let score = |of: &Value| gritlm::dot(&query, &vector(of));
+        let best = positives.iter().map(score).fold(f32::MIN, f32::max);
+        let (first, second) = (score(&negatives[0]), score(&negatives[1]));
+        assert!(first >= second && first <= 0.95 * best + 1e-4, "{first} {second} {best}");
+        // None that is nearer than the second one was allowed to be left out.
+        let between = all.iter().zip(&vectors).filter(|(one, vector)| {
+            let score = gritlm::dot(&query, vector);
+            !positives.contains(one)
+                && !negatives.contains(one)
+                && score > second + 1e-4
+                && score < 0.95 * best - 1e-4
+        });
+        assert_eq!(between.count(), 0);
+    }
+    let conversations = format!("{DATA}/conversations.jsonl");
+    let args = ["mine", "--model", "demo", "--data", &conversations, "--output", &file];
+    run(&args, "").fails(1, &["hard.jsonl: expected pairs to mine for"]);
+}

@@ -12,6 +12,7 @@ mod generate;
 mod index;
 mod inspect;
 mod kernels;
+mod mine;
 mod output;
 mod quantize;
 mod rank;
@@ -102,6 +103,7 @@ fn interrupted(command: &Command) -> &'static str {
         Command::Ask(_) => "ask was interrupted; the answer is not whole",
         Command::Chat(_) => "chat was interrupted; the answer is not whole",
         Command::Train(_) => "train was interrupted; its state is saved",
+        Command::Mine(_) => "mine was interrupted; it has written nothing",
         Command::Bench(_) => "bench was interrupted",
         Command::Demo(_) => "demo was interrupted",
         Command::Serve(_) => "serve was interrupted",
@@ -144,6 +146,7 @@ fn run(args: Args) -> Result<()> {
         Command::Devices => inspect::devices(&mut out),
         Command::Ask(a) => ask::run(&a, &global, &mut out),
         Command::Serve(a) => serve::run(a, &global, &mut out),
+        Command::Mine(a) => mine::run(&a, &global, &mut out),
         Command::Train(a) => train::run(&a, &global, &mut out),
         Command::Bench(a) => bench::run(&a, &global, &mut out),
         Command::Kernels(a) => kernels::run(&a, &mut out),

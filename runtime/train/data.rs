@@ -59,7 +59,7 @@ impl Kind {
 }
 
 /// A text to embed: a query, a passage or a document.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Passage {
     /// What the vector is for; empty if there is none. As in the original, tabs, line breaks,
     /// spaces and colons at its ends are removed.

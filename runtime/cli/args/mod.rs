@@ -209,6 +209,10 @@ document, {\"document\": …, \"text\": […]}; an instruction may be left out: 
 output gets metrics.jsonl, event files of TensorBoard and at the end the trained checkpoint. After
 Ctrl-C, or if the machine goes down, the same command goes on where it was.")]
     Train(Train),
+    /// Find hard negatives for pairs by a model's own search
+    #[command(after_help = "Example:
+  gritlm mine --model DIR --data pairs.jsonl --output my-texts/hard.jsonl --negatives 2")]
+    Mine(Mine),
     /// Measure ops, models and loading, compared with the device's limits and other programs
     #[command(
         subcommand,

@@ -1,10 +1,10 @@
-//! Arguments of `train`.
+//! Arguments of `train` and `mine`.
 
 use super::values::{PoolingArg, parse, plain};
 use crate::error::{Error, Result};
 use clap::Args as Group;
 use gritlm_model::weights::Dtype;
-use gritlm_train::{Batching, GenerativeLoss, Lengths, Objective, Options, Parts};
+use gritlm_train::{Batching, GenerativeLoss, Lengths, Mining, Objective, Options, Parts};
 use std::path::PathBuf;
 
 #[derive(Group)]
@@ -131,6 +131,42 @@ struct RunArgs {
     /// Format of the trained weights: bf16, f16 or f32
     #[arg(long, value_name = "TYPE", default_value_t = Dtype::Bf16, value_parser = plain)]
     save_type: Dtype,
+}
+
+#[derive(Group)]
+pub(crate) struct Mine {
+    /// A folder of JSONL files with pairs, or one file
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: PathBuf,
+    /// The file to write
+    #[arg(long, value_name = "FILE")]
+    pub(crate) output: PathBuf,
+    /// Negative passages of each query
+    #[arg(long, value_name = "N", default_value_t = Mining::default().negatives)]
+    negatives: usize,
+    /// Nearest passages that are left out, since they may fit, too
+    #[arg(long, value_name = "N", default_value_t = Mining::default().skip)]
+    skip: usize,
+    /// Leave out passages with a cosine above this share of the positive one's
+    #[arg(long, value_name = "SHARE", default_value_t = Mining::default().margin)]
+    margin: f32,
+    /// Maximum tokens of a query; the rest is cut off
+    #[arg(long, value_name = "N", default_value_t = Lengths::default().query_max_len)]
+    query_max_len: usize,
+    /// Maximum tokens of a passage
+    #[arg(long, value_name = "N", default_value_t = Lengths::default().passage_max_len)]
+    passage_max_len: usize,
+}
+
+impl Mine {
+    pub(crate) fn lengths(&self) -> Lengths {
+        let lengths = Lengths::default().query_max_len(self.query_max_len);
+        lengths.passage_max_len(self.passage_max_len)
+    }
+
+    pub(crate) fn how(&self) -> Mining {
+        Mining::default().negatives(self.negatives).skip(self.skip).margin(self.margin)
+    }
 }
 
 impl Train {
