@@ -6,6 +6,7 @@ mod gguf;
 mod growth;
 mod hidden;
 mod surplus;
+mod train;
 
 use crate::config::{Config, Family};
 use crate::{Error, Result, files};

@@ -359,3 +359,51 @@ fn hard_negatives_are_near_and_not_too_near() {
     let args = ["mine", "--model", "demo", "--data", &conversations, "--output", &file];
     run(&args, "").fails(1, &["hard.jsonl: expected pairs to mine for"]);
 }
+
+/// From a config alone: the tokenizer comes from the data, and runs of one seed have the same bits.
+#[test]
+fn a_model_from_scratch() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("small.json");
+    let fields = |vocab: usize, bos: usize| {
+        format!(
+            r#"{{"model_type": "mistral", "hidden_size": 32, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 64,
+            "vocab_size": {vocab}, "rms_norm_eps": 1e-5, "max_position_embeddings": 512,
+            "bos_token_id": {bos}, "eos_token_id": 2, "rope_theta": 10000.0,
+            "sliding_window": null, "tie_word_embeddings": true, "hidden_act": "silu"}}"#
+        )
+    };
+    fs::write(&config, fields(512, 1)).unwrap();
+    let train = |name: &str, seed: &str| {
+        let output = folder.path().join(name);
+        let (config, out) = (config.to_str().unwrap(), output.to_str().unwrap());
+        let args = ["train", "--config", config, "--data", DATA, "--output", out, "--seed", seed];
+        let more = ["--steps", "20", "--batch", "4", "--generative-batch", "4"];
+        let more = more.iter().chain(&["--learning-rate", "3e-3", "--save-type", "f32"]);
+        let args: Vec<&str> = args.iter().chain(more).copied().collect();
+        (run(&args, ""), output)
+    };
+    let (ran, first) = train("first", "0");
+    ran.ok();
+    let lines = metrics(&first);
+    // Of 512 tokens any is as likely as another, at first.
+    let start = lines[0]["loss_gen"].as_f64().unwrap();
+    assert!((start - 512f64.ln()).abs() < 0.1, "{start}");
+    assert!(lines[19]["loss_gen"].as_f64().unwrap() < start - 0.25, "{lines:?}");
+    let trained = Engine::open(first.to_str().unwrap(), &Options::default()).unwrap();
+    let text = "a graphical front end, für 漢字 🙂";
+    let ids = trained.tokenizer().encode_continued(text).unwrap();
+    assert_eq!(trained.tokenizer().decode(&ids).unwrap(), text);
+    assert!(ids.len() < text.len() - 5, "nothing was learned: {} tokens", ids.len());
+    assert_eq!(trained.config().vocab, 512);
+    let (ran, again) = train("again", "0");
+    ran.ok();
+    assert!(weights(&again) == weights(&first), "other weights");
+    assert_ne!(weights(&train("other", "1").1), weights(&first));
+
+    fs::write(&config, fields(200, 1)).unwrap();
+    train("few", "0").0.fails(1, &["small.json", "vocab_size"]);
+    fs::write(&config, fields(512, 7)).unwrap();
+    train("bos", "0").0.fails(1, &["small.json: expected bos_token_id 1", "found 7 and 2"]);
+}

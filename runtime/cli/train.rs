@@ -20,12 +20,17 @@ pub(super) fn run(args: &Train, global: &Global, out: &mut Out) -> Result<()> {
         }
         .into());
     }
-    let checkpoint = Checkpoint::open(&global.model, true)?;
+    let (model, checkpoint) = match &args.config {
+        None => (global.model.clone(), Checkpoint::open(&global.model, true)?),
+        Some(config) => {
+            let seed = options.batching.seed;
+            (config.display().to_string(), gritlm_train::scratch(config, &args.data, seed)?)
+        }
+    };
     super::handle_interrupt();
     let mut shown = Shown { bar: None, steps: 0 };
     let paths = [args.data.as_path(), args.output.as_path()];
-    let model = &global.model;
-    let ended = gritlm_train::train(Cpu, model, &checkpoint, paths, &options, &mut |event| {
+    let ended = gritlm_train::train(Cpu, &model, &checkpoint, paths, &options, &mut |event| {
         shown.event(&event);
         if check_interrupt().is_ok() { Next::Go } else { Next::Stop }
     })?;

@@ -163,8 +163,11 @@ pub fn write_config(
     Ok(Report { files, bytes: total, parameters: config.parameters() })
 }
 
-/// Returns the tokenizer that [`write()`] writes.
-pub(crate) fn tokenizer(config: &Config) -> Result<Tokenizer> {
+/// Returns the tokenizer that [`write()`] writes: each byte of a text is a token.
+///
+/// # Errors
+/// When the config has too few tokens for all bytes.
+pub fn tokenizer(config: &Config) -> Result<Tokenizer> {
     let text = tokenizer_json(config.vocab).to_string();
     Ok(Tokenizer::parse(text.as_bytes(), Path::new("tokenizer.json"), config)?)
 }

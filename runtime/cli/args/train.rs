@@ -15,6 +15,10 @@ pub(crate) struct Train {
     /// The folder to create, or that of a run to go on with
     #[arg(long, value_name = "DIR")]
     pub(crate) output: PathBuf,
+    /// Train a model from scratch, of the shape that this config.json says: with random weights and a
+    /// tokenizer learned from the data, instead of --model
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
     #[command(flatten)]
     batch: BatchArgs,
     #[command(flatten)]
