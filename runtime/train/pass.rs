@@ -107,6 +107,8 @@ impl<O: Backward> Tape<O> {
             let (experts, top_k) = c.experts.map_or((1, 1), |e| (e.count, e.top_k));
             let (q, kv) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
             let buffer = |width: usize| ops.buffer(rows, width);
+            // A row for each expert of a row: a backend may pad rows.
+            let chosen = |width: usize| ops.buffer(top_k * rows, width);
             let kept = || -> Result<Kept<O>> {
                 Ok(Kept {
                     middle: buffer(c.dim)?,
@@ -115,8 +117,8 @@ impl<O: Backward> Tape<O> {
                     mixed: buffer(q)?,
                     lse: buffer(c.heads)?,
                     ffn_h: buffer(c.dim)?,
-                    inner: buffer(top_k * c.hidden)?,
-                    products: buffer(top_k * 2 * c.hidden)?,
+                    inner: chosen(c.hidden)?,
+                    products: chosen(2 * c.hidden)?,
                     routing: ops.routing(rows, experts, top_k)?,
                 })
             };
@@ -133,8 +135,8 @@ impl<O: Backward> Tape<O> {
                 dk: buffer(kv)?,
                 dv: buffer(kv)?,
                 dmixed: buffer(q)?,
-                dinner: buffer(top_k * c.hidden)?,
-                dweights: buffer(top_k)?,
+                dinner: chosen(c.hidden)?,
+                dweights: ops.buffer(1, top_k * rows)?,
             });
         }
         if self.pages.as_ref().is_none_or(|(held, _)| *held < pages) {
@@ -238,7 +240,7 @@ impl<O: Backward> Tape<O> {
     ) -> Result<Vec<f32>> {
         let Some(room) = &mut self.room else { return Ok(Vec::new()) };
         let p = CrossEntropy { dim: self.config.dim as u32, vocab: self.config.vocab as u32 };
-        let mut losses = ops.buffer(learned.rows.len(), 1)?;
+        let mut losses = ops.buffer(1, learned.rows.len())?;
         let slots = &mut weights.slots;
         let (head, slot) = match (&weights.head, &mut slots.head) {
             (Some(head), Some(slot)) => (head, slot),

@@ -196,7 +196,7 @@ impl<O: Backward> Trainer<O> {
         ops.clear(&mut dq, queries * dim);
         ops.clear(&mut dp, passages * dim);
         let used = self.objective.used(dim);
-        let (mut loss, mut losses) = (0.0, ops.buffer(queries, 1)?);
+        let (mut loss, mut losses) = (0.0, ops.buffer(1, queries)?);
         for &used in &used {
             let p = Contrastive {
                 queries: queries as u32,
