@@ -3,7 +3,8 @@
 use gritlm_model::ops::{DeviceError, Result};
 use wgpu::{Backends, DeviceType, Features};
 
-/// Storage buffers that the widest shader binds (`qkv`).
+/// Storage buffers that the widest shader of a forward pass binds (`qkv`). That of a backward pass,
+/// `attention_dkv`, binds eight, as many as WebGPU guarantees.
 const STORAGE_BUFFERS: u32 = 7;
 
 /// Description of an adapter, to be printed and to choose by.

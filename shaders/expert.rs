@@ -32,12 +32,13 @@ params! {
         vectors: u32,
         x_stride: u32,
         y_stride: u32,
+        weighted: u32,
     }
 }
 
 /// Returns the form of the grouped products, chosen for the rows that an expert gets if all
 /// experts get the same number.
-fn grouped(device: &Wgpu, p: Expert) -> Form {
+pub(crate) fn grouped(device: &Wgpu, p: Expert) -> Form {
     device.form((p.rows * p.top_k).div_ceil(p.experts))
 }
 
@@ -53,23 +54,7 @@ pub(crate) fn expert_gate_up(
         return;
     }
     let form = grouped(device, p);
-    let params = Sort {
-        count: p.rows * p.top_k,
-        assigned: routing.assigned,
-        experts: p.experts,
-        top_k: p.top_k,
-        tile_rows: form.rows(),
-        gate_up: form.across(p.hidden, true),
-        down: form.across(p.dim, false),
-    };
-    device.gpu.launch(
-        &shader::EXPERT_SORT,
-        &[],
-        bytemuck::bytes_of(&params),
-        &[(&routing.raw).into(), (&routing.grids).into()],
-        Grid::Of(1, 1),
-        Work { op: "route", bytes: 16 * u64::from(params.count), flops: 0 },
-    );
+    sort(device, p, routing, form, form.across(p.hidden, true));
     let call = Call {
         op: "expert_gate_up",
         shaders: &shader::EXPERT_GATE_UP,
@@ -88,7 +73,29 @@ pub(crate) fn expert_gate_up(
         },
     };
     let row = |expert: u32, member: u32, j: u32| (2 * expert + member) * p.hidden + j;
-    by_expert(device, &call, form, routing, (p.experts, p.hidden), row);
+    by_expert(device, &call, form, routing, (p.experts, p.hidden, true), row);
+}
+
+/// Sorts the rows by expert and sizes the grids of both products; the first has `across` workgroups
+/// across its outputs.
+pub(crate) fn sort(device: &Wgpu, p: Expert, routing: &Routing, form: Form, across: u32) {
+    let params = Sort {
+        count: p.rows * p.top_k,
+        assigned: routing.assigned,
+        experts: p.experts,
+        top_k: p.top_k,
+        tile_rows: form.rows(),
+        gate_up: across,
+        down: form.across(p.dim, false),
+    };
+    device.gpu.launch(
+        &shader::EXPERT_SORT,
+        &[],
+        bytemuck::bytes_of(&params),
+        &[(&routing.raw).into(), (&routing.grids).into()],
+        Grid::Of(1, 1),
+        Work { op: "route", bytes: 16 * u64::from(params.count), flops: 0 },
+    );
 }
 
 pub(crate) fn expert_down_add(
@@ -105,37 +112,70 @@ pub(crate) fn expert_down_add(
     let assigned = p.rows * p.top_k;
     // Kept until the sum has been recorded; then the next layer may overwrite it.
     let Some(sorted) = device.work(assigned as usize, p.dim as usize, Use::Work) else { return };
+    let op = "expert_down_add";
+    let form = grouped(device, p);
+    linear(device, op, p, form, (a, p.dim), w, routing, &sorted, false);
+    add(device, op, p, routing, &sorted, x, true);
+}
+
+/// Computes `out (rows · top_k, outputs)` = `a` · W of each row's expert, both sorted by expert. The
+/// product takes the grids of the sort's first one or of its second.
+#[expect(clippy::too_many_arguments, reason = "a product with its sizes and who asks for it")]
+pub(crate) fn linear(
+    device: &Wgpu,
+    op: &'static str,
+    p: Expert,
+    form: Form,
+    (a, outputs): (&Buffer, u32),
+    w: &Matrix,
+    routing: &Routing,
+    out: &Buffer,
+    first: bool,
+) {
     let call = Call {
-        op: "expert_down_add",
+        op,
         shaders: &shader::EXPERT_DOWN,
         pair: false,
-        rows: assigned,
+        rows: p.rows * p.top_k,
         a: bind(&a.raw),
         a_stride: a.stride,
         w,
-        rest: &[bind(&sorted.raw), bind(&routing.raw)],
+        rest: &[bind(&out.raw), bind(&routing.raw)],
         params: Product {
-            out_stride: sorted.stride,
-            hidden: p.dim,
+            out_stride: out.stride,
+            hidden: outputs,
             assigned: routing.assigned,
             experts: p.experts,
             ..Product::default()
         },
     };
-    let row = |expert: u32, _, j: u32| expert * p.dim + j;
-    by_expert(device, &call, grouped(device, p), routing, (p.experts, p.dim), row);
+    let row = |expert: u32, _, j: u32| expert * outputs + j;
+    by_expert(device, &call, form, routing, (p.experts, outputs, first), row);
+}
 
+/// Adds `y (rows · top_k, dim)`, sorted by expert, to the rows of `x (rows, dim)`, times the weights
+/// of the experts where `weighted`.
+pub(crate) fn add(
+    device: &Wgpu,
+    op: &'static str,
+    p: Expert,
+    routing: &Routing,
+    y: &Buffer,
+    x: &Buffer,
+    weighted: bool,
+) {
     let params = Add {
         rows: p.rows,
         top_k: p.top_k,
         assigned: routing.assigned,
         vectors: p.dim.div_ceil(4),
         x_stride: x.stride / 4,
-        y_stride: sorted.stride / 4,
+        y_stride: y.stride / 4,
+        weighted: u32::from(weighted),
     };
     let values = u64::from(p.rows) * u64::from(p.dim);
     let work = Work {
-        op: "expert_down_add",
+        op,
         bytes: 4 * values * (2 + u64::from(p.top_k)),
         flops: 2 * values * u64::from(p.top_k),
     };
@@ -143,7 +183,7 @@ pub(crate) fn expert_down_add(
         &shader::EXPERT_ADD,
         &[],
         bytemuck::bytes_of(&params),
-        &[(&sorted.raw).into(), (&routing.raw).into(), (&x.raw).into()],
+        &[(&y.raw).into(), (&routing.raw).into(), (&x.raw).into()],
         Grid::flat((p.rows * params.vectors).div_ceil(64)),
         work,
     );
@@ -156,11 +196,11 @@ fn by_expert(
     call: &Call<'_>,
     form: Form,
     routing: &Routing,
-    (experts, outputs): (u32, u32),
+    (experts, outputs, first): (u32, u32, bool),
     row: impl Fn(u32, u32, u32) -> u32,
 ) {
     // Grids of the second product come after those of the first.
-    let second = if call.pair { 0 } else { u64::from(experts) + 1 };
+    let second = if first { 0 } else { u64::from(experts) + 1 };
     let grid = |n: u32| Grid::On(routing.grids.clone(), 12 * (second + u64::from(n)));
     if let [only] = call.w.chunks() {
         let segment = Segment { outputs: 0..outputs, chunks: [only, only] };

@@ -1,7 +1,8 @@
 // expert_add: x[r, :] += Σ_e weight(r, e) · y[place(r, e), :], experts in ascending order; the second
-// half of `expert_down_add`. x (rows, dim), y (rows · top_k, dim) sorted by expert. One invocation
-// per vector of 4 columns, so no two add to the same element and the order is fixed. Bound by
-// memory. Twin: model/cpu/expert.rs. Params: `Add` in expert.rs.
+// half of `expert_down_add`, and without the weights of `expert_gate_up_backward`. x (rows, dim),
+// y (rows · top_k, dim) sorted by expert. One invocation per vector of 4 columns, so no two add to the
+// same element and the order is fixed. Bound by memory. Twin: model/cpu/expert.rs. Params: `Add` in
+// expert.rs.
 
 struct Add {
     rows: u32,
@@ -12,6 +13,8 @@ struct Add {
     vectors: u32,
     x_stride: u32,
     y_stride: u32,
+    // Whether the rows are multiplied by their experts' weights.
+    weighted: u32,
 }
 
 @group(0) @binding(0) var<uniform> p: Add;
@@ -34,7 +37,7 @@ fn main(
     var sum = x[row * p.x_stride + c];
     for (var k = 0u; k < p.top_k; k += 1u) {
         let i = row * p.top_k + k;
-        let weight = bitcast<f32>(routing[p.assigned + i]);
+        let weight = select(1.0, bitcast<f32>(routing[p.assigned + i]), p.weighted != 0u);
         sum += weight * y[routing[2u * p.assigned + i] * p.y_stride + c];
     }
     x[row * p.x_stride + c] = sum;

@@ -1,6 +1,6 @@
 // expert_down: out[s, j] = Σ_k a[s, k] · W2ₑ[j, k], with rows sorted by expert; the first half of
-// `expert_down_add`. a (rows · top_k, hidden), W (experts · dim, hidden), out (rows · top_k, dim).
-// Twin: model/cpu/expert.rs.
+// `expert_down_add`, and the products of `expert_gate_up_kept`. a (rows · top_k, hidden),
+// W (experts · dim, hidden), out (rows · top_k, dim). Twin: model/cpu/expert.rs.
 
 @group(0) @binding(4) var<storage, read_write> out: array<f32>;
 

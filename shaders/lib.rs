@@ -12,26 +12,42 @@
 //! more than 16 KiB of workgroup memory, are used only where the adapter has them. On one adapter
 //! the same input always gives the same bits.
 
+mod adamw;
 mod adapter;
 mod attention;
+mod attention_backward;
 mod autotune;
+mod backward;
+mod buffers;
 mod codes;
+mod contrastive;
+mod cross_entropy;
 mod embed;
+mod embed_backward;
 mod expert;
+mod expert_backward;
 mod gate_up;
+mod gate_up_backward;
 mod gpu;
 mod linear_add;
+mod linear_add_backward;
 mod logits;
 mod matrix;
 mod measure;
 mod options;
+mod outer;
 mod pipeline;
 mod pool;
+mod pool_backward;
 mod product;
 mod profile;
 mod qkv;
+mod qkv_backward;
 mod rmsnorm;
+mod rmsnorm_backward;
 mod route;
+mod route_backward;
+mod rows;
 mod sample;
 mod search;
 pub mod shader;
@@ -42,7 +58,7 @@ pub use matrix::{Matrix, row_bytes};
 pub use options::{Half, Options};
 
 use gpu::{Gpu, Raw, Use};
-use gritlm_model::host::{pages, routing, rows};
+use gritlm_model::host::{pages, routing, rows as padding};
 use gritlm_model::ops::{
     Attention, Compute, DeviceError, Expert, GateUp, KvShape, Layout, LinearAdd, Logits, Match,
     NO_PAGE, Ops, PAGE, PoolingSpan, Qkv, Result, RmsNorm, Route, SampleParams, SampledToken,
@@ -91,6 +107,7 @@ pub struct Batch {
     rows: u32,
     slots: u32,
     angles: u32,
+    tokens: Vec<u32>,
     spans: Vec<Span>,
     tables: Vec<u32>,
     lists: Mutex<Option<Arc<attention::Lists>>>,
@@ -190,7 +207,7 @@ impl Batch {
 
 /// Returns every parameter struct, for the test that compares it with its WGSL twin.
 pub fn params() -> Vec<gritlm_model::host::params::Layout> {
-    vec![
+    let mut all = vec![
         attention::AttentionParams::LAYOUT,
         attention::Reduce::LAYOUT,
         embed::Embed::LAYOUT,
@@ -202,7 +219,9 @@ pub fn params() -> Vec<gritlm_model::host::params::Layout> {
         route::RouteParams::LAYOUT,
         sample::SamplingParams::LAYOUT,
         search::Select::LAYOUT,
-    ]
+    ];
+    all.extend(backward::params());
+    all
 }
 
 impl Pages {
@@ -264,7 +283,7 @@ impl Ops for Wgpu {
     fn upload(&self, rows: usize, cols: usize, values: &[f32]) -> Result<Buffer> {
         debug_assert_eq!(rows * cols, values.len());
         let buffer = self.buffer_of(rows, cols, Use::Sent)?;
-        let padded = rows::padded(values, cols, buffer.stride as usize);
+        let padded = padding::padded(values, cols, buffer.stride as usize);
         if !padded.is_empty() {
             self.gpu.write(&buffer.raw, 0, bytemuck::cast_slice(&padded));
         }
@@ -310,6 +329,7 @@ impl Ops for Wgpu {
             rows: rows as u32,
             slots: rows as u32,
             angles: 2 * rows as u32,
+            tokens: layout.tokens.clone(),
             spans: layout.spans.clone(),
             tables: layout.tables.clone(),
             lists: Mutex::default(),
@@ -422,9 +442,9 @@ impl Ops for Wgpu {
 
     async fn read(&self, buffer: &Buffer, len: usize) -> Result<Vec<f32>> {
         let (cols, stride) = (buffer.cols, buffer.stride as usize);
-        let bytes = 4 * rows::stored(len, cols, stride) as u64;
+        let bytes = 4 * padding::stored(len, cols, stride) as u64;
         let bytes = self.gpu.read(&buffer.raw, 0, bytes).await?;
-        Ok(rows::unpadded(bytemuck::pod_collect_to_vec(&bytes), len, cols, stride))
+        Ok(padding::unpadded(bytemuck::pod_collect_to_vec(&bytes), len, cols, stride))
     }
 
     async fn read_routing(&self, routing: &Routing, rows: usize) -> Result<Vec<f32>> {

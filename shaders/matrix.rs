@@ -320,10 +320,11 @@ pub(crate) fn upload(gpu: &Gpu, ring: &Ring, limit: u64, parts: &[Tensor]) -> Re
     Ok(Matrix { chunks, cols: cols as u32 })
 }
 
-/// Returns the rows of a buffer of activations as a matrix of f32 weights, for `search`.
-pub(crate) fn rows_of(raw: &Arc<Raw>, stride: u32, cols: u32) -> Matrix {
+/// Returns the first rows of a buffer of activations as a matrix of f32 weights, for `search` and
+/// `contrastive`.
+pub(crate) fn rows_of(raw: &Arc<Raw>, stride: u32, rows: u32, cols: u32) -> Matrix {
     let stride = u64::from(stride) * 4;
     let format = Format { dtype: Dtype::F32, codes: Codes::default(), stride };
-    let chunk = Chunk { raw: Arc::clone(raw), first: 0, rows: 0, format };
+    let chunk = Chunk { raw: Arc::clone(raw), first: 0, rows, format };
     Matrix { chunks: vec![chunk], cols }
 }

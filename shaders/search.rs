@@ -43,7 +43,7 @@ pub(crate) async fn search(
     let mut after = device.gpu.buffer(Use::Work, pairs)?;
     let scores = device.buffer_of(p.queries as usize, stretch as usize, Use::Work)?;
     let mut kept = 0;
-    let rows = matrix::rows_of(&corpus.raw, corpus.stride, p.dim);
+    let rows = matrix::rows_of(&corpus.raw, corpus.stride, p.documents, p.dim);
     for first in (0..p.documents).step_by(stretch as usize) {
         let count = stretch.min(p.documents - first);
         // The stretch is bound as if it were the whole matrix.

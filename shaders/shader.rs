@@ -102,6 +102,8 @@ const MATRIX: &str = include_str!("matrix.wgsl");
 const DENSE: &str = include_str!("dense.wgsl");
 const GROUPED: &str = include_str!("grouped.wgsl");
 const ORDER: &str = include_str!("order.wgsl");
+const LN: &str = include_str!("ln.wgsl");
+const PAIR: &str = include_str!("attention_pair.wgsl");
 
 /// Sums across a workgroup, without and with subgroups.
 const REDUCE: Option<[&str; 2]> =
@@ -199,12 +201,40 @@ shader!(POOL, "pool", REDUCE, [], [Read, Read, Write]);
 shader!(SAMPLE, "sample", REDUCE, [ORDER], [Read, Read, Write, Write]);
 shader!(SEARCH, "search", REDUCE, [ORDER], [Read, Read, Write]);
 
+// Of training.
+shader!(OUTER, "outer", None, [CODES], [Read, Read, Read, Write]);
+shader!(ROWS, "rows", None, [], [Read, Read, Write]);
+shader!(GATE_UP_BACKWARD, "gate_up_backward", None, [], [Write, Write]);
+shader!(QKV_BACKWARD, "qkv_backward", None, [], [Read, Read, Read, Read, Write]);
+shader!(RMSNORM_BACKWARD, "rmsnorm_backward", REDUCE, [], [Read, Read, Read, Write, Write]);
+shader!(RMSNORM_WEIGHT, "rmsnorm_weight", None, [], [Read, Read, Read, Write, Write]);
+shader!(ROUTE_BACKWARD, "route_backward", None, [], [Read, Read, Read, Read, Write]);
+shader!(EXPERT_BACKWARD, "expert_backward", REDUCE, [], [Read, Read, Write, Write, Write]);
+shader!(ATTENTION_KEPT, "attention_kept", None, [LN, PAIR], [Read, Read, Read, Read, Write, Write]);
+shader!(ATTENTION_DELTA, "attention_delta", None, [PAIR], [Read, Read, Read, Write]);
+shader!(ATTENTION_DQ, "attention_dq", None, [PAIR], [Read, Read, Read, Read, Read, Read, Write]);
+shader!(
+    ATTENTION_DKV,
+    "attention_dkv",
+    None,
+    [PAIR],
+    [Read, Read, Read, Read, Read, Read, Write, Write]
+);
+shader!(CROSS_ENTROPY, "cross_entropy", None, [LN], [Write, Read, Write]);
+shader!(CONTRASTIVE, "contrastive", REDUCE, [], [Write, Write, Write, Write]);
+shader!(ADAMW, "adamw", None, [], [Read, Write, Write, Write]);
+shader!(SQUARES, "squares", REDUCE, [], [Read, Write]);
+
 /// Returns all shaders.
 pub fn shaders() -> Vec<&'static Shader> {
     let products = [&LINEAR, &LINEAR_ADD, &GATE_UP, &QKV, &EXPERT_GATE_UP, &EXPERT_DOWN];
     let mut all: Vec<&Shader> = products.into_iter().flatten().collect();
     all.extend([&EMBED, &RMSNORM, &ATTENTION, &ATTENTION_REDUCE, &ROUTE]);
     all.extend([&EXPERT_SORT, &EXPERT_ADD, &POOL, &SAMPLE, &SEARCH]);
+    all.extend([&OUTER, &ROWS, &GATE_UP_BACKWARD, &QKV_BACKWARD, &RMSNORM_BACKWARD]);
+    all.extend([&RMSNORM_WEIGHT, &ROUTE_BACKWARD, &EXPERT_BACKWARD, &ATTENTION_KEPT]);
+    all.extend([&ATTENTION_DELTA, &ATTENTION_DQ, &ATTENTION_DKV, &CROSS_ENTROPY]);
+    all.extend([&CONTRASTIVE, &ADAMW, &SQUARES]);
     all
 }
 
@@ -274,6 +304,14 @@ pub fn variants() -> Vec<Variant> {
                     }
                 }
                 "embed" => of_all(&[]),
+                "outer" => {
+                    of_all(&[("TRANSPOSED", 0.0)]);
+                    let transposed = [&stored(Dtype::F32)[..], &[("TRANSPOSED", 1.0)]].concat();
+                    add(name, subgroups, transposed);
+                }
+                "rmsnorm_backward" => {
+                    plain.iter().for_each(|d| add(name, subgroups, [&d[..], &[lanes]].concat()));
+                }
                 "rmsnorm" => {
                     for (d, gather) in plain.iter().flat_map(|d| [(d, 0.0), (d, 1.0)]) {
                         add(name, subgroups, [&d[..], &[lanes, ("GATHER", gather)]].concat());

@@ -36,9 +36,22 @@ impl Grid {
 
 /// One recorded command.
 enum Command {
-    Launch { pipeline: Arc<Pipeline>, group: wgpu::BindGroup, params: u32, grid: Grid, work: Work },
-    Copy { from: wgpu::Buffer, at: u64, to: wgpu::Buffer, to_at: u64, bytes: u64 },
-    Clear(wgpu::Buffer),
+    Launch {
+        pipeline: Arc<Pipeline>,
+        group: wgpu::BindGroup,
+        params: u32,
+        grid: Grid,
+        work: Work,
+    },
+    Copy {
+        from: wgpu::Buffer,
+        at: u64,
+        to: wgpu::Buffer,
+        to_at: u64,
+        bytes: u64,
+    },
+    /// Fills these bytes at the beginning, or all, with zeros.
+    Clear(wgpu::Buffer, Option<u64>),
 }
 
 #[derive(Default)]
@@ -53,7 +66,14 @@ pub(super) struct State {
 impl Gpu {
     /// Records that a buffer is filled with zeros.
     pub(crate) fn clear(&self, raw: &Arc<Raw>) {
-        lock(&self.state).commands.push(Command::Clear(raw.buffer.clone()));
+        lock(&self.state).commands.push(Command::Clear(raw.buffer.clone(), None));
+    }
+
+    /// Records that the first `bytes` bytes of a buffer are filled with zeros.
+    pub(crate) fn clear_part(&self, raw: &Arc<Raw>, bytes: u64) {
+        if bytes > 0 {
+            lock(&self.state).commands.push(Command::Clear(raw.buffer.clone(), Some(bytes)));
+        }
     }
 
     /// Records a copy of `bytes` bytes.
@@ -155,8 +175,8 @@ impl Gpu {
                     encoder.copy_buffer_to_buffer(from, *at, to, *to_at, *bytes);
                     rest = &rest[1..];
                 }
-                Command::Clear(buffer) => {
-                    encoder.clear_buffer(buffer, 0, None);
+                Command::Clear(buffer, bytes) => {
+                    encoder.clear_buffer(buffer, 0, *bytes);
                     rest = &rest[1..];
                 }
                 Command::Launch { work, .. } => {
