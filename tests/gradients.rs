@@ -1,9 +1,10 @@
 //! The gradients of the reference against differences of its forward formulas, and the backends'
 //! against the reference: the case table of training.
 
-use crate::support::say;
+use crate::shaders::{covered, open_all};
+use crate::support::{long, say};
 use fastrand::Rng;
-use gritlm_bench::backward::cases;
+use gritlm_bench::backward::{Case, cases};
 use gritlm_model::cpu::Cpu;
 use gritlm_model::ops::{AdamW, Backward, Contrast, Contrastive, Pooling, PoolingSpan};
 use gritlm_model::reference::{
@@ -12,17 +13,18 @@ use gritlm_model::reference::{
     normalize_backward, pool, pool_backward, relative_error, rmsnorm, rmsnorm_backward, rotary,
     rotary_backward, route, route_backward, softmax,
 };
+use gritlm_model::weights::Dtype;
 use std::collections::BTreeSet;
 
 /// Largest relative error of a backend that computes and stores in f32.
 const F32: f64 = 1e-5;
 
-/// Runs the cases of the table whose weights a backend takes, twice: each output must be within
+/// Runs those cases of the table that `chosen` takes and whose weights a backend takes, twice: each output must be within
 /// the bound, and the second time have the bits of the first.
-pub(crate) fn check<O: Backward>(ops: &O, bound: f64) {
+pub(crate) fn check<O: Backward>(ops: &O, bound: f64, chosen: impl Fn(&Case) -> bool) {
     let (mut failed, mut worst, mut flops, mut bytes) = (Vec::new(), (0.0, String::new()), 0, 0);
     let mut all = cases();
-    all.retain(|case| ops.takes(case.dtype));
+    all.retain(|case| ops.takes(case.dtype) && chosen(case));
     for case in &all {
         let out = case.run(ops).unwrap();
         let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
@@ -54,7 +56,21 @@ pub(crate) fn check<O: Backward>(ops: &O, bound: f64) {
 
 #[test]
 fn every_case_on_the_cpu() {
-    check(&Cpu, F32);
+    check(&Cpu, F32, |_| true);
+}
+
+/// All cases on the first adapter, and on all adapters in the long form; else those of few operations,
+/// whose frozen weights are in one format. It is software adapters that take time.
+#[test]
+fn every_case_on_every_adapter() {
+    let gpus = open_all();
+    covered("gradients::every_case_on_every_adapter", &gpus);
+    for (n, gpu) in gpus.iter().enumerate() {
+        let all = n == 0 || long();
+        let few =
+            |case: &Case| case.flops() < 1 << 22 && (!case.frozen() || case.dtype == Dtype::Q6K);
+        check(gpu, F32, |case| all || few(case));
+    }
 }
 
 #[test]

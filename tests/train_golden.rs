@@ -1,11 +1,15 @@
 //! Training: the objective and its gradients are those of PyTorch, however a batch is cut.
 
+use crate::shaders::covered;
 use crate::support::{Reference, data, say};
 use gritlm::Checkpoint;
 use gritlm::model::cpu::Cpu;
+use gritlm::model::ops::Backward;
 use gritlm::model::reference::relative_error;
 use gritlm::model::weights::{Dtype, decode};
+use gritlm_shaders::{Options, Wgpu, adapters};
 use gritlm_train::{Answer, GenerativeLoss, Losses, Objective, Parts, Text, Trainer};
+use pollster::block_on;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype as Stored, TensorView, serialize_to_file};
 use std::path::Path;
@@ -41,8 +45,18 @@ fn trainer(
     chunk: usize,
     keep_all: bool,
 ) -> Trainer<Cpu> {
+    trainer_on(Cpu, reference, objective, chunk, keep_all)
+}
+
+fn trainer_on<O: Backward>(
+    ops: O,
+    reference: &Reference,
+    objective: Objective,
+    chunk: usize,
+    keep_all: bool,
+) -> Trainer<O> {
     let checkpoint = Checkpoint::open(reference.engine.name(), false).unwrap();
-    let trainer = Trainer::new(Cpu, &checkpoint, objective, chunk, keep_all).unwrap();
+    let trainer = Trainer::new(ops, &checkpoint, objective, chunk, keep_all).unwrap();
     trainer.with_frequencies(reference.engine.frequencies())
 }
 
@@ -59,13 +73,26 @@ fn close(what: &str, found: f64, expected: f64, bound: f64) {
 
 #[test]
 fn losses_and_gradients_of_the_original() {
+    are_those_of_the_original(|| Cpu);
+}
+
+#[test]
+fn losses_and_gradients_of_the_original_on_the_first_adapter() {
+    let Some(adapter) = block_on(adapters()).into_iter().find(|a| a.lacks.is_none()) else {
+        return covered("train_golden::losses_and_gradients_of_the_original", &[]);
+    };
+    let options = Options::default().name(adapter.label());
+    are_those_of_the_original(|| block_on(Wgpu::open(&options)).unwrap());
+}
+
+fn are_those_of_the_original<O: Backward>(open: impl Fn() -> O) {
     for model in MODELS {
         let reference = Reference::open(model);
         let one = |name: &str| f64::from(reference.f32(name)[0]);
         let batch = batch(&reference);
         let Batch { queries, passages, answers } = &batch;
         for keep_all in [true, false] {
-            let mut trainer = trainer(&reference, Objective::default(), 4096, keep_all);
+            let mut trainer = trainer_on(open(), &reference, Objective::default(), 4096, keep_all);
             let losses = trainer.gradients(queries, passages, answers).unwrap();
             close("loss_rep", losses.rep.unwrap(), one("grit.loss_rep"), 1e-5);
             close("loss_gen", losses.generative.unwrap(), one("grit.loss_gen.mixed"), 1e-5);
@@ -85,11 +112,15 @@ fn losses_and_gradients_of_the_original() {
                 }
             }
             assert!(whole >= 2);
-            say(&format!("gradients of {model}, keep_all {keep_all}: largest error {worst:.1e}"));
+            say(&format!(
+                "gradients of {model} on {}, keep_all {keep_all}: largest error {worst:.1e}",
+                open().device()
+            ));
         }
         let objective = Objective::default().generative(GenerativeLoss::Token);
-        let losses =
-            trainer(&reference, objective, 4096, true).gradients(&[], &[], answers).unwrap();
+        let losses = trainer_on(open(), &reference, objective, 4096, true)
+            .gradients(&[], &[], answers)
+            .unwrap();
         let tokens = answers.iter().map(|answer| answer.tokens.len()).sum();
         let generative = losses.generative;
         assert_eq!(losses, Losses { generative, tokens, ..Losses::default() });
