@@ -147,7 +147,7 @@ fn run(args: Args) -> Result<()> {
         Command::Train(a) => train::run(&a, &global, &mut out),
         Command::Bench(a) => bench::run(&a, &global, &mut out),
         Command::Kernels(a) => kernels::run(&a, &mut out),
-        Command::Quantize(a) => quantize::run(&a, &mut out),
+        Command::Quantize(a) => quantize::run(&a, &global, &mut out),
         Command::Synth(a) => inspect::synth(&a, &mut out),
         Command::Completions { shell } => {
             let mut script = Vec::new();
@@ -197,7 +197,9 @@ fn opened(engine: &Engine) {
     } else {
         format!(", {bytes:.2} GB loaded in {seconds:.2} s ({:.2} GB/s)", bytes / seconds)
     };
-    note(format_args!("{} on {}{loaded}", engine.name(), engine.device()));
+    let adapter = engine.options().adapter.as_ref();
+    let adapter = adapter.map_or(String::new(), |path| format!(" with {}", path.display()));
+    note(format_args!("{}{adapter} on {}{loaded}", engine.name(), engine.device()));
 }
 
 /// Prints the device's time op by op, in ms and as a share of the total.

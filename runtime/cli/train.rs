@@ -21,6 +21,7 @@ pub(super) fn run(args: &Train, global: &Global, out: &mut Out) -> Result<()> {
         .into());
     }
     let checkpoint = Checkpoint::open(&global.model, true)?;
+    let checkpoint = checkpoint.with_adapter(global.adapter.as_deref())?;
     super::handle_interrupt();
     let mut shown = Shown { bar: None, steps: 0 };
     let paths = [args.data.as_path(), args.output.as_path()];

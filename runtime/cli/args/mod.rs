@@ -63,6 +63,9 @@ pub(super) struct Global {
     #[arg(long, global = true, value_name = "TYPE", value_parser = quantization)]
     #[arg(env = "GRITLM_WEIGHTS")]
     pub(super) weights: Option<Quantization>,
+    /// A low-rank adapter in PEFT's format, to merge into the weights while loading
+    #[arg(long, global = true, value_name = "DIR", env = "GRITLM_ADAPTER")]
+    pub(super) adapter: Option<PathBuf>,
     /// On a GPU, print the time of each op on stderr at the end
     #[arg(long, global = true)]
     pub(super) profile: bool,
@@ -101,6 +104,7 @@ impl Global {
             .batch_tokens(self.batch_tokens)
             .kv_tokens(self.kv_tokens)
             .weights(self.weights)
+            .adapter(self.adapter.clone())
             .progress(true)
             .profile(self.profile)
             .tune(self.tune)
