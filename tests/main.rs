@@ -1,5 +1,6 @@
 //! The integration tests, one binary. `cargo test --release --workspace` runs them all.
 
+mod adapter; // adapters in PEFT's format: merged at load and on disk, the same bits; bad ones by name
 mod api; // the library's behaviour: streaming, chat, budgets, names of architectures
 mod api_async; // calls that wait for the device without blocking, on one thread
 mod bad_gguf; // damaged GGUF files: one line that names the fault

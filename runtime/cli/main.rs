@@ -12,6 +12,7 @@ mod generate;
 mod index;
 mod inspect;
 mod kernels;
+mod merge;
 mod output;
 mod quantize;
 mod rank;
@@ -96,6 +97,7 @@ fn interrupted(command: &Command) -> &'static str {
         Command::Rerank(_) => "rerank was interrupted; it has written nothing",
         Command::Search(_) => "search was interrupted; it has found nothing and kept nothing",
         Command::Quantize(_) => "quantize was interrupted; it has made no file",
+        Command::Merge(_) => "merge was interrupted; it has made no folder",
         Command::Synth(_) => "synth was interrupted; it has made no checkpoint",
         Command::Kernels(_) => "kernels build was interrupted; it has written nothing",
         Command::Generate(_) => "generate was interrupted; the answer is not whole",
@@ -148,6 +150,7 @@ fn run(args: Args) -> Result<()> {
         Command::Bench(a) => bench::run(&a, &global, &mut out),
         Command::Kernels(a) => kernels::run(&a, &mut out),
         Command::Quantize(a) => quantize::run(&a, &global, &mut out),
+        Command::Merge(a) => merge::run(&a, &global, &mut out),
         Command::Synth(a) => inspect::synth(&a, &mut out),
         Command::Completions { shell } => {
             let mut script = Vec::new();

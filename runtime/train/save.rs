@@ -102,19 +102,37 @@ pub(crate) fn write_weights<O: Backward>(
             ));
         }
     });
-    let path = folder.join("model.safetensors");
-    let partial = partial(&path);
+    write_tensors(&folder.join("model.safetensors"), tensors, &failed)
+}
+
+/// Writes a safetensors file as a whole. What goes wrong with making a tensor's values is left in
+/// `failed`, because a [`View`] cannot return it.
+pub(crate) fn write_tensors<V: View>(
+    path: &Path,
+    tensors: Vec<(String, V)>,
+    failed: &RefCell<Option<Error>>,
+) -> Result<()> {
+    let partial = partial(path);
     // `serialize_to_file` would create a file that only its owner can read.
-    File::create(&partial).map_err(Error::io(&path))?;
+    File::create(&partial).map_err(Error::io(path))?;
     let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
     let written = serialize_to_file(tensors, Some(metadata), &partial);
     if let Some(error) = failed.take() {
         return Err(error);
     }
-    written.map_err(|e| Error::io(&path)(std::io::Error::other(e)))?;
+    written.map_err(|e| Error::io(path)(std::io::Error::other(e)))?;
     let file = File::open(&partial).map_err(Error::io(&partial))?;
-    file.sync_all().map_err(Error::io(&path))?;
-    fs::rename(&partial, &path).map_err(Error::io(&path))
+    file.sync_all().map_err(Error::io(path))?;
+    fs::rename(&partial, path).map_err(Error::io(path))
+}
+
+/// Returns the format of plain elements as safetensors has it.
+pub(crate) fn stored(dtype: Dtype) -> Stored {
+    match dtype {
+        Dtype::F32 => Stored::F32,
+        Dtype::F16 => Stored::F16,
+        _ => Stored::BF16,
+    }
 }
 
 /// A tensor that is read from the device when it is written.
@@ -131,11 +149,7 @@ struct Values<'a, O: Backward> {
 
 impl<O: Backward> View for Values<'_, O> {
     fn dtype(&self) -> Stored {
-        match self.dtype {
-            Dtype::F32 => Stored::F32,
-            Dtype::F16 => Stored::F16,
-            _ => Stored::BF16,
-        }
+        stored(self.dtype)
     }
 
     fn shape(&self) -> &[usize] {
