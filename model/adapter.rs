@@ -14,7 +14,7 @@ use crate::format::Dtype;
 use crate::hash::fnv1a;
 use crate::ops::Merge;
 use crate::quantize::Rows;
-use crate::weights::{Expected, Tensor, Weights, expected};
+use crate::weights::{Expected, HEAD, Tensor, Weights, expected};
 use crate::{Error, Result};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -373,20 +373,7 @@ impl Adapter {
     /// # Errors
     /// When a matrix with an adapter is quantised: its blocks cannot hold the difference.
     pub fn check(&self, weights: &Weights) -> Result<()> {
-        for name in self.pairs.keys() {
-            let dtype = weights.get(name)?.dtype();
-            if dtype.is_quantized() {
-                return Err(Error::Tensor {
-                    path: weights.path().into(),
-                    tensor: name.clone(),
-                    expected: "F32, F16 or BF16, because an adapter cannot be merged into \
-                               quantised weights"
-                        .into(),
-                    found: dtype.to_string(),
-                });
-            }
-        }
-        Ok(())
+        check_plain(weights, self.pairs.keys().map(String::as_str))
     }
 
     /// Returns a tensor of the model in `dtype` and with its adapter, if it has one. `name` is that of
@@ -424,4 +411,29 @@ impl Adapter {
         }
         Ok(())
     }
+}
+
+/// Checks that an adapter can be merged into tensors of these names in the published layout.
+///
+/// # Errors
+/// When one is quantised or, other than the head, missing.
+pub fn check_plain<'a>(weights: &Weights, names: impl IntoIterator<Item = &'a str>) -> Result<()> {
+    for name in names {
+        let dtype = match weights.get(name) {
+            Ok(tensor) => tensor.dtype(),
+            Err(_) if name == HEAD => continue,
+            Err(error) => return Err(error),
+        };
+        if dtype.is_quantized() {
+            return Err(Error::Tensor {
+                path: weights.path().into(),
+                tensor: name.into(),
+                expected: "F32, F16 or BF16, because an adapter cannot be merged into quantised \
+                           weights"
+                    .into(),
+                found: dtype.to_string(),
+            });
+        }
+    }
+    Ok(())
 }

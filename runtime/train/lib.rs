@@ -1,5 +1,6 @@
 //! GRIT training: one model learns to embed and to generate.
 
+mod adapters;
 mod batches;
 mod data;
 mod encode;
@@ -19,10 +20,12 @@ mod state;
 mod tensorboard;
 mod trainer;
 
+pub use adapters::Adapt;
 pub use batches::{Batch, Batches, Batching, Group};
 pub use data::{Data, Generative, Kind, MAX_LINE, Pair, Passage, Place, Spoken};
 pub use encode::{Answer, Encoded, Encoder, Lengths, Text};
 pub use error::{Error, Result};
+pub use gritlm_model::adapter::Lora;
 pub use memory::Plan;
 pub use merge::{Merged, merge};
 pub use metrics::{Evaluation, StepMetrics};

@@ -3,7 +3,7 @@
 use crate::save::{Beside, partial, stored, write_tensors};
 use crate::{Error, Result};
 use gritlm::Checkpoint;
-use gritlm_model::adapter::Adapter;
+use gritlm_model::adapter::{Adapter, check_plain};
 use gritlm_model::format::Dtype;
 use gritlm_model::weights::{Tensor, expected};
 use safetensors::tensor::{Dtype as Stored, View};
@@ -46,14 +46,8 @@ pub fn merge(
     }
     let checkpoint = Checkpoint::open(model, true)?;
     let adapter = Adapter::open(adapter, &checkpoint.config)?;
-    adapter.check(&checkpoint.weights)?;
-    let quantized = checkpoint.weights.tensors().find(|(_, t)| t.dtype().is_quantized());
-    if let Some((name, tensor)) = quantized {
-        let (expected, found) = ("F32, F16 or BF16".into(), tensor.dtype().to_string());
-        let path = model.into();
-        let error = gritlm_model::Error::Tensor { path, tensor: name.into(), expected, found };
-        return Err(error.into());
-    }
+    let names: Vec<String> = expected(&checkpoint.config).into_iter().map(|e| e.name).collect();
+    check_plain(&checkpoint.weights, names.iter().map(String::as_str))?;
     let dtype = checkpoint.weights.get("model.embed_tokens.weight")?.dtype();
     let beside = Beside::of(&checkpoint, dtype)?;
     let partial = partial(output);

@@ -3,9 +3,10 @@
 //! Every file and folder is written under another name, synced and renamed, so that one of its own
 //! name is whole whenever the program is killed.
 
-use crate::parameters::{Parameters, Slot};
+use crate::parameters::{Parameters, Slot, Trained};
 use crate::{Error, Result};
 use gritlm::Checkpoint;
+use gritlm_model::adapter;
 use gritlm_model::config::with_dtype;
 use gritlm_model::format::{Dtype, encode};
 use gritlm_model::ops::Backward;
@@ -79,7 +80,8 @@ pub(crate) enum Part {
     Moment(usize),
 }
 
-/// Writes `model.safetensors` in `folder`, in `dtype`.
+/// Writes the weights that are trained in `folder`, in `dtype`: `model.safetensors`, or an adapter's
+/// two files.
 ///
 /// # Errors
 /// When the device fails, or the file cannot be written.
@@ -102,7 +104,29 @@ pub(crate) fn write_weights<O: Backward>(
             ));
         }
     });
-    write_tensors(&folder.join("model.safetensors"), tensors, &failed)
+    let file = match &parameters.trained {
+        Trained::All(_) => "model.safetensors",
+        Trained::Adapters(adapters) => {
+            replace(&folder.join(adapter::CONFIG), adapters.text().as_bytes())?;
+            adapter::WEIGHTS
+        }
+    };
+    write_tensors(&folder.join(file), tensors, &failed)
+}
+
+/// Writes an adapter to a folder, which is whole or not there.
+pub(crate) fn write_adapter<O: Backward>(
+    ops: &O,
+    parameters: &Parameters<O>,
+    folder: &Path,
+) -> Result<()> {
+    let partial = partial(folder);
+    for old in [&partial, folder].into_iter().filter(|old| old.exists()) {
+        fs::remove_dir_all(old).map_err(Error::io(old))?;
+    }
+    fs::create_dir_all(&partial).map_err(Error::io(&partial))?;
+    write_weights(ops, parameters, Part::Weights, Dtype::F32, &partial)?;
+    fs::rename(&partial, folder).map_err(Error::io(folder))
 }
 
 /// Writes a safetensors file as a whole. What goes wrong with making a tensor's values is left in
