@@ -81,5 +81,6 @@ mod text_input; // byte-order marks, UTF-16, blank lines, in everything that is 
 mod token_ids; // texts as token ids: to the vectors of their texts
 mod train_data; // training data: formats, bad lines by number, the engine's ids, the order of batches
 mod train_golden; // training: the losses and gradients of PyTorch, however a batch is cut
+mod train_lora; // training of adapters: gradients, dropout, runs, what is refused
 mod train_run; // `gritlm train`: what a run writes, how it resumes, kills, full disks, refusals
 mod x86; // x86 processors without AVX-512 and without vectors, which QEMU plays
