@@ -17,10 +17,13 @@
 //!   a frozen matrix may have any format that [`Ops::takes`].
 //! * **Vectors** (`losses`, `dweight`, `dweights`) are one row.
 //! * **Lengths** of [`Backward::clear`], [`Backward::copy`] and [`Backward::squares`] are whole rows.
+//! * **Adapters.** [`Backward::merge`] makes a layer's matrices of frozen ones and adapters before the
+//!   layer runs, and [`Backward::merge_backward`] takes the adapters' gradients from those of the
+//!   matrices: all other operations know nothing of them.
 //! * **Pages** are f32 and not shared between layers that are differentiated later.
 
 use super::{
-    AdamW, Attention, Contrast, Contrastive, CrossEntropy, Expert, GateUp, LinearAdd, Ops,
+    AdamW, Attention, Contrast, Contrastive, CrossEntropy, Expert, GateUp, LinearAdd, Merge, Ops,
     PoolingSpan, Qkv, Result, RmsNorm, Route,
 };
 use std::future::Future;
@@ -247,6 +250,28 @@ pub trait Backward: Ops {
         losses: &mut Self::Buffer,
         dqueries: &mut Self::Buffer,
         dpassages: &mut Self::Buffer,
+    );
+
+    /// See [`Merge`]: writes rows of `out`, a matrix of [`Backward::parameters`] shaped as `w`. `ba` are
+    /// `B (rows, rank)` and `A (rank, cols)`, also of [`Backward::parameters`]; without them the rows
+    /// become those of `w`, which may be in any plain format. `mask (cols)` is 1 throughout if absent.
+    fn merge(
+        &self,
+        p: Merge,
+        w: &Self::Matrix,
+        ba: Option<[&Self::Matrix; 2]>,
+        mask: Option<&Self::Buffer>,
+        out: &mut Self::Matrix,
+    );
+
+    /// `dw`, shaped as `w` of [`Backward::merge`], and adds to `[dB, dA]`.
+    fn merge_backward(
+        &self,
+        p: Merge,
+        dw: &Self::Buffer,
+        ba: [&Self::Matrix; 2],
+        mask: Option<&Self::Buffer>,
+        dba: [&mut Self::Buffer; 2],
     );
 
     /// See [`AdamW`], whose `1 − βᵗ` are computed in f64: writes `w`, a matrix of [`Backward::parameters`], and the two moments, which

@@ -47,7 +47,7 @@ pub fn scratch(config: &Path, data: &Path, seed: u64) -> Result<Checkpoint> {
     let tokenizer = Tokenizer::train(texts.into_iter(), &config, path)?;
     let weights = Weights::made(&config, |wanted| random(wanted, config.layers, seed))?;
     let (chat_template, folder, metadata) = (None, None, None);
-    Ok(Checkpoint { config, tokenizer, chat_template, weights, folder, metadata })
+    Ok(Checkpoint { config, tokenizer, chat_template, weights, folder, metadata, adapter: None })
 }
 
 /// Returns ones for a norm, and normally distributed numbers for a matrix.
