@@ -447,7 +447,11 @@ fn what_is_refused() {
     let pairs = crate::adapter::random(&config, 2, &["q_proj"], 1);
     write(&folder.path().join("adapter"), &crate::adapter::options(2, &["q_proj"]), &pairs);
     let adapter = path("adapter");
-    refused(2, &["--lora", "2", "--adapter", &adapter], &["--adapter: expected none with --lora"]);
+    refused(
+        2,
+        &["--lora", "2", "--adapter", &adapter],
+        &["--adapter: expected none while an adapter is trained"],
+    );
     // But all weights of the merged model can be trained.
     train(&folder.path().join("all"), &["--adapter", &adapter, "--save-type", "f32"]).ok();
     // The options of another run.

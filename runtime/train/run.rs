@@ -173,8 +173,8 @@ pub fn train<O: Backward>(
     if let Some(lora) = &options.lora {
         check(lora, &checkpoint.config)?;
         if let Some(other) = &checkpoint.adapter {
-            let expected = "none with `lora`, because the new adapter would be one of the merged \
-                            model; merge it first"
+            let expected = "none while an adapter is trained, because the new one would be of the \
+                            merged model; merge it first"
                 .into();
             let found = other.path().display().to_string();
             return Err(Error::Option { option: "adapter", expected, found });
