@@ -93,7 +93,7 @@ fn main() -> Result<()> {
     for to in args.weights {
         let file = folder.join(format!("{to}.gguf"));
         let _ = fs::remove_file(&file); // of an earlier run
-        let made = gritlm::quantize(&args.model, to, &file, &mut |_, _| Ok(()))?;
+        let made = gritlm::quantize(&args.model, None, to, &file, &mut |_, _| Ok(()))?;
         let engine = open(file.to_str().ok_or("expected a UTF-8 path")?, args.attn)?;
         let found = measure(&engine, &packages, &texts)?;
         let cosines = found.vectors.iter().zip(&plain.vectors).map(|(a, b)| f64::from(dot(a, b)));

@@ -4,7 +4,7 @@
 //! dividing `heads`. An absent field gets the default of its class in transformers, or is refused
 //! as missing; null means that the field is absent or switched off.
 
-mod fields;
+pub(crate) mod fields;
 pub(crate) mod limits;
 mod rope;
 mod write;

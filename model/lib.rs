@@ -4,6 +4,7 @@
 //! * [`weights`] maps and checks safetensors.
 //! * [`mod@format`] takes apart and makes the formats of stored weights.
 //! * [`gguf`] reads and writes GGUF files: metadata and tensors in one file.
+//! * [`adapter`] reads low-rank adapters and merges them into weights.
 //! * [`quantize`] chooses the format of each matrix that is quantised here.
 //! * [`tokenizer`] converts between text and token ids.
 //! * [`prompt`] builds GritLM's prompt formats.
@@ -33,6 +34,7 @@
 //! | `experts`, `top_k` | 8, 2 (8x7B) | |
 //! | `pages`, [`ops::PAGE`] | 128 | KV pages, and tokens in one |
 
+pub mod adapter;
 pub mod chat_template;
 pub mod config;
 pub mod cpu;

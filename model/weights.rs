@@ -254,6 +254,16 @@ impl Weights {
         Ok(weights)
     }
 
+    /// Maps one safetensors file, whatever its tensors are.
+    ///
+    /// # Errors
+    /// When the file is missing or is not safetensors, or a tensor is neither F32, F16 nor BF16.
+    pub(crate) fn of_file(path: &Path) -> Result<Self> {
+        let mut weights = Self { path: path.into(), tensors: BTreeMap::new(), shards: Vec::new() };
+        weights.add_file(path, None)?;
+        Ok(weights)
+    }
+
     /// Checks the tensors of a GGUF file. They keep it mapped.
     ///
     /// # Errors
@@ -319,6 +329,13 @@ impl Weights {
         })
     }
 
+    /// Replaces the tensor of this name in the published layout by one of the same shape.
+    pub(crate) fn set(&mut self, name: &str, tensor: Tensor) {
+        let name = self.stored(name).to_string();
+        debug_assert_eq!(self.tensors.get(&name).map(Tensor::shape), Some(tensor.shape()));
+        self.tensors.insert(name, tensor);
+    }
+
     /// Iterates over all tensors with their names in the files, for GGUF with those of the
     /// published layout.
     pub fn tensors(&self) -> impl Iterator<Item = (&str, &Tensor)> {
@@ -336,7 +353,7 @@ impl Weights {
     }
 
     /// Translates a name of the published layout into the name in the files.
-    fn stored<'a>(&self, name: &'a str) -> &'a str {
+    pub fn stored<'a>(&self, name: &'a str) -> &'a str {
         let bare = || name.strip_prefix(PREFIX).filter(|_| !self.has(TABLE));
         bare().filter(|_| self.has(&TABLE[PREFIX.len()..])).unwrap_or(name)
     }

@@ -235,7 +235,7 @@ fn a_checkpoint_is_loaded_warm_and_cold() {
 
     // A GGUF file.
     let file = Path::new(path).with_file_name("tiny.gguf");
-    gritlm::quantize(path, "q8_0".parse().unwrap(), &file, &mut |_, _| Ok(())).unwrap();
+    gritlm::quantize(path, None, "q8_0".parse().unwrap(), &file, &mut |_, _| Ok(())).unwrap();
     let mut record = Record::default();
     let model = file.to_str().unwrap();
     load(model, &options(&Device::Cpu), "it", &plan, &mut record, &mut quiet()).unwrap();

@@ -1,5 +1,6 @@
 //! The integration tests, one binary. `cargo test --release --workspace` runs them all.
 
+mod adapter; // adapters in PEFT's format: merged at load and on disk, the same bits; bad ones by name
 mod api; // the library's behaviour: streaming, chat, budgets, names of architectures
 mod api_async; // calls that wait for the device without blocking, on one thread
 mod bad_gguf; // damaged GGUF files: one line that names the fault
@@ -80,5 +81,6 @@ mod text_input; // byte-order marks, UTF-16, blank lines, in everything that is 
 mod token_ids; // texts as token ids: to the vectors of their texts
 mod train_data; // training data: formats, bad lines by number, the engine's ids, the order of batches
 mod train_golden; // training: the losses and gradients of PyTorch, however a batch is cut
+mod train_lora; // training of adapters: gradients, dropout, runs, what is refused
 mod train_run; // `gritlm train`: what a run writes, how it resumes, kills, full disks, refusals
 mod x86; // x86 processors without AVX-512 and without vectors, which QEMU plays

@@ -20,7 +20,7 @@ fn to(name: &str) -> Quantization {
 }
 
 fn quantize(model: &Path, name: &str, output: &Path) -> gritlm::Result<Quantized> {
-    gritlm::quantize(model.to_str().unwrap(), to(name), output, &mut |_, _| Ok(()))
+    gritlm::quantize(model.to_str().unwrap(), None, to(name), output, &mut |_, _| Ok(()))
 }
 
 fn engine(model: &Path, weights: Option<&str>) -> Engine {
@@ -224,7 +224,7 @@ fn what_cannot_be_written() {
     run(&["embed", "--weights", "q1", "a"], "").fails(2, &["expected one of bf16", "found q1"]);
     // Interrupted in the middle.
     let mut calls = 0;
-    let interrupted = gritlm::quantize("demo", to("q8_0"), &made, &mut |_, _| {
+    let interrupted = gritlm::quantize("demo", None, to("q8_0"), &made, &mut |_, _| {
         calls += 1;
         if calls > 3 { Err(Error::Cancelled) } else { Ok(()) }
     });

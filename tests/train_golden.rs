@@ -18,13 +18,13 @@ const MODELS: [&str; 3] = ["mistral-tiny", "mistral-odd", "mixtral-tiny"];
 
 /// The batch of `grit.*`: three queries, a positive and a negative passage for each, and three
 /// conversations whose first five tokens are the prompt.
-struct Batch {
-    queries: Vec<Text>,
-    passages: Vec<Text>,
-    answers: Vec<Answer>,
+pub(crate) struct Batch {
+    pub(crate) queries: Vec<Text>,
+    pub(crate) passages: Vec<Text>,
+    pub(crate) answers: Vec<Answer>,
 }
 
-fn batch(reference: &Reference) -> Batch {
+pub(crate) fn batch(reference: &Reference) -> Batch {
     let texts = reference.texts();
     let text = |tokens: Vec<u32>| Text { tokens, skip: 0 };
     let answer = |i: usize| {

@@ -5,20 +5,20 @@ use serde_json::{Map, Value};
 use std::path::Path;
 
 /// Parses the JSON object in a file.
-pub(super) fn object(text: &[u8], path: &Path) -> Result<Map<String, Value>> {
+pub(crate) fn object(text: &[u8], path: &Path) -> Result<Map<String, Value>> {
     files::check_pointer(text, path)?;
     serde_json::from_slice(text)
         .map_err(|e| Error::Format { path: path.into(), problem: format!("not JSON: {e}") })
 }
 
 /// A JSON object and the file it came from, for errors that name both field and file.
-pub(super) struct Fields<'a> {
-    pub(super) json: &'a Map<String, Value>,
-    pub(super) path: &'a Path,
+pub(crate) struct Fields<'a> {
+    pub(crate) json: &'a Map<String, Value>,
+    pub(crate) path: &'a Path,
 }
 
 impl<'a> Fields<'a> {
-    pub(super) fn fail<T>(
+    pub(crate) fn fail<T>(
         &self,
         field: &'static str,
         expected: &str,
@@ -34,23 +34,23 @@ impl<'a> Fields<'a> {
     }
 
     /// Returns the field's value; null counts as absent.
-    pub(super) fn get(&self, field: &str) -> Option<&'a Value> {
+    pub(crate) fn get(&self, field: &str) -> Option<&'a Value> {
         self.json.get(field).filter(|v| !v.is_null())
     }
 
-    pub(super) fn flag(&self, field: &str) -> bool {
+    pub(crate) fn flag(&self, field: &str) -> bool {
         self.get(field) == Some(&Value::Bool(true))
     }
 
     /// Refuses a field that asks for `what`, which is not supported.
-    pub(super) fn switched_off(&self, field: &'static str, what: &str) -> Result<()> {
+    pub(crate) fn switched_off(&self, field: &'static str, what: &str) -> Result<()> {
         match self.get(field) {
             None | Some(Value::Bool(false)) => Ok(()),
             Some(found) => self.fail(field, &format!("false (no {what})"), found),
         }
     }
 
-    pub(super) fn text(&self, field: &'static str) -> Result<&'a str> {
+    pub(crate) fn text(&self, field: &'static str) -> Result<&'a str> {
         match self.get(field) {
             Some(Value::String(text)) => Ok(text),
             Some(other) => self.fail(field, "a string", other),
@@ -59,7 +59,7 @@ impl<'a> Fields<'a> {
     }
 
     /// Returns a whole number from 1 to `max`.
-    pub(super) fn count(&self, field: &'static str, max: usize) -> Result<usize> {
+    pub(crate) fn count(&self, field: &'static str, max: usize) -> Result<usize> {
         let expected = format!("a whole number from 1 to {max}");
         match self.get(field) {
             None => self.fail(field, &expected, "nothing"),
@@ -70,14 +70,14 @@ impl<'a> Fields<'a> {
         }
     }
 
-    pub(super) fn positive(&self, field: &'static str) -> Result<f32> {
+    pub(crate) fn positive(&self, field: &'static str) -> Result<f32> {
         match self.get(field) {
             None => self.fail(field, "a positive number", "nothing"),
             Some(value) => self.positive_value(field, value),
         }
     }
 
-    pub(super) fn positive_value(&self, field: &'static str, value: &Value) -> Result<f32> {
+    pub(crate) fn positive_value(&self, field: &'static str, value: &Value) -> Result<f32> {
         match value.as_f64().map(|n| n as f32) {
             Some(n) if n > 0.0 && n.is_finite() => Ok(n),
             _ => self.fail(field, "a positive number", value),
@@ -85,7 +85,7 @@ impl<'a> Fields<'a> {
     }
 
     /// Returns one or several token ids; `None` where the field is absent.
-    pub(super) fn tokens(&self, field: &'static str, vocab: usize) -> Result<Option<Vec<u32>>> {
+    pub(crate) fn tokens(&self, field: &'static str, vocab: usize) -> Result<Option<Vec<u32>>> {
         let ids = match self.get(field) {
             None => return Ok(None),
             Some(Value::Array(ids)) => ids.as_slice(),
@@ -94,7 +94,7 @@ impl<'a> Fields<'a> {
         ids.iter().map(|id| self.token(field, id, vocab)).collect::<Result<_>>().map(Some)
     }
 
-    pub(super) fn token(&self, field: &'static str, value: &Value, vocab: usize) -> Result<u32> {
+    pub(crate) fn token(&self, field: &'static str, value: &Value, vocab: usize) -> Result<u32> {
         match value.as_u64() {
             Some(id) if id < vocab as u64 => Ok(id as u32),
             _ => self.fail(field, &format!("a token id below vocab_size {vocab}"), value),

@@ -3,11 +3,11 @@
 use super::{
     Batch, Cpu, Matrix, Pages, Routing, adamw, attention, attention_backward, contrastive,
     cross_entropy, embed_backward, expert, expert_backward, gate_up_backward, linear_add_backward,
-    pool_backward, qkv_backward, rmsnorm_backward, route_backward,
+    merge, merge_backward, pool_backward, qkv_backward, rmsnorm_backward, route_backward,
 };
 use crate::ops::{
     AdamW, Attention, Backward, Contrast, Contrastive, CrossEntropy, Expert, GateUp, LinearAdd,
-    PoolingSpan, Qkv, Result, RmsNorm, Route,
+    Merge, PoolingSpan, Qkv, Result, RmsNorm, Route,
 };
 use rayon::prelude::*;
 
@@ -210,6 +210,30 @@ impl Backward for Cpu {
     ) {
         let gradients = [dqueries.as_mut_slice(), dpassages.as_mut_slice()];
         contrastive::contrastive(p, wanted, [queries, passages], losses, gradients);
+    }
+
+    fn merge(
+        &self,
+        p: Merge,
+        w: &Matrix,
+        ba: Option<[&Matrix; 2]>,
+        mask: Option<&Buffer>,
+        out: &mut Matrix,
+    ) {
+        let ba = ba.map(|ba| ba.map(|m| m.own.as_slice()));
+        merge::merge(p, w, ba, mask.map(Vec::as_slice), &mut out.own);
+    }
+
+    fn merge_backward(
+        &self,
+        p: Merge,
+        dw: &Buffer,
+        ba: [&Matrix; 2],
+        mask: Option<&Buffer>,
+        dba: [&mut Buffer; 2],
+    ) {
+        let (ba, dba) = (ba.map(|m| m.own.as_slice()), dba.map(Vec::as_mut_slice));
+        merge_backward::merge_backward(p, dw, ba, mask.map(Vec::as_slice), dba);
     }
 
     fn adamw(&self, p: AdamW, gradient: &Buffer, moments: [&mut Buffer; 2], w: &mut Matrix) {

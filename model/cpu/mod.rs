@@ -25,6 +25,8 @@ mod logits;
 mod matmul;
 mod matvec;
 mod measure;
+pub(crate) mod merge;
+mod merge_backward;
 mod outer;
 mod pages;
 mod pool;

@@ -1,31 +1,34 @@
-//! The gradients of the fused operations, as a trait beside [`Ops`] that only training uses.
-//!
-//! Each operation `f` of the forward pass that has inputs to differentiate has a twin `f_backward`,
-//! specified by the formula of that name in [`crate::reference`]. `d` in front of a name means the
-//! gradient of the loss with respect to it.
-//!
-//! * **Written or added.** Gradients of weights (`dw`) are added to what the buffer holds, so that
-//!   a step may come in any number of batches. So is `dx`, the gradient of the residual stream,
-//!   because each half of a layer adds to the stream. All other gradients are written.
-//! * **Frozen weights.** Where `dw` is `None`, its product is not computed.
-//! * **Order.** A gradient of a weight is a sum over rows in their order, in f32: the same step
-//!   has the same bits.
-//! * **Spans.** Keys and values of a span's past are those of the `past` rows right before its
-//!   first row: a causal answer may follow a bidirectional document of the same batch, and the
-//!   document's rows get the gradient of its keys and values.
-//! * **Weights** are matrices of one f32 part ([`Backward::parameters`]) that an optimiser writes;
-//!   a frozen matrix may have any format that [`Ops::takes`].
-//! * **Vectors** (`losses`, `dweight`, `dweights`) are one row.
-//! * **Lengths** of [`Backward::clear`], [`Backward::copy`] and [`Backward::squares`] are whole rows.
-//! * **Pages** are f32 and not shared between layers that are differentiated later.
+//! The trait of gradients, which training uses and inference does not see.
 
 use super::{
-    AdamW, Attention, Contrast, Contrastive, CrossEntropy, Expert, GateUp, LinearAdd, Ops,
+    AdamW, Attention, Contrast, Contrastive, CrossEntropy, Expert, GateUp, LinearAdd, Merge, Ops,
     PoolingSpan, Qkv, Result, RmsNorm, Route,
 };
 use std::future::Future;
 
-/// The operations of training. See the [module](self).
+/// The gradients of the fused operations, as a trait beside [`Ops`] that only training uses.
+///
+/// Each operation `f` of the forward pass that has inputs to differentiate has a twin `f_backward`,
+/// specified by the formula of that name in [`crate::reference`]. `d` in front of a name means the
+/// gradient of the loss with respect to it.
+///
+/// * **Written or added.** Gradients of weights (`dw`) are added to what the buffer holds, so that
+///   a step may come in any number of batches. So is `dx`, the gradient of the residual stream,
+///   because each half of a layer adds to the stream. All other gradients are written.
+/// * **Frozen weights.** Where `dw` is `None`, its product is not computed.
+/// * **Order.** A gradient of a weight is a sum over rows in their order, in f32: the same step
+///   has the same bits.
+/// * **Spans.** Keys and values of a span's past are those of the `past` rows right before its
+///   first row: a causal answer may follow a bidirectional document of the same batch, and the
+///   document's rows get the gradient of its keys and values.
+/// * **Weights** are matrices of one f32 part ([`Backward::parameters`]) that an optimiser writes;
+///   a frozen matrix may have any format that [`Ops::takes`].
+/// * **Vectors** (`losses`, `dweight`, `dweights`) are one row.
+/// * **Lengths** of [`Backward::clear`], [`Backward::copy`] and [`Backward::squares`] are whole rows.
+/// * **Adapters.** [`Backward::merge`] makes a layer's matrices of frozen ones and adapters before the
+///   layer runs, and [`Backward::merge_backward`] takes the adapters' gradients from those of the
+///   matrices: all other operations know nothing of them.
+/// * **Pages** are f32 and not shared between layers that are differentiated later.
 pub trait Backward: Ops {
     /// Creates a matrix `(rows, cols)` in f32 that can be written.
     ///
@@ -247,6 +250,28 @@ pub trait Backward: Ops {
         losses: &mut Self::Buffer,
         dqueries: &mut Self::Buffer,
         dpassages: &mut Self::Buffer,
+    );
+
+    /// See [`Merge`]: writes rows of `out`, a matrix of [`Backward::parameters`] shaped as `w`. `ba` are
+    /// `B (rows, rank)` and `A (rank, cols)`, also of [`Backward::parameters`]; without them the rows
+    /// become those of `w`, which may be in any plain format. `mask (cols)` is 1 throughout if absent.
+    fn merge(
+        &self,
+        p: Merge,
+        w: &Self::Matrix,
+        ba: Option<[&Self::Matrix; 2]>,
+        mask: Option<&Self::Buffer>,
+        out: &mut Self::Matrix,
+    );
+
+    /// `dw`, shaped as `w` of [`Backward::merge`], and adds to `[dB, dA]`.
+    fn merge_backward(
+        &self,
+        p: Merge,
+        dw: &Self::Buffer,
+        ba: [&Self::Matrix; 2],
+        mask: Option<&Self::Buffer>,
+        dba: [&mut Self::Buffer; 2],
     );
 
     /// See [`AdamW`], whose `1 − βᵗ` are computed in f64: writes `w`, a matrix of [`Backward::parameters`], and the two moments, which

@@ -20,7 +20,7 @@ pub use compute::Compute;
 pub use layout::{KvShape, Layout, Mask, Span};
 pub use params::{
     AdamW, Attention, Contrast, Contrastive, CrossEntropy, Expert, GateUp, LinearAdd, Logits,
-    Match, Pooling, PoolingSpan, Qkv, RmsNorm, Route, SampleParams, SampledToken, Search,
+    Match, Merge, Pooling, PoolingSpan, Qkv, RmsNorm, Route, SampleParams, SampledToken, Search,
 };
 
 use crate::weights::{Dtype, Tensor};

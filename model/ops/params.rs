@@ -266,6 +266,22 @@ pub struct Contrast {
     pub count: u32,
 }
 
+/// A low-rank adapter in rows of a matrix: `W + scale · B · A · diag(mask)`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Merge {
+    /// First row of `W`.
+    pub first: u32,
+    /// Rows of `B`.
+    pub rows: u32,
+    /// Columns of `W` and `A`.
+    pub cols: u32,
+    /// Columns of `B`, rows of `A`; 0 where the rows of `W` have no adapter.
+    pub rank: u32,
+    /// Factor of the product.
+    pub scale: f32,
+}
+
 /// A step of AdamW (Loshchilov and Hutter 2019): `m ← β₁ m + (1 − β₁) g`, `v ← β₂ v + (1 − β₂) g²`,
 /// `w ← w − rate · (m / (1 − β₁ᵗ) / (√(v / (1 − β₂ᵗ)) + ε) + decay · w)`, where `g` is `scale`
 /// times the gradient.

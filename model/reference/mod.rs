@@ -18,6 +18,7 @@
 //! | `pool` | mean, weighted mean, first or last row | Muennighoff et al. 2024 |
 //! | `sample` | penalty, temperature, top-k, top-p, min-p, draw | |
 //! | `search` | cosine scores, the largest first | |
+//! | `merge` | `W + scale · B A`, a low-rank adapter in its matrix | Hu et al. 2021 |
 //! | `format` | what the blocks of quantised weights mean | GGUF |
 //!
 //! `<name>_backward` has the gradients of `<name>`, for training. `d` in front of a name means the
@@ -34,6 +35,7 @@
 //! | `pool_backward` | each row's share | |
 //! | `cross_entropy` | `−ln softmax(logits)_target`, with its gradient | |
 //! | `contrastive` | cross-entropy of cosines / temperature, with its gradients | van den Oord et al. 2018 |
+//! | `merge_backward` | `dB = scale · dW Aᵀ`, `dA = scale · Bᵀ dW` | Hu et al. 2021 |
 //! | `adamw` | a step of the optimiser | Loshchilov and Hutter 2019 |
 
 mod adamw;
@@ -46,6 +48,8 @@ mod gate_up;
 mod gate_up_backward;
 mod linear;
 mod linear_backward;
+mod merge;
+mod merge_backward;
 mod normalize;
 mod pool;
 mod pool_backward;
@@ -69,6 +73,8 @@ pub use gate_up::gate_up;
 pub use gate_up_backward::{gate_up_backward, gated_backward};
 pub use linear::{Number, dot, exact, linear, outer, weighted_sum};
 pub use linear_backward::linear_backward;
+pub use merge::merge;
+pub use merge_backward::merge_backward;
 pub use normalize::{normalize, normalize_backward};
 pub use pool::{pool, pooled_rows};
 pub use pool_backward::pool_backward;

@@ -177,6 +177,7 @@ fn first_answer(program: &Path, model: &str, options: &Options) -> Result<f64> {
         command.args(value.iter().flat_map(|value| [flag, value]));
     }
     command
+        .args(options.adapter.iter().flat_map(|folder| ["--adapter".as_ref(), folder.as_os_str()]))
         .args(options.kernels.iter().flat_map(|folder| ["--kernels".as_ref(), folder.as_os_str()]));
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let start = Instant::now();

@@ -5,13 +5,16 @@ use super::output::{Out, Progress};
 use crate::error::Result;
 use gritlm::backend::wgpu_row_bytes;
 use gritlm::{Checkpoint, synth as writer};
+use gritlm_model::adapter::Adapter;
 use gritlm_model::config::Config;
 use gritlm_model::weights::{Dtype, Expected, Tensor, Weights};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 
 pub(super) fn inspect(args: &Inspect, global: &Global, out: &mut Out) -> Result<()> {
-    let Checkpoint { config: c, tokenizer, weights, .. } = Checkpoint::open(&global.model, true)?;
+    let checkpoint = Checkpoint::open(&global.model, true)?;
+    let checkpoint = checkpoint.with_adapter(global.adapter.as_deref())?;
+    let Checkpoint { config: c, tokenizer, weights, adapter, .. } = checkpoint;
     let generates = weights.has_head(&c);
     let missing = if generates { 0 } else { (c.vocab * c.dim) as u64 };
     let parameters = c.parameters() - missing;
@@ -49,6 +52,7 @@ pub(super) fn inspect(args: &Inspect, global: &Global, out: &mut Out) -> Result<
                 "experts": c.experts.map(|e| e.count), "top_k": c.experts.map(|e| e.top_k),
             },
             "tokenizer": { "tokens": tokenizer.vocab() },
+            "adapter": adapter.as_ref().map(describe),
             "dtypes": dtypes, "bytes": stored, "files": files, "memory": memory,
         });
         if args.tensors {
@@ -72,6 +76,16 @@ pub(super) fn inspect(args: &Inspect, global: &Global, out: &mut Out) -> Result<
     }
     if let Some(scaling) = &c.rope_scaling {
         out.line(format!("  rotary frequencies scaled: {scaling}"))?;
+    }
+    if let Some(adapter) = &adapter {
+        let lora = adapter.lora();
+        out.line(format!(
+            "  adapter {}: LoRA of rank {}, scale {}, in {} matrices",
+            adapter.path().display(),
+            lora.rank,
+            lora.scale(),
+            adapter.pairs().len()
+        ))?;
     }
     let window = c.window.map_or("none".into(), |w| format!("{w} tokens"));
     out.line(format!(
@@ -99,6 +113,15 @@ pub(super) fn inspect(args: &Inspect, global: &Global, out: &mut Out) -> Result<
         }
     }
     Ok(())
+}
+
+/// Returns what an adapter is.
+fn describe(adapter: &Adapter) -> Value {
+    let lora = adapter.lora();
+    json!({
+        "path": adapter.path(), "rank": lora.rank, "alpha": lora.alpha, "scale": lora.scale(),
+        "target_modules": lora.targets, "matrices": adapter.pairs().len(),
+    })
 }
 
 /// What a backend keeps in memory.

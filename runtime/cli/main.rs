@@ -12,6 +12,7 @@ mod generate;
 mod index;
 mod inspect;
 mod kernels;
+mod merge;
 mod mine;
 mod output;
 mod quantize;
@@ -97,6 +98,7 @@ fn interrupted(command: &Command) -> &'static str {
         Command::Rerank(_) => "rerank was interrupted; it has written nothing",
         Command::Search(_) => "search was interrupted; it has found nothing and kept nothing",
         Command::Quantize(_) => "quantize was interrupted; it has made no file",
+        Command::Merge(_) => "merge was interrupted; it has made no folder",
         Command::Synth(_) => "synth was interrupted; it has made no checkpoint",
         Command::Kernels(_) => "kernels build was interrupted; it has written nothing",
         Command::Generate(_) => "generate was interrupted; the answer is not whole",
@@ -150,7 +152,8 @@ fn run(args: Args) -> Result<()> {
         Command::Train(a) => train::run(&a, &global, &mut out),
         Command::Bench(a) => bench::run(&a, &global, &mut out),
         Command::Kernels(a) => kernels::run(&a, &mut out),
-        Command::Quantize(a) => quantize::run(&a, &mut out),
+        Command::Quantize(a) => quantize::run(&a, &global, &mut out),
+        Command::Merge(a) => merge::run(&a, &global, &mut out),
         Command::Synth(a) => inspect::synth(&a, &mut out),
         Command::Completions { shell } => {
             let mut script = Vec::new();
@@ -200,7 +203,9 @@ fn opened(engine: &Engine) {
     } else {
         format!(", {bytes:.2} GB loaded in {seconds:.2} s ({:.2} GB/s)", bytes / seconds)
     };
-    note(format_args!("{} on {}{loaded}", engine.name(), engine.device()));
+    let adapter = engine.options().adapter.as_ref();
+    let adapter = adapter.map_or(String::new(), |path| format!(" with {}", path.display()));
+    note(format_args!("{}{adapter} on {}{loaded}", engine.name(), engine.device()));
 }
 
 /// Prints the device's time op by op, in ms and as a share of the total.

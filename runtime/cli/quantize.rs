@@ -1,18 +1,20 @@
 //! `gritlm quantize`.
 
-use super::args::Quantize;
+use super::args::{Global, Quantize};
 use super::inspect::gib;
 use super::note;
 use super::output::{Out, Progress};
 use crate::error::Result;
 use serde_json::{Value, json};
 
-pub(super) fn run(args: &Quantize, out: &mut Out) -> Result<()> {
+pub(super) fn run(args: &Quantize, global: &Global, out: &mut Out) -> Result<()> {
     super::handle_interrupt();
     let mut progress = Progress::bytes("quantizing");
-    let made = gritlm::quantize(&args.source, args.to, &args.output, &mut |done, total| {
-        Ok(progress.of(done, total)?)
-    })?;
+    let adapter = global.adapter.as_deref();
+    let made =
+        gritlm::quantize(&args.source, adapter, args.to, &args.output, &mut |done, total| {
+            Ok(progress.of(done, total)?)
+        })?;
     drop(progress);
     let file = args.output.display().to_string();
     for ((wanted, dtype), count) in &made.fallbacks {

@@ -27,6 +27,7 @@ pub(super) fn run(args: &Train, global: &Global, out: &mut Out) -> Result<()> {
             (config.display().to_string(), gritlm_train::scratch(config, &args.data, seed)?)
         }
     };
+    let checkpoint = checkpoint.with_adapter(global.adapter.as_deref())?;
     super::handle_interrupt();
     let mut shown = Shown { bar: None, steps: 0 };
     let paths = [args.data.as_path(), args.output.as_path()];

@@ -2,10 +2,12 @@
 
 use crate::message::ChatFormat;
 use crate::{Result, hub};
+use gritlm_model::adapter::Adapter;
 use gritlm_model::chat_template::ChatTemplate;
 use gritlm_model::config::Config;
 use gritlm_model::demo;
 use gritlm_model::gguf::{Gguf, Metadata};
+use gritlm_model::hash::fnv1a;
 use gritlm_model::tokenizer::Tokenizer;
 use gritlm_model::weights::Weights;
 use std::path::{Path, PathBuf};
@@ -18,12 +20,15 @@ pub struct Checkpoint {
     pub tokenizer: Tokenizer,
     /// Chat template of the model, if it has one.
     pub chat_template: Option<ChatTemplate>,
-    /// Weights of the model, memory-mapped if they are in files.
+    /// Weights of the model, memory-mapped if they are in files; matrices with an adapter are in
+    /// memory.
     pub weights: Weights,
     /// The folder of a checkpoint in the published layout.
     pub folder: Option<PathBuf>,
     /// Everything that a GGUF file says about the model, where it is in one.
     pub metadata: Option<Metadata>,
+    /// The adapter that is merged into the weights.
+    pub adapter: Option<Adapter>,
 }
 
 impl Checkpoint {
@@ -38,10 +43,32 @@ impl Checkpoint {
             let config = Config::parse(demo::CONFIG, &path("config.json"))?;
             let tokenizer = Tokenizer::parse(demo::TOKENIZER, &path("tokenizer.json"), &config)?;
             let weights = Weights::from_static(demo::WEIGHTS, &path("model.safetensors"), &config)?;
-            let (chat_template, folder, metadata) = (None, None, None);
-            return Ok(Self { config, tokenizer, chat_template, weights, folder, metadata });
+            let (chat_template, folder, metadata, adapter) = (None, None, None, None);
+            return Ok(Self {
+                config,
+                tokenizer,
+                chat_template,
+                weights,
+                folder,
+                metadata,
+                adapter,
+            });
         }
         Self::open_path(&hub::resolve(model, progress)?)
+    }
+
+    /// Merges the adapter in `folder` into the weights, if one is given.
+    ///
+    /// # Errors
+    /// When a file of the adapter is missing or invalid, it belongs to a model of another shape, or
+    /// weights that it changes are quantised.
+    pub fn with_adapter(mut self, folder: Option<&Path>) -> Result<Self> {
+        if let Some(folder) = folder {
+            let adapter = Adapter::open(folder, &self.config)?;
+            adapter.merge(&mut self.weights)?;
+            self.adapter = Some(adapter);
+        }
+        Ok(self)
     }
 
     /// Opens a folder or a GGUF file.
@@ -56,7 +83,8 @@ impl Checkpoint {
         let tokenizer = Tokenizer::open(&folder.join("tokenizer.json"), &config)?;
         let chat_template = ChatTemplate::open(folder, &config, &tokenizer)?;
         let folder = Some(folder.to_path_buf());
-        Ok(Self { config, tokenizer, chat_template, weights, folder, metadata: None })
+        let (metadata, adapter) = (None, None);
+        Ok(Self { config, tokenizer, chat_template, weights, folder, metadata, adapter })
     }
 
     /// Returns the template that makes prompts of conversations. GritLM's own says what its tags
@@ -71,7 +99,26 @@ impl Checkpoint {
         let weights = Weights::of_gguf(gguf, &config)?;
         let tokenizer = Tokenizer::from_gguf(gguf.metadata(), &config)?;
         let chat_template = ChatTemplate::from_gguf(gguf.metadata(), &config, &tokenizer)?;
+        let (folder, adapter) = (None, None);
         let metadata = Some(gguf.metadata().clone());
-        Ok(Self { config, tokenizer, chat_template, weights, folder: None, metadata })
+        Ok(Self { config, tokenizer, chat_template, weights, folder, metadata, adapter })
     }
+}
+
+/// Hashes the config and, of each tensor, the name and the first 64 bytes. These tell two trained
+/// models apart without reading 14 GB. An adapter counts by itself, because its changes may be lost
+/// in the rounding of the first values.
+pub(crate) fn fingerprint(
+    config: &Config,
+    weights: Option<&Weights>,
+    adapter: Option<&Adapter>,
+) -> u128 {
+    let mut seen = format!("{config:?}").into_bytes();
+    for (name, tensor) in weights.into_iter().flat_map(Weights::tensors) {
+        let bytes = tensor.stored();
+        seen.extend(name.bytes());
+        seen.extend(&bytes[..bytes.len().min(64)]);
+    }
+    seen.extend(adapter.into_iter().flat_map(|adapter| adapter.fingerprint().to_le_bytes()));
+    fnv1a(seen)
 }

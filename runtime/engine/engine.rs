@@ -3,7 +3,7 @@
 use crate::backend::{self, Load, Loaded, Loading, Visit};
 use crate::batch::{Output, Sequence};
 use crate::cache::{KvCache, KvPool, KvSnapshot};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, fingerprint};
 use crate::corpus::Corpus;
 use crate::forward::{Model, Probe};
 use crate::grammar::Vocabulary;
@@ -11,7 +11,6 @@ use crate::options::{Attn, Options};
 use crate::{Error, Result, synth};
 use gritlm_model::chat_template::ChatTemplate;
 use gritlm_model::config::Config;
-use gritlm_model::hash::fnv1a;
 use gritlm_model::measure::{Created, Measure, OpTime};
 use gritlm_model::ops::{Compute, Mask, Match, PAGE};
 use gritlm_model::tokenizer::Tokenizer;
@@ -100,6 +99,11 @@ impl Engine {
     /// layers would fit.
     pub fn random(like: &str, layers: Option<usize>, options: &Options) -> Result<Self> {
         options.check()?;
+        if let Some(adapter) = &options.adapter {
+            let expected = "none for a model with random weights".into();
+            let found = adapter.display().to_string();
+            return Err(Error::Option { option: "adapter", expected, found });
+        }
         let config = synth::config(like, layers)?;
         let tokenizer = synth::tokenizer(&config)?;
         let name = match layers {
@@ -108,7 +112,9 @@ impl Engine {
             None => like.into(),
         };
         let open = async |load: Load<'_>| backend::open_async(options, load).await;
-        block_on(Self::load(name, config, tokenizer, None, options, open))
+        let fingerprint = fingerprint(&config, None, None);
+        let engine = block_on(Self::load(name, config, tokenizer, None, options, open))?;
+        Ok(Self { fingerprint, ..engine })
     }
 
     /// Opens the files of a model and loads them onto the device that `open` opens.
@@ -118,12 +124,14 @@ impl Engine {
         open: impl AsyncFnOnce(Load<'_>) -> Result<Loaded>,
     ) -> Result<Self> {
         options.check()?;
-        let mut checkpoint = Checkpoint::open(model, options.progress)?;
+        let checkpoint = Checkpoint::open(model, options.progress)?;
+        let mut checkpoint = checkpoint.with_adapter(options.adapter.as_deref())?;
         let chat_template = checkpoint.prompts_by(options.chat_template);
-        let Checkpoint { config, tokenizer, weights, .. } = checkpoint;
+        let Checkpoint { config, tokenizer, weights, adapter, .. } = checkpoint;
+        let fingerprint = fingerprint(&config, Some(&weights), adapter.as_ref());
         let name = model.into();
         let engine = Self::load(name, config, tokenizer, Some(&weights), options, open).await?;
-        Ok(Self { chat_template, ..engine })
+        Ok(Self { chat_template, fingerprint, ..engine })
     }
 
     /// Loads a model onto the device that `open` opens; without `weights` it gets random ones.
@@ -135,7 +143,6 @@ impl Engine {
         options: &Options,
         open: impl AsyncFnOnce(Load<'_>) -> Result<Loaded>,
     ) -> Result<Self> {
-        let fingerprint = fingerprint(&config, weights);
         let generates = weights.is_none_or(|weights| weights.has_head(&config));
         let pages = options.kv_tokens.div_ceil(PAGE);
         let pool = KvPool::new(pages);
@@ -153,7 +160,7 @@ impl Engine {
             why_device: why,
             loading,
             threads,
-            fingerprint,
+            fingerprint: 0,
             generates,
             vocabulary: Vocabulary::default(),
         })
@@ -236,7 +243,7 @@ impl Engine {
     }
 
     /// Returns a hash that distinguishes this checkpoint from others. It covers the config and,
-    /// of each tensor, the name and the first 64 bytes.
+    /// of each tensor, the name and the first 64 bytes; and likewise the adapter.
     pub fn fingerprint(&self) -> u128 {
         self.fingerprint
     }
@@ -482,16 +489,4 @@ fn frequencies(config: &Config, options: &Options) -> Vec<f32> {
         frequencies.iter_mut().for_each(|f| *f = half::bf16::from_f32(*f).to_f32());
     }
     frequencies
-}
-
-/// Hashes the config and, of each tensor, the name and the first 64 bytes. These tell two trained
-/// models apart without reading 14 GB.
-fn fingerprint(config: &Config, weights: Option<&Weights>) -> u128 {
-    let mut seen = format!("{config:?}").into_bytes();
-    for (name, tensor) in weights.into_iter().flat_map(Weights::tensors) {
-        let bytes = tensor.stored();
-        seen.extend(name.bytes());
-        seen.extend(&bytes[..bytes.len().min(64)]);
-    }
-    fnv1a(seen)
 }

@@ -225,6 +225,7 @@ impl<O: Ops> Forward<O> {
             if let Some(probe) = probe.as_deref_mut() {
                 probe(Stage::LayerInput(l), ops.read(&w.x, plan.rows() * c.dim).await?);
             }
+            let layer = &layer.as_ref();
             let buffers = [&mut w.h, &mut w.q, &mut w.mixed];
             pass.attend(l as u32, layer, &mut w.x, buffers, &mut self.pages, &mut Nothing);
             let buffers = [&mut w.h, &mut w.inner];

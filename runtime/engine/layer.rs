@@ -6,6 +6,7 @@
 
 use gritlm_model::config::Config;
 use gritlm_model::ops::{Attention, Expert, GateUp, LinearAdd, Ops, Qkv, RmsNorm, Route};
+use std::convert::Infallible;
 
 /// One value for each matrix of a layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,13 +79,57 @@ impl<M> Layer<M> {
     ///
     /// # Errors
     /// The first that `make` returns.
-    pub fn try_map<N, E>(&self, mut make: impl FnMut(&M) -> Result<N, E>) -> Result<Layer<N>, E> {
-        Ok(Layer {
-            attention_norm: make(&self.attention_norm)?,
-            qkv: make(&self.qkv)?,
-            output: make(&self.output)?,
-            ffn_norm: make(&self.ffn_norm)?,
+    pub fn try_map<N, E>(&self, make: impl FnMut(&M) -> Result<N, E>) -> Result<Layer<N>, E> {
+        self.as_ref().try_turn(make)
+    }
+
+    /// Makes another value of each.
+    pub fn map<N>(self, mut make: impl FnMut(M) -> N) -> Layer<N> {
+        match self.try_turn(|one| Ok::<N, Infallible>(make(one))) {
+            Ok(layer) => layer,
+            Err(never) => match never {},
+        }
+    }
+
+    /// Returns references to the values.
+    pub fn as_ref(&self) -> Layer<&M> {
+        Layer {
+            attention_norm: &self.attention_norm,
+            qkv: &self.qkv,
+            output: &self.output,
+            ffn_norm: &self.ffn_norm,
             ffn: match &self.ffn {
+                FeedForward::Dense { gate_up, down } => FeedForward::Dense { gate_up, down },
+                FeedForward::Mixture { router, gate_up, down } => {
+                    FeedForward::Mixture { router, gate_up, down }
+                }
+            },
+        }
+    }
+
+    /// Returns references to the values.
+    pub fn as_mut(&mut self) -> Layer<&mut M> {
+        Layer {
+            attention_norm: &mut self.attention_norm,
+            qkv: &mut self.qkv,
+            output: &mut self.output,
+            ffn_norm: &mut self.ffn_norm,
+            ffn: match &mut self.ffn {
+                FeedForward::Dense { gate_up, down } => FeedForward::Dense { gate_up, down },
+                FeedForward::Mixture { router, gate_up, down } => {
+                    FeedForward::Mixture { router, gate_up, down }
+                }
+            },
+        }
+    }
+
+    fn try_turn<N, E>(self, mut make: impl FnMut(M) -> Result<N, E>) -> Result<Layer<N>, E> {
+        Ok(Layer {
+            attention_norm: make(self.attention_norm)?,
+            qkv: make(self.qkv)?,
+            output: make(self.output)?,
+            ffn_norm: make(self.ffn_norm)?,
+            ffn: match self.ffn {
                 FeedForward::Dense { gate_up, down } => {
                     FeedForward::Dense { gate_up: make(gate_up)?, down: make(down)? }
                 }
@@ -99,19 +144,17 @@ impl<M> Layer<M> {
 
     /// Returns all values, in the order of the forward pass.
     pub fn all(&self) -> Vec<&M> {
-        let mut all = vec![&self.attention_norm, &self.qkv, &self.output, &self.ffn_norm];
-        match &self.ffn {
-            FeedForward::Dense { gate_up, down } => all.extend([gate_up, down]),
-            FeedForward::Mixture { router, gate_up, down } => all.extend([router, gate_up, down]),
-        }
-        all
+        self.as_ref().into_all()
     }
 
     /// Returns all values, in the order of [`Layer::all`].
     pub fn all_mut(&mut self) -> Vec<&mut M> {
-        let Self { attention_norm, qkv, output, ffn_norm, ffn } = self;
-        let mut all = vec![attention_norm, qkv, output, ffn_norm];
-        match ffn {
+        self.as_mut().into_all()
+    }
+
+    fn into_all(self) -> Vec<M> {
+        let mut all = vec![self.attention_norm, self.qkv, self.output, self.ffn_norm];
+        match self.ffn {
             FeedForward::Dense { gate_up, down } => all.extend([gate_up, down]),
             FeedForward::Mixture { router, gate_up, down } => all.extend([router, gate_up, down]),
         }
@@ -260,17 +303,17 @@ impl<O: Ops> Pass<'_, O> {
     pub fn attend(
         &self,
         layer: u32,
-        w: &Layer<O::Matrix>,
+        w: &Layer<&O::Matrix>,
         x: &mut O::Buffer,
         [h, q, mixed]: [&mut O::Buffer; 3],
         pages: &mut O::Pages,
         keep: &mut impl Keep<O>,
     ) {
         let ops = self.ops;
-        ops.rmsnorm(self.norm(), x, &w.attention_norm, h);
-        ops.qkv(self.qkv(layer), h, &w.qkv, self.batch, q, pages);
+        ops.rmsnorm(self.norm(), x, w.attention_norm, h);
+        ops.qkv(self.qkv(layer), h, w.qkv, self.batch, q, pages);
         keep.attention(ops, self.attention(layer), q, pages, self.batch, mixed);
-        ops.linear_add(self.output(), mixed, &w.output, x);
+        ops.linear_add(self.output(), mixed, w.output, x);
     }
 
     /// Runs the second half of a layer: adds the feed-forward to `x (rows, dim)`. `h (rows, dim)`,
@@ -278,14 +321,14 @@ impl<O: Ops> Pass<'_, O> {
     /// feed-forward's halves and, in a mixture, the experts of each row.
     pub fn feed_forward(
         &self,
-        w: &Layer<O::Matrix>,
+        w: &Layer<&O::Matrix>,
         x: &mut O::Buffer,
         [h, inner]: [&mut O::Buffer; 2],
         routing: &mut O::Routing,
         keep: &mut impl Keep<O>,
     ) {
         let ops = self.ops;
-        ops.rmsnorm(self.norm(), x, &w.ffn_norm, h);
+        ops.rmsnorm(self.norm(), x, w.ffn_norm, h);
         match &w.ffn {
             FeedForward::Dense { gate_up, down } => {
                 keep.gate_up(ops, self.gate_up(), h, gate_up, inner);

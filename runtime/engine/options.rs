@@ -58,6 +58,10 @@ pub struct Options {
     /// smaller ones save memory and, in decode, time. The quantised copy is in memory, also on the
     /// CPU. `None` keeps the checkpoint's.
     pub weights: Option<Quantization>,
+    /// Folder of a low-rank adapter in PEFT's format that is merged into the weights while the model
+    /// is loaded. The merged matrices are in memory, also on the CPU. Quantised weights cannot take
+    /// one; with [`Options::weights`] the merged ones are quantised.
+    pub adapter: Option<PathBuf>,
     /// Whether to round the rotary frequencies to bfloat16. Casting a whole Hugging Face model
     /// does so (`model.bfloat16()`, and likewise `model.half()`); loading it with a `torch_dtype`
     /// does not. Set this to compare with outputs of a cast model. The original loads GritLM and
@@ -94,6 +98,7 @@ gritlm_model::setters!(Options {
     batch_tokens: usize,
     kv_tokens: usize,
     weights: Option<Quantization>,
+    adapter: Option<PathBuf>,
     bf16_frequencies: bool,
     progress: bool,
     profile: bool,
@@ -114,6 +119,7 @@ impl Default for Options {
             batch_tokens: 1024,
             kv_tokens: 16384,
             weights: None,
+            adapter: None,
             bf16_frequencies: false,
             progress: false,
             profile: false,

@@ -19,7 +19,8 @@ pub struct Quantized {
     pub fallbacks: BTreeMap<(Dtype, Dtype), usize>,
 }
 
-/// Writes `model` (as [`Checkpoint::open`] takes it) to the GGUF file `output`, which must not
+/// Writes `model` (as [`Checkpoint::open`] takes it), with the adapter in the folder `adapter` merged
+/// into it, to the GGUF file `output`, which must not
 /// exist, with its matrices in the formats of `to`; vectors and routers in F32. llama.cpp reads
 /// the file, too. `progress` is called with the number of bytes written and the total, and its
 /// error ends the work. Until the file is complete, it is `<output>.partial-<process id>`.
@@ -29,6 +30,7 @@ pub struct Quantized {
 /// does not end in `.gguf` or exists, or it cannot be written. Nothing is then left behind.
 pub fn quantize(
     model: &str,
+    adapter: Option<&Path>,
     to: Quantization,
     output: &Path,
     progress: &mut dyn FnMut(u64, u64) -> Result<()>,
@@ -40,7 +42,7 @@ pub fn quantize(
             found: output.display().to_string(),
         });
     }
-    let checkpoint = Checkpoint::open(model, true)?;
+    let checkpoint = Checkpoint::open(model, true)?.with_adapter(adapter)?;
     let Checkpoint { config, tokenizer, chat_template, weights, metadata, .. } = &checkpoint;
     let mut values = match metadata {
         // A file that is one already says more than this program knows of.

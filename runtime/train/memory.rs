@@ -1,5 +1,7 @@
 //! The plan of memory: what training will take, before it takes it.
 
+use crate::adapters::sizes;
+use gritlm_model::adapter::Lora;
 use gritlm_model::config::Config;
 use gritlm_model::ops::PAGE;
 use std::fmt;
@@ -8,9 +10,10 @@ use std::fmt;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Plan {
-    /// Weights in f32.
+    /// Weights: in f32 or, with an adapter, those of the base model as they are stored, one layer and
+    /// the adapter in f32.
     pub weights: u64,
-    /// Gradients in f32.
+    /// Gradients in f32; with an adapter, of one layer and of the adapter.
     pub gradients: u64,
     /// Both moments of the optimiser in f32.
     pub moments: u64,
@@ -37,6 +40,16 @@ impl Plan {
             keep_all,
             free,
         }
+    }
+
+    /// Plans the training of an adapter beside `base` bytes of frozen weights instead.
+    #[must_use]
+    pub fn with_lora(mut self, config: &Config, lora: &Lora, base: u64) -> Self {
+        let [adapter, layer] = sizes(lora, config);
+        self.weights = base + layer + adapter;
+        self.gradients = layer + adapter;
+        self.moments = 2 * adapter;
+        self
     }
 
     /// Returns all bytes together.

@@ -8,13 +8,13 @@
 
 use crate::Result;
 use crate::pack::{Run, layout, pages};
-use crate::parameters::{Parameters, Slot};
+use crate::parameters::Parameters;
 use crate::router::Routers;
 use gritlm::layer::{FeedForward, Keep, Layer, Nothing, Pass};
 use gritlm_model::config::Config;
 use gritlm_model::format::Dtype;
 use gritlm_model::ops::{
-    Attention, Backward, CrossEntropy, Expert, GateUp, KvShape, Ops, PoolingSpan, RmsNorm,
+    Attention, Backward, CrossEntropy, Expert, GateUp, KvShape, Ops, PoolingSpan,
 };
 use pollster::block_on;
 
@@ -158,7 +158,7 @@ impl<O: Backward> Tape<O> {
     pub(crate) fn forward(
         &mut self,
         ops: &O,
-        weights: &Parameters<O>,
+        weights: &mut Parameters<O>,
         runs: &[Run<'_>],
         keep: bool,
         ask_routers: bool,
@@ -172,7 +172,9 @@ impl<O: Backward> Tape<O> {
         let pass = Pass { ops, config: &self.config, batch: &chunk.batch, rows: rows as u32 };
         let Some((_, pages)) = &mut self.pages else { return Ok(chunk) };
         ops.embed(&chunk.batch, &weights.table, &mut room.x);
-        for (l, w) in weights.layers.iter().enumerate() {
+        for l in 0..self.config.layers {
+            weights.hold(ops, l);
+            let (w, _) = &weights.layer(l);
             let held = l % room.kept.len();
             let kept = &mut room.kept[held];
             if keep {
@@ -241,11 +243,7 @@ impl<O: Backward> Tape<O> {
         let Some(room) = &mut self.room else { return Ok(Vec::new()) };
         let p = CrossEntropy { dim: self.config.dim as u32, vocab: self.config.vocab as u32 };
         let mut losses = ops.buffer(1, learned.rows.len())?;
-        let slots = &mut weights.slots;
-        let (head, slot) = match (&weights.head, &mut slots.head) {
-            (Some(head), Some(slot)) => (head, slot),
-            _ => (&weights.table, &mut slots.table),
-        };
+        let (head, gradient) = weights.head();
         ops.cross_entropy(
             p,
             &learned.rows,
@@ -255,7 +253,7 @@ impl<O: Backward> Tape<O> {
             head,
             &mut losses,
             &mut room.dhidden,
-            learn.then_some(&mut slot.gradient),
+            gradient.filter(|_| learn),
         );
         Ok(block_on(ops.read(&losses, learned.rows.len()))?)
     }
@@ -272,27 +270,25 @@ impl<O: Backward> Tape<O> {
         let (Some(room), Some((_, pages))) = (&mut self.room, &mut self.pages) else { return };
         let (rows, c) = (chunk.rows, &self.config);
         let pass = Pass { ops, config: c, batch: &chunk.batch, rows: rows as u32 };
-        let slots = &mut weights.slots;
         ops.clear(&mut room.dx, rows * c.dim);
-        let dnorm = Some(&mut slots.norm.gradient);
-        ops.rmsnorm_backward(
-            pass.norm(),
-            &room.x,
-            &weights.norm,
-            &room.dhidden,
-            &mut room.dx,
-            dnorm,
-        );
-        for (l, (w, slots)) in weights.layers.iter().zip(&mut slots.layers).enumerate().rev() {
-            let held = l % room.kept.len();
+        let (norm, dnorm) = weights.norm();
+        ops.rmsnorm_backward(pass.norm(), &room.x, norm, &room.dhidden, &mut room.dx, dnorm);
+        for l in (0..c.layers).rev() {
+            weights.hold(ops, l);
+            weights.begin_layer(ops);
+            let (w, mut dw) = weights.layer(l);
+            let (w, held) = (&w, l % room.kept.len());
             if room.kept.len() == 1 && l + 1 < c.layers {
                 ops.copy(&room.inputs[l], rows * c.dim, &mut room.x);
                 run_layer(&pass, held as u32, w, &mut room.x, &mut room.kept[held], pages);
             }
-            feed_forward_backward(&pass, w, slots, room, held, balance);
-            attend_backward(&pass, held, w, slots, room, l, pages);
+            feed_forward_backward(&pass, w, &mut dw, room, held, balance);
+            attend_backward(&pass, held, w, &mut dw, room, l, pages);
+            weights.end_layer(ops, l);
         }
-        ops.embed_backward(c.dim as u32, &chunk.batch, &room.dx, &mut slots.table.gradient);
+        if let Some(dtable) = weights.table_gradient() {
+            ops.embed_backward(c.dim as u32, &chunk.batch, &room.dx, dtable);
+        }
     }
 }
 
@@ -300,7 +296,7 @@ impl<O: Backward> Tape<O> {
 fn run_layer<O: Backward>(
     pass: &Pass<'_, O>,
     held: u32,
-    w: &Layer<O::Matrix>,
+    w: &Layer<&O::Matrix>,
     x: &mut O::Buffer,
     kept: &mut Kept<O>,
     pages: &mut O::Pages,
@@ -352,8 +348,8 @@ impl<O: Backward> Keep<O> for Saved<'_, O> {
 /// Adds the gradients of a layer's second half; `dx` becomes that of its input.
 fn feed_forward_backward<O: Backward>(
     pass: &Pass<'_, O>,
-    w: &Layer<O::Matrix>,
-    slots: &mut Layer<Slot<O>>,
+    w: &Layer<&O::Matrix>,
+    dw: &mut Layer<Option<&mut O::Buffer>>,
     room: &mut Room<O>,
     held: usize,
     balance: &[f32],
@@ -361,39 +357,37 @@ fn feed_forward_backward<O: Backward>(
     let ops = pass.ops;
     let Room { kept, dx, dh, dinner, dweights, .. } = room;
     let kept = &mut kept[held];
-    match (&w.ffn, &mut slots.ffn) {
+    match (&w.ffn, &mut dw.ffn) {
         (
             FeedForward::Dense { gate_up, down },
             FeedForward::Dense { gate_up: dgate_up, down: ddown },
         ) => {
-            let dw = Some(&mut ddown.gradient);
-            ops.linear_add_backward(pass.down(), &kept.inner, down, dx, dinner, dw);
-            let (dw, products) = (Some(&mut dgate_up.gradient), &mut kept.products);
+            ops.linear_add_backward(pass.down(), &kept.inner, down, dx, dinner, ddown.take());
+            let (dw, products) = (dgate_up.take(), &mut kept.products);
             ops.gate_up_backward(pass.gate_up(), &kept.ffn_h, gate_up, products, dinner, dh, dw);
         }
         (
             FeedForward::Mixture { router, gate_up, down },
             FeedForward::Mixture { router: drouter, gate_up: dgate_up, down: ddown },
         ) => {
-            let (p, routing, dw) = (pass.expert(), &kept.routing, Some(&mut ddown.gradient));
+            let (p, routing, dw) = (pass.expert(), &kept.routing, ddown.take());
             ops.expert_down_add_backward(p, &kept.inner, down, routing, dx, dinner, dweights, dw);
-            let (h, dw) = (&kept.ffn_h, Some(&mut drouter.gradient));
+            let (h, dw) = (&kept.ffn_h, drouter.take());
             ops.route_backward(pass.route(), h, router, routing, dweights, balance, dh, dw);
-            let (dw, products) = (Some(&mut dgate_up.gradient), &mut kept.products);
+            let (dw, products) = (dgate_up.take(), &mut kept.products);
             ops.expert_gate_up_backward(p, h, gate_up, routing, products, dinner, dh, dw);
         }
-        _ => unreachable!("slots are made for these weights"),
+        _ => unreachable!("gradients are made for these weights"),
     }
-    let (norm, dw) = (pass.norm(), Some(&mut slots.ffn_norm.gradient));
-    ops.rmsnorm_backward(norm, &kept.middle, &w.ffn_norm, dh, dx, dw);
+    ops.rmsnorm_backward(pass.norm(), &kept.middle, w.ffn_norm, dh, dx, dw.ffn_norm.take());
 }
 
 /// Adds the gradients of a layer's first half; `dx` becomes that of the layer's input.
 fn attend_backward<O: Backward>(
     pass: &Pass<'_, O>,
     held: usize,
-    w: &Layer<O::Matrix>,
-    slots: &mut Layer<Slot<O>>,
+    w: &Layer<&O::Matrix>,
+    dw: &mut Layer<Option<&mut O::Buffer>>,
     room: &mut Room<O>,
     l: usize,
     pages: &O::Pages,
@@ -401,13 +395,11 @@ fn attend_backward<O: Backward>(
     let (ops, batch, layer) = (pass.ops, pass.batch, held as u32);
     let Room { inputs, kept, dx, dh, dq, dk, dv, dmixed, .. } = room;
     let kept = &kept[held];
-    let dw = Some(&mut slots.output.gradient);
-    ops.linear_add_backward(pass.output(), &kept.mixed, &w.output, dx, dmixed, dw);
+    ops.linear_add_backward(pass.output(), &kept.mixed, w.output, dx, dmixed, dw.output.take());
     let p = pass.attention(layer);
     let (out, lse) = (&kept.mixed, &kept.lse);
     ops.attention_backward(p, &kept.q, pages, batch, out, lse, dmixed, [dq, dk, dv]);
-    let dw = Some(&mut slots.qkv.gradient);
-    ops.qkv_backward(pass.qkv(layer), &kept.h, &w.qkv, batch, [dq, dk, dv], dh, dw);
-    let (norm, dw): (RmsNorm, _) = (pass.norm(), Some(&mut slots.attention_norm.gradient));
-    ops.rmsnorm_backward(norm, &inputs[l], &w.attention_norm, dh, dx, dw);
+    ops.qkv_backward(pass.qkv(layer), &kept.h, w.qkv, batch, [dq, dk, dv], dh, dw.qkv.take());
+    let dw = dw.attention_norm.take();
+    ops.rmsnorm_backward(pass.norm(), &inputs[l], w.attention_norm, dh, dx, dw);
 }

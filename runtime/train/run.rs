@@ -1,17 +1,21 @@
 //! The loop of training: batches, steps, evaluation, checkpoints.
 
+use crate::adapters::{Adapt, check};
 use crate::batches::{Batches, Batching};
 use crate::data::Data;
 use crate::encode::{Encoder, Lengths};
 use crate::evaluate::Evaluator;
 use crate::memory::Plan;
+use crate::merge::write_merged;
 use crate::metrics::{Evaluation, Metrics, StepMetrics};
 use crate::objective::Objective;
+use crate::parameters::Trained;
 use crate::save::{Beside, Part, write_weights};
 use crate::state::Output;
 use crate::trainer::Trainer;
 use crate::{Error, Result};
 use gritlm::Checkpoint;
+use gritlm_model::adapter::{Adapter, Lora};
 use gritlm_model::format::Dtype;
 use gritlm_model::ops::{AdamW, Backward};
 use serde_json::{Map, Value, json};
@@ -57,6 +61,8 @@ pub struct Options {
     pub evaluate_every: usize,
     /// Format of the trained weights.
     pub dtype: Dtype,
+    /// The adapter that is trained in place of all weights.
+    pub lora: Option<Lora>,
 }
 
 gritlm_model::setters!(Options {
@@ -75,6 +81,7 @@ gritlm_model::setters!(Options {
     evaluation: Option<PathBuf>,
     evaluate_every: usize,
     dtype: Dtype,
+    lora: Option<Lora>,
 });
 
 impl Default for Options {
@@ -98,6 +105,7 @@ impl Default for Options {
             evaluation: None,
             evaluate_every: 0,
             dtype: Dtype::Bf16,
+            lora: None,
         }
     }
 }
@@ -146,7 +154,8 @@ pub enum Ended {
 
 /// Trains the model of a checkpoint on the texts in `data` and writes to `output`, a new folder or
 /// one in which a run with the same options began: `metrics.jsonl` and event files of TensorBoard as
-/// it goes, and at the end the trained checkpoint.
+/// it goes, and at the end the trained checkpoint. With [`Options::lora`] the checkpoint has the
+/// adapter merged into it, and the folder `adapter` in it has the adapter in PEFT's format.
 ///
 /// # Errors
 /// When an option or the data is invalid, the run does not fit the memory, the output belongs to
@@ -161,6 +170,16 @@ pub fn train<O: Backward>(
 ) -> Result<Ended> {
     options.check()?;
     options.objective.check(&checkpoint.config)?;
+    if let Some(lora) = &options.lora {
+        check(lora, &checkpoint.config)?;
+        if let Some(other) = &checkpoint.adapter {
+            let expected = "none while an adapter is trained, because the new one would be of the \
+                            merged model; merge it first"
+                .into();
+            let found = other.path().display().to_string();
+            return Err(Error::Option { option: "adapter", expected, found });
+        }
+    }
     let Checkpoint { config, tokenizer, .. } = checkpoint;
     let lengths = options.lengths.within(config);
     let encoder = Encoder::new(tokenizer, config, lengths)?;
@@ -180,13 +199,22 @@ pub fn train<O: Backward>(
 
     let plan = plan(&ops, options, checkpoint)?;
     watch(Event::Plan(&plan));
-    let about = options.describe(model, &data, steps);
+    let mut about = options.describe(model, &data, steps);
+    if let Some(adapter) = &checkpoint.adapter {
+        about.insert("adapter".into(), format!("{:032x}", adapter.fingerprint()).into());
+    }
     let (output, done) = Output::open(output, &about)?;
     if output.is_finished(steps) {
         return Ok(Ended::Done { evaluation: None });
     }
-    let mut trainer =
-        Trainer::new(ops, checkpoint, options.objective.clone(), plan.chunk, plan.keep_all)?;
+    let (objective, chunk, keep_all) = (options.objective.clone(), plan.chunk, plan.keep_all);
+    let mut trainer = match &options.lora {
+        None => Trainer::new(ops, checkpoint, objective, chunk, keep_all)?,
+        Some(lora) => {
+            let adapt = Adapt { lora: lora.clone(), seed: options.batching.seed, base: model };
+            Trainer::lora(ops, checkpoint, objective, chunk, keep_all, &adapt)?
+        }
+    };
     if done > 0 {
         trainer.load(&output, done)?;
     }
@@ -247,7 +275,8 @@ pub fn train<O: Backward>(
 }
 
 /// Writes a model as a checkpoint in the published layout into `folder`, which exists. `checkpoint` is
-/// the one that it was loaded from: its tokenizer goes along.
+/// the one that it was loaded from: its tokenizer goes along. An adapter that was trained is merged into
+/// the weights, and in PEFT's format in the folder `adapter` in it.
 ///
 /// # Errors
 /// When the device fails, or a file cannot be written.
@@ -257,13 +286,29 @@ pub fn write_checkpoint<O: Backward>(
     dtype: Dtype,
     folder: &Path,
 ) -> Result<()> {
-    write_weights(trainer.ops(), trainer.parameters(), Part::Weights, dtype, folder)?;
+    match trainer.parameters().trained {
+        Trained::All(_) => {
+            write_weights(trainer.ops(), trainer.parameters(), Part::Weights, dtype, folder)?;
+        }
+        Trained::Adapters(_) => {
+            let apart = folder.join("adapter");
+            trainer.save_adapter(&apart)?;
+            let adapter = Adapter::open(&apart, &checkpoint.config)?;
+            write_merged(checkpoint, &adapter, Some(dtype), folder, &mut |_, _| Ok(()))?;
+        }
+    }
     Beside::of(checkpoint, dtype)?.write(folder)
 }
 
 /// Chooses what is kept, and checks that it fits.
 fn plan<O: Backward>(ops: &O, options: &Options, checkpoint: &Checkpoint) -> Result<Plan> {
-    let plan = |chunk, keep| Plan::new(&checkpoint.config, chunk, keep, ops.free_memory());
+    let plan = |chunk, keep| {
+        let plan = Plan::new(&checkpoint.config, chunk, keep, ops.free_memory());
+        match &options.lora {
+            None => plan,
+            Some(lora) => plan.with_lora(&checkpoint.config, lora, checkpoint.weights.bytes()),
+        }
+    };
     // Room for the system and for reading the data.
     let roomy = |plan: &Plan| plan.free.is_none_or(|free| plan.total() < free / 10 * 9);
     let chosen = match options.keep_activations {
@@ -383,10 +428,17 @@ impl Options {
             // The order of a sum over a batch depends on where it is cut.
             "chunk_tokens": self.chunk_tokens,
         });
-        match all {
+        let mut fields = match all {
             Value::Object(fields) => fields,
             _ => Map::new(),
+        };
+        if let Some(lora) = &self.lora {
+            let (rank, alpha, dropout) = (lora.rank, lora.alpha, lora.dropout);
+            let about = json!({ "rank": rank, "alpha": alpha, "dropout": dropout,
+                "rslora": lora.rslora, "targets": lora.targets });
+            fields.insert("lora".into(), about);
         }
+        fields
     }
 }
 
@@ -396,9 +448,7 @@ impl<O: Backward> Trainer<O> {
     }
 
     fn load(&mut self, output: &Output, step: usize) -> Result<()> {
-        let parameters = output.load(self.ops(), self.config(), step)?;
-        self.set_parameters(parameters);
-        Ok(())
+        output.load(self.parts(), step)
     }
 
     /// Makes the output a checkpoint, and removes what the run would resume from.

@@ -3,9 +3,10 @@
 //! Every file and folder is written under another name, synced and renamed, so that one of its own
 //! name is whole whenever the program is killed.
 
-use crate::parameters::{Parameters, Slot};
+use crate::parameters::{Parameters, Slot, Trained};
 use crate::{Error, Result};
 use gritlm::Checkpoint;
+use gritlm_model::adapter;
 use gritlm_model::config::with_dtype;
 use gritlm_model::format::{Dtype, encode};
 use gritlm_model::ops::Backward;
@@ -79,7 +80,8 @@ pub(crate) enum Part {
     Moment(usize),
 }
 
-/// Writes `model.safetensors` in `folder`, in `dtype`.
+/// Writes the weights that are trained in `folder`, in `dtype`: `model.safetensors`, or an adapter's
+/// two files.
 ///
 /// # Errors
 /// When the device fails, or the file cannot be written.
@@ -102,19 +104,59 @@ pub(crate) fn write_weights<O: Backward>(
             ));
         }
     });
-    let path = folder.join("model.safetensors");
-    let partial = partial(&path);
+    let file = match &parameters.trained {
+        Trained::All(_) => "model.safetensors",
+        Trained::Adapters(adapters) => {
+            replace(&folder.join(adapter::CONFIG), adapters.text().as_bytes())?;
+            adapter::WEIGHTS
+        }
+    };
+    write_tensors(&folder.join(file), tensors, &failed)
+}
+
+/// Writes an adapter to a folder, which is whole or not there.
+pub(crate) fn write_adapter<O: Backward>(
+    ops: &O,
+    parameters: &Parameters<O>,
+    folder: &Path,
+) -> Result<()> {
+    let partial = partial(folder);
+    for old in [&partial, folder].into_iter().filter(|old| old.exists()) {
+        fs::remove_dir_all(old).map_err(Error::io(old))?;
+    }
+    fs::create_dir_all(&partial).map_err(Error::io(&partial))?;
+    write_weights(ops, parameters, Part::Weights, Dtype::F32, &partial)?;
+    fs::rename(&partial, folder).map_err(Error::io(folder))
+}
+
+/// Writes a safetensors file as a whole. What goes wrong with making a tensor's values is left in
+/// `failed`, because a [`View`] cannot return it.
+pub(crate) fn write_tensors<V: View>(
+    path: &Path,
+    tensors: Vec<(String, V)>,
+    failed: &RefCell<Option<Error>>,
+) -> Result<()> {
+    let partial = partial(path);
     // `serialize_to_file` would create a file that only its owner can read.
-    File::create(&partial).map_err(Error::io(&path))?;
+    File::create(&partial).map_err(Error::io(path))?;
     let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
     let written = serialize_to_file(tensors, Some(metadata), &partial);
     if let Some(error) = failed.take() {
         return Err(error);
     }
-    written.map_err(|e| Error::io(&path)(std::io::Error::other(e)))?;
+    written.map_err(|e| Error::io(path)(std::io::Error::other(e)))?;
     let file = File::open(&partial).map_err(Error::io(&partial))?;
-    file.sync_all().map_err(Error::io(&path))?;
-    fs::rename(&partial, &path).map_err(Error::io(&path))
+    file.sync_all().map_err(Error::io(path))?;
+    fs::rename(&partial, path).map_err(Error::io(path))
+}
+
+/// Returns the format of plain elements as safetensors has it.
+pub(crate) fn stored(dtype: Dtype) -> Stored {
+    match dtype {
+        Dtype::F32 => Stored::F32,
+        Dtype::F16 => Stored::F16,
+        _ => Stored::BF16,
+    }
 }
 
 /// A tensor that is read from the device when it is written.
@@ -131,11 +173,7 @@ struct Values<'a, O: Backward> {
 
 impl<O: Backward> View for Values<'_, O> {
     fn dtype(&self) -> Stored {
-        match self.dtype {
-            Dtype::F32 => Stored::F32,
-            Dtype::F16 => Stored::F16,
-            _ => Stored::BF16,
-        }
+        stored(self.dtype)
     }
 
     fn shape(&self) -> &[usize] {

@@ -27,8 +27,9 @@ pub fn scratch(config: &Path, data: &Path, seed: u64) -> Result<Checkpoint> {
     let path = config;
     let config = Config::open(path)?;
     // The data is checked with a tokenizer of bytes, since there is none yet.
-    let bytes = synth::tokenizer(&config)?;
-    let encoder = Encoder::new(&bytes, &config, Lengths::default().within(&config))?;
+    let room = Config { vocab: config.vocab.max(512), ..config.clone() };
+    let bytes = synth::tokenizer(&room)?;
+    let encoder = Encoder::new(&bytes, &room, Lengths::default().within(&room))?;
     let data = Data::open(data, &encoder, 1)?;
     let mut texts = Vec::new();
     for i in 0..data.pairs() {
@@ -47,7 +48,7 @@ pub fn scratch(config: &Path, data: &Path, seed: u64) -> Result<Checkpoint> {
     let tokenizer = Tokenizer::train(texts.into_iter(), &config, path)?;
     let weights = Weights::made(&config, |wanted| random(wanted, config.layers, seed))?;
     let (chat_template, folder, metadata) = (None, None, None);
-    Ok(Checkpoint { config, tokenizer, chat_template, weights, folder, metadata })
+    Ok(Checkpoint { config, tokenizer, chat_template, weights, folder, metadata, adapter: None })
 }
 
 /// Returns ones for a norm, and normally distributed numbers for a matrix.

@@ -1,9 +1,10 @@
 //! What a run resumes from: `OUTPUT/state-STEP/` has weights and both moments in f32, each as a
-//! checkpoint, and `OUTPUT/training.json` the options that all steps have in common.
+//! checkpoint or an adapter, and `OUTPUT/training.json` the options that all steps have in common.
 
-use crate::parameters::Parameters;
+use crate::parameters::{Parameters, Trained};
 use crate::save::{Part, partial, replace, write_weights};
 use crate::{Error, Result};
+use gritlm_model::adapter::Adapter;
 use gritlm_model::config::Config;
 use gritlm_model::format::Dtype;
 use gritlm_model::ops::Backward;
@@ -154,13 +155,20 @@ impl Output {
     /// When a file is missing or damaged, or the device is out of memory.
     pub(crate) fn load<O: Backward>(
         &self,
-        ops: &O,
-        config: &Config,
+        (ops, config, parameters): (&O, &Config, &mut Parameters<O>),
         step: usize,
-    ) -> Result<Parameters<O>> {
-        let open = |name: &str| Weights::open(&self.state(step).join(name), config);
-        let [weights, first, second] = [open("weights")?, open("first")?, open("second")?];
-        Parameters::load(ops, config, &weights, Some([&first, &second]))
+    ) -> Result<()> {
+        let path = |(name, _)| self.state(step).join(name);
+        let [weights, first, second] = PARTS.map(path);
+        if let Trained::Adapters(adapters) = &mut parameters.trained {
+            let open = |path: &Path| Adapter::open(path, config);
+            let [weights, first, second] = [open(&weights)?, open(&first)?, open(&second)?];
+            return adapters.restore(ops, config, [&weights, &first, &second], step);
+        }
+        let open = |path: &Path| Weights::open(path, config);
+        let [weights, first, second] = [open(&weights)?, open(&first)?, open(&second)?];
+        *parameters = Parameters::load(ops, config, &weights, Some([&first, &second]))?;
+        Ok(())
     }
 
     /// Returns whether a run of so many steps has ended here.

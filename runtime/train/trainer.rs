@@ -5,15 +5,18 @@
 //! (GradCache, Gao et al. 2021). Conversations go forward and back chunk by chunk. So the memory
 //! does not grow with the batch, and gradients are those of the whole batch.
 
+use crate::adapters::Adapt;
 use crate::objective::Objective;
 use crate::pack::{Run, chunks};
-use crate::parameters::Parameters;
+use crate::parameters::{Parameters, Trained};
 use crate::pass::{Learned, Tape};
+use crate::save::write_adapter;
 use crate::{Answer, Error, Result, Text};
 use gritlm::Checkpoint;
 use gritlm_model::config::Config;
 use gritlm_model::ops::{AdamW, Backward, Contrastive, PoolingSpan};
 use pollster::block_on;
+use std::path::Path;
 
 /// Losses of a batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -63,6 +66,42 @@ impl<O: Backward> Trainer<O> {
         Ok(Self { ops, config, objective, chunk: chunk.max(1), parameters, tape })
     }
 
+    /// Takes a checkpoint's weights as they are and makes a new adapter, which alone is trained. The
+    /// rest as in [`Trainer::new`].
+    ///
+    /// # Errors
+    /// As [`Trainer::new`]; when the adapter's shape is invalid, or the weights are quantised.
+    pub fn lora(
+        ops: O,
+        checkpoint: &Checkpoint,
+        objective: Objective,
+        chunk: usize,
+        keep_all: bool,
+        adapt: &Adapt<'_>,
+    ) -> Result<Self> {
+        let config = checkpoint.config.clone();
+        objective.check(&config)?;
+        if !checkpoint.weights.has_head(&config) {
+            return Err(gritlm::Error::NoHead.into());
+        }
+        let parameters = Parameters::frozen(&ops, &config, &checkpoint.weights, adapt)?;
+        let tape = Tape::new(&config, keep_all);
+        Ok(Self { ops, config, objective, chunk: chunk.max(1), parameters, tape })
+    }
+
+    /// Writes the adapter of [`Trainer::lora`] to a folder in PEFT's format, in f32. The folder is
+    /// whole or not there; one that exists is replaced.
+    ///
+    /// # Errors
+    /// When there is no adapter, the device fails, or the folder cannot be written.
+    pub fn save_adapter(&self, folder: &Path) -> Result<()> {
+        let Trained::Adapters(_) = self.parameters.trained else {
+            let expected = "a model that is trained with an adapter".into();
+            return Err(Error::Option { option: "lora", expected, found: "none".into() });
+        };
+        write_adapter(&self.ops, &self.parameters, folder)
+    }
+
     /// Returns the config of the model.
     pub fn config(&self) -> &Config {
         &self.config
@@ -76,8 +115,9 @@ impl<O: Backward> Trainer<O> {
         &self.parameters
     }
 
-    pub(crate) fn set_parameters(&mut self, parameters: Parameters<O>) {
-        self.parameters = parameters;
+    /// Returns the backend and the weights.
+    pub(crate) fn parts(&mut self) -> (&O, &Config, &mut Parameters<O>) {
+        (&self.ops, &self.config, &mut self.parameters)
     }
 
     /// Takes other rotary frequencies than the config's, `(head_dim / 2)`.
@@ -101,6 +141,7 @@ impl<O: Backward> Trainer<O> {
         let config = self.config.clone();
         let objective = self.objective.clone();
         let mut losses = Losses::default();
+        self.parameters.set_dropout(&self.ops, true)?;
         let runs: Vec<Run<'_>> =
             answers.iter().map(|a| objective.generative_run(a, &config)).collect();
         losses.tokens += runs.iter().map(Run::len).sum::<usize>();
@@ -128,8 +169,15 @@ impl<O: Backward> Trainer<O> {
         let runs: Vec<Run<'_>> =
             texts.iter().map(|text| self.objective.embedding_run(text, &config)).collect();
         let mut vectors = Vec::new();
+        self.parameters.set_dropout(&self.ops, false)?;
         for part in chunks(&runs, self.chunk) {
-            self.tape.forward(&self.ops, &self.parameters, &runs[part.clone()], false, false)?;
+            self.tape.forward(
+                &self.ops,
+                &mut self.parameters,
+                &runs[part.clone()],
+                false,
+                false,
+            )?;
             vectors.extend(self.tape.pool(&self.ops, &self.spans(&texts[part]))?);
         }
         Ok(vectors)
@@ -143,6 +191,7 @@ impl<O: Backward> Trainer<O> {
         let (config, objective) = (self.config.clone(), self.objective.clone());
         let runs: Vec<Run<'_>> =
             answers.iter().map(|a| objective.generative_run(a, &config)).collect();
+        self.parameters.set_dropout(&self.ops, false)?;
         Ok(self.generative(answers, &runs, false)?.0)
     }
 
@@ -158,7 +207,7 @@ impl<O: Backward> Trainer<O> {
         let mut last = None;
         for part in &parts {
             let runs = &runs[part.clone()];
-            last = Some(self.tape.forward(&self.ops, &self.parameters, runs, direct, false)?);
+            last = Some(self.tape.forward(&self.ops, &mut self.parameters, runs, direct, false)?);
             vectors.extend(self.tape.pool(&self.ops, &self.spans(&texts[part.clone()]))?);
         }
         let (loss, dvectors) = self.contrast(&vectors, queries)?;
@@ -167,7 +216,7 @@ impl<O: Backward> Trainer<O> {
                 Some(chunk) => chunk,
                 None => self.tape.forward(
                     &self.ops,
-                    &self.parameters,
+                    &mut self.parameters,
                     &runs[part.clone()],
                     true,
                     false,
@@ -235,7 +284,7 @@ impl<O: Backward> Trainer<O> {
         for part in chunks(runs, self.chunk) {
             let learned = learned(&answers[part.clone()], &weights[part.clone()]);
             let runs = &runs[part];
-            let chunk = self.tape.forward(&self.ops, &self.parameters, runs, learn, ask)?;
+            let chunk = self.tape.forward(&self.ops, &mut self.parameters, runs, learn, ask)?;
             self.tape.begin(&self.ops, &chunk);
             let weight = self.objective.generative_weight;
             let scales = learned.scales.iter().map(|scale| scale * weight).collect();
@@ -278,7 +327,8 @@ impl<O: Backward> Trainer<O> {
         self.parameters.gradient_norm(&self.ops)
     }
 
-    /// Returns the gradient of a tensor, by its name in the published layout.
+    /// Returns the gradient of a tensor, by its name in the published layout or, of an adapter, in
+    /// PEFT's files.
     ///
     /// # Errors
     /// When the model has no such tensor, or the device fails.

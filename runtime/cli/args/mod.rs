@@ -63,6 +63,9 @@ pub(super) struct Global {
     #[arg(long, global = true, value_name = "TYPE", value_parser = quantization)]
     #[arg(env = "GRITLM_WEIGHTS")]
     pub(super) weights: Option<Quantization>,
+    /// A low-rank adapter in PEFT's format, to merge into the weights while loading
+    #[arg(long, global = true, value_name = "DIR", env = "GRITLM_ADAPTER")]
+    pub(super) adapter: Option<PathBuf>,
     /// On a GPU, print the time of each op on stderr at the end
     #[arg(long, global = true)]
     pub(super) profile: bool,
@@ -101,6 +104,7 @@ impl Global {
             .batch_tokens(self.batch_tokens)
             .kv_tokens(self.kv_tokens)
             .weights(self.weights)
+            .adapter(self.adapter.clone())
             .progress(true)
             .profile(self.profile)
             .tune(self.tune)
@@ -198,6 +202,13 @@ q5_k_m have the values and the down projections of half of the layers in Q6_K. T
 logits is at least Q6_K, vectors and routers are F32. Where rows have no whole blocks of 256, a type
 with blocks of 32 takes their place. llama.cpp reads the file, too.")]
     Quantize(Quantize),
+    /// Write a checkpoint with an adapter merged into its weights
+    #[command(
+        after_help = "Example:\n  gritlm merge GritLM/GritLM-7B merged/ --adapter my-adapter/\n
+The adapter is a low-rank one in PEFT's format (adapter_config.json, adapter_model.safetensors). Each
+matrix keeps its format. transformers loads the folder, too."
+    )]
+    Merge(Merge),
     /// Train a model to embed and to generate (GRIT)
     #[command(after_help = "Examples:
   gritlm train --model DIR --data my-texts/ --output trained/
@@ -411,6 +422,16 @@ pub(super) struct Quantize {
     /// Type of most matrices
     #[arg(long, value_name = "TYPE", value_parser = quantization)]
     pub(super) to: Quantization,
+}
+
+#[derive(Group)]
+pub(super) struct Merge {
+    /// A checkpoint's folder, a GGUF file that is not quantised, a Hugging Face id, or `demo`
+    #[arg(value_name = "MODEL", value_parser = unmarked)]
+    pub(super) source: String,
+    /// The folder to create
+    #[arg(value_name = "OUT")]
+    pub(super) output: PathBuf,
 }
 
 #[derive(Group)]

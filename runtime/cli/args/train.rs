@@ -4,7 +4,7 @@ use super::values::{PoolingArg, parse, plain};
 use crate::error::{Error, Result};
 use clap::Args as Group;
 use gritlm_model::weights::Dtype;
-use gritlm_train::{Batching, GenerativeLoss, Lengths, Mining, Objective, Options, Parts};
+use gritlm_train::{Batching, GenerativeLoss, Lengths, Lora, Mining, Objective, Options, Parts};
 use std::path::PathBuf;
 
 #[derive(Group)]
@@ -23,6 +23,8 @@ pub(crate) struct Train {
     batch: BatchArgs,
     #[command(flatten)]
     optimizer: OptimizerArgs,
+    #[command(flatten)]
+    lora: LoraArgs,
     #[command(flatten)]
     objective: ObjectiveArgs,
     #[command(flatten)]
@@ -73,6 +75,36 @@ struct OptimizerArgs {
     /// Norm to which a longer gradient is clipped
     #[arg(long, value_name = "NORM", default_value_t = Options::default().max_gradient_norm)]
     max_gradient_norm: f64,
+}
+
+#[derive(Group)]
+#[command(next_help_heading = "Adapter (LoRA)")]
+struct LoraArgs {
+    /// Train a low-rank adapter of this rank instead of all weights. The output gets it in PEFT's
+    /// format in `adapter/`, and a checkpoint with it merged in
+    #[arg(long, value_name = "RANK")]
+    lora: Option<usize>,
+    /// Scale of the adapter, times the rank [default: four times the rank]
+    #[arg(long, value_name = "A", requires = "lora")]
+    lora_alpha: Option<f64>,
+    /// Share of the adapter's inputs that each step drops, the same ones in all tokens
+    #[arg(long, value_name = "P", default_value_t = 0.0, requires = "lora")]
+    lora_dropout: f64,
+    /// Modules that have an adapter, separated by commas [default: q_proj, k_proj, v_proj, o_proj and
+    /// those of the feed-forward]
+    #[arg(long, value_name = "MODULE,…", value_delimiter = ',', requires = "lora")]
+    lora_targets: Vec<String>,
+}
+
+impl LoraArgs {
+    fn lora(&self) -> Option<Lora> {
+        let mut lora = Lora::new(self.lora?).dropout(self.lora_dropout);
+        lora.alpha = self.lora_alpha.unwrap_or(lora.alpha);
+        match self.lora_targets.is_empty() {
+            true => Some(lora),
+            false => Some(lora.targets(self.lora_targets.clone())),
+        }
+    }
 }
 
 #[derive(Group)]
@@ -215,6 +247,7 @@ impl Train {
             .save_every(r.save_every)
             .evaluation(r.eval_data.clone())
             .evaluate_every(r.eval_every)
-            .dtype(r.save_type))
+            .dtype(r.save_type)
+            .lora(self.lora.lora()))
     }
 }
