@@ -2,13 +2,13 @@
 
 use crate::{
     Batch, Buffer, Matrix, Pages, Routing, Wgpu, adamw, attention_backward, buffers, contrastive,
-    cross_entropy, embed_backward, expert_backward, gate_up_backward, linear_add_backward, outer,
-    pool_backward, qkv_backward, rmsnorm_backward, route_backward, rows,
+    cross_entropy, embed_backward, expert_backward, gate_up_backward, linear_add_backward, merge,
+    merge_backward, outer, pool_backward, qkv_backward, rmsnorm_backward, route_backward, rows,
 };
 use gritlm_model::host::params::Layout;
 use gritlm_model::ops::{
     AdamW, Attention, Backward, Contrast, Contrastive, CrossEntropy, Expert, GateUp, LinearAdd,
-    Ops, PoolingSpan, Qkv, Result, RmsNorm, Route,
+    Merge, Ops, PoolingSpan, Qkv, Result, RmsNorm, Route,
 };
 use gritlm_model::weights::Tensor;
 
@@ -22,6 +22,8 @@ pub(crate) fn params() -> Vec<Layout> {
         cross_entropy::Loss::LAYOUT,
         expert_backward::ExpertBackward::LAYOUT,
         gate_up_backward::Gated::LAYOUT,
+        merge::MergeParams::LAYOUT,
+        merge_backward::MergeBackward::LAYOUT,
         outer::Outer::LAYOUT,
         qkv_backward::QkvBackward::LAYOUT,
         rmsnorm_backward::RmsNormBackward::LAYOUT,
@@ -222,6 +224,28 @@ impl Backward for Wgpu {
         dpassages: &mut Buffer,
     ) {
         contrastive::contrastive(self, p, wanted, queries, passages, losses, dqueries, dpassages);
+    }
+
+    fn merge(
+        &self,
+        p: Merge,
+        w: &Matrix,
+        ba: Option<[&Matrix; 2]>,
+        mask: Option<&Buffer>,
+        out: &mut Matrix,
+    ) {
+        merge::merge(self, p, w, ba, mask, out);
+    }
+
+    fn merge_backward(
+        &self,
+        p: Merge,
+        dw: &Buffer,
+        ba: [&Matrix; 2],
+        mask: Option<&Buffer>,
+        dba: [&mut Buffer; 2],
+    ) {
+        merge_backward::merge_backward(self, p, dw, ba, mask, dba.map(|d| &*d));
     }
 
     fn adamw(&self, p: AdamW, gradient: &Buffer, moments: [&mut Buffer; 2], w: &mut Matrix) {

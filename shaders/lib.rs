@@ -34,6 +34,8 @@ mod linear_add_backward;
 mod logits;
 mod matrix;
 mod measure;
+mod merge;
+mod merge_backward;
 mod options;
 mod outer;
 mod pipeline;

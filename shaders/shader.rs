@@ -222,6 +222,8 @@ shader!(
 );
 shader!(CROSS_ENTROPY, "cross_entropy", None, [LN], [Write, Read, Write]);
 shader!(CONTRASTIVE, "contrastive", REDUCE, [], [Write, Write, Write, Write]);
+shader!(MERGE, "merge", None, [], [Read, Read, Read, Read, Write]);
+shader!(MERGE_BACKWARD, "merge_backward", None, [], [Read, Read, Read, Read, Write]);
 shader!(ADAMW, "adamw", None, [], [Read, Write, Write, Write]);
 shader!(SQUARES, "squares", REDUCE, [], [Read, Write]);
 
@@ -234,7 +236,7 @@ pub fn shaders() -> Vec<&'static Shader> {
     all.extend([&OUTER, &ROWS, &GATE_UP_BACKWARD, &QKV_BACKWARD, &RMSNORM_BACKWARD]);
     all.extend([&RMSNORM_WEIGHT, &ROUTE_BACKWARD, &EXPERT_BACKWARD, &ATTENTION_KEPT]);
     all.extend([&ATTENTION_DELTA, &ATTENTION_DQ, &ATTENTION_DKV, &CROSS_ENTROPY]);
-    all.extend([&CONTRASTIVE, &ADAMW, &SQUARES]);
+    all.extend([&CONTRASTIVE, &ADAMW, &SQUARES, &MERGE, &MERGE_BACKWARD]);
     all
 }
 
@@ -309,6 +311,7 @@ pub fn variants() -> Vec<Variant> {
                     let transposed = [&stored(Dtype::F32)[..], &[("TRANSPOSED", 1.0)]].concat();
                     add(name, subgroups, transposed);
                 }
+                "merge" => plain.iter().for_each(|d| add(name, subgroups, d.clone())),
                 "rmsnorm_backward" => {
                     plain.iter().for_each(|d| add(name, subgroups, [&d[..], &[lanes]].concat()));
                 }
