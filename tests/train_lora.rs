@@ -7,7 +7,7 @@ use crate::support::{Reference, data, say};
 use crate::train_golden::{Batch, batch};
 use gritlm::model::adapter::{Adapter, adaptable, names};
 use gritlm::model::cpu::Cpu;
-use gritlm::model::ops::{AdamW, Backward, Merge, Ops};
+use gritlm::model::ops::{AdamW, Backward, Merge};
 use gritlm::model::reference::{self, relative_error};
 use gritlm::model::weights::{Dtype, Tensor};
 use gritlm::{Checkpoint, Device, Embed, Engine, Options};
