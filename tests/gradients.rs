@@ -6,14 +6,15 @@ use crate::support::{long, say};
 use fastrand::Rng;
 use gritlm_bench::backward::{Case, cases};
 use gritlm_model::cpu::Cpu;
-use gritlm_model::ops::{AdamW, Backward, Contrast, Contrastive, Pooling, PoolingSpan};
+use gritlm_model::ops::{AdamW, Backward, Contrast, Contrastive, Merge, Pooling, PoolingSpan};
 use gritlm_model::reference::{
-    adamw, attention, attention_backward, attention_scores, contrastive, cross_entropy, dot,
+    self, adamw, attention, attention_backward, attention_scores, contrastive, cross_entropy, dot,
     gate_up, gate_up_backward, gated_backward, linear, linear_backward, log_sum_exp, normalize,
     normalize_backward, pool, pool_backward, relative_error, rmsnorm, rmsnorm_backward, rotary,
     rotary_backward, route, route_backward, softmax,
 };
-use gritlm_model::weights::Dtype;
+use gritlm_model::weights::{Dtype, Tensor};
+use pollster::block_on;
 use std::collections::BTreeSet;
 
 /// Largest relative error of a backend that computes and stores in f32.
@@ -334,4 +335,62 @@ fn steps_of_adamw() {
             assert!(relative_error(&[w, moments[0], moments[1]], &[expected, m, v]) < 1e-12);
         }
     });
+}
+
+/// Both operations of an adapter against the formulas, with rows of their own part only.
+#[test]
+fn of_adapters_on_every_backend() {
+    adapters_of(&Cpu, 1e-6);
+    let gpus = open_all();
+    covered("gradients::of_adapters", &gpus);
+    gpus.iter().for_each(|gpu| adapters_of(gpu, 1e-5));
+}
+
+fn adapters_of<O: Backward>(ops: &O, bound: f64) {
+    let mut random = Rng::with_seed(8);
+    for (first, rows, cols, rank) in
+        [(0, 1, 1, 1), (3, 5, 32, 2), (10, 97, 130, 16), (1, 40, 65, 7), (2, 33, 64, 300)]
+    {
+        let mut values = |len: usize| (0..len).map(|_| random.f32() - 0.5).collect::<Vec<f32>>();
+        let total = first + rows + 2;
+        let (w, b, a) = (values(total * cols), values(rows * rank), values(rank * cols));
+        let (dw, old) = (values(total * cols), [values(rows * rank), values(rank * cols)]);
+        let mask: Vec<f32> = (0..cols).map(|i| if i % 3 == 1 { 0.0 } else { 1.5 }).collect();
+        let (scale, ones) = (0.75f32, vec![1.0; cols]);
+        let [first32, rows32, cols32, rank32] = [first, rows, cols, rank].map(|n| n as u32);
+        let p = Merge { first: first32, rows: rows32, cols: cols32, rank: rank32, scale };
+        let base =
+            ops.matrix(&[Tensor::from_f32(&[total, cols], &w).to_dtype(Dtype::Bf16)]).unwrap();
+        let w = Tensor::from_f32(&[total, cols], &w).to_dtype(Dtype::Bf16).to_f32();
+        let [b_matrix, a_matrix] =
+            [ops.parameters(rows, rank, &b).unwrap(), ops.parameters(rank, cols, &a).unwrap()];
+        let part = first * cols..(first + rows) * cols;
+        let uploaded = ops.upload(1, cols, &mask).unwrap();
+        let dw_buffer = ops.upload(total, cols, &dw).unwrap();
+        for given in [None, Some(&uploaded)] {
+            let mask = if given.is_some() { &mask } else { &ones };
+            let mut out = ops.parameters(total, cols, &vec![9.0; total * cols]).unwrap();
+            ops.merge(p, &base, Some([&b_matrix, &a_matrix]), given, &mut out);
+            let out = block_on(ops.read_parameters(&out)).unwrap();
+            let expected = reference::merge(0.75, &w[part.clone()], [&b, &a], mask);
+            assert!(relative_error(&out[part.clone()], &expected) < bound);
+            assert!(out[..part.start].iter().chain(&out[part.end..]).all(|&v| v == 9.0));
+
+            let mut db = ops.upload(rows, rank, &old[0]).unwrap();
+            let mut da = ops.upload(rank, cols, &old[1]).unwrap();
+            ops.merge_backward(p, &dw_buffer, [&b_matrix, &a_matrix], given, [&mut db, &mut da]);
+            let db = block_on(ops.read(&db, rows * rank)).unwrap();
+            let da = block_on(ops.read(&da, rank * cols)).unwrap();
+            let [eb, ea] = reference::merge_backward(0.75, &dw[part.clone()], [&b, &a], mask);
+            let plus = |old: &[f32], add: Vec<f64>| -> Vec<f64> {
+                old.iter().zip(add).map(|(&old, add)| f64::from(old) + add).collect()
+            };
+            assert!(relative_error(&db, &plus(&old[0], eb)) < bound);
+            assert!(relative_error(&da, &plus(&old[1], ea)) < bound);
+        }
+        let mut out = ops.parameters(total, cols, &vec![9.0; total * cols]).unwrap();
+        ops.merge(Merge { rank: 0, ..p }, &base, None, None, &mut out);
+        let out = block_on(ops.read_parameters(&out)).unwrap();
+        assert_eq!(out[part.clone()], w[part]);
+    }
 }
