@@ -96,7 +96,7 @@ fn main() -> Result<()> {
             epsilon: 1e-8,
             decay: 0.0,
             scale: (1.0 / norm.max(1.0)) as f32,
-        });
+        })?;
         let took = start.elapsed().as_secs_f64();
         // The first step makes the buffers.
         if step > 1 {

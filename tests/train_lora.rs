@@ -63,7 +63,7 @@ fn trained(
     let Batch { queries, passages, answers } = batch(reference);
     for step in 1..=2 {
         trainer.gradients(&queries, &passages, &answers).unwrap();
-        trainer.update(adamw(step));
+        trainer.update(adamw(step)).unwrap();
     }
     trainer
 }
@@ -187,7 +187,7 @@ fn any_cut_gives_the_gradients_of_the_whole() {
                     for tensor in adaptable(&base.config) {
                         all.extend(trainer.gradient(&names(&tensor.name)[1]).unwrap_or_default());
                     }
-                    trainer.update(adamw(step));
+                    trainer.update(adamw(step)).unwrap();
                 }
             }
             let norm = trainer.gradient_norm().unwrap();
@@ -266,7 +266,7 @@ fn starts_and_dropout() {
         trainer.gradient(key).unwrap().iter().map(|&g| g == 0.0).collect::<Vec<_>>()
     };
     let first = zeros(&mut dropped);
-    dropped.update(adamw(3));
+    dropped.update(adamw(3)).unwrap();
     dropped.gradients(&queries, &passages, &answers).unwrap();
     assert_ne!(zeros(&mut dropped), first);
     let mut other = trainer(0.25, 4);

@@ -1,10 +1,15 @@
 //! `gritlm train`: what a run writes, how it resumes, what it refuses.
 
 use crate::cli::{objects, run};
+use crate::shaders::covered;
 use crate::support::{data, long};
 use gritlm::model::cpu::Cpu;
+use gritlm::model::reference::relative_error;
 use gritlm::{Checkpoint, Device, Embed, Engine, Options};
+use gritlm_shaders::adapters;
 use gritlm_train::{Batching, Ended, Event, Next, train};
+use pollster::block_on;
+use safetensors::SafeTensors;
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -262,8 +267,8 @@ fn runs_that_cannot_be_are_refused_in_one_line() {
         run(&with(&more), "").fails(2, &parts);
         assert!(!Path::new(&output).exists());
     }
-    let device = with(&["--device", "wgpu"]);
-    run(&device, "").fails(1, &["training runs on the CPU only"]);
+    let device = with(&["--device", "cuda"]);
+    run(&device, "").fails(1, &["device cuda:0: there are no CUDA kernels for training yet"]);
     let memory = with(&["--chunk-tokens", "1000000000"]);
     run(&memory, "").fails(1, &["it does not fit; with --chunk-tokens "]);
 
@@ -406,4 +411,44 @@ fn a_model_from_scratch() {
     train("few", "0").0.fails(1, &["small.json", "vocab_size"]);
     fs::write(&config, fields(512, 7)).unwrap();
     train("bos", "0").0.fails(1, &["small.json: expected bos_token_id 1", "found 7 and 2"]);
+}
+
+/// On a GPU the same steps have the CPU's losses, and the trained model loads.
+#[test]
+fn on_the_first_adapter() {
+    let Some(adapter) = block_on(adapters()).into_iter().find(|a| a.lacks.is_none()) else {
+        return covered("train_run::on_the_first_adapter", &[]);
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let model = data("mistral-odd").display().to_string();
+    let train = |name: &str, device: &str| {
+        let output = folder.path().join(name);
+        let out = output.to_str().unwrap();
+        let args = ["train", "--model", &model, "--data", DATA, "--output", out];
+        let more =
+            ["--steps", "3", "--batch", "2", "--generative-batch", "2", "--save-type", "f32"];
+        let last = ["--chunk-tokens", "512", "--device", device];
+        run(&[&args[..], &more, &last].concat(), "").ok();
+        output
+    };
+    let here = train("cpu", "cpu");
+    let there = train("gpu", &format!("wgpu:{}", adapter.label()));
+    for (a, b) in metrics(&here).iter().zip(metrics(&there)) {
+        for loss in ["loss_rep", "loss_gen", "gradient_norm"] {
+            let (a, b) = (a[loss].as_f64().unwrap(), b[loss].as_f64().unwrap());
+            assert!((a - b).abs() < 1e-4 * a, "{loss}: {a} on the CPU, {b} on {}", adapter.label());
+        }
+    }
+    let values = |output: &Path| {
+        let bytes = weights(output);
+        let all = SafeTensors::deserialize(&bytes).unwrap();
+        let mut names = all.names();
+        names.sort();
+        let values = names.iter().flat_map(|name| all.tensor(name).unwrap().data().to_vec());
+        let values: Vec<u8> = values.collect();
+        values.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect::<Vec<f32>>()
+    };
+    let error = relative_error(&values(&there), &values(&here));
+    assert!(error < 1e-4, "weights are apart by {error:.1e}");
+    Engine::open(there.to_str().unwrap(), &Options::default()).unwrap();
 }

@@ -4,22 +4,15 @@ use super::args::{Global, Train};
 use super::output::{Out, printable};
 use super::{check_interrupt, note};
 use crate::error::{Error, Result};
-use gritlm::{Checkpoint, Device};
-use gritlm_model::cpu::Cpu;
-use gritlm_train::{Ended, Evaluation, Event, Next, StepMetrics};
+use gritlm::Checkpoint;
+use gritlm::backend::{VisitTraining, open_training};
+use gritlm_model::ops::Backward;
+use gritlm_train::{Ended, Evaluation, Event, Next, Options, StepMetrics};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
 pub(super) fn run(args: &Train, global: &Global, out: &mut Out) -> Result<()> {
     let options = args.options()?;
-    let device = &global.device.0[0];
-    if !matches!(device, Device::Auto | Device::Cpu) {
-        return Err(gritlm::Error::NoDevice {
-            asked: device.to_string(),
-            problem: "training runs on the CPU only; use `device` cpu".into(),
-        }
-        .into());
-    }
     let (model, checkpoint) = match &args.config {
         None => (global.model.clone(), Checkpoint::open(&global.model, true)?),
         Some(config) => {
@@ -29,13 +22,8 @@ pub(super) fn run(args: &Train, global: &Global, out: &mut Out) -> Result<()> {
     };
     let checkpoint = checkpoint.with_adapter(global.adapter.as_deref())?;
     super::handle_interrupt();
-    let mut shown = Shown { bar: None, steps: 0 };
-    let paths = [args.data.as_path(), args.output.as_path()];
-    let ended = gritlm_train::train(Cpu, &model, &checkpoint, paths, &options, &mut |event| {
-        shown.event(&event);
-        if check_interrupt().is_ok() { Next::Go } else { Next::Stop }
-    })?;
-    drop(shown);
+    let run = Run { model: &model, checkpoint: &checkpoint, args, options: &options };
+    let ended = open_training(&global.options(), run)?;
     let output = args.output.display().to_string();
     match ended {
         Ended::Stopped(step) => {
@@ -49,6 +37,30 @@ pub(super) fn run(args: &Train, global: &Global, out: &mut Out) -> Result<()> {
             let found = evaluation.map_or(String::new(), |e| format!("; {}", describe(&e)));
             out.line(format!("{output}: trained{found}"))
         }
+    }
+}
+
+/// A run on the device that is opened for it.
+struct Run<'a> {
+    model: &'a str,
+    checkpoint: &'a Checkpoint,
+    args: &'a Train,
+    options: &'a Options,
+}
+
+impl VisitTraining for Run<'_> {
+    type Out = Ended;
+    type Error = Error;
+
+    fn visit<O: Backward>(self, ops: O) -> Result<Ended> {
+        note(format_args!("{} on {}", self.model, ops.device()));
+        let mut shown = Shown { bar: None, steps: 0 };
+        let paths = [self.args.data.as_path(), self.args.output.as_path()];
+        let Self { model, checkpoint, options, .. } = self;
+        Ok(gritlm_train::train(ops, model, checkpoint, paths, options, &mut |event| {
+            shown.event(&event);
+            if check_interrupt().is_ok() { Next::Go } else { Next::Stop }
+        })?)
     }
 }
 

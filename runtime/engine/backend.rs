@@ -7,7 +7,7 @@ use crate::{Error, Options, Result, synth};
 use gritlm_model::config::Config;
 use gritlm_model::cpu::Cpu;
 use gritlm_model::measure::Measure;
-use gritlm_model::ops::Ops;
+use gritlm_model::ops::{Backward, Ops};
 use gritlm_model::weights::Weights;
 use std::fmt;
 use std::str::FromStr;
@@ -215,6 +215,42 @@ async fn open_other<V: Visit>(
             visitor.visit(Cpu, format!("the GPU cannot be used: {problem}{but}")).await
         }
         None => visitor.visit(Cpu, format!("there is no GPU{but}")).await,
+    }
+}
+
+/// An action on an open device that computes gradients, generic over the backend.
+pub trait VisitTraining {
+    /// Result of the action.
+    type Out;
+    /// Error of the action.
+    type Error: From<Error>;
+
+    /// Runs the action.
+    ///
+    /// # Errors
+    /// As the visitor defines.
+    fn visit<O: Backward>(self, ops: O) -> Result<Self::Out, Self::Error>;
+}
+
+/// Opens the device that the options ask for and passes it to the visitor; [`Device::Auto`] is the
+/// CPU, since training on it is what has been measured.
+///
+/// # Errors
+/// When the device does not exist, cannot be opened or computes no gradients, or the visitor fails.
+pub fn open_training<V: VisitTraining>(options: &Options, visitor: V) -> Result<V::Out, V::Error> {
+    let asked = &options.device;
+    let missing = |problem: String| Error::NoDevice { asked: asked.to_string(), problem };
+    match asked {
+        Device::Auto | Device::Cpu => visitor.visit(Cpu),
+        Device::Wgpu(name) => {
+            let (device, _) = pollster::block_on(wgpu::open(name, options))
+                .map_err(|problem| missing(format!("{problem}; use `device` cpu")))?;
+            visitor.visit(device)
+        }
+        Device::Cuda(_) => {
+            let problem = "there are no CUDA kernels for training yet; use `device` wgpu or cpu";
+            Err(missing(problem.into()).into())
+        }
     }
 }
 

@@ -260,14 +260,19 @@ impl<O: Backward> Tape<O> {
 
     /// Adds the gradients of all weights, from those of the hidden states of the last chunk that
     /// went forward. `balance (experts)` is that of [`Backward::route_backward`].
+    ///
+    /// # Errors
+    /// When the device fails.
     pub(crate) fn backward(
         &mut self,
         ops: &O,
         weights: &mut Parameters<O>,
         chunk: &Chunk<O>,
         balance: &[f32],
-    ) {
-        let (Some(room), Some((_, pages))) = (&mut self.room, &mut self.pages) else { return };
+    ) -> Result<()> {
+        let (Some(room), Some((_, pages))) = (&mut self.room, &mut self.pages) else {
+            return Ok(());
+        };
         let (rows, c) = (chunk.rows, &self.config);
         let pass = Pass { ops, config: c, batch: &chunk.batch, rows: rows as u32 };
         ops.clear(&mut room.dx, rows * c.dim);
@@ -289,6 +294,9 @@ impl<O: Backward> Tape<O> {
         if let Some(dtable) = weights.table_gradient() {
             ops.embed_backward(c.dim as u32, &chunk.batch, &room.dx, dtable);
         }
+        // What the next chunk uploads would reach the device before the work that is recorded here,
+        // and may be put into a buffer that this work still reads.
+        Ok(ops.submit()?)
     }
 }
 

@@ -242,7 +242,7 @@ pub fn train<O: Backward>(
             return Err(name(Error::NotFinite { what: "gradient_norm".into(), found: norm }));
         }
         let p = options.step(step, steps, norm);
-        trainer.update(p);
+        trainer.update(p)?;
         let seconds = start.elapsed().as_secs_f64();
         let last = step == steps;
         let due = options.evaluate_every > 0 && step % options.evaluate_every == 0;

@@ -227,7 +227,7 @@ impl<O: Backward> Trainer<O> {
             let rows = part.start * config.dim..part.end * config.dim;
             self.tape.pool_backward(&self.ops, &spans, &dvectors[rows])?;
             let balance = vec![0.0; config.experts.map_or(0, |e| e.count)];
-            self.tape.backward(&self.ops, &mut self.parameters, &chunk, &balance);
+            self.tape.backward(&self.ops, &mut self.parameters, &chunk, &balance)?;
         }
         Ok(loss)
     }
@@ -300,7 +300,7 @@ impl<O: Backward> Trainer<O> {
                     *router.get_or_insert(0.0) += share * routers.loss();
                     balance = routers.balance(share * f64::from(self.objective.router_weight));
                 }
-                self.tape.backward(&self.ops, &mut self.parameters, &chunk, &balance);
+                self.tape.backward(&self.ops, &mut self.parameters, &chunk, &balance)?;
             }
         }
         Ok((Some(loss), router))
@@ -349,8 +349,12 @@ impl<O: Backward> Trainer<O> {
     }
 
     /// Takes a step of the optimiser with the gradients, and clears them.
-    pub fn update(&mut self, p: AdamW) {
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn update(&mut self, p: AdamW) -> Result<()> {
         self.parameters.update(&self.ops, p);
+        Ok(self.ops.submit()?)
     }
 }
 
