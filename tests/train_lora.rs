@@ -113,7 +113,7 @@ fn gradients_of_the_merged_model_and_of_the_loss() {
         trainer.save_adapter(&path).unwrap();
 
         // From the gradients of all weights of the merged model.
-        let (whole, mut full) = loss(folder.path(), &path, &reference);
+        let (whole, full) = loss(folder.path(), &path, &reference);
         let own = losses.rep.unwrap() + losses.generative.unwrap();
         assert!((own - whole).abs() < 1e-5 * whole, "{model}: {own} and {whole}");
         let adapter = Adapter::open(&path, &base.config).unwrap();

@@ -11,7 +11,7 @@
 //! scaled by 1 / (1 − dropout). A batch whose chunks run twice sees the same columns both times, and
 //! evaluation drops none.
 
-use crate::parameters::Slot;
+use crate::parameters::{Slot, WithGradient};
 use crate::{Error, Result};
 use gritlm::layer::Layer;
 use gritlm_model::adapter::{Adapter, Lora, adaptable, names};
@@ -123,16 +123,14 @@ impl<O: Backward> Adapters<O> {
     ///
     /// # Errors
     /// When the state has another shape, or the device is out of memory.
-    pub(crate) fn restore(
-        &mut self,
+    pub(crate) fn resume(
         ops: &O,
         config: &Config,
+        adapt: &Adapt<'_>,
         state: [&Adapter; 3],
         step: usize,
-    ) -> Result<()> {
-        let (lora, seed) = (self.lora.clone(), self.seed);
-        let adapt = Adapt { lora, seed, base: "" };
-        let made = Self::make(ops, config, &adapt, &mut |tensor, shapes| {
+    ) -> Result<Self> {
+        let made = Self::make(ops, config, adapt, &mut |tensor, shapes| {
             let of = |adapter: &Adapter, which: usize| -> Result<Vec<f32>> {
                 // Files have A first.
                 let found = adapter.pairs().get(tensor).map(|pair| &pair[1 - which]);
@@ -153,9 +151,7 @@ impl<O: Backward> Adapters<O> {
             };
             Ok([values(0)?, values(1)?])
         })?;
-        let text = std::mem::take(&mut self.text);
-        *self = Self { text, steps: step, ..made };
-        Ok(())
+        Ok(Self { steps: step, ..made })
     }
 
     fn make(ops: &O, config: &Config, adapt: &Adapt<'_>, values: &mut Make<'_>) -> Result<Self> {
@@ -217,7 +213,7 @@ impl<O: Backward> Adapters<O> {
     }
 
     /// Makes the matrices of a layer, unless they are there.
-    pub(crate) fn hold(&mut self, ops: &O, l: usize, base: &Layer<O::Matrix>) {
+    pub(crate) fn hold(&mut self, ops: &O, l: usize, base: Layer<&O::Matrix>) {
         if self.held == Some(l) {
             return;
         }
@@ -237,12 +233,13 @@ impl<O: Backward> Adapters<O> {
     /// frozen ones.
     pub(crate) fn layer<'a>(
         &'a mut self,
-        base: &'a Layer<O::Matrix>,
-    ) -> (Layer<&'a O::Matrix>, Layer<Option<&'a mut O::Buffer>>) {
-        let mut own = self.merged.all().into_iter();
-        let matrices =
-            base.as_ref().map(|base| own.next().and_then(Option::as_ref).unwrap_or(base));
-        (matrices, self.gradients.as_mut().map(Option::as_mut))
+        base: Layer<WithGradient<'a, O>>,
+    ) -> Layer<WithGradient<'a, O>> {
+        let mut own = self.merged.all().into_iter().zip(self.gradients.all_mut());
+        base.map(|base| match own.next() {
+            Some((Some(merged), gradient)) => (merged, gradient.as_mut()),
+            _ => base,
+        })
     }
 
     /// Sets the gradients of the layer's matrices to zero.
@@ -270,29 +267,18 @@ impl<O: Backward> Adapters<O> {
         }
     }
 
-    fn pairs(&self) -> impl Iterator<Item = &Pair<O>> {
+    /// Returns each matrix and its slot.
+    pub(crate) fn trained(&self) -> impl Iterator<Item = (&O::Matrix, &Slot<O>)> {
         let parts = self.layers.iter().flat_map(Layer::all).flatten();
-        parts.filter_map(|part| part.pair.as_ref())
+        let pairs = parts.filter_map(|part| part.pair.as_ref());
+        pairs.flat_map(|pair| pair.matrices.iter().zip(&pair.slots))
     }
 
-    /// Calls `f` with each matrix and its slot.
-    pub(crate) fn each<'a>(&'a self, mut f: impl FnMut(&'a O::Matrix, &'a Slot<O>)) {
-        for pair in self.pairs() {
-            pair.matrices.iter().zip(&pair.slots).for_each(|(matrix, slot)| f(matrix, slot));
-        }
-    }
-
-    /// Calls `f` with each matrix and its slot.
-    pub(crate) fn each_mut<E>(
-        &mut self,
-        mut f: impl FnMut(&mut O::Matrix, &mut Slot<O>) -> Result<(), E>,
-    ) -> Result<(), E> {
+    /// Returns each matrix and its slot.
+    pub(crate) fn trained_mut(&mut self) -> impl Iterator<Item = (&mut O::Matrix, &mut Slot<O>)> {
         let parts = self.layers.iter_mut().flat_map(Layer::all_mut).flatten();
-        for pair in parts.filter_map(|part| part.pair.as_mut()) {
-            let mut all = pair.matrices.iter_mut().zip(&mut pair.slots);
-            all.try_for_each(|(matrix, slot)| f(matrix, slot))?;
-        }
-        Ok(())
+        let pairs = parts.filter_map(|part| part.pair.as_mut());
+        pairs.flat_map(|pair| pair.matrices.iter_mut().zip(&mut pair.slots))
     }
 
     /// Counts a step: the adapters have changed.

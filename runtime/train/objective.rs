@@ -8,7 +8,7 @@
 use crate::pack::Run;
 use crate::{Answer, Error, Result, Text};
 use gritlm_model::config::Config;
-use gritlm_model::ops::{Contrast, Mask, Pooling};
+use gritlm_model::ops::{Contrast, Mask, Pooling, PoolingSpan};
 use std::fmt;
 use std::str::FromStr;
 
@@ -204,6 +204,17 @@ impl Objective {
     /// Returns how an embedded text runs.
     pub(crate) fn embedding_run<'a>(&self, text: &'a Text, config: &Config) -> Run<'a> {
         Run::new(&text.tokens, text.skip, self.attention.embedding(config))
+    }
+
+    /// Returns the rows that each text of a chunk is pooled from.
+    pub(crate) fn spans(&self, texts: &[&Text], normalize: bool) -> Vec<PoolingSpan> {
+        let mut row = 0;
+        let span = |text: &&Text| {
+            let (rows, skip) = (text.tokens.len() as u32, text.skip as u32);
+            row += rows;
+            PoolingSpan { row: row - rows, rows, skip, pooling: self.pooling, normalize }
+        };
+        texts.iter().map(span).collect()
     }
 
     /// Returns how a conversation runs, after its document if it has one. Its prompt ends where the

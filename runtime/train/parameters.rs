@@ -2,7 +2,7 @@
 //! moments, or frozen in their own format beside adapters that are trained.
 
 use crate::Result;
-use crate::adapters::{Adapt, Adapters};
+use crate::adapters::Adapters;
 use gritlm::layer::Layer;
 use gritlm_model::adapter::check_plain;
 use gritlm_model::config::Config;
@@ -59,35 +59,31 @@ impl<O: Backward> Slot<O> {
     }
 }
 
+/// A matrix, and what belongs to it if it is trained.
+pub(crate) struct Parameter<O: Backward> {
+    pub(crate) matrix: O::Matrix,
+    pub(crate) slot: Option<Slot<O>>,
+}
+
+/// A matrix, and where its gradient goes, if anywhere.
+pub(crate) type WithGradient<'a, O> = (&'a <O as Ops>::Matrix, Option<&'a mut <O as Ops>::Buffer>);
+
+impl<O: Backward> Parameter<O> {
+    fn with_gradient(&mut self) -> WithGradient<'_, O> {
+        (&self.matrix, self.slot.as_mut().map(|slot| &mut slot.gradient))
+    }
+}
+
 /// All weights of a model.
 pub(crate) struct Parameters<O: Backward> {
-    pub(crate) table: O::Matrix,
-    pub(crate) layers: Vec<Layer<O::Matrix>>,
-    pub(crate) norm: O::Matrix,
+    table: Parameter<O>,
+    layers: Vec<Layer<Parameter<O>>>,
+    norm: Parameter<O>,
     /// `None` where the table is the head, too.
-    pub(crate) head: Option<O::Matrix>,
-    pub(crate) trained: Trained<O>,
+    head: Option<Parameter<O>>,
+    /// What is trained in place of the weights, if they are frozen.
+    adapters: Option<Adapters<O>>,
 }
-
-/// What is trained.
-pub(crate) enum Trained<O: Backward> {
-    /// All weights.
-    All(Slots<O>),
-    /// Adapters only.
-    Adapters(Adapters<O>),
-}
-
-/// What belongs to the matrices of [`Parameters`], in the same places.
-pub(crate) struct Slots<O: Backward> {
-    table: Slot<O>,
-    layers: Vec<Layer<Slot<O>>>,
-    norm: Slot<O>,
-    head: Option<Slot<O>>,
-}
-
-/// A layer's matrices, and where their gradients go.
-pub(crate) type LayerWithGradients<'a, O> =
-    (Layer<&'a <O as Ops>::Matrix>, Layer<Option<&'a mut <O as Ops>::Buffer>>);
 
 impl<O: Backward> Parameters<O> {
     /// Widens the weights of a checkpoint to f32. `moments` are those of the optimiser; all 0
@@ -103,11 +99,9 @@ impl<O: Backward> Parameters<O> {
     ) -> Result<Self> {
         let shapes: BTreeMap<String, Vec<usize>> =
             expected(config).into_iter().map(|e| (e.name, e.shape)).collect();
-        let load = |names: &Vec<String>| -> Result<(O::Matrix, Slot<O>)> {
+        Self::make(config, None, |names| {
             let stacked = |weights: &Weights| -> Result<Vec<f32>> {
-                let stack = names.iter().map(|name| weights.get(name));
-                let stack: Vec<Tensor> = stack.collect::<gritlm_model::Result<_>>()?;
-                Ok(stack.iter().flat_map(Tensor::to_f32).collect())
+                Ok(stack(weights, names)?.iter().flat_map(Tensor::to_f32).collect())
             };
             let shape =
                 |name: &String| Expected { name: name.clone(), shape: shapes[name].clone() };
@@ -121,180 +115,129 @@ impl<O: Backward> Parameters<O> {
                 None => None,
                 Some([first, second]) => Some([stacked(first)?, stacked(second)?]),
             };
-            Ok((matrix, Slot::new(ops, tensors, moments)?))
-        };
-        let one = |name: &str| load(&vec![name.to_string()]);
-        let (table, table_slot) = one("model.embed_tokens.weight")?;
-        let (mut layers, mut layer_slots) = (Vec::new(), Vec::new());
-        for l in 0..config.layers {
-            let (layer, slots) = Layer::names(config, l).try_map(load)?.unzip();
-            layers.push(layer);
-            layer_slots.push(slots);
-        }
-        let (norm, norm_slot) = one("model.norm.weight")?;
-        let (head, head_slot) = match config.tied {
-            true => (None, None),
-            false => {
-                let (head, slot) = one("lm_head.weight")?;
-                (Some(head), Some(slot))
-            }
-        };
-        let slots =
-            Slots { table: table_slot, layers: layer_slots, norm: norm_slot, head: head_slot };
-        Ok(Self { table, layers, norm, head, trained: Trained::All(slots) })
+            Ok(Parameter { matrix, slot: Some(Slot::new(ops, tensors, moments)?) })
+        })
     }
 
-    /// Takes the weights of a checkpoint as they are, and makes new adapters of them.
+    /// Takes the weights of a checkpoint as they are, frozen beside adapters.
     ///
     /// # Errors
-    /// When the device is out of memory, a tensor is missing or quantised, or the adapter's shape is
-    /// invalid for the model.
+    /// When the device is out of memory, or a tensor is missing or quantised.
     pub(crate) fn frozen(
         ops: &O,
         config: &Config,
         weights: &Weights,
-        adapt: &Adapt<'_>,
+        adapters: Adapters<O>,
     ) -> Result<Self> {
         let names: Vec<String> = expected(config).into_iter().map(|tensor| tensor.name).collect();
         check_plain(weights, names.iter().map(String::as_str))?;
-        let adapters = Adapters::new(ops, config, adapt)?;
-        let load = |names: &Vec<String>| -> Result<O::Matrix> {
-            let stack = names.iter().map(|name| weights.get(name));
-            Ok(ops.matrix(&stack.collect::<gritlm_model::Result<Vec<Tensor>>>()?)?)
-        };
-        let one = |name: &str| load(&vec![name.to_string()]);
-        let layers = (0..config.layers).map(|l| Layer::names(config, l).try_map(load));
-        Ok(Self {
-            table: one("model.embed_tokens.weight")?,
-            layers: layers.collect::<Result<_>>()?,
-            norm: one("model.norm.weight")?,
-            head: if config.tied { None } else { Some(one("lm_head.weight")?) },
-            trained: Trained::Adapters(adapters),
+        Self::make(config, Some(adapters), |names| {
+            Ok(Parameter { matrix: ops.matrix(&stack(weights, names)?)?, slot: None })
         })
+    }
+
+    /// Makes each matrix of the tensors that it stacks by rows.
+    fn make(
+        config: &Config,
+        adapters: Option<Adapters<O>>,
+        mut make: impl FnMut(&Vec<String>) -> Result<Parameter<O>>,
+    ) -> Result<Self> {
+        let mut one = |name: &str| make(&vec![name.to_string()]);
+        let table = one("model.embed_tokens.weight")?;
+        let norm = one("model.norm.weight")?;
+        let head = if config.tied { None } else { Some(one("lm_head.weight")?) };
+        let layers = (0..config.layers).map(|l| Layer::names(config, l).try_map(&mut make));
+        Ok(Self { table, layers: layers.collect::<Result<_>>()?, norm, head, adapters })
     }
 
     /// Makes the matrices of a layer, before it runs.
     pub(crate) fn hold(&mut self, ops: &O, l: usize) {
-        if let Trained::Adapters(adapters) = &mut self.trained {
-            adapters.hold(ops, l, &self.layers[l]);
+        if let Some(adapters) = &mut self.adapters {
+            adapters.hold(ops, l, self.layers[l].as_ref().map(|base| &base.matrix));
         }
     }
 
-    /// Returns the matrices of a layer that is held, and where their gradients go, if anywhere.
-    pub(crate) fn layer(&mut self, l: usize) -> LayerWithGradients<'_, O> {
-        let base = &self.layers[l];
-        match &mut self.trained {
-            Trained::All(slots) => {
-                let gradients = slots.layers[l].as_mut().map(|slot| Some(&mut slot.gradient));
-                (base.as_ref(), gradients)
-            }
-            Trained::Adapters(adapters) => adapters.layer(base),
+    /// Returns the matrices of a layer that is held, and where their gradients go.
+    pub(crate) fn layer(&mut self, l: usize) -> Layer<WithGradient<'_, O>> {
+        let base = self.layers[l].as_mut().map(Parameter::with_gradient);
+        match &mut self.adapters {
+            None => base,
+            Some(adapters) => adapters.layer(base),
         }
     }
 
     /// Begins the gradients of a layer for one chunk.
     pub(crate) fn begin_layer(&mut self, ops: &O) {
-        if let Trained::Adapters(adapters) = &mut self.trained {
+        if let Some(adapters) = &mut self.adapters {
             adapters.clear(ops);
         }
     }
 
     /// Ends the gradients of a layer for one chunk.
     pub(crate) fn end_layer(&mut self, ops: &O, l: usize) {
-        if let Trained::Adapters(adapters) = &mut self.trained {
+        if let Some(adapters) = &mut self.adapters {
             adapters.take(ops, l);
         }
     }
 
-    /// Returns where the gradient of the embedding table goes, if anywhere.
-    pub(crate) fn table_gradient(&mut self) -> Option<&mut O::Buffer> {
-        match &mut self.trained {
-            Trained::All(slots) => Some(&mut slots.table.gradient),
-            Trained::Adapters(_) => None,
-        }
+    /// Returns the embedding table, and where its gradient goes.
+    pub(crate) fn table(&mut self) -> WithGradient<'_, O> {
+        self.table.with_gradient()
     }
 
-    /// Returns the last norm, and where its gradient goes, if anywhere.
-    pub(crate) fn norm(&mut self) -> (&O::Matrix, Option<&mut O::Buffer>) {
-        match &mut self.trained {
-            Trained::All(slots) => (&self.norm, Some(&mut slots.norm.gradient)),
-            Trained::Adapters(_) => (&self.norm, None),
-        }
+    /// Returns the last norm, and where its gradient goes.
+    pub(crate) fn norm(&mut self) -> WithGradient<'_, O> {
+        self.norm.with_gradient()
     }
 
-    /// Returns the matrix of the logits, and where its gradient goes, if anywhere.
-    pub(crate) fn head(&mut self) -> (&O::Matrix, Option<&mut O::Buffer>) {
-        let head = self.head.as_ref().unwrap_or(&self.table);
-        match &mut self.trained {
-            Trained::All(Slots { table, head: own, .. }) => {
-                (head, Some(&mut own.as_mut().unwrap_or(table).gradient))
-            }
-            Trained::Adapters(_) => (head, None),
-        }
+    /// Returns the matrix of the logits, and where its gradient goes.
+    pub(crate) fn head(&mut self) -> WithGradient<'_, O> {
+        self.head.as_mut().unwrap_or(&mut self.table).with_gradient()
     }
 
-    /// Calls `f` with each matrix that is trained and its slot, in the order of the forward pass.
-    pub(crate) fn each<'a>(&'a self, mut f: impl FnMut(&'a O::Matrix, &'a Slot<O>)) {
-        let slots = match &self.trained {
-            Trained::All(slots) => slots,
-            Trained::Adapters(adapters) => return adapters.each(f),
-        };
-        f(&self.table, &slots.table);
-        for (layer, slots) in self.layers.iter().zip(&slots.layers) {
-            layer.all().into_iter().zip(slots.all()).for_each(|(matrix, slot)| f(matrix, slot));
-        }
-        f(&self.norm, &slots.norm);
-        if let (Some(head), Some(slot)) = (&self.head, &slots.head) {
-            f(head, slot);
-        }
+    /// Returns what is trained in place of the weights.
+    pub(crate) fn adapters(&self) -> Option<&Adapters<O>> {
+        self.adapters.as_ref()
     }
 
-    /// Calls `f` with each matrix that is trained and its slot, in the order of the forward pass.
-    pub(crate) fn each_mut<E>(
-        &mut self,
-        mut f: impl FnMut(&mut O::Matrix, &mut Slot<O>) -> Result<(), E>,
-    ) -> Result<(), E> {
-        let slots = match &mut self.trained {
-            Trained::All(slots) => slots,
-            Trained::Adapters(adapters) => return adapters.each_mut(f),
-        };
-        f(&mut self.table, &mut slots.table)?;
-        for (layer, slots) in self.layers.iter_mut().zip(&mut slots.layers) {
-            for (matrix, slot) in layer.all_mut().into_iter().zip(slots.all_mut()) {
-                f(matrix, slot)?;
-            }
-        }
-        f(&mut self.norm, &mut slots.norm)?;
-        match (&mut self.head, &mut slots.head) {
-            (Some(head), Some(slot)) => f(head, slot),
-            _ => Ok(()),
-        }
+    /// Returns each matrix that is trained and its slot.
+    pub(crate) fn trained(&self) -> impl Iterator<Item = (&O::Matrix, &Slot<O>)> {
+        let layers = self.layers.iter().flat_map(Layer::all);
+        let all = [&self.table].into_iter().chain(layers).chain([&self.norm]).chain(&self.head);
+        let all = all.filter_map(|one| Some((&one.matrix, one.slot.as_ref()?)));
+        all.chain(self.adapters.iter().flat_map(Adapters::trained))
+    }
+
+    fn trained_mut(&mut self) -> impl Iterator<Item = (&mut O::Matrix, &mut Slot<O>)> {
+        let layers = self.layers.iter_mut().flat_map(Layer::all_mut);
+        let all = [&mut self.table].into_iter().chain(layers);
+        let all = all.chain([&mut self.norm]).chain(&mut self.head);
+        let all = all.filter_map(|one| Some((&mut one.matrix, one.slot.as_mut()?)));
+        all.chain(self.adapters.iter_mut().flat_map(Adapters::trained_mut))
     }
 
     /// Returns the Euclidean norm of all gradients.
     ///
     /// # Errors
     /// When the device fails.
-    pub(crate) fn gradient_norm(&mut self, ops: &O) -> Result<f64> {
+    pub(crate) fn gradient_norm(&self, ops: &O) -> Result<f64> {
         let mut sum = 0.0;
-        self.each_mut(|_, slot| {
+        for (_, slot) in self.trained() {
             sum += block_on(ops.squares(&slot.gradient, slot.len))?;
-            Ok::<(), crate::Error>(())
-        })?;
+        }
         Ok(sum.sqrt())
     }
 
     /// Takes a step of the optimiser and clears the gradients. Vectors (norms) do not decay.
     pub(crate) fn update(&mut self, ops: &O, p: AdamW) {
-        let _ = self.each_mut(|matrix, slot| {
+        for (matrix, slot) in self.trained_mut() {
             let decay = if slot.tensors[0].shape.len() > 1 { p.decay } else { 0.0 };
             let p = AdamW { len: slot.len as u32, decay, ..p };
             let [m, v] = &mut slot.moments;
             ops.adamw(p, &slot.gradient, [m, v], matrix);
             ops.clear(&mut slot.gradient, slot.len);
-            Ok::<(), ()>(())
-        });
-        if let Trained::Adapters(adapters) = &mut self.trained {
+        }
+        if let Some(adapters) = &mut self.adapters {
             adapters.step();
         }
     }
@@ -304,9 +247,14 @@ impl<O: Backward> Parameters<O> {
     /// # Errors
     /// When the device is out of memory.
     pub(crate) fn set_dropout(&mut self, ops: &O, on: bool) -> Result<()> {
-        match &mut self.trained {
-            Trained::All(_) => Ok(()),
-            Trained::Adapters(adapters) => adapters.set_dropout(ops, on),
+        match &mut self.adapters {
+            None => Ok(()),
+            Some(adapters) => adapters.set_dropout(ops, on),
         }
     }
+}
+
+/// Returns the tensors of these names.
+fn stack(weights: &Weights, names: &[String]) -> Result<Vec<Tensor>> {
+    Ok(names.iter().map(|name| weights.get(name)).collect::<gritlm_model::Result<_>>()?)
 }

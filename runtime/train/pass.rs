@@ -8,7 +8,7 @@
 
 use crate::Result;
 use crate::pack::{Run, layout, pages};
-use crate::parameters::Parameters;
+use crate::parameters::{Parameters, WithGradient};
 use crate::router::Routers;
 use gritlm::layer::{FeedForward, Keep, Layer, Nothing, Pass};
 use gritlm_model::config::Config;
@@ -33,9 +33,11 @@ struct Kept<O: Ops> {
     routing: O::Routing,
 }
 
-/// Buffers of a chunk of at most `rows` rows.
+/// Buffers of a chunk of at most `rows` rows, whose keys and values take `held` pages.
 struct Room<O: Ops> {
     rows: usize,
+    held: usize,
+    pages: O::Pages,
     /// The residual stream, and its gradient.
     x: O::Buffer,
     dx: O::Buffer,
@@ -56,14 +58,57 @@ struct Room<O: Ops> {
     dweights: O::Buffer,
 }
 
+impl<O: Ops> Room<O> {
+    /// Makes the buffers, with activations of `kept_layers` layers.
+    fn new(ops: &O, c: &Config, kept_layers: usize, rows: usize, pages: usize) -> Result<Self> {
+        let (experts, top_k) = c.experts.map_or((1, 1), |e| (e.count, e.top_k));
+        let (q, kv) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
+        let buffer = |width: usize| ops.buffer(rows, width);
+        // A row for each expert of a row: a backend may pad rows.
+        let chosen = |width: usize| ops.buffer(top_k * rows, width);
+        let kept = || -> Result<Kept<O>> {
+            Ok(Kept {
+                middle: buffer(c.dim)?,
+                h: buffer(c.dim)?,
+                q: buffer(q)?,
+                mixed: buffer(q)?,
+                lse: buffer(c.heads)?,
+                ffn_h: buffer(c.dim)?,
+                inner: chosen(c.hidden)?,
+                products: chosen(2 * c.hidden)?,
+                routing: ops.routing(rows, experts, top_k)?,
+            })
+        };
+        let (kv_heads, head_dim) = (c.kv_heads, c.head_dim);
+        let shape = KvShape { layers: kept_layers, pages, kv_heads, head_dim, dtype: Dtype::F32 };
+        Ok(Self {
+            rows,
+            held: pages,
+            pages: ops.pages(shape)?,
+            x: buffer(c.dim)?,
+            dx: buffer(c.dim)?,
+            hidden: buffer(c.dim)?,
+            dhidden: buffer(c.dim)?,
+            inputs: (0..c.layers).map(|_| buffer(c.dim)).collect::<Result<_, _>>()?,
+            kept: (0..kept_layers).map(|_| kept()).collect::<Result<_>>()?,
+            dh: buffer(c.dim)?,
+            dq: buffer(q)?,
+            dk: buffer(kv)?,
+            dv: buffer(kv)?,
+            dmixed: buffer(q)?,
+            dinner: chosen(c.hidden)?,
+            dweights: ops.buffer(1, top_k * rows)?,
+        })
+    }
+}
+
 /// Runs chunks forward and back, in buffers that it keeps.
 pub(crate) struct Tape<O: Ops> {
     config: Config,
     frequencies: Vec<f32>,
-    /// Whether activations of all layers are kept.
-    keep_all: bool,
-    room: Option<Room<O>>,
-    pages: Option<(usize, O::Pages)>,
+    /// Layers whose activations are kept: all, or one.
+    kept_layers: usize,
+    room: Room<O>,
 }
 
 /// A chunk that has gone forward.
@@ -83,75 +128,39 @@ pub(crate) struct Learned {
 }
 
 impl<O: Backward> Tape<O> {
-    pub(crate) fn new(config: &Config, keep_all: bool) -> Self {
-        let frequencies = config.rope_frequencies();
-        Self { config: config.clone(), frequencies, keep_all, room: None, pages: None }
+    /// Makes a tape whose buffers grow with the chunks; `keep_all` keeps the activations of all
+    /// layers.
+    ///
+    /// # Errors
+    /// When the device is out of memory.
+    pub(crate) fn new(ops: &O, config: &Config, keep_all: bool) -> Result<Self> {
+        let kept_layers = if keep_all { config.layers } else { 1 };
+        Ok(Self {
+            config: config.clone(),
+            frequencies: config.rope_frequencies(),
+            kept_layers,
+            room: Room::new(ops, config, kept_layers, 1, 1)?,
+        })
     }
 
     pub(crate) fn set_frequencies(&mut self, frequencies: Vec<f32>) {
         self.frequencies = frequencies;
     }
 
-    /// Layers whose activations are kept.
-    fn kept_layers(&self) -> usize {
-        if self.keep_all { self.config.layers } else { 1 }
-    }
-
     /// Makes room for a chunk.
     fn reserve(&mut self, ops: &O, rows: usize, pages: usize) -> Result<()> {
-        let c = &self.config;
-        let kept_layers = self.kept_layers();
-        if self.room.as_ref().is_none_or(|room| room.rows < rows) {
+        let (most_rows, most_pages) = (rows.max(self.room.rows), pages.max(self.room.held));
+        if (most_rows, most_pages) != (self.room.rows, self.room.held) {
             // The old buffers go first: both would not fit where one fills the memory.
-            self.room = None;
-            let (experts, top_k) = c.experts.map_or((1, 1), |e| (e.count, e.top_k));
-            let (q, kv) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
-            let buffer = |width: usize| ops.buffer(rows, width);
-            // A row for each expert of a row: a backend may pad rows.
-            let chosen = |width: usize| ops.buffer(top_k * rows, width);
-            let kept = || -> Result<Kept<O>> {
-                Ok(Kept {
-                    middle: buffer(c.dim)?,
-                    h: buffer(c.dim)?,
-                    q: buffer(q)?,
-                    mixed: buffer(q)?,
-                    lse: buffer(c.heads)?,
-                    ffn_h: buffer(c.dim)?,
-                    inner: chosen(c.hidden)?,
-                    products: chosen(2 * c.hidden)?,
-                    routing: ops.routing(rows, experts, top_k)?,
-                })
-            };
-            self.room = Some(Room {
-                rows,
-                x: buffer(c.dim)?,
-                dx: buffer(c.dim)?,
-                hidden: buffer(c.dim)?,
-                dhidden: buffer(c.dim)?,
-                inputs: (0..c.layers).map(|_| buffer(c.dim)).collect::<Result<_, _>>()?,
-                kept: (0..kept_layers).map(|_| kept()).collect::<Result<_>>()?,
-                dh: buffer(c.dim)?,
-                dq: buffer(q)?,
-                dk: buffer(kv)?,
-                dv: buffer(kv)?,
-                dmixed: buffer(q)?,
-                dinner: chosen(c.hidden)?,
-                dweights: ops.buffer(1, top_k * rows)?,
-            });
-        }
-        if self.pages.as_ref().is_none_or(|(held, _)| *held < pages) {
-            self.pages = None;
-            let (kv_heads, head_dim) = (c.kv_heads, c.head_dim);
-            let shape =
-                KvShape { layers: kept_layers, pages, kv_heads, head_dim, dtype: Dtype::F32 };
-            self.pages = Some((pages, ops.pages(shape)?));
+            self.room = Room::new(ops, &self.config, self.kept_layers, 1, 1)?;
+            self.room = Room::new(ops, &self.config, self.kept_layers, most_rows, most_pages)?;
         }
         Ok(())
     }
 
-    /// Runs a chunk to the hidden states after the final norm. With `keep` a
-    /// [`Tape::backward`] may follow; with `ask_routers` the chunk says what a mixture's routers
-    /// did.
+    /// Runs a chunk to the hidden states after the final norm, on which nothing depends yet. With
+    /// `keep` a [`Tape::backward`] may follow; with `ask_routers` the chunk says what a mixture's
+    /// routers did.
     ///
     /// # Errors
     /// When the device is out of memory.
@@ -168,15 +177,14 @@ impl<O: Backward> Tape<O> {
         self.reserve(ops, rows, pages(runs))?;
         let routers = self.config.experts.filter(|_| ask_routers).map(Routers::new);
         let mut chunk = Chunk { batch: ops.batch(&layout)?, rows, routers };
-        let Some(room) = &mut self.room else { return Ok(chunk) };
+        let room = &mut self.room;
         let pass = Pass { ops, config: &self.config, batch: &chunk.batch, rows: rows as u32 };
-        let Some((_, pages)) = &mut self.pages else { return Ok(chunk) };
-        ops.embed(&chunk.batch, &weights.table, &mut room.x);
+        ops.embed(&chunk.batch, weights.table().0, &mut room.x);
         for l in 0..self.config.layers {
             weights.hold(ops, l);
-            let (w, _) = &weights.layer(l);
+            let w = &weights.layer(l).map(|(matrix, _)| matrix);
             let held = l % room.kept.len();
-            let kept = &mut room.kept[held];
+            let (kept, pages) = (&mut room.kept[held], &mut room.pages);
             if keep {
                 ops.copy(&room.x, rows * self.config.dim, &mut room.inputs[l]);
                 run_layer(&pass, held as u32, w, &mut room.x, kept, pages);
@@ -190,7 +198,8 @@ impl<O: Backward> Tape<O> {
                 routers.add(&block_on(ops.read_routing(&kept.routing, rows))?);
             }
         }
-        ops.rmsnorm(pass.norm(), &room.x, &weights.norm, &mut room.hidden);
+        ops.rmsnorm(pass.norm(), &room.x, weights.norm().0, &mut room.hidden);
+        ops.clear(&mut room.dhidden, rows * self.config.dim);
         Ok(chunk)
     }
 
@@ -199,18 +208,10 @@ impl<O: Backward> Tape<O> {
     /// # Errors
     /// When the device fails.
     pub(crate) fn pool(&self, ops: &O, spans: &[PoolingSpan]) -> Result<Vec<f32>> {
-        let Some(room) = &self.room else { return Ok(Vec::new()) };
         let dim = self.config.dim;
         let mut out = ops.buffer(spans.len(), dim)?;
-        ops.pool(dim as u32, spans, &room.hidden, &mut out);
+        ops.pool(dim as u32, spans, &self.room.hidden, &mut out);
         Ok(block_on(ops.read(&out, spans.len() * dim))?)
-    }
-
-    /// Begins the way back of a chunk: nothing depends on its hidden states yet.
-    pub(crate) fn begin(&mut self, ops: &O, chunk: &Chunk<O>) {
-        if let Some(room) = &mut self.room {
-            ops.clear(&mut room.dhidden, chunk.rows * self.config.dim);
-        }
     }
 
     /// Adds the gradients of pooled vectors, `(spans, dim)`.
@@ -223,13 +224,13 @@ impl<O: Backward> Tape<O> {
         spans: &[PoolingSpan],
         dvectors: &[f32],
     ) -> Result<()> {
-        let Some(room) = &mut self.room else { return Ok(()) };
         let dvectors = ops.upload(spans.len(), self.config.dim, dvectors)?;
-        ops.pool_backward(self.config.dim as u32, spans, &dvectors, &mut room.dhidden);
+        ops.pool_backward(self.config.dim as u32, spans, &dvectors, &mut self.room.dhidden);
         Ok(())
     }
 
-    /// Adds the gradients of the next tokens' losses, and returns these losses, without weights.
+    /// Adds the gradients of the next tokens' losses times `weight`, and returns these losses, without
+    /// scales or weight.
     ///
     /// # Errors
     /// When the device is out of memory or fails.
@@ -238,28 +239,29 @@ impl<O: Backward> Tape<O> {
         ops: &O,
         weights: &mut Parameters<O>,
         learned: &Learned,
+        weight: f32,
         learn: bool,
     ) -> Result<Vec<f32>> {
-        let Some(room) = &mut self.room else { return Ok(Vec::new()) };
         let p = CrossEntropy { dim: self.config.dim as u32, vocab: self.config.vocab as u32 };
         let mut losses = ops.buffer(1, learned.rows.len())?;
+        let scales: Vec<f32> = learned.scales.iter().map(|scale| scale * weight).collect();
         let (head, gradient) = weights.head();
         ops.cross_entropy(
             p,
             &learned.rows,
             &learned.targets,
-            &learned.scales,
-            &room.hidden,
+            &scales,
+            &self.room.hidden,
             head,
             &mut losses,
-            &mut room.dhidden,
+            &mut self.room.dhidden,
             gradient.filter(|_| learn),
         );
         Ok(block_on(ops.read(&losses, learned.rows.len()))?)
     }
 
     /// Adds the gradients of all weights, from those of the hidden states of the last chunk that
-    /// went forward. `balance (experts)` is that of [`Backward::route_backward`].
+    /// went forward. `balance (experts)` is that of [`Backward::route_backward`], zeros without.
     ///
     /// # Errors
     /// When the device fails.
@@ -268,30 +270,32 @@ impl<O: Backward> Tape<O> {
         ops: &O,
         weights: &mut Parameters<O>,
         chunk: &Chunk<O>,
-        balance: &[f32],
+        balance: Option<&[f32]>,
     ) -> Result<()> {
-        let (Some(room), Some((_, pages))) = (&mut self.room, &mut self.pages) else {
-            return Ok(());
-        };
-        let (rows, c) = (chunk.rows, &self.config);
+        let (rows, c, room) = (chunk.rows, &self.config, &mut self.room);
         let pass = Pass { ops, config: c, batch: &chunk.batch, rows: rows as u32 };
+        let zeros = vec![0.0; c.experts.map_or(0, |e| e.count)];
+        let balance = balance.unwrap_or(&zeros);
         ops.clear(&mut room.dx, rows * c.dim);
         let (norm, dnorm) = weights.norm();
         ops.rmsnorm_backward(pass.norm(), &room.x, norm, &room.dhidden, &mut room.dx, dnorm);
         for l in (0..c.layers).rev() {
             weights.hold(ops, l);
             weights.begin_layer(ops);
-            let (w, mut dw) = weights.layer(l);
-            let (w, held) = (&w, l % room.kept.len());
+            let layer = weights.layer(l);
+            let held = l % room.kept.len();
             if room.kept.len() == 1 && l + 1 < c.layers {
+                let w = &layer.as_ref().map(|(matrix, _)| *matrix);
+                let (kept, pages) = (&mut room.kept[held], &mut room.pages);
                 ops.copy(&room.inputs[l], rows * c.dim, &mut room.x);
-                run_layer(&pass, held as u32, w, &mut room.x, &mut room.kept[held], pages);
+                run_layer(&pass, held as u32, w, &mut room.x, kept, pages);
             }
-            feed_forward_backward(&pass, w, &mut dw, room, held, balance);
-            attend_backward(&pass, held, w, &mut dw, room, l, pages);
+            let Layer { attention_norm, qkv, output, ffn_norm, ffn } = layer;
+            feed_forward_backward(&pass, ffn_norm, ffn, room, held, balance);
+            attend_backward(&pass, [attention_norm, qkv, output], room, held, l);
             weights.end_layer(ops, l);
         }
-        if let Some(dtable) = weights.table_gradient() {
+        if let (_, Some(dtable)) = weights.table() {
             ops.embed_backward(c.dim as u32, &chunk.batch, &room.dx, dtable);
         }
         // What the next chunk uploads would reach the device before the work that is recorded here,
@@ -356,58 +360,49 @@ impl<O: Backward> Keep<O> for Saved<'_, O> {
 /// Adds the gradients of a layer's second half; `dx` becomes that of its input.
 fn feed_forward_backward<O: Backward>(
     pass: &Pass<'_, O>,
-    w: &Layer<&O::Matrix>,
-    dw: &mut Layer<Option<&mut O::Buffer>>,
+    (norm, dnorm): WithGradient<'_, O>,
+    ffn: FeedForward<WithGradient<'_, O>>,
     room: &mut Room<O>,
     held: usize,
     balance: &[f32],
 ) {
     let ops = pass.ops;
     let Room { kept, dx, dh, dinner, dweights, .. } = room;
-    let kept = &mut kept[held];
-    match (&w.ffn, &mut dw.ffn) {
-        (
-            FeedForward::Dense { gate_up, down },
-            FeedForward::Dense { gate_up: dgate_up, down: ddown },
-        ) => {
-            ops.linear_add_backward(pass.down(), &kept.inner, down, dx, dinner, ddown.take());
-            let (dw, products) = (dgate_up.take(), &mut kept.products);
-            ops.gate_up_backward(pass.gate_up(), &kept.ffn_h, gate_up, products, dinner, dh, dw);
+    let Kept { middle, ffn_h: h, inner, products, routing, .. } = &mut kept[held];
+    match ffn {
+        FeedForward::Dense { gate_up: (gate_up, dgate_up), down: (down, ddown) } => {
+            ops.linear_add_backward(pass.down(), inner, down, dx, dinner, ddown);
+            ops.gate_up_backward(pass.gate_up(), h, gate_up, products, dinner, dh, dgate_up);
         }
-        (
-            FeedForward::Mixture { router, gate_up, down },
-            FeedForward::Mixture { router: drouter, gate_up: dgate_up, down: ddown },
-        ) => {
-            let (p, routing, dw) = (pass.expert(), &kept.routing, ddown.take());
-            ops.expert_down_add_backward(p, &kept.inner, down, routing, dx, dinner, dweights, dw);
-            let (h, dw) = (&kept.ffn_h, drouter.take());
-            ops.route_backward(pass.route(), h, router, routing, dweights, balance, dh, dw);
-            let (dw, products) = (dgate_up.take(), &mut kept.products);
-            ops.expert_gate_up_backward(p, h, gate_up, routing, products, dinner, dh, dw);
+        FeedForward::Mixture {
+            router: (router, drouter),
+            gate_up: (gate_up, dgate_up),
+            down: (down, ddown),
+        } => {
+            let p = pass.expert();
+            ops.expert_down_add_backward(p, inner, down, routing, dx, dinner, dweights, ddown);
+            ops.route_backward(pass.route(), h, router, routing, dweights, balance, dh, drouter);
+            ops.expert_gate_up_backward(p, h, gate_up, routing, products, dinner, dh, dgate_up);
         }
-        _ => unreachable!("gradients are made for these weights"),
     }
-    ops.rmsnorm_backward(pass.norm(), &kept.middle, w.ffn_norm, dh, dx, dw.ffn_norm.take());
+    ops.rmsnorm_backward(pass.norm(), middle, norm, dh, dx, dnorm);
 }
 
-/// Adds the gradients of a layer's first half; `dx` becomes that of the layer's input.
+/// Adds the gradients of the first half of layer `l`, of its norm, qkv and output; `dx` becomes
+/// that of the layer's input.
 fn attend_backward<O: Backward>(
     pass: &Pass<'_, O>,
-    held: usize,
-    w: &Layer<&O::Matrix>,
-    dw: &mut Layer<Option<&mut O::Buffer>>,
+    [(norm, dnorm), (qkv, dqkv), (output, doutput)]: [WithGradient<'_, O>; 3],
     room: &mut Room<O>,
+    held: usize,
     l: usize,
-    pages: &O::Pages,
 ) {
     let (ops, batch, layer) = (pass.ops, pass.batch, held as u32);
-    let Room { inputs, kept, dx, dh, dq, dk, dv, dmixed, .. } = room;
-    let kept = &kept[held];
-    ops.linear_add_backward(pass.output(), &kept.mixed, w.output, dx, dmixed, dw.output.take());
+    let Room { inputs, kept, pages, dx, dh, dq, dk, dv, dmixed, .. } = room;
+    let Kept { h, q, mixed, lse, .. } = &kept[held];
+    ops.linear_add_backward(pass.output(), mixed, output, dx, dmixed, doutput);
     let p = pass.attention(layer);
-    let (out, lse) = (&kept.mixed, &kept.lse);
-    ops.attention_backward(p, &kept.q, pages, batch, out, lse, dmixed, [dq, dk, dv]);
-    ops.qkv_backward(pass.qkv(layer), &kept.h, w.qkv, batch, [dq, dk, dv], dh, dw.qkv.take());
-    let dw = dw.attention_norm.take();
-    ops.rmsnorm_backward(pass.norm(), &inputs[l], w.attention_norm, dh, dx, dw);
+    ops.attention_backward(p, q, pages, batch, mixed, lse, dmixed, [dq, dk, dv]);
+    ops.qkv_backward(pass.qkv(layer), h, qkv, batch, [dq, dk, dv], dh, dqkv);
+    ops.rmsnorm_backward(pass.norm(), &inputs[l], norm, dh, dx, dnorm);
 }

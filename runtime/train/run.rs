@@ -9,7 +9,6 @@ use crate::memory::Plan;
 use crate::merge::write_merged;
 use crate::metrics::{Evaluation, Metrics, StepMetrics};
 use crate::objective::Objective;
-use crate::parameters::Trained;
 use crate::save::{Beside, Part, write_weights};
 use crate::state::Output;
 use crate::trainer::Trainer;
@@ -207,17 +206,18 @@ pub fn train<O: Backward>(
     if output.is_finished(steps) {
         return Ok(Ended::Done { evaluation: None });
     }
+    let adapt = options.lora.clone().map(|lora| {
+        let seed = options.batching.seed;
+        Adapt { lora, seed, base: model }
+    });
     let (objective, chunk, keep_all) = (options.objective.clone(), plan.chunk, plan.keep_all);
-    let mut trainer = match &options.lora {
-        None => Trainer::new(ops, checkpoint, objective, chunk, keep_all)?,
-        Some(lora) => {
-            let adapt = Adapt { lora: lora.clone(), seed: options.batching.seed, base: model };
-            Trainer::lora(ops, checkpoint, objective, chunk, keep_all, &adapt)?
-        }
+    let mut trainer = match (done, &adapt) {
+        (0, None) => Trainer::new(ops, checkpoint, objective, chunk, keep_all)?,
+        (0, Some(adapt)) => Trainer::lora(ops, checkpoint, objective, chunk, keep_all, adapt)?,
+        _ => Trainer::make(ops, checkpoint, objective, chunk, keep_all, |ops| {
+            output.load(ops, checkpoint, adapt.as_ref(), done)
+        })?,
     };
-    if done > 0 {
-        trainer.load(&output, done)?;
-    }
     output.keep_only((done > 0).then_some(done))?;
     let mut metrics = Metrics::open(output.path(), done)?;
     let mut next = watch(Event::Begin { step: done, steps });
@@ -225,7 +225,7 @@ pub fn train<O: Backward>(
     for step in done + 1..=steps {
         if next == Next::Stop {
             if saved < step - 1 {
-                trainer.save(&output, step - 1)?;
+                output.save(trainer.ops(), trainer.parameters(), step - 1)?;
                 watch(Event::Saved(step - 1));
             }
             return Ok(Ended::Stopped(step - 1));
@@ -265,12 +265,13 @@ pub fn train<O: Backward>(
         metrics.write(&line)?;
         next = watch(Event::Step(&line));
         if options.save_every > 0 && step % options.save_every == 0 && !last {
-            trainer.save(&output, step)?;
+            output.save(trainer.ops(), trainer.parameters(), step)?;
             saved = step;
             watch(Event::Saved(step));
         }
     }
-    trainer.finish(&output, checkpoint, options.dtype, steps)?;
+    write_checkpoint(&trainer, checkpoint, options.dtype, output.path())?;
+    output.finish(steps)?;
     Ok(Ended::Done { evaluation })
 }
 
@@ -286,11 +287,9 @@ pub fn write_checkpoint<O: Backward>(
     dtype: Dtype,
     folder: &Path,
 ) -> Result<()> {
-    match trainer.parameters().trained {
-        Trained::All(_) => {
-            write_weights(trainer.ops(), trainer.parameters(), Part::Weights, dtype, folder)?;
-        }
-        Trained::Adapters(_) => {
+    match trainer.parameters().adapters() {
+        None => write_weights(trainer.ops(), trainer.parameters(), Part::Weights, dtype, folder)?,
+        Some(_) => {
             let apart = folder.join("adapter");
             trainer.save_adapter(&apart)?;
             let adapter = Adapter::open(&apart, &checkpoint.config)?;
@@ -439,27 +438,5 @@ impl Options {
             fields.insert("lora".into(), about);
         }
         fields
-    }
-}
-
-impl<O: Backward> Trainer<O> {
-    fn save(&self, output: &Output, step: usize) -> Result<()> {
-        output.save(self.ops(), self.parameters(), step)
-    }
-
-    fn load(&mut self, output: &Output, step: usize) -> Result<()> {
-        output.load(self.parts(), step)
-    }
-
-    /// Makes the output a checkpoint, and removes what the run would resume from.
-    fn finish(
-        &self,
-        output: &Output,
-        checkpoint: &Checkpoint,
-        dtype: Dtype,
-        steps: usize,
-    ) -> Result<()> {
-        write_checkpoint(self, checkpoint, dtype, output.path())?;
-        output.finish(steps)
     }
 }

@@ -3,7 +3,7 @@
 //! Every file and folder is written under another name, synced and renamed, so that one of its own
 //! name is whole whenever the program is killed.
 
-use crate::parameters::{Parameters, Slot, Trained};
+use crate::parameters::{Parameters, Slot};
 use crate::{Error, Result};
 use gritlm::Checkpoint;
 use gritlm_model::adapter;
@@ -94,19 +94,16 @@ pub(crate) fn write_weights<O: Backward>(
 ) -> Result<()> {
     let mut tensors = Vec::new();
     let failed = RefCell::new(None);
-    parameters.each(|matrix, slot| {
+    for (matrix, slot) in parameters.trained() {
         for tensor in &slot.tensors {
-            let (name, shape) = (tensor.name.clone(), tensor.shape.clone());
-            let failed = &failed;
-            tensors.push((
-                name.clone(),
-                Values { ops, matrix, slot, part, name, shape, dtype, failed },
-            ));
+            let (name, shape, failed) = (tensor.name.clone(), tensor.shape.clone(), &failed);
+            let values = Values { ops, matrix, slot, part, name, shape, dtype, failed };
+            tensors.push((tensor.name.clone(), values));
         }
-    });
-    let file = match &parameters.trained {
-        Trained::All(_) => "model.safetensors",
-        Trained::Adapters(adapters) => {
+    }
+    let file = match parameters.adapters() {
+        None => "model.safetensors",
+        Some(adapters) => {
             replace(&folder.join(adapter::CONFIG), adapters.text().as_bytes())?;
             adapter::WEIGHTS
         }

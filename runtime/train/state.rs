@@ -1,11 +1,12 @@
 //! What a run resumes from: `OUTPUT/state-STEP/` has weights and both moments in f32, each as a
 //! checkpoint or an adapter, and `OUTPUT/training.json` the options that all steps have in common.
 
-use crate::parameters::{Parameters, Trained};
+use crate::adapters::{Adapt, Adapters};
+use crate::parameters::Parameters;
 use crate::save::{Part, partial, replace, write_weights};
 use crate::{Error, Result};
+use gritlm::Checkpoint;
 use gritlm_model::adapter::Adapter;
-use gritlm_model::config::Config;
 use gritlm_model::format::Dtype;
 use gritlm_model::ops::Backward;
 use gritlm_model::weights::Weights;
@@ -149,26 +150,29 @@ impl Output {
         folder.sync_all().map_err(Error::io(&self.path))
     }
 
-    /// Loads the state of a step.
+    /// Loads the state of a step: weights, or an adapter beside those of the checkpoint.
     ///
     /// # Errors
     /// When a file is missing or damaged, or the device is out of memory.
     pub(crate) fn load<O: Backward>(
         &self,
-        (ops, config, parameters): (&O, &Config, &mut Parameters<O>),
+        ops: &O,
+        checkpoint: &Checkpoint,
+        adapt: Option<&Adapt<'_>>,
         step: usize,
-    ) -> Result<()> {
-        let path = |(name, _)| self.state(step).join(name);
-        let [weights, first, second] = PARTS.map(path);
-        if let Trained::Adapters(adapters) = &mut parameters.trained {
+    ) -> Result<Parameters<O>> {
+        let config = &checkpoint.config;
+        let [weights, first, second] = PARTS.map(|(name, _)| self.state(step).join(name));
+        if let Some(adapt) = adapt {
             let open = |path: &Path| Adapter::open(path, config);
             let [weights, first, second] = [open(&weights)?, open(&first)?, open(&second)?];
-            return adapters.restore(ops, config, [&weights, &first, &second], step);
+            let state = [&weights, &first, &second];
+            let adapters = Adapters::resume(ops, config, adapt, state, step)?;
+            return Parameters::frozen(ops, config, &checkpoint.weights, adapters);
         }
         let open = |path: &Path| Weights::open(path, config);
         let [weights, first, second] = [open(&weights)?, open(&first)?, open(&second)?];
-        *parameters = Parameters::load(ops, config, &weights, Some([&first, &second]))?;
-        Ok(())
+        Parameters::load(ops, config, &weights, Some([&first, &second]))
     }
 
     /// Returns whether a run of so many steps has ended here.

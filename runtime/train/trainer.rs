@@ -5,16 +5,16 @@
 //! (GradCache, Gao et al. 2021). Conversations go forward and back chunk by chunk. So the memory
 //! does not grow with the batch, and gradients are those of the whole batch.
 
-use crate::adapters::Adapt;
+use crate::adapters::{Adapt, Adapters};
 use crate::objective::Objective;
 use crate::pack::{Run, chunks};
-use crate::parameters::{Parameters, Trained};
+use crate::parameters::Parameters;
 use crate::pass::{Learned, Tape};
 use crate::save::write_adapter;
 use crate::{Answer, Error, Result, Text};
 use gritlm::Checkpoint;
 use gritlm_model::config::Config;
-use gritlm_model::ops::{AdamW, Backward, Contrastive, PoolingSpan};
+use gritlm_model::ops::{AdamW, Backward, Contrastive};
 use pollster::block_on;
 use std::path::Path;
 
@@ -56,14 +56,9 @@ impl<O: Backward> Trainer<O> {
         chunk: usize,
         keep_all: bool,
     ) -> Result<Self> {
-        let config = checkpoint.config.clone();
-        objective.check(&config)?;
-        if !checkpoint.weights.has_head(&config) {
-            return Err(gritlm::Error::NoHead.into());
-        }
-        let parameters = Parameters::load(&ops, &config, &checkpoint.weights, None)?;
-        let tape = Tape::new(&config, keep_all);
-        Ok(Self { ops, config, objective, chunk: chunk.max(1), parameters, tape })
+        Self::make(ops, checkpoint, objective, chunk, keep_all, |ops| {
+            Parameters::load(ops, &checkpoint.config, &checkpoint.weights, None)
+        })
     }
 
     /// Takes a checkpoint's weights as they are and makes a new adapter, which alone is trained. The
@@ -79,13 +74,31 @@ impl<O: Backward> Trainer<O> {
         keep_all: bool,
         adapt: &Adapt<'_>,
     ) -> Result<Self> {
+        let Checkpoint { config, weights, .. } = checkpoint;
+        Self::make(ops, checkpoint, objective, chunk, keep_all, |ops| {
+            Parameters::frozen(ops, config, weights, Adapters::new(ops, config, adapt)?)
+        })
+    }
+
+    /// Takes the parameters that `parameters` makes.
+    ///
+    /// # Errors
+    /// As [`Trainer::new`], and what `parameters` returns.
+    pub(crate) fn make(
+        ops: O,
+        checkpoint: &Checkpoint,
+        objective: Objective,
+        chunk: usize,
+        keep_all: bool,
+        parameters: impl FnOnce(&O) -> Result<Parameters<O>>,
+    ) -> Result<Self> {
         let config = checkpoint.config.clone();
         objective.check(&config)?;
         if !checkpoint.weights.has_head(&config) {
             return Err(gritlm::Error::NoHead.into());
         }
-        let parameters = Parameters::frozen(&ops, &config, &checkpoint.weights, adapt)?;
-        let tape = Tape::new(&config, keep_all);
+        let parameters = parameters(&ops)?;
+        let tape = Tape::new(&ops, &config, keep_all)?;
         Ok(Self { ops, config, objective, chunk: chunk.max(1), parameters, tape })
     }
 
@@ -95,10 +108,10 @@ impl<O: Backward> Trainer<O> {
     /// # Errors
     /// When there is no adapter, the device fails, or the folder cannot be written.
     pub fn save_adapter(&self, folder: &Path) -> Result<()> {
-        let Trained::Adapters(_) = self.parameters.trained else {
+        if self.parameters.adapters().is_none() {
             let expected = "a model that is trained with an adapter".into();
             return Err(Error::Option { option: "lora", expected, found: "none".into() });
-        };
+        }
         write_adapter(&self.ops, &self.parameters, folder)
     }
 
@@ -113,11 +126,6 @@ impl<O: Backward> Trainer<O> {
 
     pub(crate) fn parameters(&self) -> &Parameters<O> {
         &self.parameters
-    }
-
-    /// Returns the backend and the weights.
-    pub(crate) fn parts(&mut self) -> (&O, &Config, &mut Parameters<O>) {
-        (&self.ops, &self.config, &mut self.parameters)
     }
 
     /// Takes other rotary frequencies than the config's, `(head_dim / 2)`.
@@ -138,14 +146,8 @@ impl<O: Backward> Trainer<O> {
         passages: &[Text],
         answers: &[Answer],
     ) -> Result<Losses> {
-        let config = self.config.clone();
-        let objective = self.objective.clone();
-        let mut losses = Losses::default();
         self.parameters.set_dropout(&self.ops, true)?;
-        let runs: Vec<Run<'_>> =
-            answers.iter().map(|a| objective.generative_run(a, &config)).collect();
-        losses.tokens += runs.iter().map(Run::len).sum::<usize>();
-        (losses.generative, losses.router) = self.generative(answers, &runs, true)?;
+        let mut losses = self.generative(answers, true)?;
         if !queries.is_empty() {
             let texts: Vec<&Text> = queries.iter().chain(passages).collect();
             losses.tokens += texts.iter().map(|text| text.tokens.len()).sum::<usize>();
@@ -159,26 +161,20 @@ impl<O: Backward> Trainer<O> {
         Ok(losses)
     }
 
-    /// Returns the vectors of texts, `(texts, dim)`, not normalised.
+    /// Returns the vectors of texts, `(texts, dim)`, of length 1.
     ///
     /// # Errors
     /// When the device is out of memory or fails.
     pub fn embed(&mut self, texts: &[Text]) -> Result<Vec<f32>> {
-        let config = self.config.clone();
-        let texts: Vec<&Text> = texts.iter().collect();
-        let runs: Vec<Run<'_>> =
-            texts.iter().map(|text| self.objective.embedding_run(text, &config)).collect();
-        let mut vectors = Vec::new();
         self.parameters.set_dropout(&self.ops, false)?;
+        let texts: Vec<&Text> = texts.iter().collect();
+        let run = |text| self.objective.embedding_run(text, &self.config);
+        let runs: Vec<Run<'_>> = texts.iter().copied().map(run).collect();
+        let mut vectors = Vec::new();
         for part in chunks(&runs, self.chunk) {
-            self.tape.forward(
-                &self.ops,
-                &mut self.parameters,
-                &runs[part.clone()],
-                false,
-                false,
-            )?;
-            vectors.extend(self.tape.pool(&self.ops, &self.spans(&texts[part]))?);
+            let (ops, parameters, runs) = (&self.ops, &mut self.parameters, &runs[part.clone()]);
+            self.tape.forward(ops, parameters, runs, false, false)?;
+            vectors.extend(self.tape.pool(ops, &self.objective.spans(&texts[part], true))?);
         }
         Ok(vectors)
     }
@@ -188,46 +184,36 @@ impl<O: Backward> Trainer<O> {
     /// # Errors
     /// When the device is out of memory or fails.
     pub fn loss(&mut self, answers: &[Answer]) -> Result<Option<f64>> {
-        let (config, objective) = (self.config.clone(), self.objective.clone());
-        let runs: Vec<Run<'_>> =
-            answers.iter().map(|a| objective.generative_run(a, &config)).collect();
         self.parameters.set_dropout(&self.ops, false)?;
-        Ok(self.generative(answers, &runs, false)?.0)
+        Ok(self.generative(answers, false)?.generative)
     }
 
     /// Computes L_rep of texts, of which the first `queries` are queries, and adds its gradients.
     fn embedding(&mut self, texts: &[&Text], queries: usize) -> Result<f64> {
-        let config = self.config.clone();
-        let objective = self.objective.clone();
-        let runs: Vec<Run<'_>> =
-            texts.iter().map(|text| objective.embedding_run(text, &config)).collect();
+        let dim = self.config.dim;
+        let run = |text| self.objective.embedding_run(text, &self.config);
+        let runs: Vec<Run<'_>> = texts.iter().copied().map(run).collect();
         let parts = chunks(&runs, self.chunk);
+        // A batch of one chunk keeps its activations at once; others run again.
         let direct = parts.len() == 1;
-        let mut vectors = Vec::with_capacity(texts.len() * config.dim);
+        let mut vectors = Vec::with_capacity(texts.len() * dim);
         let mut last = None;
         for part in &parts {
-            let runs = &runs[part.clone()];
-            last = Some(self.tape.forward(&self.ops, &mut self.parameters, runs, direct, false)?);
-            vectors.extend(self.tape.pool(&self.ops, &self.spans(&texts[part.clone()]))?);
+            let (ops, parameters, runs) = (&self.ops, &mut self.parameters, &runs[part.clone()]);
+            last = Some(self.tape.forward(ops, parameters, runs, direct, false)?);
+            let spans = self.objective.spans(&texts[part.clone()], false);
+            vectors.extend(self.tape.pool(ops, &spans)?);
         }
         let (loss, dvectors) = self.contrast(&vectors, queries)?;
         for part in &parts {
+            let (ops, parameters, runs) = (&self.ops, &mut self.parameters, &runs[part.clone()]);
             let chunk = match last.take().filter(|_| direct) {
                 Some(chunk) => chunk,
-                None => self.tape.forward(
-                    &self.ops,
-                    &mut self.parameters,
-                    &runs[part.clone()],
-                    true,
-                    false,
-                )?,
+                None => self.tape.forward(ops, parameters, runs, true, false)?,
             };
-            self.tape.begin(&self.ops, &chunk);
-            let spans = self.spans(&texts[part.clone()]);
-            let rows = part.start * config.dim..part.end * config.dim;
-            self.tape.pool_backward(&self.ops, &spans, &dvectors[rows])?;
-            let balance = vec![0.0; config.experts.map_or(0, |e| e.count)];
-            self.tape.backward(&self.ops, &mut self.parameters, &chunk, &balance)?;
+            let spans = self.objective.spans(&texts[part.clone()], false);
+            self.tape.pool_backward(ops, &spans, &dvectors[part.start * dim..part.end * dim])?;
+            self.tape.backward(ops, parameters, &chunk, None)?;
         }
         Ok(loss)
     }
@@ -246,20 +232,18 @@ impl<O: Backward> Trainer<O> {
         ops.clear(&mut dp, passages * dim);
         let used = self.objective.used(dim);
         let (mut loss, mut losses) = (0.0, ops.buffer(1, queries)?);
-        for &used in &used {
+        for &columns in &used {
             let p = Contrastive {
                 queries: queries as u32,
                 passages: passages as u32,
                 dim: dim as u32,
-                used: used as u32,
+                used: columns as u32,
                 temperature: self.objective.temperature,
-                scale: self.objective.embedding_weight / queries as f32,
+                scale: self.objective.embedding_weight / (queries * used.len()) as f32,
             };
-            let scale = p.scale / self.objective.used(dim).len() as f32;
-            let p = Contrastive { scale, ..p };
             ops.contrastive(p, &wanted, &q_buffer, &p_buffer, &mut losses, &mut dq, &mut dp);
-            loss +=
-                block_on(ops.read(&losses, queries))?.iter().copied().map(f64::from).sum::<f64>();
+            let losses = block_on(ops.read(&losses, queries))?;
+            loss += losses.iter().copied().map(f64::from).sum::<f64>();
         }
         let mut gradients = block_on(ops.read(&dq, queries * dim))?;
         gradients.extend(block_on(ops.read(&dp, passages * dim))?);
@@ -267,63 +251,44 @@ impl<O: Backward> Trainer<O> {
     }
 
     /// Computes L_gen and the router's loss, and adds their gradients if they are to be learned.
-    fn generative(
-        &mut self,
-        answers: &[Answer],
-        runs: &[Run<'_>],
-        learn: bool,
-    ) -> Result<(Option<f64>, Option<f64>)> {
+    fn generative(&mut self, answers: &[Answer], learn: bool) -> Result<Losses> {
+        let run = |answer| self.objective.generative_run(answer, &self.config);
+        let runs: Vec<Run<'_>> = answers.iter().map(run).collect();
+        let tokens: usize = runs.iter().map(Run::len).sum();
+        let mut losses = Losses { tokens, ..Losses::default() };
         let counts: Vec<usize> = answers.iter().map(Answer::learned).collect();
         if counts.iter().all(|&count| count == 0) {
-            return Ok((None, None));
+            return Ok(losses);
         }
         let weights = self.objective.token_weights(&counts);
-        let tokens: usize = runs.iter().map(Run::len).sum();
         let ask = learn && self.objective.router_weight > 0.0;
-        let (mut loss, mut router) = (0.0, None);
-        for part in chunks(runs, self.chunk) {
+        let mut sum = 0.0;
+        for part in chunks(&runs, self.chunk) {
             let learned = learned(&answers[part.clone()], &weights[part.clone()]);
-            let runs = &runs[part];
-            let chunk = self.tape.forward(&self.ops, &mut self.parameters, runs, learn, ask)?;
-            self.tape.begin(&self.ops, &chunk);
-            let weight = self.objective.generative_weight;
-            let scales = learned.scales.iter().map(|scale| scale * weight).collect();
-            let weighted = Learned { scales, ..learned.clone() };
             let (ops, parameters) = (&self.ops, &mut self.parameters);
-            let losses = self.tape.cross_entropy(ops, parameters, &weighted, learn)?;
-            let terms = losses.iter().zip(&learned.scales);
-            loss += terms.map(|(loss, scale)| f64::from(*loss) * f64::from(*scale)).sum::<f64>();
+            let chunk = self.tape.forward(ops, parameters, &runs[part], learn, ask)?;
+            let weight = self.objective.generative_weight;
+            let terms = self.tape.cross_entropy(ops, parameters, &learned, weight, learn)?;
+            let terms = terms.iter().zip(&learned.scales);
+            sum += terms.map(|(loss, scale)| f64::from(*loss) * f64::from(*scale)).sum::<f64>();
             if learn {
                 let share = chunk.rows as f64 / tokens as f64;
-                let mut balance = vec![0.0; self.config.experts.map_or(0, |e| e.count)];
-                if let Some(routers) = &chunk.routers {
-                    *router.get_or_insert(0.0) += share * routers.loss();
-                    balance = routers.balance(share * f64::from(self.objective.router_weight));
-                }
-                self.tape.backward(&self.ops, &mut self.parameters, &chunk, &balance)?;
+                let balance = chunk.routers.as_ref().map(|routers| {
+                    *losses.router.get_or_insert(0.0) += share * routers.loss();
+                    routers.balance(share * f64::from(self.objective.router_weight))
+                });
+                self.tape.backward(ops, parameters, &chunk, balance.as_deref())?;
             }
         }
-        Ok((Some(loss), router))
-    }
-
-    /// Returns the rows that each text of a chunk is pooled from.
-    fn spans(&self, texts: &[&Text]) -> Vec<PoolingSpan> {
-        let mut row = 0;
-        let span = |text: &&Text| {
-            let rows = text.tokens.len() as u32;
-            let (skip, pooling) = (text.skip as u32, self.objective.pooling);
-            let span = PoolingSpan { row, rows, skip, pooling, normalize: false };
-            row += rows;
-            span
-        };
-        texts.iter().map(span).collect()
+        losses.generative = Some(sum);
+        Ok(losses)
     }
 
     /// Returns the Euclidean norm of all gradients.
     ///
     /// # Errors
     /// When the device fails.
-    pub fn gradient_norm(&mut self) -> Result<f64> {
+    pub fn gradient_norm(&self) -> Result<f64> {
         self.parameters.gradient_norm(&self.ops)
     }
 
@@ -332,20 +297,14 @@ impl<O: Backward> Trainer<O> {
     ///
     /// # Errors
     /// When the model has no such tensor, or the device fails.
-    pub fn gradient(&mut self, name: &str) -> Result<Vec<f32>> {
-        let mut found = None;
-        let ops = &self.ops;
-        self.parameters.each_mut(|_, slot| {
-            if let Some(range) = slot.range(name) {
-                found = Some(block_on(ops.read(&slot.gradient, slot.len))?[range].to_vec());
-            }
-            Ok::<(), Error>(())
-        })?;
-        found.ok_or_else(|| Error::Option {
-            option: "name",
-            expected: "the name of a tensor of the model".into(),
-            found: name.into(),
-        })
+    pub fn gradient(&self, name: &str) -> Result<Vec<f32>> {
+        let mut all = self.parameters.trained();
+        let found = all.find_map(|(_, slot)| Some((slot, slot.range(name)?)));
+        let Some((slot, range)) = found else {
+            let expected = "the name of a tensor that is trained".into();
+            return Err(Error::Option { option: "name", expected, found: name.into() });
+        };
+        Ok(block_on(self.ops.read(&slot.gradient, slot.len))?[range].to_vec())
     }
 
     /// Takes a step of the optimiser with the gradients, and clears them.
