@@ -6,6 +6,7 @@ use crate::data::Data;
 use crate::encode::{Answer, Encoder, Text};
 use crate::metrics::Evaluation;
 use crate::trainer::Trainer;
+use gritlm::dot;
 use gritlm_model::ops::Backward;
 use rayon::prelude::*;
 use std::collections::HashMap;
@@ -56,8 +57,8 @@ impl Evaluator {
         let mut found = Evaluation::default();
         if !self.queries.is_empty() {
             let dim = trainer.config().dim;
-            let queries = unit(trainer.embed(&self.queries)?, dim);
-            let passages = unit(trainer.embed(&self.passages)?, dim);
+            let queries = trainer.embed(&self.queries)?;
+            let passages = trainer.embed(&self.passages)?;
             let ranks: Vec<usize> = queries
                 .par_chunks_exact(dim)
                 .zip(&self.wanted)
@@ -76,20 +77,10 @@ impl Evaluator {
     }
 }
 
-/// Scales vectors to length 1.
-fn unit(mut vectors: Vec<f32>, dim: usize) -> Vec<f32> {
-    vectors.par_chunks_exact_mut(dim).for_each(|vector| {
-        let length = vector.iter().map(|v| v * v).sum::<f32>().sqrt().max(1e-12);
-        vector.iter_mut().for_each(|v| *v /= length);
-    });
-    vectors
-}
-
 /// Returns how many passages are nearer to a query than passage `wanted`. Equal ones count as
 /// nearer, so that a model whose vectors are all the same finds nothing.
 fn rank(query: &[f32], passages: &[f32], wanted: usize) -> usize {
-    let score = |passage: &[f32]| -> f32 { query.iter().zip(passage).map(|(q, p)| q * p).sum() };
-    let own = score(&passages[wanted * query.len()..][..query.len()]);
+    let own = dot(query, &passages[wanted * query.len()..][..query.len()]);
     let all = passages.chunks_exact(query.len()).enumerate();
-    all.filter(|(i, passage)| *i != wanted && score(passage) >= own).count()
+    all.filter(|(i, passage)| *i != wanted && dot(query, passage) >= own).count()
 }

@@ -96,8 +96,7 @@ pub fn mine(
     // Enough that a margin may leave most of them out.
     let near = (most + how.skip + 16 * how.negatives.max(1)).min(passages.len());
     let positive = |query: usize, place: usize| {
-        let vector = |of: &[f32], i: usize| of[i * dim..][..dim].to_vec();
-        gritlm::dot(&vector(&asked, query), &vector(&vectors, place))
+        gritlm::dot(&asked[query * dim..][..dim], &vectors[place * dim..][..dim])
     };
     let best: Vec<f32> = own
         .iter()
