@@ -70,40 +70,13 @@ fn entries(folder: &Path) -> Vec<String> {
 fn the_program_trains_a_model_that_loads() {
     let folder = tempfile::tempdir().unwrap();
     let output = folder.path().join("out");
-    let ran = run(
-        &[
-            "train",
-            "--model",
-            "demo",
-            "--data",
-            DATA,
-            "--output",
-            output.to_str().unwrap(),
-            "--steps",
-            "4",
-            "--batch",
-            "4",
-            "--generative-batch",
-            "4",
-            "--learning-rate",
-            "1e-4",
-            "--temperature",
-            "0.05",
-            "--save-every",
-            "2",
-            "--seed",
-            "1",
-            "--eval-data",
-            DATA,
-            "--eval-every",
-            "2",
-            "--dimensions",
-            "64,32",
-            "--format",
-            "json",
-        ],
-        "",
-    );
+    let out = output.to_str().unwrap();
+    let base = ["train", "--model", "demo", "--data", DATA, "--output", out, "--steps", "4"];
+    let batch = ["--batch", "4", "--generative-batch", "4", "--seed", "1", "--dimensions", "64,32"];
+    let rates = ["--learning-rate", "1e-4", "--temperature", "0.05", "--save-every", "2"];
+    let args = [&base[..], &batch, &rates].concat();
+    let evaluation = ["--eval-data", DATA, "--eval-every", "2", "--format", "json"];
+    let ran = run(&[&args[..], &evaluation].concat(), "");
     let stderr = ran.stderr.clone();
     let found = objects(&ran.ok());
     let lines = metrics(&output);
@@ -131,32 +104,7 @@ fn the_program_trains_a_model_that_loads() {
     assert_ne!(vectors[0][0].vector, vectors[1][0].vector);
 
     // Again: it has ended, and says so without a step.
-    let again = run(
-        &[
-            "train",
-            "--model",
-            "demo",
-            "--data",
-            DATA,
-            "--output",
-            output.to_str().unwrap(),
-            "--steps",
-            "4",
-            "--batch",
-            "4",
-            "--generative-batch",
-            "4",
-            "--learning-rate",
-            "1e-4",
-            "--temperature",
-            "0.05",
-            "--seed",
-            "1",
-            "--dimensions",
-            "64,32",
-        ],
-        "",
-    );
+    let again = run(&args, "");
     let stderr = again.stderr.clone();
     again.ok();
     assert!(!stderr.contains("step "), "{stderr}");
@@ -260,6 +208,7 @@ fn runs_that_cannot_be_are_refused_in_one_line() {
         (vec!["--steps", "0"], vec!["--steps: expected 1 or more, found 0"]),
         (vec!["--learning-rate", "0"], vec!["--learning-rate: expected a number above 0"]),
         (vec!["--temperature", "0"], vec!["--temperature: expected a number above 0"]),
+        (vec!["--max-spike=-1"], vec!["--max-spike: expected a number from 0 on"]),
         (vec!["--warmup", "2"], vec!["--warmup: expected a share from 0 to 1"]),
         (vec!["--dimensions", "500"], vec!["--dimensions: expected 1 to 192, found 500"]),
         (vec!["--chunk-tokens", "0"], vec!["--chunk-tokens: expected 1 or more tokens"]),
@@ -311,6 +260,30 @@ fn numbers_that_are_not_finite_stop_the_run() {
         assert!(error.contains(part), "{error}");
     }
     assert!(!output.join("model.safetensors").exists());
+}
+
+/// A gradient that is too long for those before it stops the run, names the samples, and counts the
+/// steps before the run was resumed; the run may go on with another limit, and has its usual bits.
+#[test]
+fn a_spike_stops_the_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let (whole, cut) = (folder.path().join("whole"), folder.path().join("cut"));
+    let options = options().steps(Some(20)).save_every(1);
+    train_until(&whole, &options, None).unwrap();
+    // A limit below 1 takes every gradient for too long, once there are enough to compare with.
+    let strict = options.clone().max_spike(0.001);
+    for _ in 0..2 {
+        let error = train_until(&cut, &strict, None).unwrap_err().to_string();
+        let parts =
+            ["gradient_norm of step 17 (", "examples/train/pairs.jsonl:", "`max_spike` says"];
+        assert!(parts.iter().all(|part| error.contains(part)), "{error}");
+    }
+    train_until(&cut, &options, Some(18)).unwrap();
+    let error = train_until(&cut, &strict, None).unwrap_err().to_string();
+    assert!(error.contains("gradient_norm of step 19 ("), "{error}");
+    train_until(&cut, &options, None).unwrap();
+    assert_eq!(metrics(&cut), metrics(&whole));
+    assert!(weights(&cut) == weights(&whole), "other weights");
 }
 
 /// The nearest passages that are not the query's own, and that are far enough.

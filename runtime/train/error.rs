@@ -76,6 +76,21 @@ pub enum Error {
         /// Its value.
         found: f64,
     },
+    /// A gradient is far longer than those before it. Look at the samples of the batch that is named,
+    /// lower the learning rate, or raise the limit; a run with the same output goes on from its last
+    /// state.
+    #[error(
+        "{what}: expected about {usual:.3} as in the steps before, found {found:.3}; `max_spike` \
+         says how much is too much"
+    )]
+    Spike {
+        /// Which number it is, and of which batch.
+        what: String,
+        /// Its value.
+        found: f64,
+        /// Its median in the steps before.
+        usual: f64,
+    },
     /// An option has an invalid value. Choose one that the message allows.
     #[error("{option}: expected {expected}, found {found}")]
     Option {
@@ -97,21 +112,20 @@ impl Error {
 }
 
 impl Error {
-    /// Names the step and the samples of a batch whose numbers are not finite.
-    pub(crate) fn in_batch(self, step: usize, batch: &Batch) -> Self {
-        let Self::NotFinite { what, found } = self else { return self };
+    /// Names the step and the samples of a batch whose numbers are not finite, or too large.
+    pub(crate) fn in_batch(mut self, step: usize, batch: &Batch) -> Self {
+        let (Self::NotFinite { what, .. } | Self::Spike { what, .. }) = &mut self else {
+            return self;
+        };
         let pairs = batch.pairs.iter().map(|group| &group.place);
         let mut places = pairs.chain(batch.texts.iter().map(|text| &text.place));
-        let names = |place: &Place| format!("{}:{}", place.path.display(), place.line);
-        let first: Vec<String> = places.by_ref().take(8).map(names).collect();
+        let first: Vec<String> = places.by_ref().take(8).map(Place::to_string).collect();
         let more = match places.count() {
             0 => String::new(),
             more => format!(" and {more} more"),
         };
-        Self::NotFinite {
-            what: format!("{what} of step {step} ({}{more})", first.join(", ")),
-            found,
-        }
+        *what += &format!(" of step {step} ({}{more})", first.join(", "));
+        self
     }
 }
 

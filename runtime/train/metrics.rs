@@ -56,11 +56,16 @@ pub struct Evaluation {
     pub loss: Option<f64>,
 }
 
+/// Steps whose gradients say what is usual, at least and at most.
+const USUAL: [usize; 2] = [16, 32];
+
 /// Writes the metrics of a run.
 pub(crate) struct Metrics {
     path: PathBuf,
     file: File,
     events: Events,
+    /// Norms of the last steps' gradients.
+    norms: Vec<f64>,
 }
 
 impl Metrics {
@@ -73,10 +78,12 @@ impl Metrics {
             Err(e) if e.kind() == ErrorKind::NotFound => Vec::new(),
             Err(e) => return Err(Error::io(path)(e)),
         };
+        let mut norms = Vec::new();
         let done = |line: &&[u8]| {
-            let line: Option<Value> = serde_json::from_slice(line).ok();
-            let number = line.as_ref().and_then(|line| line.get("step")?.as_u64());
-            number.is_some_and(|number| number <= step as u64)
+            let line: Value = serde_json::from_slice(line).unwrap_or_default();
+            let done = line["step"].as_u64().is_some_and(|number| number <= step as u64);
+            norms.extend(line["gradient_norm"].as_f64().filter(|_| done));
+            done
         };
         let kept: Vec<&[u8]> = before.split(|&b| b == b'\n').filter(done).collect();
         let mut text = kept.join(&b'\n');
@@ -86,11 +93,20 @@ impl Metrics {
         replace(&path, &text)?;
         let file = OpenOptions::new().append(true).open(&path).map_err(Error::io(&path))?;
         let events = Events::create(folder, step).map_err(Error::io(folder))?;
-        Ok(Self { path, file, events })
+        Ok(Self { path, file, events, norms })
+    }
+
+    /// Returns the median norm of the last steps' gradients, if there are enough of them.
+    pub(crate) fn usual_norm(&self) -> Option<f64> {
+        let last = self.norms.iter().rev().take(USUAL[1]);
+        let mut norms: Vec<f64> = last.copied().collect();
+        norms.sort_by(f64::total_cmp);
+        norms.get(norms.len() / 2).copied().filter(|_| norms.len() >= USUAL[0])
     }
 
     /// Writes the line of a step.
     pub(crate) fn write(&mut self, of: &StepMetrics) -> Result<()> {
+        self.norms.push(of.gradient_norm);
         let value = serde_json::to_value(of).unwrap_or_default();
         self.file.write_all(format!("{value}\n").as_bytes()).map_err(Error::io(&self.path))?;
         let scalars: Vec<(&str, f64)> = match &value {

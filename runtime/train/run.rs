@@ -47,6 +47,9 @@ pub struct Options {
     pub weight_decay: f32,
     /// Norm to which a longer gradient is clipped.
     pub max_gradient_norm: f64,
+    /// How many times the usual norm (the median of the last 32 steps, of at least 16) a gradient
+    /// may have; a step with a longer one is not taken, and the run ends. 0 for no limit.
+    pub max_spike: f64,
     /// Tokens that go through the model at once.
     pub chunk_tokens: usize,
     /// Whether the activations of all layers are kept, or each layer runs again on the way back;
@@ -74,6 +77,7 @@ gritlm_model::setters!(Options {
     warmup: f64,
     weight_decay: f32,
     max_gradient_norm: f64,
+    max_spike: f64,
     chunk_tokens: usize,
     keep_activations: Option<bool>,
     save_every: usize,
@@ -98,6 +102,7 @@ impl Default for Options {
             epsilon: 1e-8,
             weight_decay: 0.0,
             max_gradient_norm: 1.0,
+            max_spike: 100.0,
             chunk_tokens: 1024,
             keep_activations: None,
             save_every: 100,
@@ -241,6 +246,9 @@ pub fn train<O: Backward>(
         if !norm.is_finite() {
             return Err(name(Error::NotFinite { what: "gradient_norm".into(), found: norm }));
         }
+        if let Some(usual) = metrics.usual_norm().filter(|usual| options.is_spike(norm, *usual)) {
+            return Err(name(Error::Spike { what: "gradient_norm".into(), found: norm, usual }));
+        }
         let p = options.step(step, steps, norm);
         trainer.update(p)?;
         let seconds = start.elapsed().as_secs_f64();
@@ -358,6 +366,9 @@ impl Options {
             let found = self.max_gradient_norm.to_string();
             return wrong("max_gradient_norm", "a number above 0", found);
         }
+        if !(self.max_spike.is_finite() && self.max_spike >= 0.0) {
+            return wrong("max_spike", "a number from 0 on", self.max_spike.to_string());
+        }
         if !(self.weight_decay.is_finite() && self.weight_decay >= 0.0) {
             return wrong("weight_decay", "a number from 0 on", self.weight_decay.to_string());
         }
@@ -365,6 +376,11 @@ impl Options {
             return wrong("dtype", "f32, f16 or bf16", self.dtype.to_string());
         }
         Ok(())
+    }
+
+    /// Returns whether a gradient is so long that a step along it would do harm.
+    fn is_spike(&self, norm: f64, usual: f64) -> bool {
+        self.max_spike > 0.0 && norm > self.max_spike * usual
     }
 
     /// Returns the optimiser's step for a gradient of this norm.

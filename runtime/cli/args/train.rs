@@ -75,6 +75,10 @@ struct OptimizerArgs {
     /// Norm to which a longer gradient is clipped
     #[arg(long, value_name = "NORM", default_value_t = Options::default().max_gradient_norm)]
     max_gradient_norm: f64,
+    /// Stop before a step whose gradient is so many times as long as usual (the median of the last 32
+    /// steps), and name its batch; 0 never
+    #[arg(long, value_name = "FACTOR", default_value_t = Options::default().max_spike)]
+    max_spike: f64,
 }
 
 #[derive(Group)]
@@ -242,6 +246,7 @@ impl Train {
             .warmup(self.optimizer.warmup)
             .weight_decay(self.optimizer.weight_decay)
             .max_gradient_norm(self.optimizer.max_gradient_norm)
+            .max_spike(self.optimizer.max_spike)
             .chunk_tokens(r.chunk_tokens)
             .keep_activations(r.recompute.then_some(false))
             .save_every(r.save_every)
