@@ -5,15 +5,9 @@
 // and values in pages. A workgroup has 16 keys of a run of sequences that continue each other, and one
 // key/value head; a job is one of these sequences with those of its query vectors that see any of the
 // keys. It walks the jobs' vectors, 16 at a time, in order: the w and ds of a block go through
-// workgroup memory, and nobody else writes the gradients of its keys. See attention_pair.wgsl. Bound by
+// workgroup memory, and nobody else writes the gradients of its keys. See attention_vectors.wgsl. Bound by
 // loads from the caches. Twin: model/cpu/attention_backward.rs.
 
-@group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> keys: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read> values: array<vec4<f32>>;
-@group(0) @binding(4) var<storage, read> lists: array<u32>;
-@group(0) @binding(5) var<storage, read> dout: array<vec4<f32>>;
-@group(0) @binding(6) var<storage, read> stats: array<vec2<f32>>;
 @group(0) @binding(7) var<storage, read_write> dk: array<f32>;
 @group(0) @binding(8) var<storage, read_write> dv: array<f32>;
 
@@ -104,27 +98,6 @@ fn main(
     put(to, x + SIDE, ks[1], vs[1]);
     put(to, x + 2u * SIDE, ks[2], vs[2]);
     put(to, x + 3u * SIDE, ks[3], vs[3]);
-}
-
-// Columns 4 c and on of the vector that begins at element `at`.
-fn query(at: u32, c: u32) -> vec4<f32> {
-    if p.head_dim % 4u == 0u {
-        return q[at / 4u + c];
-    }
-    let i = at + 4u * c;
-    let v = vec4(q[i / 4u][i % 4u], q[(i + 1u) / 4u][(i + 1u) % 4u],
-        q[(i + 2u) / 4u][(i + 2u) % 4u], q[(i + 3u) / 4u][(i + 3u) % 4u]);
-    return select(vec4(0.0), v, vec4(4u * c) + vec4(0u, 1u, 2u, 3u) < vec4(p.head_dim));
-}
-
-fn dout_of(at: u32, c: u32) -> vec4<f32> {
-    if p.head_dim % 4u == 0u {
-        return dout[at / 4u + c];
-    }
-    let i = at + 4u * c;
-    let v = vec4(dout[i / 4u][i % 4u], dout[(i + 1u) / 4u][(i + 1u) % 4u],
-        dout[(i + 2u) / 4u][(i + 2u) % 4u], dout[(i + 3u) / 4u][(i + 3u) % 4u]);
-    return select(vec4(0.0), v, vec4(4u * c) + vec4(0u, 1u, 2u, 3u) < vec4(p.head_dim));
 }
 
 fn put(at: u32, c: u32, k: vec4<f32>, v: vec4<f32>) {

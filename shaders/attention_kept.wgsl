@@ -5,13 +5,9 @@
 // head_dim) of one layer. A workgroup has 16 query vectors of one sequence and one key/value head, and
 // walks the keys that any of them sees: the scores of a block go through workgroup memory, each
 // invocation rescales its columns when the largest grows (online softmax) and adds the weighted
-// values. See attention_pair.wgsl. Bound by loads from the caches, two for each product.
+// values. See attention_vectors.wgsl. Bound by loads from the caches, two for each product.
 // Twin: model/cpu/attention.rs.
 
-@group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> keys: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read> values: array<vec4<f32>>;
-@group(0) @binding(4) var<storage, read> lists: array<u32>;
 @group(0) @binding(5) var<storage, read_write> out: array<f32>;
 @group(0) @binding(6) var<storage, read_write> lse: array<f32>;
 
@@ -95,17 +91,6 @@ fn main(
         let query_head = head * p.group + m % p.group;
         lse[(row + m / p.group) * p.lse_stride + query_head] = largest + ln(sum);
     }
-}
-
-// Columns 4 c and on of the vector that begins at element `at`.
-fn query(at: u32, c: u32) -> vec4<f32> {
-    if p.head_dim % 4u == 0u {
-        return q[at / 4u + c];
-    }
-    let i = at + 4u * c;
-    let v = vec4(q[i / 4u][i % 4u], q[(i + 1u) / 4u][(i + 1u) % 4u],
-        q[(i + 2u) / 4u][(i + 2u) % 4u], q[(i + 3u) / 4u][(i + 3u) % 4u]);
-    return select(vec4(0.0), v, vec4(4u * c) + vec4(0u, 1u, 2u, 3u) < vec4(p.head_dim));
 }
 
 fn put(at: u32, c: u32, v: vec4<f32>) {

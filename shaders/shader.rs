@@ -104,6 +104,8 @@ const GROUPED: &str = include_str!("grouped.wgsl");
 const ORDER: &str = include_str!("order.wgsl");
 const LN: &str = include_str!("ln.wgsl");
 const PAIR: &str = include_str!("attention_pair.wgsl");
+const VECTORS: &str = include_str!("attention_vectors.wgsl");
+const DOUT: &str = include_str!("attention_dout.wgsl");
 
 /// Sums across a workgroup, without and with subgroups.
 const REDUCE: Option<[&str; 2]> =
@@ -210,14 +212,26 @@ shader!(RMSNORM_BACKWARD, "rmsnorm_backward", REDUCE, [], [Read, Read, Read, Wri
 shader!(RMSNORM_WEIGHT, "rmsnorm_weight", None, [], [Read, Read, Read, Write, Write]);
 shader!(ROUTE_BACKWARD, "route_backward", None, [], [Read, Read, Read, Read, Write]);
 shader!(EXPERT_BACKWARD, "expert_backward", REDUCE, [], [Read, Read, Write, Write, Write]);
-shader!(ATTENTION_KEPT, "attention_kept", None, [LN, PAIR], [Read, Read, Read, Read, Write, Write]);
+shader!(
+    ATTENTION_KEPT,
+    "attention_kept",
+    None,
+    [LN, PAIR, VECTORS],
+    [Read, Read, Read, Read, Write, Write]
+);
 shader!(ATTENTION_DELTA, "attention_delta", None, [PAIR], [Read, Read, Read, Write]);
-shader!(ATTENTION_DQ, "attention_dq", None, [PAIR], [Read, Read, Read, Read, Read, Read, Write]);
+shader!(
+    ATTENTION_DQ,
+    "attention_dq",
+    None,
+    [PAIR, VECTORS, DOUT],
+    [Read, Read, Read, Read, Read, Read, Write]
+);
 shader!(
     ATTENTION_DKV,
     "attention_dkv",
     None,
-    [PAIR],
+    [PAIR, VECTORS, DOUT],
     [Read, Read, Read, Read, Read, Read, Write, Write]
 );
 shader!(CROSS_ENTROPY, "cross_entropy", None, [LN], [Write, Read, Write]);

@@ -274,8 +274,8 @@ pub trait Backward: Ops {
         dba: [&mut Self::Buffer; 2],
     );
 
-    /// See [`AdamW`], whose `1 − βᵗ` are computed in f64: writes `w`, a matrix of [`Backward::parameters`], and the two moments, which
-    /// are shaped as it.
+    /// See [`AdamW`], whose `1 − βᵗ` are computed in f64: writes `w`, a matrix of
+    /// [`Backward::parameters`], and the two moments, which are shaped as it.
     fn adamw(
         &self,
         p: AdamW,
