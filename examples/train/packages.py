@@ -20,7 +20,6 @@ from collections import Counter, defaultdict
 FIND = "Find the software package that fits the description."
 SECTION = "In which section would it be?"
 SUMMARY = "Say in one line what it is."
-# Sections are told by their last part: "contrib/net" is "net".
 
 
 def dumpavail():
@@ -38,7 +37,29 @@ def dumpavail():
         short, _, long = description.partition("\n")
         long = re.sub(r"\s+", " ", long.replace("\n.\n", " ")).strip()
         if len(long) >= 80 and short:
-            yield dict(name=fields["Package"], short=short, long=cut(long), section=fields.get("Section", ""))
+            section, homepage = fields.get("Section", ""), fields.get("Homepage", "")
+            yield dict(name=fields["Package"], short=short, long=cut(long), section=section, homepage=homepage)
+
+
+def read(path):
+    """Records of a JSONL file, compressed or not."""
+    return [json.loads(line) for line in (gzip.open(path, "rt") if path.suffix == ".gz" else open(path))]
+
+
+def records_of(args):
+    """The records to train on and those that are held out, as the arguments say."""
+    records = read(args.records) if args.records else list(dumpavail())
+    if args.heldout:
+        heldout = read(args.heldout)
+        names = {record["name"] for record in heldout}
+        return [record for record in records if record["name"] not in names], heldout
+    random.Random(args.seed).shuffle(records)
+    return records[len(records) // 29 :], records[: len(records) // 29]
+
+
+def section(record):
+    """The last part of a section: net for contrib/net."""
+    return record["section"].rsplit("/", 1)[-1]
 
 
 def cut(text, limit=420):
@@ -50,28 +71,29 @@ def cut(text, limit=420):
 
 
 def words(record):
-    return set(re.findall(r"[a-z]{3,}", (record["name"] + " " + record["long"]).lower()))
+    return sorted(set(re.findall(r"[a-z]{3,}", (record["name"] + " " + record["long"]).lower())))
 
 
 def neighbours(records, rng, others=40):
     """For each record another one of its section: of some, the one with most words in common."""
+    own = {record["name"]: words(record) for record in records}
     sections = defaultdict(list)
     for record in records:
         sections[record["section"]].append(record)
-    common = Counter(word for record in records for word in words(record))
-    weight = {word: 1 / count for word, count in common.items()}
+    weight = {word: 1 / count for word, count in Counter(word for all in own.values() for word in all).items()}
     for record in records:
-        own = words(record)
+        known = set(own[record["name"]])
+        # Added in the words' order: the same records give the same sums.
+        common = lambda r: sum(weight[word] for word in own[r["name"]] if word in known)
         pool = [r for r in rng.sample(sections[record["section"]], min(others, len(sections[record["section"]])))
                 if r["name"] != record["name"] and r["short"] != record["short"]] or [rng.choice(records)]
-        yield record, max(pool, key=lambda r: sum(weight[word] for word in own & words(r)))
+        yield record, max(pool, key=common)
 
 
 def write(folder, records, seed):
     folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(seed)
     passage = lambda r: f"{r['name']}: {r['long']}"
-    section = lambda r: r["section"].rsplit("/", 1)[-1]
     with open(folder / "pairs.jsonl", "w") as pairs, open(folder / "conversations.jsonl", "w") as talks, \
             open(folder / "documents.jsonl", "w") as documents:
         for record, other in neighbours(records, rng):
@@ -91,15 +113,7 @@ def main():
     parser.add_argument("--heldout", type=pathlib.Path, help="JSONL of records that are held out, instead of one of 29")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    read = lambda path: [json.loads(l) for l in (gzip.open(path, "rt") if path.suffix == ".gz" else open(path))]
-    records = read(args.records) if args.records else list(dumpavail())
-    if args.heldout:
-        heldout = read(args.heldout)
-        names = {record["name"] for record in heldout}
-        train = [record for record in records if record["name"] not in names]
-    else:
-        random.Random(args.seed).shuffle(records)
-        heldout, train = records[: len(records) // 29], records[len(records) // 29 :]
+    train, heldout = records_of(args)
     write(args.output / "train", train, args.seed)
     write(args.output / "heldout", heldout, args.seed + 1)
     print(f"{args.output}: {len(train)} packages to train on, {len(heldout)} held out")
