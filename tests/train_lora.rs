@@ -237,6 +237,12 @@ fn starts_and_dropout() {
     assert_eq!(dropped.loss(&answers).unwrap(), before);
     assert_ne!(losses.generative, before);
     dropped.save_adapter(&path).unwrap();
+    // Vectors are those of the merged model: nothing is dropped.
+    let merged = open(folder.path(), Some(&path));
+    let merged = Trainer::new(Cpu, &merged, Objective::default(), 4096, true).unwrap();
+    let mut merged = merged.with_frequencies(reference.engine.frequencies());
+    let [a, b] = [dropped.embed(&queries).unwrap(), merged.embed(&queries).unwrap()];
+    assert!(relative_error(&a, &b) < 1e-5);
     let adapter = Adapter::open(&path, &base.config).unwrap();
     let (mut gone, mut all, mut masked) = (0, 0, Pairs::new());
     for tensor in adaptable(&base.config) {

@@ -5,7 +5,8 @@ use crate::shaders::covered;
 use crate::support::{data, long};
 use gritlm::model::cpu::Cpu;
 use gritlm::model::reference::relative_error;
-use gritlm::{Checkpoint, Device, Embed, Engine, Options};
+use gritlm::model::weights::Dtype;
+use gritlm::{Checkpoint, Device, Embed, Engine, Options, dot};
 use gritlm_shaders::adapters;
 use gritlm_train::{Batching, Ended, Event, Next, train};
 use pollster::block_on;
@@ -109,6 +110,57 @@ fn the_program_trains_a_model_that_loads() {
     again.ok();
     assert!(!stderr.contains("step "), "{stderr}");
     assert_eq!(metrics(&output).len(), 4);
+}
+
+/// What an evaluation tells is what the engine finds with the trained model.
+#[test]
+fn an_evaluation_is_what_the_engine_finds() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("out");
+    let options = options().evaluation(Some(DATA.into())).dtype(Dtype::F32);
+    let Ended::Done { evaluation: Some(found) } = train_until(&output, &options, None).unwrap()
+    else {
+        panic!("expected an evaluation");
+    };
+    let engine = Options::default().device(Device::Cpu);
+    let engine = Engine::open(output.to_str().unwrap(), &engine).unwrap();
+    let vector = |of: &Value| {
+        let (instruction, text) = match of {
+            Value::Array(both) => (both[0].as_str().unwrap(), both[1].as_str().unwrap()),
+            text => ("", text.as_str().unwrap()),
+        };
+        engine.embed(&[text], &Embed::with_instruction(instruction)).unwrap().remove(0).vector
+    };
+    let pairs = objects(&fs::read_to_string(format!("{DATA}/pairs.jsonl")).unwrap());
+    // The first positive passages, and all negative ones.
+    let firsts = pairs.iter().map(|line| &line["pos"][0]);
+    let negatives = pairs.iter().flat_map(|line| line["neg"].as_array().unwrap());
+    let mut passages: Vec<&Value> = Vec::new();
+    for one in firsts.chain(negatives) {
+        if !passages.contains(&one) {
+            passages.push(one);
+        }
+    }
+    let vectors: Vec<Vec<f32>> = passages.iter().map(|one| vector(one)).collect();
+    let ranks: Vec<usize> = pairs
+        .iter()
+        .map(|line| {
+            let query = vector(&line["query"]);
+            let wanted = passages.iter().position(|one| *one == &line["pos"][0]).unwrap();
+            let own = dot(&query, &vectors[wanted]);
+            vectors.iter().filter(|other| dot(&query, other) > own).count()
+        })
+        .collect();
+    // Some are found at once, and some are not found: otherwise the shares would say little.
+    assert!(ranks.contains(&0) && ranks.iter().any(|&rank| rank >= 10), "{ranks:?}");
+    let mean = |gain: &dyn Fn(usize) -> f64| {
+        Some(ranks.iter().map(|&rank| gain(rank)).sum::<f64>() / ranks.len() as f64)
+    };
+    assert_eq!(found.recall_at_1, mean(&|rank| f64::from(u8::from(rank == 0))));
+    assert_eq!(found.recall_at_10, mean(&|rank| f64::from(u8::from(rank <= 9))));
+    let gain = |rank: usize| if rank <= 9 { ((rank + 2) as f64).log2().recip() } else { 0.0 };
+    assert!((found.ndcg_at_10.unwrap() - mean(&gain).unwrap()).abs() < 1e-12);
+    assert!(found.loss.unwrap() > 0.0);
 }
 
 /// Stopped and resumed at every step, a run takes the same steps to the last bit.
@@ -362,6 +414,16 @@ fn a_model_from_scratch() {
         let args: Vec<&str> = args.iter().chain(more).copied().collect();
         (run(&args, ""), output)
     };
+    let start = gritlm_train::scratch(&config, Path::new(DATA), 0).unwrap();
+    // Four projections add to the residual stream of two layers: theirs are half as large.
+    for (name, expected) in
+        [("self_attn.q_proj", 0.02), ("self_attn.o_proj", 0.01), ("mlp.down_proj", 0.01)]
+    {
+        let values = start.weights.get(&format!("model.layers.1.{name}.weight")).unwrap().to_f32();
+        let squares: f32 = values.iter().map(|v| v * v).sum();
+        let deviation = (squares / values.len() as f32).sqrt();
+        assert!((deviation / expected - 1.0).abs() < 0.1, "{name}: {deviation}");
+    }
     let (ran, first) = train("first", "0");
     ran.ok();
     let lines = metrics(&first);
