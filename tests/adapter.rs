@@ -1,7 +1,10 @@
 //! Adapters in PEFT's format: merged while loading and on disk, the same bits; bad ones by name.
 
 use crate::cli::run;
+use crate::serve_clients::{evaluation, runs};
 use crate::support::{close, data};
+use crate::train_lora::in_f32;
+use gritlm::batch::{Output, Sequence, Want};
 use gritlm::model::adapter::{Adapter, Lora, adaptable, names};
 use gritlm::model::config::Config;
 use gritlm::model::reference::{self, relative_error};
@@ -111,6 +114,42 @@ fn merged_is_the_formula() {
                 assert!(relative_error(&tensor.to_f32(), &expected) > 0.01, "{name}: no change");
             }
         }
+    }
+}
+
+/// The library itself computes with an adapter of ours what we do, and we what it does with its own.
+#[test]
+fn peft_and_gritlm_agree() {
+    let Some(python) = evaluation("peft_and_gritlm_agree") else { return };
+    let (base, output) = (in_f32("mistral-tiny"), tempfile::tempdir().unwrap());
+    let (model, ours) = (config("mistral-tiny"), output.path().join("ours"));
+    let targets = ["q_proj", "v_proj", "down_proj"];
+    let mut options = options(3, &targets);
+    options["base_model_name_or_path"] = base.path().to_str().unwrap().into();
+    write(&ours, &options, &random(&model, 3, &targets, 9));
+    let tokens = [1, 5, 9, 20, 33, 47, 60];
+    let given =
+        json!({ "base": base.path(), "adapter": ours, "tokens": tokens, "output": output.path() });
+    runs(&python, "peft_adapter.py", &given);
+    let found = fs::read(output.path().join("logits.json")).unwrap();
+    let found: BTreeMap<String, Vec<f32>> = serde_json::from_slice(&found).unwrap();
+    let logits = |adapter: Option<&str>| {
+        let path = adapter.map(|name| output.path().join(name));
+        let options = Options::default().device(Device::Cpu).adapter(path);
+        let engine = Engine::open(base.path().to_str().unwrap(), &options).unwrap();
+        let (mut cache, mask) = (engine.cache(), engine.generation_mask());
+        let sequence = Sequence { tokens: &tokens, cache: &mut cache, mask, want: Want::AllLogits };
+        match engine.run(&mut [sequence]).unwrap().pop() {
+            Some(Output::Logits(logits)) => logits,
+            other => panic!("expected logits, found {other:?}"),
+        }
+    };
+    let plain = logits(None);
+    assert_eq!(found.len(), 4);
+    for (name, expected) in &found {
+        let here = logits(Some(name));
+        close(&format!("logits with {name}"), &here, expected, 1e-5);
+        assert!(relative_error(&plain, &here) > 1e-3, "{name} changes nothing");
     }
 }
 

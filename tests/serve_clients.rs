@@ -41,7 +41,7 @@ fn clients(test: &str) -> Option<String> {
 }
 
 /// The Python with the evaluation programs.
-fn evaluation(test: &str) -> Option<String> {
+pub(crate) fn evaluation(test: &str) -> Option<String> {
     named(test, "GRITLM_EVALUATION", "Python with tests/clients/evaluation.txt")
 }
 
@@ -52,7 +52,7 @@ fn file(path: &str) -> PathBuf {
 
 /// Runs a script of tests/clients on these values; it prints what it has checked.
 #[track_caller]
-fn runs(python: &str, script: &str, given: &Value) {
+pub(crate) fn runs(python: &str, script: &str, given: &Value) {
     let mut command = Command::new(python);
     command.arg(file("tests/clients").join(script));
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());

@@ -20,7 +20,7 @@ use tempfile::TempDir;
 const MODELS: [&str; 3] = ["mistral-tiny", "mistral-odd", "mixtral-tiny"];
 
 /// A copy of a model whose weights are f32, so that merging an adapter rounds nothing.
-fn in_f32(model: &str) -> TempDir {
+pub(crate) fn in_f32(model: &str) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     for file in ["config.json", "tokenizer.json"] {
         fs::copy(data(model).join(file), folder.path().join(file)).unwrap();
