@@ -26,6 +26,11 @@ fn replay(target: &str) {
 }
 
 #[test]
+fn adapter() {
+    replay("adapter");
+}
+
+#[test]
 fn chat_request() {
     replay("chat_request");
 }
@@ -58,6 +63,11 @@ fn store() {
 #[test]
 fn tokenizer() {
     replay("tokenizer");
+}
+
+#[test]
+fn training() {
+    replay("training");
 }
 
 /// A corpus without a target would never be read.

@@ -1,9 +1,10 @@
 //! Files of a checkpoint.
 
+use gritlm::model::adapter::{Adapter, CONFIG, Lora, WEIGHTS};
 use gritlm::model::config::Config;
 use gritlm::model::gguf::Gguf;
 use gritlm::model::tokenizer::Tokenizer;
-use gritlm::model::weights::{Dtype, Weights, parse_index};
+use gritlm::model::weights::{Dtype, Tensor, Weights, parse_index};
 use std::path::Path;
 
 /// A model of one layer, small enough for a header to be mutated into its own.
@@ -70,6 +71,35 @@ pub(super) fn safetensors(input: &[u8]) {
             assert_eq!(tensor.bytes().len(), tensor.dtype().bytes(elements));
         }
         assert!(weights.bytes() > 0 || sum == 0);
+    }
+}
+
+/// An adapter: `adapter_config.json`, and behind a zero the header of its matrices.
+pub(super) fn adapter(input: &[u8]) {
+    let folder = super::folder();
+    let split = input.iter().position(|&byte| byte == 0).unwrap_or(input.len());
+    let (options, header) = input.split_at(split);
+    let write = |name: &str, bytes: &[u8]| {
+        std::fs::write(folder.path().join(name), bytes).expect("a file");
+    };
+    write(CONFIG, options);
+    write(WEIGHTS, &with_header(header.get(1..).unwrap_or_default()));
+    let config = small();
+    if let Ok(lora) = Lora::parse(options, Path::new(CONFIG)) {
+        let again = Lora::parse(lora.to_json("base", &config).as_bytes(), Path::new(CONFIG));
+        // What is written lacks modules that the model has not; all else is what was read.
+        let again = again.map(|again| again.targets(lora.targets.clone()));
+        assert!(again.is_err() || again.is_ok_and(|again| again == lora));
+    }
+    if let Ok(adapter) = Adapter::open(folder.path(), &config) {
+        for (name, [a, b]) in adapter.pairs() {
+            assert_eq!((a.shape()[0], b.shape()[1]), (adapter.lora().rank, adapter.lora().rank));
+            let tensor = Tensor::from_f32(
+                &[b.shape()[0], a.shape()[1]],
+                &vec![1.0; b.shape()[0] * a.shape()[1]],
+            );
+            assert_eq!(adapter.merged(name, &tensor, Dtype::F32).shape(), tensor.shape());
+        }
     }
 }
 

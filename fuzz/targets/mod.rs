@@ -6,12 +6,14 @@ mod checkpoint;
 mod documents;
 mod serve;
 mod store;
+mod training;
 
 /// What a target does with an input.
 type Entry = fn(&[u8]);
 
 /// The targets, by the names of their corpora.
-pub(crate) const TARGETS: [(&str, Entry); 7] = [
+pub(crate) const TARGETS: [(&str, Entry); 9] = [
+    ("adapter", checkpoint::adapter),
     ("chat_request", serve::request),
     ("config", checkpoint::config),
     ("documents", documents::read),
@@ -19,6 +21,7 @@ pub(crate) const TARGETS: [(&str, Entry); 7] = [
     ("safetensors", checkpoint::safetensors),
     ("store", store::mutated),
     ("tokenizer", checkpoint::tokenizer),
+    ("training", training::lines),
 ];
 
 /// Gives an input to a target.
