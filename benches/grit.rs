@@ -86,13 +86,13 @@ fn main() -> Result<()> {
     println!("| model | recall@1 | recall@10 | nDCG@10 | loss |");
     println!("|---|---|---|---|---|");
     for found in &all {
-        let shares = MEASURES.map(|(_, gain)| format!("{:.3}", mean(&found.ranks, gain)));
+        let shares = MEASURES.map(|gain| format!("{:.3}", mean(&found.ranks, gain)));
         println!("| {} | {} | {:.4} |", found.name, shares.join(" | "), mean_loss(&found.losses));
     }
     println!("| {} minus | recall@1 | recall@10 | nDCG@10 | loss |", all[0].name);
     println!("|---|---|---|---|---|");
     for other in &all[1..] {
-        let gains = MEASURES.map(|(_, gain)| {
+        let gains = MEASURES.map(|gain| {
             let pairs: Vec<(f64, f64)> =
                 all[0].ranks.iter().zip(&other.ranks).map(|(&a, &b)| (gain(a), gain(b))).collect();
             interval(pairs.len(), |drawn| {
@@ -114,10 +114,11 @@ fn main() -> Result<()> {
 /// What a query is worth whose passage has so many before it.
 type Gain = fn(usize) -> f64;
 
-const MEASURES: [(&str, Gain); 3] = [
-    ("recall@1", |rank| f64::from(u8::from(rank < 1))),
-    ("recall@10", |rank| f64::from(u8::from(rank < 10))),
-    ("nDCG@10", |rank| if rank < 10 { 1.0 / (rank as f64 + 2.0).log2() } else { 0.0 }),
+/// Recall@1, recall@10 and nDCG@10.
+const MEASURES: [Gain; 3] = [
+    |rank| f64::from(u8::from(rank < 1)),
+    |rank| f64::from(u8::from(rank < 10)),
+    |rank| if rank < 10 { 1.0 / (rank as f64 + 2.0).log2() } else { 0.0 },
 ];
 
 fn mean(ranks: &[usize], gain: Gain) -> f64 {
