@@ -11,9 +11,8 @@
 //! * With `--prompts`, a prompt a line, each model answers greedily, in its own chat format.
 
 use gritlm::batch::{Output, Sequence, Want};
-use gritlm::{Device, Embed, Encoded, Engine, Options, Prompt, Sampling, dot};
-use gritlm_train::{Answer, Data, Encoder, Lengths, Text};
-use std::collections::HashMap;
+use gritlm::{Device, Embed, Encoded, Engine, Options, Prompt, Sampling};
+use gritlm_train::{Answer, Data, Encoder, Lengths, Retrieval, Text};
 use std::fs;
 use std::path::PathBuf;
 
@@ -69,7 +68,7 @@ fn main() -> Result<()> {
             Lengths::default().within(engine.config()),
         )?;
         let data = Data::open(&args.data, &encoder, 1)?;
-        let ranks = ranks(&engine, &encoder, &data, args.pairs.min(data.pairs()))?;
+        let ranks = ranks(&engine, &encoder, &data, args.pairs)?;
         let losses = (0..data.generative().min(args.answers))
             .map(|i| loss(&engine, &encoder.answer(&data.text(i)?)?))
             .collect::<Result<_>>()?;
@@ -142,36 +141,18 @@ fn interval(len: usize, value: impl Fn(&[usize]) -> f64) -> String {
     format!("{whole:+.3} ({:+.3} to {:+.3})", at(0.025), at(0.975))
 }
 
+/// Returns the ranks of the passages that the first queries should find.
 fn ranks(engine: &Engine, encoder: &Encoder<'_>, data: &Data, pairs: usize) -> Result<Vec<usize>> {
-    let (mut queries, mut wanted, mut passages) = (Vec::new(), Vec::new(), Vec::new());
-    let mut places: HashMap<Vec<u32>, usize> = HashMap::new();
-    for i in 0..data.pairs() {
-        let pair = data.pair(i)?;
-        for (n, passage) in pair.positives.iter().take(1).chain(&pair.negatives).enumerate() {
-            let text = encoder.passage(passage)?;
-            let place = *places.entry(text.tokens.clone()).or_insert_with(|| {
-                passages.push(text);
-                passages.len() - 1
-            });
-            if n == 0 && i < pairs {
-                queries.push(encoder.query(&pair.query)?);
-                wanted.push(place);
-            }
-        }
-    }
-    let embed = |texts: Vec<Text>| -> Result<Vec<Vec<f32>>> {
-        let encoded = |t: Text| Encoded { tokens: t.tokens, skip: t.skip, truncated: 0 };
-        let texts: Vec<Encoded> = texts.into_iter().map(encoded).collect();
+    let mut retrieval = Retrieval::new(data, encoder)?;
+    retrieval.queries.truncate(pairs);
+    let embed = |texts: &[Text]| -> Result<Vec<f32>> {
+        let encoded = |t: &Text| Encoded { tokens: t.tokens.clone(), skip: t.skip, truncated: 0 };
+        let texts: Vec<Encoded> = texts.iter().map(encoded).collect();
         let found = engine.embed_encoded(&texts, &Embed::default(), &mut |_| Ok(()))?;
-        Ok(found.into_iter().map(|embedding| embedding.vector).collect())
+        Ok(found.into_iter().flat_map(|embedding| embedding.vector).collect())
     };
-    let (queries, passages) = (embed(queries)?, embed(passages)?);
-    let rank = |(query, wanted): (&Vec<f32>, &usize)| {
-        let own = dot(query, &passages[*wanted]);
-        let nearer = passages.iter().enumerate();
-        nearer.filter(|(i, passage)| i != wanted && dot(query, passage) >= own).count()
-    };
-    Ok(queries.iter().zip(&wanted).map(rank).collect())
+    let (queries, passages) = (embed(&retrieval.queries)?, embed(&retrieval.passages)?);
+    Ok(retrieval.ranks(engine.config().dim, &queries, &passages))
 }
 
 /// Returns the sum of the losses of a conversation's learned tokens, and their number.

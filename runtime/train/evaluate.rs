@@ -12,23 +12,24 @@ use rayon::prelude::*;
 use std::collections::HashMap;
 use std::path::Path;
 
-/// Encoded samples to evaluate on.
-pub(crate) struct Evaluator {
-    queries: Vec<Text>,
+/// Queries, and the passages among which each should find one.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Retrieval {
+    /// The queries.
+    pub queries: Vec<Text>,
+    /// The first positive passages and all negative ones, each once.
+    pub passages: Vec<Text>,
     /// The first positive passage of each query, among `passages`.
     wanted: Vec<usize>,
-    /// The first positive passages and all negative ones, each once.
-    passages: Vec<Text>,
-    answers: Vec<Answer>,
 }
 
-impl Evaluator {
-    /// Reads and encodes all samples of a file or folder.
+impl Retrieval {
+    /// Reads and encodes all pairs of the data.
     ///
     /// # Errors
-    /// As [`Data::open`], and when a text cannot be encoded.
-    pub(crate) fn open(path: &Path, encoder: &Encoder<'_>) -> Result<Self> {
-        let data = Data::open(path, encoder, 1)?;
+    /// When a file changed, or a text cannot be encoded.
+    pub fn new(data: &Data, encoder: &Encoder<'_>) -> Result<Self> {
         let (mut queries, mut wanted, mut passages) = (Vec::new(), Vec::new(), Vec::new());
         let mut places = HashMap::new();
         for i in 0..data.pairs() {
@@ -45,8 +46,38 @@ impl Evaluator {
                 }
             }
         }
+        Ok(Self { queries, passages, wanted })
+    }
+
+    /// Returns, for each query, how many passages are nearer to it than the one that it should find.
+    /// `queries` and `passages (…, dim)` have length 1. Equal passages count as nearer, so that a
+    /// model whose vectors are all the same finds nothing.
+    pub fn ranks(&self, dim: usize, queries: &[f32], passages: &[f32]) -> Vec<usize> {
+        let rank = |(query, &wanted): (&[f32], &usize)| {
+            let own = dot(query, &passages[wanted * dim..][..dim]);
+            let all = passages.chunks_exact(dim).enumerate();
+            all.filter(|(i, passage)| *i != wanted && dot(query, passage) >= own).count()
+        };
+        queries.par_chunks_exact(dim).zip(&self.wanted).map(rank).collect()
+    }
+}
+
+/// Encoded samples to evaluate on.
+pub(crate) struct Evaluator {
+    retrieval: Retrieval,
+    answers: Vec<Answer>,
+}
+
+impl Evaluator {
+    /// Reads and encodes all samples of a file or folder.
+    ///
+    /// # Errors
+    /// As [`Data::open`], and when a text cannot be encoded.
+    pub(crate) fn open(path: &Path, encoder: &Encoder<'_>) -> Result<Self> {
+        let data = Data::open(path, encoder, 1)?;
         let answers = (0..data.generative()).map(|i| encoder.answer(&data.text(i)?));
-        Ok(Self { queries, wanted, passages, answers: answers.collect::<Result<_>>()? })
+        let answers = answers.collect::<Result<_>>()?;
+        Ok(Self { retrieval: Retrieval::new(&data, encoder)?, answers })
     }
 
     /// Evaluates the model as it is.
@@ -55,15 +86,10 @@ impl Evaluator {
     /// When the device is out of memory or fails.
     pub(crate) fn run<O: Backward>(&self, trainer: &mut Trainer<O>) -> Result<Evaluation> {
         let mut found = Evaluation::default();
-        if !self.queries.is_empty() {
-            let dim = trainer.config().dim;
-            let queries = trainer.embed(&self.queries)?;
-            let passages = trainer.embed(&self.passages)?;
-            let ranks: Vec<usize> = queries
-                .par_chunks_exact(dim)
-                .zip(&self.wanted)
-                .map(|(query, &wanted)| rank(query, &passages, wanted))
-                .collect();
+        let Retrieval { queries, passages, .. } = &self.retrieval;
+        if !queries.is_empty() {
+            let (queries, passages) = (trainer.embed(queries)?, trainer.embed(passages)?);
+            let ranks = self.retrieval.ranks(trainer.config().dim, &queries, &passages);
             let mean = |of: &dyn Fn(usize) -> f64| {
                 Some(ranks.iter().map(|&rank| of(rank)).sum::<f64>() / ranks.len() as f64)
             };
@@ -75,12 +101,4 @@ impl Evaluator {
         found.loss = trainer.loss(&self.answers)?;
         Ok(found)
     }
-}
-
-/// Returns how many passages are nearer to a query than passage `wanted`. Equal ones count as
-/// nearer, so that a model whose vectors are all the same finds nothing.
-fn rank(query: &[f32], passages: &[f32], wanted: usize) -> usize {
-    let own = dot(query, &passages[wanted * query.len()..][..query.len()]);
-    let all = passages.chunks_exact(query.len()).enumerate();
-    all.filter(|(i, passage)| *i != wanted && dot(query, passage) >= own).count()
 }

@@ -27,6 +27,7 @@ pub use batches::{Batch, Batches, Batching, Group};
 pub use data::{Data, Generative, Kind, MAX_LINE, Pair, Passage, Place, Spoken};
 pub use encode::{Answer, Encoded, Encoder, Lengths, Text};
 pub use error::{Error, Result};
+pub use evaluate::Retrieval;
 pub use gritlm_model::adapter::Lora;
 pub use memory::Plan;
 pub use merge::{Merged, merge};
