@@ -79,6 +79,21 @@ fn a_model_is_measured_on_every_device() {
 }
 
 #[test]
+fn a_filter_keeps_what_contains_it() {
+    let engine = Engine::random("tiny", Some(1), &options(&Device::Cpu)).unwrap();
+    let figures = |filter: &str| -> Vec<String> {
+        let plan = ModelPlan { filter: filter.into(), ..ModelPlan::quick(1) };
+        let mut record = Record::default();
+        model(&engine, &limits(&Device::Cpu), &plan, &mut record, &mut quiet()).unwrap();
+        record.rows.iter().map(|row| format!("{} {}", row.op, row.shape)).collect()
+    };
+    assert_eq!(figures("decode").len(), 2);
+    assert_eq!(figures("batch 4, context 16 of"), figures("decode batch 4,"));
+    assert_eq!(figures("batch 4,"), ["decode batch 4, context 16 of tiny with 1 layer"]);
+    assert!(figures("nothing").is_empty());
+}
+
+#[test]
 fn a_step_is_taken_apart_where_the_device_measures() {
     for (device, _) in devices() {
         let how = options(&device).profile(true);

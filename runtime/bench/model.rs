@@ -32,6 +32,8 @@ pub struct ModelPlan {
     pub apart: [(usize, usize); 2],
     /// Repeats of each figure; fewer if they would take longer than `seconds`.
     pub repeats: u32,
+    /// Only figures whose op and shape contain this.
+    pub filter: String,
     /// Seconds per figure. A figure that would take longer even at the device's limits is left
     /// out.
     pub seconds: f64,
@@ -66,6 +68,7 @@ impl ModelPlan {
             decode: [(1, 0)].into_iter().chain(decode).collect(),
             apart: [(1, 1024), fill(512)],
             repeats,
+            filter: String::new(),
             seconds: 20.0,
         }
     }
@@ -79,6 +82,7 @@ impl ModelPlan {
             decode: vec![(1, 16), (4, 16)],
             apart: [(1, 16), (4, 32)],
             repeats,
+            filter: String::new(),
             seconds: 10.0,
         }
     }
@@ -108,7 +112,10 @@ pub fn model(
         of("first token", &first),
         of("decode", &plan.decode),
     ];
-    let figures = figures.concat();
+    let mut figures = figures.concat();
+    figures.retain(|&(op, (sequences, tokens))| {
+        format!("{op} {}", named_shape(op, sequences, tokens, "")).contains(&plan.filter)
+    });
     for (done, &(op, (sequences, tokens))) in (1..).zip(&figures) {
         match bench.row(op, sequences, tokens, limits, plan) {
             Ok(row) => record.rows.push(row),

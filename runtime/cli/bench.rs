@@ -38,13 +38,14 @@ pub(super) fn run(command: &Bench, global: &Global, out: &mut Out) -> Result<()>
             };
             report(on_each_device(global, run)?, &how.output, out)
         }
-        Bench::Model { like, layers, quick, how } => {
+        Bench::Model { like, layers, quick, filter, how } => {
             let source = Source { global, like: like.as_deref(), layers: *layers };
             let plan = if *quick {
                 ModelPlan::quick(how.repeats)
             } else {
                 ModelPlan::new(global.options().batch_tokens, how.repeats)
             };
+            let plan = ModelPlan { filter: filter.clone(), ..plan };
             let run = |options: &Options, device: &str, record: &mut Record| {
                 measure_model(&source, options, device, &plan, record)
             };

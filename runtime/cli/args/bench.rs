@@ -44,6 +44,9 @@ pub(crate) enum Bench {
         /// The smallest sizes only
         #[arg(long)]
         quick: bool,
+        /// Only figures whose op and shape contain this, like `decode batch 1,`
+        #[arg(long, value_name = "TEXT", default_value = "")]
+        filter: String,
         #[command(flatten)]
         how: BenchHow,
     },
