@@ -5,13 +5,14 @@ use crate::support::{long, say};
 use gritlm::model::config::Config;
 use gritlm::model::cpu::Cpu;
 use gritlm::model::measure::Measure;
-use gritlm::model::ops::{LinearAdd, Ops};
+use gritlm::model::ops::{Attention, KvShape, Layout, LinearAdd, Mask, Ops, PAGE, Span};
 use gritlm::model::reference::relative_error;
 use gritlm::model::weights::{Dtype, Tensor, Weights};
 use gritlm_bench::case::{Case, stored_bytes};
 use gritlm_bench::cases::cases;
 use pollster::block_on;
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::path::Path;
 
 /// Largest relative error of a backend that computes and stores in f32.
@@ -112,6 +113,78 @@ fn weights_at_any_address() {
             }
         }
         assert_eq!(places.len(), 4);
+    }
+}
+
+/// A query far behind its first key has the same bits alone, when its pages are shared among the
+/// threads, and among many, when a thread has them all.
+#[test]
+fn a_long_context_alone_and_among_many() {
+    let (heads, kv_heads, head_dim, past, many) = (6, 2, 40, 4990, 30);
+    let pages = (past + many) / PAGE + 1;
+    let number = |i: usize| ((i * 7919) % 1009) as f32 / 250.0 - 2.0;
+    let shape = KvShape { layers: 1, pages, kv_heads, head_dim, dtype: Dtype::F32 };
+    let tokens = pages * PAGE;
+    let cached: Vec<f32> = (0..2 * kv_heads * tokens * head_dim).map(number).collect();
+    let q: Vec<f32> = (0..many * heads * head_dim).map(|i| number(3 * i + 1)).collect();
+    let table: Vec<u32> = (0..pages as u32).rev().collect();
+    let mut cache = Cpu.pages(shape).unwrap();
+    Cpu.import_pages(&mut cache, &table, tokens, 0, &cached);
+    let [h, k, d] = [heads, kv_heads, head_dim].map(|n| n as u32);
+    let p = Attention { heads: h, kv_heads: k, head_dim: d, layer: 0 };
+    for window in [None, Some(700)] {
+        let mask = Mask::Causal { window };
+        let run = |rows: Range<usize>| {
+            let spans = rows.clone().map(|i| Span {
+                row: (i - rows.start) as u32,
+                rows: 1,
+                past: (past + i) as u32,
+                table: 0,
+                mask,
+            });
+            let layout = Layout {
+                tokens: vec![0; rows.len()],
+                positions: vec![0; rows.len()],
+                slots: vec![0; rows.len()],
+                spans: spans.collect(),
+                tables: table.clone(),
+                frequencies: vec![1.0; head_dim / 2],
+            };
+            let q = q[rows.start * heads * head_dim..rows.end * heads * head_dim].to_vec();
+            let mut out = vec![0.0; q.len()];
+            Cpu.attention(p, &q, &cache, &Cpu.batch(&layout).unwrap(), &mut out);
+            out
+        };
+        let all = run(0..many);
+        for (i, among) in all.chunks(heads * head_dim).enumerate() {
+            assert_eq!(run(i..i + 1), among, "query {i}, window {window:?}");
+        }
+        // The last query, as the formula has it.
+        let i = many - 1;
+        let keys = mask.keys(past + i, past + i + 1);
+        let vector = |plane: usize, head: usize, token: usize| {
+            &cached[((plane * kv_heads + head) * tokens + token) * head_dim..][..head_dim]
+        };
+        let expected: Vec<f32> = (0..heads)
+            .flat_map(|head| {
+                let kv_head = head / (heads / kv_heads);
+                let q = &q[(i * heads + head) * head_dim..][..head_dim];
+                let weight = |t: usize| -> f64 {
+                    let pairs = q.iter().zip(vector(0, kv_head, t));
+                    let dot: f64 = pairs.map(|(q, k)| f64::from(*q) * f64::from(*k)).sum();
+                    (dot / (head_dim as f64).sqrt()).exp()
+                };
+                let weights: Vec<f64> = keys.clone().map(weight).collect();
+                let sum: f64 = weights.iter().sum();
+                let value = |c: usize| -> f64 {
+                    let each = keys.clone().zip(&weights);
+                    each.map(|(t, w)| w * f64::from(vector(1, kv_head, t)[c])).sum::<f64>() / sum
+                };
+                (0..head_dim).map(|c| value(c) as f32).collect::<Vec<_>>()
+            })
+            .collect();
+        let error = relative_error(&all[i * heads * head_dim..], &expected);
+        assert!(error < F32, "window {window:?}: {error}");
     }
 }
 

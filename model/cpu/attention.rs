@@ -1,26 +1,33 @@
 //! attention: out = softmax(q kᵀ / √head_dim + mask) v over the paged KV cache, per sequence and
 //! head.
 //!
-//! `q` and `out` are `(rows, heads, head_dim)`; keys and values are in pages. Each task handles
-//! one sequence, key/value head and block of [`QUERIES`] query tokens, so the query heads that
-//! share a key/value head use its pages while they are in the CPU's cache. A task stores the
-//! scores of its block only, and does not touch pages that no query of the block sees. Each
-//! query's sums run over its keys in order, so its bits do not depend on the block it falls into.
+//! `q` and `out` are `(rows, heads, head_dim)`; keys and values are in pages. A [`Block`] is some
+//! query tokens of a sequence and a key/value head, whose query heads share a page while it is in
+//! the CPU's cache. A page gives a [`Part`]: the exponentials of the scores relative to the largest,
+//! and the values weighted by them. Parts are folded in the order of the pages.
+//!
+//! A task has a block with all its pages or, where blocks are too few for the threads, as when one
+//! answer is decoded behind a long context, a run of its pages, whose parts are folded afterwards.
+//! Within a page a key's lane is that of its slot. So a query's bits depend on its own keys alone:
+//! not on its block, its batch or the threads.
+//!
 //! Bound by arithmetic with many queries, by memory when decoding.
 
 use super::Pages;
+use super::exp::exp;
 use super::shared::Shared;
+use super::vectors::{TOGETHER, dots, weighted_sums};
 use crate::ops::{Attention, Layout, PAGE, Span};
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
+use std::array;
+use std::iter::zip;
 use std::ops::Range;
 
-/// Query tokens of one task.
+/// Query tokens of one block. With three heads a group, a page's scores take 12 KiB.
 const QUERIES: usize = 8;
-/// Query vectors processed at once, with four keys or four vectors of columns: 16 independent
-/// chains of additions, in which each load of keys or values is used four times. Each query gets
-/// the same sums as it would alone.
-pub(super) const TOGETHER: usize = 4;
+/// Tasks that a thread should find, so that all end at about the same time.
+const TASKS: usize = 4;
 
 /// Computes attention; `lse (rows, heads)` gets ln Σ e^score of each query where it is wanted.
 pub(super) fn attention(
@@ -31,38 +38,54 @@ pub(super) fn attention(
     out: &mut [f32],
     lse: Option<&mut [f32]>,
 ) {
-    let tasks: Vec<(Span, usize, Range<usize>)> = layout
-        .spans
-        .iter()
-        .flat_map(|&span| {
-            let blocks = (0..span.rows as usize).step_by(QUERIES);
-            let ranges = blocks.map(move |b| b..(b + QUERIES).min(span.rows as usize));
-            ranges.flat_map(move |range| {
-                (0..p.kv_heads as usize).map(move |head| (span, head, range.clone()))
-            })
-        })
-        .collect();
-    let (out, lse) = (Shared::new(out), lse.map(Shared::new));
+    let mut blocks = Vec::new();
+    for &span in &layout.spans {
+        let table = &layout.tables[span.table as usize..];
+        for first in (0..span.rows as usize).step_by(QUERIES) {
+            let queries = first..(first + QUERIES).min(span.rows as usize);
+            for kv_head in 0..p.kv_heads as usize {
+                blocks.push(Block { p, q, pages, table, span, kv_head, queries: queries.clone() });
+            }
+        }
+    }
+    let outs = Outs { out: Shared::new(out), lse: lse.map(Shared::new) };
     let arch = Arch::new();
-    tasks.par_iter().for_each_init(Default::default, |(scores, room), (span, kv_head, queries)| {
-        let task = Task {
-            p,
-            q,
-            pages,
-            table: &layout.tables[span.table as usize..],
-            span: *span,
-            kv_head: *kv_head,
-            queries: queries.clone(),
-            scores,
-            room,
-            out: &out,
-            lse: lse.as_ref(),
-        };
-        arch.dispatch(task);
+    let tasks = TASKS * rayon::current_num_threads();
+    let all: usize = blocks.iter().map(|block| block.pages().len()).sum();
+    if blocks.len() >= tasks || all < 2 * tasks {
+        blocks.par_iter().for_each_init(<(Part, Room)>::default, |(part, room), block| {
+            let mut folded = Folded::new(block, &outs);
+            for page in block.pages() {
+                arch.dispatch(Page { block, page, part, room });
+                folded.add(part);
+            }
+            folded.end();
+        });
+        return;
+    }
+    let part = |block: &Block<'_>| block.pages().map(|_| Part::default()).collect();
+    let mut parts: Vec<Vec<Part>> = blocks.iter().map(part).collect();
+    let run = all.div_ceil(tasks);
+    let runs = zip(&blocks, &mut parts).flat_map(|(block, parts)| {
+        let firsts = block.pages().step_by(run);
+        zip(firsts, parts.chunks_mut(run)).map(move |(first, parts)| (block, first, parts))
     });
+    let mut runs: Vec<(&Block<'_>, usize, &mut [Part])> = runs.collect();
+    let runs = runs.par_iter_mut().with_max_len(1);
+    runs.for_each_init(Room::default, |room, (block, first, parts)| {
+        for (page, part) in zip(*first.., parts.iter_mut()) {
+            arch.dispatch(Page { block, page, part, room });
+        }
+    });
+    for (block, parts) in zip(&blocks, &parts) {
+        let mut folded = Folded::new(block, &outs);
+        parts.iter().for_each(|part| folded.add(part));
+        folded.end();
+    }
 }
 
-struct Task<'a> {
+/// Query tokens of a sequence, with the query heads that share a key/value head.
+struct Block<'a> {
     p: Attention,
     q: &'a [f32],
     pages: &'a Pages,
@@ -70,249 +93,265 @@ struct Task<'a> {
     span: Span,
     kv_head: usize,
     queries: Range<usize>,
-    scores: &'a mut Vec<f32>,
-    /// Keys or values of a page, where they are not stored in f32.
-    room: &'a mut Vec<f32>,
-    out: &'a Shared<'a>,
-    lse: Option<&'a Shared<'a>>,
 }
 
-impl WithSimd for Task<'_> {
+impl Block<'_> {
+    #[inline(always)]
+    fn head_dim(&self) -> usize {
+        self.p.head_dim as usize
+    }
+
+    #[inline(always)]
+    fn group(&self) -> usize {
+        (self.p.heads / self.p.kv_heads) as usize
+    }
+
+    /// Returns the number of query vectors: each token's heads of the group.
+    #[inline(always)]
+    fn count(&self) -> usize {
+        self.queries.len() * self.group()
+    }
+
+    #[inline(always)]
+    fn scale(&self) -> f32 {
+        1.0 / (self.head_dim() as f32).sqrt()
+    }
+
+    /// Returns where vector i begins in `q` and `out`.
+    #[inline(always)]
+    fn at(&self, i: usize) -> usize {
+        let row = self.span.row as usize + self.queries.start + i / self.group();
+        let head = self.kv_head * self.group() + i % self.group();
+        (row * self.p.heads as usize + head) * self.head_dim()
+    }
+
+    /// Returns the keys that vector i sees.
+    #[inline(always)]
+    fn keys(&self, i: usize) -> Range<usize> {
+        let past = self.span.past as usize;
+        let token = past + self.queries.start + i / self.group();
+        self.span.mask.keys(token, past + self.span.rows as usize)
+    }
+
+    /// Returns the keys that any vector sees: the first and the last visible key never move back
+    /// from one query to the next.
+    #[inline(always)]
+    fn seen(&self) -> Range<usize> {
+        self.keys(0).start..self.keys(self.count() - 1).end
+    }
+
+    /// Returns the pages of these keys.
+    fn pages(&self) -> Range<usize> {
+        let seen = self.seen();
+        seen.start / PAGE..seen.end.div_ceil(PAGE)
+    }
+}
+
+/// What a page contributes to a block.
+#[derive(Default)]
+struct Part {
+    /// For each vector the largest score, and the sum of the exponentials of the scores relative to
+    /// it, which is 0 only where the vector sees no key of the page.
+    ends: Vec<(f32, f32)>,
+    /// The values weighted by these exponentials, `(count, head_dim)`.
+    outs: Vec<f32>,
+}
+
+/// Room that a thread uses again and again.
+#[derive(Default)]
+struct Room {
+    /// Scores, then their exponentials, `(count, PAGE)`.
+    scores: Vec<f32>,
+    /// Keys or values of a page, where they are not stored in f32.
+    wide: Vec<f32>,
+}
+
+/// Computes the part of a page.
+struct Page<'a> {
+    block: &'a Block<'a>,
+    page: usize,
+    part: &'a mut Part,
+    room: &'a mut Room,
+}
+
+impl Page<'_> {
+    /// Returns the slots of the page that hold some of these keys.
+    #[inline(always)]
+    fn slots(&self, keys: &Range<usize>) -> Range<usize> {
+        let first = self.page * PAGE;
+        let slot = |key: usize| key.clamp(first, first + PAGE) - first;
+        slot(keys.start)..slot(keys.end)
+    }
+}
+
+impl WithSimd for Page<'_> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let (heads, head_dim) = (self.p.heads as usize, self.p.head_dim as usize);
-        let group = heads / self.p.kv_heads as usize;
-        let (past, row) = (self.span.past as usize, self.span.row as usize);
-        let total = past + self.span.rows as usize;
-        let scale = 1.0 / (head_dim as f32).sqrt();
+        let seen = self.slots(&self.block.seen());
+        let (block, head_dim) = (self.block, self.block.head_dim());
+        let count = block.count();
+        let (layer, physical) = (block.p.layer as usize, block.table[self.page] as usize);
+        let place = block.pages.head(layer, physical, block.kv_head, seen.clone());
 
-        // The block's query vectors are each token's heads of this group. `at` is the index of
-        // vector i in q and out.
-        let count = self.queries.len() * group;
-        let token = |i: usize| self.queries.start + i / group;
-        let at =
-            |i: usize| ((row + token(i)) * heads + self.kv_head * group + i % group) * head_dim;
-        let keys = |i: usize| self.span.mask.keys(past + token(i), total);
-
-        // The keys that any of them sees: the first and the last visible key never move back from
-        // one query to the next.
-        let seen = keys(0).start..keys(count - 1).end;
-        let width = seen.len();
-        // Every score is written before it is read, so values of an earlier task may stay.
-        self.scores.resize(self.scores.len().max(count * width), 0.0);
-
-        for page in pages_of(&seen) {
-            let here = page.start.max(seen.start)..page.end.min(seen.end);
-            let physical = self.table[page.start / PAGE] as usize;
-            let vectors = here.start - page.start..here.end - page.start;
-            let at_head = self.pages.head(self.p.layer as usize, physical, self.kv_head, vectors);
-            let k = self.pages.keys.read(at_head, self.room);
-            let q = |i: usize| &self.q[at(i)..][..head_dim];
-            let columns = here.start - seen.start..here.end - seen.start;
-            let mut rows = self.scores[..count * width].chunks_exact_mut(width);
-            let mut row = || &mut rows.next().unwrap_or_default()[columns.clone()];
-            let together = count / TOGETHER * TOGETHER;
-            for first in (0..together).step_by(TOGETHER) {
-                let all: [usize; TOGETHER] = std::array::from_fn(|n| first + n);
-                dots(simd, all.map(q), k, all.map(|_| row()));
-            }
-            for i in together..count {
-                dots(simd, [q(i)], k, [row()]);
+        self.room.scores.resize(count * PAGE, 0.0);
+        let k = block.pages.keys.read(place.clone(), &mut self.room.wide);
+        let rows = self.room.scores.chunks_mut(TOGETHER * PAGE);
+        for (first, rows) in zip((0..count).step_by(TOGETHER), rows) {
+            match rows.len() / PAGE {
+                4 => score::<S, 4>(simd, block, first, &seen, k, rows),
+                3 => score::<S, 3>(simd, block, first, &seen, k, rows),
+                2 => score::<S, 2>(simd, block, first, &seen, k, rows),
+                _ => score::<S, 1>(simd, block, first, &seen, k, rows),
             }
         }
 
+        self.part.ends.clear();
+        // Whole vectors that hold the slots.
+        let lanes = S::F32_LANES;
+        let whole = seen.start / lanes * lanes..seen.end.next_multiple_of(lanes);
         for i in 0..count {
-            let keys = keys(i);
-            let keys = keys.start - seen.start..keys.end - seen.start;
-            let sum = softmax(&mut self.scores[i * width..][keys], scale);
-            if let Some(lse) = self.lse {
-                // SAFETY: each row and head belongs to exactly one task.
-                unsafe { lse.slice(at(i) / head_dim, 1) }.fill(sum);
-            }
-            // SAFETY: each row and head belongs to exactly one task.
-            unsafe { self.out.slice(at(i), head_dim) }.fill(0.0);
+            let slots = self.slots(&block.keys(i));
+            let row = &mut self.room.scores[i * PAGE..][whole.clone()];
+            let slots = slots.start - whole.start..slots.end - whole.start;
+            self.part.ends.push(exponentials(simd, row, slots, block.scale()));
         }
 
-        for page in pages_of(&seen) {
-            let physical = self.table[page.start / PAGE] as usize;
-            let all = page.start.max(seen.start)..page.end.min(seen.end);
-            let vectors = all.start - page.start..all.end - page.start;
-            let at_head = self.pages.head(self.p.layer as usize, physical, self.kv_head, vectors);
-            let values = self.pages.values.read(at_head, self.room);
-            let here = |i: usize| {
-                let keys = keys(i);
-                page.start.max(keys.start)..page.end.min(keys.end)
-            };
-            let mut first = 0;
-            while first < count {
-                let keys = here(first);
-                let some: [usize; TOGETHER] = std::array::from_fn(|n| first + n);
-                // Queries that see the same keys of the page share its loads.
-                let together = first + TOGETHER <= count && some.iter().all(|&i| here(i) == keys);
-                if !keys.is_empty() {
-                    let v = &values[(keys.start - all.start) * head_dim..];
-                    let weights = |i: usize| {
-                        &self.scores[i * width + keys.start - seen.start..][..keys.len()]
-                    };
-                    // SAFETY: each row and head belongs to exactly one task.
-                    let out = |i: usize| unsafe { self.out.slice(at(i), head_dim) };
-                    if together {
-                        weighted_sums(simd, some.map(weights), v, some.map(out));
-                    } else {
-                        weighted_sums(simd, [weights(first)], v, [out(first)]);
-                    }
-                }
-                first += if together { TOGETHER } else { 1 };
+        self.part.outs.clear();
+        self.part.outs.resize(count * head_dim, 0.0);
+        let v = block.pages.values.read(place, &mut self.room.wide);
+        let rows = self.room.scores.chunks(TOGETHER * PAGE);
+        for (rows, outs) in zip(rows, self.part.outs.chunks_mut(TOGETHER * head_dim)) {
+            match rows.len() / PAGE {
+                4 => weigh::<S, 4>(simd, rows, &seen, v, outs),
+                3 => weigh::<S, 3>(simd, rows, &seen, v, outs),
+                2 => weigh::<S, 2>(simd, rows, &seen, v, outs),
+                _ => weigh::<S, 1>(simd, rows, &seen, v, outs),
             }
         }
     }
 }
 
-/// Returns the pages that a range of keys touches, as ranges of keys.
+/// Computes the scores of N query vectors, in the slots that the block sees; `rows (N, PAGE)`.
 #[inline(always)]
-pub(super) fn pages_of(keys: &Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
-    (keys.start / PAGE..keys.end.div_ceil(PAGE)).map(|page| page * PAGE..(page + 1) * PAGE)
-}
-
-/// Computes scores[n][j] = q[n] · k[j, :], four keys at a time for independent chains of
-/// additions.
-#[inline(always)]
-pub(super) fn dots<S: Simd, const N: usize>(
+fn score<S: Simd, const N: usize>(
     simd: S,
-    q: [&[f32]; N],
+    block: &Block<'_>,
+    first: usize,
+    slots: &Range<usize>,
     k: &[f32],
-    scores: [&mut [f32]; N],
+    rows: &mut [f32],
 ) {
-    let (dim, keys) = (q[0].len(), scores[0].len());
-    let fours = keys / 4 * 4;
-    for j in (0..fours).step_by(4) {
-        let some = some_dots::<S, N, 4>(simd, q, &k[j * dim..]);
-        for n in 0..N {
-            scores[n][j..j + 4].copy_from_slice(&some[n]);
-        }
-    }
-    for j in fours..keys {
-        let some = some_dots::<S, N, 1>(simd, q, &k[j * dim..]);
-        for n in 0..N {
-            scores[n][j] = some[n][0];
-        }
-    }
+    let q = array::from_fn(|n| &block.q[block.at(first + n)..][..block.head_dim()]);
+    let mut rows = rows.chunks_exact_mut(PAGE);
+    let scores = array::from_fn(|_| &mut rows.next().unwrap_or_default()[slots.clone()]);
+    dots::<S, N>(simd, q, k, scores);
 }
 
-/// Returns the inner products of N queries and K keys.
+/// Adds the values of these slots, weighted by `rows (N, PAGE)`, to `outs (N, head_dim)`.
 #[inline(always)]
-fn some_dots<S: Simd, const N: usize, const K: usize>(
+fn weigh<S: Simd, const N: usize>(
     simd: S,
-    q: [&[f32]; N],
-    k: &[f32],
-) -> [[f32; K]; N] {
-    let dim = q[0].len();
-    let whole = S::as_simd_f32s(q[0]).0.len();
-    let queries = q.map(|q| &S::as_simd_f32s(q).0[..whole]);
-    let keys: [&[S::f32s]; K] =
-        std::array::from_fn(|j| &S::as_simd_f32s(&k[j * dim..][..dim]).0[..whole]);
-    let mut sums = [[simd.splat_f32s(0.0); K]; N];
-    for d in 0..whole {
-        for n in 0..N {
-            for j in 0..K {
-                sums[n][j] = simd.mul_add_e_f32s(queries[n][d], keys[j][d], sums[n][j]);
-            }
-        }
-    }
-    let mut dots = [[0.0; K]; N];
-    for n in 0..N {
-        let rest = S::as_simd_f32s(q[n]).1;
-        for j in 0..K {
-            dots[n][j] = simd.reduce_sum_f32s(sums[n][j]);
-            let end = (j + 1) * dim;
-            for (q, k) in rest.iter().zip(&k[end - rest.len()..end]) {
-                dots[n][j] += q * k;
-            }
-        }
-    }
-    dots
-}
-
-/// Exponent below which e^x is 0 in f32 (less than half of 2⁻¹⁴⁹). Calling libm there is slow,
-/// because it sets errno: 6 % of an embedding pass.
-pub(super) const UNDERFLOW: f32 = -104.0;
-
-/// Replaces scores by their softmax, and returns the logarithm of the sum of the exponentials. The
-/// sum is in f64: with thousands of keys an f32 sum would lose the last two digits.
-fn softmax(scores: &mut [f32], scale: f32) -> f32 {
-    let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let mut sum = 0.0f64;
-    for score in scores.iter_mut() {
-        let exponent = (*score - max) * scale;
-        *score = if exponent < UNDERFLOW { 0.0 } else { exponent.exp() };
-        sum += f64::from(*score);
-    }
-    let inverse = (1.0 / sum) as f32;
-    scores.iter_mut().for_each(|s| *s *= inverse);
-    (f64::from(max * scale) + sum.ln()) as f32
-}
-
-/// Adds outs[n] += Σ_j weights[n][j] · v[j, :], in the order of j, four vectors of columns at a
-/// time.
-#[inline(always)]
-pub(super) fn weighted_sums<S: Simd, const N: usize>(
-    simd: S,
-    weights: [&[f32]; N],
+    rows: &[f32],
+    slots: &Range<usize>,
     v: &[f32],
-    outs: [&mut [f32]; N],
+    outs: &mut [f32],
 ) {
-    let dim = outs[0].len();
-    let mut vectors = 0;
-    let mut split = outs.map(|out| {
-        let (whole, rest) = S::as_mut_simd_f32s(out);
-        vectors = whole.len();
-        (whole, rest)
-    });
-    let fours = vectors / 4 * 4;
-    for d in (0..fours).step_by(4) {
-        add_columns::<S, N, 4>(simd, weights, v, dim, d, &mut split);
-    }
-    for d in fours..vectors {
-        add_columns::<S, N, 1>(simd, weights, v, dim, d, &mut split);
-    }
-    for (weights, (_, rest)) in weights.iter().zip(&mut split) {
-        let whole = dim - rest.len();
-        for (c, out) in rest.iter_mut().enumerate() {
-            for (weight, v) in weights.iter().zip(v.chunks_exact(dim)) {
-                *out += weight * v[whole + c];
-            }
-        }
-    }
+    let weights = array::from_fn(|n| &rows[n * PAGE..][slots.clone()]);
+    let mut outs = outs.chunks_exact_mut(outs.len() / N);
+    let outs = array::from_fn(|_| outs.next().unwrap_or_default());
+    weighted_sums::<S, N>(simd, weights, v, outs);
 }
 
-/// Adds the weighted values in C vectors of columns, beginning with vector `d` of a row.
+/// Replaces the scores in `slots` by the exponentials of what they lie below the largest, times
+/// `scale`, and the others by 0. Returns the largest score and the exponentials' sum. `row` is whole
+/// vectors.
 #[inline(always)]
-fn add_columns<S: Simd, const N: usize, const C: usize>(
-    simd: S,
-    weights: [&[f32]; N],
-    v: &[f32],
-    dim: usize,
-    d: usize,
-    outs: &mut [(&mut [S::f32s], &mut [f32]); N],
-) {
-    let mut sums = [[simd.splat_f32s(0.0); C]; N];
-    for n in 0..N {
-        sums[n].copy_from_slice(&outs[n].0[d..d + C]);
+fn exponentials<S: Simd>(simd: S, row: &mut [f32], slots: Range<usize>, scale: f32) -> (f32, f32) {
+    if slots.is_empty() {
+        row.fill(0.0);
+        return (f32::NEG_INFINITY, 0.0);
     }
-    let keys = weights[0].len();
-    let weights = weights.map(|weights| &weights[..keys]);
-    for (j, v) in v.chunks_exact(dim).take(keys).enumerate() {
-        let v = &S::as_simd_f32s(v).0[d..d + C];
-        for n in 0..N {
-            let weight = simd.splat_f32s(weights[n][j]);
-            for c in 0..C {
-                sums[n][c] = simd.mul_add_e_f32s(weight, v[c], sums[n][c]);
+    row[..slots.start].fill(f32::NEG_INFINITY);
+    row[slots.end..].fill(f32::NEG_INFINITY);
+    let vectors = S::as_mut_simd_f32s(row).0;
+    let mut max = simd.splat_f32s(f32::NEG_INFINITY);
+    for scores in vectors.iter() {
+        max = simd.max_f32s(max, *scores);
+    }
+    let max = simd.reduce_max_f32s(max);
+    let (all_max, scale) = (simd.splat_f32s(max), simd.splat_f32s(scale));
+    let mut sum = simd.splat_f32s(0.0);
+    for scores in vectors {
+        let below = simd.sub_f32s(*scores, all_max);
+        *scores = exp(simd, simd.mul_f32s(below, scale));
+        sum = simd.add_f32s(sum, *scores);
+    }
+    (max, simd.reduce_sum_f32s(sum))
+}
+
+/// Where results go.
+struct Outs<'a> {
+    out: Shared<'a>,
+    lse: Option<Shared<'a>>,
+}
+
+/// The parts of a block's pages so far, added up in `out`.
+struct Folded<'a> {
+    block: &'a Block<'a>,
+    outs: &'a Outs<'a>,
+    /// For each vector the largest score, and the sum of the exponentials relative to it. The sum is
+    /// in f64: with thousands of keys an f32 sum would lose the last two digits.
+    ends: Vec<(f32, f64)>,
+}
+
+impl<'a> Folded<'a> {
+    fn new(block: &'a Block<'a>, outs: &'a Outs<'a>) -> Self {
+        let ends = vec![(f32::NEG_INFINITY, 0.0); block.count()];
+        let folded = Self { block, outs, ends };
+        (0..block.count()).for_each(|i| folded.out(i).fill(0.0));
+        folded
+    }
+
+    #[expect(clippy::mut_from_ref, reason = "the block owns its rows and heads of `out`")]
+    fn out(&self, i: usize) -> &mut [f32] {
+        // SAFETY: each row and head belongs to exactly one block, and a block to one `Folded`,
+        // which keeps no result of an earlier call.
+        unsafe { self.outs.out.slice(self.block.at(i), self.block.head_dim()) }
+    }
+
+    /// Adds the part of the next page.
+    fn add(&mut self, part: &Part) {
+        let scale = self.block.scale();
+        let outs = part.outs.chunks_exact(self.block.head_dim());
+        for (i, (&(max, sum), part)) in zip(&part.ends, outs).enumerate() {
+            if sum == 0.0 {
+                continue;
+            }
+            let (so_far, all) = self.ends[i];
+            let shrink = (-(so_far - max).abs() * scale).exp();
+            if max > so_far {
+                self.ends[i] = (max, f64::from(shrink) * all + f64::from(sum));
+                zip(self.out(i), part).for_each(|(out, part)| *out = *out * shrink + part);
+            } else {
+                self.ends[i].1 += f64::from(shrink) * f64::from(sum);
+                zip(self.out(i), part).for_each(|(out, part)| *out += shrink * part);
             }
         }
     }
-    for n in 0..N {
-        outs[n].0[d..d + C].copy_from_slice(&sums[n]);
+
+    /// Divides by the sums.
+    fn end(self) {
+        for (i, (max, sum)) in self.ends.iter().enumerate() {
+            let inverse = (1.0 / sum) as f32;
+            self.out(i).iter_mut().for_each(|out| *out *= inverse);
+            if let Some(lse) = &self.outs.lse {
+                let value = f64::from(max * self.block.scale()) + sum.ln();
+                // SAFETY: as in `out`.
+                unsafe { lse.slice(self.block.at(i) / self.block.head_dim(), 1) }
+                    .fill(value as f32);
+            }
+        }
     }
 }

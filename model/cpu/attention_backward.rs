@@ -9,11 +9,13 @@
 //! in order, so the bits depend on the run alone. Bound by arithmetic.
 
 use super::Pages;
-use super::attention::{TOGETHER, UNDERFLOW, dots, pages_of, weighted_sums};
+use super::exp::exp;
 use super::shared::Shared;
+use super::vectors::{TOGETHER, dots, weighted_sums};
 use crate::ops::{Attention, Layout, PAGE, Span};
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Query tokens of a block. With three heads a group, the scores of a block and their gradients
 /// take 24 KiB, and as much again transposed.
@@ -102,10 +104,10 @@ impl WithSimd for Task<'_> {
                     block.score(simd, here.len(), head_dim, k, v);
                     for i in 0..count {
                         let visible = keys(token(i));
-                        let lse = lse[at(i) / head_dim];
-                        block.differentiate(i, here.len(), scale, lse, deltas[i], |j| {
-                            visible.contains(&(here.start + j))
-                        });
+                        let at_key = |key: usize| key.clamp(here.start, here.end) - here.start;
+                        let visible = at_key(visible.start)..at_key(visible.end);
+                        let (lse, delta) = (lse[at(i) / head_dim], deltas[i]);
+                        block.differentiate(simd, i, here.len(), visible, [scale, lse, delta]);
                     }
                     let places = here.start * head_dim..here.end * head_dim;
                     block.add(simd, head_dim, k, &mut dk[places.clone()], &mut dv[places]);
@@ -170,23 +172,29 @@ impl Block {
         products(simd, &self.dout, head_dim, v, keys, &mut self.ds);
     }
 
-    /// Turns the scores of vector i into weights, and dout vᵀ into ds.
+    /// Turns the scores of vector i into weights, which are 0 outside the visible keys, and dout vᵀ
+    /// into ds.
     #[inline(always)]
-    fn differentiate(
+    fn differentiate<S: Simd>(
         &mut self,
+        simd: S,
         i: usize,
         keys: usize,
-        scale: f32,
-        lse: f32,
-        delta: f32,
-        sees: impl Fn(usize) -> bool,
+        visible: Range<usize>,
+        [scale, lse, delta]: [f32; 3],
     ) {
         let weights = &mut self.weights[i * keys..][..keys];
         let ds = &mut self.ds[i * keys..][..keys];
-        for (j, (weight, ds)) in weights.iter_mut().zip(ds).enumerate() {
-            let exponent = *weight * scale - lse;
-            let hidden = exponent < UNDERFLOW || !sees(j);
-            *weight = if hidden { 0.0 } else { exponent.exp() };
+        let [scale_all, less] = [scale, -lse].map(|x| simd.splat_f32s(x));
+        let (whole, rest) = S::as_mut_simd_f32s(weights);
+        for scores in whole {
+            *scores = exp(simd, simd.mul_add_e_f32s(*scores, scale_all, less));
+        }
+        let last = simd.partial_load_f32s(rest);
+        simd.partial_store_f32s(rest, exp(simd, simd.mul_add_e_f32s(last, scale_all, less)));
+        weights[..visible.start].fill(0.0);
+        weights[visible.end..].fill(0.0);
+        for (weight, ds) in weights.iter().zip(ds) {
             *ds = *weight * (*ds - delta) * scale;
         }
     }
@@ -255,4 +263,10 @@ fn transpose(from: &[f32], rows: usize, to: &mut Vec<f32>) {
             to[c * rows + r] = *value;
         }
     }
+}
+
+/// Returns the pages that a range of keys touches, as ranges of keys.
+#[inline(always)]
+fn pages_of(keys: &Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
+    (keys.start / PAGE..keys.end.div_ceil(PAGE)).map(|page| page * PAGE..(page + 1) * PAGE)
 }

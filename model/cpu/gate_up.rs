@@ -3,6 +3,7 @@
 //! of a column, so neither is stored. Bound by arithmetic with many rows, by memory with few.
 
 use super::Matrix;
+use super::exp::silu;
 use super::matmul::{Packed, matmul};
 use super::shared::Shared;
 use crate::ops::GateUp;
@@ -38,9 +39,7 @@ pub(super) fn gate_up_rows(
             let (gate, up) = values.split_at(cols.len());
             // SAFETY: matmul emits each row and column exactly once.
             let out = unsafe { out.slice(row * hidden + cols.start, cols.len()) };
-            for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
-                *out = gate / (1.0 + (-gate).exp()) * up;
-            }
+            silu(gate, up, out);
             if let Some(kept) = &kept {
                 for (half, values) in [gate, up].into_iter().enumerate() {
                     let at = (2 * row + half) * hidden + cols.start;

@@ -15,6 +15,7 @@ mod contrastive;
 mod cross_entropy;
 mod embed;
 mod embed_backward;
+mod exp;
 mod expert;
 mod expert_backward;
 mod gate_up;
@@ -42,6 +43,7 @@ mod sample;
 mod search;
 mod shared;
 mod unpack;
+mod vectors;
 
 use crate::ops::{
     Attention, Expert, GateUp, KvShape, Layout, LinearAdd, Logits, Match, NO_PAGE, Ops, PAGE,
