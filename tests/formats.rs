@@ -10,7 +10,7 @@ use gritlm::model::weights::Tensor;
 use pollster::block_on;
 use safetensors::SafeTensors;
 
-fn quantized() -> impl Iterator<Item = Dtype> {
+pub(crate) fn quantized() -> impl Iterator<Item = Dtype> {
     Dtype::ALL.into_iter().filter(|dtype| dtype.is_quantized())
 }
 

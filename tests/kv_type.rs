@@ -158,9 +158,9 @@ fn what_a_device_has_not() {
         assert!(found.contains("kv_type: expected one of f32 on "), "{found}");
     }
     let cpu = Options::default().device(Device::Cpu);
-    for (compute, found) in [(Compute::Bf16, "bf16"), (Compute::Int8, "int8")] {
+    for (compute, found) in [(Compute::Bf16, "bf16"), (Compute::F16, "f16")] {
         let line = refused(cpu.clone().compute(Some(Arithmetic::In(compute))));
-        assert!(line.contains("compute: expected f32 or auto on cpu"), "{line}");
+        assert!(line.contains("compute: expected f32, int8 or auto on cpu"), "{line}");
         assert!(line.ends_with(&format!("found {found}")), "{line}");
     }
     for compute in [None, Some(Arithmetic::Auto), Some(Arithmetic::In(Compute::F32))] {
@@ -174,7 +174,7 @@ fn what_a_device_has_not() {
     embed(["--compute", "bf17"]).fails(2, &["expected f32, f16, bf16, int8 or auto", "bf17"]);
     let refused = embed(["--compute", "bf16"]);
     assert_eq!((refused.code, refused.stdout.as_str()), (2, ""));
-    let line = "error: --compute: expected f32 or auto on cpu";
+    let line = "error: --compute: expected f32, int8 or auto on cpu";
     assert!(refused.stderr.starts_with(line), "{}", refused.stderr);
     embed(["--kv-type", "q4_0"]).fails(2, &["expected f32, f16, bf16 or q8_0, found q4_0"]);
     assert_ne!(embed(["--kv-type", "bf16"]).ok(), embed(["--kv-type", "F32"]).ok());

@@ -35,6 +35,7 @@ mod hub; // `--model owner/name`: cache, download, resume, bad servers
 mod hub_gguf; // `--model owner/name:FILE.gguf`: one file, or all parts of a split one
 mod hub_places; // where models lie: variables of the environment, and `~`
 mod index_roots; // what `index` takes for gone and for changed: vanished roots, hidden changes
+mod int8; // products with activations in 8 bits
 mod interrupt; // Ctrl-C: 130, and what it has interrupted
 mod kernels; // CUDA sources: every one compiles, without spills; cache, prebuilt kernels
 mod kv_type; // formats of KV pages, numbers of products: what they lose, who has which

@@ -16,7 +16,7 @@ type Buffer = Vec<f32>;
 impl Backward for Cpu {
     fn parameters(&self, rows: usize, cols: usize, values: &[f32]) -> Result<Matrix> {
         debug_assert_eq!(rows * cols, values.len());
-        Ok(Matrix { parts: Vec::new(), own: values.to_vec(), starts: vec![0, rows], cols })
+        Ok(Matrix { own: values.to_vec(), starts: vec![0, rows], cols, ..Matrix::new(&[]) })
     }
 
     async fn read_parameters(&self, w: &Matrix) -> Result<Vec<f32>> {

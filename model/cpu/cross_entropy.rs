@@ -51,10 +51,10 @@ pub(super) fn cross_entropy(
         let logits = &mut logits[..rows.len() * vocab];
         let out = Shared::new(logits);
         matmul(
-            &Packed::new(rows.len(), dim, &taken),
+            &Packed::new(w, rows.len(), dim, &taken),
             vocab,
             &[0],
-            |r| w.row(r),
+            |rows, all| w.rows(rows, all),
             |row, cols, values| {
                 // SAFETY: matmul emits each row and column exactly once.
                 unsafe { out.slice(row * vocab + cols.start, values.len()) }

@@ -23,7 +23,7 @@ pub(super) fn expert_gate_up(
     let (dim, hidden) = (p.dim as usize, p.hidden as usize);
     for (at, group) in routing.groups() {
         let expert = group[0].0;
-        let packed = Packed::gather(group.len(), dim, |i, row| {
+        let packed = Packed::gather(w, group.len(), dim, |i, row| {
             row.copy_from_slice(&h[group[i].1 * dim..][..dim]);
         });
         let rows = at..at + group.len();
@@ -37,13 +37,13 @@ pub(super) fn expert_down_add(p: Expert, a: &[f32], w: &Matrix, routing: &Routin
     let (dim, hidden) = (p.dim as usize, p.hidden as usize);
     for (at, group) in routing.groups() {
         let expert = group[0].0;
-        let packed = Packed::new(group.len(), hidden, &a[at * hidden..]);
+        let packed = Packed::new(w, group.len(), hidden, &a[at * hidden..]);
         let out = Shared::new(x);
         matmul(
             &packed,
             dim,
             &[expert * dim],
-            |r| w.row(r),
+            |rows, all| w.rows(rows, all),
             |i, cols, values| {
                 let (_, row, weight) = group[i];
                 // SAFETY: matmul emits each i and column exactly once, and a group contains each

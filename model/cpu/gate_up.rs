@@ -10,7 +10,7 @@ use crate::ops::GateUp;
 
 pub(super) fn gate_up(p: GateUp, h: &[f32], w: &Matrix, out: &mut [f32]) {
     gate_up_rows(
-        &Packed::new(p.rows as usize, p.dim as usize, h),
+        &Packed::new(w, p.rows as usize, p.dim as usize, h),
         p.hidden as usize,
         w,
         0,
@@ -34,7 +34,7 @@ pub(super) fn gate_up_rows(
         h,
         hidden,
         &[first, first + hidden],
-        |r| w.row(r),
+        |rows, all| w.rows(rows, all),
         |row, cols, values| {
             let (gate, up) = values.split_at(cols.len());
             // SAFETY: matmul emits each row and column exactly once.

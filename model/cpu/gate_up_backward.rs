@@ -12,7 +12,7 @@ use crate::ops::GateUp;
 use rayon::prelude::*;
 
 pub(super) fn gate_up_kept(p: GateUp, h: &[f32], w: &Matrix, out: &mut [f32], kept: &mut [f32]) {
-    let h = Packed::new(p.rows as usize, p.dim as usize, h);
+    let h = Packed::new(w, p.rows as usize, p.dim as usize, h);
     gate_up_rows(&h, p.hidden as usize, w, 0, out, Some(kept));
 }
 

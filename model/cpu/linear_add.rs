@@ -10,10 +10,10 @@ pub(super) fn linear_add(p: LinearAdd, a: &[f32], w: &Matrix, x: &mut [f32]) {
     let outer = p.outer as usize;
     let out = Shared::new(x);
     matmul(
-        &Packed::new(p.rows as usize, p.inner as usize, a),
+        &Packed::new(w, p.rows as usize, p.inner as usize, a),
         outer,
         &[0],
-        |r| w.row(r),
+        |rows, all| w.rows(rows, all),
         |row, cols, values| {
             // SAFETY: matmul emits each row and column exactly once.
             let x = unsafe { out.slice(row * outer + cols.start, values.len()) };

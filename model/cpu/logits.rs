@@ -18,7 +18,7 @@ pub(super) fn logits(
     let (dim, vocab) = (p.dim as usize, p.vocab as usize);
     let mut weight = vec![0.0; dim];
     norm.row_f32(0, &mut weight);
-    let packed = Packed::gather(rows.len(), dim, |i, row| {
+    let packed = Packed::gather(w, rows.len(), dim, |i, row| {
         norm_row(p.eps, &x[rows[i] as usize * dim..][..dim], &weight, row);
     });
     let out = Shared::new(out);
@@ -26,7 +26,7 @@ pub(super) fn logits(
         &packed,
         vocab,
         &[0],
-        |r| w.row(r),
+        |rows, all| w.rows(rows, all),
         |row, cols, values| {
             // SAFETY: matmul emits each row and column exactly once.
             unsafe { out.slice(row * vocab + cols.start, values.len()) }.copy_from_slice(values);

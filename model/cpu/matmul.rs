@@ -16,13 +16,15 @@
 //! needed.
 //!
 //! **Mapping.** Each task computes [`COLS`] columns. With few rows (decode) the weights become f32
-//! in registers (`matvec.rs`). With many rows, the task's weights are converted once to f32
+//! in registers (`matvec.rs`), or activations whole numbers (`int8.rs`). With many rows, the task's weights are converted once to f32
 //! (256 KiB, for the L2 cache) and used by tiles of 6 × 4 outputs, whose 24 accumulators leave 8 of
 //! 32 vector registers for operands. On Zen 5 this ran at 1.5 times the rate of the `gemm` crate's
 //! f32 product, which packs both sides. `unpack.rs` knows how stored weights become f32.
 //!
 //! Bound by memory up to about 8 rows, by arithmetic beyond.
 
+use super::Matrix;
+use super::int8::{self, Rounded};
 use super::matvec::matvec;
 use super::unpack::{F32, Weight, convert, deinterleave, lanes};
 use crate::format::unpack::Codes;
@@ -40,7 +42,7 @@ const BLOCK: usize = 1024;
 const COLS: usize = 64;
 
 /// Maximum rows for which weights are converted in registers instead of into a panel.
-const FEW: usize = 4;
+pub(super) const FEW: usize = 4;
 
 /// Number of products below which a second thread costs more than it gains.
 const SERIAL: usize = 1 << 16;
@@ -64,6 +66,8 @@ pub(super) struct Packed {
     /// Whether chunks keep their order, for weights in f32, which then need no reordering.
     pub(super) plain: bool,
     values: Vec<Line>,
+    /// The rows in 8 bits, in place of `values`.
+    rounded: Option<Rounded>,
 }
 
 /// A cache line. A load of 64 bytes from unaligned memory touches two lines, and the tiles make
@@ -79,9 +83,13 @@ pub(super) fn resize(lines: &mut Vec<Line>, len: usize) -> &mut [f32] {
 }
 
 impl Packed {
-    /// Packs `rows` rows of `inner` values.
-    pub(super) fn new(rows: usize, inner: usize, a: &[f32]) -> Self {
-        Self::gather(rows, inner, |r, row| row.copy_from_slice(&a[r * inner..][..inner]))
+    /// Packs `rows` rows of `inner` values, to multiply by `w`.
+    pub(super) fn new(w: &Matrix, rows: usize, inner: usize, a: &[f32]) -> Self {
+        if w.int8 && rows <= FEW {
+            let rounded = Some(Rounded::new(inner, &a[..rows * inner]));
+            return Self { rows, inner, stride: inner, plain: false, values: Vec::new(), rounded };
+        }
+        Self::gather(w, rows, inner, |r, row| row.copy_from_slice(&a[r * inner..][..inner]))
     }
 
     /// Packs `rows` rows of `inner` values in their order, to multiply by weights in f32.
@@ -92,15 +100,21 @@ impl Packed {
         for (row, packed) in a.chunks_exact(inner.max(1)).zip(packed) {
             packed[..inner].copy_from_slice(row);
         }
-        Self { rows, inner, stride, plain: true, values }
+        Self { rows, inner, stride, plain: true, values, rounded: None }
     }
 
-    /// Packs the rows that `fill(row, values)` writes.
+    /// Packs the rows that `fill(row, values)` writes, to multiply by `w`.
     pub(super) fn gather(
+        w: &Matrix,
         rows: usize,
         inner: usize,
         fill: impl Fn(usize, &mut [f32]) + Sync,
     ) -> Self {
+        if w.int8 && rows <= FEW {
+            let mut all = vec![0.0; rows * inner];
+            all.chunks_exact_mut(inner).enumerate().for_each(|(r, row)| fill(r, row));
+            return Self::new(w, rows, inner, &all);
+        }
         let stride = inner.next_multiple_of(2 * lanes());
         let mut values = Vec::new();
         resize(&mut values, rows * stride)
@@ -114,7 +128,7 @@ impl Packed {
                     deinterleave(row, packed);
                 },
             );
-        Self { rows, inner, stride, plain: false, values }
+        Self { rows, inner, stride, plain: false, values, rounded: None }
     }
 
     /// Returns whether the rows are in the packed order and need no padding.
@@ -149,7 +163,7 @@ pub(super) struct Inner {
     pub(super) packed: Range<usize>,
 }
 
-/// Multiplies `a` by the rows of a weight matrix that `weight` returns as stored.
+/// Multiplies `a` by the rows of a weight matrix, which `rows` adds to a list as stored.
 ///
 /// Output column c has one value per entry of `strands`: that of weight row `strands[i] + c`.
 /// `emit(row, columns, values)` receives the values for a run of columns, strand after strand. No
@@ -158,7 +172,7 @@ pub(super) fn matmul<'w>(
     a: &Packed,
     cols: usize,
     strands: &[usize],
-    weight: impl Fn(usize) -> (Dtype, &'w [u8]) + Sync,
+    rows: impl Fn(Range<usize>, &mut Vec<(Dtype, &'w [u8])>) + Sync,
     emit: impl Fn(usize, Range<usize>, &[f32]) + Sync,
 ) {
     if a.rows == 0 {
@@ -171,11 +185,8 @@ pub(super) fn matmul<'w>(
     let (least, most) = if small { (tasks, tasks) } else { (1, 1) };
     (0..tasks).into_par_iter().with_min_len(least).with_max_len(most).for_each(|task| {
         let columns = task * width..((task + 1) * width).min(cols);
-        let weights: Vec<(Dtype, &[u8])> = strands
-            .iter()
-            .flat_map(|&s| columns.clone().map(move |c| s + c))
-            .map(&weight)
-            .collect();
+        let mut weights = Vec::with_capacity(COLS);
+        strands.iter().for_each(|s| rows(s + columns.start..s + columns.end, &mut weights));
         SCRATCH.with_borrow_mut(|(panel, out)| {
             let out = resize(out, a.rows * weights.len());
             Task { a, weights: &weights, panel, out }.run();
@@ -205,7 +216,10 @@ impl Task<'_> {
     /// once and not in each op that calls the generic `matmul`.
     #[inline(never)]
     fn run(self) {
-        Arch::new().dispatch(self);
+        match &self.a.rounded {
+            Some(rows) => int8::multiply(rows, self.weights, self.out),
+            None => Arch::new().dispatch(self),
+        }
     }
 }
 

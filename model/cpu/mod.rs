@@ -20,6 +20,7 @@ mod expert;
 mod expert_backward;
 mod gate_up;
 mod gate_up_backward;
+mod int8;
 mod linear_add;
 mod linear_add_backward;
 mod logits;
@@ -66,7 +67,11 @@ pub struct Matrix {
     own: Vec<f32>,
     /// First row of each part, and the number of rows after the last.
     starts: Vec<usize>,
+    /// Bytes of a row of each part.
+    widths: Vec<usize>,
     cols: usize,
+    /// Whether few rows are multiplied in 8 bits; all parts are quantised then.
+    int8: bool,
 }
 
 impl Matrix {
@@ -81,7 +86,8 @@ impl Matrix {
         for part in parts {
             starts.push(starts[starts.len() - 1] + part.matrix_shape().0);
         }
-        Self { parts: parts.to_vec(), own: Vec::new(), starts, cols }
+        let widths = parts.iter().map(|part| part.dtype().bytes(cols)).collect();
+        Self { parts: parts.to_vec(), own: Vec::new(), starts, widths, cols, int8: false }
     }
 
     /// Returns row `r` as stored.
@@ -90,10 +96,23 @@ impl Matrix {
             return (Dtype::F32, bytemuck::cast_slice(&self.own[r * self.cols..][..self.cols]));
         }
         let part = self.starts.partition_point(|&s| s <= r) - 1;
-        let tensor = &self.parts[part];
-        let width = tensor.dtype().bytes(self.cols);
+        let (tensor, width) = (&self.parts[part], self.widths[part]);
         let start = (r - self.starts[part]) * width;
         (tensor.dtype(), &tensor.bytes()[start..start + width])
+    }
+
+    /// Adds rows to a list, as stored.
+    fn rows<'a>(&'a self, rows: Range<usize>, all: &mut Vec<(Dtype, &'a [u8])>) {
+        if !self.own.is_empty() {
+            return all.extend(rows.map(|r| self.row(r)));
+        }
+        for ((part, &width), starts) in
+            self.parts.iter().zip(&self.widths).zip(self.starts.windows(2))
+        {
+            let here = |row: usize| (row.clamp(starts[0], starts[1]) - starts[0]) * width;
+            let stored = part.bytes()[here(rows.start)..here(rows.end)].chunks_exact(width);
+            all.extend(stored.map(|row| (part.dtype(), row)));
+        }
     }
 
     /// Decodes some columns of row `r` to f32.
@@ -164,6 +183,7 @@ impl Ops for Cpu {
     type Routing = Routing;
 
     const THREADS: bool = true;
+    const INT8: bool = true;
 
     fn device(&self) -> String {
         format!("cpu ({}, {} threads)", matmul::arch(), rayon::current_num_threads())
@@ -186,6 +206,11 @@ impl Ops for Cpu {
 
     fn matrix(&self, parts: &[Tensor]) -> Result<Matrix> {
         Ok(Matrix::new(parts))
+    }
+
+    fn matrix_int8(&self, parts: &[Tensor]) -> Result<Option<Matrix>> {
+        let quantized = parts.iter().all(|part| part.dtype().is_quantized());
+        Ok(quantized.then(|| Matrix { int8: true, ..Matrix::new(parts) }))
     }
 
     fn buffer(&self, rows: usize, cols: usize) -> Result<Vec<f32>> {

@@ -20,10 +20,10 @@ pub(super) fn qkv(p: Qkv, h: &[f32], w: &Matrix, batch: &Batch, q: &mut [f32], p
     let mut all = vec![0.0; rows * width];
     let out = Shared::new(&mut all);
     matmul(
-        &Packed::new(rows, dim, h),
+        &Packed::new(w, rows, dim, h),
         width,
         &[0],
-        |r| w.row(r),
+        |rows, all| w.rows(rows, all),
         |row, cols, values| {
             // SAFETY: matmul emits each row and column exactly once.
             unsafe { out.slice(row * width + cols.start, values.len()) }.copy_from_slice(values);

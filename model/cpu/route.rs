@@ -13,10 +13,10 @@ pub(super) fn route(p: Route, h: &[f32], w: &Matrix, routing: &mut Routing) {
     routing.logits.resize(rows * experts, 0.0);
     let out = Shared::new(&mut routing.logits);
     matmul(
-        &Packed::new(rows, p.dim as usize, h),
+        &Packed::new(w, rows, p.dim as usize, h),
         experts,
         &[0],
-        |r| w.row(r),
+        |rows, all| w.rows(rows, all),
         |row, cols, values| {
             // SAFETY: matmul emits each row and column exactly once.
             unsafe { out.slice(row * experts + cols.start, values.len()) }.copy_from_slice(values);

@@ -6,6 +6,7 @@ use super::matmul::{Packed, matmul};
 use super::shared::Shared;
 use crate::ops::{Match, Search};
 use crate::weights::Dtype;
+use std::ops::Range;
 
 /// Documents scored between two selections of the best: 4096 scores per query take 16 KiB.
 const STRETCH: usize = 4096;
@@ -18,10 +19,13 @@ pub(super) fn search(p: Search, queries: &[f32], corpus: &[f32]) -> Vec<Vec<Matc
     let mut scores = vec![0.0; n * STRETCH];
     for first in (0..documents).step_by(STRETCH) {
         let len = STRETCH.min(documents - first);
-        let row =
-            |r: usize| (Dtype::F32, bytemuck::cast_slice(&corpus[(first + r) * dim..][..dim]));
+        let stretch = &corpus[first * dim..];
+        let rows = |rows: Range<usize>, all: &mut Vec<_>| {
+            let rows = stretch[rows.start * dim..rows.end * dim].chunks_exact(dim);
+            all.extend(rows.map(|row| (Dtype::F32, bytemuck::cast_slice(row))));
+        };
         let out = Shared::new(&mut scores);
-        matmul(&packed, len, &[0], row, |query, cols, values| {
+        matmul(&packed, len, &[0], rows, |query, cols, values| {
             // SAFETY: matmul emits each row and column exactly once.
             unsafe { out.slice(query * STRETCH + cols.start, values.len()) }
                 .copy_from_slice(values);

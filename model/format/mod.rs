@@ -177,6 +177,9 @@ pub(crate) trait Block<const BYTES: usize, const PARTS: usize> {
     /// The values that codes stand for, where those are not the codes themselves.
     const LEVELS: Option<[i8; 16]> = None;
 
+    /// Whether values have offsets: codes from 0 that are multiplied as they are.
+    const OFFSETS: bool = !Self::SIGNED && Self::LEVELS.is_none();
+
     /// Returns the codes of a block in the order of the values.
     fn codes(bytes: &[u8; BYTES]) -> [[i8; 32]; PARTS];
 

@@ -7,14 +7,14 @@ use half::f16;
 /// unit.
 #[inline(always)]
 pub(super) fn half(bytes: [u8; 2]) -> f32 {
-    let bits = u32::from(u16::from_le_bytes(bytes));
-    // Moved to the place of f32's exponent and mantissa, the number is too small by 2^112, the
-    // difference of the two exponents' biases. That holds for denormals too.
-    let small = f32::from_bits((bits & 0x7fff) << 13) * f32::from_bits((127 + 112) << 23);
-    // Infinity and NaN have become finite numbers, and need the exponent of all ones. Without a
-    // branch or a comparison of floats, which would be the slowest step of a block of 32.
-    let special = u32::from(bits & 0x7c00 == 0x7c00) * 0x7f80_0000;
-    f32::from_bits(small.to_bits() | special | (bits & 0x8000) << 16)
+    let bits = u32::from_ne_bytes(i32::from(i16::from_le_bytes(bytes)).to_ne_bytes());
+    // Infinity and NaN have an exponent of all ones, and keep it: these are the three bits that
+    // f32's exponent has more. Without a branch or a comparison, which would be the slowest step of
+    // a block of 32.
+    let special = (((bits & 0x7fff) + 0x400) & 0x8000) * 0xe000;
+    // Moved to the place of f32's sign, exponent and mantissa, the number is too small by 2^112,
+    // the difference of the two exponents' biases. That holds for denormals too.
+    f32::from_bits((bits << 13) & 0x8fff_e000 | special) * f32::from_bits((127 + 112) << 23)
 }
 
 /// Stores the nearest finite f16 number at byte `at` of a block and returns it as f32.

@@ -12,7 +12,8 @@ pub enum Compute {
     F16,
     /// Both rounded to bfloat16, 8 bits.
     Bf16,
-    /// Activations rounded to 8 bits, with a scale for each block.
+    /// Where few rows, as in decoding, are multiplied by quantised weights: activations rounded to
+    /// 8 bits, with a scale for each block. All else in f32.
     Int8,
 }
 

@@ -65,6 +65,9 @@ pub trait Ops: Send {
     /// enters the pool once, because each parallel loop that starts outside wakes it and sleeps.
     const THREADS: bool = false;
 
+    /// Whether [`Ops::matrix_int8`] makes matrices of quantised weights.
+    const INT8: bool = false;
+
     /// Returns a human-readable name of the device, such as "cpu (AVX-512, 2 threads)".
     fn device(&self) -> String;
 
@@ -116,6 +119,15 @@ pub trait Ops: Send {
     /// When the device is out of memory, or does not take the format of a part
     /// ([`Ops::takes`]).
     fn matrix(&self, parts: &[Tensor]) -> Result<Self::Matrix>;
+
+    /// Loads matrices like [`Ops::matrix`], to be multiplied by few rows in [`Compute::Int8`];
+    /// `None` where that cannot be: not all parts are quantised, or not on this backend.
+    ///
+    /// # Errors
+    /// As [`Ops::matrix`].
+    fn matrix_int8(&self, _parts: &[Tensor]) -> Result<Option<Self::Matrix>> {
+        Ok(None)
+    }
 
     /// Allocates a buffer with undefined contents.
     ///

@@ -9,8 +9,8 @@ use std::str::FromStr;
 /// The numbers that matrix products are to be computed in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Arithmetic {
-    /// The fastest that the device has: f16 on a wgpu adapter that has it, f32 on others and on
-    /// the CPU, bf16 on CUDA.
+    /// The fastest that the device has: f16 on a wgpu adapter that has it and f32 on others, bf16 on
+    /// CUDA, int8 on the CPU with quantised weights and f32 with others.
     Auto,
     /// These; a device that has not refuses.
     In(Compute),
@@ -40,13 +40,32 @@ impl FromStr for Arithmetic {
     }
 }
 
-/// Refuses to compute in other numbers than those that were asked for.
+/// Refuses to compute in numbers that a device has not.
 pub(crate) fn check_compute<O: Ops>(ops: &O, options: &Options) -> Result<()> {
     match options.compute {
-        Some(Arithmetic::In(asked)) if asked != ops.compute() => Err(Error::Option {
+        Some(Arithmetic::In(Compute::Int8)) if O::INT8 => Ok(()),
+        Some(Arithmetic::In(asked)) if asked != ops.compute() => {
+            let int8 = if O::INT8 { ", int8" } else { "" };
+            let expected = format!("{}{int8} or auto on {}", ops.compute(), ops.device());
+            Err(Error::Option { option: "compute", expected, found: asked.to_string() })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Returns whether matrices are to be made by [`Ops::matrix_int8`].
+pub(crate) fn wants_int8<O: Ops>(options: &Options) -> bool {
+    let asked = [Arithmetic::Auto, Arithmetic::In(Compute::Int8)].map(Some);
+    O::INT8 && asked.contains(&options.compute)
+}
+
+/// Refuses int8 where no matrix could be made for it.
+pub(crate) fn check_int8(options: &Options) -> Result<()> {
+    match options.compute {
+        Some(Arithmetic::In(Compute::Int8)) => Err(Error::Option {
             option: "compute",
-            expected: format!("{} or auto on {}", ops.compute(), ops.device()),
-            found: asked.to_string(),
+            expected: "f32 or auto, because no weights are quantised".into(),
+            found: Compute::Int8.to_string(),
         }),
         _ => Ok(()),
     }

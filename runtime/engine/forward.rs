@@ -1,6 +1,6 @@
 //! The forward pass, which is the same code for every backend.
 
-use crate::arithmetic::{check_compute, page_dtype};
+use crate::arithmetic::{check_compute, check_int8, page_dtype, wants_int8};
 use crate::backend::Load;
 use crate::batch::{Output, Plan, Sequence, Want};
 use crate::cache::{KvCache, KvPool, KvSnapshot};
@@ -17,6 +17,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use tokio::sync::Mutex;
 
 /// Number of rows whose logits exist at once while tokens are scored: enough for the product to
@@ -96,6 +97,7 @@ pub(crate) struct Forward<O: Ops> {
     norm: O::Matrix,
     head: Head<O::Matrix>,
     pool: Arc<KvPool>,
+    compute: Compute,
     page_dtype: Dtype,
     pages: O::Pages,
     work: Option<Work<O>>,
@@ -112,6 +114,7 @@ impl<O: Ops> Forward<O> {
         // bar is drawn.
         let seen = options.progress && std::io::stderr().is_terminal();
         let bar = if seen { progress(weights.bytes()) } else { ProgressBar::hidden() };
+        let (wants_int8, int8) = (wants_int8::<O>(options), AtomicBool::new(false));
         let stack = |names: &[String]| -> Result<O::Matrix> {
             let stored: Vec<Tensor> =
                 names.iter().map(|n| weights.get(n)).collect::<std::result::Result<_, _>>()?;
@@ -123,7 +126,14 @@ impl<O: Ops> Forward<O> {
                 }
             };
             let parts: Vec<Tensor> = names.iter().zip(&stored).map(wanted).collect();
-            let matrix = ops.matrix(&parts)?;
+            let rounded = if wants_int8 { ops.matrix_int8(&parts)? } else { None };
+            let matrix = match rounded {
+                Some(matrix) => {
+                    int8.store(true, Relaxed);
+                    matrix
+                }
+                None => ops.matrix(&parts)?,
+            };
             bar.inc(stored.iter().map(|p| p.stored().len() as u64).sum());
             Ok(matrix)
         };
@@ -144,6 +154,10 @@ impl<O: Ops> Forward<O> {
             true => Head::Own(one("lm_head.weight")?),
             false => Head::Missing,
         };
+        let int8 = int8.into_inner();
+        if !int8 {
+            check_int8(options)?;
+        }
         ops.finish().await?;
         bar.finish_and_clear();
         Ok(Self {
@@ -154,6 +168,7 @@ impl<O: Ops> Forward<O> {
             config: config.clone(),
             frequencies,
             pool: Arc::clone(pool),
+            compute: if int8 { Compute::Int8 } else { ops.compute() },
             page_dtype,
             pages: ops.pages(shape)?,
             work: None,
@@ -341,7 +356,7 @@ impl<O: Measure> Model for Forward<O> {
     }
 
     fn compute(&self) -> Compute {
-        self.ops.compute()
+        self.compute
     }
 
     fn page_dtype(&self) -> Dtype {

@@ -70,7 +70,8 @@ pub(super) struct Global {
     #[arg(long, global = true)]
     pub(super) profile: bool,
     /// Numbers of matrix products: f32 (exact), f16 (wgpu: hidden states differ by 1e-3), bf16
-    /// (CUDA) or auto (the fastest) [default: f32; on CUDA bf16]
+    /// (CUDA), int8 (CPU, quantised weights: decoding only) or auto (the fastest) [default: f32; on
+    /// CUDA bf16]
     #[arg(long, global = true, value_name = "C", value_parser = parse::<Arithmetic>)]
     #[arg(env = "GRITLM_COMPUTE")]
     pub(super) compute: Option<Arithmetic>,
