@@ -15,6 +15,7 @@ use super::prefetch::prefetch;
 use crate::format::{Block, WithBlock, with_block};
 use crate::weights::Dtype;
 use pulp::Arch;
+use std::array;
 
 /// Rows of activations in 8 bits: one, or [`FEW`], some of them zeros.
 pub(super) struct Rounded {
@@ -75,7 +76,7 @@ impl Rounded {
 
     /// Returns `N` rows.
     fn rows<const N: usize>(&self) -> [&[Run]; N] {
-        std::array::from_fn(|r| &self.all[r * self.runs..][..self.runs])
+        array::from_fn(|r| &self.all[r * self.runs..][..self.runs])
     }
 }
 
@@ -187,13 +188,8 @@ struct Plain;
 impl Plain {
     #[inline(always)]
     fn half(x: &[i16; 32], w: &[i8; 32], half: usize) -> [i32; 8] {
-        let mut sums = [0; 8];
-        for l in 0..8 {
-            let i = half * 16 + 2 * l;
-            let pair = [i, i + 1].map(|i| i32::from(x[i]) * i32::from(w[i]));
-            sums[l] = pair[0] + pair[1];
-        }
-        sums
+        let product = |i: usize| i32::from(x[i]) * i32::from(w[i]);
+        array::from_fn(|l| half * 16 + 2 * l).map(|i| product(i) + product(i + 1))
     }
 }
 
@@ -222,10 +218,10 @@ impl Vectors for Plain {
         w: &[i8; 32],
         scales: [f32; 2],
     ) -> [f32; 8] {
-        for half in 0..2 {
+        for (half, scale) in scales.into_iter().enumerate() {
             let dots = Self::half(x, w, half);
             for l in 0..8 {
-                sum[l] += dots[l] as f32 * scales[half];
+                sum[l] += dots[l] as f32 * scale;
             }
         }
         sum

@@ -5,7 +5,8 @@
 //! checkpoint stores them. Only the matrix product and attention are tuned, with SIMD; see
 //! `matmul.rs` and `attention.rs`. The product adds each output's terms in an order that does not
 //! depend on the number of rows, and no other operation looks beyond its own row or sequence. A
-//! sequence's results are therefore bit-identical whatever else is in its batch.
+//! sequence's results are therefore bit-identical whatever else is in its batch. Matrices that are
+//! made to be multiplied in 8 bits are the exception; see `int8.rs`.
 
 mod adamw;
 mod attention;

@@ -76,10 +76,10 @@ fn some_dots<S: Simd, const N: usize, const K: usize>(
     for n in 0..N {
         let rest = S::as_simd_f32s(q[n]).1;
         dots[n] = lane_sums(sums[n]);
-        for j in 0..K {
+        for (j, dot) in dots[n].iter_mut().enumerate() {
             let end = (j + 1) * dim;
             for (q, k) in rest.iter().zip(&k[end - rest.len()..end]) {
-                dots[n][j] += q * k;
+                *dot += q * k;
             }
         }
     }
