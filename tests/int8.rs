@@ -168,9 +168,13 @@ fn on_the_command_line() {
         let flags = ["--device", "cpu", "--max-tokens", "4", "--compute", compute];
         run(&[&["generate", "--model", model, "--prompt", "a"], &flags[..]].concat(), "")
     };
-    generate(&file, "int8").ok();
-    generate(&file, "auto").ok();
-    generate(&model, "auto").ok();
+    for (model, compute, said) in
+        [(&file, "int8", "int8"), (&file, "auto", "int8"), (&model, "auto", "f32")]
+    {
+        let ran = generate(model, compute);
+        assert!(ran.stderr.contains(&format!("products in {said}\n")), "{}", ran.stderr);
+        ran.ok();
+    }
     generate(&model, "int8").fails(
         2,
         &["--compute: expected f32 or auto, because no weights are quantised, found int8"],

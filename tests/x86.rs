@@ -33,10 +33,12 @@ fn older_processors_compute_the_same() {
         return;
     }
     let long = "chess for the desktop, ".repeat(12);
-    let commands: [&[&str]; 3] = [
+    let int8 = ["generate", "--prompt", "A chess game.", "--weights", "q8_0", "--compute", "int8"];
+    let commands: [&[&str]; 4] = [
         &["embed", "chess interface for the desktop", &long],
         &["generate", "--prompt", "Describe the package pdfgrep.", "--max-tokens", "24"],
         &["generate", "--prompt", &long, "--max-tokens", "8"],
+        &[&int8[..], &["--max-tokens", "8"]].concat(),
     ];
     let expected = commands.map(|args| run(Command::new(PROGRAM), args).0);
     for (cpu, vectors) in [("Haswell", "AVX2"), ("Nehalem", "no vectors")] {

@@ -194,7 +194,7 @@ fn open(global: &Global) -> Result<Opened> {
     Ok(Opened { engine, profile: global.profile })
 }
 
-/// Prints on stderr what the model runs on.
+/// Prints on stderr what the model runs on, and in which numbers.
 fn opened(engine: &Engine) {
     let (bytes, seconds) =
         (engine.loading().bytes as f64 / 1e9, engine.loading().time.as_secs_f64());
@@ -205,7 +205,8 @@ fn opened(engine: &Engine) {
     };
     let adapter = engine.options().adapter.as_ref();
     let adapter = adapter.map_or(String::new(), |path| format!(" with {}", path.display()));
-    note(format_args!("{}{adapter} on {}{loaded}", engine.name(), engine.device()));
+    let (device, compute) = (engine.device(), engine.compute());
+    note(format_args!("{}{adapter} on {device}, products in {compute}{loaded}", engine.name()));
 }
 
 /// Prints the device's time op by op, in ms and as a share of the total.
