@@ -91,7 +91,7 @@ pub(super) fn run(args: &Demo, global: &Global, out: &mut Out) -> Result<()> {
         answer(&engine, &format!("Describe the package {}.", found.id), 96, out)?;
     }
     let (device, compute) = (engine.device(), engine.compute());
-    out.lines(format!("\nAll on {device}, products in {compute}. Next: gritlm --help"))
+    out.lines(format!("\nAll on {device}; products in {compute}. Next: gritlm --help"))
 }
 
 fn answer(engine: &Engine, text: &str, max_tokens: usize, out: &mut Out) -> Result<()> {
