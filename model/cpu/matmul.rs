@@ -16,10 +16,11 @@
 //! needed.
 //!
 //! **Mapping.** Each task computes [`COLS`] columns. With few rows (decode) the weights become f32
-//! in registers (`matvec.rs`), or activations whole numbers (`int8.rs`). With many rows, the task's weights are converted once to f32
-//! (256 KiB, for the L2 cache) and used by tiles of 6 × 4 outputs, whose 24 accumulators leave 8 of
-//! 32 vector registers for operands. On Zen 5 this ran at 1.5 times the rate of the `gemm` crate's
-//! f32 product, which packs both sides. `unpack.rs` knows how stored weights become f32.
+//! in registers (`matvec.rs`), or activations become whole numbers (`int8.rs`). With many rows, the
+//! task's weights are converted once to f32 (256 KiB, for the L2 cache) and used by tiles of 6 × 4
+//! outputs, whose 24 accumulators leave 8 of 32 vector registers for operands. On Zen 5 this ran at
+//! 1.5 times the rate of the `gemm` crate's f32 product, which packs both sides. `unpack.rs` knows
+//! how stored weights become f32.
 //!
 //! Bound by memory up to about 8 rows, by arithmetic beyond.
 
@@ -85,10 +86,6 @@ pub(super) fn resize(lines: &mut Vec<Line>, len: usize) -> &mut [f32] {
 impl Packed {
     /// Packs `rows` rows of `inner` values, to multiply by `w`.
     pub(super) fn new(w: &Matrix, rows: usize, inner: usize, a: &[f32]) -> Self {
-        if w.int8 && rows <= FEW {
-            let rounded = Some(Rounded::new(inner, &a[..rows * inner]));
-            return Self { rows, inner, stride: inner, plain: false, values: Vec::new(), rounded };
-        }
         Self::gather(w, rows, inner, |r, row| row.copy_from_slice(&a[r * inner..][..inner]))
     }
 
@@ -113,7 +110,8 @@ impl Packed {
         if w.int8 && rows <= FEW {
             let mut all = vec![0.0; rows * inner];
             all.chunks_exact_mut(inner).enumerate().for_each(|(r, row)| fill(r, row));
-            return Self::new(w, rows, inner, &all);
+            let rounded = Some(Rounded::new(inner, &all));
+            return Self { rows, inner, stride: inner, plain: false, values: Vec::new(), rounded };
         }
         let stride = inner.next_multiple_of(2 * lanes());
         let mut values = Vec::new();

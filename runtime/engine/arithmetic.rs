@@ -53,10 +53,9 @@ pub(crate) fn check_compute<O: Ops>(ops: &O, options: &Options) -> Result<()> {
     }
 }
 
-/// Returns whether matrices are to be made by [`Ops::matrix_int8`].
-pub(crate) fn wants_int8<O: Ops>(options: &Options) -> bool {
-    let asked = [Arithmetic::Auto, Arithmetic::In(Compute::Int8)].map(Some);
-    O::INT8 && asked.contains(&options.compute)
+/// Returns whether [`Ops::matrix_int8`] is to make matrices where it can.
+pub(crate) fn wants_int8(options: &Options) -> bool {
+    matches!(options.compute, Some(Arithmetic::Auto | Arithmetic::In(Compute::Int8)))
 }
 
 /// Refuses int8 where no matrix could be made for it.

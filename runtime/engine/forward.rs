@@ -114,7 +114,7 @@ impl<O: Ops> Forward<O> {
         // bar is drawn.
         let seen = options.progress && std::io::stderr().is_terminal();
         let bar = if seen { progress(weights.bytes()) } else { ProgressBar::hidden() };
-        let (wants_int8, int8) = (wants_int8::<O>(options), AtomicBool::new(false));
+        let (wants_int8, int8) = (wants_int8(options), AtomicBool::new(false));
         let stack = |names: &[String]| -> Result<O::Matrix> {
             let stored: Vec<Tensor> =
                 names.iter().map(|n| weights.get(n)).collect::<std::result::Result<_, _>>()?;
