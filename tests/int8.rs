@@ -19,7 +19,9 @@ fn values(len: usize, seed: u64) -> Vec<f32> {
 /// Returns `a` times the matrix of these parts; `None` where there is no int8 for them.
 fn product(rows: usize, parts: &[Tensor], a: &[f32]) -> Option<Vec<f32>> {
     let (inner, outer) = (parts[0].shape()[1], parts.iter().map(|p| p.shape()[0]).sum::<usize>());
-    let w = Cpu.matrix_int8(parts).unwrap()?;
+    let quantized = parts.iter().all(|part| part.dtype().is_quantized());
+    let products = Cpu.products(Some(Compute::Int8), quantized).unwrap();
+    let w = Cpu.matrix_in(products, parts).unwrap();
     let mut x = Cpu.buffer(rows, outer).unwrap();
     let p = LinearAdd { rows: rows as u32, inner: inner as u32, outer: outer as u32 };
     Cpu.linear_add(p, &a[..rows * inner].to_vec(), &w, &mut x);

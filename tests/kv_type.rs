@@ -165,7 +165,7 @@ fn what_a_device_has_not() {
     }
     for compute in [None, Some(Arithmetic::Auto), Some(Arithmetic::In(Compute::F32))] {
         let engine = Engine::open(&model, &cpu.clone().compute(compute)).unwrap();
-        assert_eq!(engine.compute(), Compute::F32);
+        assert_eq!(engine.products().many, Compute::F32);
     }
     let line = refused(cpu.kv_type(Some(Dtype::Q4K)));
     assert!(line.contains("expected one of f32, f16, bf16"), "{line}");

@@ -25,10 +25,12 @@
 //! Bound by memory up to about 8 rows, by arithmetic beyond.
 
 use super::Matrix;
+use super::bf16::{self, Halves};
 use super::int8::{self, Rounded};
 use super::matvec::matvec;
 use super::unpack::{F32, Weight, convert, deinterleave, lanes};
 use crate::format::unpack::Codes;
+use crate::ops::{Compute, Products};
 use crate::weights::Dtype;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
@@ -67,8 +69,14 @@ pub(super) struct Packed {
     /// Whether chunks keep their order, for weights in f32, which then need no reordering.
     pub(super) plain: bool,
     values: Vec<Line>,
-    /// The rows in 8 bits, in place of `values`.
-    rounded: Option<Rounded>,
+    /// The rows in other numbers, in place of `values`.
+    rounded: Option<InOther>,
+}
+
+/// Rows of activations that are not in f32.
+enum InOther {
+    Int8(Rounded),
+    Bf16(Halves),
 }
 
 /// A cache line. A load of 64 bytes from unaligned memory touches two lines, and the tiles make
@@ -107,12 +115,26 @@ impl Packed {
         inner: usize,
         fill: impl Fn(usize, &mut [f32]) + Sync,
     ) -> Self {
-        if w.int8 && rows <= FEW {
-            let mut all = vec![0.0; rows * inner];
-            all.chunks_exact_mut(inner).enumerate().for_each(|(r, row)| fill(r, row));
-            let rounded = Some(Rounded::new(inner, &all));
-            return Self { rows, inner, stride: inner, plain: false, values: Vec::new(), rounded };
-        }
+        let Products { few, many } = w.products;
+        let compute = if rows <= FEW { few } else { many };
+        let rounded = match compute {
+            Compute::Int8 => {
+                let mut all = vec![0.0; rows * inner];
+                all.chunks_exact_mut(inner).enumerate().for_each(|(r, row)| fill(r, row));
+                Some(InOther::Int8(Rounded::new(inner, &all)))
+            }
+            Compute::Bf16 => Some(InOther::Bf16(Halves::new(rows, inner, &fill))),
+            Compute::F32 | Compute::F16 => return Self::exact(rows, inner, fill),
+        };
+        Self { rows, inner, stride: inner, plain: false, values: Vec::new(), rounded }
+    }
+
+    /// Packs the rows that `fill(row, values)` writes, to be multiplied in f32.
+    pub(super) fn exact(
+        rows: usize,
+        inner: usize,
+        fill: impl Fn(usize, &mut [f32]) + Sync,
+    ) -> Self {
         let stride = inner.next_multiple_of(2 * lanes());
         let mut values = Vec::new();
         resize(&mut values, rows * stride)
@@ -215,7 +237,10 @@ impl Task<'_> {
     #[inline(never)]
     fn run(self) {
         match &self.a.rounded {
-            Some(rows) => int8::multiply(rows, self.weights, self.out),
+            Some(InOther::Int8(rows)) => int8::multiply(rows, self.weights, self.out),
+            Some(InOther::Bf16(rows)) => {
+                bf16::multiply(rows, self.weights, self.panel, self.out);
+            }
             None => Arch::new().dispatch(self),
         }
     }

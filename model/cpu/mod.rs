@@ -12,6 +12,7 @@ mod adamw;
 mod attention;
 mod attention_backward;
 mod backward;
+mod bf16;
 mod contrastive;
 mod cross_entropy;
 mod embed;
@@ -48,8 +49,9 @@ mod unpack;
 mod vectors;
 
 use crate::ops::{
-    Attention, Expert, GateUp, KvShape, Layout, LinearAdd, Logits, Match, NO_PAGE, Ops, PAGE,
-    PoolingSpan, Qkv, Result, RmsNorm, Route, SampleParams, SampledToken, Search, SharedVectors,
+    Attention, Compute, Expert, GateUp, KvShape, Layout, LinearAdd, Logits, Match, NO_PAGE, Ops,
+    PAGE, PoolingSpan, Products, Qkv, Result, RmsNorm, Route, SampleParams, SampledToken, Search,
+    SharedVectors,
 };
 use crate::weights::{Dtype, Tensor, decode};
 pub use pages::Pages;
@@ -71,8 +73,8 @@ pub struct Matrix {
     /// Bytes of a row of each part.
     widths: Vec<usize>,
     cols: usize,
-    /// Whether few rows are multiplied in 8 bits; all parts are quantised then.
-    int8: bool,
+    /// In which numbers it is multiplied.
+    products: Products,
 }
 
 impl Matrix {
@@ -88,7 +90,14 @@ impl Matrix {
             starts.push(starts[starts.len() - 1] + part.matrix_shape().0);
         }
         let widths = parts.iter().map(|part| part.dtype().bytes(cols)).collect();
-        Self { parts: parts.to_vec(), own: Vec::new(), starts, widths, cols, int8: false }
+        Self {
+            parts: parts.to_vec(),
+            own: Vec::new(),
+            starts,
+            widths,
+            cols,
+            products: Products::all(Compute::F32),
+        }
     }
 
     /// Returns row `r` as stored.
@@ -184,7 +193,6 @@ impl Ops for Cpu {
     type Routing = Routing;
 
     const THREADS: bool = true;
-    const INT8: bool = true;
 
     fn device(&self) -> String {
         format!("cpu ({}, {} threads)", matmul::arch(), rayon::current_num_threads())
@@ -209,9 +217,20 @@ impl Ops for Cpu {
         Ok(Matrix::new(parts))
     }
 
-    fn matrix_int8(&self, parts: &[Tensor]) -> Result<Option<Matrix>> {
-        let quantized = parts.iter().all(|part| part.dtype().is_quantized());
-        Ok(quantized.then(|| Matrix { int8: true, ..Matrix::new(parts) }))
+    fn products(&self, asked: Option<Compute>, quantized: bool) -> Option<Products> {
+        let (few, many) = match asked {
+            None => (Compute::Int8, bf16::instructions().map_or(Compute::F32, |_| Compute::Bf16)),
+            Some(Compute::Int8) => (Compute::Int8, Compute::F32),
+            Some(Compute::Bf16) => (Compute::F32, Compute::Bf16),
+            Some(Compute::F32) => (Compute::F32, Compute::F32),
+            Some(Compute::F16) => return None,
+        };
+        let few = if quantized { few } else { Compute::F32 };
+        Some(Products { few, many })
+    }
+
+    fn matrix_in(&self, products: Products, parts: &[Tensor]) -> Result<Matrix> {
+        Ok(Matrix { products, ..Matrix::new(parts) })
     }
 
     fn buffer(&self, rows: usize, cols: usize) -> Result<Vec<f32>> {

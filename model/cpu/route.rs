@@ -1,6 +1,7 @@
 //! route: takes the softmax over all experts in f32, keeps the `top_k` most likely (ties go to
 //! the lower index) and divides their weights by their sum, then sorts the rows by expert.
-//! `h (rows, dim)`, `w (experts, dim)`. No row is dropped, and experts have no capacity limit.
+//! `h (rows, dim)`, `w (experts, dim)`. No row is dropped, and experts have no capacity limit. The
+//! product is in f32 whatever others are in, because a rounded logit may choose another expert.
 
 use super::matmul::{Packed, matmul};
 use super::shared::Shared;
@@ -8,12 +9,13 @@ use super::{Matrix, Routing};
 use crate::ops::Route;
 
 pub(super) fn route(p: Route, h: &[f32], w: &Matrix, routing: &mut Routing) {
-    let (rows, experts, top_k) = (p.rows as usize, p.experts as usize, p.top_k as usize);
+    let (rows, dim) = (p.rows as usize, p.dim as usize);
+    let (experts, top_k) = (p.experts as usize, p.top_k as usize);
     routing.logits.clear();
     routing.logits.resize(rows * experts, 0.0);
     let out = Shared::new(&mut routing.logits);
     matmul(
-        &Packed::new(w, rows, p.dim as usize, h),
+        &Packed::exact(rows, dim, |r, row| row.copy_from_slice(&h[r * dim..][..dim])),
         experts,
         &[0],
         |rows, all| w.rows(rows, all),

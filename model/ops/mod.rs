@@ -16,7 +16,7 @@ mod layout;
 mod params;
 
 pub use backward::Backward;
-pub use compute::Compute;
+pub use compute::{Compute, Products};
 pub use layout::{KvShape, Layout, Mask, Span};
 pub use params::{
     AdamW, Attention, Contrast, Contrastive, CrossEntropy, Expert, GateUp, LinearAdd, Logits,
@@ -64,9 +64,6 @@ pub trait Ops: Send {
     /// Whether operations run on rayon's threads. Who calls many of them from another thread then
     /// enters the pool once, because each parallel loop that starts outside wakes it and sleeps.
     const THREADS: bool = false;
-
-    /// Whether [`Ops::matrix_int8`] makes matrices of quantised weights.
-    const INT8: bool = false;
 
     /// Returns a human-readable name of the device, such as "cpu (AVX-512, 2 threads)".
     fn device(&self) -> String;
@@ -120,13 +117,21 @@ pub trait Ops: Send {
     /// ([`Ops::takes`]).
     fn matrix(&self, parts: &[Tensor]) -> Result<Self::Matrix>;
 
-    /// Loads matrices like [`Ops::matrix`], to be multiplied by few rows in [`Compute::Int8`];
-    /// `None` where that cannot be: not all parts are quantised, or not on this backend.
+    /// Returns in which numbers [`Ops::matrix_in`] has matrices multiplied where `asked` is asked for,
+    /// or, with `None`, the fastest; `quantized` says whether all of their parts are. `None` if this
+    /// backend has not those numbers.
+    fn products(&self, asked: Option<Compute>, quantized: bool) -> Option<Products> {
+        let _ = quantized;
+        let all = Products::all(self.compute());
+        asked.is_none_or(|asked| asked == self.compute()).then_some(all)
+    }
+
+    /// Loads matrices like [`Ops::matrix`], to be multiplied in numbers from [`Ops::products`].
     ///
     /// # Errors
     /// As [`Ops::matrix`].
-    fn matrix_int8(&self, _parts: &[Tensor]) -> Result<Option<Self::Matrix>> {
-        Ok(None)
+    fn matrix_in(&self, _products: Products, parts: &[Tensor]) -> Result<Self::Matrix> {
+        self.matrix(parts)
     }
 
     /// Allocates a buffer with undefined contents.

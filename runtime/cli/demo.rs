@@ -90,8 +90,8 @@ pub(super) fn run(args: &Demo, global: &Global, out: &mut Out) -> Result<()> {
         answer(&engine, &section, 8, out)?;
         answer(&engine, &format!("Describe the package {}.", found.id), 96, out)?;
     }
-    let (device, compute) = (engine.device(), engine.compute());
-    out.lines(format!("\nAll on {device}; products in {compute}. Next: gritlm --help"))
+    let (device, products) = (engine.device(), engine.products());
+    out.lines(format!("\nAll on {device}; products in {products}. Next: gritlm --help"))
 }
 
 fn answer(engine: &Engine, text: &str, max_tokens: usize, out: &mut Out) -> Result<()> {

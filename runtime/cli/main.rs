@@ -205,8 +205,8 @@ fn opened(engine: &Engine) {
     };
     let adapter = engine.options().adapter.as_ref();
     let adapter = adapter.map_or(String::new(), |path| format!(" with {}", path.display()));
-    let (device, compute) = (engine.device(), engine.compute());
-    note(format_args!("{}{adapter} on {device}; products in {compute}{loaded}", engine.name()));
+    let (device, products) = (engine.device(), engine.products());
+    note(format_args!("{}{adapter} on {device}; products in {products}{loaded}", engine.name()));
 }
 
 /// Prints the device's time op by op, in ms and as a share of the total.

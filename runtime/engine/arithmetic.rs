@@ -1,7 +1,7 @@
 //! The numbers that a device computes in and keeps: what is asked for, and whether it has them.
 
 use crate::{Error, Options, Result};
-use gritlm_model::ops::{Compute, Ops};
+use gritlm_model::ops::{Compute, Ops, Products};
 use gritlm_model::weights::Dtype;
 use std::fmt;
 use std::str::FromStr;
@@ -9,8 +9,9 @@ use std::str::FromStr;
 /// The numbers that matrix products are to be computed in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Arithmetic {
-    /// The fastest that the device has: f16 on a wgpu adapter that has it and f32 on others, bf16 on
-    /// CUDA, int8 on the CPU with quantised weights and f32 with others.
+    /// The fastest that the device has: f16 on a wgpu adapter that has it and f32 on others; bf16 on
+    /// CUDA; on the CPU int8 for few rows and quantised weights, bf16 for many rows where the CPU has
+    /// instructions for it, otherwise f32.
     Auto,
     /// These; a device that has not refuses.
     In(Compute),
@@ -40,32 +41,38 @@ impl FromStr for Arithmetic {
     }
 }
 
-/// Refuses to compute in numbers that a device has not.
-pub(crate) fn check_compute<O: Ops>(ops: &O, options: &Options) -> Result<()> {
-    match options.compute {
-        Some(Arithmetic::In(Compute::Int8)) if O::INT8 => Ok(()),
-        Some(Arithmetic::In(asked)) if asked != ops.compute() => {
-            let int8 = if O::INT8 { ", int8" } else { "" };
-            let expected = format!("{}{int8} or auto on {}", ops.compute(), ops.device());
-            Err(Error::Option { option: "compute", expected, found: asked.to_string() })
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Returns whether [`Ops::matrix_int8`] is to make matrices where it can.
-pub(crate) fn wants_int8(options: &Options) -> bool {
-    matches!(options.compute, Some(Arithmetic::Auto | Arithmetic::In(Compute::Int8)))
-}
-
-/// Refuses int8 where no matrix could be made for it.
-pub(crate) fn check_int8(options: &Options) -> Result<()> {
-    match options.compute {
-        Some(Arithmetic::In(Compute::Int8)) => Err(Error::Option {
+/// Returns in which numbers matrices are to be multiplied, whose parts are all quantised or not.
+///
+/// # Errors
+/// When the device has not the numbers that are asked for.
+pub(crate) fn products<O: Ops>(ops: &O, options: &Options, quantized: bool) -> Result<Products> {
+    let asked = match options.compute {
+        None => Some(ops.compute()),
+        Some(Arithmetic::Auto) => None,
+        Some(Arithmetic::In(asked)) => Some(asked),
+    };
+    ops.products(asked, quantized).ok_or_else(|| {
+        let has = |one: &Compute| ops.products(Some(*one), true).is_some();
+        let names: Vec<&str> =
+            Compute::ALL.iter().filter(|(one, _)| has(one)).map(|(_, name)| *name).collect();
+        Error::Option {
             option: "compute",
-            expected: "f32 or auto, because no weights are quantised".into(),
-            found: Compute::Int8.to_string(),
-        }),
+            expected: format!("{} or auto on {}", names.join(", "), ops.device()),
+            found: asked.map_or_else(String::new, |asked| asked.to_string()),
+        }
+    })
+}
+
+/// Refuses int8 where no matrix is multiplied in it.
+pub(crate) fn check_int8(options: &Options, products: Products) -> Result<()> {
+    match options.compute {
+        Some(Arithmetic::In(Compute::Int8)) if products.few != Compute::Int8 => {
+            Err(Error::Option {
+                option: "compute",
+                expected: "f32, bf16 or auto, because no weights are quantised".into(),
+                found: Compute::Int8.to_string(),
+            })
+        }
         _ => Ok(()),
     }
 }

@@ -12,7 +12,7 @@ use crate::{Error, Result, synth};
 use gritlm_model::chat_template::ChatTemplate;
 use gritlm_model::config::Config;
 use gritlm_model::measure::{Created, Measure, OpTime};
-use gritlm_model::ops::{Compute, Mask, Match, PAGE};
+use gritlm_model::ops::{Mask, Match, PAGE, Products};
 use gritlm_model::tokenizer::Tokenizer;
 use gritlm_model::weights::{Dtype, Weights};
 use pollster::block_on;
@@ -233,8 +233,8 @@ impl Engine {
     }
 
     /// Returns in which numbers matrix products are computed.
-    pub fn compute(&self) -> Compute {
-        self.model().compute()
+    pub fn products(&self) -> Products {
+        self.model().products()
     }
 
     /// Returns the rotary frequencies in use, `(head_dim / 2)`.

@@ -1,6 +1,6 @@
 //! The forward pass, which is the same code for every backend.
 
-use crate::arithmetic::{check_compute, check_int8, page_dtype, wants_int8};
+use crate::arithmetic::{check_int8, page_dtype, products};
 use crate::backend::Load;
 use crate::batch::{Output, Plan, Sequence, Want};
 use crate::cache::{KvCache, KvPool, KvSnapshot};
@@ -10,7 +10,7 @@ use crate::{Error, Result};
 use gritlm_model::config::{Config, Experts};
 use gritlm_model::measure::{Created, Measure, OpTime};
 use gritlm_model::ops::{
-    Compute, KvShape, Logits, Mask, Match, Ops, PAGE, RmsNorm, SampledToken, Search, SharedVectors,
+    KvShape, Logits, Mask, Match, Ops, PAGE, Products, RmsNorm, SampledToken, Search, SharedVectors,
 };
 use gritlm_model::weights::{Dtype, Expected, Tensor, Weights};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -42,7 +42,7 @@ pub(crate) type Pending<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + 'a>>;
 /// A loaded model on some device, whatever the backend.
 pub(crate) trait Model: Send {
     fn device(&self) -> String;
-    fn compute(&self) -> Compute;
+    fn products(&self) -> Products;
     fn page_dtype(&self) -> Dtype;
     fn run<'a>(
         &'a mut self,
@@ -97,7 +97,7 @@ pub(crate) struct Forward<O: Ops> {
     norm: O::Matrix,
     head: Head<O::Matrix>,
     pool: Arc<KvPool>,
-    compute: Compute,
+    products: Products,
     page_dtype: Dtype,
     pages: O::Pages,
     work: Option<Work<O>>,
@@ -108,13 +108,13 @@ impl<O: Ops> Forward<O> {
     /// of the pool's KV pages.
     pub(crate) async fn load(ops: O, load: Load<'_>, weights: &Weights) -> Result<Self> {
         let Load { options, config, frequencies, pool, pages, .. } = load;
-        check_compute(&ops, options)?;
+        products(&ops, options, false)?;
         let page_dtype = page_dtype(&ops, options, config.head_dim)?;
         // The bar is shown on terminals only. The CPU has nothing to load and finishes before the
         // bar is drawn.
         let seen = options.progress && std::io::stderr().is_terminal();
         let bar = if seen { progress(weights.bytes()) } else { ProgressBar::hidden() };
-        let (wants_int8, int8) = (wants_int8(options), AtomicBool::new(false));
+        let quantized = AtomicBool::new(false);
         let stack = |names: &[String]| -> Result<O::Matrix> {
             let stored: Vec<Tensor> =
                 names.iter().map(|n| weights.get(n)).collect::<std::result::Result<_, _>>()?;
@@ -126,14 +126,9 @@ impl<O: Ops> Forward<O> {
                 }
             };
             let parts: Vec<Tensor> = names.iter().zip(&stored).map(wanted).collect();
-            let rounded = if wants_int8 { ops.matrix_int8(&parts)? } else { None };
-            let matrix = match rounded {
-                Some(matrix) => {
-                    int8.store(true, Relaxed);
-                    matrix
-                }
-                None => ops.matrix(&parts)?,
-            };
+            let all = parts.iter().all(|part| part.dtype().is_quantized());
+            quantized.fetch_or(all, Relaxed);
+            let matrix = ops.matrix_in(products(&ops, options, all)?, &parts)?;
             bar.inc(stored.iter().map(|p| p.stored().len() as u64).sum());
             Ok(matrix)
         };
@@ -154,10 +149,8 @@ impl<O: Ops> Forward<O> {
             true => Head::Own(one("lm_head.weight")?),
             false => Head::Missing,
         };
-        let int8 = int8.into_inner();
-        if !int8 {
-            check_int8(options)?;
-        }
+        let products = products(&ops, options, quantized.into_inner())?;
+        check_int8(options, products)?;
         ops.finish().await?;
         bar.finish_and_clear();
         Ok(Self {
@@ -168,7 +161,7 @@ impl<O: Ops> Forward<O> {
             config: config.clone(),
             frequencies,
             pool: Arc::clone(pool),
-            compute: if int8 { Compute::Int8 } else { ops.compute() },
+            products,
             page_dtype,
             pages: ops.pages(shape)?,
             work: None,
@@ -355,8 +348,8 @@ impl<O: Measure> Model for Forward<O> {
         self.ops.device()
     }
 
-    fn compute(&self) -> Compute {
-        self.compute
+    fn products(&self) -> Products {
+        self.products
     }
 
     fn page_dtype(&self) -> Dtype {

@@ -320,7 +320,7 @@ pub(super) async fn rerank(
     responses((status = 200, body = Info), Failures))]
 pub(super) async fn info(loaded: Loaded) -> Json<Info> {
     let (engine, settings) = (loaded.engine(), &loaded.app.settings);
-    let dtype = match engine.compute() {
+    let dtype = match engine.products().many {
         Compute::F32 => "float32",
         Compute::F16 => "float16",
         Compute::Bf16 => "bfloat16",
