@@ -5,7 +5,7 @@ use crate::formats::{quantized, tensor};
 use crate::support::{data, say, smollm2};
 use gritlm::batch::{Output, Sequence, Want};
 use gritlm::model::cpu::Cpu;
-use gritlm::model::ops::{Compute, LinearAdd, Ops};
+use gritlm::model::ops::{Compute, LinearAdd, Ops, Products};
 use gritlm::model::reference::relative_error;
 use gritlm::model::weights::{Dtype, Tensor};
 use gritlm::{Arithmetic, Device, Engine, Options, Prompt, Sampling};
@@ -16,16 +16,15 @@ fn values(len: usize, seed: u64) -> Vec<f32> {
     (0..len).map(|_| random.f32() * 4.0 - 2.0).collect()
 }
 
-/// Returns `a` times the matrix of these parts; `None` where there is no int8 for them.
-fn product(rows: usize, parts: &[Tensor], a: &[f32]) -> Option<Vec<f32>> {
+/// Returns `a` times the matrix of these parts.
+fn product(rows: usize, parts: &[Tensor], a: &[f32]) -> Vec<f32> {
     let (inner, outer) = (parts[0].shape()[1], parts.iter().map(|p| p.shape()[0]).sum::<usize>());
-    let quantized = parts.iter().all(|part| part.dtype().is_quantized());
-    let products = Cpu.products(Some(Compute::Int8), quantized).unwrap();
+    let products = Products { few: Compute::Int8, many: Compute::F32 };
     let w = Cpu.matrix_in(products, parts).unwrap();
     let mut x = Cpu.buffer(rows, outer).unwrap();
     let p = LinearAdd { rows: rows as u32, inner: inner as u32, outer: outer as u32 };
     Cpu.linear_add(p, &a[..rows * inner].to_vec(), &w, &mut x);
-    Some(block_on(Cpu.read(&x, rows * outer)).unwrap())
+    block_on(Cpu.read(&x, rows * outer)).unwrap()
 }
 
 /// Rounds each 32 activations to 8 bits, as their largest says.
@@ -62,13 +61,13 @@ fn products_of_rounded_activations() {
     for dtype in quantized() {
         let w = [tensor(dtype, outer, inner, 2)];
         for rows in 1..=4 {
-            let found = product(rows, &w, &a).unwrap();
+            let found = product(rows, &w, &a);
             let error = relative_error(&found, &expected(rows, &w, &a));
             assert!(error < 2e-6, "{dtype}, {rows} rows: {error}");
         }
     }
     let parts = [tensor(Dtype::Q4K, 3, inner, 3), tensor(Dtype::Q6K, 70, inner, 4)];
-    let error = relative_error(&product(2, &parts, &a).unwrap(), &expected(2, &parts, &a));
+    let error = relative_error(&product(2, &parts, &a), &expected(2, &parts, &a));
     assert!(error < 2e-6, "{error}");
 }
 
@@ -79,13 +78,14 @@ fn what_is_not_a_number() {
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         let mut a = values(2 * inner, 5);
         a[inner + 40] = bad;
-        let found = product(2, &[tensor(Dtype::Q8_0, outer, inner, 6)], &a).unwrap();
+        let found = product(2, &[tensor(Dtype::Q8_0, outer, inner, 6)], &a);
         assert!(found[..outer].iter().all(|x| x.is_finite()), "{found:?}");
         assert!(found[outer..].iter().all(|x| x.is_nan()), "{found:?}");
     }
 }
 
-/// Many rows are multiplied in f32, to the bit; and so is a matrix with a part in plain elements.
+/// Many rows are multiplied in f32, to the bit, and few are not asked for where weights are not
+/// quantised.
 #[test]
 fn few_rows_and_quantised_weights_only() {
     let (inner, outer) = (512, 9);
@@ -94,9 +94,8 @@ fn few_rows_and_quantised_weights_only() {
     let (p, exact) = (LinearAdd { rows: 6, inner: 512, outer: 9 }, Cpu.matrix(&w).unwrap());
     let mut x = Cpu.buffer(6, outer).unwrap();
     Cpu.linear_add(p, &a, &exact, &mut x);
-    assert_eq!(product(6, &w, &a).unwrap(), x);
-    let mixed = [w[0].clone(), tensor(Dtype::Bf16, 2, inner, 9)];
-    assert!(product(1, &mixed, &a).is_none());
+    assert_eq!(product(6, &w, &a), x);
+    assert_eq!(Cpu.products(Some(Compute::Int8), false), Some(Products::all(Compute::F32)));
 }
 
 fn engine(model: &str, compute: Option<Arithmetic>) -> Engine {
@@ -125,9 +124,9 @@ fn the_effect_on_a_real_model() {
     let Some(model) = smollm2("int8::the_effect_on_a_real_model") else { return };
     let [exact, rounded] =
         [Compute::F32, Compute::Int8].map(|compute| engine(&model, Some(Arithmetic::In(compute))));
-    assert_eq!(rounded.compute(), Compute::Int8);
-    assert_eq!(engine(&model, Some(Arithmetic::Auto)).compute(), Compute::Int8);
-    assert_eq!(engine(&model, None).compute(), Compute::F32);
+    assert_eq!(rounded.products().few, Compute::Int8);
+    assert_eq!(engine(&model, Some(Arithmetic::Auto)).products().few, Compute::Int8);
+    assert_eq!(engine(&model, None).products(), Products::all(Compute::F32));
     let texts = [
         "Packets are captured by a program that listens on an interface and writes what it hears.",
         "The cat sat on the mat, and nobody knew why it had come there, least of all the dog.",
@@ -179,6 +178,6 @@ fn on_the_command_line() {
     }
     generate(&model, "int8").fails(
         2,
-        &["--compute: expected f32 or auto, because no weights are quantised, found int8"],
+        &["--compute: expected f32, bf16 or auto, because no weights are quantised, found int8"],
     );
 }

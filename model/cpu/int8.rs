@@ -6,85 +6,110 @@
 //! unit · (scale · Σ code code + offset · Σ code), and each sum of codes is exact. What is lost is the
 //! rounding of x, at most half a unit.
 //!
-//! AVX2 multiplies 16 pairs of 16-bit numbers and adds neighbours in one instruction: 32 weights
-//! take five instructions where widening them to f32 takes sixteen. Bound by memory.
+//! Four runs are multiplied at a time ([`Quad`]): their sums then lie side by side in one vector, and
+//! are multiplied by their scales together. AVX-512's and AVX-VNNI's `dpbusd` adds 32 products of 8 bits
+//! in one instruction, AVX2 in two, where f32 takes sixteen. Bound by memory.
 
 use super::matmul::FEW;
 use super::matvec::AHEAD;
 use super::prefetch::prefetch;
-use crate::format::{Block, WithBlock, with_block};
+use crate::format::{Block, Units, WithBlock, scale, with_block};
 use crate::weights::Dtype;
 use pulp::Arch;
 use std::array;
 
 /// Rows of activations in 8 bits: one, or [`FEW`], some of them zeros.
 pub(super) struct Rounded {
-    runs: usize,
-    /// Of all rows, `(rows, runs)`.
-    all: Vec<Run>,
+    quads: usize,
+    /// Of all rows, `(rows, quads)`.
+    all: Vec<Quad>,
 }
 
-/// 32 activations.
+/// Four runs of 32 activations. Lane l of eight is about run l mod 4, its first half for l < 4.
 #[derive(Clone, Copy)]
-struct Run {
-    /// In 16 bits, as they are multiplied.
-    codes: [i16; 32],
-    unit: f32,
-    /// The sum of each half's codes, times the unit.
-    sums: [f32; 2],
-    /// Both sums together.
-    sum: f32,
+#[repr(C, align(32))]
+struct Quad {
+    codes: [[i8; 32]; 4],
+    units: [f32; 8],
+    /// Sums of the codes of each half.
+    sums: [i32; 8],
+    /// These sums times the units.
+    weighted: [f32; 8],
 }
 
 /// 1.5 · 2²³: the last bits of a sum with it are those of the nearest whole number.
 const WHOLE: f32 = 12_582_912.0;
 
-impl Run {
-    const ZERO: Self = Self { codes: [0; 32], unit: 0.0, sums: [0.0; 2], sum: 0.0 };
+impl Quad {
+    const ZERO: Self =
+        Self { codes: [[0; 32]; 4], units: [0.0; 8], sums: [0; 8], weighted: [0.0; 8] };
 
+    /// Rounds four runs.
     #[inline(always)]
-    fn new(values: &[f32; 32]) -> Self {
-        // The bits of numbers that are not negative have their order, with NaN last.
-        let largest = values.iter().fold(0, |max, x| x.abs().to_bits().max(max));
-        let unit = f32::from_bits(largest) / 127.0;
-        // Of zeros, and of numbers too small for a unit, all codes are 0. A value that is not finite
-        // makes the unit so, and with it the outputs, as in f32.
-        let inverse = if unit >= f32::MIN_POSITIVE { 1.0 / unit } else { 0.0 };
-        let (mut codes, mut sums) = ([0; 32], [0; 2]);
-        for i in 0..32 {
-            codes[i] = (values[i] * inverse + WHOLE).to_bits() as i16;
-            sums[i / 16] += i32::from(codes[i]);
+    fn new(values: &[f32; 128]) -> Self {
+        let mut quad = Self::ZERO;
+        for (r, values) in values.as_chunks::<32>().0.iter().enumerate() {
+            // The bits of numbers that are not negative have their order, with NaN last.
+            let largest = values.iter().fold(0, |max, x| x.abs().to_bits().max(max));
+            let unit = f32::from_bits(largest) / 127.0;
+            // Of zeros, and of numbers too small for a unit, all codes are 0. A value that is not
+            // finite makes the unit so, and with it the outputs, as in f32.
+            let inverse = if unit >= f32::MIN_POSITIVE { 1.0 / unit } else { 0.0 };
+            let mut sums = [0; 2];
+            for i in 0..32 {
+                quad.codes[r][i] = (values[i] * inverse + WHOLE).to_bits() as i8;
+                sums[i / 16] += i32::from(quad.codes[r][i]);
+            }
+            for (half, sum) in sums.into_iter().enumerate() {
+                let lane = 4 * half + r;
+                (quad.units[lane], quad.sums[lane]) = (unit, sum);
+                quad.weighted[lane] = unit * sum as f32;
+            }
         }
-        let sums = sums.map(|sum| unit * sum as f32);
-        Self { codes, unit, sums, sum: sums[0] + sums[1] }
+        quad
     }
 }
 
 impl Rounded {
     /// Rounds rows of `inner` values each, a multiple of 32; at most [`FEW`] rows.
     pub(super) fn new(inner: usize, rows: &[f32]) -> Self {
-        let runs = inner / 32;
+        let quads = inner.div_ceil(128);
         let count = if rows.len() > inner { FEW } else { 1 };
-        let mut all = vec![Run::ZERO; count * runs];
+        let mut all = vec![Quad::ZERO; count * quads];
         Arch::new().dispatch(|| {
-            for (run, values) in all.iter_mut().zip(rows.as_chunks().0) {
-                *run = Run::new(values);
+            for (row, quads) in rows.chunks(inner).zip(all.chunks_mut(quads)) {
+                let (whole, rest) = row.as_chunks::<128>();
+                for (quad, values) in quads.iter_mut().zip(whole) {
+                    *quad = Quad::new(values);
+                }
+                // The last runs are the last of their quad, after zeros in place of those before.
+                if !rest.is_empty() {
+                    let (mut values, start) = ([0.0; 128], 128 - rest.len());
+                    let start = if whole.is_empty() { 0 } else { start };
+                    values[start..start + rest.len()].copy_from_slice(rest);
+                    quads[whole.len()] = Quad::new(&values);
+                }
             }
         });
-        Self { runs, all }
+        Self { quads, all }
     }
 
     /// Returns `N` rows.
-    fn rows<const N: usize>(&self) -> [&[Run]; N] {
-        array::from_fn(|r| &self.all[r * self.runs..][..self.runs])
+    fn rows<const N: usize>(&self) -> [&[Quad]; N] {
+        array::from_fn(|r| &self.all[r * self.quads..][..self.quads])
     }
 }
 
 /// Multiplies all rows by quantised weight rows into `out (rows, weights)`.
 pub(super) fn multiply(x: &Rounded, weights: &[(Dtype, &[u8])], out: &mut [f32]) {
     #[cfg(target_arch = "x86_64")]
-    if let Some(vectors) = pulp::x86::V3::try_new() {
-        return vectors.vectorize(All { vectors, x, weights, out });
+    {
+        if let Some(vectors) = x86::X86::new() {
+            return x86::by_vnni(All { vectors, x, weights, out });
+        }
+        if let Some(vectors) = x86::X86::new() {
+            return x86::by_avx2(All { vectors, x, weights, out });
+        }
     }
     All { vectors: Plain, x, weights, out }.run();
 }
@@ -105,181 +130,319 @@ impl<V: Vectors> All<'_, V> {
     #[inline(always)]
     fn by<const N: usize>(self) {
         let Self { vectors, x, weights, out } = self;
-        let x = x.rows::<N>();
-        for (c, &(dtype, bytes)) in weights.iter().enumerate() {
-            let sums = with_block(dtype, Product { vectors, x, bytes }).unwrap_or([0.0; N]);
-            for (out, sum) in out.chunks_exact_mut(weights.len()).zip(sums) {
+        let (x, cols, mut start) = (x.rows::<N>(), weights.len(), 0);
+        for weights in weights.chunk_by(|a, b| a.0 == b.0) {
+            let out = &mut out[start..];
+            with_block(weights[0].0, Products { vectors, x, weights, out, cols });
+            start += weights.len();
+        }
+    }
+}
+
+/// Some rows of activations and rows of weights of one format.
+struct Products<'a, V, const N: usize> {
+    vectors: V,
+    x: [&'a [Quad]; N],
+    weights: &'a [(Dtype, &'a [u8])],
+    /// From the first row's and the first weight row's output on.
+    out: &'a mut [f32],
+    /// Outputs of a row.
+    cols: usize,
+}
+
+impl<V: Vectors, const N: usize> WithBlock for Products<'_, V, N> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call<const BYTES: usize, const PARTS: usize, B: Block<BYTES, PARTS>>(self) {
+        let Self { vectors, x, weights, out, cols } = self;
+        for (c, (_, bytes)) in weights.iter().enumerate() {
+            let sums = row::<V, N, BYTES, PARTS, B>(vectors, x, bytes);
+            for (out, sum) in out.chunks_mut(cols).zip(sums) {
                 out[c] = sum;
             }
         }
     }
 }
 
-#[cfg(target_arch = "x86_64")]
-impl pulp::NullaryFnOnce for All<'_, pulp::x86::V3> {
-    type Output = ();
-
-    #[inline(always)]
-    fn call(self) {
-        self.run();
-    }
-}
-
-/// Some rows of activations and a row of weights.
-struct Product<'a, V, const N: usize> {
+/// Multiplies rows of activations by a weight row. Here too there are loops instead of closures; see
+/// `tile` in `matmul.rs`.
+#[inline(always)]
+fn row<
+    V: Vectors,
+    const N: usize,
+    const BYTES: usize,
+    const PARTS: usize,
+    B: Block<BYTES, PARTS>,
+>(
     vectors: V,
-    x: [&'a [Run]; N],
-    bytes: &'a [u8],
-}
-
-impl<V: Vectors, const N: usize> WithBlock for Product<'_, V, N> {
-    type Output = [f32; N];
-
-    #[inline(always)]
-    fn call<const BYTES: usize, const PARTS: usize, B: Block<BYTES, PARTS>>(self) -> [f32; N] {
-        let Self { vectors, x, bytes } = self;
-        let (mut sums, mut offsets) = ([vectors.zero(); N], [0.0; N]);
-        let blocks = bytes.as_chunks::<BYTES>().0;
-        let x = x.map(|x| &x.as_chunks::<PARTS>().0[..blocks.len()]);
-        for (b, block) in blocks.iter().enumerate() {
-            prefetch(bytes, b * BYTES + AHEAD);
-            let parts = B::take(block);
-            for p in 0..PARTS {
-                for r in 0..N {
-                    let (x, codes) = (&x[r][b][p], &parts.codes[p]);
-                    let scales = parts.scales[p].map(|scale| scale * x.unit);
-                    sums[r] = match B::RUN {
-                        16 => vectors.add_halves(sums[r], &x.codes, codes, scales),
-                        _ => vectors.add(sums[r], &x.codes, codes, scales[0]),
-                    };
-                    let [first, second] = parts.offsets[p];
-                    offsets[r] += match B::RUN {
-                        _ if !B::OFFSETS => 0.0,
-                        16 => first * x.sums[0] + second * x.sums[1],
-                        _ => first * x.sum,
-                    };
+    x: [&[Quad]; N],
+    bytes: &[u8],
+) -> [f32; N] {
+    let blocks = bytes.as_chunks::<BYTES>().0;
+    let mut sums = [[0.0; 8]; N];
+    if PARTS == 1 {
+        let (fours, rest) = blocks.as_chunks::<4>();
+        for (q, four) in fours.iter().enumerate() {
+            prefetch(bytes, 4 * q * BYTES + AHEAD);
+            prefetch(bytes, 4 * q * BYTES + AHEAD + 64);
+            let four = [&four[0], &four[1], &four[2], &four[3]];
+            Weights::of_four::<V, BYTES, PARTS, B>(vectors, four).add(vectors, x, q, &mut sums);
+        }
+        if !rest.is_empty() {
+            // The last four, some of which the last quad of activations leaves out.
+            let four = match blocks.last_chunk() {
+                Some(four) => four,
+                None => {
+                    let mut four = [[0; BYTES]; 4];
+                    four[..blocks.len()].copy_from_slice(blocks);
+                    &{ four }
                 }
+            };
+            let four = [&four[0], &four[1], &four[2], &four[3]];
+            let weights = Weights::of_four::<V, BYTES, PARTS, B>(vectors, four);
+            weights.add(vectors, x, fours.len(), &mut sums);
+        }
+    } else {
+        for (b, block) in blocks.iter().enumerate() {
+            for line in 0..BYTES.div_ceil(64) {
+                prefetch(bytes, b * BYTES + AHEAD + 64 * line);
+            }
+            let (codes, units) = (B::codes(block), B::units(block));
+            for q in 0..PARTS / 4 {
+                let codes = &codes.as_chunks().0[q];
+                let weights = Weights::of_runs::<BYTES, PARTS, B>(codes, &units, 4 * q);
+                weights.add(vectors, x, b * PARTS / 4 + q, &mut sums);
             }
         }
-        for r in 0..N {
-            offsets[r] += vectors.total(sums[r]);
+    }
+    let mut totals = [0.0; N];
+    for r in 0..N {
+        totals[r] = vectors.total(sums[r]);
+    }
+    totals
+}
+
+/// Four runs of weights; lanes as in [`Quad`].
+struct Weights {
+    codes: [[i8; 32]; 4],
+    /// Whether codes can be negative.
+    signed: bool,
+    scales: [f32; 8],
+    offsets: Option<[f32; 8]>,
+}
+
+impl Weights {
+    /// Takes four blocks of one run each.
+    #[inline(always)]
+    fn of_four<V: Vectors, const BYTES: usize, const PARTS: usize, B: Block<BYTES, PARTS>>(
+        vectors: V,
+        blocks: [&[u8; BYTES]; 4],
+    ) -> Self {
+        let (mut codes, mut units, mut offset_units) = ([[0; 32]; 4], [0; 4], [0; 4]);
+        for b in 0..4 {
+            codes[b] = B::codes(blocks[b])[0];
+            [units[b], offset_units[b]] = B::units(blocks[b]).units;
         }
-        offsets
+        let scales = twice(vectors.halves(units));
+        let offsets = if B::OFFSETS { Some(twice(vectors.halves(offset_units))) } else { None };
+        Self { codes, signed: B::SIGNED || B::LEVELS.is_some(), scales, offsets }
+    }
+
+    /// Takes four runs of a block from run `first` on.
+    #[inline(always)]
+    fn of_runs<const BYTES: usize, const PARTS: usize, B: Block<BYTES, PARTS>>(
+        codes: &[[i8; 32]; 4],
+        units: &Units<PARTS>,
+        first: usize,
+    ) -> Self {
+        let unit = scale::half(units.units[0].to_le_bytes());
+        let offset_unit = scale::half(units.units[1].to_le_bytes());
+        let (mut scales, mut offsets) = ([0.0; 8], [0.0; 8]);
+        for half in 0..2 {
+            for r in 0..4 {
+                // One number of a run of 32 is read once.
+                let number = if B::RUN == 16 { half } else { 0 };
+                scales[4 * half + r] = unit * f32::from(units.scales[first + r][number]);
+                offsets[4 * half + r] = offset_unit * f32::from(units.offsets[first + r][number]);
+            }
+        }
+        let offsets = if B::OFFSETS { Some(offsets) } else { None };
+        Self { codes: *codes, signed: B::SIGNED || B::LEVELS.is_some(), scales, offsets }
+    }
+
+    /// Adds the products with quad `q` of rows of activations to sums, whose totals are the outputs.
+    #[inline(always)]
+    fn add<V: Vectors, const N: usize>(
+        &self,
+        vectors: V,
+        x: [&[Quad]; N],
+        q: usize,
+        sums: &mut [[f32; 8]; N],
+    ) {
+        for r in 0..N {
+            let x = &x[r][q];
+            let dots = vectors.dots(&self.codes, self.signed, x);
+            let mut scales = self.scales;
+            for lane in 0..8 {
+                scales[lane] *= x.units[lane];
+            }
+            sums[r] = vectors.mul_add(scales, dots, sums[r]);
+            if let Some(offsets) = self.offsets {
+                sums[r] = vectors.mul_add(offsets, x.weighted, sums[r]);
+            }
+        }
     }
 }
 
-/// Sums of products of codes, in eight lanes of f32.
-trait Vectors: Copy {
-    type Sum: Copy;
+/// Returns four lanes twice.
+#[inline(always)]
+fn twice([a, b, c, d]: [f32; 4]) -> [f32; 8] {
+    [a, b, c, d, a, b, c, d]
+}
 
-    fn zero(self) -> Self::Sum;
-    /// Adds the dot product of 32 codes, times a scale.
-    fn add(self, sum: Self::Sum, x: &[i16; 32], w: &[i8; 32], scale: f32) -> Self::Sum;
-    /// Adds the dot products of both halves, each with its scale.
-    fn add_halves(self, sum: Self::Sum, x: &[i16; 32], w: &[i8; 32], scales: [f32; 2])
-    -> Self::Sum;
-    fn total(self, sum: Self::Sum) -> f32;
+/// Vectors of eight lanes.
+trait Vectors: Copy {
+    /// Returns four f16 numbers, given as their bits.
+    fn halves(self, halves: [u16; 4]) -> [f32; 4];
+    /// Returns the dot products of halves of runs, which are whole numbers below 2²⁴. `signed` says
+    /// whether codes can be negative.
+    fn dots(self, w: &[[i8; 32]; 4], signed: bool, x: &Quad) -> [f32; 8];
+    fn mul_add(self, a: [f32; 8], b: [f32; 8], c: [f32; 8]) -> [f32; 8];
+    fn total(self, sums: [f32; 8]) -> f32;
 }
 
 /// For CPUs without AVX2: what the compiler makes of loops.
 #[derive(Clone, Copy)]
 struct Plain;
 
-impl Plain {
-    #[inline(always)]
-    fn half(x: &[i16; 32], w: &[i8; 32], half: usize) -> [i32; 8] {
-        let product = |i: usize| i32::from(x[i]) * i32::from(w[i]);
-        array::from_fn(|l| half * 16 + 2 * l).map(|i| product(i) + product(i + 1))
-    }
-}
-
 impl Vectors for Plain {
-    type Sum = [f32; 8];
-
     #[inline(always)]
-    fn zero(self) -> [f32; 8] {
-        [0.0; 8]
+    fn halves(self, halves: [u16; 4]) -> [f32; 4] {
+        halves.map(|half| scale::half(half.to_le_bytes()))
     }
 
     #[inline(always)]
-    fn add(self, mut sum: [f32; 8], x: &[i16; 32], w: &[i8; 32], scale: f32) -> [f32; 8] {
-        let halves = [0, 1].map(|half| Self::half(x, w, half));
-        for l in 0..8 {
-            sum[l] += (halves[0][l] + halves[1][l]) as f32 * scale;
-        }
-        sum
-    }
-
-    #[inline(always)]
-    fn add_halves(
-        self,
-        mut sum: [f32; 8],
-        x: &[i16; 32],
-        w: &[i8; 32],
-        scales: [f32; 2],
-    ) -> [f32; 8] {
-        for (half, scale) in scales.into_iter().enumerate() {
-            let dots = Self::half(x, w, half);
-            for l in 0..8 {
-                sum[l] += dots[l] as f32 * scale;
+    fn dots(self, w: &[[i8; 32]; 4], _: bool, x: &Quad) -> [f32; 8] {
+        let mut dots = [0; 8];
+        for lane in 0..8 {
+            let run = lane % 4;
+            for i in lane / 4 * 16..lane / 4 * 16 + 16 {
+                dots[lane] += i32::from(w[run][i]) * i32::from(x.codes[run][i]);
             }
         }
-        sum
+        dots.map(|dot| dot as f32)
     }
 
     #[inline(always)]
-    fn total(self, sum: [f32; 8]) -> f32 {
-        sum.iter().sum()
+    fn mul_add(self, a: [f32; 8], b: [f32; 8], c: [f32; 8]) -> [f32; 8] {
+        let mut sums = c;
+        for lane in 0..8 {
+            sums[lane] += a[lane] * b[lane];
+        }
+        sums
+    }
+
+    #[inline(always)]
+    fn total(self, sums: [f32; 8]) -> f32 {
+        sums.iter().sum()
     }
 }
 
 #[cfg(target_arch = "x86_64")]
-mod avx2 {
-    use super::Vectors;
+mod x86 {
+    use super::{All, Quad, Vectors};
     use bytemuck::cast;
     use pulp::x86::V3;
-    use std::arch::x86_64::{__m256, __m256i};
+    use std::arch::x86_64::{__m256i, _mm_cvtph_ps, _mm_set_epi16, _mm256_dpbusd_epi32};
 
-    /// Returns the sums of neighbouring products of 16 codes.
-    #[inline(always)]
-    fn half(simd: V3, x: &[i16; 32], w: &[i8; 32], half: usize) -> __m256i {
-        let at = half * 16;
-        let (mut x16, mut w16) = ([0i16; 16], [0i8; 16]);
-        x16.copy_from_slice(&x[at..at + 16]);
-        w16.copy_from_slice(&w[at..at + 16]);
-        simd.avx2._mm256_madd_epi16(cast(x16), simd.avx2._mm256_cvtepi8_epi16(cast(w16)))
+    /// AVX2 and F16C; with `VNNI` also AVX-512's `dpbusd` on vectors of 256 bits.
+    #[derive(Clone, Copy)]
+    pub(super) struct X86<const VNNI: bool>(V3);
+
+    impl<const VNNI: bool> X86<VNNI> {
+        /// Returns the vectors if the CPU has them.
+        pub(super) fn new() -> Option<Self> {
+            let vnni =
+                is_x86_feature_detected!("avx512vnni") && is_x86_feature_detected!("avx512vl");
+            let has = is_x86_feature_detected!("f16c") && (vnni || !VNNI);
+            V3::try_new().filter(|_| has).map(Self)
+        }
     }
 
-    #[inline(always)]
-    fn scaled(simd: V3, sum: __m256, dots: __m256i, scale: f32) -> __m256 {
-        let dots = simd.avx._mm256_cvtepi32_ps(dots);
-        simd.fma._mm256_fmadd_ps(dots, simd.avx._mm256_set1_ps(scale), sum)
+    /// Multiplies with AVX2.
+    pub(super) fn by_avx2(all: All<'_, X86<false>>) {
+        #[target_feature(enable = "avx2,fma,f16c,bmi1,bmi2")]
+        fn run(all: All<'_, X86<false>>) {
+            all.run();
+        }
+        // SAFETY: there is an `X86` only where the CPU has these.
+        unsafe { run(all) }
     }
 
-    impl Vectors for V3 {
-        type Sum = __m256;
+    /// Multiplies with AVX2 and VNNI.
+    pub(super) fn by_vnni(all: All<'_, X86<true>>) {
+        #[target_feature(enable = "avx2,fma,f16c,bmi1,bmi2,avx512f,avx512vl,avx512vnni")]
+        fn run(all: All<'_, X86<true>>) {
+            all.run();
+        }
+        // SAFETY: as above.
+        unsafe { run(all) }
+    }
 
+    impl<const VNNI: bool> Vectors for X86<VNNI> {
         #[inline(always)]
-        fn zero(self) -> __m256 {
-            self.avx._mm256_setzero_ps()
+        fn halves(self, halves: [u16; 4]) -> [f32; 4] {
+            let [a, b, c, d] = halves.map(|half| half as i16);
+            // SAFETY: `new` has found F16C.
+            unsafe { cast(_mm_cvtph_ps(_mm_set_epi16(0, 0, 0, 0, d, c, b, a))) }
         }
 
         #[inline(always)]
-        fn add(self, sum: __m256, x: &[i16; 32], w: &[i8; 32], scale: f32) -> __m256 {
-            let dots = self.avx2._mm256_add_epi32(half(self, x, w, 0), half(self, x, w, 1));
-            scaled(self, sum, dots, scale)
+        fn dots(self, w: &[[i8; 32]; 4], signed: bool, x: &Quad) -> [f32; 8] {
+            let simd = self.0.avx2;
+            let mut runs: [__m256i; 4] = [cast([0i32; 8]); 4];
+            for r in 0..4 {
+                let (mut w, mut x) = (cast(w[r]), cast(x.codes[r]));
+                if VNNI {
+                    // The first factor has no sign: 128 more make the codes positive.
+                    if signed {
+                        w = simd._mm256_xor_si256(w, cast([i8::MIN; 32]));
+                    }
+                    // SAFETY: `new` has found VNNI.
+                    runs[r] = unsafe { _mm256_dpbusd_epi32(runs[r], w, x) };
+                } else {
+                    // Nor has it here, where 128 more would be too many: its sign moves.
+                    if signed {
+                        (w, x) = (simd._mm256_abs_epi8(w), simd._mm256_sign_epi8(x, w));
+                    }
+                    // Two products are at most 2 · 128 · 127, which 16 bits hold.
+                    let pairs = simd._mm256_maddubs_epi16(w, x);
+                    runs[r] = simd._mm256_madd_epi16(pairs, cast([1i16; 16]));
+                }
+            }
+            // Each run has the sums of its first half in its first four lanes.
+            let ab = simd._mm256_hadd_epi32(runs[0], runs[1]);
+            let cd = simd._mm256_hadd_epi32(runs[2], runs[3]);
+            let mut dots = simd._mm256_hadd_epi32(ab, cd);
+            if VNNI && signed {
+                let more = simd._mm256_slli_epi32::<7>(cast(x.sums));
+                dots = simd._mm256_sub_epi32(dots, more);
+            }
+            cast(self.0.avx._mm256_cvtepi32_ps(dots))
         }
 
         #[inline(always)]
-        fn add_halves(self, sum: __m256, x: &[i16; 32], w: &[i8; 32], scales: [f32; 2]) -> __m256 {
-            let sum = scaled(self, sum, half(self, x, w, 0), scales[0]);
-            scaled(self, sum, half(self, x, w, 1), scales[1])
+        fn mul_add(self, a: [f32; 8], b: [f32; 8], c: [f32; 8]) -> [f32; 8] {
+            cast(self.0.fma._mm256_fmadd_ps(cast(a), cast(b), cast(c)))
         }
 
         #[inline(always)]
-        fn total(self, sum: __m256) -> f32 {
-            let [a, b]: [[f32; 4]; 2] = cast(sum);
-            let four = [0, 1, 2, 3].map(|l| a[l] + b[l]);
+        fn total(self, sums: [f32; 8]) -> f32 {
+            let mut four = [0.0; 4];
+            for l in 0..4 {
+                four[l] = sums[l] + sums[4 + l];
+            }
             (four[0] + four[2]) + (four[1] + four[3])
         }
     }

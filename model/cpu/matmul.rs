@@ -198,7 +198,7 @@ pub(super) fn matmul<'w>(
     if a.rows == 0 {
         return;
     }
-    let width = (COLS / strands.len()).max(1);
+    let width = width(a, cols, (COLS / strands.len()).max(1));
     let tasks = cols.div_ceil(width);
     let small = a.rows * a.inner * cols * strands.len() < SERIAL;
     // Split down to single tasks, so that a thread that is ahead can steal work.
@@ -215,6 +215,18 @@ pub(super) fn matmul<'w>(
             }
         });
     });
+}
+
+/// Returns the columns of a task: `most`, or, with few rows, so many that each thread has as many
+/// tasks. A task more for one of two threads took a tenth of the time of small matrices.
+fn width(a: &Packed, cols: usize, most: usize) -> usize {
+    if a.rows > FEW {
+        return most;
+    }
+    let unit = if matches!(a.rounded, Some(InOther::Bf16(_))) { bf16::SIDE } else { 1 };
+    let (units, threads) = (cols.div_ceil(unit), rayon::current_num_threads());
+    let rounds = (units * unit / (threads * most)).max(1);
+    units.div_ceil(threads * rounds) * unit
 }
 
 thread_local! {

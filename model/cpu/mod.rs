@@ -218,14 +218,17 @@ impl Ops for Cpu {
     }
 
     fn products(&self, asked: Option<Compute>, quantized: bool) -> Option<Products> {
+        use Compute::{Bf16, F16, F32, Int8};
+        let fastest = |faster: bool| if faster { Bf16 } else { F32 };
+        let (few, many) = bf16::faster();
         let (few, many) = match asked {
-            None => (Compute::Int8, bf16::instructions().map_or(Compute::F32, |_| Compute::Bf16)),
-            Some(Compute::Int8) => (Compute::Int8, Compute::F32),
-            Some(Compute::Bf16) => (Compute::F32, Compute::Bf16),
-            Some(Compute::F32) => (Compute::F32, Compute::F32),
-            Some(Compute::F16) => return None,
+            None if quantized => (Int8, fastest(many)),
+            None => (fastest(few), fastest(many)),
+            Some(Int8) if quantized => (Int8, F32),
+            Some(F32 | Int8) => (F32, F32),
+            Some(Bf16) => (fastest(few), Bf16),
+            Some(F16) => return None,
         };
-        let few = if quantized { few } else { Compute::F32 };
         Some(Products { few, many })
     }
 

@@ -29,7 +29,7 @@ mod q5;
 mod q5_k;
 mod q6_k;
 mod q8_0;
-mod scale;
+pub(crate) mod scale;
 mod search;
 pub(crate) mod unpack;
 

@@ -6,7 +6,7 @@ use half::f16;
 /// processor for its abilities each time and is a call; this is four instructions of any vector
 /// unit.
 #[inline(always)]
-pub(super) fn half(bytes: [u8; 2]) -> f32 {
+pub(crate) fn half(bytes: [u8; 2]) -> f32 {
     let bits = u32::from_ne_bytes(i32::from(i16::from_le_bytes(bytes)).to_ne_bytes());
     // Infinity and NaN have an exponent of all ones, and keep it: these are the three bits that
     // f32's exponent has more. Without a branch or a comparison, which would be the slowest step of

@@ -18,7 +18,7 @@ mod amx;
 mod avx512;
 mod plain;
 
-use super::matmul::{Line, resize};
+use super::matmul::{FEW, Line, resize};
 use crate::format::{decode_plain, unpack};
 use crate::weights::Dtype;
 use plain::Plain;
@@ -37,7 +37,7 @@ const BLOCK: usize = 1024;
 const GROUP: usize = 16;
 
 /// Weight rows, and rows of activations, that are multiplied at a time.
-const SIDE: usize = 2 * GROUP;
+pub(super) const SIDE: usize = 2 * GROUP;
 
 /// Two adjacent weights.
 type Pair = [u8; 4];
@@ -54,18 +54,14 @@ trait Kernel {
     fn multiply(&self, w: &[&[Pair]; SIDE], x: [Rows<'_>; 2], sums: &mut Sums);
 }
 
-/// Returns the name of the instructions that multiply in bf16 faster than in f32, if the CPU has them.
-pub(super) fn instructions() -> Option<&'static str> {
+/// Returns whether the CPU multiplies few rows and many in bf16 faster than in f32.
+pub(super) fn faster() -> (bool, bool) {
     #[cfg(target_arch = "x86_64")]
-    {
-        if amx::available() {
-            return Some("AMX");
-        }
-        if avx512::Dot::new().is_some() {
-            return Some("AVX-512 BF16");
-        }
-    }
-    None
+    let (amx, avx512) = (amx::available(), avx512::Dot::new().is_some());
+    #[cfg(not(target_arch = "x86_64"))]
+    let (amx, avx512) = (false, false);
+    // For a single row AMX's tiles are nearly empty and still faster than memory.
+    (amx, amx || avx512)
 }
 
 /// Rows of activations in bf16, padded with zeros to whole chunks and pairs of groups.
@@ -83,17 +79,25 @@ impl Halves {
         let pairs = inner.next_multiple_of(CHUNK) / 2;
         let mut words = Vec::new();
         resize(&mut words, rows.next_multiple_of(SIDE) * pairs);
-        words.par_chunks_mut(pairs.max(1)).enumerate().for_each_init(
+        let groups = words.par_chunks_mut(pairs.max(1)).take(rows.div_ceil(GROUP));
+        groups.enumerate().for_each_init(
             || (vec![0.0; inner], vec![0; GROUP * pairs]),
             |(values, rounded), (g, words)| {
-                let here = (rows - (g * GROUP).min(rows)).min(GROUP);
+                let words: &mut [[u32; GROUP]] = bytemuck::cast_slice_mut(words);
+                let here = (rows - g * GROUP).min(GROUP);
                 for (r, rounded) in rounded.chunks_exact_mut(pairs).take(here).enumerate() {
                     fill(g * GROUP + r, values);
                     Arch::new().dispatch(Round { values, rounded });
+                    if here <= FEW {
+                        for (word, pair) in words.iter_mut().zip(rounded) {
+                            word[r] = *pair;
+                        }
+                    }
                 }
-                rounded[here * pairs..].fill(0);
-                let words = bytemuck::cast_slice_mut(words);
-                Arch::new().dispatch(Interleave { rounded, words });
+                if here > FEW {
+                    rounded[here * pairs..].fill(0);
+                    Arch::new().dispatch(Interleave { rounded, words });
+                }
             },
         );
         Self { inner, pairs, words }
