@@ -43,6 +43,53 @@ pub(super) fn exp<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     simd.select_f32s(low, simd.splat_f32s(0.0), simd.mul_f32s(sum, power))
 }
 
+/// Returns Σ e^(x − `less`). Lanes add up 64 values in f32, the rest is in f64.
+pub(super) fn sum_of_exp(values: &[f32], less: f32) -> f64 {
+    Arch::new().dispatch(SumOfExp { values, less })
+}
+
+struct SumOfExp<'a> {
+    values: &'a [f32],
+    less: f32,
+}
+
+impl WithSimd for SumOfExp<'_> {
+    type Output = f64;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> f64 {
+        let (whole, rest) = S::as_simd_f32s(self.values);
+        let less = simd.splat_f32s(self.less);
+        let mut sum = 0.0;
+        for values in whole.chunks(64) {
+            let mut lanes = simd.splat_f32s(0.0);
+            for x in values {
+                lanes = simd.add_f32s(lanes, exp(simd, simd.sub_f32s(*x, less)));
+            }
+            sum += f64::from(simd.reduce_sum_f32s(lanes));
+        }
+        for x in rest {
+            sum += f64::from((x - self.less).exp());
+        }
+        sum
+    }
+}
+
+/// Returns the largest value; −∞ of none.
+pub(super) fn max(values: &[f32]) -> f32 {
+    Arch::new().dispatch(|| {
+        // A single maximum would wait four cycles for the one before.
+        let mut lanes = [f32::NEG_INFINITY; 64];
+        let (whole, rest) = values.as_chunks::<64>();
+        for values in whole {
+            for (lane, value) in lanes.iter_mut().zip(values) {
+                *lane = lane.max(*value);
+            }
+        }
+        lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max)
+    })
+}
+
 /// Computes out = silu(gate) ⊙ up, silu(x) = x / (1 + e⁻ˣ). All have one length.
 pub(super) fn silu(gate: &[f32], up: &[f32], out: &mut [f32]) {
     Arch::new().dispatch(Silu { gate, up, out });

@@ -34,6 +34,7 @@ use crate::ops::{Compute, Products};
 use crate::weights::Dtype;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
+use smallvec::SmallVec;
 use std::cell::RefCell;
 use std::ops::Range;
 
@@ -192,7 +193,7 @@ pub(super) fn matmul<'w>(
     a: &Packed,
     cols: usize,
     strands: &[usize],
-    rows: impl Fn(Range<usize>, &mut Vec<(Dtype, &'w [u8])>) + Sync,
+    rows: impl Fn(Range<usize>, &mut Rows<'w>) + Sync,
     emit: impl Fn(usize, Range<usize>, &[f32]) + Sync,
 ) {
     if a.rows == 0 {
@@ -205,7 +206,7 @@ pub(super) fn matmul<'w>(
     let (least, most) = if small { (tasks, tasks) } else { (1, 1) };
     (0..tasks).into_par_iter().with_min_len(least).with_max_len(most).for_each(|task| {
         let columns = task * width..((task + 1) * width).min(cols);
-        let mut weights = Vec::with_capacity(COLS);
+        let mut weights = Rows::new();
         strands.iter().for_each(|s| rows(s + columns.start..s + columns.end, &mut weights));
         SCRATCH.with_borrow_mut(|(panel, out)| {
             let out = resize(out, a.rows * weights.len());
@@ -228,6 +229,9 @@ fn width(a: &Packed, cols: usize, most: usize) -> usize {
     let rounds = (units * unit / (threads * most)).max(1);
     units.div_ceil(threads * rounds) * unit
 }
+
+/// Weight rows of a task as stored, without memory of their own.
+pub(super) type Rows<'w> = SmallVec<[(Dtype, &'w [u8]); 2 * COLS]>;
 
 thread_local! {
     /// A task's panel and its outputs, some 512 KiB. They are reused because the system would

@@ -108,7 +108,7 @@ fn one_row<S: Simd>(simd: S, a: &Packed, w: &[(Dtype, &[u8]); TOGETHER], out: &m
 /// Bytes that are fetched ahead of those that are taken apart. A block takes some thirty instructions
 /// a row, so the processor itself looks only a few blocks ahead: without it, a decode step of the 1b
 /// shape in Q8_0 took 90 ms where it takes 72.
-pub(super) const AHEAD: usize = 2048;
+pub(super) const AHEAD: usize = 4096;
 
 struct OneRow<'a, S> {
     simd: S,

@@ -112,7 +112,7 @@ impl Matrix {
     }
 
     /// Adds rows to a list, as stored.
-    fn rows<'a>(&'a self, rows: Range<usize>, all: &mut Vec<(Dtype, &'a [u8])>) {
+    fn rows<'a>(&'a self, rows: Range<usize>, all: &mut matmul::Rows<'a>) {
         if !self.own.is_empty() {
             return all.extend(rows.map(|r| self.row(r)));
         }

@@ -9,6 +9,7 @@
 //! before any of these steps. Ties go to the lower id, so that every backend samples the same
 //! token.
 
+use super::exp::{max, sum_of_exp};
 use crate::ops::{SampleParams, SampledToken};
 use rayon::prelude::*;
 
@@ -47,7 +48,7 @@ fn choose(d: &SampleParams, logits: &[f32], allowed: impl Fn(u32) -> bool) -> u3
 
 fn drawn(d: &SampleParams, mut logits: Vec<f32>) -> u32 {
     // Subtract the largest logit first, so that no temperature turns it into infinity.
-    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let largest = max(&logits);
     logits.iter_mut().for_each(|l| *l = (*l - largest) / d.temperature);
     let k = if d.top_k == 0 { logits.len() } else { d.top_k as usize };
     let mut kept = likeliest(&logits, k);
@@ -97,12 +98,11 @@ fn likeliest(logits: &[f32], n: usize) -> Vec<u32> {
 }
 
 fn largest(logits: &[f32]) -> u32 {
-    let better = |best: usize, i: usize| if logits[i] > logits[best] { i } else { best };
-    (0..logits.len()).fold(0, better) as u32
+    let max = max(logits);
+    logits.iter().position(|&logit| logit == max).unwrap_or(0) as u32
 }
 
 fn log_sum_exp(logits: &[f32]) -> f32 {
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|l| f64::from((l - max).exp())).sum();
-    max + sum.ln() as f32
+    let max = max(logits);
+    max + sum_of_exp(logits, max).ln() as f32
 }

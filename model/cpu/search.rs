@@ -6,7 +6,6 @@ use super::matmul::{Packed, matmul};
 use super::shared::Shared;
 use crate::ops::{Match, Search};
 use crate::weights::Dtype;
-use std::ops::Range;
 
 /// Documents scored between two selections of the best: 4096 scores per query take 16 KiB.
 const STRETCH: usize = 4096;
@@ -20,16 +19,21 @@ pub(super) fn search(p: Search, queries: &[f32], corpus: &[f32]) -> Vec<Vec<Matc
     for first in (0..documents).step_by(STRETCH) {
         let len = STRETCH.min(documents - first);
         let stretch = &corpus[first * dim..];
-        let rows = |rows: Range<usize>, all: &mut Vec<_>| {
-            let rows = stretch[rows.start * dim..rows.end * dim].chunks_exact(dim);
-            all.extend(rows.map(|row| (Dtype::F32, bytemuck::cast_slice(row))));
-        };
         let out = Shared::new(&mut scores);
-        matmul(&packed, len, &[0], rows, |query, cols, values| {
-            // SAFETY: matmul emits each row and column exactly once.
-            unsafe { out.slice(query * STRETCH + cols.start, values.len()) }
-                .copy_from_slice(values);
-        });
+        matmul(
+            &packed,
+            len,
+            &[0],
+            |rows, all| {
+                let rows = stretch[rows.start * dim..rows.end * dim].chunks_exact(dim);
+                all.extend(rows.map(|row| (Dtype::F32, bytemuck::cast_slice(row))));
+            },
+            |query, cols, values| {
+                // SAFETY: matmul emits each row and column exactly once.
+                unsafe { out.slice(query * STRETCH + cols.start, values.len()) }
+                    .copy_from_slice(values);
+            },
+        );
         for (best, scores) in best.iter_mut().zip(scores.chunks_exact(STRETCH)) {
             // A score that does not exceed the last of the current best, which all come earlier,
             // cannot be among the best. In a long corpus this skips most scores.
