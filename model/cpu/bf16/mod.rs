@@ -64,7 +64,7 @@ pub(super) fn faster() -> (bool, bool) {
     (amx, amx || avx512)
 }
 
-/// Rows of activations in bf16, padded with zeros to whole chunks and pairs of groups.
+/// Rows of activations in bf16, padded with zeros to whole chunks and groups.
 pub(super) struct Halves {
     inner: usize,
     /// Pairs of a row.
@@ -78,9 +78,8 @@ impl Halves {
     pub(super) fn new(rows: usize, inner: usize, fill: impl Fn(usize, &mut [f32]) + Sync) -> Self {
         let pairs = inner.next_multiple_of(CHUNK) / 2;
         let mut words = Vec::new();
-        resize(&mut words, rows.next_multiple_of(SIDE) * pairs);
-        let groups = words.par_chunks_mut(pairs.max(1)).take(rows.div_ceil(GROUP));
-        groups.enumerate().for_each_init(
+        resize(&mut words, rows.next_multiple_of(GROUP) * pairs);
+        words.par_chunks_mut(pairs.max(1)).enumerate().for_each_init(
             || (vec![0.0; inner], vec![0; GROUP * pairs]),
             |(values, rounded), (g, words)| {
                 let words: &mut [[u32; GROUP]] = bytemuck::cast_slice_mut(words);
@@ -198,16 +197,18 @@ impl<K: Kernel> WithSimd for Task<'_, K> {
         let Self { kernel, x, weights, panel, out } = self;
         let cols = weights.len();
         let mut sums = [[[0.0; GROUP]; 2]; SIDE];
-        for start in (0..x.inner).step_by(BLOCK) {
-            let k = start..(start + BLOCK).min(x.inner);
-            let pairs = start / 2..start / 2 + k.len().next_multiple_of(CHUNK) / 2;
-            for (unit, weights) in weights.chunks(SIDE).enumerate() {
+        for (unit, weights) in weights.chunks(SIDE).enumerate() {
+            for start in (0..x.inner).step_by(BLOCK) {
+                let k = start..(start + BLOCK).min(x.inner);
+                let pairs = start / 2..start / 2 + k.len().next_multiple_of(CHUNK) / 2;
                 let w = match stored(weights, &k) {
                     Some(stored) => stored,
                     None => rounded(simd, weights, &k, panel),
                 };
                 for (two, out) in out.chunks_mut(SIDE * cols).enumerate() {
-                    let x = [2 * two, 2 * two + 1].map(|group| x.group(group, &pairs));
+                    // A last group alone is multiplied twice.
+                    let last = (out.len() > GROUP * cols) as usize;
+                    let x = [2 * two, 2 * two + last].map(|group| x.group(group, &pairs));
                     kernel.multiply(&w, x, &mut sums);
                     for (g, out) in out.chunks_mut(GROUP * cols).enumerate() {
                         for half in 0..weights.len().div_ceil(GROUP) {
