@@ -45,6 +45,7 @@ mod route_backward;
 mod sample;
 mod search;
 mod shared;
+mod turn;
 mod unpack;
 mod vectors;
 

@@ -19,6 +19,7 @@ mod avx512;
 mod plain;
 
 use super::matmul::{FEW, Line, resize};
+use super::turn::turned;
 use crate::format::{decode_plain, unpack};
 use crate::weights::Dtype;
 use plain::Plain;
@@ -146,18 +147,13 @@ impl WithSimd for Interleave<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) {
+    fn with_simd<S: Simd>(self, simd: S) {
         let Self { rounded, words } = self;
         let pairs = words.len();
         let rows: [&[[u32; GROUP]]; GROUP] =
             array::from_fn(|r| rounded[r * pairs..][..pairs].as_chunks().0);
         for (i, words) in words.as_chunks_mut::<GROUP>().0.iter_mut().enumerate() {
-            let block: [[u32; GROUP]; GROUP] = array::from_fn(|r| rows[r][i]);
-            for p in 0..GROUP {
-                for r in 0..GROUP {
-                    words[p][r] = block[r][p];
-                }
-            }
+            *words = turned(simd, array::from_fn(|r| rows[r][i]));
         }
     }
 }
@@ -213,7 +209,7 @@ impl<K: Kernel> WithSimd for Task<'_, K> {
                     for (g, out) in out.chunks_mut(GROUP * cols).enumerate() {
                         for half in 0..weights.len().div_ceil(GROUP) {
                             let columns = unit * SIDE + half * GROUP..cols;
-                            put(&sums[half * GROUP..], g, start == 0, columns, out);
+                            put(simd, &sums[half * GROUP..], g, start == 0, columns, out);
                         }
                     }
                 }
@@ -265,14 +261,16 @@ fn rounded<'a, S: Simd>(
 /// Adds the sums of 16 weight rows and group `g` to the columns from `columns.start` on of `out`, whose
 /// rows end with `columns`; the first block overwrites what an earlier task left.
 #[inline(always)]
-fn put(sums: &[[[f32; GROUP]; 2]], g: usize, first: bool, columns: Range<usize>, out: &mut [f32]) {
-    let mut turned = [[0.0; GROUP]; GROUP];
-    for r in 0..GROUP {
-        for c in 0..GROUP {
-            turned[r][c] = sums[c][g][r];
-        }
-    }
-    for (out, sums) in out.chunks_exact_mut(columns.end).zip(&turned) {
+fn put<S: Simd>(
+    simd: S,
+    sums: &[[[f32; GROUP]; 2]],
+    g: usize,
+    first: bool,
+    columns: Range<usize>,
+    out: &mut [f32],
+) {
+    let rows = turned(simd, array::from_fn(|c| sums[c][g]));
+    for (out, sums) in out.chunks_exact_mut(columns.end).zip(&rows) {
         for (out, sum) in out[columns.start..].iter_mut().zip(sums) {
             *out = if first { *sum } else { *out + sum };
         }
