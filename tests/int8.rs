@@ -169,9 +169,15 @@ fn on_the_command_line() {
         let flags = ["--device", "cpu", "--max-tokens", "4", "--compute", compute];
         run(&[&["generate", "--model", model, "--prompt", "a"], &flags[..]].concat(), "")
     };
-    for (model, compute, said) in
-        [(&file, "int8", "int8"), (&file, "auto", "int8"), (&model, "auto", "f32")]
-    {
+    // `auto` depends on the CPU.
+    let products = |asked, quantized| Cpu.products(asked, quantized).unwrap().to_string();
+    for (model, compute, said) in [
+        (&file, "int8", "int8 for few rows and f32 for many".to_string()),
+        (&file, "auto", products(None, true)),
+        (&model, "auto", products(None, false)),
+        (&model, "bf16", products(Some(Compute::Bf16), false)),
+        (&model, "f32", "f32".to_string()),
+    ] {
         let ran = generate(model, compute);
         assert!(ran.stderr.contains(&format!("products in {said}\n")), "{}", ran.stderr);
         ran.ok();

@@ -9,6 +9,7 @@ mod bare; // checkpoints without the causal model's prefix or head; Git LFS poin
 mod bench; // `gritlm bench`: devices, shapes, records, comparison
 mod bench_model; // whole models, loading, random weights: all rows there, or said to be missing
 mod bench_report; // its table, page, comparison and peers
+mod bf16; // products of many rows in bf16 on the CPU
 mod browser; // the shaders in a browser's WebGPU, where there is one
 mod chat_template; // a checkpoint's own prompts: as transformers renders them, bounded, in use
 mod cli; // the program itself: commands, flags, JSON

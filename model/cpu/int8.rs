@@ -208,7 +208,9 @@ fn row<
             for line in 0..BYTES.div_ceil(64) {
                 prefetch(bytes, b * BYTES + AHEAD + 64 * line);
             }
-            let (codes, units) = (B::codes(block), B::units(block));
+            // Numbers of levels become the levels only where a block is taken apart.
+            let codes = if B::LEVELS.is_some() { B::take(block).codes } else { B::codes(block) };
+            let units = B::units(block);
             for q in 0..PARTS / 4 {
                 let codes = &codes.as_chunks().0[q];
                 let weights = Weights::of_runs::<BYTES, PARTS, B>(codes, &units, 4 * q);
@@ -284,8 +286,8 @@ impl Weights {
             let x = &x[r][q];
             let dots = vectors.dots(&self.codes, self.signed, x);
             let mut scales = self.scales;
-            for lane in 0..8 {
-                scales[lane] *= x.units[lane];
+            for (scale, unit) in scales.iter_mut().zip(&x.units) {
+                *scale *= unit;
             }
             sums[r] = vectors.mul_add(scales, dots, sums[r]);
             if let Some(offsets) = self.offsets {
@@ -325,10 +327,10 @@ impl Vectors for Plain {
     #[inline(always)]
     fn dots(self, w: &[[i8; 32]; 4], _: bool, x: &Quad) -> [f32; 8] {
         let mut dots = [0; 8];
-        for lane in 0..8 {
-            let run = lane % 4;
-            for i in lane / 4 * 16..lane / 4 * 16 + 16 {
-                dots[lane] += i32::from(w[run][i]) * i32::from(x.codes[run][i]);
+        for (lane, dot) in dots.iter_mut().enumerate() {
+            let (run, half) = (lane % 4, lane / 4 * 16..lane / 4 * 16 + 16);
+            for (w, x) in w[run][half.clone()].iter().zip(&x.codes[run][half]) {
+                *dot += i32::from(*w) * i32::from(*x);
             }
         }
         dots.map(|dot| dot as f32)

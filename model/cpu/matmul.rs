@@ -16,7 +16,8 @@
 //! needed.
 //!
 //! **Mapping.** Each task computes [`COLS`] columns. With few rows (decode) the weights become f32
-//! in registers (`matvec.rs`), or activations become whole numbers (`int8.rs`). With many rows, the
+//! in registers (`matvec.rs`), or activations become whole numbers (`int8.rs`); where a matrix is made
+//! for it, both are in bf16 (`bf16/mod.rs`). Otherwise, with many rows, the
 //! task's weights are converted once to f32 (256 KiB, for the L2 cache) and used by tiles of 6 × 4
 //! outputs, whose 24 accumulators leave 8 of 32 vector registers for operands. On Zen 5 this ran at
 //! 1.5 times the rate of the `gemm` crate's f32 product, which packs both sides. `unpack.rs` knows

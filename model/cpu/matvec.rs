@@ -106,8 +106,8 @@ fn one_row<S: Simd>(simd: S, a: &Packed, w: &[(Dtype, &[u8]); TOGETHER], out: &m
 }
 
 /// Bytes that are fetched ahead of those that are taken apart. A block takes some thirty instructions
-/// a row, so the processor itself looks only a few blocks ahead: without it, a decode step of the 1b
-/// shape in Q8_0 took 90 ms where it takes 72.
+/// a row, so the processor itself looks only a few blocks ahead: without it, Q4_0 in 8 bits read 8 GB/s
+/// where it reads 16. From 1 KiB to 4 KiB it gained a tenth, from there to 8 KiB nothing.
 pub(super) const AHEAD: usize = 4096;
 
 struct OneRow<'a, S> {

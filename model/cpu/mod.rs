@@ -6,7 +6,8 @@
 //! `matmul.rs` and `attention.rs`. The product adds each output's terms in an order that does not
 //! depend on the number of rows, and no other operation looks beyond its own row or sequence. A
 //! sequence's results are therefore bit-identical whatever else is in its batch. Matrices that are
-//! made to be multiplied in 8 bits are the exception; see `int8.rs`.
+//! made to be multiplied in 8 bits or in bf16 are the exception, because that depends on the number
+//! of rows; see `int8.rs` and `bf16/mod.rs`.
 
 mod adamw;
 mod attention;

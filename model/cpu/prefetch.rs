@@ -1,7 +1,8 @@
 //! Tells the processor what will be read soon.
 
-/// Asks the processor to load the cache line of byte `at` of `bytes`, which may lie behind the end.
-/// Processors other than x86's look far enough ahead by themselves, or are not known.
+/// Asks the processor to load the cache line of byte `at` of `bytes`, which may lie behind the end,
+/// into the second-level cache: it has some 48 lines under way where the first level has 16, which at
+/// 90 ns a line are 11 GB/s. Processors other than x86's look far enough ahead by themselves, or are not known.
 #[inline(always)]
 pub(super) fn prefetch(bytes: &[u8], at: usize) {
     #[cfg(target_arch = "x86_64")]
