@@ -449,3 +449,50 @@ mod x86 {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::encode;
+    use crate::reference::relative_error;
+
+    /// Each kind of instructions that the CPU has gives the products of the plain loops. What those
+    /// are, `tests/int8.rs` says.
+    #[test]
+    fn all_vectors_multiply_alike() {
+        let values = |len: usize, step: f32| -> Vec<f32> {
+            (0..len).map(|i| (i as f32 * step).sin()).collect()
+        };
+        // The last four runs of a row are whole, overlap with those before, or are too few.
+        for inner in [512, 288, 32] {
+            let (a, w) = (values(3 * inner, 0.7), values(19 * inner, 1.3));
+            let quantized = Dtype::ALL.into_iter().filter(|dtype| dtype.is_quantized());
+            for dtype in quantized.filter(|dtype| inner % dtype.block() == 0) {
+                let mut bytes = vec![0; dtype.bytes(w.len())];
+                encode(dtype, &w, &mut bytes);
+                let weights: Vec<_> =
+                    bytes.chunks(dtype.bytes(inner)).map(|row| (dtype, row)).collect();
+                for rows in [1, 3] {
+                    let x = Rounded::new(inner, &a[..rows * inner]);
+                    let mut plain = vec![0.0; rows * weights.len()];
+                    All { vectors: Plain, x: &x, weights: &weights, out: &mut plain }.run();
+                    #[cfg(target_arch = "x86_64")]
+                    for vnni in [false, true] {
+                        let (weights, out) = (&weights, &mut vec![0.0; plain.len()]);
+                        match (vnni, x86::X86::new(), x86::X86::new()) {
+                            (true, Some(vectors), _) => {
+                                x86::by_vnni(All { vectors, x: &x, weights, out });
+                            }
+                            (false, _, Some(vectors)) => {
+                                x86::by_avx2(All { vectors, x: &x, weights, out });
+                            }
+                            _ => continue,
+                        }
+                        let error = relative_error(out, &plain);
+                        assert!(error < 4e-6, "{dtype}, {inner}, VNNI {vnni}: {error}");
+                    }
+                }
+            }
+        }
+    }
+}
