@@ -1,17 +1,18 @@
 //! Products in bf16 by AMX: the tile unit of Intel's Xeons since Sapphire Rapids. This is the one place
 //! of the CPU backend with inline assembly; the standard library's functions for it are not stable.
 //!
-//! A tile has 16 rows of 64 bytes. `tdpbf16ps` adds to each of 16 × 16 sums the products of 32 pairs of
-//! bf16, in 16 cycles: 32 times what a core does with AVX-512 in f32. Here one operand is 16 rows of
+//! A tile has 16 rows of 64 bytes. `tdpbf16ps` adds to each of 16 × 16 sums the products of 32 values of
+//! bf16, in 16 cycles: 16 times what a core does with AVX-512 in f32. Here one operand is 16 rows of
 //! weights as they are stored, the other 16 rows of activations as [`Rows`] has them. Four sums of
 //! 2 × 2 tiles take 4 loads for 4 products; the loads take half of the time.
 
 use super::{CHUNK, Kernel, Pair, Rows, SIDE, Sums};
 use std::arch::asm;
+use std::marker::PhantomData;
 use std::sync::OnceLock;
 
-/// The tile unit, which this thread uses until it is dropped.
-pub(super) struct Tiles(());
+/// The tile unit, which this thread uses until it is dropped; others are not configured.
+pub(super) struct Tiles(PhantomData<*const ()>);
 
 /// What `ldtilecfg` reads: 8 tiles of 16 rows of 64 bytes.
 #[repr(C, align(64))]
@@ -68,7 +69,7 @@ impl Tiles {
         }
         // SAFETY: the CPU has the instruction and the system lets us use it; the configuration is valid.
         unsafe { asm!("ldtilecfg [{}]", in(reg) &CONFIG, options(nostack, readonly)) };
-        Some(Self(()))
+        Some(Self(PhantomData))
     }
 }
 

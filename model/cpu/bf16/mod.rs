@@ -10,7 +10,8 @@
 //! on the CPU: AMX adds even and odd terms of 32 values apart, the others pairs.
 //!
 //! **Mapping.** A task computes 64 columns, 32 at a time by all rows, 32 at a time. The 32 weight rows of
-//! a block, 64 KiB, stay in the caches next to the core. Bound by memory up to some 200 rows with AMX.
+//! a block, 64 KiB, stay in the caches next to the core. Bound by memory with few rows; with many, AMX is
+//! bound by what feeds it and by turning its sums.
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
