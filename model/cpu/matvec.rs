@@ -9,7 +9,7 @@
 //! first, as several rows do, leaves memory idle while they are multiplied.
 
 use super::matmul::{Inner, Line, Packed, lane_sums, resize, rows};
-use super::prefetch::prefetch;
+use super::prefetch::{AHEAD, prefetch};
 use super::unpack::{Bf16, Coded, F32, Weight, convert, take, values, words};
 use crate::format::unpack::Codes;
 use crate::format::{Block, WithBlock, with_block};
@@ -104,11 +104,6 @@ fn one_row<S: Simd>(simd: S, a: &Packed, w: &[(Dtype, &[u8]); TOGETHER], out: &m
         }
     }
 }
-
-/// Bytes that are fetched ahead of those that are taken apart. A block takes some thirty instructions
-/// a row, so the processor itself looks only a few blocks ahead: without it, Q4_0 in 8 bits read 8 GB/s
-/// where it reads 16. From 1 KiB to 4 KiB it gained a tenth, from there to 8 KiB nothing.
-pub(super) const AHEAD: usize = 4096;
 
 struct OneRow<'a, S> {
     simd: S,

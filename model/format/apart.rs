@@ -1,7 +1,7 @@
 //! Quantised rows as codes and the factors of their scales, for backends that store them in a
 //! layout of their own.
 
-use super::{Block, Dtype, WithBlock, with_block};
+use super::{Block, Dtype, Units, WithBlock, with_block};
 use pulp::{Arch, Simd, WithSimd};
 use std::hint::black_box;
 
@@ -95,7 +95,8 @@ impl WithBlock for Take<'_> {
             *units = of.units;
             for p in 0..PARTS {
                 for half in 0..2 {
-                    numbers[p][half] = [of.scales[p][half], of.offsets[p][half]];
+                    numbers[p][half] =
+                        [of.scales, of.offsets].map(|words| Units::number(words, B::RUN, p, half));
                 }
             }
         }

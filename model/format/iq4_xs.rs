@@ -78,14 +78,15 @@ impl Block<136, 8> for Iq4Xs {
     }
 
     #[inline(always)]
-    fn units(bytes: &[u8; 136]) -> Units<8> {
+    fn units(bytes: &[u8; 136]) -> Units {
         let high = bits_at(bytes, 2);
-        let mut scales = [[0; 2]; 8];
+        let mut scales = [0; 2];
         for r in 0..8 {
             let low = bytes[4 + r / 2] >> (4 * (r % 2)) & 15;
-            scales[r] = [(low + 16 * (high >> (2 * r) & 3) as u8) as i8 - 32; 2];
+            let number = (low + 16 * (high >> (2 * r) & 3) as u8).wrapping_sub(32);
+            scales[r / 4] |= u64::from(number) << (8 * (r % 4));
         }
-        Units { units: [bits_at(bytes, 0), NO_OFFSET], scales, offsets: [[1; 2]; 8] }
+        Units { units: [bits_at(bytes, 0), NO_OFFSET], scales, offsets: [0; 2] }
     }
 
     #[inline(always)]
@@ -97,7 +98,7 @@ impl Block<136, 8> for Iq4Xs {
         for i in 0..256 {
             levels.as_flattened_mut()[i] = level(numbers[i]);
         }
-        Parts::new(levels, &Self::units(bytes))
+        Parts::new(levels, Self::RUN, &Self::units(bytes))
     }
 
     #[inline(always)]

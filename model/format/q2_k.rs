@@ -52,12 +52,10 @@ impl Block<84, 8> for Q2K {
     }
 
     #[inline(always)]
-    fn units(bytes: &[u8; 84]) -> Units<8> {
-        let (mut scales, mut offsets) = ([[0; 2]; 8], [[0; 2]; 8]);
-        for r in 0..16 {
-            scales.as_flattened_mut()[r] = (bytes[r] & 15) as i8;
-            offsets.as_flattened_mut()[r] = (bytes[r] >> 4) as i8;
-        }
+    fn units(bytes: &[u8; 84]) -> Units {
+        let numbers = [0, 8].map(|at| u64::from_le_bytes(bytes_at(bytes, at)));
+        let scales = numbers.map(|numbers| numbers & 0x0f0f_0f0f_0f0f_0f0f);
+        let offsets = numbers.map(|numbers| numbers >> 4 & 0x0f0f_0f0f_0f0f_0f0f);
         Units { units: [bits_at(bytes, 80), negative_at(bytes, 82)], scales, offsets }
     }
 

@@ -36,18 +36,18 @@ impl Block<110, 8> for Q3K {
     }
 
     #[inline(always)]
-    fn units(bytes: &[u8; 110]) -> Units<8> {
+    fn units(bytes: &[u8; 110]) -> Units {
         let word = |at: usize| u32::from_le_bytes(bytes_at(bytes, at));
         let (low, high) = ([word(96), word(100)], word(104));
-        let mut scales = [[0; 2]; 8];
+        let mut scales = [0; 2];
         for four in 0..4 {
             let low = low[four % 2] >> (4 * (four / 2)) & 0x0f0f_0f0f;
-            let bytes = (low | (high >> (2 * four) & 0x0303_0303) << 4).to_le_bytes();
-            for r in 0..4 {
-                scales.as_flattened_mut()[4 * four + r] = bytes[r] as i8 - 32;
-            }
+            let numbers = low | (high >> (2 * four) & 0x0303_0303) << 4;
+            // Minus 32 in each byte, without a borrow from the next.
+            let numbers = (numbers | 0x8080_8080) - 0x2020_2020 ^ 0x8080_8080;
+            scales[four / 2] |= u64::from(numbers) << (four % 2 * 32);
         }
-        Units { units: [bits_at(bytes, 108), NO_OFFSET], scales, offsets: [[1; 2]; 8] }
+        Units { units: [bits_at(bytes, 108), NO_OFFSET], scales, offsets: [0; 2] }
     }
 
     #[inline(always)]

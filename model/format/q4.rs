@@ -51,7 +51,7 @@ impl Block<18, 1> for Q4_0 {
     }
 
     #[inline(always)]
-    fn units(bytes: &[u8; 18]) -> Units<1> {
+    fn units(bytes: &[u8; 18]) -> Units {
         Units::one([bits_at(bytes, 0), NO_OFFSET])
     }
 
@@ -73,7 +73,7 @@ impl Block<20, 1> for Q4_1 {
     }
 
     #[inline(always)]
-    fn units(bytes: &[u8; 20]) -> Units<1> {
+    fn units(bytes: &[u8; 20]) -> Units {
         Units::one([bits_at(bytes, 0), bits_at(bytes, 2)])
     }
 

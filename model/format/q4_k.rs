@@ -36,17 +36,15 @@ pub(super) fn codes(bytes: &[u8], at: usize) -> [[i8; 32]; 8] {
 
 /// Takes the units and 6-bit numbers at the beginning of a block apart.
 #[inline(always)]
-pub(super) fn units(bytes: &[u8]) -> Units<8> {
+pub(super) fn units(bytes: &[u8]) -> Units {
     let word = |at: usize| u32::from_le_bytes(bytes_at(bytes, at));
     // Four numbers at once.
     let (first, second, low) = (word(4), word(8), word(12));
     let numbers = |first: u32, low: u32| {
         let last = low & 0x0f0f_0f0f | first >> 2 & 0x3030_3030;
-        (u64::from(first & 0x3f3f_3f3f) | u64::from(last) << 32).to_le_bytes()
+        [u64::from(first & 0x3f3f_3f3f), u64::from(last)]
     };
-    let (scale_numbers, offset_numbers) = (numbers(first, low), numbers(second, low >> 4));
-    let scales = scale_numbers.map(|number| [number as i8; 2]);
-    let offsets = offset_numbers.map(|number| [number as i8; 2]);
+    let (scales, offsets) = (numbers(first, low), numbers(second, low >> 4));
     Units { units: [bits_at(bytes, 0), negative_at(bytes, 2)], scales, offsets }
 }
 
@@ -97,7 +95,7 @@ impl Block<144, 8> for Q4K {
     }
 
     #[inline(always)]
-    fn units(bytes: &[u8; 144]) -> Units<8> {
+    fn units(bytes: &[u8; 144]) -> Units {
         units(bytes)
     }
 

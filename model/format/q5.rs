@@ -58,7 +58,7 @@ impl Block<22, 1> for Q5_0 {
     }
 
     #[inline(always)]
-    fn units(bytes: &[u8; 22]) -> Units<1> {
+    fn units(bytes: &[u8; 22]) -> Units {
         Units::one([bits_at(bytes, 0), NO_OFFSET])
     }
 
@@ -80,7 +80,7 @@ impl Block<24, 1> for Q5_1 {
     }
 
     #[inline(always)]
-    fn units(bytes: &[u8; 24]) -> Units<1> {
+    fn units(bytes: &[u8; 24]) -> Units {
         Units::one([bits_at(bytes, 0), bits_at(bytes, 2)])
     }
 

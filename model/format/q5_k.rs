@@ -32,7 +32,7 @@ impl Block<176, 8> for Q5K {
     }
 
     #[inline(always)]
-    fn units(bytes: &[u8; 176]) -> Units<8> {
+    fn units(bytes: &[u8; 176]) -> Units {
         q4_k::units(bytes)
     }
 

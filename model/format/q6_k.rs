@@ -42,13 +42,9 @@ impl Block<210, 8> for Q6K {
     }
 
     #[inline(always)]
-    fn units(bytes: &[u8; 210]) -> Units<8> {
-        let numbers = bytes_at::<16>(bytes, 192);
-        let mut scales = [[0; 2]; 8];
-        for r in 0..16 {
-            scales.as_flattened_mut()[r] = numbers[r] as i8;
-        }
-        Units { units: [bits_at(bytes, 208), NO_OFFSET], scales, offsets: [[1; 2]; 8] }
+    fn units(bytes: &[u8; 210]) -> Units {
+        let scales = [192, 200].map(|at| u64::from_le_bytes(bytes_at(bytes, at)));
+        Units { units: [bits_at(bytes, 208), NO_OFFSET], scales, offsets: [0; 2] }
     }
 
     #[inline(always)]

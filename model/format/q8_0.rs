@@ -28,7 +28,7 @@ impl Block<34, 1> for Q8_0 {
     }
 
     #[inline(always)]
-    fn units(bytes: &[u8; 34]) -> Units<1> {
+    fn units(bytes: &[u8; 34]) -> Units {
         Units::one([bits_at(bytes, 0), NO_OFFSET])
     }
 
