@@ -196,30 +196,58 @@ impl Nvrtc {
     /// compiler's log.
     pub fn compile(&self, source: &Source, arch: &str) -> Result<Compiled> {
         self.check(arch)?;
-        let program = Program::new(&format!("{}.cu", source.stem), &source::text(source))?;
-        let options = options(arch);
+        let (program, log) = self.program(source, &options(arch))?;
+        let mut size = 0;
         // SAFETY: the program is alive, and every length is the one that NVRTC reports.
-        unsafe {
-            let compiled = result::compile_program(program.0, &options);
-            let log = said(result::get_program_log(program.0))?;
-            let log: Vec<u8> = log.into_iter().map(|c| c as u8).collect();
-            let log = String::from_utf8_lossy(&log);
-            compiled.map_err(|e| {
-                let line = log.lines().find(|line| line.contains("error"));
-                DeviceError(format!(
-                    "NVRTC {}.{} does not compile {}.cu for {arch} ({})",
-                    self.version.0,
-                    self.version.1,
-                    source.stem,
-                    line.map_or_else(|| e.to_string(), |line| line.trim().into())
-                ))
-            })?;
-            let mut size = 0;
+        let cubin = unsafe {
             said(sys::nvrtcGetCUBINSize(program.0, &mut size).result())?;
             let mut cubin = vec![0; size];
             said(sys::nvrtcGetCUBIN(program.0, cubin.as_mut_ptr().cast()).result())?;
-            Ok(Compiled { cubin, usage: usage(&log) })
+            cubin
+        };
+        Ok(Compiled { cubin, usage: usage(&log) })
+    }
+
+    /// Compiles a source as far as PTX for an architecture, `sm_80`; the text ends with a zero.
+    ///
+    /// # Errors
+    /// As [`Nvrtc::compile`].
+    pub fn ptx(&self, source: &Source, arch: &str) -> Result<Vec<u8>> {
+        self.check(arch)?;
+        let virtual_arch = arch.replacen("sm_", "compute_", 1);
+        let (program, _) = self.program(source, &options(&virtual_arch)[..2])?;
+        let mut size = 0;
+        // SAFETY: as above.
+        unsafe {
+            said(sys::nvrtcGetPTXSize(program.0, &mut size).result())?;
+            let mut text = vec![0; size];
+            said(sys::nvrtcGetPTX(program.0, text.as_mut_ptr().cast()).result())?;
+            Ok(text)
         }
+    }
+
+    /// Compiles a source with these options, and returns the compiler's log with it.
+    fn program(&self, source: &Source, options: &[String]) -> Result<(Program, String)> {
+        let program = Program::new(&format!("{}.cu", source.stem), &source::text(source))?;
+        // SAFETY: the program is alive.
+        let (compiled, log) = unsafe {
+            let compiled = result::compile_program(program.0, options);
+            (compiled, said(result::get_program_log(program.0))?)
+        };
+        let log: Vec<u8> = log.into_iter().map(|c| c as u8).collect();
+        let log = String::from_utf8_lossy(&log).into_owned();
+        compiled.map_err(|e| {
+            let line = log.lines().find(|line| line.contains("error"));
+            DeviceError(format!(
+                "NVRTC {}.{} does not compile {}.cu with {} ({})",
+                self.version.0,
+                self.version.1,
+                source.stem,
+                options[0],
+                line.map_or_else(|| e.to_string(), |line| line.trim().into())
+            ))
+        })?;
+        Ok((program, log))
     }
 }
 

@@ -2,13 +2,14 @@
 //! same sources, compiled by g++. This file builds and installs it for all tests; its modules show
 //! that the emulator finds mistakes which leave most results right.
 
-mod mutants; // the kernels with planted mistakes
+pub(crate) mod mutants; // the kernels with planted mistakes
 mod raw; // the driver API
 mod snippets; // small kernels, right and wrong
 
 use crate::support::say;
 use gritlm_kernels::compile;
 use gritlm_kernels::source::{self, HEADERS};
+use gritlm_ptx::hook::{HOOKS, Hooks};
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW, Symbol};
 use rayon::prelude::*;
 use std::collections::BTreeSet;
@@ -81,7 +82,10 @@ pub(crate) fn install(test: &str) -> Option<&'static Emulator> {
         let path = folder.join("libcuda.so");
         // SAFETY: the library's initialisers only reserve memory. It stays loaded.
         let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_GLOBAL) }.unwrap();
-        Some(Emulator { library, folder })
+        let emulator = Emulator { library, folder };
+        // SAFETY: the function has this type (kernels/emulator/driver.cpp).
+        unsafe { emulator.symbol::<unsafe extern "C" fn(&Hooks)>("emulator_ptx")(&HOOKS) };
+        Some(emulator)
     });
     if emulator.is_none() {
         say(&format!("SKIPPED {test}: no g++ here, which builds the emulator"));
@@ -96,7 +100,7 @@ fn kernels() -> PathBuf {
 /// The folder with the library and all kernels, built once for what they are built from.
 fn build(compiler: &[u8]) -> PathBuf {
     let files = fs::read_dir(kernels().join("emulator")).unwrap().map(|f| f.unwrap().path());
-    let files: BTreeSet<PathBuf> = files.collect();
+    let files: BTreeSet<PathBuf> = files.filter(|f| f.is_file()).collect();
     let sources: Vec<&PathBuf> =
         files.iter().filter(|f| f.extension() == Some(OsStr::new("cpp"))).collect();
     let mut hasher = DefaultHasher::new();
@@ -128,7 +132,7 @@ fn build(compiler: &[u8]) -> PathBuf {
 }
 
 /// A folder of kernels as `--kernels` takes it.
-fn save(folder: &Path, cubins: &[Vec<u8>]) {
+pub(crate) fn save(folder: &Path, cubins: &[Vec<u8>]) {
     let all: Vec<_> =
         source::all().iter().zip(cubins).map(|(s, bytes)| (s, ARCH, &bytes[..])).collect();
     compile::save(folder, &all).unwrap();
@@ -201,10 +205,13 @@ impl Emulator {
 }
 
 /// For a test that expects faults. One at a time: there is one last fault.
-struct Alone(&'static Emulator, #[expect(dead_code, reason = "held")] MutexGuard<'static, ()>);
+pub(crate) struct Alone(
+    pub(crate) &'static Emulator,
+    #[expect(dead_code, reason = "held")] MutexGuard<'static, ()>,
+);
 
 impl Alone {
-    fn install(test: &str) -> Option<Self> {
+    pub(crate) fn install(test: &str) -> Option<Self> {
         static ALONE: Mutex<()> = Mutex::new(());
         let emulator = install(test)?;
         let alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());

@@ -27,11 +27,11 @@ const SMALL: Source = Source {
 };
 
 /// NVRTC; without it the test is skipped, unless `GRITLM_EXPECT_CUDA` says that it must be here.
-fn nvrtc(test: &str) -> Option<Nvrtc> {
+pub(crate) fn nvrtc(test: &str) -> Option<Nvrtc> {
     match Nvrtc::open() {
         Ok(nvrtc) => Some(nvrtc),
         Err(problem) if std::env::var_os("GRITLM_EXPECT_CUDA").is_none() => {
-            say(&format!("SKIPPED kernels::{test}: {problem}"));
+            say(&format!("SKIPPED {test}: {problem}"));
             None
         }
         Err(problem) => panic!("{problem}"),
@@ -56,7 +56,7 @@ fn says(problem: impl ToString, parts: &[&str]) {
 /// What does not compile is one line that says where and why; so is a struct that is not Rust's.
 #[test]
 fn what_does_not_compile_is_named() {
-    let Some(nvrtc) = nvrtc("what_does_not_compile_is_named") else { return };
+    let Some(nvrtc) = nvrtc("kernels::what_does_not_compile_is_named") else { return };
     assert_eq!(nvrtc.compile(&SMALL, "sm_80").unwrap().usage[0].entry, "small");
     let broken = Source { file: "\n__device__ int x = y;\n", params: &[], ..SMALL };
     says(nvrtc.compile(&broken, "sm_80").unwrap_err(), &["small.cu(2)", "sm_80", "\"y\""]);
@@ -78,7 +78,7 @@ fn what_does_not_compile_is_named() {
 /// The best architecture that both the device and the compiler know.
 #[test]
 fn architectures_follow_the_device() {
-    let Some(nvrtc) = nvrtc("architectures_follow_the_device") else { return };
+    let Some(nvrtc) = nvrtc("kernels::architectures_follow_the_device") else { return };
     let known = [(8, 0, "sm_80"), (8, 6, "sm_86"), (8, 9, "sm_89"), (9, 0, "sm_90a")];
     // Devices that are not made yet run what their major version runs.
     for (major, minor, arch) in known.into_iter().chain([(9, 7, "sm_90")]) {
@@ -92,7 +92,7 @@ fn architectures_follow_the_device() {
 /// replaced, and where nothing can be kept, it is compiled all the same.
 #[test]
 fn compiled_kernels_are_kept() {
-    let Some(nvrtc) = nvrtc("compiled_kernels_are_kept") else { return };
+    let Some(nvrtc) = nvrtc("kernels::compiled_kernels_are_kept") else { return };
     let folder = tempfile::tempdir().unwrap();
     let cached = |arch| nvrtc.cubin(&SMALL, arch, Some(folder.path())).unwrap();
     let cubin = cached("sm_80");
@@ -144,7 +144,7 @@ fn compiled_kernels_are_kept() {
 /// Many that start at the same time: each gets the kernel, and one whole file is left.
 #[test]
 fn many_may_compile_at_the_same_time() {
-    let Some(nvrtc) = nvrtc("many_may_compile_at_the_same_time") else { return };
+    let Some(nvrtc) = nvrtc("kernels::many_may_compile_at_the_same_time") else { return };
     let folder = tempfile::tempdir().unwrap();
     let cubin = nvrtc.compile(&SMALL, "sm_80").unwrap().cubin;
     std::thread::scope(|scope| {
@@ -218,7 +218,7 @@ fn every_source_compiles() {
         let args = ["kernels", "build", "--output", output.to_str().unwrap()];
         run(&[&args, more].concat(), "")
     };
-    let Some(_) = nvrtc("every_source_compiles") else {
+    let Some(_) = nvrtc("kernels::every_source_compiles") else {
         return build(&[]).fails(1, &["NVRTC", "--kernels DIR"]);
     };
     let lines = objects(&build(&["--arch", &ARCHS.join(","), "--format", "json"]).ok());
@@ -255,7 +255,7 @@ fn every_source_compiles() {
 #[test]
 fn kernels_build_checks_its_options() {
     run(&["kernels", "build"], "").fails(2, &["--output"]);
-    if nvrtc("kernels_build_checks_its_options").is_none() {
+    if nvrtc("kernels::kernels_build_checks_its_options").is_none() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();

@@ -44,6 +44,7 @@ mod mixing; // one batch, many masks; same bits alone and together
 mod ops; // the table on every backend
 mod pdf; // PDFs with small faults: read as other readers do, or named
 mod properties; // random input
+mod ptx; // the CUDA kernels as PTX, interpreted: the case table, and mistakes planted in the text
 mod published; // GritLM-7B's published values, where its weights are at hand
 mod quantize; // GGUF files written here, and quantising while loading: the same values
 mod quiet; // no "error" on stderr where nothing is wrong

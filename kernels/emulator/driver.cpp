@@ -47,15 +47,39 @@ struct Stream {
 
 using Event = std::chrono::steady_clock::time_point;
 
+// The interpreter of PTX (ptx/hook.rs), which is not part of this library.
+struct Found {
+    const void *entry;  // null if there is none of the name
+    u32 threads, params;
+};
+struct Request {
+    const void *entry;
+    Index grid, block;
+    u32 shared, bytes;
+    const void *params;
+    u64 seed;
+    bool (*allocation)(u64 at, u64 *first, u64 *end);
+};
+struct Interpreter {
+    void *(*open)(const char *text, char **problem);
+    Found (*entry)(const void *module, const char *name);
+    char *(*launch)(const Request *what);  // the fault; null if there is none
+    void (*free)(char *text);
+};
+Interpreter interpreter{};
+
 struct Function {
     const Entry *entry;
+    const void *ptx;  // null if it was compiled for this machine
     std::string name;
     std::atomic<u32> shared_most{48 << 10};
 };
 
 struct Module {
     void *library;
+    void *ptx;
     std::map<std::string, Function> functions;
+    std::map<std::string, Entry> entries;  // of PTX
 };
 
 constexpr u32 SHARED_MOST = 163 << 10;
@@ -148,6 +172,28 @@ CUresult open(const void *image, void *&library) {
     return SUCCESS;
 }
 
+// PTX, which begins with a comment or its version, taken apart by the interpreter.
+CUresult interpret(const void *image, void *&module) {
+    char *problem = nullptr;
+    module = interpreter.open(static_cast<const char *>(image), &problem);
+    if (module) {
+        return SUCCESS;
+    }
+    fprintf(stderr, "emulator: PTX: %s\n", problem);
+    interpreter.free(problem);
+    return INVALID_IMAGE;
+}
+
+// Runs a kernel of PTX; false after a fault.
+bool run_ptx(const Request &what) {
+    char *fault = interpreter.launch(&what);
+    if (fault) {
+        keep_fault(fault);
+        interpreter.free(fault);
+    }
+    return !fault;
+}
+
 // Kernels find the engine's symbols only if this library's are global, however it was opened.
 __attribute__((constructor)) void make_global() {
     Dl_info info;
@@ -202,6 +248,7 @@ bool exceeds(const Index &size, u32 x, u32 y, u32 z) {
 extern "C" {
 
 void emulator_show(int yes) { shown = yes != 0; }
+void emulator_ptx(const Interpreter *given) { interpreter = *given; }
 
 CUresult cuInit(u32) { return SUCCESS; }
 CUresult cuDriverGetVersion(int *version) { return give(version, 13000); }
@@ -330,11 +377,16 @@ CUresult cuMemsetD32Async(CUdeviceptr to, u32 v, size_t n, void *stream) {
 CUresult cuMemsetD32_v2(CUdeviceptr to, u32 v, size_t n) { return fill(to, v, n, nullptr); }
 
 CUresult cuModuleLoadData(void **to, const void *image) {
-    void *library = nullptr;
-    if (CUresult error = current ? open(image, library) : INVALID_CONTEXT) {
+    void *library = nullptr, *ptx = nullptr;
+    if (!current) {
+        return INVALID_CONTEXT;
+    }
+    char first = image ? *static_cast<const char *>(image) : 0;
+    bool is_ptx = interpreter.open && (first == '/' || first == '.');
+    if (CUresult error = is_ptx ? interpret(image, ptx) : open(image, library)) {
         return error;
     }
-    return give(to, static_cast<void *>(new Module{library, {}}));
+    return give(to, static_cast<void *>(new Module{library, ptx, {}, {}}));
 }
 CUresult cuModuleLoadDataEx(void **to, const void *image, u32, void *, void *) {
     return cuModuleLoadData(to, image);
@@ -342,6 +394,21 @@ CUresult cuModuleLoadDataEx(void **to, const void *image, u32, void *, void *) {
 CUresult cuModuleUnload(void *module) { return delete static_cast<Module *>(module), SUCCESS; }
 CUresult cuModuleGetFunction(void **to, void *handle, const char *name) {
     Module &module = *static_cast<Module *>(handle);
+    if (module.ptx) {
+        Found found = interpreter.entry(module.ptx, name);
+        if (!found.entry) {
+            return NOT_FOUND;
+        }
+        std::lock_guard<std::mutex> guard(lock);
+        Entry &entry = module.entries[name];
+        entry.threads = found.threads;
+        entry.bytes = found.params;
+        Function &function = module.functions[name];
+        function.entry = &entry;
+        function.ptx = found.entry;
+        function.name = name;
+        return give(to, static_cast<void *>(&function));
+    }
     auto entry = static_cast<const Entry *>(dlsym(module.library, name));
     // dlsym looks into the libraries that the kernel's needs, too.
     Dl_info found;
@@ -390,6 +457,10 @@ CUresult cuLaunchKernel(void *handle, u32 gx, u32 gy, u32 gz, u32 bx, u32 by, u3
     return enqueue(stream, [=, &function] {
         static std::atomic<u64> launches{0};
         u64 drawn = seed() * 0x9e3779b97f4a7c15ull + number;
+        if (function.ptx) {
+            return run_ptx({function.ptx, grid, block, shared, bytes, copied.data(), drawn,
+                            allocation});
+        }
         return run(
             {function.entry, function.name, grid, block, shared, copied, drawn, ++launches});
     });

@@ -137,11 +137,7 @@ Worker &worker() { return static_cast<Worker &>(*self->block); }
                      block.launch->kernel.c_str(), block.at.x, block.at.y, block.at.z, t.id);
     vsnprintf(text + n, sizeof text - n, format, list);
     if (!block.stop->exchange(true)) {
-        std::lock_guard<std::mutex> lock(fault_lock);
-        fault_text = text;
-        if (!quiet) {
-            fprintf(stderr, "emulator: %s\n", text);
-        }
+        keep_fault(text);
     }
     leave(block);
 }
@@ -541,6 +537,18 @@ bool owned(const void *at, u64 bytes) {
     return place + bytes <= start + size;
 }
 
+bool allocation(u64 at, u64 *first, u64 *end) {
+    u64 place = at - u64(global_base);
+    if (place >= GLOBAL_RANGE) {
+        return false;
+    }
+    std::lock_guard<std::mutex> lock(memory_lock);
+    auto [start, size] = before(place);
+    *first = u64(global_base) + start;
+    *end = *first + size;
+    return place < start + size;
+}
+
 u64 allocated() {
     std::lock_guard<std::mutex> lock(memory_lock);
     return total;
@@ -576,6 +584,14 @@ void global_fault(const void *at, u32 bytes, Access access, u64 mark) {
 }
 
 u64 seed() { return seed_now; }
+
+void keep_fault(const std::string &text) {
+    std::lock_guard<std::mutex> lock(fault_lock);
+    fault_text = text;
+    if (!quiet) {
+        fprintf(stderr, "emulator: %s\n", text.c_str());
+    }
+}
 
 }  // namespace emulator
 

@@ -24,9 +24,14 @@ bool run(const Launch &launch);  // false after a fault
 void *allocate(u64 bytes);  // null when there is no more
 bool release(void *at);
 bool owned(const void *at, u64 bytes);
+// Writes where the allocation of an address begins and ends; false if there is none.
+bool allocation(u64 at, u64 *first, u64 *end);
 u64 allocated();
 constexpr u64 MEMORY = 8ull << 30;
 
 u64 seed();
+
+// Keeps a fault that was found elsewhere.
+void keep_fault(const std::string &text);
 
 }  // namespace emulator

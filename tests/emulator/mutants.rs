@@ -43,39 +43,47 @@ impl Mutant {
         cubin(self.stem, &lines.join("\n"), &headers)
     }
 
-    /// The fault or the wrong result that the case table finds.
     fn found(&self, emulator: &Emulator, cubin: Vec<u8>) -> Option<String> {
-        let folder = tempfile::tempdir().unwrap();
-        let built = |s: &Source| emulator.kernels().join(format!("{}.{ARCH}.cubin", s.stem));
-        let kernel = |s: &Source| {
-            if s.stem == self.stem { cubin.clone() } else { fs::read(built(s)).unwrap() }
+        let built = |s: &Source| {
+            fs::read(emulator.kernels().join(format!("{}.{ARCH}.cubin", s.stem))).unwrap()
         };
-        save(folder.path(), &source::all().iter().map(kernel).collect::<Vec<_>>());
-        let kernels = Some(folder.path().into());
-        let cuda = Cuda::open(&Options::default().kernels(kernels)).unwrap();
-        let op = match self.stem {
-            "linear_add" | "rmsnorm" => self.stem,
-            "route" => "expert",
-            stem => stem.split('_').next().unwrap(),
-        };
-        for mut case in cases().into_iter().filter(|case| case.name.starts_with(op)) {
-            case.bf16 = true;
-            let out = case.run(&cuda);
-            let fault = emulator.fault();
-            if !fault.is_empty() {
-                return Some(fault);
-            }
-            // Without a fault, it is a variant that was left out.
-            let (Ok(out), expected, exact) = (out, case.expected(), case.exact()) else { continue };
-            let same = out.len() == expected.len() && out[..exact] == expected[..exact];
-            if !same
-                || (out != expected && relative_error(&out[exact..], &expected[exact..]) > BF16)
-            {
-                return Some(format!("{}: a wrong result", case.name));
-            }
-        }
-        None
+        found(emulator, self.stem, cubin, &built)
     }
+}
+
+/// The fault or the wrong result that the case table finds in a kernel that is `cubin`, while the
+/// others are right.
+pub(crate) fn found(
+    emulator: &Emulator,
+    changed: &str,
+    cubin: Vec<u8>,
+    built: &dyn Fn(&Source) -> Vec<u8>,
+) -> Option<String> {
+    let folder = tempfile::tempdir().unwrap();
+    let kernel = |s: &Source| if s.stem == changed { cubin.clone() } else { built(s) };
+    save(folder.path(), &source::all().iter().map(kernel).collect::<Vec<_>>());
+    let kernels = Some(folder.path().into());
+    let cuda = Cuda::open(&Options::default().kernels(kernels)).unwrap();
+    let op = match changed {
+        "linear_add" | "rmsnorm" => changed,
+        "route" => "expert",
+        stem => stem.split('_').next().unwrap(),
+    };
+    for mut case in cases().into_iter().filter(|case| case.name.starts_with(op)) {
+        case.bf16 = true;
+        let out = case.run(&cuda);
+        let fault = emulator.fault();
+        if !fault.is_empty() {
+            return Some(fault);
+        }
+        // Without a fault, it is a variant that was left out.
+        let (Ok(out), expected, exact) = (out, case.expected(), case.exact()) else { continue };
+        let same = out.len() == expected.len() && out[..exact] == expected[..exact];
+        if !same || (out != expected && relative_error(&out[exact..], &expected[exact..]) > BF16) {
+            return Some(format!("{}: a wrong result", case.name));
+        }
+    }
+    None
 }
 
 /// What is found of each; they are compiled side by side.

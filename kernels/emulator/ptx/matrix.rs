@@ -1,0 +1,60 @@
+//! The instructions of a whole warp on matrices.
+
+use crate::value::float;
+use crate::warp::{LANES, Lanes};
+
+/// Returns the f32 of the lower or the upper bf16 of a register.
+fn half(word: u64, upper: bool) -> f32 {
+    float(if upper { word & 0xffff_0000 } else { word << 16 })
+}
+
+/// mma.m16n8k16: `c (16 × 8, f32) + a (16 × 16, bf16) · b (16 × 8, bf16)`. Lane l, with g = l / 4 and
+/// t = l % 4, has of `a` rows g and g + 8 in columns 2 t, 2 t + 1 (registers 0 and 1) and 8 columns on
+/// (2 and 3); of `b` column g, rows 2 t, 2 t + 1 (0) and 8 rows on (1); of `c` rows g (0, 1) and g + 8
+/// (2, 3) in columns 2 t, 2 t + 1. (PTX ISA, "Matrix Fragments for mma.m16n8k16".)
+pub(crate) fn multiply(a: &[Lanes; 4], b: &[Lanes; 2], c: &[Lanes; 4]) -> [Lanes; 4] {
+    let (mut rows, mut columns) = ([[0.0f32; 16]; 16], [[0.0f32; 16]; 8]);
+    for l in 0..LANES {
+        let (g, t) = (l / 4, l % 4);
+        for upper in [false, true] {
+            let i = 2 * t + usize::from(upper);
+            rows[g][i] = half(a[0][l], upper);
+            rows[g + 8][i] = half(a[1][l], upper);
+            rows[g][i + 8] = half(a[2][l], upper);
+            rows[g + 8][i + 8] = half(a[3][l], upper);
+            columns[g][i] = half(b[0][l], upper);
+            columns[g][i + 8] = half(b[1][l], upper);
+        }
+    }
+    let mut d = *c;
+    for l in 0..LANES {
+        let (g, t) = (l / 4, l % 4);
+        for (i, d) in d.iter_mut().enumerate() {
+            let (row, column) = (&rows[g + i / 2 * 8], &columns[2 * t + i % 2]);
+            // The order of the hardware's sum is not documented.
+            let dot: f32 = row.iter().zip(column).map(|(a, b)| a * b).sum();
+            d[l] = u64::from((float(d[l]) + dot).to_bits());
+        }
+    }
+    d
+}
+
+/// ldmatrix: matrix m has the rows `rows[8 m..]`, of 8 numbers of 16 bits. Lane l gets numbers
+/// 2 (l % 4) and + 1 of row l / 4; of a transposed matrix, number l / 4 of rows 2 (l % 4) and + 1.
+pub(crate) fn fragments(rows: &[[u8; 16]], transposed: bool) -> Vec<Lanes> {
+    let number =
+        |row: &[u8; 16], i: usize| u64::from(u16::from_le_bytes([row[2 * i], row[2 * i + 1]]));
+    let fragment = |rows: &[[u8; 16]]| {
+        let mut lanes = [0; LANES];
+        for (l, lane) in lanes.iter_mut().enumerate() {
+            let (g, t) = (l / 4, l % 4 * 2);
+            let (low, high) = match transposed {
+                true => (number(&rows[t], g), number(&rows[t + 1], g)),
+                false => (number(&rows[g], t), number(&rows[g], t + 1)),
+            };
+            *lane = low | high << 16;
+        }
+        lanes
+    };
+    rows.chunks(8).map(fragment).collect()
+}
