@@ -60,8 +60,33 @@ __device__ __forceinline__ float block_sum(float v, Shared<float> scratch) {
     return sum;
 }
 
-// x / (1 + e⁻ˣ); e⁻ˣ may overflow, which gives −0.
-__device__ __forceinline__ float silu(float x) { return x / (1.0f + __expf(-x)); }
+// x / (1 + e⁻ˣ), good to 2 ulp; e⁻ˣ may overflow, which gives −0.
+__device__ __forceinline__ float silu(float x) { return __fdividef(x, 1.0f + __expf(-x)); }
+
+// C elements from i on: one, or two as one access, for which i is even.
+template <u32 C> __device__ __forceinline__ void get(float (&out)[C], Global<float> from, u64 i) {
+    if constexpr (C == 2) {
+        Vec8 v = from.load<Vec8>(i);
+        out[0] = __uint_as_float(v.word[0]);
+        out[1] = __uint_as_float(v.word[1]);
+    } else {
+        out[0] = from[i];
+    }
+}
+template <u32 C> __device__ __forceinline__ void put(Global<float> to, u64 i, float (&v)[C]) {
+    if constexpr (C == 2) {
+        to.store(i, Vec8{__float_as_uint(v[0]), __float_as_uint(v[1])});
+    } else {
+        to.set(i, v[0]);
+    }
+}
+template <u32 C> __device__ __forceinline__ void put(Global<bf16> to, u64 i, float (&v)[C]) {
+    if constexpr (C == 2) {
+        to.store(i, narrow2(v[0], v[1]));
+    } else {
+        to.set(i, narrow(v[0]));
+    }
+}
 
 // Adds to a counter and returns what it was. Integers only: their sum has no order.
 __device__ __forceinline__ u32 atomic_add(Global<u32> to, u64 i, u32 v) {

@@ -13,8 +13,15 @@ struct ExpertDown {
     __device__ __forceinline__ static u32 w_row(const Product &p, u32 expert, u32, u32 j) {
         return expert * p.outputs + j;
     }
-    __device__ __forceinline__ static void store(const Product &p, u32 m, u32 j, float v, float) {
-        p.sum.set(u64(m) * p.out_stride + j, v);
+    __device__ __forceinline__ static bool pairs(const Product &p) { return even(p); }
+    template <u32 C> using Kept = Nothing;
+    template <u32 C> __device__ __forceinline__ static Nothing keep(const Product &, u32, u32) {
+        return {};
+    }
+    template <u32 C>
+    __device__ __forceinline__ static void store(
+        const Product &p, u32 m, u32 j, Nothing, float (&v)[C], float (&)[C]) {
+        put(p.sum, u64(m) * p.out_stride + j, v);
     }
 };
 

@@ -12,9 +12,19 @@ struct GateUp {
     __device__ __forceinline__ static u32 w_row(const Product &p, u32, u32 member, u32 j) {
         return member * p.hidden + j;
     }
+    __device__ __forceinline__ static bool pairs(const Product &p) { return even(p); }
+    template <u32 C> using Kept = Nothing;
+    template <u32 C> __device__ __forceinline__ static Nothing keep(const Product &, u32, u32) {
+        return {};
+    }
+    template <u32 C>
     __device__ __forceinline__ static void store(
-        const Product &p, u32 m, u32 j, float gate, float up) {
-        p.out.set(u64(m) * p.out_stride + j, narrow(silu(gate) * up));
+        const Product &p, u32 m, u32 j, Nothing, float (&gate)[C], float (&up)[C]) {
+#pragma unroll
+        for (u32 c = 0; c < C; c++) {
+            up[c] *= silu(gate[c]);
+        }
+        put(p.out, u64(m) * p.out_stride + j, up);
     }
 };
 

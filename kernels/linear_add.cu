@@ -9,9 +9,23 @@ struct LinearAdd {
 
     __device__ __forceinline__ static u32 a_row(const Product &, u32 m) { return m; }
     __device__ __forceinline__ static u32 w_row(const Product &, u32, u32, u32 j) { return j; }
-    __device__ __forceinline__ static void store(const Product &p, u32 m, u32 j, float v, float) {
-        u64 at = u64(m) * p.out_stride + j;
-        p.sum.set(at, p.sum[at] + v);
+    __device__ __forceinline__ static bool pairs(const Product &p) { return even(p); }
+    template <u32 C> struct Kept {
+        float x[C];
+    };
+    template <u32 C> __device__ __forceinline__ static Kept<C> keep(const Product &p, u32 m, u32 j) {
+        Kept<C> kept;
+        get(kept.x, p.sum, u64(m) * p.out_stride + j);
+        return kept;
+    }
+    template <u32 C>
+    __device__ __forceinline__ static void store(
+        const Product &p, u32 m, u32 j, const Kept<C> &kept, float (&v)[C], float (&)[C]) {
+#pragma unroll
+        for (u32 c = 0; c < C; c++) {
+            v[c] += kept.x[c];
+        }
+        put(p.sum, u64(m) * p.out_stride + j, v);
     }
 };
 

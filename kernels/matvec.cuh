@@ -80,14 +80,19 @@ template <class Op, u32 R> __device__ void matvec(const Product &p) {
         if (rows.first + r >= rows.end) {
             continue;
         }
+        auto store = [&](u32 j, float v0, float v1) {
+            float v[1] = {v0}, w[1] = {v1};
+            u32 m = rows.first + r;
+            Op::template store<1>(p, m, j, Op::template keep<1>(p, m, j), v, w);
+        };
         if (Op::PAIR && lane() == r) {
-            Op::store(p, rows.first + r, j, v0, v1);
+            store(j, v0, v1);
         }
         if (!Op::PAIR && lane() == 2 * r) {
-            Op::store(p, rows.first + r, j, v0, 0.0f);
+            store(j, v0, 0.0f);
         }
         if (!Op::PAIR && lane() == 2 * r + 1 && second) {
-            Op::store(p, rows.first + r, j + 1, v1, 0.0f);
+            store(j + 1, v1, 0.0f);
         }
     }
 }

@@ -4,7 +4,9 @@
 //   GROUPED   rows are sorted by expert, and tiles come from a list that the device has made,
 //   a_row     the row of `a` for row m of the product,
 //   w_row     the row of the weights for output j,
-//   store     what becomes of the sums of (m, j).
+//   pairs     whether outputs j and j + 1, j even, may be stored as one,
+//   keep      what is read of row m before C outputs from j on are stored; C is 1, or 2 of a pair,
+//   store     what becomes of their sums v, and of a PAIR w.
 #pragma once
 
 #include "common.cuh"
@@ -42,6 +44,14 @@ struct Rows {
     u32 end;
     u32 expert;
 };
+
+// Whether two neighbours of a row of `out` or `sum` are one aligned access, and both there.
+__device__ __forceinline__ bool even(const Product &p) {
+    return (p.outputs | p.out_stride) % 2 == 0;
+}
+
+// What is kept where nothing is read.
+struct Nothing {};
 
 // The tile of rows with this number, of `height` rows or fewer; empty beyond the last. A grouped
 // product's are listed by expert_sort.cu, which also describes the regions of the routing.

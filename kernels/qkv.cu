@@ -18,32 +18,55 @@ struct Qkv {
         u32 half = p.head_dim / 2;
         return j / half * p.head_dim + member * half + j % half;
     }
+    // Both are of one head, in `out` and in the pages.
+    __device__ __forceinline__ static bool pairs(const Product &p) {
+        return even(p) && (p.head_dim / 2 | p.width) % 2 == 0;
+    }
+    template <u32 C> struct Kept {
+        float turn[C][2];  // cosine and sine
+        u32 slot;
+    };
+    template <u32 C> __device__ __forceinline__ static Kept<C> keep(const Product &p, u32 m, u32 j) {
+        Kept<C> kept;
+        u32 half = p.head_dim / 2;
+#pragma unroll
+        for (u32 c = 0; c < C; c++) {
+            u64 angle = p.angles + 2 * (u64(m) * half + j % half + c);
+            get(kept.turn[c], as<float>(p.words), angle);
+        }
+        kept.slot = p.words[p.slots + m];
+        return kept;
+    }
+    template <u32 C>
     __device__ __forceinline__ static void store(
-        const Product &p, u32 m, u32 j, float v0, float v1) {
+        const Product &p, u32 m, u32 j, const Kept<C> &kept, float (&v)[C], float (&w)[C]) {
         u32 half = p.head_dim / 2;
         u32 head = j / half;
         u32 d = j % half;
         if (head < p.heads + p.kv_heads) {
-            u64 angle = p.angles + 2 * (u64(m) * half + d);
-            float cosine = __uint_as_float(p.words[angle]);
-            float sine = __uint_as_float(p.words[angle + 1]);
-            float turned = v0 * cosine - v1 * sine;
-            v1 = v1 * cosine + v0 * sine;
-            v0 = turned;
+#pragma unroll
+            for (u32 c = 0; c < C; c++) {
+                float turned = v[c] * kept.turn[c][0] - w[c] * kept.turn[c][1];
+                w[c] = w[c] * kept.turn[c][0] + v[c] * kept.turn[c][1];
+                v[c] = turned;
+            }
         }
+        auto both = [&](Global<bf16> to, u64 at) {
+            put(to, at + d, v);
+            put(to, at + d + half, w);
+        };
+        auto cached = [&](u32 head) {
+            u64 page = u64(kept.slot / PAGE) * p.kv_heads + head;
+            return (page * PAGE + kept.slot % PAGE) * p.width;
+        };
+        // A choice of pointers would hide from the compiler that they are of global memory.
         if (head < p.heads) {
-            u64 at = u64(m) * p.out_stride + head * p.head_dim + d;
-            p.out.set(at, narrow(v0));
-            p.out.set(at + half, narrow(v1));
-            return;
+            both(p.out, u64(m) * p.out_stride + head * p.head_dim);
+        } else if (head < p.heads + p.kv_heads) {
+            both(p.keys, cached(head - p.heads));
+        } else {
+            both(p.values, cached(head - p.heads - p.kv_heads));
         }
-        head -= p.heads;
-        Global<bf16> to = head < p.kv_heads ? p.keys : p.values;
-        head -= head < p.kv_heads ? 0 : p.kv_heads;
-        u32 slot = p.words[p.slots + m];
-        u64 vector = (u64(slot / PAGE) * p.kv_heads + head) * PAGE + slot % PAGE;
-        to.set(vector * p.width + d, narrow(v0));
-        to.set(vector * p.width + d + half, narrow(v1));
     }
 };
 

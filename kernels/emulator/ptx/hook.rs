@@ -1,10 +1,20 @@
 //! The interpreter as the emulator's driver calls it: modules and launches by pointers. The layouts are
 //! those of `../driver.cpp`.
 
-use crate::{Entry, Error, Global, Launch, parse};
+use crate::{Counts, Entry, Error, Global, Launch, parse};
+use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::ptr::{null, null_mut};
 use std::slice;
+use std::sync::{Mutex, PoisonError};
+
+/// Of each kernel that was launched.
+static COUNTS: Mutex<BTreeMap<String, Counts>> = Mutex::new(BTreeMap::new());
+
+/// Returns what each kernel has asked of the hardware since the last call.
+pub fn counts() -> BTreeMap<String, Counts> {
+    std::mem::take(&mut COUNTS.lock().unwrap_or_else(PoisonError::into_inner))
+}
 
 /// What the driver calls.
 #[derive(Clone, Copy, Debug)]
@@ -102,7 +112,14 @@ unsafe extern "C" fn launch(what: *const Request) -> *mut c_char {
         memory: &Driver(what.allocation),
         seed: what.seed,
     };
-    launch.run().err().map_or(null_mut(), |Error(fault)| text(fault))
+    match launch.run() {
+        Ok(counts) => {
+            let mut all = COUNTS.lock().unwrap_or_else(PoisonError::into_inner);
+            *all.entry(entry.name.clone()).or_default() += counts;
+            null_mut()
+        }
+        Err(Error(fault)) => text(fault),
+    }
 }
 
 unsafe extern "C" fn free(of: *mut c_char) {

@@ -40,12 +40,14 @@
 //!     entry: &entries[0], grid: [1; 3], block: [64, 1, 1], shared: 0, params: &params,
 //!     memory: &memory, seed: 0,
 //! };
-//! launch.run()?;
+//! let counts = launch.run()?;
 //! assert_eq!(memory.0[63], 126);
+//! assert_eq!((counts.instructions, counts.parted), (14, 0));
 //! # Ok::<(), gritlm_ptx::Error>(())
 //! ```
 
 mod access;
+mod counts;
 mod matrix;
 mod memory;
 mod op;
@@ -57,6 +59,7 @@ mod warp;
 
 pub mod hook;
 
+pub use counts::Counts;
 pub use memory::Global;
 pub use parse::{Entry, parse};
 
@@ -100,18 +103,22 @@ pub struct Launch<'a> {
 }
 
 impl Launch<'_> {
-    /// Runs all blocks.
+    /// Runs all blocks, and returns what they asked of the hardware.
     ///
     /// # Errors
     /// At a fault of the kernel.
-    pub fn run(&self) -> Result<()> {
+    pub fn run(&self) -> Result<Counts> {
         let [x, y, z] = self.grid.map(u64::from);
-        (0..x * y * z).into_par_iter().try_for_each(|i| {
-            self.block([(i % x) as u32, (i / x % y) as u32, (i / (x * y)) as u32])
+        let blocks = (0..x * y * z).into_par_iter();
+        let counts =
+            blocks.map(|i| self.block([(i % x) as u32, (i / x % y) as u32, (i / (x * y)) as u32]));
+        counts.try_reduce(Counts::default, |mut all, one| {
+            all += one;
+            Ok(all)
         })
     }
 
-    fn block(&self, block: [u32; 3]) -> Result<()> {
+    fn block(&self, block: [u32; 3]) -> Result<Counts> {
         let threads = self.block.iter().product::<u32>() as usize;
         let mut warps: Vec<Warp<'_>> =
             (0..threads.div_ceil(LANES)).map(|i| Warp::new(self, block, i as u32)).collect();
@@ -127,7 +134,9 @@ impl Launch<'_> {
                 ended += usize::from(warps[i].run(&mut shared)? == Stop::Ended);
             }
             if ended == count {
-                return Ok(());
+                let mut all = Counts::default();
+                warps.iter().for_each(|warp| all += warp.counts);
+                return Ok(all);
             }
             let waiting: usize = warps.iter().map(Warp::waiting).sum();
             if waiting < threads {

@@ -1,7 +1,7 @@
 //! What each instruction does.
 
 use crate::memory::{Access, Shared};
-use crate::op::{Binary, Op, Shuffle, Type, Vote};
+use crate::op::{Binary, Op, Shuffle, Space, Type, Vote};
 use crate::parse::{Instruction, Operand};
 use crate::value::{self, low};
 use crate::warp::{Copies, Copy, LANES, Lanes, State, Warp, each};
@@ -27,6 +27,7 @@ impl Warp<'_> {
                 }
             }
         }
+        self.count(instruction, active);
         let args = &instruction.operands;
         let expected = |count: usize| match args.len() >= count {
             true => Ok(()),
@@ -83,6 +84,10 @@ impl Warp<'_> {
                 let (to, from, bytes) =
                     (self.read(&args[0]), self.read(&args[1]), self.read(&args[2]));
                 let read = args.get(3).map_or(bytes, |read| self.read(read));
+                let places = |at: &Lanes| each(active).map(|lane| at[lane]).collect::<Vec<_>>();
+                self.counts.shared(&places(&to), 16);
+                let reads = each(active).filter(|lane| read[*lane] > 0).map(|lane| from[lane]);
+                self.counts.global(&reads.collect::<Vec<_>>(), 16);
                 for lane in each(active) {
                     self.at.1 = lane;
                     let copy = Copy {
@@ -103,6 +108,7 @@ impl Warp<'_> {
             Op::Load(space, kind, count) => {
                 expected(2)?;
                 let at = self.read(&args[1]);
+                self.count_access(space, &at, active, kind.bytes() * count as u64);
                 let mut found = [[0; LANES]; 4];
                 for lane in each(active) {
                     self.at.1 = lane;
@@ -135,6 +141,7 @@ impl Warp<'_> {
             Op::Store(space, kind, count) => {
                 expected(2)?;
                 let at = self.read(&args[0]);
+                self.count_access(space, &at, active, kind.bytes() * count as u64);
                 let parts: Vec<Lanes> = match &args[1] {
                     Operand::List(list) if count > 1 => list.iter().map(|x| self.read(x)).collect(),
                     one => vec![self.read(one)],
@@ -168,6 +175,7 @@ impl Warp<'_> {
                 expected(2)?;
                 let at = self.read(&args[1]);
                 let mut rows = vec![[0; 16]; 8 * count];
+                self.counts.shared(&at[..8 * count], 16);
                 for (lane, row) in rows.iter_mut().enumerate() {
                     self.at.1 = lane;
                     let bytes = shared.touch(self.number as u8, at[lane], 16, Access::Read)?;
@@ -240,6 +248,29 @@ impl Warp<'_> {
             }
         }
         Ok(())
+    }
+
+    fn count(&mut self, instruction: &Instruction, active: u32) {
+        let counts = &mut self.counts;
+        counts.instructions += 1;
+        match instruction.op {
+            Op::Multiply16x8x16 => counts.products += 1,
+            Op::Barrier => counts.barriers += 1,
+            _ => {}
+        }
+        // A guard parts no lanes: the others pass the instruction, too.
+        let running = self.states.iter().filter(|state| **state != State::Ended).count();
+        counts.parted +=
+            u64::from(instruction.guard.is_none() && (active.count_ones() as usize) < running);
+    }
+
+    fn count_access(&mut self, space: Space, at: &Lanes, active: u32, bytes: u64) {
+        let places: Vec<u64> = each(active).map(|lane| at[lane]).collect();
+        match space {
+            Space::Global => self.counts.global(&places, bytes),
+            Space::Shared => self.counts.shared(&places, bytes),
+            Space::Param | Space::Local => {}
+        }
     }
 
     /// Returns what an instruction computes that a lane takes by itself.

@@ -1,5 +1,6 @@
 //! 32 threads that take the same instructions, as far as their branches agree.
 
+use crate::counts::Counts;
 use crate::memory::Shared;
 use crate::op::Op;
 use crate::parse::{Instruction, Operand, Special};
@@ -54,13 +55,14 @@ pub(crate) struct Warp<'a> {
     pub(crate) number: u32,
     pub(crate) registers: Vec<Lanes>,
     pub(crate) next: [usize; LANES],
-    states: [State; LANES],
+    pub(crate) states: [State; LANES],
     pub(crate) copies: Vec<Copies>,
     pub(crate) local: Vec<u8>,
     /// The allocation that was touched last.
     pub(crate) known: (u64, u64),
     /// Where a fault would be.
     pub(crate) at: (usize, usize),
+    pub(crate) counts: Counts,
 }
 
 impl<'a> Warp<'a> {
@@ -85,6 +87,7 @@ impl<'a> Warp<'a> {
             local: vec![0xff; entry.local * LANES],
             known: (0, 0),
             at: (0, 0),
+            counts: Counts::default(),
         }
     }
 
