@@ -134,8 +134,12 @@ fn row<
                     prefetch(bytes, b * BYTES + AHEAD + 64 * line);
                 }
             }
-            // Numbers of levels become the levels only where a block is taken apart.
-            let codes = if B::LEVELS.is_some() { B::take(block).codes } else { B::codes(block) };
+            let mut codes = B::codes(block);
+            if let Some(levels) = &B::LEVELS {
+                for run in &mut codes {
+                    *run = vectors.levels(levels, *run);
+                }
+            }
             let units = B::units(block);
             for q in 0..PARTS / 4 {
                 let codes = &codes.as_chunks().0[q];
@@ -228,6 +232,8 @@ fn twice([a, b, c, d]: [f32; 4]) -> [f32; 8] {
 trait Vectors: Copy {
     /// Returns four f16 numbers, given as their bits.
     fn halves(self, halves: [u16; 4]) -> [f32; 4];
+    /// Returns the levels that numbers from 0 to 15 stand for.
+    fn levels(self, levels: &[i8; 16], numbers: [i8; 32]) -> [i8; 32];
     /// Returns a word of [`Units`]' numbers times a unit.
     fn times(self, unit: f32, numbers: u64, run: usize) -> [f32; 8];
     /// Returns the dot products of halves of runs, which are whole numbers below 2²⁴. `signed` says
@@ -245,6 +251,11 @@ impl Vectors for Plain {
     #[inline(always)]
     fn halves(self, halves: [u16; 4]) -> [f32; 4] {
         halves.map(|half| scale::half(half.to_le_bytes()))
+    }
+
+    #[inline(always)]
+    fn levels(self, levels: &[i8; 16], numbers: [i8; 32]) -> [i8; 32] {
+        numbers.map(|number| levels[(number & 15) as usize])
     }
 
     #[inline(always)]

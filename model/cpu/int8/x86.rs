@@ -47,6 +47,11 @@ impl<const VNNI: bool> Vectors for X86<VNNI> {
     }
 
     #[inline(always)]
+    fn levels(self, levels: &[i8; 16], numbers: [i8; 32]) -> [i8; 32] {
+        cast(self.0.avx2._mm256_shuffle_epi8(cast([*levels; 2]), cast(numbers)))
+    }
+
+    #[inline(always)]
     fn times(self, unit: f32, numbers: u64, run: usize) -> [f32; 8] {
         let (simd, avx) = (self.0.avx2, self.0.avx);
         // The numbers of the first halves of runs, then those of the second.
