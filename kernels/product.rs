@@ -73,8 +73,8 @@ impl Cuda {
             return;
         }
         let Some(a) = self.narrowed(call.a, call.rows) else { return };
-        // An upper bound: the last tile of each expert may have fewer rows.
-        let tiles = call.rows.div_ceil(form.rows()) + call.experts;
+        // An upper bound: the last tile of each expert may have fewer rows, and none is empty.
+        let tiles = (call.rows.div_ceil(form.rows()) + call.experts).min(call.rows);
         let across = call.outputs.div_ceil(form.outputs(call.pair));
         let params = Product {
             a: a.raw.pointer(),

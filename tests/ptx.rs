@@ -6,9 +6,13 @@ use crate::emulator::{Alone, save};
 use crate::kernels::nvrtc;
 use crate::ops::check;
 use crate::support::say;
+use gritlm::model::ops::{Attention, Expert, GateUp, LinearAdd, Logits, Mask, Qkv, RmsNorm};
+use gritlm::model::weights::Dtype;
+use gritlm_bench::case::{Case, Op, Seq};
 use gritlm_kernels::compile::Nvrtc;
 use gritlm_kernels::source::{self, Source};
 use gritlm_kernels::{Cuda, Options};
+use gritlm_ptx::hook::counts;
 use rayon::prelude::*;
 
 /// Largest relative error of an op whose operands, or whose result, are bf16.
@@ -96,5 +100,129 @@ fn mistakes_in_the_text_are_found() {
         let found = found(alone.0, stem, changed, &text);
         say(&format!("{stem}, {what}: {}", found.as_deref().unwrap_or("not found")));
         assert!(found.is_some(), "{stem}, {word}: {what}");
+    }
+}
+
+/// Shapes whose rows are whole tiles, so that what is asked beyond what is needed is the kernel's own.
+fn shapes() -> Vec<(&'static str, Op)> {
+    let seqs = |past, rows, mask| vec![Seq { past, rows, mask }];
+    let (causal, both) = (Mask::Causal { window: None }, Mask::Bidirectional { window: None });
+    let attention = Attention { heads: 8, kv_heads: 2, head_dim: 128, layer: 1 };
+    let qkv = |rows| Qkv { rows, dim: 256, heads: 4, kv_heads: 2, head_dim: 64, layer: 1 };
+    let linear = |rows| Op::LinearAdd(LinearAdd { rows, inner: 512, outer: 256 });
+    let logits = Logits { dim: 256, vocab: 512, eps: 1e-5 };
+    let expert = Expert { rows: 64, dim: 256, hidden: 256, experts: 4, top_k: 2 };
+    vec![
+        ("rmsnorm", Op::RmsNorm(RmsNorm { rows: 4, dim: 4096, eps: 1e-5 })),
+        ("product of 128 rows", linear(128)),
+        ("product of 16 rows", linear(16)),
+        ("product of one row", linear(1)),
+        ("gate and up", Op::GateUp(GateUp { rows: 128, dim: 256, hidden: 256 })),
+        ("qkv", Op::Qkv(qkv(128), seqs(0, 128, causal))),
+        ("qkv of one row", Op::Qkv(qkv(1), seqs(100, 1, causal))),
+        ("attention, causal", Op::Attention(attention, seqs(0, 256, causal))),
+        ("attention, both ways", Op::Attention(attention, seqs(0, 256, both))),
+        ("attention, one row", Op::Attention(attention, seqs(1023, 1, causal))),
+        ("logits of one row", Op::Logits { p: logits, rows: vec![0] }),
+        ("experts", Op::Expert(expert)),
+    ]
+}
+
+/// What a kernel asks of the hardware at one of the shapes, at most: sectors of global memory and passes
+/// of shared memory, each of those that are needed, and the instructions that warps take, as NVRTC 13.0
+/// writes them. Another compiler's instructions are only told.
+const CEILINGS: [(&str, &str, f64, f64, u64); 17] = [
+    ("rmsnorm", "rmsnorm_rows", 1.0, 1.0, 15_872),
+    ("product of 128 rows", "linear_add_64x128", 1.0, 1.0, 59_872),
+    ("product of 128 rows", "narrow_rows", 1.0, 1.0, 46_080),
+    ("product of 16 rows", "linear_add_16x64", 1.0, 1.0, 17_664),
+    ("product of one row", "linear_add_1", 1.0, 1.0, 41_344),
+    // Pairs of bf16 are half a sector a row.
+    ("gate and up", "gate_up_128x128", 1.12, 1.0, 55_456),
+    ("qkv", "qkv_128x128", 1.43, 1.0, 81_352),
+    ("qkv of one row", "qkv_1", 1.0, 1.0, 69_952),
+    ("attention, causal", "attention_128_causal", 1.0, 1.0, 403_712),
+    ("attention, both ways", "attention_128_both", 1.0, 1.0, 544_320),
+    ("attention, one row", "attention_128_causal_split", 1.01, 1.0, 93_096),
+    ("attention, one row", "attention_reduce_parts", 1.25, 1.0, 7296),
+    ("logits of one row", "logits_1", 1.0, 1.0, 57_600),
+    ("experts", "expert_add_rows", 1.0, 1.0, 19_072),
+    ("experts", "expert_down_64x128", 1.0, 1.0, 57_496),
+    ("experts", "expert_gate_up_64x128", 1.05, 1.0, 117_552),
+    ("experts", "route_f32", 1.2, 1.0, 175_040),
+];
+
+/// Runs the shapes that `op` begins with on these kernels; returns the ceilings that they exceed, a line
+/// each.
+fn exceeded(texts: &[Vec<u8>], op: &str, version: (i32, i32)) -> Vec<String> {
+    let folder = tempfile::tempdir().unwrap();
+    save(folder.path(), texts);
+    let cuda = Cuda::open(&Options::default().kernels(Some(folder.path().into()))).unwrap();
+    let mut exceeded = Vec::new();
+    for (name, op) in shapes().into_iter().filter(|(name, _)| name.starts_with(op)) {
+        let mut case = Case::new(op, Dtype::Bf16);
+        case.bf16 = true;
+        counts();
+        case.run(&cuda).unwrap();
+        let found = counts();
+        for (_, kernel, sectors, passes, instructions) in CEILINGS.iter().filter(|c| c.0 == name) {
+            let c = found.get(*kernel).unwrap_or_else(|| panic!("{name}: no {kernel}: {found:?}"));
+            let share = |asked: u64, needed: u64| asked as f64 / needed.max(1) as f64;
+            let mut ceiling = |what: &str, found: f64, most: f64| {
+                if found > most {
+                    let line = format!("{name}, {kernel}: {what} {found:.3}, at most {most:.3}");
+                    exceeded.push(line);
+                }
+            };
+            ceiling("sectors", share(c.sectors, c.sectors_needed), *sectors);
+            ceiling("passes", share(c.passes, c.passes_needed), *passes);
+            if version == (13, 0) {
+                ceiling("instructions", c.instructions as f64, *instructions as f64);
+            } else if c.instructions > *instructions {
+                say(&format!(
+                    "{name}, {kernel}: {} instructions, {instructions} by 13.0",
+                    c.instructions
+                ));
+            }
+        }
+    }
+    exceeded
+}
+
+#[test]
+fn counts_stay_below_their_ceilings() {
+    let Some(_alone) = Alone::install("ptx::counts_stay_below_their_ceilings") else { return };
+    let Some(nvrtc) = nvrtc("ptx::counts_stay_below_their_ceilings") else { return };
+    let mut texts = texts(&nvrtc);
+    let found = exceeded(&texts, "", nvrtc.version());
+    assert!(found.is_empty(), "{}", found.join("\n"));
+
+    // The ceilings are seen to be low: rows that meet in banks, sums that are stored one by one, a loop
+    // with one instruction more.
+    let at = source::all().iter().position(|source| source.stem == "linear_add").unwrap();
+    let source = &source::all()[at];
+    let (_, matmul) = source::HEADERS.iter().find(|(name, _)| *name == "matmul.cuh").unwrap();
+    let file = source.file.replace("#include \"matmul.cuh\"", matmul);
+    let right = texts[at].clone();
+    let changed = |from: &str, to: &str| {
+        assert!(file.contains(from), "no {from}");
+        let file = Box::leak(file.replace(from, to).into_boxed_str());
+        nvrtc.ptx(&Source { file, ..*source }, ARCH).unwrap()
+    };
+    let one_more = |line: &str| format!("{line}\tadd.s32 %r1, %r1, 0;\n");
+    let mistakes = [
+        (changed("chunk ^ row % CHUNKS", "chunk"), "passes"),
+        (changed("return even(p);", "return false;"), "sectors"),
+        (change(&right, "mma.sync", one_more).unwrap(), "instructions"),
+    ];
+    for (text, what) in mistakes {
+        texts[at] = text;
+        let found = exceeded(&texts, "product of 128", nvrtc.version());
+        let is_found = found.iter().any(|line| line.contains(what));
+        assert_eq!(
+            is_found,
+            what != "instructions" || nvrtc.version() == (13, 0),
+            "{what}: {found:?}"
+        );
     }
 }
