@@ -15,7 +15,7 @@ use cudarc::driver::{
 };
 use cudarc::nvrtc::Ptx;
 use gritlm_model::ops::{DeviceError, Result};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Properties of a GPU.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,6 +64,9 @@ pub(crate) struct Driver {
     pub(crate) device: Device,
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
+    /// Held while memory is allocated, and while a graph is captured, of which the allocation of
+    /// another thread would become a part.
+    allocating: Mutex<()>,
 }
 
 /// A graph of launches. It is used only under the lock of [`crate::gpu::Gpu`].
@@ -147,16 +150,17 @@ impl Driver {
         // SAFETY: there is one stream, so nothing has to be ordered by events.
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().map_err(refuses)?;
-        Ok(Self { device, context, stream })
+        Ok(Self { device, context, stream, allocating: Mutex::new(()) })
     }
 
     /// Directs this thread's calls to this GPU.
-    fn bind(&self) -> Result<()> {
+    pub(crate) fn bind(&self) -> Result<()> {
         self.context.bind_to_thread().map_err(|e| said("does not take this thread", e))
     }
 
     /// Allocates memory with undefined contents. Returns `None` if there is no room.
     pub(crate) fn alloc(&self, bytes: u64) -> Result<Option<Memory>> {
+        let _order = self.allocating.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: undefined contents are what this function promises.
         match unsafe { self.stream.alloc::<u8>(bytes as usize) } {
             Ok(slice) => {
@@ -272,6 +276,7 @@ impl Driver {
     /// Captures what `launches` launches in a graph instead of running it.
     pub(crate) fn capture(&self, launches: impl FnOnce() -> Result<()>) -> Result<Option<Graph>> {
         let refuses = |e| said("refuses a graph", e);
+        let _order = self.allocating.lock().unwrap_or_else(PoisonError::into_inner);
         let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         self.stream.begin_capture(mode).map_err(refuses)?;
         let launched = launches();

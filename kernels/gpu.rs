@@ -289,8 +289,13 @@ impl Gpu {
     /// With the first error since the last read or submit.
     pub(crate) fn submit(&self) -> Result<()> {
         let sent = self.send_noted();
-        // Freed in the order of the stream, after the launches that use it.
-        lock(&self.free).dropped.clear();
+        // Freed in the order of the stream, after the launches that use it. A thread that only frees
+        // has not been bound yet.
+        let dropped = std::mem::take(&mut lock(&self.free).dropped);
+        if !dropped.is_empty() {
+            self.driver.bind()?;
+        }
+        drop(dropped);
         sent
     }
 

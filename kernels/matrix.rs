@@ -42,9 +42,14 @@ struct Slot {
 pub(crate) struct Ring(Mutex<Vec<Slot>>);
 
 impl Ring {
-    /// Frees the pinned memory once loading is over.
+    /// Frees the pinned memory once loading is over and the last copies from it are done.
     pub(crate) fn release(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        for slot in self.0.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            if let Some(copied) = slot.copied {
+                // The next read reports what went wrong.
+                let _ = copied.synchronize();
+            }
+        }
     }
 }
 

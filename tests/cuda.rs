@@ -1,7 +1,7 @@
 //! The CUDA backend: the case table, the reference models, replayed steps, errors. On the emulator,
 //! which is built here (`emulator.rs`); on a machine with an NVIDIA GPU on that.
 
-use crate::emulator::{self, Emulator};
+use crate::emulator::{self, A100, Emulator, H200, Model, SMALL};
 use crate::ops::check;
 use crate::support::{Reference, close, say};
 use gritlm::batch::{Output, Sequence, Want};
@@ -26,6 +26,8 @@ const SEEDS: [u64; 3] = [1, 2, 3];
 struct Place {
     /// None on a GPU.
     emulator: Option<&'static Emulator>,
+    /// What the emulator is.
+    model: Model,
 }
 
 impl Place {
@@ -37,9 +39,9 @@ impl Place {
             if let Err(problem) = &nvrtc {
                 say(&format!("SKIPPED {test}: {problem}"));
             }
-            return nvrtc.is_ok().then_some(Self { emulator: None });
+            return nvrtc.is_ok().then_some(Self { emulator: None, model: SMALL });
         }
-        emulator::install(test).map(|emulator| Self { emulator: Some(emulator) })
+        emulator::install(test).map(|emulator| Self { emulator: Some(emulator), model: SMALL })
     }
 
     fn seeds(&self) -> &[u64] {
@@ -52,8 +54,16 @@ impl Place {
         }
     }
 
+    /// From here on the emulator is this device, with the forms and splits that it chooses.
+    fn be(&mut self, model: Model) {
+        self.model = model;
+        if let Some(emulator) = self.emulator {
+            emulator.be(model);
+        }
+    }
+
     fn kernels(&self) -> Option<PathBuf> {
-        self.emulator.map(|emulator| emulator.kernels().into())
+        self.emulator.map(|emulator| emulator.kernels(self.model))
     }
 
     fn open(&self, form: Option<Form>) -> Cuda {
@@ -81,10 +91,11 @@ impl Drop for Place {
 
 #[test]
 fn every_case_on_cuda() {
-    let Some(place) = Place::find("cuda::every_case_on_cuda") else { return };
-    for &seed in place.seeds() {
+    let Some(mut place) = Place::find("cuda::every_case_on_cuda") else { return };
+    for (seed, model) in place.seeds().to_vec().into_iter().zip([SMALL, A100, H200]) {
         place.seed(seed);
-        say(&format!("cuda: thread order of seed {seed}"));
+        place.be(model);
+        say(&format!("cuda: thread order of seed {seed}, {model:?}"));
         check(&place.open(None), BF16, |case| {
             case.bf16 = true;
             true
@@ -399,8 +410,8 @@ fn the_program_finds_the_gpu() {
     let run = |args: &[&str]| {
         let mut command = assert_cmd::Command::new(env!("CARGO_BIN_EXE_gritlm"));
         command.args(args);
-        if let Some(kernels) = place.kernels() {
-            command.env("GRITLM_EMULATOR", "1").env("LD_LIBRARY_PATH", kernels);
+        if let Some(emulator) = place.emulator {
+            command.env("GRITLM_EMULATOR", "1").env("LD_LIBRARY_PATH", emulator.library());
         }
         let output = command.output().unwrap();
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();

@@ -34,8 +34,32 @@ const KERNEL: [&str; 9] = [
     "c++",
 ];
 
-/// The emulator's device.
-const ARCH: &str = "sm_80";
+/// What the emulator's kernels are compiled as, but for Hopper.
+pub(crate) const ARCH: &str = "sm_80";
+
+/// A device that the emulator can be (kernels/emulator/driver.cpp).
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(crate) struct Model {
+    /// Compute capability.
+    capability: [u32; 2],
+    multiprocessors: u32,
+    /// Bytes of shared memory that a block may opt in to.
+    shared: u32,
+}
+
+/// The least that the kernels run on.
+pub(crate) const SMALL: Model = Model { capability: [8, 0], multiprocessors: 4, shared: 163 << 10 };
+pub(crate) const A100: Model = Model { multiprocessors: 108, ..SMALL };
+pub(crate) const H200: Model =
+    Model { capability: [9, 0], multiprocessors: 132, shared: 227 << 10 };
+
+impl Model {
+    /// What NVRTC compiles for it.
+    pub(crate) fn arch(self) -> &'static str {
+        if self.capability[0] == 9 { "sm_90a" } else { ARCH }
+    }
+}
 
 /// The emulator, loaded as the driver of this process.
 pub(crate) struct Emulator {
@@ -90,7 +114,10 @@ pub(crate) fn install(test: &str) -> Option<&'static Emulator> {
     if emulator.is_none() {
         say(&format!("SKIPPED {test}: no g++ here, which builds the emulator"));
     }
-    emulator.as_ref().inspect(|e| e.show(true))
+    emulator.as_ref().inspect(|e| {
+        e.show(true);
+        e.be(SMALL);
+    })
 }
 
 fn kernels() -> PathBuf {
@@ -124,7 +151,12 @@ fn build(compiler: &[u8]) -> PathBuf {
             all.map(|s| cubin(s.stem, &source::text(s), &headers())).collect()
         };
         let (cubins, ()) = rayon::join(cubins, library);
-        save(new.path(), &cubins);
+        // Code for this machine has no architecture; the folder's names do.
+        for model in [SMALL, H200] {
+            let folder = new.path().join(model.arch());
+            fs::create_dir(&folder).unwrap();
+            save(&folder, model.arch(), &cubins);
+        }
         // Another process may have been first.
         let _ = fs::rename(new.path(), &folder);
     }
@@ -132,9 +164,9 @@ fn build(compiler: &[u8]) -> PathBuf {
 }
 
 /// A folder of kernels as `--kernels` takes it.
-pub(crate) fn save(folder: &Path, cubins: &[Vec<u8>]) {
+pub(crate) fn save(folder: &Path, arch: &str, cubins: &[Vec<u8>]) {
     let all: Vec<_> =
-        source::all().iter().zip(cubins).map(|(s, bytes)| (s, ARCH, &bytes[..])).collect();
+        source::all().iter().zip(cubins).map(|(s, bytes)| (s, arch, &bytes[..])).collect();
     compile::save(folder, &all).unwrap();
 }
 
@@ -162,9 +194,20 @@ fn gpp(command: &mut Command) {
 }
 
 impl Emulator {
-    /// All kernels, compiled for the emulator; what `--kernels` takes.
-    pub(crate) fn kernels(&self) -> &Path {
+    /// The folder of the driver's library.
+    pub(crate) fn library(&self) -> &Path {
         &self.folder
+    }
+
+    /// All kernels, compiled for the emulator; what `--kernels` takes.
+    pub(crate) fn kernels(&self, model: Model) -> PathBuf {
+        self.folder.join(model.arch())
+    }
+
+    /// The device that this thread opens is of this model.
+    pub(crate) fn be(&self, model: Model) {
+        // SAFETY: the function has this type (kernels/emulator/driver.cpp).
+        unsafe { self.symbol::<unsafe extern "C" fn(&Model)>("emulator_model")(&model) }
     }
 
     /// Whether this thread sees the device.

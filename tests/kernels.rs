@@ -280,7 +280,7 @@ fn the_program_checks_its_kernels() {
     let refuses = |parts: &[&str]| {
         let mut command = assert_cmd::Command::new(env!("CARGO_BIN_EXE_gritlm"));
         command.args(["embed", "a text", "--device", "cuda", "--kernels"]).arg(folder.path());
-        command.env("GRITLM_EMULATOR", "1").env("LD_LIBRARY_PATH", emulator.kernels());
+        command.env("GRITLM_EMULATOR", "1").env("LD_LIBRARY_PATH", emulator.library());
         let output = command.output().unwrap();
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
         let code = output.status.code().unwrap();

@@ -2,10 +2,10 @@
 //! given, inline assembly included. NVRTC needs no GPU.
 
 use crate::emulator::mutants::found;
-use crate::emulator::{Alone, save};
+use crate::emulator::{A100, ARCH, Alone, H200, Model, SMALL, save};
 use crate::kernels::nvrtc;
 use crate::ops::check;
-use crate::support::say;
+use crate::support::{long, say};
 use gritlm::model::ops::{Attention, Expert, GateUp, LinearAdd, Logits, Mask, Qkv, RmsNorm};
 use gritlm::model::weights::Dtype;
 use gritlm_bench::case::{Case, Op, Seq};
@@ -18,25 +18,29 @@ use rayon::prelude::*;
 /// Largest relative error of an op whose operands, or whose result, are bf16.
 const BF16: f64 = 8e-3;
 
-const ARCH: &str = "sm_80";
-
-/// All kernels as PTX.
-fn texts(nvrtc: &Nvrtc) -> Vec<Vec<u8>> {
-    source::all().par_iter().map(|source| nvrtc.ptx(source, ARCH).unwrap()).collect()
+/// All kernels as PTX for a device.
+fn texts(nvrtc: &Nvrtc, model: Model) -> Vec<Vec<u8>> {
+    source::all().par_iter().map(|source| nvrtc.ptx(source, model.arch()).unwrap()).collect()
 }
 
+/// Half of the cases on each device, all in the long form: the texts differ little.
 #[test]
 fn every_case_as_ptx() {
     let Some(alone) = Alone::install("ptx::every_case_as_ptx") else { return };
     let Some(nvrtc) = nvrtc("ptx::every_case_as_ptx") else { return };
-    let folder = tempfile::tempdir().unwrap();
-    save(folder.path(), &texts(&nvrtc));
     alone.0.quiet(false);
-    let cuda = Cuda::open(&Options::default().kernels(Some(folder.path().into()))).unwrap();
-    check(&cuda, BF16, |case| {
-        case.bf16 = true;
-        true
-    });
+    for (i, model) in [A100, H200].into_iter().enumerate() {
+        let folder = tempfile::tempdir().unwrap();
+        save(folder.path(), model.arch(), &texts(&nvrtc, model));
+        alone.0.be(model);
+        let cuda = Cuda::open(&Options::default().kernels(Some(folder.path().into()))).unwrap();
+        let mut number = 0;
+        check(&cuda, BF16, |case| {
+            case.bf16 = true;
+            number += 1;
+            long() || number % 2 == i
+        });
+    }
 }
 
 /// In each entry point, the first line that has `word`, changed.
@@ -73,7 +77,7 @@ fn swap(line: &str, from_end: usize) -> String {
 fn mistakes_in_the_text_are_found() {
     let Some(alone) = Alone::install("ptx::mistakes_in_the_text_are_found") else { return };
     let Some(nvrtc) = nvrtc("ptx::mistakes_in_the_text_are_found") else { return };
-    let texts = texts(&nvrtc);
+    let texts = texts(&nvrtc, SMALL);
     let text = |source: &Source| {
         let at = source::all().iter().position(|s| s.stem == source.stem);
         texts[at.unwrap()].clone()
@@ -156,7 +160,7 @@ const CEILINGS: [(&str, &str, f64, f64, u64); 17] = [
 /// each.
 fn exceeded(texts: &[Vec<u8>], op: &str, version: (i32, i32)) -> Vec<String> {
     let folder = tempfile::tempdir().unwrap();
-    save(folder.path(), texts);
+    save(folder.path(), ARCH, texts);
     let cuda = Cuda::open(&Options::default().kernels(Some(folder.path().into()))).unwrap();
     let mut exceeded = Vec::new();
     for (name, op) in shapes().into_iter().filter(|(name, _)| name.starts_with(op)) {
@@ -193,7 +197,7 @@ fn exceeded(texts: &[Vec<u8>], op: &str, version: (i32, i32)) -> Vec<String> {
 fn counts_stay_below_their_ceilings() {
     let Some(_alone) = Alone::install("ptx::counts_stay_below_their_ceilings") else { return };
     let Some(nvrtc) = nvrtc("ptx::counts_stay_below_their_ceilings") else { return };
-    let mut texts = texts(&nvrtc);
+    let mut texts = texts(&nvrtc, SMALL);
     let found = exceeded(&texts, "", nvrtc.version());
     assert!(found.is_empty(), "{}", found.join("\n"));
 

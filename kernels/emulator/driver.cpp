@@ -1,6 +1,8 @@
 // driver: the functions of the CUDA driver API that cudarc's safe layer calls, over the engine.
 // Work is done when it is asked for, unless its stream is captured: then it is kept as a step of a
-// graph. A fault of a kernel is told once, by the next call on its stream.
+// graph. Copies from pinned memory are done as late as they may: before the stream's next work, or when
+// it or an event behind them is waited for. A fault of a kernel is told once, by the next call on its
+// stream.
 
 #include "run.h"
 
@@ -18,6 +20,7 @@
 #include <set>
 #include <sys/mman.h>
 #include <unistd.h>
+#include <utility>
 
 using namespace emulator;
 
@@ -39,13 +42,24 @@ const std::map<CUresult, const char *> names{{SUCCESS, "CUDA_SUCCESS"}, ERRORS(N
 using Step = std::function<bool()>;  // false after a fault
 using Steps = std::vector<Step>;
 
+// A copy from pinned memory that is under way, or an event behind it.
+struct Late {
+    Step step;
+    u64 from, bytes;
+};
+
 struct Stream {
     std::unique_ptr<Steps> capture;
     std::atomic<bool> faulted{false};
     u64 launches = 0;
+    std::mutex order;  // of `late`
+    std::vector<Late> late;
 };
 
-using Event = std::chrono::steady_clock::time_point;
+struct Event {
+    std::chrono::steady_clock::time_point time;
+    Stream *stream;
+};
 
 // The interpreter of PTX (ptx/hook.rs), which is not part of this library.
 struct Found {
@@ -73,6 +87,7 @@ struct Function {
     const void *ptx;  // null if it was compiled for this machine
     std::string name;
     std::atomic<u32> shared_most{48 << 10};
+    u32 shared_limit;  // of the model that it was loaded for
 };
 
 struct Module {
@@ -82,12 +97,17 @@ struct Module {
     std::map<std::string, Entry> entries;  // of PTX
 };
 
-constexpr u32 SHARED_MOST = 163 << 10;
+// What the device is; `shared` is what a block may opt in to.
+struct Model {
+    u32 major, minor, multiprocessors, shared;
+};
+thread_local Model model{8, 0, 4, 163 << 10};
 
 std::mutex lock;
 std::map<std::string, void *> libraries;  // by their bytes; never closed
 Stream null_stream;
 std::set<Stream *> streams{&null_stream};
+std::map<u64, u64> pinned;  // first address → bytes
 char context;  // the one context is this address
 thread_local void *current = nullptr;
 // The device is there only for threads that ask for it, or with GRITLM_EMULATOR for the process:
@@ -102,6 +122,14 @@ Stream &stream_of(void *handle) {
 // The fault of the stream, once.
 CUresult told(Stream &stream) { return stream.faulted.exchange(false) ? ILLEGAL_ADDRESS : SUCCESS; }
 
+// Does what is under way.
+void arrive(Stream &stream) {
+    std::lock_guard<std::mutex> guard(stream.order);
+    for (const Late &late : std::exchange(stream.late, {})) {
+        late.step();
+    }
+}
+
 // Does the step now, or keeps it while the stream is captured.
 CUresult enqueue(void *handle, Step step) {
     Stream &stream = stream_of(handle);
@@ -113,14 +141,37 @@ CUresult enqueue(void *handle, Step step) {
     }
     if (stream.capture) {
         stream.capture->push_back(std::move(step));
-    } else if (!step()) {
+        return SUCCESS;
+    }
+    arrive(stream);
+    if (!step()) {
         stream.faulted = true;
     }
     return SUCCESS;
 }
 
+// Keeps the step for later, after what is under way; `from` is what it reads of pinned memory.
+CUresult enqueue_late(void *handle, Step step, u64 from, u64 bytes) {
+    Stream &stream = stream_of(handle);
+    if (!current || stream.capture || stream.faulted) {
+        return enqueue(handle, std::move(step));
+    }
+    std::lock_guard<std::mutex> guard(stream.order);
+    stream.late.push_back({std::move(step), from, bytes});
+    return SUCCESS;
+}
+
+bool is_pinned(u64 at) {
+    std::lock_guard<std::mutex> guard(lock);
+    auto next = pinned.upper_bound(at);
+    return next != pinned.begin() && at < std::prev(next)->first + std::prev(next)->second;
+}
+
 CUresult wait(void *handle) {
     Stream &stream = stream_of(handle);
+    if (current && !stream.capture) {
+        arrive(stream);
+    }
     return !current ? INVALID_CONTEXT : stream.capture ? STREAM_CAPTURE_UNSUPPORTED : told(stream);
 }
 
@@ -131,7 +182,11 @@ CUresult copy(void *to, const void *from, u64 bytes, bool to_device, bool from_d
     if (bytes && ((to_device && !owned(to, bytes)) || (from_device && !owned(from, bytes)))) {
         return INVALID_VALUE;
     }
-    return enqueue(stream, [=] { return memmove(to, from, bytes), true; });
+    auto step = [=] { return memmove(to, from, bytes), true; };
+    if (to_device && !from_device && is_pinned(u64(from))) {
+        return enqueue_late(stream, step, u64(from), bytes);
+    }
+    return enqueue(stream, step);
 }
 
 template <class T> CUresult fill(CUdeviceptr to, T value, u64 count, void *stream) {
@@ -208,13 +263,13 @@ int attribute(int which) {
     case 8: return 48 << 10;                 // shared memory a block, without opting in
     case 10: return LANES;
     case 12: case 82: return 65536;          // registers
-    case 16: return 4;                       // multiprocessors
+    case 16: return model.multiprocessors;
     case 38: return 4 << 20;                 // bytes of L2
     case 39: return 2048;                    // threads a multiprocessor
-    case 75: return 8;                       // compute capability
-    case 76: return 0;
-    case 81: return 164 << 10;               // shared memory of a multiprocessor
-    case 97: return SHARED_MOST;             // shared memory a block may opt in to
+    case 75: return model.major;             // compute capability
+    case 76: return model.minor;
+    case 81: return model.shared + (1 << 10);  // shared memory of a multiprocessor
+    case 97: return model.shared;            // shared memory a block may opt in to
     case 106: return 32;                     // blocks a multiprocessor
     case 111: return 1 << 10;                // shared memory the system takes of each block
     case 115: return 1;                      // memory pools: allocation in stream order
@@ -248,6 +303,8 @@ bool exceeds(const Index &size, u32 x, u32 y, u32 z) {
 extern "C" {
 
 void emulator_show(int yes) { shown = yes != 0; }
+// What the device is that this thread opens; at first, the smallest that the kernels run on.
+void emulator_model(const Model *given) { model = *given; }
 void emulator_ptx(const Interpreter *given) { interpreter = *given; }
 
 CUresult cuInit(u32) { return SUCCESS; }
@@ -314,16 +371,34 @@ CUresult cuStreamWaitEvent(void *, void *, u32) { return SUCCESS; }
 
 CUresult cuEventCreate(void **to, u32) { return give(to, static_cast<void *>(new Event())); }
 CUresult cuEventDestroy_v2(void *event) { return delete static_cast<Event *>(event), SUCCESS; }
-CUresult cuEventRecord(void *event, void *stream) {
-    return enqueue(stream, [=] {
-        return *static_cast<Event *>(event) = std::chrono::steady_clock::now(), true;
-    });
+CUresult cuEventRecord(void *handle, void *on) {
+    Event *event = static_cast<Event *>(handle);
+    Stream &stream = stream_of(on);
+    auto step = [=] { return event->time = std::chrono::steady_clock::now(), true; };
+    event->stream = &stream;
+    bool under_way;
+    {
+        std::lock_guard<std::mutex> guard(stream.order);
+        under_way = !stream.late.empty();
+    }
+    return under_way ? enqueue_late(on, step, 0, 0) : enqueue(on, step);
 }
-CUresult cuEventSynchronize(void *) { return SUCCESS; }
-CUresult cuEventQuery(void *) { return SUCCESS; }
+CUresult cuEventSynchronize(void *event) {
+    Stream *stream = static_cast<Event *>(event)->stream;
+    bool is_there;
+    {
+        std::lock_guard<std::mutex> guard(lock);
+        is_there = streams.count(stream);
+    }
+    if (is_there) {
+        arrive(*stream);
+    }
+    return SUCCESS;
+}
+CUresult cuEventQuery(void *event) { return cuEventSynchronize(event); }
 CUresult cuEventElapsedTime_v2(float *to, void *start, void *end) {
     std::chrono::duration<float, std::milli> time =
-        *static_cast<Event *>(end) - *static_cast<Event *>(start);
+        static_cast<Event *>(end)->time - static_cast<Event *>(start)->time;
     return give(to, time.count());
 }
 
@@ -340,12 +415,40 @@ CUresult cuMemAllocAsync(CUdeviceptr *to, size_t bytes, void *stream) {
     return stream_of(stream).capture ? STREAM_CAPTURE_UNSUPPORTED : allocate_to(to, bytes);
 }
 CUresult cuMemFreeAsync(CUdeviceptr at, void *stream) {
-    return stream_of(stream).capture ? STREAM_CAPTURE_UNSUPPORTED : cuMemFree_v2(at);
+    // Other streams know their context.
+    if (!current && u64(stream) <= 2) {
+        return INVALID_CONTEXT;
+    }
+    if (stream_of(stream).capture) {
+        return STREAM_CAPTURE_UNSUPPORTED;
+    }
+    arrive(stream_of(stream));
+    return cuMemFree_v2(at);
 }
 CUresult cuMemHostAlloc(void **to, size_t bytes, u32) {
-    return give(to, aligned_alloc(4096, (bytes + 4095) & -4096ull));
+    void *at = aligned_alloc(4096, (bytes + 4095) & -4096ull);
+    std::lock_guard<std::mutex> guard(lock);
+    pinned[u64(at)] = bytes;
+    return give(to, at);
 }
-CUresult cuMemFreeHost(void *at) { return free(at), SUCCESS; }
+CUresult cuMemFreeHost(void *at) {
+    std::lock_guard<std::mutex> guard(lock);
+    u64 first = u64(at), end = first + pinned[first];
+    pinned.erase(first);
+    for (Stream *stream : streams) {
+        std::lock_guard<std::mutex> order(stream->order);
+        for (const Late &late : stream->late) {
+            if (late.bytes && late.from >= first && late.from < end) {
+                keep_fault("pinned memory is freed while a copy from it is under way");
+                stream->faulted = true;
+            }
+        }
+        if (stream->faulted) {
+            stream->late.clear();
+        }
+    }
+    return free(at), SUCCESS;
+}
 
 CUresult cuMemcpyHtoDAsync_v2(CUdeviceptr to, const void *from, size_t n, void *stream) {
     return copy(pointer(to), from, n, true, false, stream);
@@ -357,7 +460,8 @@ CUresult cuMemcpyDtoDAsync_v2(CUdeviceptr to, CUdeviceptr from, size_t n, void *
     return copy(pointer(to), pointer(from), n, true, true, stream);
 }
 CUresult cuMemcpyHtoD_v2(CUdeviceptr to, const void *from, size_t n) {
-    return cuMemcpyHtoDAsync_v2(to, from, n, nullptr);
+    CUresult result = cuMemcpyHtoDAsync_v2(to, from, n, nullptr);
+    return result ? result : wait(nullptr);
 }
 CUresult cuMemcpyDtoH_v2(void *to, CUdeviceptr from, size_t n) {
     return cuMemcpyDtoHAsync_v2(to, from, n, nullptr);
@@ -407,6 +511,7 @@ CUresult cuModuleGetFunction(void **to, void *handle, const char *name) {
         function.entry = &entry;
         function.ptx = found.entry;
         function.name = name;
+        function.shared_limit = model.shared;
         return give(to, static_cast<void *>(&function));
     }
     auto entry = static_cast<const Entry *>(dlsym(module.library, name));
@@ -419,6 +524,7 @@ CUresult cuModuleGetFunction(void **to, void *handle, const char *name) {
     Function &function = module.functions[name];
     function.entry = entry;
     function.name = name;
+    function.shared_limit = model.shared;
     return give(to, static_cast<void *>(&function));
 }
 CUresult cuFuncGetAttribute(int *to, int which, void *handle) {
@@ -429,10 +535,11 @@ CUresult cuFuncGetAttribute(int *to, int which, void *handle) {
 }
 CUresult cuFuncSetAttribute(void *handle, int which, int value) {
     if (which == 8) {
-        if (value < 0 || value > int(SHARED_MOST)) {
+        Function &function = *static_cast<Function *>(handle);
+        if (value < 0 || u32(value) > function.shared_limit) {
             return INVALID_VALUE;
         }
-        static_cast<Function *>(handle)->shared_most = u32(value);
+        function.shared_most = u32(value);
     }
     return SUCCESS;
 }

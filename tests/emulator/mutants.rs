@@ -1,6 +1,6 @@
 //! The project's kernels with planted mistakes: the case table finds each on the emulator.
 
-use super::{ARCH, Alone, Emulator, cubin, headers, save};
+use super::{ARCH, Alone, Emulator, SMALL, cubin, headers, save};
 use gritlm::model::reference::relative_error;
 use gritlm_bench::cases::cases;
 use gritlm_kernels::source::{self, HEADERS, Source};
@@ -45,7 +45,7 @@ impl Mutant {
 
     fn found(&self, emulator: &Emulator, cubin: Vec<u8>) -> Option<String> {
         let built = |s: &Source| {
-            fs::read(emulator.kernels().join(format!("{}.{ARCH}.cubin", s.stem))).unwrap()
+            fs::read(emulator.kernels(SMALL).join(format!("{}.{ARCH}.cubin", s.stem))).unwrap()
         };
         found(emulator, self.stem, cubin, &built)
     }
@@ -61,7 +61,7 @@ pub(crate) fn found(
 ) -> Option<String> {
     let folder = tempfile::tempdir().unwrap();
     let kernel = |s: &Source| if s.stem == changed { cubin.clone() } else { built(s) };
-    save(folder.path(), &source::all().iter().map(kernel).collect::<Vec<_>>());
+    save(folder.path(), ARCH, &source::all().iter().map(kernel).collect::<Vec<_>>());
     let kernels = Some(folder.path().into());
     let cuda = Cuda::open(&Options::default().kernels(kernels)).unwrap();
     let op = match changed {

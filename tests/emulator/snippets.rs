@@ -361,6 +361,61 @@ fn launches_have_limits() {
 }
 
 /// A graph does later, and again, what was asked for while it was captured.
+/// A copy from pinned memory reads it as late as it may: once the stream, or an event behind it, is
+/// waited for, or something else is to run. Memory that it still reads cannot be freed.
+#[test]
+fn copies_arrive_late() {
+    let Some(raw) = Raw::open("emulator::snippets::copies_arrive_late", snippets()) else {
+        return;
+    };
+    let (stream, to) = (raw.stream, raw.buffer(&[0u32; 4]));
+    let pinned = || {
+        let mut at = null_mut();
+        call!(raw.emulator, cuMemHostAlloc(&mut at => *mut *mut u32, 16 => usize,
+            0 => std::ffi::c_uint))
+        .unwrap();
+        at
+    };
+    let set = |at: *mut u32, value: u32| {
+        // SAFETY: it has room for four.
+        unsafe { std::slice::from_raw_parts_mut(at, 4) }.fill(value);
+    };
+    let start = |from: *mut u32| {
+        call!(raw.emulator, cuMemcpyHtoDAsync_v2(to => u64, from => *const u32, 16 => usize,
+            stream => *mut c_void))
+        .unwrap();
+    };
+    let found = || {
+        let mut values = [0; 4];
+        raw.read(to, &mut values);
+        values
+    };
+    let (from, mut event) = (pinned(), null_mut());
+    set(from, 1);
+    start(from);
+    call!(raw.emulator, cuEventCreate(&mut event => *mut *mut c_void, 0 => std::ffi::c_uint))
+        .unwrap();
+    call!(raw.emulator, cuEventRecord(event => *mut c_void, stream => *mut c_void)).unwrap();
+    set(from, 2);
+    // The other stream does not wait for it.
+    assert_eq!(found(), [0; 4]);
+    call!(raw.emulator, cuEventSynchronize(event => *mut c_void)).unwrap();
+    assert_eq!(found(), [2; 4]);
+    set(from, 3);
+    assert_eq!(found(), [2; 4]);
+    start(from);
+    raw.wait().unwrap();
+    assert_eq!(found(), [3; 4]);
+    assert_eq!(raw.emulator.fault(), "");
+
+    start(from);
+    call!(raw.emulator, cuMemFreeHost(from => *mut u32)).unwrap();
+    assert!(raw.emulator.fault().contains("while a copy from it is under way"));
+    assert_eq!(raw.wait(), Err(700));
+    call!(raw.emulator, cuEventDestroy_v2(event => *mut c_void)).unwrap();
+    raw.free(to);
+}
+
 #[test]
 fn graphs_are_replayed() {
     let Some(raw) = Raw::open("emulator::snippets::graphs_are_replayed", snippets()) else {
