@@ -2,9 +2,12 @@
 //! answer, and how a store scales.
 //!
 //!     cargo bench --bench rag -- quality [--packages N] [--kv-format int8] [--json FILE]
+//!         [--model M] [--corpus FILE.jsonl]
 //!     cargo bench --bench rag -- scale [--most 10000] [--json FILE]
 //!
-//! * **quality**: uses the packages of the embedded corpus, on which the model was not trained.
+//! * **quality**: uses the packages of the embedded corpus, on which the demo model was not trained,
+//!   or those of a file: a package a line with `name`, `short`, `long` and `section`, as
+//!   `examples/train/packages.py` reads them.
 //!   Name and description of each package are indexed, with their keys and values. The one-line
 //!   summary is left out and serves as the query. Each mode is asked two things about the best
 //!   document found that it implies but does not state: its section and its summary. `match` is
@@ -95,8 +98,8 @@ fn print(figures: &Value) -> Result<()> {
     Ok(())
 }
 
-fn open(device: &Device, attn: Attn) -> gritlm::Result<Engine> {
-    Engine::open("demo", &Options::default().device(device.clone()).attn(attn))
+fn open(model: &str, device: &Device, attn: Attn) -> gritlm::Result<Engine> {
+    Engine::open(model, &Options::default().device(device.clone()).attn(attn))
 }
 
 /// Creates a folder inside the target folder, on the same disk, that is removed when the bench

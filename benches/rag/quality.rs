@@ -13,9 +13,16 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::fs;
+use std::path::PathBuf;
 
 #[derive(clap::Args)]
 pub(crate) struct Quality {
+    /// A checkpoint, as for `gritlm`.
+    #[arg(long, default_value = "demo")]
+    model: String,
+    /// JSONL with packages instead of the embedded corpus.
+    #[arg(long, value_name = "FILE")]
+    corpus: Option<PathBuf>,
     /// So many packages of the corpus, the first; all, if left out.
     #[arg(long)]
     packages: Option<usize>,
@@ -62,10 +69,27 @@ impl Package {
         })
     }
 
+    /// From the line of a file.
+    fn record(line: &str) -> Result<Self> {
+        let Record { name, short, long, section } = serde_json::from_str(line)?;
+        // net for contrib/net, as in training.
+        let section = section.rsplit('/').next().unwrap_or_default().into();
+        Ok(Self { summary: short, section, text: format!("{name}: {long}") })
+    }
+
     /// What a question is to be answered with.
     fn answer(&self, question: usize) -> String {
         if question == 0 { self.section.clone() } else { format!("{}.", self.summary) }
     }
+}
+
+/// A package of a file.
+#[derive(serde::Deserialize)]
+struct Record {
+    name: String,
+    short: String,
+    long: String,
+    section: String,
 }
 
 /// What became of a question in one mode, over all documents.
@@ -84,12 +108,27 @@ struct Figures {
 }
 
 impl Quality {
+    fn packages(&self) -> Result<Vec<Package>> {
+        let most = self.packages.unwrap_or(usize::MAX);
+        let packages: Vec<Package> = match &self.corpus {
+            Some(file) => {
+                let lines = fs::read_to_string(file)?;
+                lines.lines().take(most).map(Package::record).collect::<Result<_>>()?
+            }
+            None => {
+                let package = |text: &String| Package::parse(text).ok_or("expected a package");
+                corpus()?.iter().take(most).map(package).collect::<std::result::Result<_, _>>()?
+            }
+        };
+        match packages.is_empty() {
+            true => Err("expected packages".into()),
+            false => Ok(packages),
+        }
+    }
+
     pub(crate) fn run(&self, device: &Device) -> Result<Value> {
-        let engine = open(device, self.attn)?;
-        let texts = corpus()?;
-        let texts = texts.iter().take(self.packages.unwrap_or(usize::MAX));
-        let packages: Option<Vec<Package>> = texts.map(|text| Package::parse(text)).collect();
-        let packages = packages.filter(|p| !p.is_empty()).ok_or("expected packages")?;
+        let engine = open(&self.model, device, self.attn)?;
+        let packages = self.packages()?;
         let folder = folder()?;
         let (store, file) = (folder.path().join("store"), folder.path().join("packages.jsonl"));
         let lines = packages.iter().enumerate().map(|(i, package)| {

@@ -47,7 +47,7 @@ fn memory(name: &str) -> f64 {
 }
 
 pub(crate) fn index(folder: &Path, chunks: usize, device: &Device) -> Result<Value> {
-    let engine = open(device, Attn::default())?;
+    let engine = open("demo", device, Attn::default())?;
     let (store, file) = (folder.join("store"), folder.join("texts.jsonl"));
     let mut lines = BufWriter::new(File::create(&file)?);
     for text in texts(&engine, chunks)? {
@@ -80,7 +80,7 @@ const QUERIES: usize = 200;
 
 pub(crate) fn search(folder: &Path, chunks: usize, device: &Device) -> Result<Value> {
     const OPENINGS: usize = 5;
-    let engine = open(device, Attn::default())?;
+    let engine = open("demo", device, Attn::default())?;
     let queries: Vec<String> = texts(&engine, chunks)?.step_by(chunks / QUERIES).collect();
     let (how, embed) = (Find::default().top_k(10), Embed::default());
     engine.embed(&queries[..1], &embed)?;
@@ -118,7 +118,7 @@ pub(crate) fn search(folder: &Path, chunks: usize, device: &Device) -> Result<Va
 /// search over f32: what it costs and what is missed. Half of the queries are texts of chunks, half
 /// the first half of the words of one, which is the text of none.
 pub(crate) fn approximate(folder: &Path, chunks: usize, device: &Device) -> Result<Value> {
-    let engine = open(device, Attn::default())?;
+    let engine = open("demo", device, Attn::default())?;
     let store = folder.join("store");
     let stored: Vec<String> = texts(&engine, chunks)?.step_by(chunks / QUERIES).collect();
     let half = |text: &String| -> String {
@@ -204,7 +204,7 @@ pub(crate) fn scale(most: usize, device: &Device) -> Result<Value> {
     println!(
         "on {}; search: the ten best of all, 200 queries\n\n{:>7} {:>9} {:>9} {:>10} {:>9} {:>9} \
          {:>8} {:>15} {:>15} {:>17}",
-        open(device, Attn::default())?.device(),
+        open("demo", device, Attn::default())?.device(),
         "chunks",
         "chunks/s",
         "tokens/s",

@@ -44,7 +44,7 @@ impl Block<110, 8> for Q3K {
             let low = low[four % 2] >> (4 * (four / 2)) & 0x0f0f_0f0f;
             let numbers = low | (high >> (2 * four) & 0x0303_0303) << 4;
             // Minus 32 in each byte, without a borrow from the next.
-            let numbers = (numbers | 0x8080_8080) - 0x2020_2020 ^ 0x8080_8080;
+            let numbers = ((numbers | 0x8080_8080) - 0x2020_2020) ^ 0x8080_8080;
             scales[four / 2] |= u64::from(numbers) << (four % 2 * 32);
         }
         Units { units: [bits_at(bytes, 108), NO_OFFSET], scales, offsets: [0; 2] }
