@@ -6,7 +6,7 @@
 #include "matmul.cuh"
 #include "matvec.cuh"
 
-struct ExpertGateUp {
+struct ExpertGateUp : KeepsNothing {
     static constexpr bool PAIR = true;
     static constexpr bool GROUPED = true;
 
@@ -15,11 +15,6 @@ struct ExpertGateUp {
     }
     __device__ __forceinline__ static u32 w_row(const Product &p, u32 expert, u32 member, u32 j) {
         return (2 * expert + member) * p.hidden + j;
-    }
-    __device__ __forceinline__ static bool pairs(const Product &p) { return even(p); }
-    template <u32 C> using Kept = Nothing;
-    template <u32 C> __device__ __forceinline__ static Nothing keep(const Product &, u32, u32) {
-        return {};
     }
     template <u32 C>
     __device__ __forceinline__ static void store(

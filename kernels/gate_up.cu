@@ -4,18 +4,13 @@
 #include "matmul.cuh"
 #include "matvec.cuh"
 
-struct GateUp {
+struct GateUp : KeepsNothing {
     static constexpr bool PAIR = true;
     static constexpr bool GROUPED = false;
 
     __device__ __forceinline__ static u32 a_row(const Product &, u32 m) { return m; }
     __device__ __forceinline__ static u32 w_row(const Product &p, u32, u32 member, u32 j) {
         return member * p.hidden + j;
-    }
-    __device__ __forceinline__ static bool pairs(const Product &p) { return even(p); }
-    template <u32 C> using Kept = Nothing;
-    template <u32 C> __device__ __forceinline__ static Nothing keep(const Product &, u32, u32) {
-        return {};
     }
     template <u32 C>
     __device__ __forceinline__ static void store(

@@ -3,17 +3,12 @@
 #include "matmul.cuh"
 #include "matvec.cuh"
 
-struct Logits {
+struct Logits : KeepsNothing {
     static constexpr bool PAIR = false;
     static constexpr bool GROUPED = false;
 
     __device__ __forceinline__ static u32 a_row(const Product &, u32 m) { return m; }
     __device__ __forceinline__ static u32 w_row(const Product &, u32, u32, u32 j) { return j; }
-    __device__ __forceinline__ static bool pairs(const Product &p) { return even(p); }
-    template <u32 C> using Kept = Nothing;
-    template <u32 C> __device__ __forceinline__ static Nothing keep(const Product &, u32, u32) {
-        return {};
-    }
     template <u32 C>
     __device__ __forceinline__ static void store(
         const Product &p, u32 m, u32 j, Nothing, float (&v)[C], float (&)[C]) {

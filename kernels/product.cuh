@@ -50,8 +50,15 @@ __device__ __forceinline__ bool even(const Product &p) {
     return (p.outputs | p.out_stride) % 2 == 0;
 }
 
-// What is kept where nothing is read.
+// An op that reads nothing before it stores.
 struct Nothing {};
+struct KeepsNothing {
+    __device__ __forceinline__ static bool pairs(const Product &p) { return even(p); }
+    template <u32 C> using Kept = Nothing;
+    template <u32 C> __device__ __forceinline__ static Nothing keep(const Product &, u32, u32) {
+        return {};
+    }
+};
 
 // The tile of rows with this number, of `height` rows or fewer; empty beyond the last. A grouped
 // product's are listed by expert_sort.cu, which also describes the regions of the routing.
