@@ -2,7 +2,7 @@
 //! launches over them; see attention.cu and attention_reduce.cu.
 
 use crate::driver::Grid;
-use crate::gpu::{Kernel, Raw, Work};
+use crate::gpu::{Kernel, Raw, Steps, Work};
 use crate::params::Pointer;
 use crate::{Batch, Buffer, Cuda, Format, Pages};
 use gritlm_model::ops::{Attention, PAGE, Result, Span};
@@ -94,6 +94,18 @@ impl Form {
         // The warps' sums, and two numbers for each of their rows.
         let merging = 4 * 4 * 16 * (self.width + 8 + 2);
         if self.split { walking.max(merging) } else { walking }
+    }
+
+    /// Returns the iterations of the main loop, one for a block of keys, over these tiles: two
+    /// products of the tile's vectors, with keys and with values.
+    fn steps(self, tiles: &[Tile]) -> Steps {
+        let blocks = |tile: &Tile| tile.keys().div_ceil(self.block());
+        let sum: u32 = tiles.iter().map(blocks).sum();
+        Steps {
+            mean: sum.div_ceil(tiles.len().max(1) as u32),
+            most: tiles.iter().map(blocks).max().unwrap_or(0),
+            products: 2 * u64::from(self.rows() * self.block()) * u64::from(self.width),
+        }
     }
 
     /// Returns the entry point for a mask code.
@@ -290,7 +302,7 @@ fn attend_tiles(
             Kernel { source: "attention", entry: form.entry(mask).into() },
             Grid { blocks: [blocks, 1, 1], threads: 128, shared: form.shared() },
             &params,
-            Work { op: "attention", bytes, flops },
+            Work { op: "attention", bytes, flops, steps: form.steps(&placed.list.tiles) },
         );
         if parts.is_none() {
             continue;
@@ -318,7 +330,7 @@ fn attend_tiles(
                 shared: 4 * 4 * width,
             },
             &params,
-            Work { op: "attention", bytes, flops: 0 },
+            Work { op: "attention", bytes, flops: 0, ..Work::default() },
         );
     }
     Ok(())

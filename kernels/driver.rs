@@ -15,6 +15,7 @@ use cudarc::driver::{
 };
 use cudarc::nvrtc::Ptx;
 use gritlm_model::ops::{DeviceError, Result};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Properties of a GPU.
@@ -45,8 +46,10 @@ pub(crate) struct Grid {
 /// A range of device memory.
 #[derive(Debug)]
 pub(crate) struct Memory {
-    slice: CudaSlice<u8>,
+    /// What frees it; a planned GPU has only addresses.
+    _freed: Option<CudaSlice<u8>>,
     first: u64,
+    bytes: u64,
 }
 
 impl Memory {
@@ -55,13 +58,20 @@ impl Memory {
     }
 
     pub(crate) fn bytes(&self) -> u64 {
-        self.slice.len() as u64
+        self.bytes
     }
 }
 
-/// An opened GPU.
+/// An opened GPU, or a planned one, on which nothing runs.
 pub(crate) struct Driver {
     pub(crate) device: Device,
+    live: Option<Live>,
+    /// Address of a planned GPU's next memory.
+    next: AtomicU64,
+}
+
+/// What an opened GPU has.
+struct Live {
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
     /// Held while memory is allocated, and while a graph is captured, of which the allocation of
@@ -150,22 +160,43 @@ impl Driver {
         // SAFETY: there is one stream, so nothing has to be ordered by events.
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().map_err(refuses)?;
-        Ok(Self { device, context, stream, allocating: Mutex::new(()) })
+        let live = Live { context, stream, allocating: Mutex::new(()) };
+        Ok(Self { device, live: Some(live), next: AtomicU64::new(0) })
+    }
+
+    /// Returns a GPU with these properties that is not there. Its memory has addresses but no
+    /// bytes: what is written is lost, and what is read is zero.
+    pub(crate) fn planned(device: Device) -> Self {
+        Self { device, live: None, next: AtomicU64::new(1 << 20) }
+    }
+
+    /// Whether nothing runs on this GPU.
+    pub(crate) fn is_planned(&self) -> bool {
+        self.live.is_none()
+    }
+
+    fn live(&self) -> Result<&Live> {
+        self.live.as_ref().ok_or_else(|| DeviceError("nothing runs on a planned GPU".into()))
     }
 
     /// Directs this thread's calls to this GPU.
     pub(crate) fn bind(&self) -> Result<()> {
-        self.context.bind_to_thread().map_err(|e| said("does not take this thread", e))
+        let Some(live) = &self.live else { return Ok(()) };
+        live.context.bind_to_thread().map_err(|e| said("does not take this thread", e))
     }
 
     /// Allocates memory with undefined contents. Returns `None` if there is no room.
     pub(crate) fn alloc(&self, bytes: u64) -> Result<Option<Memory>> {
-        let _order = self.allocating.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(live) = &self.live else {
+            let first = self.next.fetch_add(bytes.next_multiple_of(256), Ordering::Relaxed);
+            return Ok(Some(Memory { _freed: None, first, bytes }));
+        };
+        let _order = live.allocating.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: undefined contents are what this function promises.
-        match unsafe { self.stream.alloc::<u8>(bytes as usize) } {
+        match unsafe { live.stream.alloc::<u8>(bytes as usize) } {
             Ok(slice) => {
-                let first = slice.device_ptr(&self.stream).0;
-                Ok(Some(Memory { slice, first }))
+                let first = slice.device_ptr(&live.stream).0;
+                Ok(Some(Memory { _freed: Some(slice), first, bytes }))
             }
             Err(DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => Ok(None),
             Err(e) => Err(said("refuses memory", e)),
@@ -174,15 +205,16 @@ impl Driver {
 
     /// Returns the free bytes and the total bytes of the GPU's memory.
     pub(crate) fn free_memory(&self) -> Result<(u64, u64)> {
+        let Some(live) = &self.live else { return Ok((self.device.memory, self.device.memory)) };
         let (free, all) =
-            self.context.mem_get_info().map_err(|e| said("does not tell the memory", e))?;
+            live.context.mem_get_info().map_err(|e| said("does not tell the memory", e))?;
         Ok((free as u64, all as u64))
     }
 
     /// Allocates pinned, write-combined memory, from which the GPU copies at full speed.
     pub(crate) fn pinned(&self, bytes: usize) -> Result<PinnedHostSlice<u8>> {
         // SAFETY: bytes have no invalid values, and it is written before it is read.
-        unsafe { self.context.alloc_pinned::<u8>(bytes) }
+        unsafe { self.live()?.context.alloc_pinned::<u8>(bytes) }
             .map_err(|e| said("refuses pinned memory", e))
     }
 
@@ -191,24 +223,29 @@ impl Driver {
     /// now has completed.
     pub(crate) fn upload(&self, to: &Memory, at: u64, bytes: &[u8]) -> Result<()> {
         debug_assert!(at + bytes.len() as u64 <= to.bytes());
+        let Some(live) = &self.live else { return Ok(()) };
         self.bind()?;
         // SAFETY: the range is inside the allocation, which outlives the copy: it is freed in the
         // order of the same stream.
-        unsafe { result::memcpy_htod_async(to.first + at, bytes, self.stream.cu_stream()) }
+        unsafe { result::memcpy_htod_async(to.first + at, bytes, live.stream.cu_stream()) }
             .map_err(|e| said("cannot write to the GPU", e))
     }
 
     /// Records an event at this point of the stream.
     pub(crate) fn event(&self) -> Result<CudaEvent> {
-        self.stream.record_event(None).map_err(|e| said("cannot record an event", e))
+        self.live()?.stream.record_event(None).map_err(|e| said("cannot record an event", e))
     }
 
     /// Reads from byte `at` on, after all work that was submitted before.
     pub(crate) fn download(&self, from: &Memory, at: u64, to: &mut [u8]) -> Result<()> {
         debug_assert!(at + to.len() as u64 <= from.bytes());
+        let Some(live) = &self.live else {
+            to.fill(0);
+            return Ok(());
+        };
         self.bind()?;
         // SAFETY: the range is inside the allocation; `to` is borrowed until the copy is done.
-        unsafe { result::memcpy_dtoh_async(to, from.first + at, self.stream.cu_stream()) }
+        unsafe { result::memcpy_dtoh_async(to, from.first + at, live.stream.cu_stream()) }
             .map_err(|e| said("cannot read from the GPU", e))?;
         self.wait()
     }
@@ -216,16 +253,18 @@ impl Driver {
     /// Copies `bytes` bytes within the device.
     pub(crate) fn copy(&self, from: (&Memory, u64), to: (&Memory, u64), bytes: u64) -> Result<()> {
         debug_assert!(from.1 + bytes <= from.0.bytes() && to.1 + bytes <= to.0.bytes());
+        let Some(live) = &self.live else { return Ok(()) };
         self.bind()?;
         let (from, to) = (from.0.pointer(from.1), to.0.pointer(to.1));
         // SAFETY: both ranges are inside allocations that outlive the copy in the stream's order.
-        unsafe { result::memcpy_dtod_async(to.0, from.0, bytes as usize, self.stream.cu_stream()) }
+        unsafe { result::memcpy_dtod_async(to.0, from.0, bytes as usize, live.stream.cu_stream()) }
             .map_err(|e| said("cannot copy on the GPU", e))
     }
 
     /// Waits for all submitted work.
     pub(crate) fn wait(&self) -> Result<()> {
-        self.stream.synchronize().map_err(|e| {
+        let Some(live) = &self.live else { return Ok(()) };
+        live.stream.synchronize().map_err(|e| {
             let DeviceError(text) = said("reports a failed kernel", e);
             DeviceError(format!("{text}; the program has to be started again"))
         })
@@ -233,7 +272,8 @@ impl Driver {
 
     /// Loads a compiled module.
     pub(crate) fn module(&self, cubin: Vec<u8>) -> Result<Arc<CudaModule>> {
-        self.context
+        self.live()?
+            .context
             .load_module(Ptx::from_binary(cubin))
             .map_err(|e| said("refuses a compiled kernel", e))
     }
@@ -261,7 +301,7 @@ impl Driver {
             block_dim: (grid.threads, 1, 1),
             shared_mem_bytes: grid.shared,
         };
-        let mut builder = self.stream.launch_builder(function);
+        let mut builder = self.live()?.stream.launch_builder(function);
         // The kernel's only parameter is the struct whose first word this is.
         builder.arg(&params[0]);
         if timed {
@@ -276,12 +316,13 @@ impl Driver {
     /// Captures what `launches` launches in a graph instead of running it.
     pub(crate) fn capture(&self, launches: impl FnOnce() -> Result<()>) -> Result<Option<Graph>> {
         let refuses = |e| said("refuses a graph", e);
-        let _order = self.allocating.lock().unwrap_or_else(PoisonError::into_inner);
+        let live = self.live()?;
+        let _order = live.allocating.lock().unwrap_or_else(PoisonError::into_inner);
         let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-        self.stream.begin_capture(mode).map_err(refuses)?;
+        live.stream.begin_capture(mode).map_err(refuses)?;
         let launched = launches();
         let flags = CUgraphInstantiate_flags(0);
-        let graph = self.stream.end_capture(flags).map_err(refuses)?;
+        let graph = live.stream.end_capture(flags).map_err(refuses)?;
         launched?;
         Ok(graph.map(Graph))
     }

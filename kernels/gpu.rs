@@ -16,6 +16,7 @@
 
 use crate::driver::{Driver, Graph, Grid, Memory};
 use crate::params::Pointer;
+use crate::plan::{Plan, Planned};
 use bytemuck::Pod;
 use cudarc::driver::{CudaEvent, CudaFunction, CudaModule};
 use gritlm_model::measure::{Created, OpTime};
@@ -96,7 +97,7 @@ pub(crate) struct Kernel {
 }
 
 /// The op that a launch belongs to, and lower bounds of what it moves and computes.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Work {
     /// Name of the op.
     pub(crate) op: &'static str,
@@ -104,6 +105,26 @@ pub(crate) struct Work {
     pub(crate) bytes: u64,
     /// Additions and multiplications.
     pub(crate) flops: u64,
+    /// Iterations of the kernel's main loop, for predictions.
+    pub(crate) steps: Steps,
+}
+
+/// How often the blocks of a launch run their main loop; all zero where nobody asks.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Steps {
+    /// In the mean over all blocks.
+    pub(crate) mean: u32,
+    /// The block that runs it most often.
+    pub(crate) most: u32,
+    /// Multiply-adds of the tensor cores in an iteration of a block, padding included.
+    pub(crate) products: u64,
+}
+
+impl Steps {
+    /// As many iterations in all blocks.
+    pub(crate) fn of(steps: u32, products: u64) -> Self {
+        Self { mean: steps, most: steps, products }
+    }
 }
 
 /// One recorded launch. `params` is its range of words in [`Step::params`].
@@ -147,6 +168,8 @@ pub(crate) struct Gpu {
     free: Arc<Mutex<Free>>,
     trouble: Mutex<Option<DeviceError>>,
     counts: Mutex<Created>,
+    /// What a planned GPU was asked to launch.
+    planned: Plan,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -170,7 +193,13 @@ impl Gpu {
             free: Arc::default(),
             trouble: Mutex::default(),
             counts: Mutex::default(),
+            planned: Plan::default(),
         })
+    }
+
+    /// Returns what a planned GPU is asked to launch, now and later.
+    pub(crate) fn plan(&self) -> Plan {
+        Arc::clone(&self.planned)
     }
 
     /// Returns the number of multiprocessors.
@@ -250,6 +279,9 @@ impl Gpu {
     pub(crate) fn launch<P: Pod>(&self, kernel: Kernel, grid: Grid, params: &P, work: Work) {
         if grid.blocks.contains(&0) {
             return;
+        }
+        if self.driver.is_planned() {
+            return lock(&self.planned).push(Planned::of(kernel, grid, work));
         }
         let mut state = lock(&self.state);
         let function = match self.number(&mut state, kernel) {

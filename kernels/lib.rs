@@ -25,6 +25,7 @@ mod matrix;
 mod measure;
 mod narrow;
 pub mod params;
+pub mod plan;
 mod pool;
 mod product;
 mod qkv;

@@ -103,6 +103,7 @@ impl Cuda {
                 op: call.op,
                 bytes: 2 * sums * inner * used + rows * (2 * inner + 4 * u64::from(call.outputs)),
                 flops: 2 * rows * inner * sums,
+                steps: form.steps(call.w.cols),
             },
         );
     }

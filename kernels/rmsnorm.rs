@@ -45,7 +45,7 @@ pub(crate) fn rmsnorm(
         Kernel { source: "rmsnorm", entry: "rmsnorm_rows".into() },
         Grid { blocks: [rows, 1, 1], threads: 512, shared: 4 * 512 / 32 },
         &params,
-        Work { op: "rmsnorm", bytes: 6 * values, flops: 4 * values },
+        Work { op: "rmsnorm", bytes: 6 * values, flops: 4 * values, ..Work::default() },
     );
     h.format = Format::Bf16;
 }

@@ -82,7 +82,7 @@ pub(crate) fn route(device: &Cuda, p: Route, h: &Buffer, w: &Matrix, routing: &R
         Kernel { source: "route", entry: entry.into() },
         Grid { blocks: [p.rows, 1, 1], threads: 256, shared: 4 * (SUMS + p.experts) },
         &params,
-        Work { op: "route", bytes, flops: 2 * rows * experts * dim },
+        Work { op: "route", bytes, flops: 2 * rows * experts * dim, ..Work::default() },
     );
 }
 
@@ -107,7 +107,7 @@ pub(crate) fn sort_by_expert(device: &Cuda, p: Expert, routing: &Routing, tile_r
         Kernel { source: "expert_sort", entry: "expert_sort_rows".into() },
         Grid { blocks: [1, 1, 1], threads: 1024, shared },
         &params,
-        Work { op: "route", bytes: 16 * u64::from(params.count), flops: 0 },
+        Work { op: "route", bytes: 16 * u64::from(params.count), flops: 0, ..Work::default() },
     );
 }
 
@@ -135,6 +135,6 @@ pub(crate) fn add_experts(
         Kernel { source: "expert_add", entry: "expert_add_rows".into() },
         Grid { blocks: [p.rows, p.dim.div_ceil(4 * 256), 1], threads: 256, shared: 0 },
         &params,
-        Work { op: "expert_down_add", bytes: 4 * values * (2 + top_k), flops: 2 * values * top_k },
+        Work { op: "expert_down_add", bytes: 4 * values * (2 + top_k), flops: 2 * values * top_k, ..Work::default() },
     );
 }

@@ -51,7 +51,7 @@ pub(crate) fn sample(
         // 8 bytes for each of 32 warps.
         Grid { blocks: [count, 1, 1], threads: 1024, shared: 8 * 32 },
         &params,
-        Work { op: "sample", bytes: 4 * values, flops: 2 * values },
+        Work { op: "sample", bytes: 4 * values, flops: 2 * values, ..Work::default() },
     );
     let results = device.gpu.read(&out, 0, results)?;
     Ok(tokens(vocab, draws, &results))

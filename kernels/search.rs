@@ -108,6 +108,7 @@ pub(crate) fn search(
                 op: "search",
                 bytes: 4 * (rows + documents) * dim,
                 flops: 2 * rows * documents * dim,
+                ..Work::default()
             },
         );
         let params = Select {
@@ -126,7 +127,7 @@ pub(crate) fn search(
             // One word for each of 32 warps, and a counter.
             Grid { blocks: [p.queries, 1, 1], threads: 1024, shared: 4 * 33 },
             &params,
-            Work { op: "search", bytes: 2 * size, flops: 0 },
+            Work { op: "search", bytes: 2 * size, flops: 0, ..Work::default() },
         );
         kept = top_k.min(kept + count);
         std::mem::swap(&mut best, &mut after);

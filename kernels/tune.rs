@@ -1,6 +1,11 @@
 //! Chooses the form of a matrix product for its shape. The functions are pure, so that a choice
 //! can be read and tested without a GPU.
 
+use crate::gpu::Steps;
+
+/// Columns of the inner dimension that matmul.cuh takes in a step.
+const DEPTH: u32 = 64;
+
 /// A tile of matmul.cuh.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Tile {
@@ -41,9 +46,9 @@ pub enum Form {
 }
 
 impl Tile {
-    /// Returns the bytes of shared memory: 64 columns of bf16 for each row in each stage.
+    /// Returns the bytes of shared memory: a step's columns in bf16 for each row in each stage.
     pub fn shared(&self) -> u32 {
-        self.stages * (self.rows + self.cols) * 64 * 2
+        self.stages * (self.rows + self.cols) * DEPTH * 2
     }
 }
 
@@ -97,6 +102,18 @@ impl Form {
         match self {
             Self::Few(_) => 256,
             Self::Many(tile) => tile.threads,
+        }
+    }
+
+    /// Returns the iterations of the main loop over an inner dimension of this length.
+    pub(crate) fn steps(self, inner: u32) -> Steps {
+        match self {
+            // 32 lanes with 8 columns each, four times; see matvec.cuh.
+            Self::Few(_) => Steps::of(inner.div_ceil(1024), 0),
+            Self::Many(tile) => {
+                let products = u64::from(tile.rows) * u64::from(tile.cols) * u64::from(DEPTH);
+                Steps::of(inner.div_ceil(DEPTH), products)
+            }
         }
     }
 

@@ -1,14 +1,23 @@
-//! `gritlm kernels build`.
+//! `gritlm kernels`: what the compiler makes of the kernels, and what that would reach.
 
 use super::args::Kernels;
 use super::output::{Out, Progress};
 use crate::error::Result;
 use gritlm::backend;
 use serde_json::json;
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
-pub(super) fn run(Kernels::Build { arch, output }: &Kernels, out: &mut Out) -> Result<()> {
+pub(super) fn run(what: &Kernels, out: &mut Out) -> Result<()> {
     super::handle_interrupt();
+    match what {
+        Kernels::Build { arch, output } => build(arch, output, out),
+        #[cfg(feature = "cuda")]
+        Kernels::Report { arch, like, .. } => report(arch, like, out),
+    }
+}
+
+fn build(arch: &[String], output: &Path, out: &mut Out) -> Result<()> {
     let progress = Mutex::new(Progress::new("compiling", 0));
     let built = backend::build_kernels(arch, output, |done, all| {
         // A thread that panicked while drawing has left a usable bar.
@@ -35,6 +44,30 @@ pub(super) fn run(Kernels::Build { arch, output }: &Kernels, out: &mut Out) -> R
                 b.arch, b.source, u.entry, u.registers, u.spills, u.stack, b.bytes
             ))?;
         }
+    }
+    Ok(())
+}
+
+/// Prints the predictions, a line a row.
+#[cfg(feature = "cuda")]
+fn report(arch: &str, like: &str, out: &mut Out) -> Result<()> {
+    let report = gritlm::predict::predict(like, arch)?;
+    if out.json() {
+        return report.rows.iter().try_for_each(|row| out.object(row));
+    }
+    let (major, minor) = report.compiler;
+    out.line(format!(
+        "predicted for {like} on one {} from what NVRTC {major}.{minor} makes for {arch}; nothing was \
+         measured\n\n{:>5} {:<17} {:<22} {:>8} {:>7} {:>9} {:>6} {:>12} {:>9}  share of",
+        report.gpu, "rows", "kernel", "variant", "launches", "blocks", "registers", "spills",
+        "loop cycles", "µs"
+    ))?;
+    for row in &report.rows {
+        out.line(format!(
+            "{:>5} {:<17} {:<22} {:>8} {:>7} {:>9} {:>6} {:>12.0} {:>9.1}  {:.2} of {}",
+            row.rows, row.kernel, row.variant, row.launches, row.blocks, row.registers, row.spills,
+            row.loop_cycles, row.predicted_us, row.predicted_share, row.limit
+        ))?;
     }
     Ok(())
 }

@@ -98,6 +98,30 @@ impl Engine {
     /// pages does not fit the memory that the device reports; the message then says how many
     /// layers would fit.
     pub fn random(like: &str, layers: Option<usize>, options: &Options) -> Result<Self> {
+        let open = async |load: Load<'_>| backend::open_async(options, load).await;
+        Self::with_random_weights(like, layers, options, open)
+    }
+
+    /// Does what [`Engine::random`] does on a backend of the caller's own.
+    ///
+    /// # Errors
+    /// As [`Engine::random`].
+    pub fn random_on<O: Measure + 'static>(
+        ops: O,
+        like: &str,
+        layers: Option<usize>,
+        options: &Options,
+    ) -> Result<Self> {
+        let open = async |load: Load<'_>| load.visit(ops, "given by the caller".into()).await;
+        Self::with_random_weights(like, layers, options, open)
+    }
+
+    fn with_random_weights(
+        like: &str,
+        layers: Option<usize>,
+        options: &Options,
+        open: impl AsyncFnOnce(Load<'_>) -> Result<Loaded>,
+    ) -> Result<Self> {
         options.check()?;
         if let Some(adapter) = &options.adapter {
             let expected = "none for a model with random weights".into();
@@ -111,7 +135,6 @@ impl Engine {
             Some(layers) => format!("{like} with {layers} layers"),
             None => like.into(),
         };
-        let open = async |load: Load<'_>| backend::open_async(options, load).await;
         let fingerprint = fingerprint(&config, None, None);
         let engine = block_on(Self::load(name, config, tokenizer, None, options, open))?;
         Ok(Self { fingerprint, ..engine })

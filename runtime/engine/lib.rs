@@ -46,6 +46,8 @@ mod hub;
 pub mod layer;
 mod message;
 mod options;
+#[cfg(feature = "cuda")]
+pub mod predict;
 mod quantize;
 mod rerank;
 pub mod schedule;

@@ -141,4 +141,24 @@ pub(crate) enum Kernels {
         #[arg(long, value_name = "DIR")]
         output: PathBuf,
     },
+    /// Predict from the compiled kernels what a model's steps would take, without a GPU
+    ///
+    /// A model of the multiprocessor runs what the compiler made of each kernel. Every figure is a
+    /// prediction, to be taken as ± 15 %. Needs NVRTC, and nvdisasm on the path (CUDA's toolkit, or the
+    /// Python package nvidia-cuda-nvdisasm).
+    #[cfg(feature = "cuda")]
+    #[command(after_help = "Example:
+  gritlm kernels report --like gritlm-7b
+  gritlm kernels report --arch sm_80 --format json")]
+    Report {
+        /// Architecture, and with it the GPU: sm_90a is an H200, sm_80 an A100
+        #[arg(long, value_name = "A", default_value = "sm_90a")]
+        arch: String,
+        /// Kernels for the instructions that this architecture has
+        #[arg(long, value_name = "T", default_value = "sm_80", value_parser = ["sm_80"])]
+        tier: String,
+        /// Shape of the model: gritlm-7b, gritlm-8x7b, 1b, tiny or tiny-moe
+        #[arg(long, value_name = "SHAPE", default_value = "gritlm-7b")]
+        like: String,
+    },
 }

@@ -1,0 +1,182 @@
+//! A GPU that is not there: what it would be asked to launch, and how long each launch would take.
+//!
+//! The forward pass runs on it as on any other device and says itself what it launches, so that no
+//! second list of kernels and grids can disagree with it. Times come from the compiled kernels
+//! through the model in `gritlm-sass`; they are predictions.
+
+use crate::compile::{Nvrtc, Usage};
+use crate::driver::{Device, Driver, Grid};
+use crate::gpu::{Gpu, Kernel, Steps, Work};
+use crate::matrix::Ring;
+use crate::{Cuda, source};
+use gritlm_model::ops::{DeviceError, Result};
+use gritlm_sass as sass;
+use rayon::prelude::*;
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+/// A launch that a planned GPU was asked for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Planned {
+    /// Name of the op.
+    pub op: &'static str,
+    /// File stem of the kernel's source.
+    pub source: &'static str,
+    /// Its entry point.
+    pub entry: Cow<'static, str>,
+    /// Number of blocks.
+    pub blocks: u64,
+    /// Threads per block.
+    pub threads: u32,
+    /// Bytes of dynamic shared memory per block.
+    pub shared: u32,
+    /// Bytes that have to be read and written at least.
+    pub bytes: u64,
+    /// Additions and multiplications.
+    pub flops: u64,
+    steps: Steps,
+}
+
+impl Planned {
+    /// Whether the tensor cores do the work.
+    pub fn has_products(&self) -> bool {
+        self.steps.products > 0
+    }
+
+    pub(crate) fn of(kernel: Kernel, grid: Grid, work: Work) -> Self {
+        let Grid { blocks, threads, shared } = grid;
+        Self {
+            op: work.op,
+            source: kernel.source,
+            entry: kernel.entry,
+            blocks: blocks.into_iter().map(u64::from).product(),
+            threads,
+            shared,
+            bytes: work.bytes,
+            flops: work.flops,
+            steps: work.steps,
+        }
+    }
+}
+
+/// What a planned GPU was asked to launch, in order.
+pub type Plan = Arc<Mutex<Vec<Planned>>>;
+
+/// A GPU's model, and the kernels compiled for it.
+#[derive(Debug)]
+pub struct Predictor {
+    gpu: sass::Gpu,
+    capability: (u32, u32),
+    /// Bytes of shared memory that a block may use.
+    shared: u32,
+    kernels: HashMap<String, (sass::Kernel, Usage)>,
+    /// Version of the compiler.
+    pub compiler: (i32, i32),
+}
+
+/// What is known of an architecture's largest GPU, and its compute capability and shared memory for
+/// a block.
+const GPUS: [(&str, sass::Gpu, (u32, u32), u32); 2] = [
+    ("sm_80", sass::Gpu::A100, (8, 0), 163 << 10),
+    ("sm_90a", sass::Gpu::H200, (9, 0), 227 << 10),
+];
+
+/// A launch's prediction.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Predicted {
+    /// Registers of a thread.
+    pub registers: u32,
+    /// Bytes that a thread spills.
+    pub spills: u32,
+    /// Time, blocks on a multiprocessor, cycles of a step.
+    pub time: sass::Prediction,
+}
+
+impl Predictor {
+    /// Compiles all kernels for an architecture, and disassembles them.
+    ///
+    /// # Errors
+    /// When the architecture has no model, NVRTC is missing or does not support it, or `nvdisasm` is
+    /// not on the path.
+    pub fn open(arch: &str) -> Result<Self> {
+        let Some((_, gpu, capability, shared)) = GPUS.into_iter().find(|(name, ..)| *name == arch) else {
+            let names: Vec<&str> = GPUS.iter().map(|(name, ..)| *name).collect();
+            return Err(DeviceError(format!(
+                "architecture {arch}: expected one with a model: {}",
+                names.join(", ")
+            )));
+        };
+        let nvrtc = Nvrtc::open()?;
+        nvrtc.check(arch)?;
+        let folder = tempfile::tempdir().map_err(|e| DeviceError(format!("a folder for cubins: {e}")))?;
+        let compiled = source::all().par_iter().map(|source| {
+            let compiled = nvrtc.compile(source, arch)?;
+            let file = folder.path().join(format!("{}.cubin", source.stem));
+            std::fs::write(&file, compiled.cubin)
+                .map_err(|e| DeviceError(format!("{}: {e}", file.display())))?;
+            let kernels = sass::disassemble(&file).map_err(DeviceError)?;
+            let used = |kernel: sass::Kernel| {
+                let usage = compiled.usage.iter().find(|u| u.entry == kernel.name).cloned();
+                (kernel.name.clone(), (kernel, usage.unwrap_or_default()))
+            };
+            Ok(kernels.into_iter().map(used).collect::<Vec<_>>())
+        });
+        let compiled = compiled.collect::<Result<Vec<_>>>()?;
+        let kernels = compiled.into_iter().flatten().collect();
+        Ok(Self { gpu, capability, shared, kernels, compiler: nvrtc.version() })
+    }
+
+    /// What the model knows of the GPU.
+    pub fn gpu(&self) -> &sass::Gpu {
+        &self.gpu
+    }
+
+    /// Returns a GPU of this kind that is not there, and what it will be asked to launch.
+    ///
+    /// # Errors
+    /// None that a planned GPU has; the result is that of [`Cuda::open`].
+    pub fn device(&self) -> Result<(Cuda, Plan)> {
+        let driver = Driver::planned(Device {
+            ordinal: 0,
+            name: self.gpu.name.into(),
+            capability: self.capability,
+            // Weights of any size fit, because they take none.
+            memory: 1 << 40,
+            sms: self.gpu.multiprocessors,
+            shared: self.shared,
+        });
+        let gpu = Gpu::new(driver, HashMap::new(), false)?;
+        let plan = gpu.plan();
+        Ok((Cuda { gpu, ring: Ring::default(), form: None }, plan))
+    }
+
+    /// Predicts a launch.
+    ///
+    /// # Errors
+    /// When there is no such kernel.
+    pub fn predict(&self, planned: &Planned) -> Result<Predicted> {
+        let found = self.kernels.get(planned.entry.as_ref());
+        let (kernel, usage) = found.ok_or_else(|| {
+            DeviceError(format!("the kernel {} has not been compiled", planned.entry))
+        })?;
+        let warps = f64::from(planned.threads.div_ceil(32).max(1));
+        // A product of 16 by 8 by 16 are so many multiply-adds.
+        let products = planned.steps.products as f64 / 2048.0 / warps;
+        let launch = sass::Launch {
+            blocks: planned.blocks,
+            block: sass::Block {
+                threads: planned.threads,
+                registers: usage.registers,
+                shared: planned.shared,
+            },
+            work: sass::Work { steps: planned.steps.mean, longest: planned.steps.most, products },
+            bytes: planned.bytes,
+        };
+        Ok(Predicted {
+            registers: usage.registers,
+            spills: usage.spills,
+            time: self.gpu.predict(kernel, &launch),
+        })
+    }
+}

@@ -1,0 +1,184 @@
+//! The way of a warp through a kernel.
+//!
+//! The model does not compute, so it cannot know which way a branch goes. It assumes: the main loop,
+//! the one with the most products or loads, runs as often as the launch needs; a loop inside it
+//! that has products, as often as the rest of its products needs; others once. A branch forward is
+//! taken if it leaves out what is rare: calls (slow paths of divisions), the end of the thread, or
+//! the masking of the last keys, of which more than a fifth are selections. All others are not
+//! taken.
+
+use crate::{Instruction, Kernel, Unit};
+
+/// What a warp has to do in the main loop.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Work {
+    /// Iterations, as the source writes them, in the mean over all blocks.
+    pub steps: u32,
+    /// Iterations of the block that has most.
+    pub longest: u32,
+    /// Products of 16 by 8 by 16 in each, if it has any.
+    pub products: f64,
+}
+
+/// Indices of instructions, in the order in which a warp issues them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Path(pub(crate) Vec<u32>);
+
+/// Instructions `first..=last` of which the last goes back to the first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Loop {
+    first: usize,
+    last: usize,
+}
+
+impl Loop {
+    fn contains(self, at: usize) -> bool {
+        (self.first..=self.last).contains(&at)
+    }
+
+    fn inside(self, other: Self) -> bool {
+        self != other && other.contains(self.first) && other.contains(self.last)
+    }
+}
+
+/// Loops by their first instruction; those that begin at the same one are one.
+fn loops(code: &[Instruction]) -> Vec<Loop> {
+    let mut all: Vec<Loop> = Vec::new();
+    for (last, instruction) in code.iter().enumerate() {
+        // A branch to itself stands behind the end of the code.
+        let Some(first) = instruction.target.filter(|first| *first < last) else { continue };
+        match all.iter_mut().find(|known| known.first == first) {
+            Some(known) => known.last = last,
+            None => all.push(Loop { first, last }),
+        }
+    }
+    all
+}
+
+fn products(code: &[Instruction]) -> usize {
+    code.iter().filter(|i| i.unit == Unit::Tensor).count()
+}
+
+fn loads(code: &[Instruction]) -> u32 {
+    let bytes = |i: &Instruction| match i.unit {
+        Unit::Load(bytes) | Unit::Copy(bytes) => bytes,
+        _ => 0,
+    };
+    code.iter().map(bytes).sum()
+}
+
+/// A kernel's loops, and how often each runs.
+pub(crate) struct Shape {
+    loops: Vec<Loop>,
+    main: Option<usize>,
+    /// Iterations of a loop inside the main one, and of the main loop for a step.
+    inner: u32,
+    per_step: f64,
+}
+
+impl Shape {
+    pub(crate) fn of(kernel: &Kernel, work: Work) -> Self {
+        let loops = loops(&kernel.code);
+        let body = |l: &Loop| &kernel.code[l.first..=l.last];
+        let weight = |l: &Loop| (products(body(l)), loads(body(l)), l.last - l.first);
+        let main = (0..loops.len()).max_by_key(|n| weight(&loops[*n]));
+        let (mut inner, mut per_step) = (1, 1.0);
+        if let Some(main) = main.map(|n| loops[n]) {
+            let inside = loops.iter().filter(|l| l.inside(main)).map(|l| products(body(l)));
+            let (all, nested) = (products(body(&main)), inside.max().unwrap_or(0));
+            if work.products > 0.0 && nested > 0 {
+                let left = work.products - (all - nested) as f64;
+                inner = (left / nested as f64).round().max(1.0) as u32;
+            } else if work.products > 0.0 && all > 0 {
+                per_step = work.products / all as f64;
+            }
+        }
+        Self { loops, main, inner, per_step }
+    }
+
+    /// How often the main loop runs for so many steps.
+    pub(crate) fn trips(&self, steps: u32) -> u32 {
+        (f64::from(steps) * self.per_step).round().max(1.0) as u32
+    }
+
+    fn times(&self, code: &[Instruction], index: usize, trips: u32) -> u32 {
+        let this = self.loops[index];
+        match self.main {
+            Some(main) if main == index => trips,
+            Some(main)
+                if this.inside(self.loops[main]) && products(&code[this.first..=this.last]) > 0 =>
+            {
+                self.inner
+            }
+            _ => 1,
+        }
+    }
+
+    /// The path with so many iterations of the main loop.
+    pub(crate) fn path(&self, kernel: &Kernel, trips: u32) -> Path {
+        let code = &kernel.code;
+        let mut done = vec![0; self.loops.len()];
+        let (mut path, mut at) = (Vec::new(), 0);
+        while let Some(instruction) = code.get(at) {
+            path.push(at as u32);
+            let next = match instruction.target {
+                None if instruction.base() == "EXIT" && !instruction.guarded => break,
+                None => at + 1,
+                Some(target) if target > at => {
+                    if instruction.guarded && !self.leaves_out(code, at, target) {
+                        at + 1
+                    } else {
+                        target
+                    }
+                }
+                Some(target) => match self.loops.iter().position(|l| l.first == target) {
+                    // A loop whose last branch this is not goes round once more in it.
+                    Some(index) => {
+                        done[index] += 1;
+                        if done[index] < self.times(code, index, trips) {
+                            target
+                        } else {
+                            done[index] = 0;
+                            self.after(code, index, at)
+                        }
+                    }
+                    None => break,
+                },
+            };
+            at = next;
+        }
+        Path(path)
+    }
+
+    /// Where a loop ends that is left from its branch back at `at`.
+    fn after(&self, code: &[Instruction], index: usize, at: usize) -> usize {
+        let this = self.loops[index];
+        if code[at].guarded {
+            return at + 1;
+        }
+        let exits = code[this.first..=this.last].iter().filter_map(|i| i.target);
+        exits.filter(|target| *target > this.last).min().unwrap_or(at + 1)
+    }
+
+    /// Whether a branch from `at` to `target` leaves out what is rare.
+    fn leaves_out(&self, code: &[Instruction], at: usize, target: usize) -> bool {
+        let between = &code[at + 1..target.min(code.len())];
+        let leaves_loop = self.loops.iter().any(|l| l.contains(at) && target > l.last);
+        // Whether a branch passes the main loop.
+        let passes = |from: usize, to: usize| {
+            self.main.is_some_and(|n| (from + 1..to).contains(&self.loops[n].first))
+        };
+        if leaves_loop || passes(at, target) {
+            return false;
+        }
+        let ends = |i: &Instruction| {
+            let gone = !i.guarded && i.target.is_some_and(|to| passes(at, to));
+            i.base() == "CALL" || (i.base() == "EXIT" && !i.guarded) || gone
+        };
+        let selects = between.iter().filter(|i| matches!(i.base(), "FSEL" | "SEL")).count();
+        let works = |i: &Instruction| {
+            matches!(i.unit, Unit::Tensor | Unit::Copy(_) | Unit::Store(_) | Unit::Barrier)
+        };
+        between.iter().any(ends) || (5 * selects > between.len() && !between.iter().any(works))
+    }
+}
