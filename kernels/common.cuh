@@ -63,9 +63,15 @@ __device__ __forceinline__ float block_sum(float v, Shared<float> scratch) {
 // x / (1 + e⁻ˣ), good to 2 ulp; e⁻ˣ may overflow, which gives −0.
 __device__ __forceinline__ float silu(float x) { return __fdividef(x, 1.0f + __expf(-x)); }
 
-// C elements from i on: one, or two as one access, for which i is even.
+// C elements from i on, a multiple of C, as one access: one, two or four.
 template <u32 C> __device__ __forceinline__ void get(float (&out)[C], Global<float> from, u64 i) {
-    if constexpr (C == 2) {
+    if constexpr (C == 4) {
+        Vec16 v = from.load<Vec16>(i);
+#pragma unroll
+        for (u32 c = 0; c < C; c++) {
+            out[c] = __uint_as_float(v.word[c]);
+        }
+    } else if constexpr (C == 2) {
         Vec8 v = from.load<Vec8>(i);
         out[0] = __uint_as_float(v.word[0]);
         out[1] = __uint_as_float(v.word[1]);
@@ -74,7 +80,10 @@ template <u32 C> __device__ __forceinline__ void get(float (&out)[C], Global<flo
     }
 }
 template <u32 C> __device__ __forceinline__ void put(Global<float> to, u64 i, float (&v)[C]) {
-    if constexpr (C == 2) {
+    if constexpr (C == 4) {
+        to.store(i, Vec16{__float_as_uint(v[0]), __float_as_uint(v[1]), __float_as_uint(v[2]),
+                          __float_as_uint(v[3])});
+    } else if constexpr (C == 2) {
         to.store(i, Vec8{__float_as_uint(v[0]), __float_as_uint(v[1])});
     } else {
         to.set(i, v[0]);

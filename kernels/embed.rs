@@ -34,7 +34,12 @@ pub(crate) fn embed(device: &Cuda, batch: &Batch, table: &Matrix, x: &mut Buffer
         Kernel { source: "embed", entry: "embed_rows".into() },
         Grid { blocks: [batch.rows, groups.div_ceil(256), 1], threads: 256, shared: 0 },
         &params,
-        Work { op: "embed", bytes: 6 * u64::from(batch.rows) * u64::from(table.cols), flops: 0, ..Work::default() },
+        Work {
+            op: "embed",
+            bytes: 6 * u64::from(batch.rows) * u64::from(table.cols),
+            flops: 0,
+            ..Work::default()
+        },
     );
     x.format = Format::F32;
 }

@@ -10,7 +10,7 @@ use gritlm_model::ops::Expert;
 /// Returns the form of both products, which share the list of tiles. It is chosen for the
 /// rows that an expert gets if all experts get the same number.
 fn grouped(device: &Cuda, p: Expert) -> Form {
-    device.form(p.rows * p.top_k, p.experts, p.hidden, true)
+    device.form(p.rows * p.top_k, p.experts, [p.hidden, p.dim], true)
 }
 
 pub(crate) fn expert_gate_up(

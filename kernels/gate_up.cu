@@ -24,4 +24,5 @@ struct GateUp : KeepsNothing {
 };
 
 MATMULS(gate_up, GateUp)
+SUM_PARTS(gate_up, GateUp)
 MATVECS(gate_up, GateUp)

@@ -22,5 +22,5 @@ pub(crate) fn gate_up(device: &Cuda, p: GateUp, h: &Buffer, w: &Matrix, out: &mu
             ..Product::default()
         },
     };
-    device.product(&call, device.form(p.rows, 0, p.hidden, true));
+    device.product(&call, device.form(p.rows, 0, [p.hidden, w.cols], true));
 }

@@ -30,4 +30,5 @@ struct LinearAdd {
 };
 
 MATMULS(linear_add, LinearAdd)
+SUM_PARTS(linear_add, LinearAdd)
 MATVECS(linear_add, LinearAdd)

@@ -16,5 +16,5 @@ pub(crate) fn linear_add(device: &Cuda, p: LinearAdd, a: &Buffer, w: &Matrix, x:
         w,
         params: Product { sum: x.raw.pointer(), out_stride: x.stride, ..Product::default() },
     };
-    device.product(&call, device.form(p.rows, 0, p.outer, false));
+    device.product(&call, device.form(p.rows, 0, [p.outer, w.cols], false));
 }

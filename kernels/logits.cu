@@ -17,4 +17,5 @@ struct Logits : KeepsNothing {
 };
 
 MATMULS(logits, Logits)
+SUM_PARTS(logits, Logits)
 MATVECS(logits, Logits)

@@ -35,5 +35,5 @@ pub(crate) fn logits(
         w,
         params: Product { sum: out.raw.pointer(), out_stride: out.stride, ..Product::default() },
     };
-    device.product(&call, device.form(count, 0, p.vocab, false));
+    device.product(&call, device.form(count, 0, [p.vocab, w.cols], false));
 }

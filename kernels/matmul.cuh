@@ -2,7 +2,10 @@
 // cores: bf16 in, f32 sums.
 //
 // A block has BM rows and BN rows of the weights (BN / 2 outputs of a PAIR), its warps WM × WN each,
-// in steps of DEPTH = 64 columns. STAGES of both operands are in shared memory: while one is
+// in steps of DEPTH = 64 columns. In a small tile SLICES warps share WM × WN, each with 16 of a step's
+// columns, and their sums are added in order at the end. Where there are fewer tiles than
+// multiprocessors, each has several blocks (gridDim.y), one for each p.split steps; `sum_parts` adds
+// their sums, in order, and stores. STAGES of both operands are in shared memory: while one is
 // multiplied, cp.async brings the next ones, a quarter with each 16 columns, and the fragments of the
 // next 16 columns come from shared memory; one barrier a step. A row of a stage is 128 bytes, its
 // 16-byte chunks swizzled by the row (chunk xor row % 8), so that neither cp.async nor ldmatrix has
@@ -17,6 +20,7 @@
 constexpr u32 DEPTH = 64;
 constexpr u32 CHUNKS = DEPTH / 8;
 constexpr u32 GROUP = 8;
+constexpr u32 PARTS = 8;  // of a tile's columns, at most; tune.rs knows it
 
 __device__ __forceinline__ u32 swizzled(u32 row, u32 chunk) {
     return row * DEPTH + (chunk ^ row % CHUNKS) * 8;
@@ -67,14 +71,81 @@ __device__ __forceinline__ void store_sums(
     }
 }
 
-template <class Op, u32 BM, u32 BN, u32 WM, u32 WN, u32 STAGES, bool AHEAD>
+// What a block with a part of the columns stores: its sums, of a PAIR side by side.
+template <class Op> struct Part : KeepsNothing {
+    static constexpr bool PAIR = Op::PAIR;
+
+    template <u32 C>
+    __device__ __forceinline__ static void store(
+        const Product &p, u32 m, u32 j, Nothing, float (&v)[C], float (&w)[C]) {
+        u64 at = (u64(blockIdx.y) * p.rows + m) * p.outputs + j;
+        if constexpr (!PAIR) {
+            put(p.parts, at, v);
+        } else {
+            float both[2 * C];
+#pragma unroll
+            for (u32 c = 0; c < C; c++) {
+                both[2 * c] = v[c];
+                both[2 * c + 1] = w[c];
+            }
+            put(p.parts, 2 * at, both);
+        }
+    }
+};
+
+// Adds the parts of C outputs from j on, in the order of their columns; all are read before the first
+// is added.
+template <class Op, u32 C> __device__ __forceinline__ void sum_parts_of(const Product &p, u32 m, u32 j) {
+    constexpr u32 EACH = Op::PAIR ? 2 : 1;
+    float parts[PARTS][C * EACH];
+#pragma unroll
+    for (u32 part = 0; part < PARTS; part++) {
+        if (part < p.parts_count) {
+            get(parts[part], p.parts, EACH * ((u64(part) * p.rows + m) * p.outputs + j));
+        }
+    }
+    typename Op::template Kept<C> kept = Op::template keep<C>(p, m, j);
+    float v[C] = {}, w[C] = {};
+#pragma unroll
+    for (u32 part = 0; part < PARTS; part++) {
+#pragma unroll
+        for (u32 c = 0; c < C && part < p.parts_count; c++) {
+            v[c] += parts[part][c * EACH];
+            w[c] += parts[part][c * EACH + EACH - 1];
+        }
+    }
+    Op::template store<C>(p, m, j, kept, v, w);
+}
+
+// A thread has two neighbouring outputs of a row; both are one access where the op can have it so.
+template <class Op> __device__ void sum_parts(const Product &p) {
+    u32 across = ceil_div(p.outputs, 2);
+    u64 place = u64(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (place >= u64(p.rows) * across) {
+        return;
+    }
+    u32 m = u32(place / across);
+    u32 j = u32(place % across) * 2;
+    if (Op::pairs(p)) {
+        sum_parts_of<Op, 2>(p, m, j);
+        return;
+    }
+    sum_parts_of<Op, 1>(p, m, j);
+    if (j + 1 < p.outputs) {
+        sum_parts_of<Op, 1>(p, m, j + 1);
+    }
+}
+
+template <class Op, u32 BM, u32 BN, u32 WM, u32 WN, u32 STAGES, u32 SLICES, bool AHEAD>
 __device__ void matmul(const Product &p) {
-    constexpr u32 THREADS = WARP * (BM / WM) * (BN / WN);
+    constexpr u32 WARPS = (BM / WM) * (BN / WN);  // of a slice
+    constexpr u32 THREADS = WARP * WARPS * SLICES;
     constexpr u32 LOADS_A = BM * CHUNKS / THREADS;
     constexpr u32 LOADS_W = BN * CHUNKS / THREADS;
     constexpr u32 ACROSS = Op::PAIR ? BN / 2 : BN;
     static_assert(LOADS_A * THREADS == BM * CHUNKS && LOADS_W * THREADS == BN * CHUNKS, "");
     static_assert(WM % 16 == 0 && WN % 16 == 0 && STAGES >= 2, "");
+    static_assert(SLICES == 1 || (SLICES == DEPTH / 16 && !AHEAD), "");
 
     // Which tile: of the rows, and of the outputs.
     u32 in_group = blockIdx.x % (GROUP * ceil_div(p.outputs, ACROSS));
@@ -107,11 +178,12 @@ __device__ void matmul(const Product &p) {
     }
     Shared<bf16> shared{0};
     constexpr u32 STAGE = (BM + BN) * DEPTH;
+    u32 begin = Op::GROUPED ? 0 : blockIdx.y * p.split;
     // Starts a quarter of the copies of a step.
     auto load = [&](u32 step, u32 place, u32 quarter) {
         Shared<bf16> a = shared.from(place * STAGE);
         Shared<bf16> w = a.from(BM * DEPTH);
-        u32 k = step * DEPTH + chunk * 8;
+        u32 k = (begin + step) * DEPTH + chunk * 8;
         u32 bytes = bytes_inside(k, p.inner);
 #pragma unroll
         for (u32 i = 0; i < LOADS_A + LOADS_W; i++) {
@@ -136,9 +208,13 @@ __device__ void matmul(const Product &p) {
     };
 
     float acc[WM / 16][WN / 8][4] = {};
-    u32 warp_m = warp() / (BN / WN) * WM;
+    u32 slice = warp() / WARPS;
+    u32 warp_m = warp() % WARPS / (BN / WN) * WM;
     u32 warp_n = warp() % (BN / WN) * WN;
     u32 steps = ceil_div(p.inner, DEPTH);
+    if (!Op::GROUPED) {
+        steps = min(steps - begin, p.split);
+    }
 #pragma unroll
     for (u32 s = 0; s < STAGES - 1; s++) {
         if (s < steps) {
@@ -164,14 +240,39 @@ __device__ void matmul(const Product &p) {
             ldmatrix4(fw[k % HELD][i], w, swizzled(r, 2 * k + lane() / 8 % 2));
         }
     };
+    auto multiply = [&](u32 k) {
+#pragma unroll
+        for (u32 i = 0; i < WM / 16; i++) {
+#pragma unroll
+            for (u32 n = 0; n < WN / 8; n++) {
+                u32 (&w)[4] = fw[k % HELD][n / 2];
+                mma16x8x16(acc[i][n], fa[k % HELD][i], w[n % 2 * 2], w[n % 2 * 2 + 1]);
+            }
+        }
+    };
     u32 here = 0;
     u32 next = STAGES - 1;
-    cp_async_wait<STAGES - 2>();
-    __syncthreads();
+    // A warp of a slice has one k of each step.
+    for (u32 step = 0; SLICES > 1 && step < steps; step++) {
+        cp_async_wait<STAGES - 2>();
+        __syncthreads();
+        fragments(here, slice);
+        if (step + STAGES - 1 < steps) {
+            load_all(step + STAGES - 1, next);
+        }
+        cp_async_commit();
+        next = here;
+        here = here + 1 == STAGES ? 0 : here + 1;
+        multiply(0);
+    }
+    if (SLICES == 1) {
+        cp_async_wait<STAGES - 2>();
+        __syncthreads();
+    }
     if (AHEAD) {
         fragments(here, 0);
     }
-    for (u32 step = 0; step < steps; step++) {
+    for (u32 step = 0; SLICES == 1 && step < steps; step++) {
         bool more = step + STAGES - 1 < steps;
 #pragma unroll
         for (u32 k = 0; k < DEPTH / 16; k++) {
@@ -196,14 +297,7 @@ __device__ void matmul(const Product &p) {
                     fragments(here, 0);
                 }
             }
-#pragma unroll
-            for (u32 i = 0; i < WM / 16; i++) {
-#pragma unroll
-                for (u32 n = 0; n < WN / 8; n++) {
-                    u32 (&w)[4] = fw[k % HELD][n / 2];
-                    mma16x8x16(acc[i][n], fa[k % HELD][i], w[n % 2 * 2], w[n % 2 * 2 + 1]);
-                }
-            }
+            multiply(k);
             // Reads of shared memory wait behind copies: the first fragments do not.
             if (more && !AHEAD && k == 0) {
                 load_all(step + STAGES - 1, next);
@@ -211,7 +305,39 @@ __device__ void matmul(const Product &p) {
         }
     }
 
+    if (SLICES > 1) {
+        // The first slice adds the sums of the others, which lie where the stages were.
+        constexpr u32 SUMS = WM / 16 * (WN / 8) * 4;
+        Shared<float> others{0};
+        __syncthreads();
+#pragma unroll
+        for (u32 i = 0; i < SUMS && slice > 0; i++) {
+            float (&sums)[4] = acc[i / 4 / (WN / 8)][i / 4 % (WN / 8)];
+            others.set(((warp() - WARPS) * SUMS + i) * WARP + lane(), sums[i % 4]);
+        }
+        __syncthreads();
+        if (slice > 0) {
+            return;
+        }
+#pragma unroll
+        for (u32 i = 0; i < SUMS; i++) {
+            float (&sums)[4] = acc[i / 4 / (WN / 8)][i / 4 % (WN / 8)];
+#pragma unroll
+            for (u32 s = 0; s < SLICES - 1; s++) {
+                sums[i % 4] += others[((s * WARPS + warp()) * SUMS + i) * WARP + lane()];
+            }
+        }
+    }
     u32 j = j0 + warp_n / (Op::PAIR ? 2 : 1);
+    if (!Op::GROUPED && gridDim.y > 1) {
+        using Parts = Part<Op>;
+        if (Parts::pairs(p)) {
+            store_sums<Parts, 2>(p, rows.first + warp_m, rows.end, j, acc);
+        } else {
+            store_sums<Parts, 1>(p, rows.first + warp_m, rows.end, j, acc);
+        }
+        return;
+    }
     if (Op::pairs(p)) {
         store_sums<Op, 2>(p, rows.first + warp_m, rows.end, j, acc);
     } else {
@@ -223,8 +349,12 @@ __device__ void matmul(const Product &p) {
 // Two blocks of the third have 128 registers a thread each, in which there is no room for fragments
 // ahead, and where a list of tiles has two sums an output not even for two blocks.
 #define MATMULS(name, Op)                                                                          \
-    KERNEL(name##_16x64, Product, 128, 2, matmul<Op, 16, 64, 16, 16, 6, false>)                    \
-    KERNEL(name##_64x128, Product, 128, 2, matmul<Op, 64, 128, 32, 64, 3, true>)                   \
+    KERNEL(name##_16x32, Product, 128, 3, matmul<Op, 16, 32, 16, 32, 8, 4, false>)                 \
+    KERNEL(name##_32x32, Product, 128, 3, matmul<Op, 32, 32, 32, 32, 8, 4, false>)                 \
+    KERNEL(name##_64x128, Product, 128, 2, matmul<Op, 64, 128, 32, 64, 3, 1, true>)                \
     KERNEL(name##_128x128, Product, 256, Op::GROUPED && Op::PAIR ? 1 : 2,                          \
-           matmul<Op, 128, 128, 64, 32, 3, false>)                                                 \
-    KERNEL(name##_128x256, Product, 256, 1, matmul<Op, 128, 256, 64, 64, 3, true>)
+           matmul<Op, 128, 128, 64, 32, 3, 1, false>)                                              \
+    KERNEL(name##_128x256, Product, 256, 1, matmul<Op, 128, 256, 64, 64, 3, 1, true>)
+
+// The sums of several blocks a tile.
+#define SUM_PARTS(name, Op) KERNEL(name##_sum, Product, 256, 4, sum_parts<Op>)

@@ -50,27 +50,32 @@ template <class Op, u32 R> __device__ void matvec(const Product &p) {
         a_at[r] = u64(Op::a_row(p, min(rows.first + r, rows.end - 1))) * p.a_stride;
     }
     float sums[R][2] = {};
-    for (u32 k = lane() * 8; k < p.inner; k += WARP * 8 * UNROLL) {
+    // Whole strides first: their columns are all there, and the loop does not ask.
+    u32 k = lane() * 8;
+    for (u32 n = p.inner / (WARP * 8 * UNROLL); n > 0; n--, k += WARP * 8 * UNROLL) {
         Vec16 w[UNROLL][2];
 #pragma unroll
         for (u32 u = 0; u < UNROLL; u++) {
-            u32 at = k + u * WARP * 8;
-            if (at < p.inner) {
-                w[u][0] = load_once(p.w, w0 + at);
-                w[u][1] = load_once(p.w, w1 + at);
-            }
+            w[u][0] = load_once(p.w, w0 + k + u * WARP * 8);
+            w[u][1] = load_once(p.w, w1 + k + u * WARP * 8);
         }
 #pragma unroll
         for (u32 u = 0; u < UNROLL; u++) {
-            u32 at = k + u * WARP * 8;
-            if (at < p.inner) {
 #pragma unroll
-                for (u32 r = 0; r < R; r++) {
-                    Vec16 a = columns(p, a_at[r], at);
-                    dot8(sums[r][0], a, w[u][0]);
-                    dot8(sums[r][1], a, w[u][1]);
-                }
+            for (u32 r = 0; r < R; r++) {
+                Vec16 a = p.a.load<Vec16>(a_at[r] + k + u * WARP * 8);
+                dot8(sums[r][0], a, w[u][0]);
+                dot8(sums[r][1], a, w[u][1]);
             }
+        }
+    }
+    for (; k < p.inner; k += WARP * 8) {
+        Vec16 w[2] = {load_once(p.w, w0 + k), load_once(p.w, w1 + k)};
+#pragma unroll
+        for (u32 r = 0; r < R; r++) {
+            Vec16 a = columns(p, a_at[r], k);
+            dot8(sums[r][0], a, w[0]);
+            dot8(sums[r][1], a, w[1]);
         }
     }
 #pragma unroll
@@ -99,5 +104,4 @@ template <class Op, u32 R> __device__ void matvec(const Product &p) {
 
 #define MATVECS(name, Op)                                                                          \
     KERNEL(name##_1, Product, WARP * MATVEC_WARPS, 3, matvec<Op, 1>)                               \
-    KERNEL(name##_2, Product, WARP * MATVEC_WARPS, 3, matvec<Op, 2>)                               \
-    KERNEL(name##_4, Product, WARP * MATVEC_WARPS, 2, matvec<Op, 4>)
+    KERNEL(name##_2, Product, WARP * MATVEC_WARPS, 2, matvec<Op, 2>)

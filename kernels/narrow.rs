@@ -55,7 +55,12 @@ impl Cuda {
             Kernel { source: "narrow", entry: Cow::Borrowed("narrow_rows") },
             Grid { blocks: [rows, 1, 1], threads: 256, shared: 0 },
             &params,
-            Work { op: "narrow", bytes: 6 * u64::from(rows) * u64::from(stride), flops: 0, ..Work::default() },
+            Work {
+                op: "narrow",
+                bytes: 6 * u64::from(rows) * u64::from(stride),
+                flops: 0,
+                ..Work::default()
+            },
         );
         Some(Rows { raw, stride })
     }

@@ -4,11 +4,12 @@
 //! second list of kernels and grids can disagree with it. Times come from the compiled kernels
 //! through the model in `gritlm-sass`; they are predictions.
 
+use crate::Cuda;
 use crate::compile::{Nvrtc, Usage};
 use crate::driver::{Device, Driver, Grid};
 use crate::gpu::{Gpu, Kernel, Steps, Work};
 use crate::matrix::Ring;
-use crate::{Cuda, source};
+use crate::source::{self, Source};
 use gritlm_model::ops::{DeviceError, Result};
 use gritlm_sass as sass;
 use rayon::prelude::*;
@@ -67,20 +68,18 @@ pub type Plan = Arc<Mutex<Vec<Planned>>>;
 #[derive(Debug)]
 pub struct Predictor {
     gpu: sass::Gpu,
+    arch: String,
     capability: (u32, u32),
     /// Bytes of shared memory that a block may use.
     shared: u32,
     kernels: HashMap<String, (sass::Kernel, Usage)>,
-    /// Version of the compiler.
-    pub compiler: (i32, i32),
+    nvrtc: Nvrtc,
 }
 
 /// What is known of an architecture's largest GPU, and its compute capability and shared memory for
 /// a block.
-const GPUS: [(&str, sass::Gpu, (u32, u32), u32); 2] = [
-    ("sm_80", sass::Gpu::A100, (8, 0), 163 << 10),
-    ("sm_90a", sass::Gpu::H200, (9, 0), 227 << 10),
-];
+const GPUS: [(&str, sass::Gpu, (u32, u32), u32); 2] =
+    [("sm_80", sass::Gpu::A100, (8, 0), 163 << 10), ("sm_90a", sass::Gpu::H200, (9, 0), 227 << 10)];
 
 /// A launch's prediction.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -100,7 +99,8 @@ impl Predictor {
     /// When the architecture has no model, NVRTC is missing or does not support it, or `nvdisasm` is
     /// not on the path.
     pub fn open(arch: &str) -> Result<Self> {
-        let Some((_, gpu, capability, shared)) = GPUS.into_iter().find(|(name, ..)| *name == arch) else {
+        let Some((_, gpu, capability, shared)) = GPUS.into_iter().find(|(name, ..)| *name == arch)
+        else {
             let names: Vec<&str> = GPUS.iter().map(|(name, ..)| *name).collect();
             return Err(DeviceError(format!(
                 "architecture {arch}: expected one with a model: {}",
@@ -109,22 +109,46 @@ impl Predictor {
         };
         let nvrtc = Nvrtc::open()?;
         nvrtc.check(arch)?;
-        let folder = tempfile::tempdir().map_err(|e| DeviceError(format!("a folder for cubins: {e}")))?;
-        let compiled = source::all().par_iter().map(|source| {
-            let compiled = nvrtc.compile(source, arch)?;
-            let file = folder.path().join(format!("{}.cubin", source.stem));
-            std::fs::write(&file, compiled.cubin)
-                .map_err(|e| DeviceError(format!("{}: {e}", file.display())))?;
-            let kernels = sass::disassemble(&file).map_err(DeviceError)?;
-            let used = |kernel: sass::Kernel| {
-                let usage = compiled.usage.iter().find(|u| u.entry == kernel.name).cloned();
-                (kernel.name.clone(), (kernel, usage.unwrap_or_default()))
-            };
-            Ok(kernels.into_iter().map(used).collect::<Vec<_>>())
-        });
-        let compiled = compiled.collect::<Result<Vec<_>>>()?;
-        let kernels = compiled.into_iter().flatten().collect();
-        Ok(Self { gpu, capability, shared, kernels, compiler: nvrtc.version() })
+        let arch = arch.into();
+        let mut predictor = Self { gpu, arch, capability, shared, kernels: HashMap::new(), nvrtc };
+        let compiled = source::all().par_iter().map(|source| predictor.compile(source));
+        predictor.kernels = compiled.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect();
+        Ok(predictor)
+    }
+
+    /// Compiles a source and takes its kernels in place of those with the same names.
+    ///
+    /// # Errors
+    /// When it does not compile, or `nvdisasm` fails.
+    pub fn replace(&mut self, source: &Source) -> Result<()> {
+        let compiled = self.compile(source)?;
+        self.kernels.extend(compiled);
+        Ok(())
+    }
+
+    fn compile(&self, source: &Source) -> Result<Vec<(String, (sass::Kernel, Usage))>> {
+        let compiled = self.nvrtc.compile(source, &self.arch)?;
+        let folder =
+            tempfile::tempdir().map_err(|e| DeviceError(format!("a folder for cubins: {e}")))?;
+        let file = folder.path().join(format!("{}.cubin", source.stem));
+        std::fs::write(&file, compiled.cubin)
+            .map_err(|e| DeviceError(format!("{}: {e}", file.display())))?;
+        let kernels = sass::disassemble(&file).map_err(DeviceError)?;
+        let used = |kernel: sass::Kernel| {
+            let usage = compiled.usage.iter().find(|u| u.entry == kernel.name).cloned();
+            (kernel.name.clone(), (kernel, usage.unwrap_or_default()))
+        };
+        Ok(kernels.into_iter().map(used).collect())
+    }
+
+    /// The architecture that the kernels were compiled for.
+    pub fn arch(&self) -> &str {
+        &self.arch
+    }
+
+    /// Version of the compiler.
+    pub fn compiler(&self) -> (i32, i32) {
+        self.nvrtc.version()
     }
 
     /// What the model knows of the GPU.

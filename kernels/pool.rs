@@ -49,7 +49,12 @@ pub(crate) fn pool(device: &Cuda, dim: u32, spans: &[PoolingSpan], h: &Buffer, o
         // A float for each of 16 warps and 64 columns.
         Grid { blocks: [spans, params.dim.div_ceil(64), 1], threads: 512, shared: 4 * 16 * 64 },
         &params,
-        Work { op: "pool", bytes: width * rows * dim + 4 * values, flops: 2 * rows * dim, ..Work::default() },
+        Work {
+            op: "pool",
+            bytes: width * rows * dim + 4 * values,
+            flops: 2 * rows * dim,
+            ..Work::default()
+        },
     );
     if records.iter().any(|r| r[3] != 0) {
         device.gpu.launch(

@@ -20,6 +20,7 @@ struct Product {
     Global<bf16> keys;
     Global<bf16> values;
     Global<u32> words;  // the batch's, or the routing's
+    Global<float> parts;  // of blocks with a part of the columns each
     u32 rows;           // of the product; of a grouped one, at most
     u32 outputs;        // j < outputs
     u32 inner;
@@ -36,6 +37,8 @@ struct Product {
     u32 assigned;  // rows · top_k that the routing has room for
     u32 experts;
     u32 tiles;  // of rows, at most
+    u32 split;  // steps of a block
+    u32 parts_count;
 };
 
 // Rows [first, end) of the product, all of one expert.

@@ -4,8 +4,9 @@
 use crate::driver::Grid;
 use crate::gpu::{Kernel, Work};
 use crate::params::Pointer;
-use crate::tune::Form;
+use crate::tune::{Form, Shape};
 use crate::{Buffer, Cuda, Matrix};
+use gritlm_model::ops::Result;
 use gritlm_model::params;
 
 params! {
@@ -18,6 +19,7 @@ params! {
         keys: Pointer,
         values: Pointer,
         words: Pointer,
+        parts: Pointer,
         rows: u32,
         outputs: u32,
         inner: u32,
@@ -34,6 +36,8 @@ params! {
         assigned: u32,
         experts: u32,
         tiles: u32,
+        split: u32,
+        parts_count: u32,
     }
 }
 
@@ -56,29 +60,50 @@ pub(crate) struct Call<'a> {
 }
 
 impl Cuda {
-    /// Returns the form of a product.
-    pub(crate) fn form(&self, rows: u32, experts: u32, outputs: u32, pair: bool) -> Form {
-        let weights = outputs << u32::from(pair);
-        let each = rows.div_ceil(experts.max(1));
+    /// Returns the form of a product of `rows` rows, which are distributed among `experts` where that
+    /// is not 0, with `outputs` outputs.
+    pub(crate) fn form(
+        &self,
+        rows: u32,
+        experts: u32,
+        [outputs, inner]: [u32; 2],
+        pair: bool,
+    ) -> Form {
+        let groups = experts.max(1);
+        let (rows, weights) = (rows.div_ceil(groups), outputs << u32::from(pair));
+        let shape = Shape { rows, weights, inner, groups };
         match self.form {
-            Some(form @ Form::Many(_)) => form,
+            Some(Form::Many(tile, _)) if experts > 0 => Form::Many(tile, 1),
+            Some(form @ Form::Many(..)) => form,
             Some(form @ Form::Few(most)) if experts > 0 || rows <= most => form,
-            _ => Form::of(each, weights, experts.max(1), self.gpu.sms(), self.gpu.shared_limit()),
+            _ => Form::of(shape, self.gpu.sms(), self.gpu.shared_limit()),
         }
     }
 
     /// Records a product in this form.
     pub(crate) fn product(&self, call: &Call<'_>, form: Form) {
-        if call.rows == 0 || call.outputs == 0 {
-            return;
+        if let Err(problem) = self.launch_product(call, form) {
+            self.gpu.fail(problem);
         }
-        let Some(a) = self.narrowed(call.a, call.rows) else { return };
+    }
+
+    fn launch_product(&self, call: &Call<'_>, form: Form) -> Result<()> {
+        if call.rows == 0 || call.outputs == 0 {
+            return Ok(());
+        }
+        let Some(a) = self.narrowed(call.a, call.rows) else { return Ok(()) };
         // An upper bound: the last tile of each expert may have fewer rows, and none is empty.
         let tiles = (call.rows.div_ceil(form.rows()) + call.experts).min(call.rows);
         let across = call.outputs.div_ceil(form.outputs(call.pair));
+        let sums = u64::from(call.outputs) << u32::from(call.pair);
+        let (rows, inner) = (u64::from(call.rows), u64::from(call.w.cols));
+        let parts = form.parts(call.w.cols);
+        let written = 4 * u64::from(parts) * rows * sums;
+        let apart = (parts > 1).then(|| self.gpu.buffer(written)).transpose()?;
         let params = Product {
             a: a.raw.pointer(),
             w: call.w.raw.pointer(),
+            parts: apart.as_ref().map_or(Pointer::NULL, |apart| apart.pointer()),
             rows: call.rows,
             outputs: call.outputs,
             inner: call.w.cols,
@@ -86,25 +111,51 @@ impl Cuda {
             w_stride: call.w.stride,
             experts: call.experts,
             tiles,
+            split: form.split(call.w.cols),
+            parts_count: parts,
             ..call.params
         };
         let blocks = match form {
             Form::Few(_) => [across, tiles, 1],
-            Form::Many(_) => [across * tiles, 1, 1],
+            Form::Many(..) => [across * tiles, parts, 1],
         };
-        let sums = u64::from(call.outputs) << u32::from(call.pair);
-        let (rows, inner) = (u64::from(call.rows), u64::from(call.w.cols));
         let used = u64::from(call.experts.clamp(1, call.rows));
+        let stored = if apart.is_some() { 0 } else { 4 * rows * u64::from(call.outputs) };
+        let kernel = |end: &str| Kernel {
+            source: call.source,
+            entry: format!("{}_{end}", call.source).into(),
+        };
         self.gpu.launch(
-            Kernel { source: call.source, entry: format!("{}_{form}", call.source).into() },
+            kernel(&form.name()),
             Grid { blocks, threads: form.threads(), shared: form.shared() },
             &params,
             Work {
                 op: call.op,
-                bytes: 2 * sums * inner * used + rows * (2 * inner + 4 * u64::from(call.outputs)),
+                bytes: 2 * sums * inner * used + 2 * rows * inner + stored,
                 flops: 2 * rows * inner * sums,
                 steps: form.steps(call.w.cols),
             },
         );
+        if apart.is_some() {
+            const THREADS: u32 = 256;
+            let pairs = rows * u64::from(call.outputs.div_ceil(2));
+            let bytes = 4 * rows * u64::from(call.outputs);
+            self.gpu.launch(
+                kernel("sum"),
+                Grid {
+                    blocks: [pairs.div_ceil(THREADS.into()) as u32, 1, 1],
+                    threads: THREADS,
+                    shared: 0,
+                },
+                &params,
+                Work {
+                    op: call.op,
+                    bytes,
+                    flops: u64::from(parts) * rows * sums,
+                    ..Work::default()
+                },
+            );
+        }
+        Ok(())
     }
 }

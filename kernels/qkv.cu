@@ -71,4 +71,5 @@ struct Qkv {
 };
 
 MATMULS(qkv, Qkv)
+SUM_PARTS(qkv, Qkv)
 MATVECS(qkv, Qkv)

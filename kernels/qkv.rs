@@ -41,7 +41,7 @@ pub(crate) fn qkv(
             ..Product::default()
         },
     };
-    device.product(&call, device.form(p.rows, 0, outputs, true));
+    device.product(&call, device.form(p.rows, 0, [outputs, w.cols], true));
 }
 
 /// The kernels have pages of 128 tokens.

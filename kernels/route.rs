@@ -135,6 +135,11 @@ pub(crate) fn add_experts(
         Kernel { source: "expert_add", entry: "expert_add_rows".into() },
         Grid { blocks: [p.rows, p.dim.div_ceil(4 * 256), 1], threads: 256, shared: 0 },
         &params,
-        Work { op: "expert_down_add", bytes: 4 * values * (2 + top_k), flops: 2 * values * top_k, ..Work::default() },
+        Work {
+            op: "expert_down_add",
+            bytes: 4 * values * (2 + top_k),
+            flops: 2 * values * top_k,
+            ..Work::default()
+        },
     );
 }

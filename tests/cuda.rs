@@ -107,8 +107,9 @@ fn every_case_on_cuda() {
 #[test]
 fn every_form_of_a_product() {
     let Some(place) = Place::find("cuda::every_form_of_a_product") else { return };
-    let tiles = TILES.iter().map(|tile| (Form::Many(*tile), u32::MAX));
-    let few = [1, 2, 4].map(|rows| (Form::Few(rows), rows));
+    let parts = |tile| [1, 3].map(|parts| (Form::Many(tile, parts), u32::MAX));
+    let tiles = TILES.into_iter().flat_map(parts);
+    let few = [1, 2].map(|rows| (Form::Few(rows), rows));
     for (form, most) in tiles.chain(few) {
         say(&format!("cuda: products as {form}"));
         check(&place.open(Some(form)), BF16, |case| {

@@ -43,6 +43,7 @@ mod kv_type; // formats of KV pages, numbers of products: what they lose, who ha
 mod mixing; // one batch, many masks; same bits alone and together
 mod ops; // the table on every backend
 mod pdf; // PDFs with small faults: read as other readers do, or named
+mod predicted; // what the compiled CUDA kernels are predicted to reach, beside a record
 mod properties; // random input
 mod ptx; // the CUDA kernels as PTX, interpreted: the case table, and mistakes planted in the text
 mod published; // GritLM-7B's published values, where its weights are at hand

@@ -107,7 +107,8 @@ pub fn parse(text: &str) -> Result<Vec<Kernel>, String> {
     let mut open: Option<Listing> = None;
     while let Some(line) = lines.next() {
         let line = line.trim();
-        if let Some(rest) = line.strip_prefix(".section") {
+        // Not `.sectioninfo`, which stands inside one.
+        if let Some(rest) = line.strip_prefix(".section\t") {
             if let Some(listing) = open.take() {
                 kernels.push(listing.kernel()?);
             }
@@ -118,7 +119,8 @@ pub fn parse(text: &str) -> Result<Vec<Kernel>, String> {
                 listing.labels.insert(label.into(), listing.code.len());
             } else if let Some((text, low)) = split(line) {
                 let high = lines.next().and_then(|next| hexadecimal(next.trim()));
-                let high = high.ok_or_else(|| format!("{}: {low:x} has no second word", listing.name))?;
+                let high =
+                    high.ok_or_else(|| format!("{}: {low:x} has no second word", listing.name))?;
                 listing.add(text, high);
             }
         }
@@ -180,6 +182,9 @@ impl Listing {
 
     fn kernel(self) -> Result<Kernel, String> {
         let Self { name, code, labels } = self;
+        if code.is_empty() {
+            return Err(format!("{name}: expected instructions, found none"));
+        }
         let placed = |(mut instruction, label): (Instruction, Option<String>)| {
             if let Some(label) = label.filter(|label| label.starts_with(".L")) {
                 let target = labels.get(&label);
@@ -241,6 +246,7 @@ mod tests {
     /// Two instructions and a branch, as nvdisasm prints them.
     const TEXT: &str = "
 	.section	.text.sum,\"ax\",@progbits
+	.sectioninfo	@\"SHI_REGISTERS=8\"
 .text.sum:
         /*0000*/              @!P0 LDG.E.128 R4, desc[UR4][R2.64] ;  /* 0x0000000402048981 */
                                                                      /* 0x001eaa000c1e1d00 */

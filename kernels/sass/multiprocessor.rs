@@ -121,7 +121,8 @@ impl Multiprocessor {
                 match instruction.unit {
                     Unit::Shared(_) | Unit::Cached => {
                         // L1 is the same memory: 16 bytes a lane are four passes.
-                        let passes = if let Unit::Shared(passes) = instruction.unit { passes } else { 4 };
+                        let passes =
+                            if let Unit::Shared(passes) = instruction.unit { passes } else { 4 };
                         shared = shared.max(now + 2) + u64::from(passes);
                         done = shared + latency(instruction) - 4;
                     }
@@ -223,7 +224,8 @@ mod tests {
     use crate::path::Path;
     use crate::{Instruction, Unit};
 
-    const SM: Multiprocessor = Multiprocessor { tensor: 6, memory: Memory { rate: 32.0, latency: 700 } };
+    const SM: Multiprocessor =
+        Multiprocessor { tensor: 6, memory: Memory { rate: 32.0, latency: 700 } };
 
     fn instruction(op: &str, unit: Unit) -> Instruction {
         Instruction {

@@ -182,3 +182,62 @@ impl Shape {
         between.iter().any(ends) || (5 * selects > between.len() && !between.iter().any(works))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Shape, Work};
+    use crate::{Instruction, Kernel, Unit};
+
+    /// A kernel of one letter an instruction: `T` a product, `L` a load, `S` a selection, `.` another,
+    /// `E` the end; `b3` goes back by three, `f3` forward by three, `F` for `f` always.
+    fn kernel(text: &str) -> Kernel {
+        let mut code = Vec::new();
+        let mut letters = text.chars();
+        while let Some(letter) = letters.next() {
+            let (op, unit) = match letter {
+                'T' => ("HMMA", Unit::Tensor),
+                'L' => ("LDG", Unit::Load(512)),
+                'S' => ("FSEL", Unit::Integer),
+                'E' => ("EXIT", Unit::None),
+                'b' | 'f' | 'F' => ("BRA", Unit::None),
+                _ => ("NOP", Unit::None),
+            };
+            let target = (op == "BRA").then(|| {
+                let far = letters.next().and_then(|digit| digit.to_digit(10)).unwrap() as usize;
+                if letter == 'b' { code.len() - far } else { code.len() + far }
+            });
+            let guarded = op == "BRA" && letter != 'F';
+            let (op, waits) = (op.into(), 0);
+            let (writes, reads, stall) = (None, None, 1);
+            code.push(Instruction { op, guarded, target, unit, stall, waits, writes, reads });
+        }
+        Kernel { name: "k".into(), code }
+    }
+
+    fn path(text: &str, trips: u32, products: f64) -> Vec<u32> {
+        let (kernel, work) = (kernel(text), Work { steps: trips, longest: trips, products });
+        let shape = Shape::of(&kernel, work);
+        shape.path(&kernel, shape.trips(trips)).0
+    }
+
+    #[test]
+    fn the_main_loop_runs_as_often_as_asked() {
+        // The loop with loads is the main one; the other runs once.
+        assert_eq!(path("..b1Lb1E", 3, 0.0), [0, 1, 2, 3, 4, 3, 4, 3, 4, 5]);
+        // Two products are unrolled: half as many iterations.
+        assert_eq!(path("TTb2E", 4, 1.0), [0, 1, 2, 0, 1, 2, 3]);
+        // A loop inside it has what is left of the products: three times one.
+        assert_eq!(path("TTb1b3E", 1, 4.0), [0, 1, 2, 1, 2, 1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn what_is_rare_is_left_out() {
+        // Selections, and what ends the thread; not loads, nor the main loop.
+        assert_eq!(path("Tf3SSb4E", 1, 1.0), [0, 1, 4, 5]);
+        assert_eq!(path("f2ETb1E", 1, 1.0), [0, 2, 3, 4]);
+        assert_eq!(path("Tf2Lb3E", 1, 1.0), [0, 1, 2, 3, 4]);
+        assert_eq!(path("f3Tb1E", 1, 1.0), [0, 1, 2, 3]);
+        // What passes the main loop for good.
+        assert_eq!(path("f3.F4Tb1.E", 1, 1.0), [0, 3, 4, 5, 6]);
+    }
+}

@@ -51,22 +51,31 @@ fn build(arch: &[String], output: &Path, out: &mut Out) -> Result<()> {
 /// Prints the predictions, a line a row.
 #[cfg(feature = "cuda")]
 fn report(arch: &str, like: &str, out: &mut Out) -> Result<()> {
-    let report = gritlm::predict::predict(like, arch)?;
+    let predictor = gritlm::predict::Predictor::open(arch).map_err(gritlm::Error::from)?;
+    let rows = gritlm::predict::predict(&predictor, like)?;
     if out.json() {
-        return report.rows.iter().try_for_each(|row| out.object(row));
+        return rows.iter().try_for_each(|row| out.object(row));
     }
-    let (major, minor) = report.compiler;
-    out.line(format!(
-        "predicted for {like} on one {} from what NVRTC {major}.{minor} makes for {arch}; nothing was \
-         measured\n\n{:>5} {:<17} {:<22} {:>8} {:>7} {:>9} {:>6} {:>12} {:>9}  share of",
-        report.gpu, "rows", "kernel", "variant", "launches", "blocks", "registers", "spills",
-        "loop cycles", "µs"
+    let (gpu, (major, minor)) = (predictor.gpu().name, predictor.compiler());
+    out.lines(format!(
+        "predicted for {like} on one {gpu} from what NVRTC {major}.{minor} makes for {arch}; nothing \
+         was measured\n\n{:>5} {:<17} {:<22} {:>8} {:>7} {:>9} {:>6} {:>12} {:>9}  share of",
+        "rows", "kernel", "variant", "launches", "blocks", "registers", "spills", "loop cycles", "µs"
     ))?;
-    for row in &report.rows {
+    for row in &rows {
         out.line(format!(
             "{:>5} {:<17} {:<22} {:>8} {:>7} {:>9} {:>6} {:>12.0} {:>9.1}  {:.2} of {}",
-            row.rows, row.kernel, row.variant, row.launches, row.blocks, row.registers, row.spills,
-            row.loop_cycles, row.predicted_us, row.predicted_share, row.limit
+            row.rows,
+            row.kernel,
+            row.variant,
+            row.launches,
+            row.blocks,
+            row.registers,
+            row.spills,
+            row.loop_cycles,
+            row.predicted_us,
+            row.predicted_share,
+            row.limit
         ))?;
     }
     Ok(())

@@ -100,7 +100,7 @@ fn interrupted(command: &Command) -> &'static str {
         Command::Quantize(_) => "quantize was interrupted; it has made no file",
         Command::Merge(_) => "merge was interrupted; it has made no folder",
         Command::Synth(_) => "synth was interrupted; it has made no checkpoint",
-        Command::Kernels(_) => "kernels build was interrupted; it has written nothing",
+        Command::Kernels(_) => "kernels was interrupted; it has written nothing",
         Command::Generate(_) => "generate was interrupted; the answer is not whole",
         Command::Ask(_) => "ask was interrupted; the answer is not whole",
         Command::Chat(_) => "chat was interrupted; the answer is not whole",

@@ -5,7 +5,8 @@
 
 use crate::batch::{Sequence, Want};
 use crate::{Attn, Engine, Options, Result};
-use gritlm_kernels::plan::{Planned, Predictor};
+use gritlm_kernels::plan::Planned;
+pub use gritlm_kernels::plan::Predictor;
 use gritlm_model::ops::{Mask, SampleParams};
 use serde::Serialize;
 use std::collections::HashMap;
@@ -59,17 +60,10 @@ pub struct Row {
     pub limit: &'static str,
     /// Its share of the limit.
     pub predicted_share: f64,
-}
-
-/// Predictions for a model.
-#[derive(Clone, Debug)]
-pub struct Report {
-    /// Name of the GPU.
-    pub gpu: &'static str,
-    /// Version of the compiler.
-    pub compiler: (i32, i32),
-    /// Its rows.
-    pub rows: Vec<Row>,
+    /// Architecture that the kernel was compiled for.
+    pub arch: String,
+    /// Version of NVRTC that compiled it.
+    pub compiler: String,
 }
 
 /// Sequences of a decode step, and the tokens before it in each.
@@ -79,13 +73,11 @@ const CONTEXT: usize = 512;
 /// Tokens of a sequence that is read at once.
 const PREFILL: [usize; 4] = [128, 512, 2048, 4096];
 
-/// Predicts decode steps and prefills of a model of this shape on the largest GPU of an
-/// architecture.
+/// Predicts decode steps and prefills of a model of this shape.
 ///
 /// # Errors
-/// When the shape or the architecture is unknown, or NVRTC or `nvdisasm` is missing.
-pub fn predict(like: &str, arch: &str) -> Result<Report> {
-    let predictor = Predictor::open(arch)?;
+/// When the shape is unknown.
+pub fn predict(predictor: &Predictor, like: &str) -> Result<Vec<Row>> {
     let (ops, plan) = predictor.device()?;
     let longest = PREFILL[PREFILL.len() - 1];
     let kv_tokens = DECODE[DECODE.len() - 1] * (CONTEXT + 128) + longest + 128;
@@ -111,7 +103,9 @@ pub fn predict(like: &str, arch: &str) -> Result<Report> {
         Ok(planned())
     };
 
-    let mut all = Rows { predictor: &predictor, known: HashMap::new(), rows: Vec::new() };
+    let (major, minor) = predictor.compiler();
+    let compiler = format!("{major}.{minor}");
+    let mut all = Rows { predictor, compiler, known: HashMap::new(), rows: Vec::new() };
     for sequences in DECODE {
         let step = run(sequences, CONTEXT, 1, engine.generation_mask())?;
         all.add(sequences, &step, true)?;
@@ -123,11 +117,12 @@ pub fn predict(like: &str, arch: &str) -> Result<Report> {
     let mut both = run(1, 0, longest, engine.embedding_mask(Attn::Bbcc))?;
     both.retain(|launch| launch.source == "attention");
     all.add(longest, &both, false)?;
-    Ok(Report { gpu: predictor.gpu().name, compiler: predictor.compiler, rows: all.rows })
+    Ok(all.rows)
 }
 
 struct Rows<'a> {
     predictor: &'a Predictor,
+    compiler: String,
     /// Rows by what is launched: the forward pass launches the same in each layer.
     known: HashMap<(String, u64, u64, u64), Row>,
     rows: Vec<Row>,
@@ -154,6 +149,8 @@ impl Rows<'_> {
             predicted_us: 0.0,
             limit: "",
             predicted_share: 0.0,
+            arch: self.predictor.arch().into(),
+            compiler: self.compiler.clone(),
         };
         for launch in step {
             let key = (launch.entry.to_string(), launch.blocks, launch.bytes, launch.flops);
@@ -221,6 +218,8 @@ impl Rows<'_> {
             predicted_us: predicted.time.seconds * 1e6,
             limit,
             predicted_share: least / predicted.time.seconds,
+            arch: self.predictor.arch().into(),
+            compiler: self.compiler.clone(),
         })
     }
 }
