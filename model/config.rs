@@ -75,11 +75,6 @@ pub struct Config {
     pub tied: bool,
     /// The mixture of experts, if the model is a Mixtral.
     pub experts: Option<Experts>,
-    /// Whether the instruction and the text to embed are tokenized separately, each as if it
-    /// began a text (`gritlm_instruction_apart`, a field of this project). The demo model was
-    /// trained that way. GritLM was trained on one string, in which a text's first word gets
-    /// another token.
-    pub instruction_apart: bool,
 }
 
 impl fmt::Debug for Config {
@@ -102,7 +97,8 @@ impl fmt::Debug for Config {
             .field("eos", &self.eos)
             .field("tied", &self.tied)
             .field("experts", &self.experts)
-            .field("instruction_apart", &self.instruction_apart);
+            // A field of the past, which the fingerprints of stores go on to contain.
+            .field("instruction_apart", &false);
         if self.family == Family::Llama {
             out.field("family", &self.family);
         }
@@ -258,7 +254,6 @@ impl Config {
             eos,
             tied: fields.flag("tie_word_embeddings"),
             experts,
-            instruction_apart: fields.flag("gritlm_instruction_apart"),
         })
     }
 

@@ -150,6 +150,9 @@ fn demo_shows_itself() {
     }
     assert!(text.contains("Find: capture network packets\n"), "{text}");
     assert_eq!(text.matches("Find: ").count(), 1);
+    assert_eq!(text.matches("Ask: ").count(), 3);
+    let reused = text.split("embedding pass: ").nth(1).and_then(|text| text.split(' ').next());
+    assert!(reused.is_some_and(|tokens| tokens.parse().is_ok_and(|n: usize| n > 10)), "{text}");
     run(&["demo", "--model", "elsewhere"], "").fails(2, &["--model", "elsewhere"]);
 }
 

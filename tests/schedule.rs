@@ -54,7 +54,7 @@ pub(crate) fn end(scheduler: &Scheduler) -> Stats {
 }
 
 pub(crate) fn greedy(max_tokens: usize) -> Sampling {
-    Sampling::greedy().max_tokens(max_tokens)
+    Sampling::greedy().max_tokens(max_tokens).verbatim(true)
 }
 
 /// `tokens` ids that differ from those of another `seed` in the first place already.

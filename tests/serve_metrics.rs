@@ -197,7 +197,8 @@ fn requests_are_counted_to_the_last_token() {
     let embed = |input: Value| server.post("/v1/embeddings", &json!({"input": input}));
     let ask = |tokens: usize| {
         let messages = json!([{"role": "user", "content": "packages packages packages"}]);
-        let body = json!({"messages": messages, "max_tokens": tokens, "temperature": 0});
+        let body = json!({"messages": messages, "max_tokens": tokens, "temperature": 0,
+            "ignore_eos": true});
         server.post("/v1/chat/completions", &body)
     };
     let texts = [embed(json!("a text")).ok(), embed(json!(["a text", "another one"])).ok()];

@@ -191,7 +191,8 @@ fn an_answer_can_be_stopped() {
     let (server, engine) = (Server::start(&[]), engine());
     let Some(mut page) = Page::open("an_answer_can_be_stopped", &server) else { return };
     // To which the demo model's answer does not end by itself.
-    let question = "packages packages packages";
+    let question = ["package"; 11].join(" ");
+    let question = question.as_str();
     let whole = pieces(&engine, &Prompt::user(question), 1500);
     assert_eq!(whole.last().unwrap().finish, Some(Finish::Length));
     let whole: String = whole.into_iter().map(|piece| piece.text).collect();

@@ -247,8 +247,7 @@ fn ask(
     expected: &str,
     figures: &mut [Figures],
 ) -> Result<()> {
-    let mut reference = engine.tokenizer().encode_continued(expected)?;
-    reference.extend(engine.config().eos.first());
+    let reference = answer_of(engine, expected)?;
     let how = Sampling::greedy().max_tokens(QUESTIONS[question].1);
     let mut answers: Vec<Vec<u32>> = Vec::new();
     let mut add = |mode: Mode, started, pieces: Vec<Piece>| -> Result<()> {
@@ -289,6 +288,16 @@ fn ask(
         add(Mode::default(), started, answer.collect::<gritlm::Result<_>>()?)?;
     }
     Ok(())
+}
+
+/// The ids of an answer as the model is trained on it, `</s>` included: those that follow its opening
+/// where both are one string.
+fn answer_of(engine: &Engine, text: &str) -> Result<Vec<u32>> {
+    const OPENING: &str = "<|assistant|>\n";
+    let opening = engine.tokenizer().encode_continued(OPENING)?;
+    let both = engine.tokenizer().encode_continued(&format!("{OPENING}{text}"))?;
+    let same = both.iter().zip(&opening).take_while(|(a, b)| a == b).count();
+    Ok(both.into_iter().skip(same).chain(engine.config().eos.first().copied()).collect())
 }
 
 /// What an answer goes on from: what the mode reuses, and what is left to read.

@@ -106,8 +106,8 @@ def write(folder, records, seed):
             print(json.dumps(line, ensure_ascii=False), file=documents)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(description=__doc__, write=write):
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=pathlib.Path)
     parser.add_argument("--records", type=pathlib.Path, help="JSONL, compressed or not, instead of the index")
     parser.add_argument("--heldout", type=pathlib.Path, help="JSONL of records that are held out, instead of one of 29")

@@ -71,9 +71,6 @@ impl Config {
             add("num_local_experts", json!(experts.count));
             add("num_experts_per_tok", json!(experts.top_k));
         }
-        if self.instruction_apart {
-            add("gritlm_instruction_apart", json!(true));
-        }
         if self.family == Family::Llama {
             object.remove("sliding_window");
         }

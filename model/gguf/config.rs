@@ -10,9 +10,6 @@ use crate::{Error, Result, format};
 /// The only architecture that is supported. llama.cpp gives it to Llama, Mistral and Mixtral.
 pub(super) const ARCHITECTURE: &str = "llama";
 
-/// Key of [`Config::instruction_apart`], this project's own.
-pub(super) const INSTRUCTION_APART: &str = "gritlm.instruction_apart";
-
 /// Numbers of other architectures that would change what is computed. None of the supported
 /// models has one.
 const REFUSED: [&str; 8] = [
@@ -109,7 +106,6 @@ impl Gguf {
             eos: ends(all.0, vocab)?,
             tied: self.tensor(names::HEAD).is_none(),
             experts,
-            instruction_apart: all.0.has(INSTRUCTION_APART) && all.0.flag(INSTRUCTION_APART)?,
         })
     }
 

@@ -1,7 +1,7 @@
 //! The metadata that say what a checkpoint's config, tokenizer and chat template say: the
 //! opposite of `config.rs`.
 
-use super::config::{ARCHITECTURE, INSTRUCTION_APART};
+use super::config::ARCHITECTURE;
 use super::metadata::Value;
 use crate::Result;
 use crate::chat_template::ChatTemplate;
@@ -28,9 +28,6 @@ pub fn describe(
     all.insert("general.name".into(), Value::String(name.into()));
     if let Some(template) = chat_template {
         all.insert("tokenizer.chat_template".into(), Value::String(template.source().into()));
-    }
-    if c.instruction_apart {
-        all.insert(INSTRUCTION_APART.into(), Value::Bool(true));
     }
     let mut add = |name: &str, value: Value| {
         all.insert(format!("{ARCHITECTURE}.{name}"), value);

@@ -8,7 +8,8 @@ use crate::error::{Error, Result};
 use gritlm::{Embed, Engine, Prompt, Sampling};
 use gritlm_model::demo::CORPUS;
 use gritlm_model::ops::Match;
-use std::time::Instant;
+use gritlm_rag::{Ask, Mode, Passage, Stored};
+use std::time::{Duration, Instant};
 
 const INSTRUCTION: &str = "Find the software package that fits the description.";
 
@@ -26,10 +27,16 @@ struct Package {
 }
 
 impl Package {
-    /// Returns the summary in "name: summary. description".
-    fn summary(&self) -> &str {
-        let rest = self.text.split_once(": ").map_or(self.text.as_str(), |(_, rest)| rest);
-        rest.split_once(". ").map_or(rest, |(summary, _)| summary)
+    /// Returns summary and description in "name: summary. description\nSection: …".
+    fn parts(&self) -> (&str, &str) {
+        let first = self.text.lines().next().unwrap_or_default();
+        let rest = first.split_once(": ").map_or(first, |(_, rest)| rest);
+        rest.split_once(". ").unwrap_or((rest, ""))
+    }
+
+    /// Returns the text that questions are asked about. It has neither summary nor section.
+    fn passage(&self) -> String {
+        format!("{}: {}", self.id, self.parts().1)
     }
 }
 
@@ -80,25 +87,51 @@ pub(super) fn run(args: &Demo, global: &Global, out: &mut Out) -> Result<()> {
         out.lines(format!("\nFind: {query}"))?;
         for Match { index, score } in best {
             let package = &packages[index as usize];
-            out.line(format!("  {score:.3}  {:<28} {}", package.id, package.summary()))?;
+            out.line(format!("  {score:.3}  {:<28} {}", package.id, package.parts().0))?;
             first.get_or_insert(package);
         }
     }
 
     if let Some(found) = first {
-        let section = format!("{}\n\nIn which section would it be?", found.summary());
-        answer(&engine, &section, 8, out)?;
-        answer(&engine, &format!("Describe the package {}.", found.id), 96, out)?;
+        out.lines(format!("\nRead: {}", found.passage()))?;
+        let question = "In which section would it be?";
+        read(&engine, &format!("{}\n\n{question}", found.passage()), question, out)?;
+        cached(&engine, &found.passage(), question, out)?;
+        let question = format!("Describe the package {}.", found.id);
+        read(&engine, &question, &question, out)?;
     }
     let (device, products) = (engine.device(), engine.products());
     out.lines(format!("\nAll on {device}; products in {products}. Next: gritlm --help"))
 }
 
-fn answer(engine: &Engine, text: &str, max_tokens: usize, out: &mut Out) -> Result<()> {
-    out.piece(&format!("\nAsk: {}\nSay: ", text.replace('\n', " ")))?;
+/// Answers a prompt that contains what the question is about.
+fn read(engine: &Engine, prompt: &str, question: &str, out: &mut Out) -> Result<()> {
+    out.piece(&format!("\nAsk: {question}\nSay: "))?;
     let start = Instant::now();
-    let how = Sampling::greedy().max_tokens(max_tokens).repetition_penalty(1.2);
-    let tokens = stream(engine.generate(&Prompt::user(text), &how)?, out)?;
+    let tokens = stream(engine.generate(&Prompt::user(prompt), &how())?, out)?;
     let rate = tokens as f64 / start.elapsed().as_secs_f64();
     out.lines(format!("\n     ({tokens} tokens, {rate:.0} tokens/s)"))
+}
+
+/// Answers a question about a text from the keys and values of the text's embedding pass.
+fn cached(engine: &Engine, text: &str, question: &str, out: &mut Out) -> Result<()> {
+    let ask = Ask::default().mode(Mode::Doc);
+    let kv = ask.document(engine, text)?.kv;
+    let kv = kv.map(|cache| Stored { cache, bytes: 0, took: Duration::ZERO });
+    let passage = Passage { title: String::new(), text: text.into(), kv };
+    out.piece(&format!("\nAsk: {question}\nSay: "))?;
+    let asked = gritlm_rag::ask(engine, question, &ask)?;
+    let mut answer = asked.answer(engine, &[passage], &how())?;
+    for piece in &mut answer {
+        out.piece(&piece?.text)?;
+    }
+    let usage = answer.usage();
+    out.lines(format!(
+        "\n     (from the keys and values of the embedding pass: {} tokens reused, {} computed)",
+        usage.tokens_reused, usage.tokens_computed
+    ))
+}
+
+fn how() -> Sampling {
+    Sampling::greedy().max_tokens(96)
 }

@@ -216,12 +216,9 @@ impl Engine {
         texts: &[impl AsRef<str> + Sync],
         how: &Embed,
     ) -> Result<Vec<Encoded>> {
-        self.encode(texts, how, |prefix, instruction, _, text| {
+        self.encode(texts, how, |prefix, _, text| {
             let text = self.tokenizer().beginning(text.as_ref(), how.max_length);
-            Ok(match self.config().instruction_apart {
-                true => [instruction, &self.tokenizer().encode_continued(text)?].concat(),
-                false => self.tokenizer().encode(&format!("{prefix}{text}"))?,
-            })
+            Ok(self.tokenizer().encode(&format!("{prefix}{text}"))?)
         })
     }
 
@@ -251,16 +248,13 @@ impl Engine {
         how: &Embed,
     ) -> Result<Vec<Encoded>> {
         let vocab = self.config().vocab;
-        self.encode(texts, how, |prefix, instruction, index, ids| {
+        self.encode(texts, how, |prefix, index, ids| {
             let ids = ids.as_ref();
             if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {
                 return Err(Error::Input {
                     what: format!("text {index} (counted from 0)"),
                     problem: format!("expected token ids below {vocab}, found {id}"),
                 });
-            }
-            if self.config().instruction_apart {
-                return Ok([instruction, ids].concat());
             }
             // Ids far beyond the last token that counts need not be turned into text.
             let (text, rest) = ids.split_at(ids.len().min(how.max_length.saturating_mul(2)));
@@ -270,25 +264,24 @@ impl Engine {
         })
     }
 
-    /// Encodes texts on all threads. `join` returns all ids of a text, given the instruction as
-    /// text and as ids, the text's index, and the text.
+    /// Encodes texts on all threads. `join` returns all ids of a text, given the prefix with the
+    /// instruction, the text's index, and the text.
     fn encode<T: Sync>(
         &self,
         texts: &[T],
         how: &Embed,
-        join: impl Fn(&str, &[u32], usize, &T) -> Result<Vec<u32>> + Sync,
+        join: impl Fn(&str, usize, &T) -> Result<Vec<u32>> + Sync,
     ) -> Result<Vec<Encoded>> {
         how.check(self.config().dim)?;
         self.check_bytes("instruction", how.instruction.len())?;
         let prefix = embed_prefix(&how.instruction);
         // The instruction is counted as in the original: tokenized alone, with `<s>`.
-        let instruction = self.tokenizer().encode(&prefix)?;
-        let skip = instruction.len();
+        let skip = self.tokenizer().encode(&prefix)?.len();
         if skip >= how.max_length {
             return Err(Error::LongInstruction { tokens: skip, limit: how.max_length });
         }
         let encode = |(index, text)| {
-            let mut tokens = join(&prefix, &instruction, index, text)?;
+            let mut tokens = join(&prefix, index, text)?;
             let length = tokens.len();
             tokens.truncate(how.max_length);
             Ok(Encoded { truncated: length - tokens.len(), tokens, skip })

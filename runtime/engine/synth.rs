@@ -65,7 +65,6 @@ pub fn shape(like: &str) -> Option<Config> {
         eos: vec![2],
         tied: false,
         experts: mixture.then_some(Experts { count: 8, top_k: 2 }),
-        instruction_apart: false,
     })
 }
 
@@ -369,9 +368,6 @@ fn config_json(c: &Config) -> Value {
     }
     if let Some(scaling) = &c.rope_scaling {
         json["rope_scaling"] = scaling_json(scaling);
-    }
-    if c.instruction_apart {
-        json["gritlm_instruction_apart"] = true.into();
     }
     json
 }

@@ -269,13 +269,9 @@ impl<'a> Encoder<'a> {
 
     fn embedded(&self, passage: &Passage, limit: usize) -> Result<Text> {
         let prefix = prompt::embed_prefix(&passage.instruction);
-        let instruction = self.start(&prefix, limit)?;
-        let skip = instruction.len();
+        let skip = self.start(&prefix, limit)?.len();
         let text = self.tokenizer.beginning(&passage.text, limit);
-        let mut tokens = match self.config.instruction_apart {
-            true => [instruction, self.tokenizer.encode_continued(text)?].concat(),
-            false => self.tokenizer.encode(&format!("{prefix}{text}"))?,
-        };
+        let mut tokens = self.tokenizer.encode(&format!("{prefix}{text}"))?;
         tokens.truncate(limit);
         // A text without tokens, of characters that the tokenizer drops, passes the check of its
         // file; pooling then takes the last token of the prefix.

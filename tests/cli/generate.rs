@@ -81,7 +81,8 @@ fn generate_ends_where_it_should() {
     let mut spanning = 0;
     for pair in pieces.windows(2).filter(|pair| pair.iter().all(|piece| !piece.is_empty())) {
         let stop = pair[0].chars().last().unwrap().to_string() + &pair[1][..1];
-        let args = ["--prompt", prompt, "--max-tokens", "20", "--stop", "no such", "--stop", &stop];
+        let stop_is = format!("--stop={stop}");
+        let args = ["--prompt", prompt, "--max-tokens", "20", "--stop", "no such", &stop_is];
         let cut = answer(&args);
         assert_eq!(cut["text"], whole[..whole.find(&stop).unwrap()], "stop {stop:?}");
         assert_eq!(cut["finish_reason"], "stop");

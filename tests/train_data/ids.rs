@@ -32,7 +32,6 @@ fn learned(tokenizer: &Tokenizer, answer: &Answer) -> Vec<u32> {
 fn texts_to_embed_have_the_engines_ids() {
     let odd = data("mistral-odd");
     let odd = Engine::open(odd.to_str().unwrap(), &Options::default().device(Device::Cpu)).unwrap();
-    assert!(engine().config().instruction_apart && !odd.config().instruction_apart);
     let long = "Walks folders and prints lines. größe ☃ 𝄞 ".repeat(60);
     let texts = ["chess", " two  spaces\nand a break\t", "</s> in <s> it", "☃", &long];
     for engine in [engine(), &odd] {
@@ -137,7 +136,7 @@ fn documents_are_continued_as_an_answer_continues_them() {
 /// The original writes `<s>` and `</s>` as text and tokenizes a sample as one string.
 #[test]
 fn ids_are_the_originals() {
-    let config = Config { vocab: 32000, instruction_apart: false, ..engine().config().clone() };
+    let config = Config { vocab: 32000, ..engine().config().clone() };
     let file = Path::new("tokenizer.json");
     let tokenizer = Tokenizer::parse(&mistral_tokenizer(), file, &config).unwrap();
     let encoder = Encoder::new(&tokenizer, &config, Lengths::default()).unwrap();
