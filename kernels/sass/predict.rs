@@ -121,7 +121,7 @@ impl Gpu {
         // of each block is the system's.
         let registers = 65_536 / (warps * (block.registers.max(1) * 32).next_multiple_of(256));
         let shared = self.shared / (block.shared.next_multiple_of(1 << 10) + (1 << 10));
-        registers.min(shared).min(64 / warps).min(32).max(1)
+        registers.min(shared).min(64 / warps).clamp(1, 32)
     }
 
     /// Predicts a launch of this kernel.

@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 const INSTRUCTION: &str = "Find the software package that fits the description.";
 
 const QUERIES: [&str; 4] = [
-    "chess interface for the desktop",
     "capture and generate network packets",
+    "chess interface for the desktop",
     "edit XML documents",
     "draw maps from geographic data",
 ];
@@ -94,21 +94,21 @@ pub(super) fn run(args: &Demo, global: &Global, out: &mut Out) -> Result<()> {
 
     if let Some(found) = first {
         out.lines(format!("\nRead: {}", found.passage()))?;
-        let question = "In which section would it be?";
-        read(&engine, &format!("{}\n\n{question}", found.passage()), question, out)?;
-        cached(&engine, &found.passage(), question, out)?;
-        let question = format!("Describe the package {}.", found.id);
-        read(&engine, &question, &question, out)?;
+        let section = "In which section would it be?";
+        read(&engine, &found.passage(), section, out)?;
+        cached(&engine, &found.passage(), section, out)?;
+        read(&engine, &found.passage(), &format!("Describe the package {}.", found.id), out)?;
     }
     let (device, products) = (engine.device(), engine.products());
     out.lines(format!("\nAll on {device}; products in {products}. Next: gritlm --help"))
 }
 
-/// Answers a prompt that contains what the question is about.
-fn read(engine: &Engine, prompt: &str, question: &str, out: &mut Out) -> Result<()> {
+/// Answers a question about a text that the prompt contains.
+fn read(engine: &Engine, text: &str, question: &str, out: &mut Out) -> Result<()> {
     out.piece(&format!("\nAsk: {question}\nSay: "))?;
     let start = Instant::now();
-    let tokens = stream(engine.generate(&Prompt::user(prompt), &how())?, out)?;
+    let prompt = Prompt::user(format!("{text}\n\n{question}"));
+    let tokens = stream(engine.generate(&prompt, &how())?, out)?;
     let rate = tokens as f64 / start.elapsed().as_secs_f64();
     out.lines(format!("\n     ({tokens} tokens, {rate:.0} tokens/s)"))
 }
