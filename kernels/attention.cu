@@ -155,8 +155,11 @@ __device__ __forceinline__ void multiply_keys(float (&s)[F::M][F::N][4], Shared<
         }
     }
     u32 l = lane();
-    // Not unrolled wholly: the compiler would keep all of its addresses in registers.
-#pragma unroll 4
+    // Not unrolled wholly: the compiler would keep all of its addresses in registers, and spill others.
+    // By two rather than four the scheduler finds 14 % in `both` (predicted); where keys are split it
+    // has nothing to find.
+    constexpr u32 AT_ONCE = F::SPLIT ? 4 : 2;
+#pragma unroll AT_ONCE
     for (u32 d = 0; d < F::C; d += 2) {
         u32 a[F::M][4];
 #pragma unroll
