@@ -223,9 +223,8 @@ impl Form {
 impl std::fmt::Display for Form {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Few(rows) => write!(f, "{rows}"),
-            Self::Many(tile, 1) => f.write_str(tile.name),
-            Self::Many(tile, parts) => write!(f, "{} in {parts} parts", tile.name),
+            Self::Many(_, parts) if *parts > 1 => write!(f, "{} in {parts} parts", self.name()),
+            _ => f.write_str(&self.name()),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The time of a launch.
 
 use crate::path::Shape;
-use crate::{Kernel, Memory, Multiprocessor, Work};
+use crate::{Kernel, Memory, Multiprocessor, Unit, Work};
 
 /// A GPU, as far as the model knows it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -16,16 +16,12 @@ pub struct Gpu {
     pub shared: u32,
     /// Bytes a second of a copy, read and written together.
     pub copy: f64,
-    /// Name of the rate.
-    pub copy_name: &'static str,
     /// Operations a second that the best libraries reach in products of bf16.
     pub products: f64,
-    /// Name of the rate.
-    pub products_name: &'static str,
     /// The same in attention over 4,096 tokens, causal and in both directions.
     pub attention: [f64; 2],
-    /// Names of the rates.
-    pub attention_names: [&'static str; 2],
+    /// Whose rates of attention these are.
+    pub attention_by: &'static str,
     /// Cycles between two products of a tensor core.
     tensor: u64,
 }
@@ -51,11 +47,9 @@ impl Gpu {
         clock: 1.755e9,
         shared: 228 << 10,
         copy: 4.3e12,
-        copy_name: "copy 4.3 TB/s",
         products: 788e12,
-        products_name: "cuBLAS 788 TFLOP/s",
         attention: [591e12, 671e12],
-        attention_names: ["cuDNN 591 TFLOP/s", "cuDNN 671 TFLOP/s"],
+        attention_by: "cuDNN",
         tensor: 6,
     };
 
@@ -67,11 +61,9 @@ impl Gpu {
         clock: 1.41e9,
         shared: 164 << 10,
         copy: 1.7e12,
-        copy_name: "copy 1.7 TB/s",
         products: 265e12,
-        products_name: "cuBLAS 265 TFLOP/s",
         attention: [200e12, 227e12],
-        attention_names: ["FlashAttention-2 200 TFLOP/s", "FlashAttention-2 227 TFLOP/s"],
+        attention_by: "FlashAttention-2",
         tensor: 8,
     };
 }
@@ -187,9 +179,7 @@ impl Gpu {
         let bytes = |trips| -> f64 {
             let path = shape.path(kernel, trips);
             let each = path.0.iter().map(|at| match kernel.code[*at as usize].unit {
-                crate::Unit::Load(bytes) | crate::Unit::Copy(bytes) | crate::Unit::Store(bytes) => {
-                    f64::from(bytes)
-                }
+                Unit::Load(bytes) | Unit::Copy(bytes) | Unit::Store(bytes) => f64::from(bytes),
                 _ => 0.0,
             });
             each.sum()

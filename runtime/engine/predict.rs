@@ -57,7 +57,7 @@ pub struct Row {
     /// Time of a launch, in microseconds.
     pub predicted_us: f64,
     /// What it is compared with.
-    pub limit: &'static str,
+    pub limit: String,
     /// Its share of the limit.
     pub predicted_share: f64,
     /// Architecture that the kernel was compiled for.
@@ -120,6 +120,14 @@ pub fn predict(predictor: &Predictor, like: &str) -> Result<Vec<Row>> {
     Ok(all.rows)
 }
 
+fn copy_limit(rate: f64) -> String {
+    format!("copy {:.1} TB/s", rate / 1e12)
+}
+
+fn rate_limit(by: &str, rate: f64) -> String {
+    format!("{by} {:.0} TFLOP/s", rate / 1e12)
+}
+
 struct Rows<'a> {
     predictor: &'a Predictor,
     compiler: String,
@@ -147,7 +155,7 @@ impl Rows<'_> {
             loop_instructions: 0,
             loop_cycles: 0.0,
             predicted_us: 0.0,
-            limit: "",
+            limit: String::new(),
             predicted_share: 0.0,
             arch: self.predictor.arch().into(),
             compiler: self.compiler.clone(),
@@ -173,7 +181,7 @@ impl Rows<'_> {
         }
         if decodes {
             let copy = self.predictor.gpu().copy;
-            whole.limit = self.predictor.gpu().copy_name;
+            whole.limit = copy_limit(copy);
             whole.predicted_share = whole.bytes as f64 / copy / (whole.predicted_us * 1e-6);
             self.rows.push(whole);
         }
@@ -190,14 +198,14 @@ impl Rows<'_> {
             ("attention", true) if !variant.ends_with("split") => {
                 let causal = usize::from(!variant.contains("causal"));
                 let least = launch.flops as f64 / gpu.attention[causal];
-                (Class::Attention, least, gpu.attention_names[causal])
+                (Class::Attention, least, rate_limit(gpu.attention_by, gpu.attention[causal]))
             }
-            ("attention", _) | (_, false) => (Class::Memory, reading, gpu.copy_name),
+            ("attention", _) | (_, false) => (Class::Memory, reading, copy_limit(gpu.copy)),
             (_, true) => {
                 let least = launch.flops as f64 / gpu.products;
                 match least > reading {
-                    true => (Class::Product, least, gpu.products_name),
-                    false => (Class::Product, reading, gpu.copy_name),
+                    true => (Class::Product, least, rate_limit("cuBLAS", gpu.products)),
+                    false => (Class::Product, reading, copy_limit(gpu.copy)),
                 }
             }
         };
