@@ -8,7 +8,7 @@ use crate::corpus::Corpus;
 use crate::forward::{Model, Probe};
 use crate::grammar::Vocabulary;
 use crate::options::{Attn, Options};
-use crate::{Error, Result, synth};
+use crate::{Error, Result};
 use gritlm_model::chat_template::ChatTemplate;
 use gritlm_model::config::Config;
 use gritlm_model::measure::{Created, Measure, OpTime};
@@ -47,7 +47,7 @@ pub struct Engine {
     loading: Loading,
     /// Whether the device runs on rayon's threads.
     threads: bool,
-    fingerprint: u128,
+    pub(crate) fingerprint: u128,
     generates: bool,
     #[cfg_attr(not(feature = "grammar"), expect(dead_code, reason = "for grammars"))]
     vocabulary: Vocabulary,
@@ -84,62 +84,6 @@ impl Engine {
         block_on(Self::load_checkpoint(model, options, open))
     }
 
-    /// Creates a model of one of [`synth::SHAPES`] with random weights and without files, for
-    /// measurements. Its answers are nonsense, but take as long as those of any model of this
-    /// shape. `layers` replaces the shape's own number of layers. Texts are tokenized byte by
-    /// byte.
-    ///
-    /// A GPU gets all matrices from one random block in memory, which saves the time of making
-    /// each of them. The CPU computes on this memory itself, and would find a block that it reads
-    /// again and again in its caches, so there each matrix has a block of its own.
-    ///
-    /// # Errors
-    /// When an option is invalid, there is no such shape or device, or the model with its KV
-    /// pages does not fit the memory that the device reports; the message then says how many
-    /// layers would fit.
-    pub fn random(like: &str, layers: Option<usize>, options: &Options) -> Result<Self> {
-        let open = async |load: Load<'_>| backend::open_async(options, load).await;
-        Self::with_random_weights(like, layers, options, open)
-    }
-
-    /// Does what [`Engine::random`] does on a backend of the caller's own.
-    ///
-    /// # Errors
-    /// As [`Engine::random`].
-    pub fn random_on<O: Measure + 'static>(
-        ops: O,
-        like: &str,
-        layers: Option<usize>,
-        options: &Options,
-    ) -> Result<Self> {
-        let open = async |load: Load<'_>| load.visit(ops, "given by the caller".into()).await;
-        Self::with_random_weights(like, layers, options, open)
-    }
-
-    fn with_random_weights(
-        like: &str,
-        layers: Option<usize>,
-        options: &Options,
-        open: impl AsyncFnOnce(Load<'_>) -> Result<Loaded>,
-    ) -> Result<Self> {
-        options.check()?;
-        if let Some(adapter) = &options.adapter {
-            let expected = "none for a model with random weights".into();
-            let found = adapter.display().to_string();
-            return Err(Error::Option { option: "adapter", expected, found });
-        }
-        let config = synth::config(like, layers)?;
-        let tokenizer = synth::tokenizer(&config)?;
-        let name = match layers {
-            Some(1) => format!("{like} with 1 layer"),
-            Some(layers) => format!("{like} with {layers} layers"),
-            None => like.into(),
-        };
-        let fingerprint = fingerprint(&config, None, None);
-        let engine = block_on(Self::load(name, config, tokenizer, None, options, open))?;
-        Ok(Self { fingerprint, ..engine })
-    }
-
     /// Opens the files of a model and loads them onto the device that `open` opens.
     async fn load_checkpoint(
         model: &str,
@@ -158,7 +102,7 @@ impl Engine {
     }
 
     /// Loads a model onto the device that `open` opens; without `weights` it gets random ones.
-    async fn load(
+    pub(crate) async fn load(
         name: String,
         config: Config,
         tokenizer: Tokenizer,

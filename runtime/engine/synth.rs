@@ -1,12 +1,16 @@
 //! Random checkpoints in the published layout, for benchmarks and capacity tests: speed and
 //! memory depend on a model's shape, not on its trained weights.
 
-use crate::{Error, Options, Result};
+use crate::backend::{self, Load, Loaded, Visit};
+use crate::checkpoint::fingerprint;
+use crate::{Engine, Error, Options, Result};
 use gritlm_model::config::{Config, Experts, Family, RopeScaling};
 use gritlm_model::hash::fnv1a;
+use gritlm_model::measure::Measure;
 use gritlm_model::ops::Ops;
 use gritlm_model::tokenizer::Tokenizer;
 use gritlm_model::weights::{Dtype, Expected, Tensor, Weights, expected};
+use pollster::block_on;
 use rayon::prelude::*;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -169,6 +173,65 @@ pub fn write_config(
 pub fn tokenizer(config: &Config) -> Result<Tokenizer> {
     let text = tokenizer_json(config.vocab).to_string();
     Ok(Tokenizer::parse(text.as_bytes(), Path::new("tokenizer.json"), config)?)
+}
+
+impl Engine {
+    /// Creates a model of one of [`SHAPES`] with random weights and without files, for
+    /// measurements. Its answers are nonsense, but take as long as those of any model of this
+    /// shape. `layers` replaces the shape's own number of layers. Texts are tokenized byte by
+    /// byte.
+    ///
+    /// A GPU gets all matrices from one random block in memory, which saves the time of making
+    /// each of them. The CPU computes on this memory itself, and would find a block that it reads
+    /// again and again in its caches, so there each matrix has a block of its own.
+    ///
+    /// # Errors
+    /// When an option is invalid, there is no such shape or device, or the model with its KV
+    /// pages does not fit the memory that the device reports; the message then says how many
+    /// layers would fit.
+    pub fn random(like: &str, layers: Option<usize>, options: &Options) -> Result<Self> {
+        let open = async |load: Load<'_>| backend::open_async(options, load).await;
+        Self::with_random_weights(like, layers, options, open)
+    }
+
+    /// Does what [`Engine::random`] does on a backend of the caller's own.
+    ///
+    /// # Errors
+    /// As [`Engine::random`].
+    pub fn random_on<O: Measure + 'static>(
+        ops: O,
+        like: &str,
+        layers: Option<usize>,
+        options: &Options,
+    ) -> Result<Self> {
+        let open = async |load: Load<'_>| load.visit(ops, "given by the caller".into()).await;
+        Self::with_random_weights(like, layers, options, open)
+    }
+
+    fn with_random_weights(
+        like: &str,
+        layers: Option<usize>,
+        options: &Options,
+        open: impl AsyncFnOnce(Load<'_>) -> Result<Loaded>,
+    ) -> Result<Self> {
+        options.check()?;
+        if let Some(adapter) = &options.adapter {
+            let expected = "none for a model with random weights".into();
+            let found = adapter.display().to_string();
+            return Err(Error::Option { option: "adapter", expected, found });
+        }
+        let config = config(like, layers)?;
+        let tokenizer = tokenizer(&config)?;
+        let name = match layers {
+            Some(1) => format!("{like} with 1 layer"),
+            Some(layers) => format!("{like} with {layers} layers"),
+            None => like.into(),
+        };
+        let fingerprint = fingerprint(&config, None, None);
+        let mut engine = block_on(Self::load(name, config, tokenizer, None, options, open))?;
+        engine.fingerprint = fingerprint;
+        Ok(engine)
+    }
 }
 
 /// Returns random weights in memory. With `apart`, every tensor has its own bytes, the same that
