@@ -80,6 +80,9 @@ fn contents(record: &Record, devices: &[Limits]) -> String {
         }
         if limits.matmul_gflop_s > 0.0 {
             facts.push(("matmul", gflop_s(limits.matmul_gflop_s)));
+            if !limits.matmul_by.is_empty() {
+                facts.push(("matmul by", escape(&limits.matmul_by)));
+            }
         }
         facts.extend(median(shares.collect()).map(|s| ("median share of the limit", percent(s))));
         if !ratios.is_empty() {

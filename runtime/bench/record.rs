@@ -47,6 +47,10 @@ pub struct Limits {
     pub copy_gb_s: f64,
     /// Rate of a large matrix product, in 10⁹ operations per second.
     pub matmul_gflop_s: f64,
+    /// Whose product that is: a peer's, or what the device's maker publishes; empty if it is our
+    /// own.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub matmul_by: String,
     /// Rate of a copy to the device from pinned memory, in 10⁹ bytes per second, if it has any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pinned_gb_s: Option<f64>,

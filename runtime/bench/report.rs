@@ -126,7 +126,7 @@ impl Record {
     /// Returns the peers that did the same work on such a device, fastest first.
     pub fn beside(&self, row: &Row) -> Vec<&Peer> {
         let limits = self.limits(&row.device);
-        let same = |p: &&Peer| p.op == row.op && p.shape == row.shape && ran_on(p, &limits);
+        let same = |p: &&Peer| p.op == row.op && p.shape == row.shape && p.ran_on(&limits);
         let mut peers: Vec<&Peer> = self.peers.iter().filter(same).collect();
         peers.sort_by(|a, b| a.us.total_cmp(&b.us));
         peers
@@ -140,23 +140,25 @@ impl Record {
     }
 }
 
-/// Returns whether a peer ran on this device or on one of its kind. The peer names the device as
-/// `--device` takes it (`cuda`, `cpu`) or by its name (`NVIDIA H100`, `CUDA (NVIDIA H100)`), in
-/// whole or in part. A peer without a device is assumed to match.
-fn ran_on(peer: &Peer, limits: &Limits) -> bool {
-    let [said, device, name] =
-        [&peer.device, &limits.device, &limits.name].map(|text| text.trim().to_lowercase());
-    let kind = device.split(':').next().unwrap_or_default();
-    let inner = said.split_once(" (").and_then(|(_, inner)| inner.strip_suffix(')'));
-    let inner = inner.unwrap_or(&said);
-    let has = |text: &str, part: &str| !part.is_empty() && text.contains(part);
-    match said.as_str() {
-        "" => true,
-        "cuda" | "wgpu" => said == kind,
-        // The record does not hold the name of our CPU, and a software GPU can have `CPU` in its
-        // own name.
-        cpu if cpu == "cpu" || cpu.starts_with("cpu ") => kind == "cpu",
-        _ => said == device || has(inner, &name) || has(&name, inner),
+impl Peer {
+    /// Returns whether it ran on this device or on one of its kind. The peer names the device as
+    /// `--device` takes it (`cuda`, `cpu`) or by its name (`NVIDIA H100`, `CUDA (NVIDIA H100)`), in
+    /// whole or in part. A peer without a device is assumed to match.
+    pub(super) fn ran_on(&self, limits: &Limits) -> bool {
+        let [said, device, name] =
+            [&self.device, &limits.device, &limits.name].map(|text| text.trim().to_lowercase());
+        let kind = device.split(':').next().unwrap_or_default();
+        let inner = said.split_once(" (").and_then(|(_, inner)| inner.strip_suffix(')'));
+        let inner = inner.unwrap_or(&said);
+        let has = |text: &str, part: &str| !part.is_empty() && text.contains(part);
+        match said.as_str() {
+            "" => true,
+            "cuda" | "wgpu" => said == kind,
+            // The record does not hold the name of our CPU, and a software GPU can have `CPU` in its
+            // own name.
+            cpu if cpu == "cpu" || cpu.starts_with("cpu ") => kind == "cpu",
+            _ => said == device || has(inner, &name) || has(&name, inner),
+        }
     }
 }
 

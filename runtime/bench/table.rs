@@ -76,7 +76,11 @@ pub(super) fn heading(limits: &Limits) -> Vec<String> {
         parts.push(format!("copies {}", gb_s(limits.copy_gb_s)));
     }
     if limits.matmul_gflop_s > 0.0 {
-        parts.push(format!("matmul {}", gflop_s(limits.matmul_gflop_s)));
+        let by = match limits.matmul_by.as_str() {
+            "" => String::new(),
+            by => format!(" ({})", plain(by)),
+        };
+        parts.push(format!("matmul {}{by}", gflop_s(limits.matmul_gflop_s)));
     }
     parts.extend(limits.pinned_gb_s.map(|rate| format!("from pinned memory {}", gb_s(rate))));
     parts

@@ -250,6 +250,7 @@ fn report(mut record: Record, how: &BenchOutput, out: &mut Out) -> Result<()> {
     for path in &how.peer {
         peer::merge(&mut record, path)?;
     }
+    record.judge_by_peers();
     if let Some(path) = &how.json {
         record.write(path)?;
     }
