@@ -1,11 +1,19 @@
 //! Measures the GPU: the transfer rates that it reaches, with which benches compare the time of an
 //! op, and what it has launched and created.
 
-use crate::Cuda;
 use crate::gpu::Use;
+use crate::product::{Call, Product};
+use crate::tune::Form;
+use crate::{Buffer, Cuda, Format, Matrix};
 use gritlm_model::measure::{Created, Measure, OpTime, rate};
 use gritlm_model::ops::Result;
 use rayon::prelude::*;
+
+/// Columns of the weights that are read to displace what the caches hold.
+const COLS: u32 = 8192;
+
+/// The op that reading them is counted for.
+const DISPLACING: &str = "displace";
 
 /// Copies per measurement: enough for the wait at their end not to count.
 const COPIES: usize = 8;
@@ -34,10 +42,19 @@ impl Measure for Cuda {
     }
 
     fn displace(&self, bytes: u64) -> Result<()> {
-        // Half of the bytes are read and half written, which displaces what the L2 cache holds.
-        // The launches that follow wait for the copy.
-        let (from, to) = (self.gpu.buffer(bytes / 2)?, self.gpu.buffer(bytes / 2)?);
-        self.gpu.copy((&from, 0), (&to, 0), bytes / 2)
+        // A product of one row reads so many bytes of weights and writes next to nothing. A copy would
+        // leave the L2 cache full of lines that are written back while the next launch is timed.
+        let outputs = bytes.div_ceil(2 * u64::from(COLS)) as u32;
+        let raw = self.gpu.buffer(2 * u64::from(outputs) * u64::from(COLS))?;
+        let w = Matrix { raw, cols: COLS, stride: COLS };
+        let a = Buffer { format: Format::Bf16, ..self.buffer_of(1, COLS as usize)? };
+        let x = self.buffer_of(1, outputs as usize)?;
+        let params = Product { sum: x.raw.pointer(), out_stride: x.stride, ..Product::default() };
+        let (op, source, pair, experts, rows) = (DISPLACING, "linear_add", false, 0, 1);
+        let call = Call { op, source, pair, experts, rows, outputs, a: &a, w: &w, params };
+        self.product(&call, Form::Few(1));
+        // A launch that is timed goes alone.
+        self.gpu.submit()
     }
 
     fn launched(&self) -> Vec<String> {
@@ -45,7 +62,9 @@ impl Measure for Cuda {
     }
 
     fn profile(&self) -> Vec<OpTime> {
-        self.gpu.profile()
+        let mut ops = self.gpu.profile();
+        ops.retain(|op| op.op != DISPLACING);
+        ops
     }
 
     fn created(&self) -> Created {

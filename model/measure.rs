@@ -80,7 +80,8 @@ pub trait Measure: Ops {
         Ok(None)
     }
 
-    /// Flushes the device's caches by reading and writing `bytes` bytes, for cold timings.
+    /// Flushes the device's caches with `bytes` bytes, for cold timings: reads them, and writes as little
+    /// as it can, because dirty lines are written back while the next launch is timed.
     ///
     /// # Errors
     /// When the device is out of memory.

@@ -63,14 +63,15 @@ def synchronize(device):
 
 
 def cold(device, repeats, displaced=256 << 20):
-    """A clock for one op: CUDA events around it, after a copy that takes the place of what L2
-    holds; while that runs, the host gets ahead, so its own time does not count."""
-    from_, to = (torch.empty(displaced, dtype=torch.uint8, device=device) for _ in range(2))
+    """A clock for one op: CUDA events around it, after a sum whose operand takes the place of what L2
+    holds; it leaves nothing there to be written back. While it runs, the host gets ahead, so its own
+    time does not count."""
+    operand = torch.ones(displaced // 4, device=device)
 
     def clock(run):
         seconds = []
         for repeat in range(repeats + 2):
-            to.copy_(from_)
+            operand.sum()
             if device == "cuda":
                 start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
                 start.record()

@@ -101,7 +101,7 @@ pub(crate) struct BenchHow {
     /// Repetitions of each measurement
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) repeats: u32,
-    /// MiB to copy before each repetition, so that no cache holds the operands
+    /// MiB to read before each repetition, so that no cache holds the operands
     #[arg(long, value_name = "N", default_value_t = 256)]
     pub(crate) displace: u64,
     #[command(flatten)]
