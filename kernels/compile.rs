@@ -2,17 +2,17 @@
 //! cache folder, and NVRTC compiles what the cache lacks. This is the only file with `unsafe`
 //! calls into NVRTC.
 
-use crate::source::{self, HEADERS, Source, hash};
+use crate::prebuilt;
+use crate::source::{self, Source, hash};
 use cudarc::nvrtc::result::{self, NvrtcError};
 use cudarc::nvrtc::sys::{self, nvrtcProgram};
 use gritlm_model::files::{cache_folder, keep};
 use gritlm_model::ops::{DeviceError, Result};
 use rayon::prelude::*;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::path::{Path, PathBuf};
 use std::ptr::null_mut;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Returns the compiler options for all sources. With `-v` the log has the numbers of [`Usage`].
 /// `--split-compile`, which compiles one source on several cores, is left out because it leaves
@@ -25,9 +25,6 @@ fn options(arch: &str) -> [String; 3] {
 /// The oldest NVRTC that supports everything the sources use.
 const OLDEST: (i32, i32) = (12, 0);
 
-/// File of a prebuilt folder that records what the other files were built from.
-const MANIFEST: &str = "kernels.json";
-
 /// A source compiled for one architecture.
 #[derive(Clone, Debug)]
 pub struct Compiled {
@@ -35,6 +32,8 @@ pub struct Compiled {
     pub cubin: Vec<u8>,
     /// Resources that each entry point uses.
     pub usage: Vec<Usage>,
+    /// What the compiler had to say beside that, a line each.
+    pub said: Vec<String>,
 }
 
 /// Resources of a multiprocessor that an entry point uses.
@@ -51,23 +50,32 @@ pub struct Usage {
 }
 
 /// Returns the cubins of all sources by stem, for a device of this compute capability. Where
-/// `prebuilt` is given, they come from that folder only.
+/// `folder` is given, they come from there only; sources of a user's own are compiled.
 ///
 /// # Errors
 /// When the folder lacks some of them or has those of another version; without a folder, when
 /// there is no NVRTC that supports the device, or a source does not compile.
 pub fn cubins(
     capability: (u32, u32),
-    prebuilt: Option<&Path>,
+    folder: Option<&Path>,
+    own: &[Source],
 ) -> Result<HashMap<&'static str, Vec<u8>>> {
-    if let Some(folder) = prebuilt {
-        return load(folder, &architectures(capability));
+    let mut cubins = match folder {
+        Some(folder) => prebuilt::load(folder, &architectures(capability))?,
+        None => HashMap::new(),
+    };
+    let all = source::all().iter().filter(|_| folder.is_none()).chain(own);
+    let all: Vec<&Source> = all.collect();
+    if !all.is_empty() {
+        let nvrtc = Nvrtc::open()?;
+        let arch = nvrtc.architecture(capability)?;
+        let cache = cache_folder();
+        let compiled = all.into_par_iter();
+        let compiled = compiled.map(|s| Ok((s.stem, nvrtc.cubin(s, &arch, cache.as_deref())?)));
+        // A user's own source follows the one that it replaces.
+        cubins.extend(compiled.collect::<Result<Vec<_>>>()?);
     }
-    let nvrtc = Nvrtc::open()?;
-    let arch = nvrtc.architecture(capability)?;
-    let cache = cache_folder();
-    let compiled = source::all().par_iter();
-    compiled.map(|s| Ok((s.stem, nvrtc.cubin(s, &arch, cache.as_deref())?))).collect()
+    Ok(cubins)
 }
 
 /// Returns the architectures whose cubins a device can run, best first: its own (on Hopper, first
@@ -173,20 +181,41 @@ impl Nvrtc {
     /// # Errors
     /// When the source does not compile.
     pub fn cubin(&self, source: &Source, arch: &str, cache: Option<&Path>) -> Result<Vec<u8>> {
+        self.kept(source, arch, cache, "cubin", || Ok(self.compile(source, arch)?.cubin))
+    }
+
+    /// Does what [`Nvrtc::cubin`] does, for [`Nvrtc::ptx`].
+    ///
+    /// # Errors
+    /// As [`Nvrtc::cubin`].
+    pub fn cached_ptx(&self, source: &Source, arch: &str, cache: Option<&Path>) -> Result<Vec<u8>> {
+        self.kept(source, arch, cache, "ptx", || self.ptx(source, arch))
+    }
+
+    fn kept(
+        &self,
+        source: &Source,
+        arch: &str,
+        cache: Option<&Path>,
+        kind: &str,
+        make: impl FnOnce() -> Result<Vec<u8>>,
+    ) -> Result<Vec<u8>> {
         let mut parts = vec![source::key(source, arch), format!("{:?}", self.version)];
         parts.extend(options(arch));
         let key = hash(parts.iter().map(String::as_bytes));
-        let name = format!("{}.{arch}.{key}.cubin", source.stem);
+        let name = format!("{}.{arch}.{key}.{kind}", source.stem);
+        // What a user's own source includes is not in the key.
+        let cache = cache.filter(|_| source.path.is_none());
         let file = cache.map(|folder| folder.join("kernels").join(name));
-        if let Some(cubin) = file.as_deref().and_then(|file| kept(file, &key)) {
-            return Ok(cubin);
+        if let Some(compiled) = file.as_deref().and_then(|file| kept(file, &key)) {
+            return Ok(compiled);
         }
-        let Compiled { cubin, .. } = self.compile(source, arch)?;
+        let compiled = make()?;
         if let Some(file) = file {
             // A full disk costs only another compilation.
-            let _ = keep(&file, &[head(&key, &cubin).as_bytes(), &cubin].concat());
+            let _ = keep(&file, &[head(&key, &compiled).as_bytes(), &compiled].concat());
         }
-        Ok(cubin)
+        Ok(compiled)
     }
 
     /// Compiles a source.
@@ -196,7 +225,7 @@ impl Nvrtc {
     /// compiler's log.
     pub fn compile(&self, source: &Source, arch: &str) -> Result<Compiled> {
         self.check(arch)?;
-        let (program, log) = self.program(source, &options(arch))?;
+        let (program, log) = self.program(source, options(arch).into())?;
         let mut size = 0;
         // SAFETY: the program is alive, and every length is the one that NVRTC reports.
         let cubin = unsafe {
@@ -205,7 +234,8 @@ impl Nvrtc {
             said(sys::nvrtcGetCUBIN(program.0, cubin.as_mut_ptr().cast()).result())?;
             cubin
         };
-        Ok(Compiled { cubin, usage: usage(&log) })
+        let lines = log.lines().filter(|line| !is_usage(line) && !line.trim().is_empty());
+        Ok(Compiled { cubin, usage: usage(&log), said: lines.map(str::to_string).collect() })
     }
 
     /// Compiles a source as far as PTX for an architecture, `sm_80`; the text ends with a zero.
@@ -215,7 +245,7 @@ impl Nvrtc {
     pub fn ptx(&self, source: &Source, arch: &str) -> Result<Vec<u8>> {
         self.check(arch)?;
         let virtual_arch = arch.replacen("sm_", "compute_", 1);
-        let (program, _) = self.program(source, &options(&virtual_arch)[..2])?;
+        let (program, _) = self.program(source, options(&virtual_arch)[..2].to_vec())?;
         let mut size = 0;
         // SAFETY: as above.
         unsafe {
@@ -227,40 +257,53 @@ impl Nvrtc {
     }
 
     /// Compiles a source with these options, and returns the compiler's log with it.
-    fn program(&self, source: &Source, options: &[String]) -> Result<(Program, String)> {
-        let program = Program::new(&format!("{}.cu", source.stem), &source::text(source))?;
+    fn program(&self, source: &Source, mut options: Vec<String>) -> Result<(Program, String)> {
+        let program = Program::new(source)?;
+        let folder = source.folder().map(|folder| format!("--include-path={}", folder.display()));
+        options.extend(folder);
         // SAFETY: the program is alive.
         let (compiled, log) = unsafe {
-            let compiled = result::compile_program(program.0, options);
+            let compiled = result::compile_program(program.0, &options);
             (compiled, said(result::get_program_log(program.0))?)
         };
         let log: Vec<u8> = log.into_iter().map(|c| c as u8).collect();
-        let log = String::from_utf8_lossy(&log).into_owned();
+        let log = String::from_utf8_lossy(&log).replace('\0', "");
         compiled.map_err(|e| {
             let line = log.lines().find(|line| line.contains("error"));
+            let why = match &source.path {
+                // Whoever writes a kernel wants all that the compiler says.
+                Some(_) => format!(":\n{}", log.trim_end()),
+                None => format!(" ({})", line.map_or_else(|| e.to_string(), |l| l.trim().into())),
+            };
             DeviceError(format!(
-                "NVRTC {}.{} does not compile {}.cu with {} ({})",
+                "NVRTC {}.{} does not compile {} with {}{why}",
                 self.version.0,
                 self.version.1,
-                source.stem,
-                options[0],
-                line.map_or_else(|| e.to_string(), |line| line.trim().into())
+                name(source),
+                options[0]
             ))
         })?;
         Ok((program, log))
     }
 }
 
+/// Returns the name of a source in the compiler's lines.
+fn name(source: &Source) -> String {
+    let own = source.path.as_ref().map(|path| path.display().to_string());
+    own.unwrap_or_else(|| format!("{}.cu", source.stem))
+}
+
 /// A program of NVRTC, destroyed on drop.
 struct Program(nvrtcProgram);
 
 impl Program {
-    fn new(name: &str, text: &str) -> Result<Self> {
+    fn new(source: &Source) -> Result<Self> {
+        let name = name(source);
         let c = |text: &str| {
             CString::new(text).map_err(|e| DeviceError(format!("{name} holds a zero: {e}")))
         };
-        let names = HEADERS.iter().map(|(name, _)| c(name)).collect::<Result<Vec<_>>>()?;
-        let texts = HEADERS.iter().map(|(_, text)| c(text)).collect::<Result<Vec<_>>>()?;
+        let names = source.headers().map(|(name, _)| c(name)).collect::<Result<Vec<_>>>()?;
+        let texts = source.headers().map(|(_, text)| c(text)).collect::<Result<Vec<_>>>()?;
         let pointers = |all: &[CString]| -> Vec<*const c_char> {
             all.iter().map(|one| CStr::as_ptr(one)).collect()
         };
@@ -269,9 +312,9 @@ impl Program {
         let created = unsafe {
             sys::nvrtcCreateProgram(
                 &mut program,
-                c(text)?.as_ptr(),
-                c(name)?.as_ptr(),
-                HEADERS.len() as c_int,
+                c(&source::text(source))?.as_ptr(),
+                c(&name)?.as_ptr(),
+                names.len() as c_int,
                 pointers(&texts).as_ptr(),
                 pointers(&names).as_ptr(),
             )
@@ -316,6 +359,11 @@ fn load_installed() {
     }
 }
 
+/// Whether a line of the log is one that [`usage`] reads, or announces one.
+fn is_usage(line: &str) -> bool {
+    line.starts_with("ptxas info") || line.contains(" bytes stack frame")
+}
+
 /// Parses the log of `--ptxas-options=-v` into the resources of each entry point.
 fn usage(log: &str) -> Vec<Usage> {
     let mut all: Vec<Usage> = Vec::new();
@@ -349,122 +397,4 @@ fn kept(file: &Path, key: &str) -> Option<Vec<u8>> {
     let mut bytes = std::fs::read(file).ok()?;
     let cubin = bytes.split_off(bytes.iter().position(|byte| *byte == b'\n')? + 1);
     (bytes == head(key, &cubin).as_bytes()).then_some(cubin)
-}
-
-/// Returns the file name of a compiled source in a prebuilt folder.
-fn file_name(stem: &str, arch: &str) -> String {
-    format!("{stem}.{arch}.cubin")
-}
-
-/// Names of files, each with the [`source::key`] of what it was built from.
-type Manifest = BTreeMap<String, String>;
-
-fn manifest(folder: &Path) -> Result<Manifest> {
-    let file = folder.join(MANIFEST);
-    let wrong = |problem: String| DeviceError(format!("{}: {problem}", file.display()));
-    let bytes = std::fs::read(&file).map_err(|e| wrong(e.to_string()))?;
-    serde_json::from_slice(&bytes).map_err(|e| wrong(format!("expected files and keys: {e}")))
-}
-
-/// A source compiled by [`build`].
-#[derive(Clone, Debug)]
-pub struct Built {
-    /// Architecture it was compiled for.
-    pub arch: String,
-    /// File stem of the source.
-    pub source: &'static str,
-    /// Resources that each of its entry points uses.
-    pub usage: Vec<Usage>,
-    /// Size of the cubin in bytes.
-    pub bytes: usize,
-}
-
-/// Compiles all sources for these architectures into a folder that [`cubins`] can load.
-/// `progress` is called from any thread with the number of finished sources and the total; its
-/// error stops the build.
-///
-/// # Errors
-/// When there is no NVRTC that supports the architectures, the folder cannot be written, a source
-/// does not compile, or `progress` fails. NVRTC and the architectures are checked, and the folder
-/// is created, before anything is compiled.
-pub fn build<E: From<DeviceError> + Send>(
-    archs: &[String],
-    folder: &Path,
-    progress: impl Fn(u64, u64) -> std::result::Result<(), E> + Sync,
-) -> std::result::Result<Vec<Built>, E> {
-    let nvrtc = Nvrtc::open()?;
-    archs.iter().try_for_each(|arch| nvrtc.check(arch))?;
-    let cannot = |e: std::io::Error| DeviceError(format!("{}: {e}", folder.display()));
-    std::fs::create_dir_all(folder).map_err(cannot)?;
-    let of_arch = |arch| source::all().iter().map(move |source| (arch, source));
-    let wanted: Vec<(&String, &Source)> = archs.iter().flat_map(of_arch).collect();
-    let (done, all) = (AtomicU64::new(0), wanted.len() as u64);
-    let compiled = wanted.into_par_iter().map(|(arch, source)| {
-        let compiled = nvrtc.compile(source, arch)?;
-        progress(done.fetch_add(1, Ordering::Relaxed) + 1, all)?;
-        Ok((source, arch.as_str(), compiled))
-    });
-    let compiled = compiled.collect::<std::result::Result<Vec<_>, E>>()?;
-    let files: Vec<_> = compiled.iter().map(|(s, arch, c)| (*s, *arch, &c.cubin[..])).collect();
-    save(folder, &files)?;
-    let built = compiled.into_iter().map(|(source, arch, compiled)| Built {
-        arch: arch.into(),
-        source: source.stem,
-        bytes: compiled.cubin.len(),
-        usage: compiled.usage,
-    });
-    Ok(built.collect())
-}
-
-/// Writes compiled sources to a folder that [`cubins`] can load. Cubins for other architectures
-/// stay in the folder.
-///
-/// # Errors
-/// When the folder cannot be written.
-pub fn save(folder: &Path, kernels: &[(&Source, &str, &[u8])]) -> Result<()> {
-    let write = |name: &str, bytes: &[u8]| {
-        let file = folder.join(name);
-        keep(&file, bytes).map_err(|e| DeviceError(format!("{}: {e}", file.display())))
-    };
-    // A manifest that is missing or damaged is replaced.
-    let mut manifest = manifest(folder).unwrap_or_default();
-    for (source, arch, cubin) in kernels {
-        let name = file_name(source.stem, arch);
-        write(&name, cubin)?;
-        manifest.insert(name, source::key(source, arch));
-    }
-    let text = serde_json::to_string_pretty(&manifest);
-    write(MANIFEST, text.map_err(|e| DeviceError(e.to_string()))?.as_bytes())
-}
-
-/// Reads what [`save`] has written, for the first of the architectures that the folder has.
-fn load(folder: &Path, archs: &[String]) -> Result<HashMap<&'static str, Vec<u8>>> {
-    let manifest = manifest(folder)?;
-    let has = |arch: &&String| {
-        source::all().iter().any(|s| manifest.contains_key(&file_name(s.stem, arch)))
-    };
-    let Some(arch) = archs.iter().find(has) else {
-        return Err(DeviceError(format!(
-            "{}: expected kernels for {}, found none; make them with `gritlm kernels build --arch \
-             {} --output DIR`",
-            folder.join(MANIFEST).display(),
-            archs.join(" or "),
-            archs[0]
-        )));
-    };
-    let read = |source: &'static Source| {
-        let name = file_name(source.stem, arch);
-        let file = folder.join(&name);
-        if manifest.get(&name) != Some(&source::key(source, arch)) {
-            return Err(DeviceError(format!(
-                "{}: expected kernels of this version of the program, found those of another; make \
-                 them again with `gritlm kernels build --arch {arch} --output DIR`",
-                file.display()
-            )));
-        }
-        let cubin = std::fs::read(&file);
-        let cubin = cubin.map_err(|e| DeviceError(format!("{}: {e}", file.display())))?;
-        Ok((source.stem, cubin))
-    };
-    source::all().iter().map(read).collect()
 }

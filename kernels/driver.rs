@@ -1,8 +1,11 @@
 //! Safe functions over the CUDA driver. This is the only file with `unsafe` calls into it.
 //!
+//! In place of a GPU, kernels can run on the interpreter of PTX, or nowhere; see [`Place`].
+//!
 //! There is one context and one stream, and all work runs in the order of the calls, so memory
 //! can be freed and reused without waiting. cudarc's own tracking of reads and writes is off.
 
+use crate::interpreter::{self, Interpreter};
 use crate::params::Pointer;
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{
@@ -46,10 +49,28 @@ pub(crate) struct Grid {
 /// A range of device memory.
 #[derive(Debug)]
 pub(crate) struct Memory {
-    /// What frees it; a planned GPU has only addresses.
-    _freed: Option<CudaSlice<u8>>,
+    held: Held,
     first: u64,
     bytes: u64,
+}
+
+/// What frees memory.
+#[derive(Debug)]
+enum Held {
+    Live {
+        _freed: CudaSlice<u8>,
+    },
+    Interpreted(Arc<Interpreter>),
+    /// A planned GPU has only addresses.
+    Planned,
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        if let Held::Interpreted(interpreter) = &self.held {
+            interpreter.free(self.first);
+        }
+    }
 }
 
 impl Memory {
@@ -62,12 +83,34 @@ impl Memory {
     }
 }
 
-/// An opened GPU, or a planned one, on which nothing runs.
+/// A GPU, and where its work runs.
 pub(crate) struct Driver {
     pub(crate) device: Device,
-    live: Option<Live>,
-    /// Address of a planned GPU's next memory.
-    next: AtomicU64,
+    place: Place,
+}
+
+/// Where work runs.
+enum Place {
+    /// On the GPU.
+    Live(Live),
+    /// On the interpreter of PTX.
+    Interpreted(Arc<Interpreter>),
+    /// Nowhere: memory has addresses, the next of which this is, but no bytes. What is written is
+    /// lost, and what is read is zero.
+    Planned(AtomicU64),
+}
+
+/// A compiled source.
+#[derive(Clone)]
+pub(crate) enum Module {
+    Live(Arc<CudaModule>),
+    Interpreted(Arc<Vec<gritlm_ptx::Entry>>),
+}
+
+/// A kernel of a module.
+pub(crate) enum Function {
+    Live(CudaFunction),
+    Interpreted(interpreter::Function),
 }
 
 /// What an opened GPU has.
@@ -77,6 +120,24 @@ struct Live {
     /// Held while memory is allocated, and while a graph is captured, of which the allocation of
     /// another thread would become a part.
     allocating: Mutex<()>,
+}
+
+/// Host memory from which the GPU copies.
+pub(crate) enum Pinned {
+    Live(PinnedHostSlice<u8>),
+    Any(Vec<u8>),
+}
+
+impl Pinned {
+    /// Returns the bytes.
+    pub(crate) fn bytes(&mut self) -> Result<&mut [u8]> {
+        match self {
+            Self::Live(pinned) => {
+                pinned.as_mut_slice().map_err(|e| said("gives no pinned memory", e))
+            }
+            Self::Any(bytes) => Ok(bytes),
+        }
+    }
 }
 
 /// A graph of launches. It is used only under the lock of [`crate::gpu::Gpu`].
@@ -161,42 +222,61 @@ impl Driver {
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().map_err(refuses)?;
         let live = Live { context, stream, allocating: Mutex::new(()) };
-        Ok(Self { device, live: Some(live), next: AtomicU64::new(0) })
+        Ok(Self { device, place: Place::Live(live) })
     }
 
-    /// Returns a GPU with these properties that is not there. Its memory has addresses but no
-    /// bytes: what is written is lost, and what is read is zero.
+    /// Returns a GPU with these properties that is not there.
     pub(crate) fn planned(device: Device) -> Self {
-        Self { device, live: None, next: AtomicU64::new(1 << 20) }
+        Self { device, place: Place::Planned(AtomicU64::new(1 << 20)) }
+    }
+
+    /// Returns a GPU with these properties whose work runs on the interpreter.
+    pub(crate) fn interpreted(device: Device) -> Self {
+        Self { device, place: Place::Interpreted(Arc::default()) }
     }
 
     /// Whether nothing runs on this GPU.
     pub(crate) fn is_planned(&self) -> bool {
-        self.live.is_none()
+        matches!(self.place, Place::Planned(_))
+    }
+
+    /// Whether this is a GPU that is there.
+    pub(crate) fn is_live(&self) -> bool {
+        matches!(self.place, Place::Live(_))
     }
 
     fn live(&self) -> Result<&Live> {
-        self.live.as_ref().ok_or_else(|| DeviceError("nothing runs on a planned GPU".into()))
+        match &self.place {
+            Place::Live(live) => Ok(live),
+            _ => Err(DeviceError("there is no GPU".into())),
+        }
     }
 
     /// Directs this thread's calls to this GPU.
     pub(crate) fn bind(&self) -> Result<()> {
-        let Some(live) = &self.live else { return Ok(()) };
+        let Place::Live(live) = &self.place else { return Ok(()) };
         live.context.bind_to_thread().map_err(|e| said("does not take this thread", e))
     }
 
     /// Allocates memory with undefined contents. Returns `None` if there is no room.
     pub(crate) fn alloc(&self, bytes: u64) -> Result<Option<Memory>> {
-        let Some(live) = &self.live else {
-            let first = self.next.fetch_add(bytes.next_multiple_of(256), Ordering::Relaxed);
-            return Ok(Some(Memory { _freed: None, first, bytes }));
+        let live = match &self.place {
+            Place::Live(live) => live,
+            Place::Interpreted(interpreter) => {
+                let (first, held) = (interpreter.alloc(bytes)?, Arc::clone(interpreter));
+                return Ok(Some(Memory { held: Held::Interpreted(held), first, bytes }));
+            }
+            Place::Planned(next) => {
+                let first = next.fetch_add(bytes.next_multiple_of(256), Ordering::Relaxed);
+                return Ok(Some(Memory { held: Held::Planned, first, bytes }));
+            }
         };
         let _order = live.allocating.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: undefined contents are what this function promises.
         match unsafe { live.stream.alloc::<u8>(bytes as usize) } {
             Ok(slice) => {
                 let first = slice.device_ptr(&live.stream).0;
-                Ok(Some(Memory { _freed: Some(slice), first, bytes }))
+                Ok(Some(Memory { held: Held::Live { _freed: slice }, first, bytes }))
             }
             Err(DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => Ok(None),
             Err(e) => Err(said("refuses memory", e)),
@@ -205,16 +285,21 @@ impl Driver {
 
     /// Returns the free bytes and the total bytes of the GPU's memory.
     pub(crate) fn free_memory(&self) -> Result<(u64, u64)> {
-        let Some(live) = &self.live else { return Ok((self.device.memory, self.device.memory)) };
+        let Place::Live(live) = &self.place else {
+            return Ok((self.device.memory, self.device.memory));
+        };
         let (free, all) =
             live.context.mem_get_info().map_err(|e| said("does not tell the memory", e))?;
         Ok((free as u64, all as u64))
     }
 
-    /// Allocates pinned, write-combined memory, from which the GPU copies at full speed.
-    pub(crate) fn pinned(&self, bytes: usize) -> Result<PinnedHostSlice<u8>> {
+    /// Allocates pinned, write-combined memory, from which the GPU copies at full speed; any memory
+    /// where there is no GPU.
+    pub(crate) fn pinned(&self, bytes: usize) -> Result<Pinned> {
+        let Place::Live(live) = &self.place else { return Ok(Pinned::Any(vec![0; bytes])) };
         // SAFETY: bytes have no invalid values, and it is written before it is read.
-        unsafe { self.live()?.context.alloc_pinned::<u8>(bytes) }
+        unsafe { live.context.alloc_pinned::<u8>(bytes) }
+            .map(Pinned::Live)
             .map_err(|e| said("refuses pinned memory", e))
     }
 
@@ -223,7 +308,11 @@ impl Driver {
     /// now has completed.
     pub(crate) fn upload(&self, to: &Memory, at: u64, bytes: &[u8]) -> Result<()> {
         debug_assert!(at + bytes.len() as u64 <= to.bytes());
-        let Some(live) = &self.live else { return Ok(()) };
+        let live = match &self.place {
+            Place::Live(live) => live,
+            Place::Interpreted(interpreter) => return interpreter.write(to.first + at, bytes),
+            Place::Planned(_) => return Ok(()),
+        };
         self.bind()?;
         // SAFETY: the range is inside the allocation, which outlives the copy: it is freed in the
         // order of the same stream.
@@ -231,17 +320,22 @@ impl Driver {
             .map_err(|e| said("cannot write to the GPU", e))
     }
 
-    /// Records an event at this point of the stream.
-    pub(crate) fn event(&self) -> Result<CudaEvent> {
-        self.live()?.stream.record_event(None).map_err(|e| said("cannot record an event", e))
+    /// Records an event at this point of the stream; `None` where everything is done at once.
+    pub(crate) fn event(&self) -> Result<Option<CudaEvent>> {
+        let Place::Live(live) = &self.place else { return Ok(None) };
+        live.stream.record_event(None).map(Some).map_err(|e| said("cannot record an event", e))
     }
 
     /// Reads from byte `at` on, after all work that was submitted before.
     pub(crate) fn download(&self, from: &Memory, at: u64, to: &mut [u8]) -> Result<()> {
         debug_assert!(at + to.len() as u64 <= from.bytes());
-        let Some(live) = &self.live else {
-            to.fill(0);
-            return Ok(());
+        let live = match &self.place {
+            Place::Live(live) => live,
+            Place::Interpreted(interpreter) => return interpreter.read(from.first + at, to),
+            Place::Planned(_) => {
+                to.fill(0);
+                return Ok(());
+            }
         };
         self.bind()?;
         // SAFETY: the range is inside the allocation; `to` is borrowed until the copy is done.
@@ -253,9 +347,13 @@ impl Driver {
     /// Copies `bytes` bytes within the device.
     pub(crate) fn copy(&self, from: (&Memory, u64), to: (&Memory, u64), bytes: u64) -> Result<()> {
         debug_assert!(from.1 + bytes <= from.0.bytes() && to.1 + bytes <= to.0.bytes());
-        let Some(live) = &self.live else { return Ok(()) };
-        self.bind()?;
         let (from, to) = (from.0.pointer(from.1), to.0.pointer(to.1));
+        let live = match &self.place {
+            Place::Live(live) => live,
+            Place::Interpreted(it) => return it.copy(from.0, to.0, bytes as usize),
+            Place::Planned(_) => return Ok(()),
+        };
+        self.bind()?;
         // SAFETY: both ranges are inside allocations that outlive the copy in the stream's order.
         unsafe { result::memcpy_dtod_async(to.0, from.0, bytes as usize, live.stream.cu_stream()) }
             .map_err(|e| said("cannot copy on the GPU", e))
@@ -263,38 +361,54 @@ impl Driver {
 
     /// Waits for all submitted work.
     pub(crate) fn wait(&self) -> Result<()> {
-        let Some(live) = &self.live else { return Ok(()) };
+        let Place::Live(live) = &self.place else { return Ok(()) };
         live.stream.synchronize().map_err(|e| {
             let DeviceError(text) = said("reports a failed kernel", e);
             DeviceError(format!("{text}; the program has to be started again"))
         })
     }
 
-    /// Loads a compiled module.
-    pub(crate) fn module(&self, cubin: Vec<u8>) -> Result<Arc<CudaModule>> {
-        self.live()?
-            .context
-            .load_module(Ptx::from_binary(cubin))
-            .map_err(|e| said("refuses a compiled kernel", e))
+    /// Loads a compiled source: a cubin, or PTX for the interpreter.
+    pub(crate) fn module(&self, compiled: Vec<u8>) -> Result<Module> {
+        if let Place::Interpreted(interpreter) = &self.place {
+            return interpreter.module(&compiled).map(Module::Interpreted);
+        }
+        let module = self.live()?.context.load_module(Ptx::from_binary(compiled));
+        module.map(Module::Live).map_err(|e| said("refuses a compiled kernel", e))
     }
 
     /// Returns a kernel of a module, allowed to use all the shared memory that a block can have.
-    pub(crate) fn function(&self, module: &Arc<CudaModule>, entry: &str) -> Result<CudaFunction> {
+    pub(crate) fn function(&self, module: &Module, entry: &str) -> Result<Function> {
+        let module = match module {
+            Module::Live(module) => module,
+            Module::Interpreted(module) => {
+                return interpreter::Function::new(module, entry).map(Function::Interpreted);
+            }
+        };
         let refuses = |e| said(&format!("does not find the kernel {entry}"), e);
         let function = module.load_function(entry).map_err(refuses)?;
         let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
         function.set_attribute(attribute, self.device.shared as i32).map_err(refuses)?;
-        Ok(function)
+        Ok(Function::Live(function))
     }
 
     /// Launches a kernel. With `timed`, returns the events recorded before and after it.
     pub(crate) fn launch(
         &self,
-        function: &CudaFunction,
+        function: &Function,
         grid: Grid,
         params: &[u64],
         timed: bool,
     ) -> Result<Option<(CudaEvent, CudaEvent)>> {
+        let function = match (function, &self.place) {
+            (Function::Live(function), _) => function,
+            (Function::Interpreted(function), Place::Interpreted(interpreter)) => {
+                return interpreter.launch(function, grid, params).map(|()| None);
+            }
+            (Function::Interpreted(_), _) => {
+                return Err(DeviceError("a kernel of the interpreter on another device".into()));
+            }
+        };
         let [x, y, z] = grid.blocks;
         let config = LaunchConfig {
             grid_dim: (x, y, z),
@@ -313,8 +427,12 @@ impl Driver {
         unsafe { builder.launch(config) }.map_err(|e| said("refuses a launch", e))
     }
 
-    /// Captures what `launches` launches in a graph instead of running it.
+    /// Captures what `launches` launches in a graph instead of running it; `None` if it has run,
+    /// because there are no graphs here.
     pub(crate) fn capture(&self, launches: impl FnOnce() -> Result<()>) -> Result<Option<Graph>> {
+        if !self.is_live() {
+            return launches().map(|()| None);
+        }
         let refuses = |e| said("refuses a graph", e);
         let live = self.live()?;
         let _order = live.allocating.lock().unwrap_or_else(PoisonError::into_inner);

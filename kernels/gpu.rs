@@ -14,11 +14,11 @@
 //!   came back, and allocates nothing; [`Gpu::created`] holds the counts.
 //! * **Errors.** The first error is kept and returned by the next read or submit.
 
-use crate::driver::{Driver, Graph, Grid, Memory};
+use crate::driver::{Driver, Function, Graph, Grid, Memory, Module};
 use crate::params::Pointer;
 use crate::plan::{Plan, Planned};
 use bytemuck::Pod;
-use cudarc::driver::{CudaEvent, CudaFunction, CudaModule};
+use cudarc::driver::CudaEvent;
 use gritlm_model::measure::{Created, OpTime};
 use gritlm_model::ops::{DeviceError, Result};
 use std::borrow::Cow;
@@ -151,10 +151,10 @@ struct State {
     /// The last step that ran without a graph; an equal one that follows is captured.
     last: Step,
     graphs: Vec<(Step, Graph)>,
-    modules: HashMap<&'static str, Arc<CudaModule>>,
-    /// Numbers of the kernels by entry point, then the kernels by number.
+    modules: HashMap<&'static str, Module>,
+    /// Numbers of the kernels by entry point, then the kernels by number, with their sources' stems.
     numbers: HashMap<Cow<'static, str>, usize>,
-    functions: Vec<CudaFunction>,
+    functions: Vec<(&'static str, Function)>,
     timed: Vec<(Work, CudaEvent, CudaEvent)>,
     /// The launches of the last timed submit.
     launched: Vec<Launch>,
@@ -308,7 +308,7 @@ impl Gpu {
             DeviceError(format!("the kernel {}.cu has not been compiled", kernel.source))
         })?;
         let function = self.driver.function(module, &kernel.entry)?;
-        state.functions.push(function);
+        state.functions.push((kernel.source, function));
         let number = state.functions.len() - 1;
         state.numbers.insert(kernel.entry, number);
         lock(&self.counts).pipelines += 1;
@@ -389,13 +389,13 @@ impl Gpu {
 
     fn send_launch(
         &self,
-        functions: &[CudaFunction],
+        functions: &[(&str, Function)],
         step: &Step,
         launch: &Launch,
         timed: bool,
     ) -> Result<Option<(CudaEvent, CudaEvent)>> {
         let params = &step.params[launch.params.0..launch.params.1];
-        self.driver.launch(&functions[launch.function], launch.grid, params, timed)
+        self.driver.launch(&functions[launch.function].1, launch.grid, params, timed)
     }
 
     /// Reads bytes of a buffer, after everything recorded so far.
@@ -428,6 +428,15 @@ impl Gpu {
     /// Writes to a buffer that nothing else uses yet, without submitting recorded launches first.
     pub(crate) fn upload(&self, to: &Raw, at: u64, bytes: &[u8]) -> Result<()> {
         self.driver.upload(&to.memory, at, bytes)
+    }
+
+    /// Returns the kernels that have been launched: stems and entry points.
+    pub(crate) fn entries(&self) -> Vec<(&'static str, String)> {
+        let state = lock(&self.state);
+        let entry = |(name, number): (&Cow<'_, str>, &usize)| {
+            (state.functions[*number].0, name.to_string())
+        };
+        state.numbers.iter().map(entry).collect()
     }
 
     /// Returns the kernels of the last timed submit, with their grids.

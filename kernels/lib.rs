@@ -3,8 +3,8 @@
 //!
 //! * [`Cuda`] implements the operations. One Rust file per op picks the kernel variant, sizes the
 //!   grid and records the launch of the kernel with the same file stem.
-//! * [`source`] holds the table of kernels, [`compile`] runs NVRTC and caches its output, and
-//!   [`tune`] chooses the forms and tiles of the matrix products.
+//! * [`source`] holds the table of kernels, [`compile`] runs NVRTC and caches its output,
+//!   [`prebuilt`] keeps it in a folder for machines without NVRTC, and [`tune`] chooses the forms and tiles of the matrix products.
 //! * [`devices`] lists the GPUs.
 //!
 //! The driver and NVRTC are loaded at run time, so the crate builds where CUDA is not installed,
@@ -19,6 +19,7 @@ mod embed;
 mod expert;
 mod gate_up;
 mod gpu;
+mod interpreter;
 mod linear_add;
 mod logits;
 mod matrix;
@@ -27,6 +28,7 @@ mod narrow;
 pub mod params;
 pub mod plan;
 mod pool;
+pub mod prebuilt;
 mod product;
 mod qkv;
 mod rmsnorm;
@@ -50,6 +52,7 @@ use gritlm_model::ops::{
 use gritlm_model::weights::{Dtype, Tensor};
 use half::bf16;
 use matrix::Ring;
+use source::Source;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use tune::Form;
@@ -69,6 +72,8 @@ pub struct Options {
     /// that [`Form::of`] chooses. A few-rows form applies only to products with no more rows than
     /// it takes, and to grouped products.
     pub form: Option<Form>,
+    /// A user's own sources, each in place of the one with its stem.
+    pub own: Vec<Source>,
 }
 
 gritlm_model::setters!(Options {
@@ -76,6 +81,7 @@ gritlm_model::setters!(Options {
     profile: bool,
     kernels: Option<PathBuf>,
     form: Option<Form>,
+    own: Vec<Source>,
 });
 
 /// An opened GPU with its kernels.
@@ -143,7 +149,8 @@ impl Cuda {
     /// cannot be loaded or compiled.
     pub fn open(options: &Options) -> Result<Self> {
         let driver = Driver::open(options.ordinal)?;
-        let cubins = compile::cubins(driver.device.capability, options.kernels.as_deref())?;
+        let kernels = options.kernels.as_deref();
+        let cubins = compile::cubins(driver.device.capability, kernels, &options.own)?;
         let gpu = Gpu::new(driver, cubins, options.profile)?;
         Ok(Self { gpu, ring: Ring::default(), form: options.form })
     }
@@ -151,6 +158,16 @@ impl Cuda {
     /// Returns the GPU that was opened.
     pub fn describe(&self) -> &Device {
         &self.gpu.driver.device
+    }
+
+    /// Computes every matrix product in this form from now on; see [`Options::form`].
+    pub fn compute_as(&mut self, form: Option<Form>) {
+        self.form = form;
+    }
+
+    /// Returns the kernels that have been launched: file stems of their sources, and entry points.
+    pub fn entries(&self) -> Vec<(&'static str, String)> {
+        self.gpu.entries()
     }
 
     /// Allocates a buffer with undefined contents.

@@ -5,9 +5,9 @@
 //! next. Pinning the files themselves would cost more than it saves (some 2 GB/s), and copies
 //! from memory that is not pinned reach a third of the rate.
 
-use crate::driver::{Driver, said};
+use crate::driver::{Driver, Pinned, said};
 use crate::gpu::{Gpu, Raw, Use};
-use cudarc::driver::{CudaEvent, PinnedHostSlice};
+use cudarc::driver::CudaEvent;
 use gritlm_model::ops::{DeviceError, Result};
 use gritlm_model::weights::{Dtype, Tensor};
 use half::{bf16, f16};
@@ -33,7 +33,7 @@ pub struct Matrix {
 
 /// A pinned buffer, and the event at the end of the copy from it.
 struct Slot {
-    pinned: PinnedHostSlice<u8>,
+    pinned: Pinned,
     copied: Option<CudaEvent>,
 }
 
@@ -73,10 +73,10 @@ impl Slot {
         if let Some(copied) = self.copied.take() {
             copied.synchronize().map_err(waited)?;
         }
-        let all = self.pinned.as_mut_slice().map_err(waited)?;
+        let all = self.pinned.bytes()?;
         fill(&mut all[..bytes]);
         gpu.upload(to, at, &all[..bytes])?;
-        self.copied = Some(gpu.driver.event()?);
+        self.copied = gpu.driver.event()?;
         Ok(())
     }
 }

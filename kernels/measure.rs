@@ -35,8 +35,7 @@ impl Measure for Cuda {
     fn pinned_rate(&self, bytes: u64) -> Result<Option<f64>> {
         let to = self.gpu.buffer_for(Use::Lasting, bytes)?;
         let mut pinned = self.gpu.driver.pinned(bytes as usize)?;
-        let values =
-            pinned.as_mut_slice().map_err(|e| crate::driver::said("gives no pinned memory", e))?;
+        let values = pinned.bytes()?;
         scramble(values);
         self.rate(bytes, || self.gpu.upload(&to, 0, values)).map(Some)
     }

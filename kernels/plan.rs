@@ -10,11 +10,12 @@ use crate::driver::{Device, Driver, Grid};
 use crate::gpu::{Gpu, Kernel, Steps, Work};
 use crate::matrix::Ring;
 use crate::source::{self, Source};
+use gritlm_model::files::cache_folder;
 use gritlm_model::ops::{DeviceError, Result};
 use gritlm_sass as sass;
 use rayon::prelude::*;
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 
 /// A launch that a planned GPU was asked for.
@@ -69,10 +70,8 @@ pub type Plan = Arc<Mutex<Vec<Planned>>>;
 pub struct Predictor {
     gpu: sass::Gpu,
     arch: String,
-    capability: (u32, u32),
-    /// Bytes of shared memory that a block may use.
-    shared: u32,
     kernels: HashMap<String, (sass::Kernel, Usage)>,
+    stems: HashSet<&'static str>,
     nvrtc: Nvrtc,
 }
 
@@ -80,6 +79,64 @@ pub struct Predictor {
 /// a block.
 const GPUS: [(&str, sass::Gpu, (u32, u32), u32); 2] =
     [("sm_80", sass::Gpu::A100, (8, 0), 163 << 10), ("sm_90a", sass::Gpu::H200, (9, 0), 227 << 10)];
+
+/// Returns the model of an architecture's largest GPU, and its properties.
+///
+/// # Errors
+/// When the architecture has no model.
+fn modelled(arch: &str) -> Result<(sass::Gpu, Device)> {
+    let found = GPUS.into_iter().find(|(name, ..)| *name == arch);
+    let Some((_, gpu, capability, shared)) = found else {
+        let names: Vec<&str> = GPUS.iter().map(|(name, ..)| *name).collect();
+        return Err(DeviceError(format!(
+            "architecture {arch}: expected one with a model: {}",
+            names.join(", ")
+        )));
+    };
+    let (name, sms) = (gpu.name.into(), gpu.multiprocessors);
+    // Weights of any size fit, because a planned GPU's take none.
+    let device = Device { ordinal: 0, name, capability, memory: 1 << 40, sms, shared };
+    Ok((gpu, device))
+}
+
+impl Cuda {
+    /// Returns the largest GPU of this architecture as the interpreter of PTX plays it: every launch
+    /// is chosen as for that GPU and runs on the CPU, from the text that NVRTC writes. `own` are
+    /// sources in place of those with the same stems.
+    ///
+    /// # Errors
+    /// When the architecture has no model, NVRTC is missing or does not know it, or a source does not
+    /// compile or needs what the interpreter lacks.
+    pub fn interpreted(arch: &str, own: &[Source]) -> Result<Self> {
+        let (_, device) = modelled(arch)?;
+        let nvrtc = Nvrtc::open()?;
+        let replaced = |s: &&Source| !own.iter().any(|own| own.stem == s.stem);
+        let all: Vec<&Source> = source::all().iter().filter(replaced).chain(own).collect();
+        let cache = cache_folder();
+        let text = |s: &Source| Ok((s.stem, nvrtc.cached_ptx(s, arch, cache.as_deref())?));
+        let texts = all.into_par_iter().map(text);
+        let texts = texts.collect::<Result<HashMap<_, _>>>()?;
+        Self::on(Driver::interpreted(device), texts)
+    }
+
+    /// Returns the largest GPU of this architecture, on which nothing runs, and what it will be asked
+    /// to launch.
+    ///
+    /// # Errors
+    /// When the architecture has no model.
+    pub fn planned(arch: &str) -> Result<(Self, Plan)> {
+        let (_, device) = modelled(arch)?;
+        let cuda = Self::on(Driver::planned(device), HashMap::new())?;
+        let plan = cuda.gpu.plan();
+        Ok((cuda, plan))
+    }
+
+    /// Returns a GPU that is not there.
+    fn on(driver: Driver, compiled: HashMap<&'static str, Vec<u8>>) -> Result<Self> {
+        let gpu = Gpu::new(driver, compiled, false)?;
+        Ok(Self { gpu, ring: Ring::default(), form: None })
+    }
+}
 
 /// A launch's prediction.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -96,24 +153,31 @@ impl Predictor {
     /// Compiles all kernels for an architecture, and disassembles them.
     ///
     /// # Errors
-    /// When the architecture has no model, NVRTC is missing or does not support it, or `nvdisasm` is
-    /// not on the path.
+    /// As [`Predictor::of`].
     pub fn open(arch: &str) -> Result<Self> {
-        let Some((_, gpu, capability, shared)) = GPUS.into_iter().find(|(name, ..)| *name == arch)
-        else {
-            let names: Vec<&str> = GPUS.iter().map(|(name, ..)| *name).collect();
-            return Err(DeviceError(format!(
-                "architecture {arch}: expected one with a model: {}",
-                names.join(", ")
-            )));
-        };
+        Self::of(arch, source::all())
+    }
+
+    /// Compiles these sources for an architecture, and disassembles them.
+    ///
+    /// # Errors
+    /// When the architecture has no model, NVRTC is missing or does not support it, a source does not
+    /// compile, or `nvdisasm` is not on the path.
+    pub fn of(arch: &str, sources: &[Source]) -> Result<Self> {
+        let (gpu, _) = modelled(arch)?;
         let nvrtc = Nvrtc::open()?;
         nvrtc.check(arch)?;
+        let stems = sources.iter().map(|source| source.stem).collect();
         let arch = arch.into();
-        let mut predictor = Self { gpu, arch, capability, shared, kernels: HashMap::new(), nvrtc };
-        let compiled = source::all().par_iter().map(|source| predictor.compile(source));
+        let mut predictor = Self { gpu, arch, kernels: HashMap::new(), stems, nvrtc };
+        let compiled = sources.par_iter().map(|source| predictor.compile(source));
         predictor.kernels = compiled.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect();
         Ok(predictor)
+    }
+
+    /// Whether the kernel of a launch is of one of the sources.
+    pub fn has(&self, planned: &Planned) -> bool {
+        self.stems.contains(planned.source)
     }
 
     /// Compiles a source and takes its kernels in place of those with the same names.
@@ -154,25 +218,6 @@ impl Predictor {
     /// What the model knows of the GPU.
     pub fn gpu(&self) -> &sass::Gpu {
         &self.gpu
-    }
-
-    /// Returns a GPU of this kind that is not there, and what it will be asked to launch.
-    ///
-    /// # Errors
-    /// None that a planned GPU has; the result is that of [`Cuda::open`].
-    pub fn device(&self) -> Result<(Cuda, Plan)> {
-        let driver = Driver::planned(Device {
-            ordinal: 0,
-            name: self.gpu.name.into(),
-            capability: self.capability,
-            // Weights of any size fit, because they take none.
-            memory: 1 << 40,
-            sms: self.gpu.multiprocessors,
-            shared: self.shared,
-        });
-        let gpu = Gpu::new(driver, HashMap::new(), false)?;
-        let plan = gpu.plan();
-        Ok((Cuda { gpu, ring: Ring::default(), form: None }, plan))
     }
 
     /// Predicts a launch.

@@ -13,16 +13,54 @@ use crate::route::{Add, RouteParams, Sort};
 use crate::sample::SamplingParams;
 use crate::search::{Scores, Select};
 use gritlm_model::hash::fnv1a;
+use gritlm_model::ops::{DeviceError, Result};
+use std::borrow::Cow;
+use std::path::{Path, PathBuf};
 
 /// A source file with all its entry points.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Source {
     /// Its file stem.
     pub stem: &'static str,
     /// Its text.
-    pub file: &'static str,
+    pub file: Cow<'static, str>,
     /// Parameter structs of its entry points.
     pub params: &'static [Layout],
+    /// Where the text is, if it is a user's own: the compiler's lines name it, and what lies beside it
+    /// can be included, in place of the project's headers too.
+    pub path: Option<PathBuf>,
+}
+
+impl Source {
+    /// Returns a user's own file in place of the source with this stem.
+    ///
+    /// # Errors
+    /// When there is no source with this stem, or the file cannot be read.
+    pub fn own(stem: &str, path: &Path) -> Result<Self> {
+        let Some(source) = SOURCES.iter().find(|source| source.stem == stem) else {
+            let stems: Vec<&str> = SOURCES.iter().map(|source| source.stem).collect();
+            return Err(DeviceError(format!(
+                "expected the name of a kernel ({}), found {stem}",
+                stems.join(", ")
+            )));
+        };
+        let file = std::fs::read_to_string(path)
+            .map_err(|e| DeviceError(format!("{}: {e}", path.display())))?;
+        Ok(Self { file: file.into(), path: Some(path.into()), ..source.clone() })
+    }
+
+    /// Returns the folder of a user's own file.
+    pub(crate) fn folder(&self) -> Option<&Path> {
+        let folder = self.path.as_ref()?.parent()?;
+        Some(if folder.as_os_str().is_empty() { Path::new(".") } else { folder })
+    }
+
+    /// Returns names and texts of the headers that are passed to the compiler. Those that lie beside a
+    /// user's own file it finds itself.
+    pub(crate) fn headers(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
+        let beside = |name: &str| self.folder().is_some_and(|folder| folder.join(name).exists());
+        HEADERS.iter().copied().filter(move |(name, _)| !beside(name))
+    }
 }
 
 /// Defines the table from one line per source: its stem and its parameter structs.
@@ -30,8 +68,9 @@ macro_rules! sources {
     ($($stem:ident: $($params:ty),*;)*) => {
         static SOURCES: &[Source] = &[$(Source {
             stem: stringify!($stem),
-            file: include_str!(concat!(stringify!($stem), ".cu")),
+            file: Cow::Borrowed(include_str!(concat!(stringify!($stem), ".cu"))),
             params: &[$(<$params>::LAYOUT),*],
+            path: None,
         }),*];
     };
 }
@@ -84,7 +123,8 @@ const OFFSET: &str = "
 
 /// Returns the text to compile: the file, then assertions that its structs match those of Rust.
 pub fn text(source: &Source) -> String {
-    let mut text = source.file.to_string() + OFFSET;
+    let mut text = source.file.to_string();
+    text += OFFSET;
     let mut assert = |condition: String, what: String| {
         text += &format!("static_assert({condition}, \"{what} is not the one of Rust\");\n");
     };

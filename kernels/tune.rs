@@ -149,6 +149,12 @@ impl Form {
         best.map_or(Self::Many(TILES[0], 1), |(tile, parts)| Self::Many(*tile, parts))
     }
 
+    /// Returns every form, of which [`Form::of`] takes one: tiles whole and in parts, and few rows.
+    pub fn all() -> impl Iterator<Item = Self> {
+        let parts = |tile| [1, 3].map(|parts| Self::Many(tile, parts));
+        TILES.into_iter().flat_map(parts).chain((1..=FEW_ROWS).map(Self::Few))
+    }
+
     /// Returns the end of the entry points' names.
     pub(crate) fn name(self) -> String {
         match self {

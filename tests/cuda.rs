@@ -10,8 +10,8 @@ use gritlm::model::ops::{LinearAdd, Mask, Ops};
 use gritlm::model::reference::relative_error;
 use gritlm::model::weights::Dtype;
 use gritlm::{Device, Embed, Engine, Options as EngineOptions, Prompt, Sampling, Stage};
-use gritlm_bench::case::Op;
-use gritlm_kernels::tune::{Form, TILES};
+use gritlm_bench::laboratory::takes;
+use gritlm_kernels::tune::Form;
 use gritlm_kernels::{Cuda, Options};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -107,23 +107,11 @@ fn every_case_on_cuda() {
 #[test]
 fn every_form_of_a_product() {
     let Some(place) = Place::find("cuda::every_form_of_a_product") else { return };
-    let parts = |tile| [1, 3].map(|parts| (Form::Many(tile, parts), u32::MAX));
-    let tiles = TILES.into_iter().flat_map(parts);
-    let few = [1, 2].map(|rows| (Form::Few(rows), rows));
-    for (form, most) in tiles.chain(few) {
+    for form in Form::all() {
         say(&format!("cuda: products as {form}"));
         check(&place.open(Some(form)), BF16, |case| {
             case.bf16 = true;
-            case.dtype == Dtype::Bf16
-                && match &case.op {
-                    Op::Qkv(p, _) => p.rows <= most,
-                    Op::LinearAdd(p) => p.rows <= most,
-                    Op::GateUp(p) => p.rows <= most,
-                    Op::Logits { rows, .. } => rows.len() <= most as usize,
-                    // An expert's rows are taken so many at a time.
-                    Op::Expert(_) => true,
-                    _ => false,
-                }
+            takes(form, case)
         });
     }
 }

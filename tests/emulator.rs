@@ -7,7 +7,7 @@ mod raw; // the driver API
 mod snippets; // small kernels, right and wrong
 
 use crate::support::say;
-use gritlm_kernels::compile;
+use gritlm_kernels::prebuilt;
 use gritlm_kernels::source::{self, HEADERS};
 use gritlm_ptx::hook::{HOOKS, Hooks};
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW, Symbol};
@@ -167,7 +167,7 @@ fn build(compiler: &[u8]) -> PathBuf {
 pub(crate) fn save(folder: &Path, arch: &str, cubins: &[Vec<u8>]) {
     let all: Vec<_> =
         source::all().iter().zip(cubins).map(|(s, bytes)| (s, arch, &bytes[..])).collect();
-    compile::save(folder, &all).unwrap();
+    prebuilt::save(folder, &all).unwrap();
 }
 
 fn headers() -> Vec<(&'static str, String)> {

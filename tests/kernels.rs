@@ -4,9 +4,11 @@
 use crate::cli::{Ran, objects, run};
 use crate::emulator;
 use crate::support::say;
-use gritlm_kernels::compile::{Nvrtc, cubins, save};
+use gritlm_kernels::compile::{Nvrtc, cubins};
 use gritlm_kernels::params::Layout;
+use gritlm_kernels::prebuilt::save;
 use gritlm_kernels::source::{Source, all};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -18,12 +20,15 @@ const ARCHS: [&str; 3] = ["sm_80", "sm_89", "sm_90a"];
 /// A kernel that takes no time to compile.
 const SMALL: Source = Source {
     stem: "small",
-    file: r#"
+    file: Cow::Borrowed(
+        r#"
         #include "memory.cuh"
         struct Small { Global<float> x; u32 n; u32 unused; };
         extern "C" __global__ void small(Small p) { p.x.set(threadIdx.x % p.n, 1.0f); }
     "#,
+    ),
     params: &[Layout { name: "Small", fields: &[("x", 0), ("n", 8), ("unused", 12)], size: 16 }],
+    path: None,
 };
 
 /// NVRTC; without it the test is skipped, unless `GRITLM_EXPECT_CUDA` says that it must be here.
@@ -58,7 +63,7 @@ fn says(problem: impl ToString, parts: &[&str]) {
 fn what_does_not_compile_is_named() {
     let Some(nvrtc) = nvrtc("kernels::what_does_not_compile_is_named") else { return };
     assert_eq!(nvrtc.compile(&SMALL, "sm_80").unwrap().usage[0].entry, "small");
-    let broken = Source { file: "\n__device__ int x = y;\n", params: &[], ..SMALL };
+    let broken = Source { file: "\n__device__ int x = y;\n".into(), params: &[], ..SMALL };
     says(nvrtc.compile(&broken, "sm_80").unwrap_err(), &["small.cu(2)", "sm_80", "\"y\""]);
     let layouts: [(&'static [Layout], _); 3] = [
         (&[Layout { name: "Small", fields: &[("x", 0), ("n", 12)], size: 16 }], "Small::n"),
@@ -119,7 +124,7 @@ fn compiled_kernels_are_kept() {
     wrong.extend([[&kept[..], b"\0"].concat(), cubin.clone()]);
     // Another's, whole: of another architecture, of another source.
     cached("sm_89");
-    let other = Source { file: "extern \"C\" __global__ void k() {}", params: &[], ..SMALL };
+    let other = Source { file: "extern \"C\" __global__ void k() {}".into(), params: &[], ..SMALL };
     nvrtc.cubin(&other, "sm_80", Some(folder.path())).unwrap();
     let others = files(&folder.path().join("kernels"));
     assert_eq!(others.len(), 3);
@@ -170,7 +175,7 @@ fn many_may_compile_at_the_same_time() {
 fn folders_of_compiled_kernels_are_checked() {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path();
-    let problem = |capability| cubins(capability, Some(dir)).unwrap_err();
+    let problem = |capability| cubins(capability, Some(dir), &[]).unwrap_err();
     let manifest = dir.join("kernels.json");
     says(problem((8, 0)), &["kernels.json", "No such file"]);
 
@@ -178,7 +183,7 @@ fn folders_of_compiled_kernels_are_checked() {
     let kernels = |arch| all().iter().zip(&bytes).map(move |(s, b)| (s, arch, b.as_bytes()));
     save(dir, &kernels("sm_80").collect::<Vec<_>>()).unwrap();
     for capability in [(8, 0), (8, 6), (8, 9)] {
-        let found = cubins(capability, Some(dir)).unwrap();
+        let found = cubins(capability, Some(dir), &[]).unwrap();
         assert_eq!(found.len(), all().len());
         assert_eq!(found["rmsnorm"], b"rmsnorm compiled");
     }
@@ -187,8 +192,8 @@ fn folders_of_compiled_kernels_are_checked() {
     // More is added, and the best is taken.
     let hopper: Vec<_> = all().iter().map(|s| (s, "sm_90a", &b"for Hopper"[..])).collect();
     save(dir, &hopper).unwrap();
-    assert_eq!(cubins((9, 0), Some(dir)).unwrap()["rmsnorm"], b"for Hopper");
-    assert_eq!(cubins((8, 0), Some(dir)).unwrap()["rmsnorm"], b"rmsnorm compiled");
+    assert_eq!(cubins((9, 0), Some(dir), &[]).unwrap()["rmsnorm"], b"for Hopper");
+    assert_eq!(cubins((8, 0), Some(dir), &[]).unwrap()["rmsnorm"], b"rmsnorm compiled");
 
     let whole = fs::read_to_string(&manifest).unwrap();
     let at = whole.find("rmsnorm.sm_80.cubin\": \"").unwrap() + 24;
@@ -238,11 +243,11 @@ fn every_source_compiles() {
         say(&format!("registers, {arch}: {}", registers.join(", ")));
     }
     for capability in [(8, 0), (8, 6), (8, 9), (9, 0)] {
-        let built = cubins(capability, Some(&output)).unwrap();
+        let built = cubins(capability, Some(&output), &[]).unwrap();
         assert_eq!(built.len(), all().len());
         assert!(built.values().all(|cubin| cubin.starts_with(b"\x7fELF")));
     }
-    let built = cubins((8, 0), Some(&output)).unwrap();
+    let built = cubins((8, 0), Some(&output), &[]).unwrap();
     assert_eq!(lines[0]["bytes"], built[lines[0]["source"].as_str().unwrap()].len());
 
     let text = build(&["--arch", "sm_86"]).ok();

@@ -26,25 +26,10 @@ pub(crate) fn check<O: Measure>(ops: &O, bound: f64, mut chosen: impl FnMut(&mut
     let mut all = cases();
     all = all.extract_if(.., |case| ops.takes(case.dtype) && chosen(case)).collect();
     for case in &all {
-        let (out, expected) = (case.run(ops).unwrap(), case.expected());
-        let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
-        if bits(&case.run(ops).unwrap()) != bits(&out) {
-            failed.push(format!("{}: other bits the second time", case.name));
-        }
-        let exact = case.exact();
-        if out.len() != expected.len() || out[..exact] != expected[..exact] {
-            let mut pairs = out.iter().zip(&expected).enumerate();
-            let differ = pairs.find(|(_, (a, b))| a != b);
-            failed.push(format!("{}: other ids, first {differ:?}", case.name));
-        } else if out != expected {
-            // Only here: of nothing, or of zeros, there is no relative error.
-            let error = relative_error(&out[exact..], &expected[exact..]);
-            if error > worst.0 {
-                worst = (error, case.name.clone());
-            }
-            if error > bound || error.is_nan() {
-                failed.push(format!("{}: relative error {error:.1e}", case.name));
-            }
+        match case.compare(ops, &case.expected(), bound) {
+            Ok(error) if error > worst.0 => worst = (error, case.name.clone()),
+            Ok(_) => {}
+            Err(problem) => failed.push(format!("{}: {problem}", case.name)),
         }
         flops += case.flops();
         bytes += case.bytes();

@@ -2,7 +2,7 @@
 //! The compiler or a test compares the two.
 
 /// Layout of a struct that a kernel or shader reads.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
     /// The struct's name, the same in both languages.
     pub name: &'static str,

@@ -1,12 +1,46 @@
 //! Computes the expected result of every case with the formulas of the reference.
 
 use super::case::{BEFORE, Case, Op, Seq, cached, drawn_values, found_values};
-use gritlm_model::ops::{Attention, PAGE, Qkv, SampledToken};
+use gritlm_model::ops::{Attention, Ops, PAGE, Qkv, SampledToken};
 use gritlm_model::reference::{
     attention, gate_up, linear, pool, relative_error, rmsnorm, rotary, sample, search,
 };
 
 impl Case {
+    /// Runs the case twice on a backend and returns the relative error of its result, which must be
+    /// within `bound`.
+    ///
+    /// # Errors
+    /// When the device fails, the second run has other bits than the first, ids differ, or the error
+    /// is larger; one line.
+    pub fn compare<O: Ops>(
+        &self,
+        ops: &O,
+        expected: &[f32],
+        bound: f64,
+    ) -> std::result::Result<f64, String> {
+        let run = || self.run(ops).map_err(|e| e.to_string());
+        let (out, again) = (run()?, run()?);
+        if !out.iter().map(|v| v.to_bits()).eq(again.iter().map(|v| v.to_bits())) {
+            return Err("other bits the second time".into());
+        }
+        let exact = self.exact();
+        if out.len() != expected.len() || out[..exact] != expected[..exact] {
+            let mut pairs = out.iter().zip(expected).enumerate();
+            let differ = pairs.find(|(_, (a, b))| a != b);
+            return Err(format!("other ids, first {differ:?}"));
+        }
+        if out == expected {
+            // Of nothing, or of zeros, there is no relative error.
+            return Ok(0.0);
+        }
+        let error = relative_error(&out[exact..], &expected[exact..]);
+        if error > bound || error.is_nan() {
+            return Err(format!("relative error {error:.1e}, at most {bound:.0e}"));
+        }
+        Ok(error)
+    }
+
     /// Returns the result by the formulas of [`gritlm_model::reference`], with its values in the
     /// order of [`Case::run`].
     ///

@@ -6,6 +6,8 @@ pub mod cases;
 pub mod compare;
 mod error;
 mod expected;
+#[cfg(feature = "cuda")]
+pub mod laboratory;
 pub mod limits;
 pub mod load;
 pub mod model;

@@ -23,15 +23,28 @@ pub(super) fn run(command: &Bench, global: &Global, out: &mut Out) -> Result<()>
     match command {
         Bench::Show { record, output } => report(Record::read(record)?, output, out),
         Bench::Results { records } => write_results(records),
-        Bench::Ops { like, shape, rows, contexts, batches, filter, how } => {
-            let named = match (like, &shape[..]) {
-                (Some(like), _) => ops::model(&synth::config(like, None)?, rows, contexts, batches),
-                (None, []) => ops::table(),
-                (None, shapes) => {
-                    shapes.iter().map(|s| Ok(Named::parse(s)?)).collect::<Result<Vec<_>>>()?
-                }
-            };
+        Bench::Ops { like, shape, rows, contexts, batches, filter, how, .. } => {
             let wanted = |n: &Named| format!("{} {}", n.op, n.shape).contains(filter.as_str());
+            let of_model = |like: &str| {
+                Ok::<_, Error>(ops::model(&synth::config(like, None)?, rows, contexts, batches))
+            };
+            #[cfg(feature = "cuda")]
+            if let Bench::Ops { own, arch, .. } = command
+                && !own.is_empty()
+            {
+                let like = like.as_deref().unwrap_or(LIKE);
+                let named = match &shape[..] {
+                    [] => of_model(like)?,
+                    shapes => parsed(shapes)?,
+                };
+                let named = named.into_iter().filter(wanted).collect();
+                return super::laboratory::run(own, (arch, like), named, how, global, out);
+            }
+            let named = match (like, &shape[..]) {
+                (Some(like), _) => of_model(like)?,
+                (None, []) => ops::table(),
+                (None, shapes) => parsed(shapes)?,
+            };
             let named: Vec<Named> = named.into_iter().filter(wanted).collect();
             let run = |options: &Options, device: &str, record: &mut Record| {
                 backend::open(options, Single { device, named: &named, how, record })
@@ -98,6 +111,14 @@ pub(super) fn run(command: &Bench, global: &Global, out: &mut Out) -> Result<()>
             report(on_each_device(global, run)?, &how.output, out)
         }
     }
+}
+
+/// The shape beside which a user's kernels are shown if no other is asked for.
+#[cfg(feature = "cuda")]
+const LIKE: &str = "gritlm-7b";
+
+fn parsed(shapes: &[String]) -> Result<Vec<Named>> {
+    Ok(shapes.iter().map(|s| Named::parse(s)).collect::<Result<_, gritlm_bench::Error>>()?)
 }
 
 /// The model to measure.

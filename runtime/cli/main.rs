@@ -12,6 +12,8 @@ mod generate;
 mod index;
 mod inspect;
 mod kernels;
+#[cfg(feature = "cuda")]
+mod laboratory;
 mod merge;
 mod mine;
 mod output;

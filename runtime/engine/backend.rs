@@ -261,7 +261,7 @@ pub use wgpu::row_bytes as wgpu_row_bytes;
 #[cfg(feature = "cuda")]
 mod cuda {
     use super::{DeviceInfo, Options};
-    pub use gritlm_kernels::compile::build;
+    pub use gritlm_kernels::prebuilt::build;
     use gritlm_kernels::{Cuda, Device, devices as gpus};
 
     pub(super) fn devices() -> Vec<DeviceInfo> {

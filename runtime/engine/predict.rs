@@ -5,6 +5,7 @@
 
 use crate::batch::{Sequence, Want};
 use crate::{Attn, Engine, Options, Result};
+use gritlm_kernels::Cuda;
 use gritlm_kernels::plan::Planned;
 pub use gritlm_kernels::plan::Predictor;
 use gritlm_model::ops::{Mask, SampleParams};
@@ -73,12 +74,13 @@ const CONTEXT: usize = 512;
 /// Tokens of a sequence that is read at once.
 const PREFILL: [usize; 4] = [128, 512, 2048, 4096];
 
-/// Predicts decode steps and prefills of a model of this shape.
+/// Predicts decode steps and prefills of a model of this shape; of a predictor that has not all
+/// kernels, their launches only.
 ///
 /// # Errors
 /// When the shape is unknown.
 pub fn predict(predictor: &Predictor, like: &str) -> Result<Vec<Row>> {
-    let (ops, plan) = predictor.device()?;
+    let (ops, plan) = Cuda::planned(predictor.arch())?;
     let longest = PREFILL[PREFILL.len() - 1];
     let kv_tokens = DECODE[DECODE.len() - 1] * (CONTEXT + 128) + longest + 128;
     let options = Options::default().kv_tokens(kv_tokens);
@@ -160,7 +162,7 @@ impl Rows<'_> {
             arch: self.predictor.arch().into(),
             compiler: self.compiler.clone(),
         };
-        for launch in step {
+        for launch in step.iter().filter(|launch| self.predictor.has(launch)) {
             let key = (launch.entry.to_string(), launch.blocks, launch.bytes, launch.flops);
             let row = match self.known.get(&key) {
                 Some(row) => row.clone(),
@@ -179,7 +181,7 @@ impl Rows<'_> {
                 None => self.rows.push(Row { rows, ..row }),
             }
         }
-        if decodes {
+        if decodes && step.iter().all(|launch| self.predictor.has(launch)) {
             let copy = self.predictor.gpu().copy;
             whole.limit = copy_limit(copy);
             whole.predicted_share = whole.bytes as f64 / copy / (whole.predicted_us * 1e-6);

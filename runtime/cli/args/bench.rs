@@ -1,6 +1,8 @@
 //! Arguments of `bench` and `kernels`.
 
 use super::values::count;
+#[cfg(feature = "cuda")]
+use super::values::{Own, parse};
 use clap::{Args as Group, Subcommand};
 use std::path::PathBuf;
 
@@ -30,6 +32,19 @@ pub(crate) enum Bench {
         /// Only ops and shapes that contain this
         #[arg(long, value_name = "TEXT", default_value = "")]
         filter: String,
+        /// Your own CUDA source in place of ours, by its stem, like attention=my.cu; may be given again
+        ///
+        /// Every case of the table that launches it is checked against the reference. Then both are
+        /// timed in turn on the GPU (`--device cuda`); without one, the interpreter of PTX runs the
+        /// cases, and both are predicted for `--arch`. docs/kernels.md says what a kernel is given.
+        #[cfg(feature = "cuda")]
+        #[arg(long = "with", value_name = "STEM=FILE", value_parser = parse::<Own>)]
+        #[arg(conflicts_with_all = ["json", "html", "peer", "compare"])]
+        own: Vec<Own>,
+        /// Architecture to compile and predict for without a GPU: sm_90a is an H200, sm_80 an A100
+        #[cfg(feature = "cuda")]
+        #[arg(long, value_name = "A", default_value = "sm_90a", requires = "own")]
+        arch: String,
         #[command(flatten)]
         how: BenchHow,
     },

@@ -7,6 +7,8 @@ use gritlm_model::quantize::Quantization;
 use gritlm_model::weights::Dtype;
 use gritlm_rag::text;
 use std::convert::Infallible;
+#[cfg(feature = "cuda")]
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -141,6 +143,28 @@ impl FromStr for Above {
             "none" => Ok(Self(None)),
             number => number.parse().map(Some).map(Self).map_err(wrong),
         }
+    }
+}
+
+/// A kernel by its stem, and the file of a user's own.
+#[cfg(feature = "cuda")]
+#[derive(Clone, Debug)]
+pub(crate) struct Own {
+    pub(crate) stem: String,
+    pub(crate) path: PathBuf,
+}
+
+#[cfg(feature = "cuda")]
+impl FromStr for Own {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let (stem, path) = text.split_once('=').ok_or_else(|| Error::Option {
+            option: "--with",
+            expected: "a kernel's name and a file, as in attention=my.cu".into(),
+            found: text.into(),
+        })?;
+        Ok(Self { stem: stem.into(), path: path.into() })
     }
 }
 
