@@ -17,6 +17,7 @@
 use crate::driver::{Driver, Function, Graph, Grid, Memory, Module};
 use crate::params::Pointer;
 use crate::plan::{Plan, Planned};
+use crate::send::Sending;
 use bytemuck::Pod;
 use cudarc::driver::CudaEvent;
 use gritlm_model::measure::{Created, OpTime};
@@ -148,6 +149,7 @@ struct State {
     work: Vec<Work>,
     /// Buffers that the host writes before the launches, and the bytes for them.
     sent: Vec<(Arc<Raw>, Vec<u8>)>,
+    sending: Sending,
     /// The last step that ran without a graph; an equal one that follows is captured.
     last: Step,
     graphs: Vec<(Step, Graph)>,
@@ -341,7 +343,7 @@ impl Gpu {
         let mut state = lock(&self.state);
         let state = &mut *state;
         for (raw, bytes) in state.sent.drain(..) {
-            self.driver.upload(&raw.memory, 0, &bytes)?;
+            state.sending.send(&self.driver, &raw.memory, &bytes)?;
         }
         if state.step.launches.is_empty() {
             return Ok(());

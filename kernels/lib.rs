@@ -35,6 +35,7 @@ mod rmsnorm;
 mod route;
 mod sample;
 mod search;
+mod send;
 pub mod source;
 pub mod tune;
 
