@@ -9,7 +9,9 @@
 // * Prefill: the warps split the vectors, 32 each (with 16, the tensor cores would wait for
 //   ldmatrix: every warp reads all keys and values).
 // * SPLIT: 16 vectors, and the warps split the keys of each block; tiles cover stretches of keys.
-//   `attention_reduce` adds up what is written to `parts`.
+//   Each block leaves its sums in `parts`; of those that have the same vectors, the last one to come
+//   adds all of them up, out = Σᵢ 2^(mᵢ − m) oᵢ / Σᵢ 2^(mᵢ − m) lᵢ with m = maxᵢ mᵢ, in the order of
+//   the keys: whichever is last, the bits are the same.
 // Blocks of keys and of values take turns in a ring that cp.async fills RING − 1 ahead. Rows in
 // shared memory are D columns, the 16-byte chunks of row r swapped by xor r % 8, so that neither
 // copies nor ldmatrix meet bank conflicts. What lies beyond a head's width or a tile's last key
@@ -17,131 +19,7 @@
 // the tile, and only those that some vector sees a part of are compared key by key.
 // Bound by arithmetic with many vectors, by memory when decoding. Twin: model/cpu/attention.rs.
 // Params: attention.rs.
-#include "common.cuh"
-
-struct AttentionParams {
-    Global<bf16> q;
-    Global<bf16> keys;
-    Global<bf16> values;
-    Global<bf16> out;     // without SPLIT
-    Global<float> parts;  // with SPLIT: (tile, kv_head, 16, width + 4): columns, largest, sum
-    Global<u32> words;    // the batch's page tables, then its tiles
-    u32 group;            // query heads per key/value head
-    u32 kv_heads;
-    u32 head_dim;
-    u32 width;  // of a cached head: head_dim rounded up to 8
-    u32 q_stride;
-    u32 out_stride;
-    u32 tiles;    // where this mask's tiles begin
-    float scale;  // log₂ e / √head_dim
-};
-
-// As tiles.rs lays it out; in a tile that only fills up a list, first = end.
-struct Tile {
-    u32 row, past, first, end, table, total, window, first_key, end_key;
-};
-
-constexpr u32 PAGE = 128;
-constexpr u32 WARPS = 4;
-constexpr u32 CAUSAL = 1;  // bits of MASK
-constexpr u32 WINDOW = 2;
-
-// The same numbers as `Form` in attention.rs.
-template <u32 WIDTH, u32 KIND, bool FEW> struct Form {
-    static constexpr u32 D = WIDTH;
-    static constexpr u32 MASK = KIND;
-    static constexpr bool SPLIT = FEW;
-    static constexpr u32 BLOCK = D == 256 && !SPLIT ? 32 : 64;  // keys
-    static constexpr u32 RING = !SPLIT ? 3 : D == 256 ? 2 : 4;
-    static constexpr u32 M = SPLIT || D == 256 ? 1 : 2;  // times 16 vectors of a warp
-    static constexpr u32 ROWS = SPLIT ? 16 : WARPS * 16 * M;
-    static constexpr u32 N = (SPLIT ? BLOCK / WARPS : BLOCK) / 8;  // times 8 keys of a warp
-    static constexpr u32 C = D / 8;                                // chunks of a row
-    static constexpr u32 QUERIES = RING * BLOCK * D * 2;           // after the ring
-    static constexpr u32 MERGED = WARPS * 16 * (D + 8) * 4;        // in place of the ring
-};
-
-// Where a chunk of 8 columns of a row lies in shared memory.
-template <u32 D> __device__ __forceinline__ u32 place(u32 row, u32 chunk) {
-    return row * D + (chunk ^ row % 8) * 8;
-}
-
-// All heads of a tile come one after the other, so that the longest tiles are first.
-__device__ __forceinline__ u32 head_at(const AttentionParams &p) { return blockIdx.x % p.kv_heads; }
-
-__device__ __forceinline__ Tile tile_at(const AttentionParams &p) {
-    Global<u32> w = p.words.from(p.tiles + blockIdx.x / p.kv_heads * 9);
-    // A window beyond every position is none; the sums below stay below 2³².
-    return {w[0], w[1], w[2], w[3], w[4], w[5], min(w[6], 1u << 30), w[7], w[8]};
-}
-
-// Where vector m begins in a buffer with this stride.
-__device__ __forceinline__ u64 vector_at(const AttentionParams &p, const Tile &tile, u32 m,
-                                         u32 stride) {
-    u32 column = (head_at(p) * p.group + m % p.group) * p.head_dim;
-    return u64(tile.row + m / p.group) * stride + column;
-}
-
-// The tile's queries to shared memory, zeros in rows and columns that there are not.
-template <class F>
-__device__ __forceinline__ void load_queries(const AttentionParams &p, const Tile &tile,
-                                             Shared<bf16> to) {
-    for (u32 i = threadIdx.x; i < F::ROWS * F::C; i += WARPS * WARP) {
-        u32 row = i / F::C, c = i % F::C, m = tile.first + row;
-        u64 at = vector_at(p, tile, min(m, tile.end - 1), p.q_stride) + 8 * c;
-        u32 columns = m < tile.end && 8 * c < p.head_dim ? min(p.head_dim - 8 * c, 8u) : 0;
-        if (p.head_dim % 8 == 0) {
-            cp_async16(to, place<F::D>(row, c), p.q, at, 2 * columns);
-            continue;
-        }
-        for (u32 d = 0; d < 8; d++) {
-            to.set(place<F::D>(row, c) + d, d < columns ? p.q[at + d] : bf16{0});
-        }
-    }
-}
-
-// The tile's blocks of keys and of values, in turn.
-template <class F> struct Ring {
-    const AttentionParams &p;
-    u32 table;
-    u32 first_key;
-    u32 end_key;
-    u32 sent;
-    u32 page;  // of what is sent next, looked up early
-
-    __device__ __forceinline__ u32 start() const { return first_key + sent / 2 * F::BLOCK; }
-    __device__ __forceinline__ void look_up() {
-        page = p.words[table + min(start(), end_key - 1) / PAGE];
-    }
-
-    // Starts the next copy. A block lies in one page.
-    __device__ __forceinline__ void send() {
-        constexpr u32 ROWS = WARPS * WARP / F::C;  // at a time
-        u32 start = this->start(), row = threadIdx.x / F::C, c = threadIdx.x % F::C;
-        if (start < end_key) {
-            u64 from = (u64(page) * p.kv_heads + head_at(p)) * PAGE + start % PAGE + row;
-            Global<bf16> cached = (sent % 2 ? p.values : p.keys).from(from * p.width + 8 * c);
-            Shared<bf16> to{sent % F::RING * (F::BLOCK * F::D * 2)};
-            u32 bytes = 8 * c < p.width ? 16 : 0;
-#pragma unroll
-            for (u32 i = 0; i < F::BLOCK; i += ROWS) {
-                u32 there = start + row + i < end_key ? bytes : 0;
-                cp_async16(to, place<F::D>(row + i, c), cached, i * p.width, there);
-            }
-        }
-        cp_async_commit();
-        sent += 1;
-        look_up();
-    }
-
-    // The next block, when all of it has come; the last one may then be overwritten.
-    __device__ __forceinline__ Shared<bf16> next() {
-        cp_async_wait<F::RING - 2>();
-        __syncthreads();
-        send();
-        return {(sent - F::RING) % F::RING * (F::BLOCK * F::D * 2)};
-    }
-};
+#include "attention.cuh"
 
 // Scores of the warp's vectors, from row `row` on, and its keys, from `key` on.
 template <class F>
@@ -226,12 +104,12 @@ template <class F> __device__ __forceinline__ Keys seen(const Tile &tile, u32 at
     return keys;
 }
 
-// −∞ for what a vector does not see. `row`, `key`: of this lane's first score. The tile is read
-// again and positions are computed again: there are no registers to keep them in.
+// −∞ for what a vector does not see. `row`, `key`: of this lane's first score. But for SPLIT, the tile
+// is read again and positions are computed again: there are no registers to keep them in.
 template <class F>
-__device__ __forceinline__ void mask(float (&s)[F::M][F::N][4], const AttentionParams &p, u32 row,
-                                     u32 key) {
-    Tile tile = tile_at(p);
+__device__ __forceinline__ void mask(float (&s)[F::M][F::N][4], const AttentionParams &p,
+                                     const Tile &kept, u32 row, u32 key) {
+    Tile tile = F::SPLIT ? kept : tile_at(p);
 #pragma unroll
     for (u32 m = 0; m < F::M; m++) {
 #pragma unroll
@@ -343,8 +221,8 @@ __device__ __forceinline__ void write_rows(const AttentionParams &p, const float
 
 // Adds up what the warps have of the same vectors, and writes it as a part.
 template <class F>
-__device__ __forceinline__ void write_part(const AttentionParams &p, const float (&o)[F::M][F::C][4],
-                                           const float (&largest)[F::M][2],
+__device__ __forceinline__ void write_part(const AttentionParams &p, const Tile &tile,
+                                           const float (&o)[F::M][F::C][4], const float (&largest)[F::M][2],
                                            const float (&sum)[F::M][2]) {
     constexpr u32 STRIDE = F::D + 8;  // eight rows begin in different banks
     Shared<float> merged{0}, stats{F::MERGED};
@@ -366,38 +244,116 @@ __device__ __forceinline__ void write_part(const AttentionParams &p, const float
         }
     }
     __syncthreads();
-    Tile tile = tile_at(p);
-    u32 row = threadIdx.x / 8;
-    if (row >= tile.end - tile.first) {
-        return;
-    }
-    float top = -infinity();
-    for (u32 w = 0; w < WARPS; w++) {
-        top = fmaxf(top, stats[2 * (16 * w + row)]);
-    }
-    float total = 0.0f, weight[WARPS];
-#pragma unroll
-    for (u32 w = 0; w < WARPS; w++) {
-        weight[w] = exp2_approx(stats[2 * (16 * w + row)] - base_of(top));
-        total += weight[w] * stats[2 * (16 * w + row) + 1];
-    }
-    Global<float> part = p.parts.from((u64(blockIdx.x) * 16 + row) * (p.width + 4));
-    for (u32 c = threadIdx.x % 8 * 4; c < p.width; c += 32) {
-        float v[4] = {};
+    // A thread has four columns of a vector.
+    constexpr u32 COLUMNS = F::D / 4;
+    for (u32 i = threadIdx.x; i < (tile.end - tile.first) * COLUMNS; i += WARPS * WARP) {
+        u32 row = i / COLUMNS, c = i % COLUMNS * 4;
+        float top = -infinity(), total = 0.0f, v[4] = {};
 #pragma unroll
         for (u32 w = 0; w < WARPS; w++) {
+            top = fmaxf(top, stats[2 * (16 * w + row)]);
+        }
+#pragma unroll
+        for (u32 w = 0; w < WARPS; w++) {
+            float weight = exp2_approx(stats[2 * (16 * w + row)] - base_of(top));
+            total += weight * stats[2 * (16 * w + row) + 1];
             Vec16 four = merged.load<Vec16>((16 * w + row) * STRIDE + c);
 #pragma unroll
-            for (u32 i = 0; i < 4; i++) {
-                v[i] += weight[w] * __uint_as_float(four.word[i]);
+            for (u32 k = 0; k < 4; k++) {
+                v[k] += weight * __uint_as_float(four.word[k]);
             }
         }
-        part.store(c, Vec16{__float_as_uint(v[0]), __float_as_uint(v[1]), __float_as_uint(v[2]),
-                            __float_as_uint(v[3])});
+        Global<float> part = p.parts.from((u64(blockIdx.x) * 16 + row) * (p.width + 4));
+        if (c < p.width) {
+            put(part, c, v);
+        }
+        if (c == 0) {
+            part.set(p.width, top);
+            part.set(p.width + 1, total);
+        }
     }
-    if (threadIdx.x % 8 == 0) {
-        part.set(p.width, top);
-        part.set(p.width + 1, total);
+}
+
+// Tiles with the same vectors, one after the other.
+struct Mates {
+    u32 first, count;
+};
+
+// Whether all mates of this block have left their parts, which it may then read. The counter is left
+// as it was found, for the next launch.
+__device__ __forceinline__ bool is_last(const AttentionParams &p, Mates mates) {
+    Shared<u32> before{0};  // where the warps' sums were
+    u32 counter = p.arrived + mates.first * p.kv_heads + head_at(p);
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        before.set(0, atomic_add_ordered(p.words, counter, 1));
+    }
+    __syncthreads();
+    bool last = before[0] + 1 == mates.count;
+    if (last && threadIdx.x == 0) {
+        p.words.set(counter, 0);
+    }
+    return last;
+}
+
+// Adds up the parts of the tile's vectors. A thread has four columns of a vector, and AT_ONCE parts
+// under way.
+template <class F>
+__device__ __forceinline__ void add_parts(const AttentionParams &p, const Tile &tile, Mates mates) {
+    constexpr u32 COLUMNS = F::D / 4, AT_ONCE = 8;
+    u32 stride = p.width + 4, step = p.kv_heads * 16 * stride;
+    Global<float> parts = p.parts.from(u64(mates.first) * step + head_at(p) * 16 * stride);
+    for (u32 i = threadIdx.x; i < (tile.end - tile.first) * COLUMNS; i += WARPS * WARP) {
+        u32 row = i / COLUMNS, c = i % COLUMNS * 4;
+        if (c >= p.head_dim) {
+            continue;
+        }
+        float top = -infinity(), sum[5] = {};  // of weights, then of the columns
+        for (u32 n = 0; n < mates.count; n += AT_ONCE) {
+            float largest[AT_ONCE][2], v[AT_ONCE][4], next = top;
+#pragma unroll
+            for (u32 k = 0; k < AT_ONCE; k++) {
+                largest[k][0] = -infinity();
+                largest[k][1] = v[k][0] = v[k][1] = v[k][2] = v[k][3] = 0.0f;
+                if (n + k < mates.count) {
+                    get(largest[k], parts, (n + k) * step + row * stride + p.width);
+                    get(v[k], parts, (n + k) * step + row * stride + c);
+                }
+            }
+#pragma unroll
+            for (u32 k = 0; k < AT_ONCE; k++) {
+                next = fmaxf(next, largest[k][0]);
+            }
+            float shrink = exp2_approx(top - base_of(next));
+#pragma unroll
+            for (u32 j = 0; j < 5; j++) {
+                sum[j] *= shrink;
+            }
+#pragma unroll
+            for (u32 k = 0; k < AT_ONCE; k++) {
+                float weight = exp2_approx(largest[k][0] - base_of(next));
+                sum[0] += weight * largest[k][1];
+#pragma unroll
+                for (u32 j = 0; j < 4; j++) {
+                    sum[j + 1] += weight * v[k][j];
+                }
+            }
+            top = next;
+        }
+        // Some part has a key that the vector sees.
+        float share = 1.0f / sum[0];
+        u64 at = vector_at(p, tile, tile.first + row, p.out_stride) + c;
+        if (p.head_dim % 4 == 0) {
+            p.out.store(at, Vec8{narrow2(sum[1] * share, sum[2] * share),
+                                 narrow2(sum[3] * share, sum[4] * share)});
+            continue;
+        }
+#pragma unroll
+        for (u32 j = 0; j < 4; j++) {
+            if (c + j < p.head_dim) {
+                p.out.set(at + j, narrow(sum[j + 1] * share));
+            }
+        }
     }
 }
 
@@ -407,6 +363,8 @@ template <u32 D, u32 MASK, bool SPLIT> __device__ void attend(const AttentionPar
     if (tile.first == tile.end) {
         return;
     }
+    u32 at = p.mates + 2 * (blockIdx.x / p.kv_heads);
+    Mates mates = SPLIT ? Mates{p.words[at], p.words[at + 1]} : Mates{};
     Shared<bf16> q{F::QUERIES};
     load_queries<F>(p, tile, q);
     Ring<F> ring{p, tile.table, tile.first_key, tile.end_key, 0, 0};
@@ -433,14 +391,17 @@ template <u32 D, u32 MASK, bool SPLIT> __device__ void attend(const AttentionPar
         float s[F::M][F::N][4];
         multiply_keys<F>(s, q, row, ring.next(), key);
         if (start < whole || start + F::BLOCK > whole_end) {
-            mask<F>(s, p, row + lane() / 4, start + key + lane() % 4 * 2);
+            mask<F>(s, p, tile, row + lane() / 4, start + key + lane() % 4 * 2);
         }
         online_softmax<F>(s, o, largest, sum, p.scale);
         add_values<F>(o, s, ring.next(), key);
     }
     cp_async_wait<0>();
     if (SPLIT) {
-        write_part<F>(p, o, largest, sum);
+        write_part<F>(p, tile, o, largest, sum);
+        if (is_last(p, mates)) {
+            add_parts<F>(p, tile, mates);
+        }
     } else {
         write_rows<F>(p, o, sum, q, row);
     }

@@ -1,5 +1,5 @@
 //! attention: the forms of the kernel, the tile lists, which are built once per batch, and the
-//! launches over them; see attention.cu and attention_reduce.cu.
+//! launches over them; see attention.cu.
 
 use crate::driver::Grid;
 use crate::gpu::{Kernel, Raw, Steps, Work};
@@ -30,23 +30,8 @@ params! {
         out_stride: u32,
         tiles: u32,
         scale: f32,
-    }
-}
-
-params! {
-    /// Parameters of the reduction; the fields are described in attention_reduce.cu.
-    Reduce {
-        parts: Pointer,
-        words: Pointer,
-        out: Pointer,
-        group: u32,
-        kv_heads: u32,
-        head_dim: u32,
-        width: u32,
-        out_stride: u32,
-        records: u32,
-        rows: u32,
-        unused: u32,
+        mates: u32,
+        arrived: u32,
     }
 }
 
@@ -134,19 +119,19 @@ pub(crate) fn split_keys(keys: u64, kv_heads: u32, sms: u32) -> u32 {
     u32::try_from(each).unwrap_or(1 << 30)
 }
 
-/// Tiles of one mask and form, and where they and their records begin in the words. The lists of
-/// the split form are padded with empty entries to a power of two, so that a decode step launches
-/// the same grid as the step before and can be replayed.
+/// Tiles of one mask and form, and where they begin in the words. The tiles of the split form are
+/// padded with empty ones to a power of two, so that a decode step launches the same grid as the step
+/// before and can be replayed. Behind them are, for each tile, the first of those with the same vectors
+/// and their number, and then the counters of blocks that have left their parts: the host sends zeros,
+/// and the last block leaves zero for the next layer.
 #[derive(Debug, Default)]
 struct Placed {
     list: List,
     tiles_at: u32,
-    records_at: u32,
+    mates_at: u32,
+    arrived_at: u32,
     /// Number of tiles, padding included.
     tiles: u32,
-    records: u32,
-    /// Maximum vectors of a record.
-    rows: u32,
 }
 
 /// A batch's tiles on the device.
@@ -207,16 +192,19 @@ fn lay_out(
         if split == 0 {
             placed.list.longest_first();
         }
-        let (mut tiles, mut records): (Vec<Tile>, Vec<Record>) =
-            (placed.list.tiles.clone(), placed.list.records.clone());
+        let mut tiles = placed.list.tiles.clone();
         if split == 1 {
             fill(&mut tiles);
-            fill(&mut records);
         }
+        placed.tiles = tiles.len() as u32;
         placed.tiles_at = append(&mut words, &tiles);
-        placed.records_at = append(&mut words, &records);
-        (placed.tiles, placed.records) = (tiles.len() as u32, records.len() as u32);
-        placed.rows = records.iter().map(|r| r.end - r.first).max().unwrap_or(0);
+        if split == 1 {
+            let of = |record: &Record| vec![[record.begin, record.count]; record.count as usize];
+            let mut mates: Vec<[u32; 2]> = placed.list.records.iter().flat_map(of).collect();
+            fill(&mut mates);
+            placed.mates_at = append(&mut words, &mates);
+            placed.arrived_at = append(&mut words, &vec![0; tiles.len() * kv_heads as usize]);
+        }
     }
     fill(&mut words);
     (lists, words)
@@ -296,6 +284,8 @@ fn attend_tiles(
             out_stride: out.stride,
             tiles: placed.tiles_at,
             scale: std::f32::consts::LOG2_E / (head_dim as f32).sqrt(),
+            mates: placed.mates_at,
+            arrived: placed.arrived_at,
         };
         let (bytes, flops) = (4 * dims * placed.list.keys(), 4 * dims * placed.list.pairs);
         device.gpu.launch(
@@ -303,34 +293,6 @@ fn attend_tiles(
             Grid { blocks: [blocks, 1, 1], threads: 128, shared: form.shared() },
             &params,
             Work { op: "attention", bytes, flops, steps: form.steps(&placed.list.tiles) },
-        );
-        if parts.is_none() {
-            continue;
-        }
-        let params = Reduce {
-            parts: parts_at,
-            words: lists.raw.pointer(),
-            out: out.raw.pointer(),
-            group,
-            kv_heads,
-            head_dim,
-            width,
-            out_stride: out.stride,
-            records: placed.records_at,
-            rows: placed.rows,
-            unused: 0,
-        };
-        let vectors: u64 = placed.list.tiles.iter().map(|t| u64::from(t.end - t.first)).sum();
-        let bytes = vectors * u64::from(kv_heads) * part;
-        device.gpu.launch(
-            Kernel { source: "attention_reduce", entry: "attention_reduce_parts".into() },
-            Grid {
-                blocks: [placed.records * placed.rows, kv_heads, 1],
-                threads: 128,
-                shared: 4 * 4 * width,
-            },
-            &params,
-            Work { op: "attention", bytes, flops: 0, ..Work::default() },
         );
     }
     Ok(())
@@ -380,12 +342,12 @@ mod tests {
             let tables = vec![0; past as usize / 128 + 1];
             let (lists, words) = lay_out(&[span], &tables, (4, 8, 128), 132);
             let p = &lists[1][3];
-            let layout = (p.tiles_at, p.tiles, p.records_at, p.records, p.rows, words.len());
+            let layout = (p.tiles_at, p.tiles, p.mates_at, p.arrived_at, words.len());
             assert!(p.list.tiles.len() <= 32 && lists[0].iter().all(|p| p.tiles == 0));
             if layouts.last() != Some(&layout) {
                 layouts.push(layout);
             }
         }
-        assert_eq!(layouts, [(32, 32, 320, 1, 4, 512)]);
+        assert_eq!(layouts, [(32, 32, 320, 384, 1024)]);
     }
 }

@@ -36,6 +36,17 @@ template <class T> __device__ __forceinline__ Vec16 load_once(Global<T> from, u6
     return v;
 }
 
+// Adds to a counter that blocks share, and returns what it was. Behind the next barrier, a block sees
+// what those that added before it have written before the barrier ahead of that.
+__device__ __forceinline__ u32 atomic_add_ordered(Global<u32> to, u64 i, u32 v) {
+    u32 old;
+    asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;"
+                 : "=r"(old)
+                 : "l"(to.first + i), "r"(v)
+                 : "memory");
+    return old;
+}
+
 // Starts a copy of 16 bytes to shared memory, past L1. Only the first `bytes` (0 to 16) are read;
 // the rest becomes 0. With 0 bytes nothing is read, wherever `from` points.
 template <class T>

@@ -2,7 +2,7 @@
 //! [`HEADERS`]. The text includes assertions that the source's parameter structs match those of
 //! Rust.
 
-use crate::attention::{AttentionParams, Reduce};
+use crate::attention::AttentionParams;
 use crate::embed::Embed;
 use crate::narrow::Narrow;
 use crate::params::Layout;
@@ -87,7 +87,6 @@ macro_rules! headers {
 
 sources! {
     attention: AttentionParams;
-    attention_reduce: Reduce;
     embed: Embed;
     expert_add: Add;
     expert_down: Product;
@@ -105,7 +104,7 @@ sources! {
     search: Scores, Select;
 }
 
-headers!(common matmul matvec memory order product ptx);
+headers!(attention common matmul matvec memory order product ptx);
 
 /// Returns all sources.
 pub fn all() -> &'static [Source] {

@@ -4,6 +4,7 @@
 #include "run.h"
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cstdarg>
 #include <cstdio>
@@ -73,6 +74,21 @@ struct Copy {
     u32 bytes;
 };
 
+// A time for each name of a block: what it wrote before is past.
+using Times = std::array<u32, BLOCK_NAMES>;
+
+void raise(Times &to, const Times &from) {
+    for (u32 i = 0; i < BLOCK_NAMES; i++) {
+        to[i] = std::max(to[i], from[i]);
+    }
+}
+
+// What blocks of a launch have handed over, by the counter that they did it with.
+struct Board {
+    std::mutex lock;
+    std::map<const u32 *, Times> times;
+};
+
 constexpr u64 STACK = 64 << 10;
 constexpr u32 SHARED_MOST = 163 << 10;
 
@@ -93,7 +109,10 @@ struct Worker : Block {
     std::unique_ptr<Warp[]> warps{new Warp[MAX_WARPS]()};
     std::vector<u32> marks = std::vector<u32>(SHARED_MOST);
     unsigned char *stacks = reserve(STACK * MAX_THREADS);
+    Times times, coming;  // what other blocks have handed over, and from the next barrier on
+    bool comes;
     const Launch *launch;
+    Board *board;
     std::atomic<bool> *stop;
     void *home;
     u64 random;
@@ -239,7 +258,9 @@ void prepare(Worker &block, const Launch &launch, u64 number) {
     block.shared_bytes = launch.shared_bytes;
     block.clock = block.barrier = CLOCK_START;
     block.past = 0;
-    block.name = launch.number << LAUNCH_NAME | number % 1024 << BLOCK_NAME;
+    block.name = launch.number << LAUNCH_NAME | number % BLOCK_NAMES << BLOCK_NAME;
+    block.seen = nullptr;
+    block.comes = false;
     block.random = mixed(launch.seed, number);
     block.waiting = block.ended = 0;
     memset(block.shared, 0xff, launch.shared_bytes);
@@ -361,6 +382,10 @@ void syncthreads() {
     }
     block.waiting = 0;
     block.clock++;
+    if (block.comes) {
+        block.times = block.coming;
+        block.seen = block.times.data();
+    }
     if (block.clock >= CLOCK_RENEW) {
         u32 granules = (block.shared_bytes + 1) / 2;
         for (u32 i = 0; i < granules; i++) {
@@ -377,6 +402,29 @@ void syncthreads() {
         block.warp[w].ordered = block.clock;
     }
     run_lane(block, *other_warp(block));
+}
+
+// Hands over what the block has written before its last barrier, and what was handed to it; takes, from
+// its next barrier on, what those have handed over that came before. What the thread itself has written
+// since is not handed over, though a GPU would.
+u32 add_ordered(u32 *at, u32 value) {
+    global_check<Access::Atomic, 4>(at);
+    Worker &block = worker();
+    std::lock_guard<std::mutex> lock(block.board->lock);
+    Times &all = block.board->times[at];
+    if (block.seen) {
+        raise(all, block.times);
+    }
+    u32 &mine = all[(block.name >> BLOCK_NAME) % BLOCK_NAMES];
+    mine = std::max(mine, block.past + block.barrier);
+    if (!block.comes) {
+        block.coming = {};
+        block.comes = true;
+    }
+    raise(block.coming, all);
+    u32 before = *at;
+    *at = before + value;
+    return before;
 }
 
 void copy_start(u32 to, const void *from, u32 bytes) {
@@ -434,6 +482,7 @@ bool run(const Launch &launch) {
     }
     std::atomic<bool> stop{false};
     std::atomic<u64> next{0};
+    Board board;
     auto work = [&] {
         Worker *worker = nullptr;
         {
@@ -445,6 +494,7 @@ bool run(const Launch &launch) {
         }
         worker = worker ? worker : new Worker;
         worker->stop = &stop;
+        worker->board = &board;
         for (u64 i; !stop && (i = next++) < blocks;) {
             run_block(*worker, launch, order[i]);
         }
@@ -579,7 +629,7 @@ void global_fault(const void *at, u32 bytes, Access access, u64 mark) {
         fault("%s, misaligned", what);
     }
     fault("%s: race, thread %llu of block %llu %s it in this launch and no barrier lies between",
-          what, mark % MAX_THREADS, (mark >> BLOCK_NAME) % 1024,
+          what, mark % MAX_THREADS, (mark >> BLOCK_NAME) % BLOCK_NAMES,
           mark & BY_GLOBAL_ATOMIC ? "added to" : "wrote");
 }
 

@@ -75,6 +75,9 @@ struct Block {
     u32 clock, barrier;  // now, and at the last __syncthreads
     u32 past;            // what the clock has been set back by
     u64 name;            // of the launch and the block, as in GlobalMark
+    // By the name of another block: what it wrote before this time, it has handed over by an ordered
+    // atomic. Null where none has.
+    const u32 *seen;
     u32 *written, *read;  // the marks, one per granule
     unsigned char *shared;
     Thread *thread;
@@ -92,7 +95,7 @@ extern const u16 *const global_bytes;
 extern u64 *const global_written;
 constexpr u64 GLOBAL_RANGE = 1ull << 37;
 constexpr u64 BY_SEVERAL = 1 << 10, BY_GLOBAL_ATOMIC = 1 << 11;
-constexpr u32 GLOBAL_CLOCK = 12, BLOCK_NAME = 36, LAUNCH_NAME = 46;
+constexpr u32 GLOBAL_CLOCK = 12, BLOCK_NAME = 36, LAUNCH_NAME = 46, BLOCK_NAMES = 1024;
 
 enum class Access : u32 { Read, Write, Atomic, Copy };
 [[noreturn]] void fault(const char *format, ...) __attribute__((cold, format(printf, 1, 2)));
@@ -106,6 +109,7 @@ void syncthreads();
 void copy_start(u32 to, const void *from, u32 bytes);
 void copy_commit();
 void copy_wait(u32 groups);
+u32 add_ordered(u32 *at, u32 value);
 
 // A thread's view of the marks.
 struct Marks {
@@ -185,16 +189,18 @@ template <Access ACCESS, u32 BYTES> inline void shared_check(const Thread &t, u3
 inline bool global_past(const Thread &t, u64 mark) {
     const Block &block = *t.block;
     u32 time = u32(mark >> GLOBAL_CLOCK) % (1 << (BLOCK_NAME - GLOBAL_CLOCK));
+    if ((mark ^ block.name) >> BLOCK_NAME) {
+        return block.seen && time < block.seen[(mark >> BLOCK_NAME) % BLOCK_NAMES];
+    }
     u32 by = mark % MAX_THREADS;
     bool mine = by == t.id && !(mark & BY_SEVERAL);
     bool of_warp = by / LANES == t.id / LANES && time < block.past + t.warp->ordered;
-    return (mark ^ block.name) >> BLOCK_NAME == 0 &&
-           (mine || of_warp || time < block.past + block.barrier);
+    return mine || of_warp || time < block.past + block.barrier;
 }
 
 // An access to global memory: within an allocation, aligned, not of what another thread has written
-// in this launch, unless a barrier lies between. (What it has read is not known: that is a fault in
-// another order of the threads.)
+// in this launch, unless a barrier lies between, or it was handed over. (What it has read is not known:
+// that is a fault in another order of the threads.)
 template <Access ACCESS, u32 BYTES> inline void global_check(const void *at) {
     constexpr u32 N = BYTES < 2 ? 1 : BYTES / 2;
     u64 place = u64(static_cast<const unsigned char *>(at) - global_base);

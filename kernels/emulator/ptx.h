@@ -18,6 +18,10 @@ template <class T> inline Vec16 load_once(Global<T> from, u64 i) {
     return from.template load<Vec16>(i);
 }
 
+inline u32 atomic_add_ordered(Global<u32> to, u64 i, u32 v) {
+    return emulator::add_ordered(to.first + i, v);
+}
+
 template <class T>
 inline void cp_async16(Shared<T> to, u32 i, Global<T> from, u64 j, u32 bytes) {
     emulator::copy_start(to.at(i), from.first + j, bytes);

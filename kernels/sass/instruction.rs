@@ -37,6 +37,8 @@ pub enum Unit {
     Wait(u32),
     /// A barrier of the block.
     Barrier,
+    /// A wait until what the warp has stored is seen by all multiprocessors.
+    Fence,
     /// Branches, uniform registers, constants: no pipe that could be full.
     None,
 }
@@ -225,6 +227,9 @@ fn unit(op: &str, arguments: &[&str]) -> Unit {
         "SHFL" => Unit::Shared(1),
         "LDG" | "LD" | "LDL" => Unit::Load(bytes),
         "STG" | "ST" | "STL" => Unit::Store(bytes),
+        // A sector's way to L2 and back.
+        "ATOMG" => Unit::Load(32),
+        "MEMBAR" => Unit::Fence,
         "LDGSTS" => Unit::Copy(bytes),
         "LDGDEPBAR" => Unit::Commit,
         "DEPBAR" => {

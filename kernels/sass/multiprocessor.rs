@@ -139,6 +139,7 @@ impl Multiprocessor {
                             all[n].open = all[n].open.max(arrives);
                         }
                     }
+                    Unit::Fence => all[n].ready = now + self.memory.latency,
                     Unit::Commit => {
                         let open = std::mem::take(&mut all[n].open);
                         all[n].groups.push(open);

@@ -103,7 +103,12 @@ fn every_barrier_is_needed() {
         let (_, text) = HEADERS.iter().find(|(name, _)| *name == file).unwrap();
         (stem, file, text.to_string())
     };
-    let headers = [("pool", "common.cuh"), ("sample", "order.cuh"), ("linear_add", "matmul.cuh")];
+    let headers = [
+        ("pool", "common.cuh"),
+        ("sample", "order.cuh"),
+        ("linear_add", "matmul.cuh"),
+        ("attention", "attention.cuh"),
+    ];
     for (stem, file, text) in files.chain(headers.map(header)) {
         for barrier in ["__syncthreads();", "__syncwarp();", "cp_async_wait<"] {
             for (at, _) in text.match_indices(barrier) {
@@ -136,7 +141,6 @@ fn broken_kernels_are_found() {
         ("linear_add", "matmul.cuh", "8 * n < p.outputs", "8 * n <= p.outputs"),
         ("linear_add", "matmul.cuh", "min(m, rows.end - 1)", "m"),
         ("linear_add", "matmul.cuh", "min(j, p.outputs - 1)", "j"),
-        ("linear_add", "matvec.cuh", "left < 8", "left < 1"),
         ("attention", "attention", "F::MASK & CAUSAL", "F::MASK & WINDOW"),
         ("attention", "attention", "keys.end, at + 1", "keys.end, at + 2"),
         (
@@ -145,9 +149,11 @@ fn broken_kernels_are_found() {
             "at + 1 - min(at + 1, tile.window)",
             "at - min(at, tile.window)",
         ),
-        ("attention", "attention", "F::RING - 2>()", "F::RING - 1>()"),
-        ("attention", "attention", "start + row + i < end_key", "start + row + i <= end_key"),
-        ("attention", "attention", "start % PAGE", "start % (PAGE / 2)"),
+        ("linear_add", "matvec.cuh", "left < 8", "left < 1"),
+        ("attention", "attention.cuh", "F::RING - 2>()", "F::RING - 1>()"),
+        ("attention", "attention.cuh", "start + row + i < end_key", "start + row + i <= end_key"),
+        ("attention", "attention", "atomic_add_ordered(", "atomic_add("),
+        ("attention", "attention.cuh", "start % PAGE", "start % (PAGE / 2)"),
         ("expert_sort", "expert_sort", "", ""),
         ("rmsnorm", "rmsnorm", "if (c < p.h_stride)", "if (c < p.h_stride + 4)"),
     ];

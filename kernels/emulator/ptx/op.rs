@@ -185,9 +185,9 @@ pub(crate) enum Vote {
 }
 
 /// Words of an opcode that change neither result nor place: caches, scopes, orders of memory.
-const HINTS: [&str; 14] = [
-    "nc", "ca", "cg", "cs", "lu", "cv", "wb", "volatile", "relaxed", "acquire", "release", "gpu",
-    "cta", "uni",
+const HINTS: [&str; 15] = [
+    "nc", "ca", "cg", "cs", "lu", "cv", "wb", "volatile", "relaxed", "acquire", "release",
+    "acq_rel", "gpu", "cta", "uni",
 ];
 
 impl Op {
