@@ -23,7 +23,7 @@ pub(crate) fn expert_gate_up(
 ) {
     out.format = Format::Bf16;
     let form = grouped(device, p);
-    route::sort_by_expert(device, p, routing, form.rows());
+    route::sort_by_expert(device, p, routing, form.tile.rows);
     let Some(a) = device.narrowed(h, p.rows) else { return };
     let call = Call {
         op: "expert_gate_up",

@@ -1,9 +1,8 @@
 // expert_down: sum[place] = a[place] · w2ᵀ with the expert's w2; a (rows · top_k, inner) bf16 sorted
 // by expert, w (experts, dim, inner) bf16, sum (rows · top_k, dim) f32, which expert_add.cu weighs
 // and adds to x: in a fixed order, where atomic additions would have none.
-// Twin: model/cpu/expert.rs. Params: product.rs. Tiles and threads: matmul.cuh, matvec.cuh.
+// Twin: model/cpu/expert.rs. Params: product.rs. Tiles and threads: matmul.cuh.
 #include "matmul.cuh"
-#include "matvec.cuh"
 
 struct ExpertDown : KeepsNothing {
     static constexpr bool PAIR = false;
@@ -21,4 +20,3 @@ struct ExpertDown : KeepsNothing {
 };
 
 MATMULS(expert_down, ExpertDown)
-MATVECS(expert_down, ExpertDown)

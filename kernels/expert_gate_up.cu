@@ -2,9 +2,8 @@
 // silu(a[row] · w1ᵀ) ⊙ (a[row] · w3ᵀ) with the expert's w1 and w3; a (rows, inner) bf16, w (experts,
 // 2 · hidden, inner) bf16, out (rows · top_k, hidden) bf16. The row of a place and the tiles are in
 // the routing (expert_sort.cu).
-// Twin: model/cpu/expert.rs. Params: product.rs. Tiles and threads: matmul.cuh, matvec.cuh.
+// Twin: model/cpu/expert.rs. Params: product.rs. Tiles and threads: matmul.cuh.
 #include "matmul.cuh"
-#include "matvec.cuh"
 
 struct ExpertGateUp : KeepsNothing {
     static constexpr bool PAIR = true;
@@ -28,4 +27,3 @@ struct ExpertGateUp : KeepsNothing {
 };
 
 MATMULS(expert_gate_up, ExpertGateUp)
-MATVECS(expert_gate_up, ExpertGateUp)

@@ -1,8 +1,7 @@
 // gate_up: out = silu(a · w1ᵀ) ⊙ (a · w3ᵀ); a (rows, inner) bf16, w = [w1; w3] (2 · hidden, inner)
 // bf16, out (rows, hidden) bf16.
-// Twin: model/cpu/gate_up.rs. Params: product.rs. Tiles and threads: matmul.cuh, matvec.cuh.
+// Twin: model/cpu/gate_up.rs. Params: product.rs. Tiles and threads: matmul.cuh.
 #include "matmul.cuh"
-#include "matvec.cuh"
 
 struct GateUp : KeepsNothing {
     static constexpr bool PAIR = true;
@@ -25,4 +24,3 @@ struct GateUp : KeepsNothing {
 
 MATMULS(gate_up, GateUp)
 SUM_PARTS(gate_up, GateUp)
-MATVECS(gate_up, GateUp)

@@ -70,8 +70,7 @@ pub struct Options {
     /// NVRTC.
     pub kernels: Option<PathBuf>,
     /// Form in which to compute every matrix product, for tests and benches, instead of the one
-    /// that [`Form::of`] chooses. A few-rows form applies only to products with no more rows than
-    /// it takes, and to grouped products.
+    /// that [`Form::of`] chooses.
     pub form: Option<Form>,
     /// A user's own sources, each in place of the one with its stem.
     pub own: Vec<Source>,

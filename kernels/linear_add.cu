@@ -1,7 +1,6 @@
 // linear_add: x += a · wᵀ; a (rows, inner) bf16, w (outputs, inner) bf16, x (rows, outputs) f32.
-// Twin: model/cpu/linear_add.rs. Params: product.rs. Tiles and threads: matmul.cuh, matvec.cuh.
+// Twin: model/cpu/linear_add.rs. Params: product.rs. Tiles and threads: matmul.cuh.
 #include "matmul.cuh"
-#include "matvec.cuh"
 
 struct LinearAdd {
     static constexpr bool PAIR = false;
@@ -31,4 +30,3 @@ struct LinearAdd {
 
 MATMULS(linear_add, LinearAdd)
 SUM_PARTS(linear_add, LinearAdd)
-MATVECS(linear_add, LinearAdd)

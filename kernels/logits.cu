@@ -1,7 +1,6 @@
 // logits: out = a · wᵀ; a (rows, inner) bf16 (normed rows), w (vocab, inner) bf16, out (rows, vocab)
-// f32. Twin: model/cpu/logits.rs. Params: product.rs. Tiles and threads: matmul.cuh, matvec.cuh.
+// f32. Twin: model/cpu/logits.rs. Params: product.rs. Tiles and threads: matmul.cuh.
 #include "matmul.cuh"
-#include "matvec.cuh"
 
 struct Logits : KeepsNothing {
     static constexpr bool PAIR = false;
@@ -18,4 +17,3 @@ struct Logits : KeepsNothing {
 
 MATMULS(logits, Logits)
 SUM_PARTS(logits, Logits)
-MATVECS(logits, Logits)

@@ -1,4 +1,4 @@
-// matmul: tiles of a product for many rows, a (rows, inner) · w (outputs, inner)ᵀ, on the tensor
+// matmul: tiles of a product, a (rows, inner) · w (outputs, inner)ᵀ, on the tensor
 // cores: bf16 in, f32 sums.
 //
 // A block has BM rows and BN rows of the weights (BN / 2 outputs of a PAIR), its warps WM × WN each,
@@ -158,16 +158,19 @@ __device__ void matmul(const Product &p) {
         return;
     }
 
-    // What this thread loads: chunk `chunk` of these rows. Those beyond the last are the last again,
-    // and their sums are not stored.
+    // What this thread loads: chunk `chunk` of these rows. Those beyond the last are the last again, or in
+    // a tile of 16 rows, most of which may be beyond, zeros, for which L2 is not asked; their sums are not
+    // stored.
     u32 chunk = threadIdx.x % CHUNKS;
     u32 row = threadIdx.x / CHUNKS;
     u32 a_rows[LOADS_A];
     u32 w_rows[LOADS_W];
+    u32 there[LOADS_A];  // no bits for a row beyond
 #pragma unroll
     for (u32 i = 0; i < LOADS_A; i++) {
         u32 m = rows.first + row + i * (THREADS / CHUNKS);
         a_rows[i] = Op::a_row(p, min(m, rows.end - 1));
+        there[i] = BM == 16 && m >= rows.end ? 0 : ALL;
     }
 #pragma unroll
     for (u32 i = 0; i < LOADS_W; i++) {
@@ -193,7 +196,7 @@ __device__ void matmul(const Product &p) {
             u32 n = i < LOADS_A ? i : i - LOADS_A;
             u32 to = swizzled(row + n * (THREADS / CHUNKS), chunk);
             if (i < LOADS_A) {
-                cp_async16(a, to, p.a, u64(a_rows[n]) * p.a_stride + k, bytes);
+                cp_async16(a, to, p.a, u64(a_rows[n]) * p.a_stride + k, bytes & there[n]);
             } else {
                 cp_async16(w, to, p.w, u64(w_rows[n]) * p.w_stride + k, bytes);
             }
@@ -346,11 +349,13 @@ __device__ void matmul(const Product &p) {
 }
 
 // The tiles that every product comes in, by the rows it has; tune.rs chooses, and knows the numbers.
-// Two blocks of the third have 128 registers a thread each, in which there is no room for fragments
+// Two blocks of 128x128 have 128 registers a thread each, in which there is no room for fragments
 // ahead, and where a list of tiles has two sums an output not even for two blocks.
 #define MATMULS(name, Op)                                                                          \
     KERNEL(name##_16x32, Product, 128, 3, matmul<Op, 16, 32, 16, 32, 8, 4, false>)                 \
+    KERNEL(name##_16x48, Product, 128, 3, matmul<Op, 16, 48, 16, 48, 8, 4, false>)                 \
     KERNEL(name##_32x32, Product, 128, 3, matmul<Op, 32, 32, 32, 32, 8, 4, false>)                 \
+    KERNEL(name##_32x48, Product, 128, 2, matmul<Op, 32, 48, 32, 48, 8, 4, false>)                 \
     KERNEL(name##_64x128, Product, 128, 2, matmul<Op, 64, 128, 32, 64, 3, 1, true>)                \
     KERNEL(name##_128x128, Product, 256, Op::GROUPED && Op::PAIR ? 1 : 2,                          \
            matmul<Op, 128, 128, 64, 32, 3, 1, false>)                                              \

@@ -3,7 +3,6 @@
 
 use crate::gpu::Use;
 use crate::product::{Call, Product};
-use crate::tune::Form;
 use crate::{Buffer, Cuda, Format, Matrix};
 use gritlm_model::measure::{Created, Measure, OpTime, rate};
 use gritlm_model::ops::Result;
@@ -51,7 +50,7 @@ impl Measure for Cuda {
         let params = Product { sum: x.raw.pointer(), out_stride: x.stride, ..Product::default() };
         let (op, source, pair, experts, rows) = (DISPLACING, "linear_add", false, 0, 1);
         let call = Call { op, source, pair, experts, rows, outputs, a: &a, w: &w, params };
-        self.product(&call, Form::Few(1));
+        self.product(&call, self.form(rows, experts, [outputs, COLS], pair));
         // A launch that is timed goes alone.
         self.gpu.submit()
     }

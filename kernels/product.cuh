@@ -1,5 +1,5 @@
 // product: what the matrix products have in common: their parameters, and which rows of a and of the
-// weights a tile multiplies. `matmul.cuh` and `matvec.cuh` compute; an op is a struct that says
+// weights a tile multiplies. `matmul.cuh` computes; an op is a struct that says
 //   PAIR      each output j has two sums, v0 and v1, from two rows of the weights,
 //   GROUPED   rows are sorted by expert, and tiles come from a list that the device has made,
 //   a_row     the row of `a` for row m of the product,

@@ -1,5 +1,4 @@
-//! The matrix products: chooses their form and sizes their grid; see product.cuh, matmul.cuh and
-//! matvec.cuh.
+//! The matrix products: chooses their form and sizes their grid; see product.cuh and matmul.cuh.
 
 use crate::driver::Grid;
 use crate::gpu::{Kernel, Work};
@@ -73,10 +72,9 @@ impl Cuda {
         let (rows, weights) = (rows.div_ceil(groups), outputs << u32::from(pair));
         let shape = Shape { rows, weights, inner, groups };
         match self.form {
-            Some(Form::Many(tile, _)) if experts > 0 => Form::Many(tile, 1),
-            Some(form @ Form::Many(..)) => form,
-            Some(form @ Form::Few(most)) if experts > 0 || rows <= most => form,
-            _ => Form::of(shape, self.gpu.sms(), self.gpu.shared_limit()),
+            Some(form) if experts > 0 => Form { parts: 1, ..form },
+            Some(form) => form,
+            None => Form::of(shape, self.gpu.sms(), self.gpu.shared_limit()),
         }
     }
 
@@ -93,11 +91,11 @@ impl Cuda {
         }
         let Some(a) = self.narrowed(call.a, call.rows) else { return Ok(()) };
         // An upper bound: the last tile of each expert may have fewer rows, and none is empty.
-        let tiles = (call.rows.div_ceil(form.rows()) + call.experts).min(call.rows);
+        let tiles = (call.rows.div_ceil(form.tile.rows) + call.experts).min(call.rows);
         let across = call.outputs.div_ceil(form.outputs(call.pair));
         let sums = u64::from(call.outputs) << u32::from(call.pair);
         let (rows, inner) = (u64::from(call.rows), u64::from(call.w.cols));
-        let parts = form.parts(call.w.cols);
+        let parts = form.used_parts(call.w.cols);
         let written = 4 * u64::from(parts) * rows * sums;
         let apart = (parts > 1).then(|| self.gpu.buffer(written)).transpose()?;
         let params = Product {
@@ -115,10 +113,6 @@ impl Cuda {
             parts_count: parts,
             ..call.params
         };
-        let blocks = match form {
-            Form::Few(_) => [across, tiles, 1],
-            Form::Many(..) => [across * tiles, parts, 1],
-        };
         let used = u64::from(call.experts.clamp(1, call.rows));
         let stored = if apart.is_some() { 0 } else { 4 * rows * u64::from(call.outputs) };
         let kernel = |end: &str| Kernel {
@@ -126,8 +120,12 @@ impl Cuda {
             entry: format!("{}_{end}", call.source).into(),
         };
         self.gpu.launch(
-            kernel(&form.name()),
-            Grid { blocks, threads: form.threads(), shared: form.shared() },
+            kernel(form.tile.name),
+            Grid {
+                blocks: [across * tiles, parts, 1],
+                threads: form.tile.threads,
+                shared: form.tile.shared(),
+            },
             &params,
             Work {
                 op: call.op,

@@ -3,9 +3,8 @@
 // head_dim) bf16, keys and values (pages, kv_heads, 128, width) bf16 of one layer.
 //
 // Output j is a pair of columns d and d + head_dim / 2 of one head, the two that turn together.
-// Twin: model/cpu/qkv.rs. Params: product.rs. Tiles and threads: matmul.cuh, matvec.cuh.
+// Twin: model/cpu/qkv.rs. Params: product.rs. Tiles and threads: matmul.cuh.
 #include "matmul.cuh"
-#include "matvec.cuh"
 
 constexpr u32 PAGE = 128;
 
@@ -72,4 +71,3 @@ struct Qkv {
 
 MATMULS(qkv, Qkv)
 SUM_PARTS(qkv, Qkv)
-MATVECS(qkv, Qkv)

@@ -104,7 +104,7 @@ sources! {
     search: Scores, Select;
 }
 
-headers!(attention common matmul matvec memory order product ptx);
+headers!(attention common matmul memory order product ptx);
 
 /// Returns all sources.
 pub fn all() -> &'static [Source] {

@@ -28,9 +28,11 @@ pub struct Tile {
 }
 
 /// The tiles that matmul.cuh instantiates.
-pub const TILES: [Tile; 5] = [
-    tile("16x32", [16, 32], 128, 8, 4, [175, 470], 1900),
-    tile("32x32", [32, 32], 128, 8, 3, [238, 487], 2400),
+pub const TILES: [Tile; 7] = [
+    tile("16x32", [16, 32], 128, 8, 4, [180, 460], 1900),
+    tile("16x48", [16, 48], 128, 8, 3, [216, 490], 2300),
+    tile("32x32", [32, 32], 128, 8, 3, [250, 490], 2400),
+    tile("32x48", [32, 48], 128, 8, 2, [302, 451], 3000),
     tile("64x128", [64, 128], 128, 3, 2, [1016, 1420], 2400),
     tile("128x128", [128, 128], 256, 3, 2, [1570, 2800], 3500),
     tile("128x256", [128, 256], 256, 3, 1, [1960, 1960], 5000),
@@ -47,11 +49,6 @@ const fn tile(
 ) -> Tile {
     Tile { name, rows, cols, threads, stages, resident, step, ends }
 }
-
-/// Maximum rows of a product that is computed as matrix-vector products. From three rows on the
-/// tensor cores are ahead: a vector's lanes would spend more instructions on each weight than there
-/// is time for while it is read.
-pub const FEW_ROWS: u32 = 2;
 
 /// Maximum number of blocks that share a tile's columns. More would write more sums than they save.
 const PARTS: u32 = 8;
@@ -79,11 +76,11 @@ pub struct Shape {
 
 /// How a product is computed.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Form {
-    /// matvec.cuh for up to 1 or 2 rows at a time.
-    Few(u32),
-    /// matmul.cuh, the columns of each tile in so many parts.
-    Many(Tile, u32),
+pub struct Form {
+    /// The tile of a block.
+    pub tile: Tile,
+    /// Blocks that share a tile's columns.
+    pub parts: u32,
 }
 
 impl Tile {
@@ -109,8 +106,12 @@ impl Tile {
         if !most.is_multiple_of(self.resident) {
             cycles += wave(most % self.resident);
         }
+        // It has its blocks' weights to read, at its share of the rate; blocks beyond the first wave go
+        // where there is room.
         let bytes = 2.0 * weights as f32 * inner as f32 * groups as f32;
-        let reading = bytes / (SHARE * sms as f32).min(MOST * blocks.min(sms) as f32);
+        let rate = MOST.min(SHARE * sms as f32 / blocks.min(sms) as f32);
+        let whole = if most > self.resident { sms } else { blocks.div_ceil(most) };
+        let reading = bytes / (rate * whole as f32);
         let sums = match parts {
             1 => 0.0,
             // Written, then read, each at half of L2's rate: a thread has but two outputs.
@@ -130,107 +131,54 @@ impl Form {
     ///     let shape = Shape { rows, weights, inner, groups: 1 };
     ///     Form::of(shape, 132, 232_448).to_string()
     /// };
-    /// assert_eq!(name(1, 4096, 4096), "1");
-    /// assert_eq!(name(3, 4096, 4096), "16x32");
+    /// assert_eq!(name(1, 4096, 4096), "16x32");
+    /// assert_eq!(name(1, 6144, 4096), "16x48");
     /// assert_eq!(name(32, 28672, 4096), "32x32");
     /// assert_eq!(name(128, 4096, 14336), "128x256 in 8 parts");
     /// assert_eq!(name(4096, 28672, 4096), "128x256");
     /// ```
     pub fn of(shape: Shape, sms: u32, shared: u32) -> Self {
-        // Experts get unequal numbers of rows, and read their weights again for each few of them.
-        if shape.rows <= if shape.groups > 1 { 1 } else { FEW_ROWS } {
-            return Self::Few(shape.rows.max(1).next_power_of_two());
-        }
         let most = if shape.groups > 1 { 1 } else { PARTS.min(shape.inner.div_ceil(DEPTH).max(1)) };
         let fitting = TILES.iter().filter(|tile| tile.shared() <= shared);
-        let forms = fitting.flat_map(|tile| (1..=most).map(move |parts| (tile, parts)));
-        let cycles = |(tile, parts): &(&Tile, u32)| tile.cycles(shape, *parts, sms);
+        let forms = fitting.flat_map(|&tile| (1..=most).map(move |parts| Self { tile, parts }));
+        let cycles = |form: &Self| form.tile.cycles(shape, form.parts, sms);
         let best = forms.min_by(|a, b| cycles(a).total_cmp(&cycles(b)));
-        best.map_or(Self::Many(TILES[0], 1), |(tile, parts)| Self::Many(*tile, parts))
+        best.unwrap_or(Self { tile: TILES[0], parts: 1 })
     }
 
-    /// Returns every form, of which [`Form::of`] takes one: tiles whole and in parts, and few rows.
+    /// Returns every form, of which [`Form::of`] takes one: each tile, whole and in parts.
     pub fn all() -> impl Iterator<Item = Self> {
-        let parts = |tile| [1, 3].map(|parts| Self::Many(tile, parts));
-        TILES.into_iter().flat_map(parts).chain((1..=FEW_ROWS).map(Self::Few))
-    }
-
-    /// Returns the end of the entry points' names.
-    pub(crate) fn name(self) -> String {
-        match self {
-            Self::Few(rows) => rows.to_string(),
-            Self::Many(tile, _) => tile.name.into(),
-        }
-    }
-
-    /// Returns the rows that a block takes at a time.
-    pub fn rows(self) -> u32 {
-        match self {
-            Self::Few(rows) => rows,
-            Self::Many(tile, _) => tile.rows,
-        }
+        TILES.into_iter().flat_map(|tile| [1, 3].map(|parts| Self { tile, parts }))
     }
 
     /// Returns the outputs of a block. With `pair`, two rows of the weights make one output.
     pub fn outputs(self, pair: bool) -> u32 {
-        match self {
-            // 8 warps with two rows of the weights each.
-            Self::Few(_) => 16 >> u32::from(pair),
-            Self::Many(tile, _) => tile.cols >> u32::from(pair),
-        }
-    }
-
-    /// Returns the threads per block.
-    pub fn threads(self) -> u32 {
-        match self {
-            Self::Few(_) => 256,
-            Self::Many(tile, _) => tile.threads,
-        }
+        self.tile.cols >> u32::from(pair)
     }
 
     /// Returns the steps of a block over an inner dimension of this length.
     pub(crate) fn split(self, inner: u32) -> u32 {
-        match self {
-            Self::Few(_) => 0,
-            Self::Many(_, parts) => inner.div_ceil(DEPTH).div_ceil(parts).max(1),
-        }
+        inner.div_ceil(DEPTH).div_ceil(self.parts).max(1)
     }
 
     /// Returns the number of parts that have any steps.
-    pub(crate) fn parts(self, inner: u32) -> u32 {
-        match self {
-            Self::Few(_) => 1,
-            Self::Many(..) => inner.div_ceil(DEPTH).div_ceil(self.split(inner)).max(1),
-        }
+    pub(crate) fn used_parts(self, inner: u32) -> u32 {
+        inner.div_ceil(DEPTH).div_ceil(self.split(inner)).max(1)
     }
 
     /// Returns the iterations of the main loop over an inner dimension of this length.
     pub(crate) fn steps(self, inner: u32) -> Steps {
-        match self {
-            // 32 lanes with 8 columns each, four times; see matvec.cuh.
-            Self::Few(_) => Steps::of(inner.div_ceil(1024), 0),
-            Self::Many(tile, _) => {
-                let products = u64::from(tile.rows) * u64::from(tile.cols) * u64::from(DEPTH);
-                Steps::of(self.split(inner), products)
-            }
-        }
-    }
-
-    /// Returns the bytes of shared memory per block.
-    pub fn shared(self) -> u32 {
-        match self {
-            Self::Few(_) => 0,
-            Self::Many(tile, _) => tile.shared(),
-        }
+        let Tile { rows, cols, .. } = self.tile;
+        Steps::of(self.split(inner), u64::from(rows) * u64::from(cols) * u64::from(DEPTH))
     }
 }
 
 /// Writes the end of the entry point's name, and the number of parts if there are several.
 impl std::fmt::Display for Form {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Many(_, parts) if *parts > 1 => write!(f, "{} in {parts} parts", self.name()),
-            _ => f.write_str(&self.name()),
+        match self.parts {
+            1 => f.write_str(self.tile.name),
+            parts => write!(f, "{} in {parts} parts", self.tile.name),
         }
     }
 }

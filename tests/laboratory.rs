@@ -5,7 +5,7 @@ use crate::cli::{objects, run};
 use crate::kernels::nvrtc;
 use gritlm_bench::case::{Case, Step};
 use gritlm_bench::cases::cases;
-use gritlm_bench::laboratory::{Laboratory, takes};
+use gritlm_bench::laboratory::{Laboratory, is_product};
 use gritlm_kernels::Cuda;
 use gritlm_kernels::source::{self, Source};
 use gritlm_kernels::tune::Form;
@@ -105,7 +105,7 @@ fn contract() -> String {
     let all: Vec<Case> = cases().into_iter().filter(|case| planned.takes(case.dtype)).collect();
     for form in [None].into_iter().chain(Form::all().map(Some)) {
         planned.compute_as(form);
-        for case in all.iter().filter(|case| form.is_none_or(|form| takes(form, case))) {
+        for case in all.iter().filter(|case| form.is_none() || is_product(case)) {
             case.ready(&planned).unwrap()(Step::Launch).unwrap();
         }
     }

@@ -135,7 +135,7 @@ impl Laboratory {
         mut at: impl FnMut(u64, u64) -> Result<()>,
     ) -> Result<Checked> {
         let forms: Vec<Option<Form>> = [None].into_iter().chain(Form::all().map(Some)).collect();
-        let of = |case| forms.iter().filter(move |form| form.is_none_or(|f| takes(f, case)));
+        let of = |case| forms.iter().filter(move |form| form.is_none() || is_product(case));
         let all = cases.iter().map(|case| of(case).count()).sum::<usize>() as u64;
         let mut checked = Checked::default();
         for case in cases {
@@ -204,20 +204,12 @@ pub fn beside<O: Measure>(
     Ok(Measured { ours: row(ours, limits, named, how)?, yours: row(yours, limits, named, how)? })
 }
 
-/// Whether the case is a product that may be computed in this form.
-pub fn takes(form: Form, case: &Case) -> bool {
-    let most = match form {
-        Form::Few(rows) => rows,
-        Form::Many(..) => u32::MAX,
-    };
+/// Whether the case is a product, which can be computed in every form.
+pub fn is_product(case: &Case) -> bool {
+    let op = &case.op;
     case.dtype == Dtype::Bf16
-        && match &case.op {
-            Op::Qkv(p, _) => p.rows <= most,
-            Op::LinearAdd(p) => p.rows <= most,
-            Op::GateUp(p) => p.rows <= most,
-            Op::Logits { rows, .. } => rows.len() <= most as usize,
-            // An expert's rows are taken so many at a time.
-            Op::Expert(_) => true,
-            _ => false,
-        }
+        && matches!(
+            op,
+            Op::Qkv(..) | Op::LinearAdd(_) | Op::GateUp(_) | Op::Logits { .. } | Op::Expert(_)
+        )
 }

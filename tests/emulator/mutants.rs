@@ -149,7 +149,6 @@ fn broken_kernels_are_found() {
             "at + 1 - min(at + 1, tile.window)",
             "at - min(at, tile.window)",
         ),
-        ("linear_add", "matvec.cuh", "left < 8", "left < 1"),
         ("attention", "attention.cuh", "F::RING - 2>()", "F::RING - 1>()"),
         ("attention", "attention.cuh", "start + row + i < end_key", "start + row + i <= end_key"),
         ("attention", "attention", "atomic_add_ordered(", "atomic_add("),
