@@ -44,9 +44,9 @@ __device__ __forceinline__ float warp_max(float v) {
     return v;
 }
 
-// The sum over a block; every thread gets it. `scratch` has a float for each warp; a barrier before
-// and after lets it be used again at once.
-__device__ __forceinline__ float block_sum(float v, Shared<float> scratch) {
+// The sum over a block of so many threads; every thread gets it. `scratch` has a float for each warp; a
+// barrier before and after lets it be used again at once.
+template <u32 THREADS> __device__ __forceinline__ float block_sum(float v, Shared<float> scratch) {
     v = warp_sum(v);
     __syncthreads();
     if (lane() == 0) {
@@ -54,7 +54,8 @@ __device__ __forceinline__ float block_sum(float v, Shared<float> scratch) {
     }
     __syncthreads();
     float sum = 0.0f;
-    for (u32 w = 0; w < blockDim.x / WARP; w++) {
+#pragma unroll
+    for (u32 w = 0; w < THREADS / WARP; w++) {
         sum += scratch[w];
     }
     return sum;

@@ -70,7 +70,7 @@ __device__ void pool_lengths(const Pool &p) {
         squares += out[c] * out[c];
     }
     // As torch's normalize, which keeps a zero vector zero.
-    float length = fmaxf(sqrtf(block_sum(squares, scratch)), 1e-12f);
+    float length = fmaxf(sqrtf(block_sum<256>(squares, scratch)), 1e-12f);
     for (u32 c = threadIdx.x; c < p.dim; c += blockDim.x) {
         out.set(c, out[c] / length);
     }

@@ -15,7 +15,7 @@ struct RmsNormParams {
     Global<float> x;
     Global<bf16> weight;
     Global<bf16> h;
-    Global<u32> rows_of;  // or null
+    Global<u32> rows_of;  // of CHOSEN
     u32 dim;
     u32 x_stride;
     u32 h_stride;
@@ -45,10 +45,10 @@ __device__ __forceinline__ Part part(const RmsNormParams &p, Global<float> x, u3
     return {x.load<Vec16>(c), p.weight.load<Vec8>(c), p.dim - c};
 }
 
-__device__ void rmsnorm(const RmsNormParams &p) {
+template <bool CHOSEN, bool LONG> __device__ void rmsnorm(const RmsNormParams &p) {
     Shared<float> scratch{0};
     u32 row = blockIdx.x;
-    u32 from = p.rows_of.first ? p.rows_of[row] : row;
+    u32 from = CHOSEN ? p.rows_of[row] : row;
     Global<float> x = p.x.from(u64(from) * p.x_stride);
     Global<bf16> h = p.h.from(u64(row) * p.h_stride);
     Part held[HELD];
@@ -59,10 +59,10 @@ __device__ void rmsnorm(const RmsNormParams &p) {
         sum += held[i].squares();
     }
     u32 rest = 4 * (threadIdx.x + HELD * THREADS);
-    for (u32 c = rest; c < p.dim; c += 4 * THREADS) {
+    for (u32 c = rest; LONG && c < p.dim; c += 4 * THREADS) {
         sum += part(p, x, c).squares();
     }
-    float scale = rsqrtf(block_sum(sum, scratch) / float(p.dim) + p.eps);
+    float scale = rsqrtf(block_sum<THREADS>(sum, scratch) / float(p.dim) + p.eps);
 #pragma unroll
     for (u32 i = 0; i < HELD; i++) {
         u32 c = 4 * (threadIdx.x + i * THREADS);
@@ -70,9 +70,12 @@ __device__ void rmsnorm(const RmsNormParams &p) {
             h.store<Vec8>(c, held[i].scaled(scale));
         }
     }
-    for (u32 c = rest; c < p.h_stride; c += 4 * THREADS) {
+    for (u32 c = rest; LONG && c < p.h_stride; c += 4 * THREADS) {
         h.store<Vec8>(c, part(p, x, c).scaled(scale));
     }
 }
 
-KERNEL(rmsnorm_rows, RmsNormParams, THREADS, 1, rmsnorm)
+KERNEL(rmsnorm_rows, RmsNormParams, THREADS, 1, rmsnorm<false, false>)
+KERNEL(rmsnorm_rows_long, RmsNormParams, THREADS, 1, rmsnorm<false, true>)
+KERNEL(rmsnorm_chosen, RmsNormParams, THREADS, 1, rmsnorm<true, false>)
+KERNEL(rmsnorm_chosen_long, RmsNormParams, THREADS, 1, rmsnorm<true, true>)

@@ -21,6 +21,9 @@ params! {
     }
 }
 
+/// Columns of a row that its block keeps in registers; a longer row is read twice.
+const HELD: u32 = 4096;
+
 /// Normalises all rows in order, or those that `rows_of` lists.
 pub(crate) fn rmsnorm(
     device: &Cuda,
@@ -41,8 +44,14 @@ pub(crate) fn rmsnorm(
         eps,
     };
     let values = u64::from(rows) * u64::from(dim);
+    let entry = match (rows_of.is_some(), dim > HELD) {
+        (false, false) => "rmsnorm_rows",
+        (false, true) => "rmsnorm_rows_long",
+        (true, false) => "rmsnorm_chosen",
+        (true, true) => "rmsnorm_chosen_long",
+    };
     device.gpu.launch(
-        Kernel { source: "rmsnorm", entry: "rmsnorm_rows".into() },
+        Kernel { source: "rmsnorm", entry: entry.into() },
         Grid { blocks: [rows, 1, 1], threads: 512, shared: 4 * 512 / 32 },
         &params,
         Work { op: "rmsnorm", bytes: 6 * values, flops: 4 * values, ..Work::default() },
