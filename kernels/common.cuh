@@ -9,11 +9,20 @@ __device__ __forceinline__ float infinity() { return __uint_as_float(0x7f800000u
 
 // KERNEL(name, Params, threads, blocks, body): an entry point `name` that calls `body(p)`, with so
 // many threads a block and at least so many blocks an SM (which bounds the registers). `body` may
-// have template arguments with commas. The emulator declares it its own way (emulator/cuda.h).
+// have template arguments with commas. It runs once the launches before have ended; that of a
+// KERNEL_AHEAD at once, and waits itself. The emulator declares them its own way (emulator/cuda.h).
 #ifndef GRITLM_EMULATOR
+#define KERNEL_AHEAD(name, Params, threads, blocks, ...)                                           \
+    extern "C" __global__ void __launch_bounds__(threads, blocks)                                  \
+        name(const __grid_constant__ Params p) {                                                   \
+        let_next_come();                                                                           \
+        __VA_ARGS__(p);                                                                            \
+    }
 #define KERNEL(name, Params, threads, blocks, ...)                                                 \
     extern "C" __global__ void __launch_bounds__(threads, blocks)                                  \
         name(const __grid_constant__ Params p) {                                                   \
+        let_next_come();                                                                           \
+        wait_for_previous();                                                                       \
         __VA_ARGS__(p);                                                                            \
     }
 #endif

@@ -9,15 +9,17 @@ use crate::interpreter::{self, Interpreter};
 use crate::params::Pointer;
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{
-    self, CUdevice_attribute as Attribute, CUfunction_attribute, CUgraphInstantiate_flags,
-    CUstreamCaptureMode, is_culib_present,
+    self, CUdevice_attribute as Attribute, CUevent_flags, CUfunction_attribute,
+    CUgraphInstantiate_flags, CUlaunchAttribute, CUlaunchAttributeID, CUlaunchAttributeValue,
+    CUlaunchConfig, CUstreamCaptureMode, is_culib_present,
 };
 use cudarc::driver::{
     CudaContext, CudaEvent, CudaFunction, CudaGraph, CudaModule, CudaSlice, CudaStream, DevicePtr,
-    LaunchConfig, PinnedHostSlice, PushKernelArg,
+    PinnedHostSlice,
 };
 use cudarc::nvrtc::Ptx;
 use gritlm_model::ops::{DeviceError, Result};
+use std::ptr::null_mut;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -120,6 +122,9 @@ struct Live {
     /// Held while memory is allocated, and while a graph is captured, of which the allocation of
     /// another thread would become a part.
     allocating: Mutex<()>,
+    /// Whether a launch may come while the one before ends (programmatic dependent launch): its kernel
+    /// waits itself. From compute capability 9.0 on; graphs keep it since CUDA 12.3.
+    early: bool,
 }
 
 /// Host memory from which the GPU copies.
@@ -221,7 +226,11 @@ impl Driver {
         // SAFETY: there is one stream, so nothing has to be ordered by events.
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().map_err(refuses)?;
-        let live = Live { context, stream, allocating: Mutex::new(()) };
+        let mut version = 0;
+        // SAFETY: the driver writes one number.
+        unsafe { sys::cuDriverGetVersion(&mut version) }.result().map_err(refuses)?;
+        let early = device.capability >= (9, 0) && version >= 12_030;
+        let live = Live { context, stream, allocating: Mutex::new(()), early };
         Ok(Self { device, place: Place::Live(live) })
     }
 
@@ -409,22 +418,45 @@ impl Driver {
                 return Err(DeviceError("a kernel of the interpreter on another device".into()));
             }
         };
-        let [x, y, z] = grid.blocks;
-        let config = LaunchConfig {
-            grid_dim: (x, y, z),
-            block_dim: (grid.threads, 1, 1),
-            shared_mem_bytes: grid.shared,
+        let refuses = |e| said("refuses a launch", e);
+        let live = self.live()?;
+        self.bind()?;
+        let event = || {
+            let flags = Some(CUevent_flags::CU_EVENT_DEFAULT);
+            timed.then(|| live.stream.record_event(flags).map_err(refuses)).transpose()
         };
-        let mut builder = self.live()?.stream.launch_builder(function);
-        // The kernel's only parameter is the struct whose first word this is.
-        builder.arg(&params[0]);
-        if timed {
-            builder.record_kernel_launch(sys::CUevent_flags::CU_EVENT_DEFAULT);
-        }
+        let mut early = CUlaunchAttribute {
+            id: CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        };
+        let [x, y, z] = grid.blocks;
+        let config = CUlaunchConfig {
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
+            blockDimX: grid.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: grid.shared,
+            hStream: live.stream.cu_stream(),
+            attrs: &raw mut early,
+            // A launch that is timed begins when the one before has ended.
+            numAttrs: u32::from(live.early && !timed),
+        };
+        // The kernel's only parameter is the struct that these words are.
+        let mut all = [params.as_ptr().cast_mut().cast()];
+        let start = event()?;
         // SAFETY: every entry takes one struct by value; its layout is asserted when the kernel is
         // compiled (`source::text`), its pointers come from buffers that are alive until the stream
-        // has passed this launch, and its sizes are those of the buffers (`Gpu::launch`).
-        unsafe { builder.launch(config) }.map_err(|e| said("refuses a launch", e))
+        // has passed this launch, and its sizes are those of the buffers (`Gpu::launch`). What the
+        // launches before write, a kernel touches only behind `wait_for_previous`.
+        unsafe {
+            sys::cuLaunchKernelEx(&config, function.cu_function(), all.as_mut_ptr(), null_mut())
+        }
+        .result()
+        .map_err(refuses)?;
+        Ok(start.zip(event()?))
     }
 
     /// Captures what `launches` launches in a graph instead of running it; `None` if it has run,

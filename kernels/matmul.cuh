@@ -146,6 +146,11 @@ __device__ void matmul(const Product &p) {
     static_assert(LOADS_A * THREADS == BM * CHUNKS && LOADS_W * THREADS == BN * CHUNKS, "");
     static_assert(WM % 16 == 0 && WN % 16 == 0 && STAGES >= 2, "");
     static_assert(SLICES == 1 || (SLICES == DEPTH / 16 && !AHEAD), "");
+    // No kernel writes weights: where reading them is the work, the first come while the launch before ends.
+    constexpr bool EARLY = SLICES > 1 && !Op::GROUPED;
+    if (!EARLY) {
+        wait_for_previous();
+    }
 
     // Which tile: of the rows, and of the outputs.
     u32 in_group = blockIdx.x % (GROUP * ceil_div(p.outputs, ACROSS));
@@ -182,15 +187,16 @@ __device__ void matmul(const Product &p) {
     Shared<bf16> shared{0};
     constexpr u32 STAGE = (BM + BN) * DEPTH;
     u32 begin = Op::GROUPED ? 0 : blockIdx.y * p.split;
-    // Starts a quarter of the copies of a step.
-    auto load = [&](u32 step, u32 place, u32 quarter) {
+    // Starts a quarter of the copies of a step, of both operands or one.
+    auto load = [&](u32 step, u32 place, u32 quarter, bool rows_too = true, bool weights_too = true) {
         Shared<bf16> a = shared.from(place * STAGE);
         Shared<bf16> w = a.from(BM * DEPTH);
         u32 k = (begin + step) * DEPTH + chunk * 8;
         u32 bytes = bytes_inside(k, p.inner);
 #pragma unroll
         for (u32 i = 0; i < LOADS_A + LOADS_W; i++) {
-            if (i * (DEPTH / 16) / (LOADS_A + LOADS_W) != quarter) {
+            bool wanted = i < LOADS_A ? rows_too : weights_too;
+            if (!wanted || i * (DEPTH / 16) / (LOADS_A + LOADS_W) != quarter) {
                 continue;
             }
             u32 n = i < LOADS_A ? i : i - LOADS_A;
@@ -203,10 +209,10 @@ __device__ void matmul(const Product &p) {
         }
     };
 
-    auto load_all = [&](u32 step, u32 place) {
+    auto load_all = [&](u32 step, u32 place, bool rows_too = true, bool weights_too = true) {
 #pragma unroll
         for (u32 quarter = 0; quarter < DEPTH / 16; quarter++) {
-            load(step, place, quarter);
+            load(step, place, quarter, rows_too, weights_too);
         }
     };
 
@@ -219,9 +225,18 @@ __device__ void matmul(const Product &p) {
         steps = min(steps - begin, p.split);
     }
 #pragma unroll
+    for (u32 s = 0; EARLY && s < STAGES - 1; s++) {
+        if (s < steps) {
+            load_all(s, s, false, true);
+        }
+    }
+    if (EARLY) {
+        wait_for_previous();
+    }
+#pragma unroll
     for (u32 s = 0; s < STAGES - 1; s++) {
         if (s < steps) {
-            load_all(s, s);
+            load_all(s, s, true, !EARLY);
         }
         cp_async_commit();
     }
@@ -352,14 +367,14 @@ __device__ void matmul(const Product &p) {
 // Two blocks of 128x128 have 128 registers a thread each, in which there is no room for fragments
 // ahead, and where a list of tiles has two sums an output not even for two blocks.
 #define MATMULS(name, Op)                                                                          \
-    KERNEL(name##_16x32, Product, 128, 3, matmul<Op, 16, 32, 16, 32, 8, 4, false>)                 \
-    KERNEL(name##_16x48, Product, 128, 3, matmul<Op, 16, 48, 16, 48, 8, 4, false>)                 \
-    KERNEL(name##_32x32, Product, 128, 3, matmul<Op, 32, 32, 32, 32, 8, 4, false>)                 \
-    KERNEL(name##_32x48, Product, 128, 2, matmul<Op, 32, 48, 32, 48, 8, 4, false>)                 \
-    KERNEL(name##_64x128, Product, 128, 2, matmul<Op, 64, 128, 32, 64, 3, 1, true>)                \
-    KERNEL(name##_128x128, Product, 256, Op::GROUPED && Op::PAIR ? 1 : 2,                          \
+    KERNEL_AHEAD(name##_16x32, Product, 128, 3, matmul<Op, 16, 32, 16, 32, 8, 4, false>)                 \
+    KERNEL_AHEAD(name##_16x48, Product, 128, 3, matmul<Op, 16, 48, 16, 48, 8, 4, false>)                 \
+    KERNEL_AHEAD(name##_32x32, Product, 128, 3, matmul<Op, 32, 32, 32, 32, 8, 4, false>)                 \
+    KERNEL_AHEAD(name##_32x48, Product, 128, 2, matmul<Op, 32, 48, 32, 48, 8, 4, false>)                 \
+    KERNEL_AHEAD(name##_64x128, Product, 128, 2, matmul<Op, 64, 128, 32, 64, 3, 1, true>)                \
+    KERNEL_AHEAD(name##_128x128, Product, 256, Op::GROUPED && Op::PAIR ? 1 : 2,                          \
            matmul<Op, 128, 128, 64, 32, 3, 1, false>)                                              \
-    KERNEL(name##_128x256, Product, 256, 1, matmul<Op, 128, 256, 64, 64, 3, 1, true>)
+    KERNEL_AHEAD(name##_128x256, Product, 256, 1, matmul<Op, 128, 256, 64, 64, 3, 1, true>)
 
 // The sums of several blocks a tile.
 #define SUM_PARTS(name, Op) KERNEL(name##_sum, Product, 256, 4, sum_parts<Op>)

@@ -47,6 +47,22 @@ __device__ __forceinline__ u32 atomic_add_ordered(Global<u32> to, u64 i, u32 v) 
     return old;
 }
 
+// Programmatic dependent launch, from sm_90 on. Blocks of the next launch may come where there is room,
+// once all of this one have.
+__device__ __forceinline__ void let_next_come() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
+// Waits until the launches before have ended, and sees what they have written. Before, a kernel may only
+// read what no kernel writes.
+__device__ __forceinline__ void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 // Starts a copy of 16 bytes to shared memory, past L1. Only the first `bytes` (0 to 16) are read;
 // the rest becomes 0. With 0 bytes nothing is read, wherever `from` points.
 template <class T>

@@ -573,6 +573,19 @@ CUresult cuLaunchKernel(void *handle, u32 gx, u32 gy, u32 gz, u32 bx, u32 by, u3
     });
 }
 
+// CUlaunchConfig; what the attributes allow, such as coming early, the emulator makes no use of.
+struct Config {
+    u32 grid[3], block[3], shared;
+    void *stream, *attributes;
+    u32 count;
+};
+CUresult cuLaunchKernelEx(const Config *config, void *handle, void **params, void **extra) {
+    auto [gx, gy, gz] = config->grid;
+    auto [bx, by, bz] = config->block;
+    return cuLaunchKernel(handle, gx, gy, gz, bx, by, bz, config->shared, config->stream, params,
+                          extra);
+}
+
 CUresult cuStreamBeginCapture_v2(void *stream, int) {
     Stream &on = stream_of(stream);
     if (u64(stream) <= 2 || on.capture) {

@@ -234,6 +234,9 @@ void run_lane(Worker &block, Warp &warp) {
     if (!t.copies->started.empty()) {
         fault("ends with %zu cp.async not waited for", t.copies->started.size());
     }
+    if (!t.waited) {
+        fault("ends without wait_for_previous");
+    }
     t.warp->ready &= ~(1u << t.lane);
     if (++block.ended == block.threads) {
         leave(block);
@@ -284,7 +287,7 @@ void prepare(Worker &block, const Launch &launch, u64 number) {
         block.copies[i].open = 0;
         Index index = {i % size.x, i / size.x % size.y, i / size.x / size.y};
         block.thread[i] = {stack, &block, &block.warp[i / LANES], i, i % LANES, index,
-                           &block.copies[i]};
+                           &block.copies[i], false};
     }
 }
 
@@ -631,6 +634,11 @@ void global_fault(const void *at, u32 bytes, Access access, u64 mark) {
     fault("%s: race, thread %llu of block %llu %s it in this launch and no barrier lies between",
           what, mark % MAX_THREADS, (mark >> BLOCK_NAME) % BLOCK_NAMES,
           mark & BY_GLOBAL_ATOMIC ? "added to" : "wrote");
+}
+
+void ahead_fault(const void *at, u32 bytes, Access access) {
+    fault("%s %u bytes at %#llx of global memory ahead of wait_for_previous", doing(access), bytes,
+          u64(at));
 }
 
 u64 seed() { return seed_now; }

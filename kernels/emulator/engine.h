@@ -67,6 +67,7 @@ struct Thread {
     u32 id, lane;
     Index index;
     Copies *copies;  // cp.async that it has started and not waited for
+    bool waited;     // for the launches before
 };
 
 struct Block {
@@ -100,6 +101,7 @@ constexpr u32 GLOBAL_CLOCK = 12, BLOCK_NAME = 36, LAUNCH_NAME = 46, BLOCK_NAMES 
 enum class Access : u32 { Read, Write, Atomic, Copy };
 [[noreturn]] void fault(const char *format, ...) __attribute__((cold, format(printf, 1, 2)));
 [[noreturn]] void global_fault(const void *at, u32 bytes, Access, u64 mark) __attribute__((cold));
+[[noreturn]] void ahead_fault(const void *at, u32 bytes, Access) __attribute__((cold));
 [[noreturn]] void shared_fault(u32 offset, u32 bytes, Access, const Thread &, u32 written, u32 read)
     __attribute__((cold));
 [[noreturn]] void meeting_fault(Meeting meeting, u32 mask) __attribute__((cold));
@@ -212,6 +214,12 @@ template <Access ACCESS, u32 BYTES> inline void global_check(const void *at) {
     u64 name = t.block->name, *marks = global_written + place / 2;
     u64 now = name | u64(t.block->past + t.block->clock) << GLOBAL_CLOCK | t.id;
     bool others = false;
+    // What a kernel has ever written, the launch before may still write.
+    for (u32 i = 0; !t.waited && i < N; i++) {
+        if (ACCESS != Access::Read || marks[i]) {
+            ahead_fault(at, BYTES, ACCESS);
+        }
+    }
     for (u32 i = 0; i < N; i++) {
         others |= (marks[i] ^ name) >> LAUNCH_NAME == 0;
     }

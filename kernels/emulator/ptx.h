@@ -18,6 +18,8 @@ template <class T> inline Vec16 load_once(Global<T> from, u64 i) {
     return from.template load<Vec16>(i);
 }
 
+inline void let_next_come() {}
+inline void wait_for_previous() { emulator::self->waited = true; }
 inline u32 atomic_add_ordered(Global<u32> to, u64 i, u32 v) {
     return emulator::add_ordered(to.first + i, v);
 }

@@ -7,6 +7,10 @@ constexpr u32 N = 128;
     __device__ void name##_body(const Snippet &p); \
     KERNEL(name, Snippet, N, 1, name##_body) \
     __device__ void name##_body(const Snippet &p)
+#define SNIPPET_AHEAD(name) \
+    __device__ void name##_body(const Snippet &p); \
+    KERNEL_AHEAD(name, Snippet, N, 1, name##_body) \
+    __device__ void name##_body(const Snippet &p)
 __device__ u32 me() { return threadIdx.x; }
 __device__ void copy(const Snippet &p) { cp_async16(words, 4 * me(), p.in, 4 * (me() % 16), 16); }
 
@@ -51,6 +55,17 @@ template <bool ORDERED, bool BARRIER> __device__ void hand_over(const Snippet &p
 SNIPPET(blocks_hand_over) { hand_over<true, true>(p); }
 SNIPPET(blocks_hand_over_unordered) { hand_over<false, true>(p); }
 SNIPPET(blocks_hand_over_early) { hand_over<true, false>(p); }
+
+SNIPPET_AHEAD(reads_ahead) {
+    u32 v = p.in[me() % 64];
+    wait_for_previous();
+    p.out.set(me(), v);
+}
+SNIPPET_AHEAD(writes_ahead) {
+    p.out.set(me(), me());
+    wait_for_previous();
+}
+SNIPPET_AHEAD(never_waits) { words.set(me(), p.in[me() % 64]); }
 
 SNIPPET(shared_beyond) { words.set(me() + 1, me()); }
 SNIPPET(shared_misaligned) { words.store(me() * 4 + 1, Vec16{}); }

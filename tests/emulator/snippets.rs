@@ -25,7 +25,7 @@ fn snippets() -> &'static [u8] {
 }
 
 /// Snippets with a mistake, and the words of the fault.
-const WRONG: [(&str, &str); 35] = [
+const WRONG: [(&str, &str); 37] = [
     ("write_beyond", "writes 4 bytes of global memory outside every allocation"),
     ("read_before", "reads 4 bytes of global memory outside every allocation"),
     ("read_misaligned", "reads 16 bytes at 8 of a global allocation of 256 bytes, misaligned"),
@@ -35,6 +35,8 @@ const WRONG: [(&str, &str); 35] = [
     ("global_between_blocks", "wrote it in this launch and no barrier lies between"),
     ("blocks_hand_over_unordered", "wrote it in this launch and no barrier lies between"),
     ("blocks_hand_over_early", "wrote it in this launch and no barrier lies between"),
+    ("writes_ahead", "of global memory ahead of wait_for_previous"),
+    ("never_waits", "ends without wait_for_previous"),
     ("shared_beyond", "thread 127: writes 4 bytes at 512 of shared memory, outside its 512 bytes"),
     ("shared_misaligned", "of shared memory, misaligned"),
     ("shared_unwritten", "thread 127: reads 4 bytes at 800 of shared memory, never written"),
@@ -67,10 +69,11 @@ const WRONG: [(&str, &str); 35] = [
 type Right = (&'static str, fn(u32) -> u32);
 
 /// Snippets without a mistake.
-const RIGHT: [Right; 11] = [
+const RIGHT: [Right; 12] = [
     ("unwritten_global", |_| u32::MAX),
     ("global_with_barrier", |i| (i + 64) % 128),
     ("blocks_hand_over", |i| 3 * (i % 32)),
+    ("reads_ahead", |_| 7),
     ("reads_with_barrier", |i| (i + 64) % 128),
     ("writes_over_reads_in_order", |i| i),
     ("half_words_side_by_side", |i| i),

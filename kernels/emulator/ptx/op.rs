@@ -300,7 +300,8 @@ impl Op {
             })),
             "bar" | "barrier" if has("warp") => Some(Self::WarpBarrier),
             "bar" | "barrier" if has("sync") => Some(Self::Barrier),
-            "membar" | "fence" => Some(Self::Fence),
+            // Launches run one after the other.
+            "membar" | "fence" | "griddepcontrol" => Some(Self::Fence),
             "bra" => Some(Self::Jump),
             "ret" | "exit" => Some(Self::Return),
             _ => None,
