@@ -459,6 +459,25 @@ impl Driver {
         Ok(start.zip(event()?))
     }
 
+    /// Returns the milliseconds between two events, once the second has completed.
+    pub(crate) fn elapsed(&self, start: &CudaEvent, end: &CudaEvent) -> Result<f32> {
+        type Elapsed = unsafe extern "C" fn(*mut f32, sys::CUevent, sys::CUevent) -> sys::CUresult;
+        let cannot = |e| said("cannot time a launch", e);
+        self.bind()?;
+        end.synchronize().map_err(cannot)?;
+        let mut milliseconds = 0.0;
+        // SAFETY: the function has this type. It goes by the name that every driver knows: cudarc's own
+        // call needs that of CUDA 12.8 and panics where it is missing.
+        unsafe {
+            let function = sys::culib().get::<Elapsed>(b"cuEventElapsedTime");
+            let function = function.map_err(|e| DeviceError(format!("the CUDA driver: {e}")))?;
+            function(&mut milliseconds, start.cu_event(), end.cu_event())
+        }
+        .result()
+        .map_err(cannot)?;
+        Ok(milliseconds)
+    }
+
     /// Captures what `launches` launches in a graph instead of running it; `None` if it has run,
     /// because there are no graphs here.
     pub(crate) fn capture(&self, launches: impl FnOnce() -> Result<()>) -> Result<Option<Graph>> {

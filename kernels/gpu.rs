@@ -463,7 +463,8 @@ impl Gpu {
             let row = rows.entry(work.op).or_insert(new);
             row.launches += 1;
             // The preceding read has already reported a failed launch.
-            row.nanoseconds += start.elapsed_ms(&end).map_or(0.0, |ms| f64::from(ms) * 1e6);
+            let milliseconds = self.driver.elapsed(&start, &end);
+            row.nanoseconds += milliseconds.map_or(0.0, |ms| f64::from(ms) * 1e6);
             row.bytes += work.bytes;
             row.flops += work.flops;
         }

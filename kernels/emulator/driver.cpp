@@ -396,7 +396,7 @@ CUresult cuEventSynchronize(void *event) {
     return SUCCESS;
 }
 CUresult cuEventQuery(void *event) { return cuEventSynchronize(event); }
-CUresult cuEventElapsedTime_v2(float *to, void *start, void *end) {
+CUresult cuEventElapsedTime(float *to, void *start, void *end) {
     std::chrono::duration<float, std::milli> time =
         static_cast<Event *>(end)->time - static_cast<Event *>(start)->time;
     return give(to, time.count());
