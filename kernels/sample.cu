@@ -7,7 +7,8 @@
 // each, until one token is left between what suffices and what does not. A block of 1024 threads
 // per row, 4 logits at a time. Bound by latency: the first pass copies the row as orders and finds
 // the largest, the second sums e^logit, which is all that a greedy draw takes; every further sum
-// reads the orders again from the caches, 125 KiB at a vocabulary of 32000.
+// reads the orders again from the caches, 125 KiB at a vocabulary of 32000, or, after a filter, only the
+// vectors that have a token left.
 // Twin: model/cpu/sample.rs. Params: sample.rs.
 #include "order.cuh"
 
@@ -46,18 +47,30 @@ struct Row {
     u32 vectors;  // of 4 orders
     float largest;
     float temperature;
+    u32 left;  // a bit for each of this thread's vectors that has a token left; the last one for the rest
 
     __device__ float weight(u64 place) const {
         return expf((value_of(place) - largest) / temperature);
     }
     // Calls with the places of this thread's tokens and padding.
     template <class Visit> __device__ void each(Visit visit) const {
-        for (u32 i = threadIdx.x; i < vectors; i += THREADS) {
-            Vec16 v = orders.load<Vec16>(4 * i);
-            for (u32 j = 0; j < 4; j++) {
-                visit(place_at(v.word[j], 4 * i + j));
+        for (u32 i = threadIdx.x, n = 0; i < vectors; i += THREADS, n++) {
+            if (left >> min(n, 31u) & 1) {
+                Vec16 v = orders.load<Vec16>(4 * i);
+                for (u32 j = 0; j < 4; j++) {
+                    visit(place_at(v.word[j], 4 * i + j));
+                }
             }
         }
+    }
+    // From here on only tokens up to `last` count.
+    __device__ void keep(u64 last) {
+        u32 some = 0;
+        each([&](u64 place) {
+            u32 n = id_of(place) / 4 / THREADS;
+            some |= u32(place >= last) << min(n, 31u);
+        });
+        left = some;
     }
     // The first place after `before`.
     __device__ u64 first_after(u64 before) const {
@@ -108,18 +121,20 @@ struct Row {
 };
 
 // The token drawn; `best` is the likeliest.
-__device__ u64 drawn(const Row &row, Global<u32> draw, u64 best, u32 vocab) {
+__device__ u64 drawn(Row &row, Global<u32> draw, u64 best, u32 vocab) {
     u32 top_k = draw[4];
     float top_p = __uint_as_float(draw[5]), min_p = __uint_as_float(draw[6]);
     float uniform = __uint_as_float(draw[7]);
     u64 last = EVERY;
     if (top_k > 0 && top_k < vocab) {
         last = row.shorten(last, [=](Sum sum) { return sum.count >= top_k; });
+        row.keep(last);
     }
     if (top_p < 1.0f) {
         float bound = top_p * row.measure(last).weight;
         // One is always kept, however small the bound.
         last = row.shorten(last, [=](Sum sum) { return sum.count > 0 && sum.weight >= bound; });
+        row.keep(last);
     }
     if (min_p > 0.0f) {
         // The likeliest weighs 1, so min-p is a threshold on the weights themselves.
@@ -138,7 +153,7 @@ __device__ void sample(const SamplingParams &p) {
     Global<float> logits = p.logits.from(u64(blockIdx.x) * p.stride);
     Global<u32> orders = p.orders.from(u64(blockIdx.x) * p.stride);
     float penalty = __uint_as_float(draw[2]), temperature = __uint_as_float(draw[3]);
-    Row row = {orders, ceil_div(p.vocab, 4), 0.0f, temperature};
+    Row row = {orders, ceil_div(p.vocab, 4), 0.0f, temperature, ~0u};
 
     u64 best = 0;
     for (u32 i = index; i < row.vectors; i += THREADS) {
