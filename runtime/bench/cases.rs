@@ -71,7 +71,9 @@ fn cases_with_weights(dtype: Dtype) -> Vec<Case> {
     for (rows, vocab, dim) in [(0, 9, 160), (1, 97, 33), (5, 1, 1), (130, 300, 208)] {
         all.push(Case::new(Op::Embed { rows, vocab, dim }, dtype));
     }
-    for (rows, dim) in [(0, 160), (1, 1), (1, 4096), (3, 33), (7, 160), (40, 1025), (130, 208)] {
+    for (rows, dim) in
+        [(0, 160), (1, 1), (1, 4096), (2, 4105), (3, 33), (7, 160), (40, 1025), (130, 208)]
+    {
         all.push(Case::new(Op::RmsNorm(RmsNorm { rows, dim, eps }), dtype));
     }
     for scale in [1e-3, 1e4] {
@@ -126,6 +128,7 @@ fn cases_with_weights(dtype: Dtype) -> Vec<Case> {
         (vec![0], 160, 97),
         (vec![5, 0, 5, 3], 1025, 333),
         (vec![2], 33, 1),
+        (vec![1, 3], 4105, 9),
         (vec![9, 8, 7, 6, 1, 0, 12], 2100, 65),
     ] {
         all.push(Case::new(Op::Logits { p: Logits { dim, vocab, eps }, rows }, dtype));
