@@ -273,6 +273,13 @@ mod tests {
     }
 
     #[test]
+    fn a_fence_takes_the_latency_of_memory() {
+        let code = [instruction("MEMBAR.ALL.GPU", Unit::Fence), instruction("FADD", Unit::Float)];
+        let cycles = SM.run(&code, &Path(vec![0, 1]), 1, 1);
+        assert!((700..705).contains(&cycles), "{cycles}");
+    }
+
+    #[test]
     fn a_barrier_waits_for_all_warps() {
         let mut slow = instruction("X", Unit::None);
         slow.stall = 15;
