@@ -7,6 +7,7 @@
 
 use crate::interpreter::{self, Interpreter};
 use crate::params::Pointer;
+use crate::send::Pinned;
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{
     self, CUdevice_attribute as Attribute, CUevent_flags, CUfunction_attribute,
@@ -15,7 +16,6 @@ use cudarc::driver::sys::{
 };
 use cudarc::driver::{
     CudaContext, CudaEvent, CudaFunction, CudaGraph, CudaModule, CudaSlice, CudaStream, DevicePtr,
-    PinnedHostSlice,
 };
 use cudarc::nvrtc::Ptx;
 use gritlm_model::ops::{DeviceError, Result};
@@ -125,24 +125,6 @@ struct Live {
     /// Whether a launch may come while the one before ends (programmatic dependent launch): its kernel
     /// waits itself. From compute capability 9.0 on; graphs keep it since CUDA 12.3.
     early: bool,
-}
-
-/// Host memory from which the GPU copies.
-pub(crate) enum Pinned {
-    Live(PinnedHostSlice<u8>),
-    Any(Vec<u8>),
-}
-
-impl Pinned {
-    /// Returns the bytes.
-    pub(crate) fn bytes(&mut self) -> Result<&mut [u8]> {
-        match self {
-            Self::Live(pinned) => {
-                pinned.as_mut_slice().map_err(|e| said("gives no pinned memory", e))
-            }
-            Self::Any(bytes) => Ok(bytes),
-        }
-    }
 }
 
 /// A graph of launches. It is used only under the lock of [`crate::gpu::Gpu`].

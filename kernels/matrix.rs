@@ -5,8 +5,9 @@
 //! next. Pinning the files themselves would cost more than it saves (some 2 GB/s), and copies
 //! from memory that is not pinned reach a third of the rate.
 
-use crate::driver::{Driver, Pinned, said};
+use crate::driver::{Driver, said};
 use crate::gpu::{Gpu, Raw, Use};
+use crate::send::Pinned;
 use cudarc::driver::CudaEvent;
 use gritlm_model::ops::{DeviceError, Result};
 use gritlm_model::weights::{Dtype, Tensor};

@@ -1,11 +1,29 @@
-//! What the host sends with each step goes through a ring of pinned memory: the driver may make a copy
-//! from pageable memory wait for everything that was launched before.
+//! Pinned memory, from which the GPU copies. What the host sends with each step goes through a ring of
+//! it: the driver may make a copy from pageable memory wait for everything that was launched before.
 
-use crate::driver::{Driver, Memory, Pinned, said};
-use cudarc::driver::CudaEvent;
+use crate::driver::{Driver, Memory, said};
+use cudarc::driver::{CudaEvent, PinnedHostSlice};
 use gritlm_model::ops::Result;
 use std::collections::VecDeque;
 use std::ops::Range;
+
+/// Host memory from which the GPU copies.
+pub(crate) enum Pinned {
+    Live(PinnedHostSlice<u8>),
+    Any(Vec<u8>),
+}
+
+impl Pinned {
+    /// Returns the bytes.
+    pub(crate) fn bytes(&mut self) -> Result<&mut [u8]> {
+        match self {
+            Self::Live(pinned) => {
+                pinned.as_mut_slice().map_err(|e| said("gives no pinned memory", e))
+            }
+            Self::Any(bytes) => Ok(bytes),
+        }
+    }
+}
 
 /// Bytes of the ring: a step sends some 40 bytes a token, so it holds several.
 const BYTES: usize = 1 << 20;
