@@ -1,7 +1,7 @@
 //! Compiled shaders, cached by variant in memory and by adapter on disk.
 
 use crate::gpu::{Binding, one_line};
-use crate::shader::{Kind, Shader, Variant};
+use crate::shader::{Shader, Variant, runtime_checks};
 use gritlm_model::files::{cache_folder, keep};
 use gritlm_model::ops::{DeviceError, Result};
 use std::collections::HashMap;
@@ -100,31 +100,13 @@ pub(crate) fn compile(
         label: Some(shader.name),
         source: wgpu::ShaderSource::Wgsl(source.into()),
     };
-    // A matrix product takes 2.7 times as long on lavapipe if naga bounds its loops.
-    let mut checks = wgpu::ShaderRuntimeChecks::checked();
-    checks.force_loop_bounding = false;
-    checks.int_div_checks = false;
     // SAFETY: the text is this crate's own. Its loops are counted, up to a parameter or a constant,
     // with steps above zero; its divisors are parameters that the launching code makes at least 1.
     // Accesses stay checked.
-    let module = unsafe { device.create_shader_module_trusted(descriptor, checks) };
-    let entries: Vec<wgpu::BindGroupLayoutEntry> = (0..)
-        .zip(shader.bindings)
-        .map(|(binding, kind)| {
-            let (ty, has_dynamic_offset) = match kind {
-                Kind::Params => (wgpu::BufferBindingType::Uniform, true),
-                Kind::Read => (wgpu::BufferBindingType::Storage { read_only: true }, false),
-                Kind::Write => (wgpu::BufferBindingType::Storage { read_only: false }, false),
-            };
-            let min_binding_size = None;
-            let ty = wgpu::BindingType::Buffer { ty, has_dynamic_offset, min_binding_size };
-            let visibility = wgpu::ShaderStages::COMPUTE;
-            wgpu::BindGroupLayoutEntry { binding, visibility, ty, count: None }
-        })
-        .collect();
+    let module = unsafe { device.create_shader_module_trusted(descriptor, runtime_checks()) };
     let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
         label: Some(shader.name),
-        entries: &entries,
+        entries: &shader.layout(),
     });
     let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
         label: Some(shader.name),

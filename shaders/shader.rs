@@ -61,6 +61,21 @@ impl Shader {
         self.forms.is_some()
     }
 
+    /// Returns the layout of its bind group.
+    pub fn layout(&self) -> Vec<wgpu::BindGroupLayoutEntry> {
+        let entry = |(binding, kind): (u32, &Kind)| {
+            let (ty, has_dynamic_offset) = match kind {
+                Kind::Params => (wgpu::BufferBindingType::Uniform, true),
+                Kind::Read => (wgpu::BufferBindingType::Storage { read_only: true }, false),
+                Kind::Write => (wgpu::BufferBindingType::Storage { read_only: false }, false),
+            };
+            let ty = wgpu::BindingType::Buffer { ty, has_dynamic_offset, min_binding_size: None };
+            let visibility = wgpu::ShaderStages::COMPUTE;
+            wgpu::BindGroupLayoutEntry { binding, visibility, ty, count: None }
+        };
+        (0..).zip(self.bindings).map(entry).collect()
+    }
+
     /// Returns the WGSL text, in the form with or without subgroups where it has both.
     pub fn source(&self, subgroups: bool) -> String {
         let form = self.forms.map_or("", |forms| forms[usize::from(subgroups)]);
@@ -68,6 +83,15 @@ impl Shader {
         self.parts.iter().for_each(|part| text += part);
         text
     }
+}
+
+/// Returns the checks that naga writes into a shader: of accesses, not of loops and divisors. A
+/// matrix product takes 2.7 times as long on lavapipe if naga bounds its loops.
+pub fn runtime_checks() -> wgpu::ShaderRuntimeChecks {
+    let mut checks = wgpu::ShaderRuntimeChecks::checked();
+    checks.force_loop_bounding = false;
+    checks.int_div_checks = false;
+    checks
 }
 
 /// A shader with values for its constants.
@@ -267,12 +291,30 @@ pub(crate) fn stored(dtype: Dtype) -> Vec<(&'static str, f64)> {
 
 /// Returns every variant that can be requested, with any tiles of [`Tiles::all`].
 pub fn variants() -> Vec<Variant> {
-    let mut formats: Vec<_> = Dtype::ALL.map(stored).into();
+    variants_of(&Tiles::all(), &Dtype::ALL)
+}
+
+/// Returns the variants in f32 that a GPU with subgroups asks for while its tiles have not been
+/// tuned, for weights of these formats.
+pub fn default_variants(formats: &[Dtype]) -> Vec<Variant> {
+    let mut all = variants_of(&[Tiles::default_for(false, u32::MAX)], formats);
+    // A tile says itself whether `matmul` and `attention` use subgroups; everything else does.
+    let by_tile = |name: &str| name.ends_with(" matmul") || name == "attention";
+    let is_default = |shader: &Shader, subgroups| {
+        !shader.is_f16() && (subgroups || !shader.has_forms() || by_tile(shader.name))
+    };
+    let named = |name| shaders().into_iter().find(|shader| shader.name == name);
+    all.retain(|v| named(v.shader).is_some_and(|shader| is_default(shader, v.subgroups)));
+    all
+}
+
+/// Returns the variants that an adapter with one of these tiles can ask for.
+fn variants_of(tiles: &[Tiles], formats: &[Dtype]) -> Vec<Variant> {
+    let mut formats: Vec<_> = formats.iter().copied().map(stored).collect();
     formats.sort_by(|a, b| format!("{a:?}").cmp(&format!("{b:?}")));
     formats.dedup();
     // Norms have no quantised weights.
     let plain = [Dtype::Bf16, Dtype::F16, Dtype::F32].map(stored);
-    let tiles = Tiles::all();
     let mut all: Vec<Variant> = Vec::new();
     let mut add = |shader: &'static str, subgroups, constants: Vec<(&'static str, f64)>| {
         let variant = Variant { shader, subgroups, constants };

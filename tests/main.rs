@@ -88,4 +88,5 @@ mod train_data; // training data: formats, bad lines by number, the engine's ids
 mod train_golden; // training: the losses and gradients of PyTorch, however a batch is cut
 mod train_lora; // training of adapters: gradients, dropout, runs, what is refused
 mod train_run; // `gritlm train`: what a run writes, how it resumes, kills, full disks, refusals
+mod vendors; // what GPU vendors' compilers make of the shaders, beside a record; Metal, HLSL
 mod x86; // x86 processors without AVX-512 and without vectors, which QEMU plays

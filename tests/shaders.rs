@@ -49,12 +49,12 @@ fn adapters_are_listed() {
     }
 }
 
-fn parse(text: &str, name: &str) -> naga::Module {
+pub(crate) fn parse(text: &str, name: &str) -> naga::Module {
     naga::front::wgsl::parse_str(text)
         .unwrap_or_else(|e| panic!("{name}: {}", e.emit_to_string(text)))
 }
 
-fn validator(shader: &Shader, subgroups: bool) -> Validator {
+pub(crate) fn validator(shader: &Shader, subgroups: bool) -> Validator {
     let mut capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
     capabilities.set(Capabilities::SUBGROUP, subgroups);
     capabilities.set(Capabilities::SHADER_FLOAT16, shader.is_f16());
