@@ -13,9 +13,10 @@ struct Lanes {
 var<workgroup> partial: array<vec4<f32>, LANES>;
 
 fn sum4(value: vec4<f32>, lanes: Lanes) -> vec4<f32> {
-    let own = subgroupAdd(value);
-    // What the last call left has been read.
+    // What the last call left has been read. A subgroup whose invocations have left a loop one after
+    // the other is whole again only behind a barrier, whatever the language says.
     workgroupBarrier();
+    let own = subgroupAdd(value);
     if lanes.place == 0u {
         partial[lanes.subgroup] = own;
     }
