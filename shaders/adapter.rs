@@ -1,5 +1,6 @@
 //! The adapters of this machine, and how one is chosen.
 
+use crate::gpu::one_line;
 use gritlm_model::ops::{DeviceError, Result};
 use wgpu::{Backends, DeviceType, Features};
 
@@ -143,9 +144,40 @@ pub async fn best_gpu() -> Option<Adapter> {
     all.iter().map(Adapter::of).find(|a| !a.cpu && a.lacks.is_none())
 }
 
-/// Chooses the first adapter that can be used and whose label contains `name`, in any case; an
-/// empty name chooses the best one.
-pub(crate) async fn choose(name: &str) -> Result<(wgpu::Adapter, Adapter)> {
+/// Returns every adapter, best first, after opening each that has all that is needed: a driver may list
+/// what it cannot open.
+pub async fn opened_adapters() -> Vec<Adapter> {
+    let mut all = enumerate(Backends::all() - Backends::GL).await;
+    all.extend(enumerate(Backends::GL).await);
+    let mut described = Vec::with_capacity(all.len());
+    for adapter in &all {
+        let mut one = Adapter::of(adapter);
+        if one.lacks.is_none() {
+            let opened = adapter.request_device(&request(adapter, Features::empty())).await;
+            one.lacks =
+                opened.err().map(|e| format!("the driver does not open it: {}", one_line(&e)));
+        }
+        described.push(one);
+    }
+    described
+}
+
+/// What a device is asked for: all of the adapter's limits, and these of its features.
+pub(crate) fn request(
+    adapter: &wgpu::Adapter,
+    required_features: Features,
+) -> wgpu::DeviceDescriptor<'static> {
+    wgpu::DeviceDescriptor {
+        label: Some("gritlm"),
+        required_features,
+        required_limits: adapter.limits(),
+        ..Default::default()
+    }
+}
+
+/// Chooses the adapters that can be used and whose labels contain `name`, in any case, the best first;
+/// all labels contain an empty name. There is at least one.
+pub(crate) async fn choose(name: &str) -> Result<Vec<(wgpu::Adapter, Adapter)>> {
     // OpenGL is queried only if nothing else fits, because some of its libraries print messages.
     let wanted = name.to_lowercase();
     let fits = |a: &Adapter| a.label().to_lowercase().contains(&wanted);
@@ -168,14 +200,17 @@ pub(crate) async fn choose(name: &str) -> Result<(wgpu::Adapter, Adapter)> {
         .collect();
     let known: Vec<String> = found.iter().map(|(_, a)| a.label()).collect();
     let known = known.join(", ");
-    let mut lacking = None;
+    let (mut usable, mut lacking) = (Vec::new(), None);
     for (adapter, described) in found {
         if fits(&described) {
             match &described.lacks {
-                None => return Ok((adapter, described)),
+                None => usable.push((adapter, described)),
                 Some(lacks) => lacking = Some(format!("{}: {lacks}", described.label())),
             }
         }
+    }
+    if !usable.is_empty() {
+        return Ok(usable);
     }
     Err(DeviceError(match lacking {
         Some(lacks) => format!("no adapter that fits can be used; {lacks}"),

@@ -14,8 +14,8 @@
 mod buffer;
 mod record;
 
-use crate::Half;
 use crate::adapter::{self, Adapter};
+use crate::options::{Half, Options};
 use crate::pipeline::Pipelines;
 use crate::profile::Profile;
 use buffer::Free;
@@ -59,15 +59,30 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Gpu {
-    pub(crate) async fn open(name: &str, profile: bool, half: Half) -> Result<Self> {
-        let (adapter, described) = adapter::choose(name).await?;
-        let limits = adapter.limits();
-        let features = adapter::features(&adapter, profile, half != Half::Never && described.f16);
-        let label = described.label();
-        if half == Half::Required && !described.f16 {
-            let problem = "has no f16 in shaders; use `compute` f32";
-            return Err(DeviceError(format!("{label} {problem}")));
+    /// Opens the first of the chosen adapters that its driver opens.
+    pub(crate) async fn open(options: &Options) -> Result<Self> {
+        let mut refused = None;
+        for (adapter, described) in adapter::choose(&options.name).await? {
+            if options.f16 == Half::Required && !described.f16 {
+                let problem = "has no f16 in shaders; use `compute` f32";
+                return Err(DeviceError(format!("{} {problem}", described.label())));
+            }
+            match Self::open_adapter(&adapter, &described, options).await {
+                Ok(opened) => return Self::with(&adapter, described, opened, options),
+                Err(e) => refused = refused.or(Some((described.label(), e))),
+            }
         }
+        let said = refused.map(|(label, e)| format!("{label} cannot be opened: {}", one_line(&e)));
+        Err(DeviceError(said.unwrap_or_default()))
+    }
+
+    async fn open_adapter(
+        adapter: &wgpu::Adapter,
+        described: &Adapter,
+        options: &Options,
+    ) -> std::result::Result<(wgpu::Device, wgpu::Queue), wgpu::RequestDeviceError> {
+        let half = options.f16 != Half::Never && described.f16;
+        let features = adapter::features(adapter, options.profile, half);
         let experimental_features = if features.intersects(Features::all_experimental_mask()) {
             // SAFETY: only matrix.wgsl uses an experimental feature; it is this crate's own and
             // accesses workgroup arrays at constant places inside them.
@@ -75,15 +90,18 @@ impl Gpu {
         } else {
             wgpu::ExperimentalFeatures::disabled()
         };
-        let request = wgpu::DeviceDescriptor {
-            label: Some("gritlm"),
-            experimental_features,
-            required_features: features,
-            required_limits: limits.clone(),
-            ..Default::default()
-        };
-        let (device, queue) = (adapter.request_device(&request).await)
-            .map_err(|e| DeviceError(format!("{label} cannot be opened: {}", one_line(&e))))?;
+        let request = adapter::request(adapter, features);
+        let request = wgpu::DeviceDescriptor { experimental_features, ..request };
+        adapter.request_device(&request).await
+    }
+
+    fn with(
+        adapter: &wgpu::Adapter,
+        described: Adapter,
+        (device, queue): (wgpu::Device, wgpu::Queue),
+        options: &Options,
+    ) -> Result<Self> {
+        let (limits, features) = (adapter.limits(), device.features());
         let trouble = Arc::new(Mutex::new(Trouble::default()));
         let seen = Arc::clone(&trouble);
         device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
@@ -96,7 +114,8 @@ impl Gpu {
             lock(&seen).lost.get_or_insert(format!("{reason:?}: {message}").replace('\n', " "));
         });
         let pipelines = Pipelines::new(&device, &adapter.get_info(), features);
-        let profile = profile.then(|| Profile::new(&device, &queue, features)).transpose()?;
+        let profile =
+            options.profile.then(|| Profile::new(&device, &queue, features)).transpose()?;
         let free = Arc::new(Mutex::new(Free::new()));
         let usage = BufferUsages::UNIFORM | BufferUsages::COPY_DST;
         let params = device.create_buffer(&wgpu::BufferDescriptor {

@@ -55,7 +55,7 @@ mod search;
 pub mod shader;
 pub mod tune;
 
-pub use adapter::{Adapter, adapters, best_gpu};
+pub use adapter::{Adapter, adapters, best_gpu, opened_adapters};
 pub use matrix::{Matrix, row_bytes};
 pub use options::{Half, Options};
 
@@ -132,7 +132,7 @@ impl Wgpu {
     /// # Errors
     /// When no adapter has that name, or it lacks what every model needs, or it cannot be opened.
     pub async fn open(options: &Options) -> Result<Self> {
-        let gpu = Gpu::open(&options.name, options.profile, options.f16).await?;
+        let gpu = Gpu::open(options).await?;
         let adapter = &gpu.adapter;
         let tiles = options
             .tiles

@@ -74,8 +74,8 @@ pub struct DeviceInfo {
     pub description: String,
 }
 
-/// Returns the devices of every backend. A backend that finds none, or is not built in, has one
-/// entry that says so.
+/// Returns the devices of every backend, after opening each adapter of wgpu once. A backend that finds
+/// none, or is not built in, has one entry that says so.
 pub fn devices() -> Vec<DeviceInfo> {
     pollster::block_on(devices_async())
 }
@@ -371,13 +371,13 @@ mod wgpu {
     use crate::Arithmetic;
     use gritlm_model::ops::Compute;
     pub use gritlm_shaders::row_bytes;
-    use gritlm_shaders::{Adapter, Half, Wgpu, adapters, best_gpu};
+    use gritlm_shaders::{Adapter, Half, Wgpu, best_gpu, opened_adapters};
 
     /// An open device, and why it was chosen.
     type Opened = (Wgpu, String);
 
     pub(super) async fn devices() -> Vec<DeviceInfo> {
-        let all = adapters().await;
+        let all = opened_adapters().await;
         if all.is_empty() {
             let description = "no adapter: a driver is missing".into();
             return vec![DeviceInfo { device: "wgpu".into(), available: false, description }];

@@ -35,6 +35,43 @@ fn every_device_answers_the_same() {
     }
 }
 
+/// RADV lists a GPU that is not there, and does not open it: named by `devices`, refused by name, passed
+/// over where another adapter fits.
+#[test]
+#[cfg(target_os = "linux")]
+fn an_adapter_that_does_not_open_is_named() {
+    let folder = std::path::Path::new("/usr/share/vulkan/icd.d");
+    let [radv, lavapipe] = ["radeon", "lvp"].map(|d| folder.join(format!("{d}_icd.x86_64.json")));
+    if !radv.exists() || !lavapipe.exists() {
+        assert!(std::env::var_os("GRITLM_EXPECT_ADAPTERS").is_none(), "{}", radv.display());
+        let test = "cli::devices::an_adapter_that_does_not_open_is_named";
+        return crate::support::say(&format!("SKIPPED {test}: no mesa-vulkan-drivers"));
+    }
+    let run = |args: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_gritlm"));
+        let files = std::env::join_paths([&radv, &lavapipe]).unwrap();
+        command.args(args).env("VK_DRIVER_FILES", files).env_remove("VK_ADD_DRIVER_FILES");
+        let output = command.env("RADV_FORCE_FAMILY", "navi21").output().unwrap();
+        let [stdout, stderr] =
+            [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
+        (output.status.code(), stdout, stderr)
+    };
+    let (code, listed, problem) = run(&["devices", "--format", "json"]);
+    assert_eq!(code, Some(0), "{problem}");
+    let listed = objects(&listed);
+    let null = listed.iter().find(|d| d["device"].to_string().contains("NAVI21"));
+    let null = null.unwrap_or_else(|| panic!("{listed:?}"));
+    assert_eq!(null["available"], false);
+    let said = null["description"].as_str().unwrap();
+    assert!(said.contains("cannot be used: the driver does not open it: "), "{said}");
+    let (code, _, problem) = run(&["embed", "a text", "--device", "wgpu:navi21"]);
+    assert_eq!(code, Some(1), "{problem}");
+    let last = problem.lines().last().unwrap();
+    assert!(last.contains("NAVI21") && last.contains("cannot be opened: "), "{problem}");
+    let (code, _, problem) = run(&["embed", "a text", "--device", "wgpu"]);
+    assert!(code == Some(0) && problem.contains("llvmpipe"), "{problem}");
+}
+
 #[test]
 fn a_profile_is_a_table_on_stderr() {
     let args = ["embed", "a text", "--profile", "--device"];
