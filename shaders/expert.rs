@@ -20,6 +20,7 @@ params! {
         tile_rows: u32,
         gate_up: u32,
         down: u32,
+        few: u32,
     }
 }
 
@@ -87,6 +88,7 @@ pub(crate) fn sort(device: &Wgpu, p: Expert, routing: &Routing, form: Form, acro
         tile_rows: form.rows(),
         gate_up: across,
         down: form.across(p.dim, false),
+        few: u32::from(form.is_few()),
     };
     device.gpu.launch(
         &shader::EXPERT_SORT,

@@ -20,9 +20,11 @@ struct Sort {
     experts: u32,
     top_k: u32,
     tile_rows: u32,
-    // Workgroups across the outputs of the two products; a grid is (this, tiles, 1).
+    // Workgroups across the outputs of the two products; a grid is (this, tiles, 1), or with `few`
+    // (tiles, this, 1), as matvec has it.
     gate_up: u32,
     down: u32,
+    few: u32,
 }
 
 @group(0) @binding(0) var<uniform> p: Sort;
@@ -93,12 +95,12 @@ fn main(@builtin(local_invocation_index) index: u32) {
 }
 
 fn write_grids(n: u32, tiles: u32) {
-    let at = 3u * n;
-    grids[at] = p.gate_up;
-    grids[at + 1u] = tiles;
+    write_grid(3u * n, p.gate_up, tiles);
+    write_grid(3u * (n + p.experts + 1u), p.down, tiles);
+}
+
+fn write_grid(at: u32, across: u32, tiles: u32) {
+    grids[at + p.few] = across;
+    grids[at + 1u - p.few] = tiles;
     grids[at + 2u] = 1u;
-    let after = at + 3u * (p.experts + 1u);
-    grids[after] = p.down;
-    grids[after + 1u] = tiles;
-    grids[after + 2u] = 1u;
 }

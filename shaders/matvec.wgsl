@@ -4,7 +4,8 @@
 // every LANES-th group of 8 columns, so that neighbours read neighbouring 16 bytes, and the partial
 // sums are added across the workgroup. Where LANES is 1 (adapters that are CPUs) an invocation walks
 // 8 rows of W alone and GROUPS of them are a workgroup; with SHARE eight neighbours in a subgroup then
-// read a group of activations each and pass it round. W is read once for all ROWS rows.
+// read a group of activations each and pass it round. W is read once for all ROWS rows; where there are
+// more, workgroups with the same rows of W are neighbours in the grid, (tiles of rows, outputs).
 //
 // Quantised weights are multiplied as codes, and a run's scale and offset come once for all its
 // products that an invocation makes in a row: Σ a · (s · c + o) = s · Σ a · c + o · Σ a. That is all
@@ -176,9 +177,9 @@ fn total(value: vec4<f32>, lanes: Lanes) -> vec4<f32> {
 
 @compute @workgroup_size(WIDTH)
 fn main(@builtin(workgroup_id) group: vec3<u32>, lanes: Lanes) {
-    let tile = tile_of(group.y);
+    let tile = tile_of(group.x);
     let lane = lanes.index % LANES;
-    let j = (group.x * GROUPS + lanes.index / LANES) * SUMS;
+    let j = (group.y * GROUPS + lanes.index / LANES) * SUMS;
     let a0 = left_at(tile, 0u);
     let a1 = left_at(tile, 1u);
     let a2 = left_at(tile, 2u);

@@ -78,7 +78,7 @@ impl Wgpu {
         let members = if call.pair { 2 } else { 1 };
         for segment in call.w.segments(outputs, members, row) {
             let across = form.across(segment.outputs.len() as u32, call.pair);
-            let grid = Grid::Of(across, call.rows.div_ceil(form.rows()));
+            let grid = form.grid(across, call.rows.div_ceil(form.rows()));
             self.launch_product(call, form, &segment, 0, grid);
         }
     }

@@ -4,7 +4,7 @@
 //
 //   const PAIR                         whether an output is made of two sums (gate and up; the two
 //                                      halves of a rotary pair) or of one
-//   fn tile_of(y) -> Tile              the rows that workgroups with this y work on
+//   fn tile_of(n) -> Tile              the rows of the grid's n-th tile of rows
 //   fn a_row(i) -> u32                 where row i's activations are
 //   fn weight_row(expert, member, j)   the row of W for output j, of its first or second sum
 //   fn finish(i, j, x, y)              row i, output j: the sums (y only where PAIR)

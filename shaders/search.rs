@@ -61,7 +61,7 @@ pub(crate) async fn search(
             params: Product { out_stride: scores.stride, ..Product::default() },
         };
         let form = device.form(p.queries);
-        let grid = Grid::Of(form.across(count, false), p.queries.div_ceil(form.rows()));
+        let grid = form.grid(form.across(count, false), p.queries.div_ceil(form.rows()));
         let [chunk] = rows.chunks() else { break };
         let segment = Segment { outputs: 0..count, chunks: [chunk, chunk] };
         device.launch_product_on(&call, form, &segment, 0, grid, Some(part));

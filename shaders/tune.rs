@@ -2,6 +2,7 @@
 //! follows from them. The functions are pure, so that a choice can be printed and tested without
 //! a GPU.
 
+use crate::gpu::Grid;
 use gritlm_model::tiles::Shape;
 use serde::{Deserialize, Serialize};
 
@@ -13,8 +14,14 @@ pub(crate) const LANES: u32 = 64;
 /// 32,000 tokens with 64 invocations would take 70,000.
 pub(crate) const SORT_LANES: u32 = 256;
 
-/// Maximum rows of `matvec`; products with more rows go to `matmul`.
-pub(crate) const FEW_ROWS: u32 = 4;
+/// Maximum rows of a tile of `matvec`.
+const FEW_ROWS: u32 = 4;
+
+/// Maximum rows that go to `matvec` on a GPU, in tiles of four; products with more go to `matmul`. Its
+/// lowest tile, of 8 rows, would be 2048 outputs wide: two workgroups for 4096 outputs, where `matvec`
+/// has 512 for each four rows. Tiles of the same weights are neighbours in the grid, so that the caches
+/// give them to all but the first.
+const SOME_ROWS: u32 = 16;
 
 /// Keys of a tile of the split form of `attention`, before rounding up to whole steps.
 const SPLIT_KEYS: u32 = 256;
@@ -126,13 +133,29 @@ impl Form {
     /// Returns the number of workgroups across `outputs` outputs, each of one sum, or of two with
     /// `pair`.
     pub(crate) fn across(self, outputs: u32, pair: bool) -> u32 {
+        outputs.div_ceil(self.outputs(pair))
+    }
+
+    /// Returns the grid of workgroups `across` the outputs for `tiles` tiles of rows: the tiles one
+    /// after the other, or with few rows the workgroups of one tile far apart and those of the same
+    /// weights together.
+    pub(crate) fn grid(self, across: u32, tiles: u32) -> Grid {
+        if self.is_few() { Grid::Of(tiles, across) } else { Grid::Of(across, tiles) }
+    }
+
+    /// Returns whether it is `matvec`.
+    pub(crate) fn is_few(self) -> bool {
+        matches!(self, Self::Few(_))
+    }
+
+    /// Returns the outputs of a workgroup, each of one sum, or of two with `pair`.
+    pub(crate) fn outputs(self, pair: bool) -> u32 {
         let sums = if pair { 4 } else { 8 };
-        let outputs_of_one = match self {
+        match self {
             Self::Many(tile) => sums * tile.wx,
             Self::Few(tile) => sums * tile.groups,
             Self::Matrix(_) => 4 * sums,
-        };
-        outputs.div_ceil(outputs_of_one)
+        }
     }
 }
 
@@ -199,11 +222,16 @@ impl Tiles {
     /// Returns the launch of a product with `rows` rows, where subgroups have at least `subgroup`
     /// invocations.
     pub(crate) fn product(self, rows: u32, subgroup: u32) -> Form {
-        if rows <= FEW_ROWS {
-            return Form::Few(self.matvec(rows.next_power_of_two(), subgroup));
+        if rows <= if self.is_gpu() { SOME_ROWS } else { FEW_ROWS } {
+            return Form::Few(self.matvec(rows.min(FEW_ROWS).next_power_of_two(), subgroup));
         }
         let wy = rows.div_ceil(8).next_power_of_two();
         Form::Many(self.matmul_of(wy.min(self.matmul.isqrt()), subgroup))
+    }
+
+    /// Returns whether `matvec` shares sums among invocations that run together.
+    fn is_gpu(self) -> bool {
+        self.lanes > 1
     }
 
     fn matmul_of(self, wy: u32, subgroup: u32) -> Matmul {
@@ -242,13 +270,35 @@ impl Tiles {
 
     pub(crate) fn matmuls(self, subgroups: bool) -> Vec<Matmul> {
         let side = self.matmul.isqrt();
+        let lowest =
+            if self.is_gpu() { (SOME_ROWS + 1).div_ceil(8).next_power_of_two() } else { 1 };
         let heights =
-            std::iter::successors(Some(1), |wy| Some(wy * 2)).take_while(|wy| *wy <= side);
+            std::iter::successors(Some(lowest), |wy| Some(wy * 2)).take_while(|wy| *wy <= side);
         let all = heights.map(|wy| self.matmul_of(wy, if subgroups { 8 } else { 0 }));
         all.filter(|tile| tile.shuffle == subgroups).collect()
     }
 
     pub(crate) fn matvecs(self, subgroups: bool) -> Vec<Matvec> {
         [1, 2, 4].map(|rows| self.matvec(rows, if subgroups { 8 } else { 0 })).into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 5 to 16 rows of 4096 outputs keep a GPU busy: 512 workgroups for each four rows.
+    #[test]
+    fn few_rows_have_many_workgroups() {
+        let tiles = Tiles::default_for(false, 32 << 10);
+        for rows in 1..=16 {
+            let form = tiles.product(rows, 32);
+            let grid = form.grid(form.across(4096, false), rows.div_ceil(form.rows()));
+            let Grid::Of(x, y) = grid else { panic!("{grid:?}") };
+            assert_eq!((x, y), (rows.div_ceil(4), 512), "{rows} rows");
+        }
+        let heights: Vec<u32> = tiles.matmuls(false).iter().map(|tile| 8 * tile.wy).collect();
+        assert_eq!(heights, [32, 64, 128]);
+        assert!((17..200).all(|rows| heights.contains(&tiles.product(rows, 32).rows())));
     }
 }
