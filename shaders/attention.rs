@@ -6,7 +6,7 @@ use crate::profile::Work;
 use crate::{Batch, Buffer, Pages, Wgpu, shader};
 use gritlm_model::ops::{Attention, PAGE, Result};
 use gritlm_model::params;
-use gritlm_model::tiles::{List, mask_code};
+use gritlm_model::tiles::{List, Tile, mask_code};
 use std::sync::{Arc, PoisonError};
 
 /// Maximum query vectors of a sequence and key/value head for which the keys are split among
@@ -133,26 +133,34 @@ pub(crate) fn attention(
         let mut constants = tile.constants();
         constants.push(("MASK", mask as f64));
         constants.push(("WHOLE", f64::from(u8::from(p.head_dim.is_multiple_of(4)))));
-        let launch = |to: &Arc<Raw>| {
+        let launch = |to: &Arc<Raw>, params: &AttentionParams, count, work| {
             device.gpu.launch_as(
                 &shader::ATTENTION,
                 tile.shuffle,
                 &constants,
-                bytemuck::bytes_of(&params),
+                bytemuck::bytes_of(params),
                 &[(&q.raw).into(), keys.into(), values.into(), (&lists.raw).into(), to.into()],
                 Grid::Of(count, p.kv_heads),
                 work,
             );
         };
         if split == 0 {
-            launch(&out.raw);
+            // Of many tiles, only so many that no dispatch takes too long.
+            let share = device.gpu.share(count, flops) as usize;
+            for first in (0..count).step_by(share) {
+                let some = (share as u32).min(count - first);
+                let part = |whole: u64| whole * u64::from(some) / u64::from(count);
+                let work = Work { bytes: part(bytes), flops: part(flops), ..work };
+                let tiles = params.tiles + first * (size_of::<Tile>() / 4) as u32;
+                launch(&out.raw, &AttentionParams { tiles, ..params }, some, work);
+            }
             continue;
         }
         let parts = count * p.kv_heads * tile.yt * 4;
         let Some(parts) = device.work(parts as usize, part_stride as usize, Use::Work) else {
             return;
         };
-        launch(&parts.raw);
+        launch(&parts.raw, &params, count, work);
         let params = Reduce {
             group,
             kv_heads: p.kv_heads,

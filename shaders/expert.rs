@@ -191,8 +191,8 @@ pub(crate) fn add(
     );
 }
 
-/// Records a grouped product: one launch for all experts if the matrix lies in one buffer,
-/// else one for each expert and segment.
+/// Records a grouped product: one launch for all experts if the matrix lies in one buffer and the
+/// launch does not take too long, else one for each expert and segment.
 fn by_expert(
     device: &Wgpu,
     call: &Call<'_>,
@@ -204,7 +204,9 @@ fn by_expert(
     // Grids of the second product come after those of the first.
     let second = if first { 0 } else { u64::from(experts) + 1 };
     let grid = |n: u32| Grid::On(routing.grids.clone(), 12 * (second + u64::from(n)));
-    if let [only] = call.w.chunks() {
+    if let [only] = call.w.chunks()
+        && device.gpu.share(experts, call.flops(call.rows, outputs)) == experts
+    {
         let segment = Segment { outputs: 0..outputs, chunks: [only, only] };
         return device.launch_product(call, form, &segment, 0, grid(0));
     }

@@ -2,8 +2,8 @@
 //! results that are read back.
 //!
 //! * **Recording.** [`Gpu::launch`] records a dispatch; nothing runs before [`Gpu::submit`] or a
-//!   read sends everything recorded in one command buffer. The parameters of all launches lie in
-//!   one uniform buffer, each at its own offset.
+//!   read sends everything recorded, in one command buffer or in several of about 100 ms. The
+//!   parameters of all launches lie in one uniform buffer, each at its own offset.
 //! * **Steady state.** A dropped buffer is kept and handed out again, and pipelines and bind
 //!   groups are cached by what they are made of. A step like the previous one therefore creates
 //!   nothing; [`Gpu::created`] holds the counts, and a test checks them.
@@ -12,6 +12,7 @@
 //!   error.
 
 mod buffer;
+mod pace;
 mod record;
 
 use crate::adapter::{self, Adapter};
@@ -22,6 +23,7 @@ use buffer::Free;
 use futures_channel::oneshot;
 use gritlm_model::measure::Created;
 use gritlm_model::ops::{DeviceError, Result};
+use pace::Pace;
 use record::{PARAMS, State};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -45,6 +47,7 @@ pub(crate) struct Gpu {
     pub(crate) pipelines: Pipelines,
     pub(crate) profile: Option<Profile>,
     limits: wgpu::Limits,
+    pace: Pace,
     params: Arc<Raw>,
     state: Mutex<State>,
     free: Arc<Mutex<Free>>,
@@ -133,6 +136,7 @@ impl Gpu {
             pipelines,
             profile,
             limits,
+            pace: Pace::new(options.submit_flops),
             params,
             state: Mutex::default(),
             free,

@@ -16,6 +16,9 @@ pub struct Options {
     /// Maximum bytes of a buffer with a part of a matrix, where this is below the adapter's own
     /// limit.
     pub matrix_bytes: Option<u64>,
+    /// Additions and multiplications of a submit, instead of as many as take some 100 ms, so that no
+    /// driver takes the device for hung.
+    pub submit_flops: Option<u64>,
     /// Tiles to use instead of those stored for the adapter, or its defaults.
     pub tiles: Option<Tiles>,
     /// Whether to measure which tiles are fastest, and to store them; see [`Wgpu::tune`](crate::Wgpu::tune).
@@ -26,6 +29,7 @@ gritlm_model::setters!(Options {
     profile: bool,
     f16: Half,
     matrix_bytes: Option<u64>,
+    submit_flops: Option<u64>,
     tiles: Option<Tiles>,
     tune: bool,
 } into {

@@ -58,6 +58,14 @@ pub(crate) struct Call<'a> {
     pub(crate) params: Product,
 }
 
+impl Call<'_> {
+    /// Returns the additions and multiplications of `outputs` outputs for `rows` rows.
+    pub(crate) fn flops(&self, rows: u32, outputs: u32) -> u64 {
+        let sums = u64::from(outputs) * if self.pair { 2 } else { 1 };
+        2 * u64::from(rows) * u64::from(self.w.cols) * sums
+    }
+}
+
 impl Wgpu {
     /// Returns the form of a product with `rows` rows.
     pub(crate) fn form(&self, rows: u32) -> Form {
@@ -77,9 +85,18 @@ impl Wgpu {
         let form = self.form(call.rows);
         let members = if call.pair { 2 } else { 1 };
         for segment in call.w.segments(outputs, members, row) {
-            let across = form.across(segment.outputs.len() as u32, call.pair);
-            let grid = form.grid(across, call.rows.div_ceil(form.rows()));
-            self.launch_product(call, form, &segment, 0, grid);
+            let count = segment.outputs.len() as u32;
+            let across = form.across(count, call.pair);
+            // Of many rows by many outputs, only so many that no dispatch takes too long.
+            let share = self.gpu.share(across, call.flops(call.rows, count));
+            let step = (share * form.outputs(call.pair)) as usize;
+            for start in segment.outputs.clone().step_by(step) {
+                let end = segment.outputs.end.min(start + step as u32);
+                let across = form.across(end - start, call.pair);
+                let grid = form.grid(across, call.rows.div_ceil(form.rows()));
+                let part = Segment { outputs: start..end, ..segment };
+                self.launch_product(call, form, &part, 0, grid);
+            }
         }
     }
 
@@ -143,7 +160,8 @@ impl Wgpu {
         let work = Work {
             op: call.op,
             bytes: sums * format.row_bytes(call.w.cols) + 4 * activations,
-            flops: 2 * u64::from(call.rows) * u64::from(call.w.cols) * sums,
+            flops: call
+                .flops(if only > 0 { call.rows / call.params.experts } else { call.rows }, outer),
         };
         let params = bytemuck::bytes_of(&params);
         let subgroups = form.subgroups() && self.gpu.subgroup() > 0;

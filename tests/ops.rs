@@ -10,6 +10,8 @@ use gritlm::model::reference::relative_error;
 use gritlm::model::weights::{Dtype, Tensor, Weights};
 use gritlm_bench::case::{Case, stored_bytes};
 use gritlm_bench::cases::cases;
+use gritlm_shaders::tune::Tiles;
+use gritlm_shaders::{Options, Wgpu};
 use pollster::block_on;
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -49,6 +51,20 @@ pub(crate) fn check<O: Measure>(ops: &O, bound: f64, mut chosen: impl FnMut(&mut
 #[test]
 fn every_case_on_the_cpu() {
     check(&Cpu, F32, |_| true);
+}
+
+/// With a GPU's tiles, and cut into dispatches and submits of a few flops; on one adapter and with
+/// weights in one format.
+#[test]
+fn every_case_as_on_a_gpu_in_many_submits() {
+    let Some(whole) = open_all().into_iter().next() else { return };
+    let tiles = Tiles::default_for(false, whole.adapter().workgroup_bytes);
+    let options = Options::default().name(whole.adapter().label()).tiles(Some(tiles));
+    let gpu = block_on(Wgpu::open(&options.submit_flops(Some(10_000)))).unwrap();
+    check(&gpu, F32, |case| case.dtype == Dtype::Bf16);
+    let launches = |gpu: &Wgpu| Measure::created(gpu).launches;
+    check(&whole, F32, |case| case.dtype == Dtype::Bf16);
+    assert!(launches(&gpu) > 2 * launches(&whole), "{} launches", launches(&gpu));
 }
 
 /// Of the quantised formats all on the first adapter, and on all adapters in the long form; else two

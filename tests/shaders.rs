@@ -183,6 +183,34 @@ fn split_matrices_give_the_same_bits() {
     }
 }
 
+/// Submits and dispatches of a thousand flops, so that a pass is cut everywhere where it can be: the
+/// same bits as in one submit. On one adapter, all of them in the long form.
+#[test]
+fn cut_passes_give_the_same_bits() {
+    let usable = block_on(adapters()).into_iter().filter(|a| a.lacks.is_none());
+    for adapter in usable.take(if long() { usize::MAX } else { 1 }) {
+        for model in ["mistral-odd", "mixtral-tiny"] {
+            let pass = |flops| {
+                let options = Options::default().name(adapter.label()).submit_flops(flops);
+                let gpu = block_on(Wgpu::open(&options)).unwrap();
+                let model = crate::support::data(model);
+                let options = EngineOptions::default();
+                let engine = Engine::on(gpu, model.to_str().unwrap(), &options).unwrap();
+                let before = engine.created();
+                let outputs = mixed_pass(&engine);
+                let after = engine.created();
+                (outputs, [after.submits - before.submits, after.launches - before.launches])
+            };
+            let (whole, [few, launches]) = pass(None);
+            let (cut, [submits, dispatches]) = pass(Some(1000));
+            let name = format!("{model} on {}", adapter.label());
+            assert!(submits > 5 * few, "{name}: {submits} submits, {few} whole");
+            assert!(dispatches > launches, "{name}: {dispatches} dispatches, {launches} whole");
+            assert!(cut == whole, "{name}");
+        }
+    }
+}
+
 /// Stacks whose parts have several formats, as files in Q4_K_M have them, in one piece and in buffers
 /// of a few rows: q and k beside v, gates and ups that differ, plain parts among quantised ones. On
 /// one adapter, all of them in the long form.

@@ -1,15 +1,18 @@
-//! Records launches, copies and clears, and submits them in one command buffer.
+//! Records launches, copies and clears, and submits them: in one command buffer, or where they would
+//! keep the device for too long, in several, which run one after the other (`pace.rs`).
 //!
 //! Nothing runs before [`Gpu::submit`] or a read. The parameters of all launches lie in one uniform
 //! buffer, each at its own offset. Bind groups are cached by the pipeline and the bindings.
 
-use super::{Binding, Gpu, Raw, lock};
+use super::{Binding, Gpu, Raw, lock, pace};
 use crate::pipeline::Pipeline;
 use crate::profile::Work;
 use crate::shader::{Shader, Variant};
 use gritlm_model::ops::{DeviceError, Result};
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Instant;
+use wgpu::PollType;
 
 /// Bytes of the uniform buffer: 2048 launches at the usual alignment, several times as many as a
 /// step has.
@@ -52,6 +55,26 @@ enum Command {
     },
     /// Fills these bytes at the beginning, or all, with zeros.
     Clear(wgpu::Buffer, Option<u64>),
+}
+
+impl Command {
+    fn flops(&self) -> u64 {
+        match self {
+            Self::Launch { work, .. } => work.flops,
+            Self::Copy { .. } | Self::Clear(..) => 0,
+        }
+    }
+
+    /// Describes a launch.
+    fn tell(&self) -> Option<String> {
+        match self {
+            Self::Launch { pipeline, grid: Grid::Of(x, y), .. } => {
+                Some(format!("{} grid {x}x{y}", pipeline.name))
+            }
+            Self::Launch { pipeline, .. } => Some(format!("{} grid by device", pipeline.name)),
+            _ => None,
+        }
+    }
 }
 
 #[derive(Default)]
@@ -147,6 +170,12 @@ impl Gpu {
         state.commands.push(Command::Launch { pipeline, group, params: at, grid, work });
     }
 
+    /// Returns how many of the `count` equal parts of a launch with these flops one dispatch may have:
+    /// all, unless the whole would keep the device for too long.
+    pub(crate) fn share(&self, count: u32, flops: u64) -> u32 {
+        pace::share(count, flops, self.pace.budget())
+    }
+
     /// Submits everything recorded.
     ///
     /// # Errors
@@ -165,10 +194,52 @@ impl Gpu {
             self.queue.write_buffer(&self.params.buffer, 0, &state.params);
             state.params.clear();
         }
-        let mut encoder = self.device.create_command_encoder(&Default::default());
         let commands = std::mem::take(&mut state.commands);
-        let mut launches = 0;
         let mut rest = commands.as_slice();
+        let (mut submits, mut before, mut since) = (0, None, Instant::now());
+        while !rest.is_empty() {
+            let budget = self.pace.budget();
+            let (count, flops) = pace::piece(rest.iter().map(Command::flops), budget);
+            let mut encoder = self.device.create_command_encoder(&Default::default());
+            self.encode(&mut encoder, &rest[..count]);
+            rest = &rest[count..];
+            if let Some(profile) = &self.profile
+                && rest.is_empty()
+            {
+                profile.resolve(&mut encoder);
+                let told: Vec<String> = commands.iter().filter_map(Command::tell).collect();
+                if !told.is_empty() {
+                    profile.tell(told);
+                }
+            }
+            let index = self.queue.submit([encoder.finish()]);
+            submits += 1;
+            // One submit runs and the next waits behind it, so that the device is never idle.
+            if let Some((index, flops)) = before.replace((index, flops)) {
+                let waited = PollType::Wait { submission_index: Some(index), timeout: None };
+                // The read that follows reports a lost device.
+                if self.device.poll(waited).is_ok() {
+                    self.pace.learn(flops, since.elapsed());
+                }
+                since = Instant::now();
+            }
+        }
+        // The queue keeps what it needs, so the host may write to these buffers again.
+        state.sent.clear();
+        drop(state);
+        let is_launch = |c: &&Command| matches!(c, Command::Launch { .. });
+        let mut counts = lock(&self.counts);
+        counts.submits += submits;
+        counts.launches += commands.iter().filter(is_launch).count() as u64;
+        drop(counts);
+        if let Some(profile) = &self.profile {
+            profile.collect(&self.device);
+        }
+    }
+
+    /// Encodes commands in order.
+    fn encode(&self, encoder: &mut wgpu::CommandEncoder, commands: &[Command]) {
+        let mut rest = commands;
         while let Some(first) = rest.first() {
             match first {
                 Command::Copy { from, at, to, to_at, bytes } => {
@@ -207,37 +278,9 @@ impl Gpu {
                             }
                         }
                     }
-                    launches += count as u64;
                     rest = &rest[count..];
                 }
             }
-        }
-        if let Some(profile) = &self.profile {
-            profile.resolve(&mut encoder);
-            let tell = |command: &Command| match command {
-                Command::Launch { pipeline, grid: Grid::Of(x, y), .. } => {
-                    Some(format!("{} grid {x}x{y}", pipeline.name))
-                }
-                Command::Launch { pipeline, .. } => {
-                    Some(format!("{} grid by device", pipeline.name))
-                }
-                _ => None,
-            };
-            let told: Vec<String> = commands.iter().filter_map(tell).collect();
-            if !told.is_empty() {
-                profile.tell(told);
-            }
-        }
-        self.queue.submit([encoder.finish()]);
-        // The queue keeps what it needs, so the host may write to these buffers again.
-        state.sent.clear();
-        drop(state);
-        let mut counts = lock(&self.counts);
-        counts.submits += 1;
-        counts.launches += launches;
-        drop(counts);
-        if let Some(profile) = &self.profile {
-            profile.collect(&self.device);
         }
     }
 }
