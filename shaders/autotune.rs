@@ -5,11 +5,12 @@
 //! cannot be read, or is of another version, is ignored: the adapter then has its defaults.
 
 use crate::tune::Tiles;
-use crate::{Buffer, Wgpu};
+use crate::{Batch, Buffer, Wgpu};
 use gritlm_model::files::{cache_folder, keep};
 use gritlm_model::ops::{Attention, KvShape, Layout, LinearAdd, Mask, Ops, PAGE, Result, Span};
 use gritlm_model::weights::{Dtype, Tensor};
 use std::path::PathBuf;
+use std::sync::PoisonError;
 use std::time::Instant;
 
 /// Timed runs of each candidate, of which the shortest counts.
@@ -134,6 +135,13 @@ impl Wgpu {
         }
         let fastest = tried.into_iter().min_by(|a, b| a.1.total_cmp(&b.1));
         Ok(fastest.map_or(self.tiles, |(tiles, _)| tiles))
+    }
+}
+
+impl Batch {
+    /// Drops the tile lists, so that the next call builds them for other tiles.
+    fn forget_lists(&self) {
+        *self.lists.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
 

@@ -238,6 +238,11 @@ impl Gpu {
         }
     }
 
+    /// Returns whether the device is lost.
+    pub(crate) fn is_lost(&self) -> bool {
+        lock(&self.trouble).lost.is_some()
+    }
+
     /// Destroys the device, as a driver reset does.
     pub(crate) fn lose(&self) {
         self.device.destroy();

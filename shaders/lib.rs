@@ -69,7 +69,7 @@ use gritlm_model::ops::{
 use gritlm_model::weights::{Dtype, Tensor};
 use matrix::Ring;
 use shader::Shader;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use tune::Tiles;
 
 /// An opened device with its shaders.
@@ -200,13 +200,6 @@ impl Wgpu {
     }
 }
 
-impl Batch {
-    /// Drops the tile lists, so that the next call builds them for other tiles.
-    fn forget_lists(&self) {
-        *self.lists.lock().unwrap_or_else(PoisonError::into_inner) = None;
-    }
-}
-
 /// Returns every parameter struct, for the test that compares it with its WGSL twin.
 pub fn params() -> Vec<gritlm_model::host::params::Layout> {
     let mut all = vec![
@@ -254,6 +247,10 @@ impl Ops for Wgpu {
         let a = &self.gpu.adapter;
         let kind = if a.cpu { ", a CPU" } else { "" };
         format!("wgpu ({}, {}{kind})", a.name, a.backend)
+    }
+
+    fn is_lost(&self) -> bool {
+        self.gpu.is_lost()
     }
 
     fn takes(&self, _: Dtype) -> bool {

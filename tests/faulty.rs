@@ -9,16 +9,32 @@ use gritlm::model::ops::{
 };
 use gritlm::model::weights::Tensor;
 use gritlm::{Engine, Options};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 
 /// Fails a pass if this returns true for the tokens of one of its sequences.
 type Fault = fn(&[u32]) -> bool;
 
-struct Faulty(Fault);
+struct Faulty {
+    fault: Fault,
+    /// Whether the device is lost by its first fault.
+    is_last: bool,
+    is_lost: AtomicBool,
+}
 
 /// Returns a model on a CPU with that fault.
 pub(crate) fn faulty(model: &str, fault: Fault) -> gritlm::Result<Engine> {
-    Engine::on(Faulty(fault), model, &Options::default())
+    with(model, fault, false)
+}
+
+/// Returns a model on a CPU that is lost by that fault.
+pub(crate) fn losing(model: &str, fault: Fault) -> gritlm::Result<Engine> {
+    with(model, fault, true)
+}
+
+fn with(model: &str, fault: Fault, is_last: bool) -> gritlm::Result<Engine> {
+    let ops = Faulty { fault, is_last, is_lost: AtomicBool::new(false) };
+    Engine::on(ops, model, &Options::default())
 }
 
 /// Is ready when it is polled again.
@@ -50,6 +66,10 @@ impl Ops for Faulty {
         "a CPU with faults".into()
     }
 
+    fn is_lost(&self) -> bool {
+        self.is_lost.load(Ordering::Relaxed)
+    }
+
     fn in_place(&self) -> bool {
         Cpu.in_place()
     }
@@ -79,10 +99,11 @@ impl Ops for Faulty {
             let first = span.row as usize;
             &layout.tokens[first..first + span.rows as usize]
         });
-        match sequences.any(self.0) {
-            true => Err(DeviceError("the pass failed, as it was to".into())),
-            false => Cpu.batch(layout),
+        if self.is_lost() || sequences.any(self.fault) {
+            self.is_lost.fetch_or(self.is_last, Ordering::Relaxed);
+            return Err(DeviceError("the pass failed, as it was to".into()));
         }
+        Cpu.batch(layout)
     }
 
     fn routing(&self, rows: usize, experts: usize, top_k: usize) -> Result<Routing> {

@@ -72,6 +72,7 @@ mod serve_generate; // its answers: equal to the library's, at once or streamed,
 mod serve_host; // names that a server answers to
 mod serve_http; // bodies, keys and paths as clients send them; structs from objects only
 mod serve_log; // why requests failed, on stderr and not to clients
+mod serve_lost; // a device that is lost: one line, not ready, opened again, or an end
 mod serve_metrics; // `/metrics` and `/stats`: well-formed, and right to the last count
 mod serve_options; // other servers' options: refused by name, or asking for nothing
 mod serve_page; // the page at `/`, in a browser

@@ -332,7 +332,8 @@ fn serve(engine: Engine, store: &Path) -> (Server, impl FnOnce()) {
     let url = format!("http://{}", server.address());
     let (stop, stopped) = oneshot::channel::<()>();
     let thread = std::thread::spawn(move || {
-        server.run(|| Ok(engine), async {
+        let mut engine = Some(engine);
+        server.run(move || Ok(engine.take().unwrap()), async {
             let _ = stopped.await;
         })
     });

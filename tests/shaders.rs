@@ -354,6 +354,7 @@ fn refusals_leave_the_device_usable() {
         gpu.linear_add(LinearAdd { rows: 1, inner: 2, outer: 1 }, &a, &w, &mut x);
         assert_eq!(block_on(gpu.read(&x, 1)).unwrap(), [437.0], "{name}");
 
+        assert!(!gpu.is_lost());
         gpu.lose();
         gpu.linear_add(LinearAdd { rows: 1, inner: 2, outer: 1 }, &a, &w, &mut x);
         for _ in 0..2 {
@@ -361,6 +362,13 @@ fn refusals_leave_the_device_usable() {
             says(problem, &["lost", "open the model again"]);
         }
         assert!(gpu.buffer(2, 2).is_err() && gpu.upload(1, 2, &[0.0; 2]).is_err());
+
+        // Opened again, it is another device, with the first one still there.
+        assert!(gpu.is_lost());
+        let again = block_on(Wgpu::open(&Options::default().name(gpu.adapter().label()))).unwrap();
+        let same = again.upload(1, 2, &[10.0, 100.0]).unwrap();
+        assert_eq!(block_on(again.read(&same, 2)).unwrap(), [10.0, 100.0], "{name}");
+        assert!(!again.is_lost());
     }
 }
 

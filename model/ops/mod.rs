@@ -100,6 +100,12 @@ pub trait Ops: Send {
         None
     }
 
+    /// Returns whether the device is lost, as after a reset by its driver: every call fails, until it is
+    /// opened again.
+    fn is_lost(&self) -> bool {
+        false
+    }
+
     /// Returns whether the backend computes on a tensor's own bytes, without a copy.
     fn in_place(&self) -> bool {
         false

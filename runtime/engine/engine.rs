@@ -189,6 +189,12 @@ impl Engine {
         format!("{}: {}", self.model().device(), self.why_device)
     }
 
+    /// Returns whether the device is lost, as after a reset by its driver. Every pass fails then, and
+    /// the model must be opened again.
+    pub fn is_lost(&self) -> bool {
+        self.model().is_lost()
+    }
+
     /// Returns the bytes that the KV pages take per token.
     pub fn kv_bytes_per_token(&self) -> usize {
         self.config.kv_bytes_per_token(self.model().page_dtype())

@@ -58,6 +58,7 @@ pub(crate) trait Model: Send {
         queries: &'a [f32],
         corpus: &'a Corpus,
     ) -> Pending<'a, Found>;
+    fn is_lost(&self) -> bool;
     fn profile(&self) -> Vec<OpTime>;
     fn created(&self) -> Created;
 }
@@ -358,6 +359,10 @@ impl<O: Measure> Model for Forward<O> {
 
     fn profile(&self) -> Vec<OpTime> {
         self.ops.profile()
+    }
+
+    fn is_lost(&self) -> bool {
+        self.ops.is_lost()
     }
 
     fn created(&self) -> Created {

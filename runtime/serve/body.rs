@@ -1,10 +1,10 @@
 //! Extractors of the handlers: the loaded model, and a JSON body.
 
-use super::App;
 use super::budget::{Charge, Held};
 use super::failure::Failure;
+use super::rag::Store;
 use super::workers::SHORT;
-use super::{decode, objects};
+use super::{App, Serving, decode, objects};
 use axum::extract::{FromRequest, FromRequestParts, MatchedPath, Request};
 use axum::http::Extensions;
 use axum::http::header;
@@ -24,6 +24,7 @@ use std::sync::Arc;
 pub(super) struct Loaded {
     pub(super) app: Arc<App>,
     pub(super) scheduler: Scheduler,
+    pub(super) store: Option<Arc<Store>>,
     /// Method and path, as they appear in the log.
     pub(super) route: String,
     /// The charge for the request's results until they are rendered or sent.
@@ -69,11 +70,11 @@ impl FromRequestParts<Arc<App>> for Loaded {
     type Rejection = Failure;
 
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Failure> {
-        let scheduler = app.scheduler()?.clone();
+        let Serving { scheduler, store } = app.open()?;
         let path = parts.extensions.get::<MatchedPath>().map_or("", MatchedPath::as_str);
         let route = format!("{} {path}", parts.method);
         let results = held(&parts.extensions, app).results;
-        Ok(Self { app: Arc::clone(app), scheduler, route, results })
+        Ok(Self { app: Arc::clone(app), scheduler, store, route, results })
     }
 }
 

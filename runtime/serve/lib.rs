@@ -54,7 +54,7 @@ use metrics::Metrics;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
@@ -153,10 +153,8 @@ struct App {
     settings: Settings,
     /// Names that the `Host` header may have; None for any.
     hosts: Option<Vec<String>>,
-    /// Set once the model is loaded.
-    scheduler: OnceLock<Scheduler>,
-    /// Set before `scheduler`, if there is a store.
-    store: OnceLock<Arc<rag::Store>>,
+    /// `None` while the model is being loaded, also again after its device was lost.
+    serving: RwLock<Option<Serving>>,
     draining: AtomicBool,
     metrics: Metrics,
     /// The memory that all requests hold.
@@ -166,13 +164,32 @@ struct App {
     created: u64,
 }
 
+/// A loaded model.
+#[derive(Clone)]
+struct Serving {
+    scheduler: Scheduler,
+    /// The store, if there is one, opened for this scheduler's engine.
+    store: Option<Arc<rag::Store>>,
+}
+
 impl App {
-    fn scheduler(&self) -> Result<&Scheduler, Failure> {
-        match self.scheduler.get() {
-            _ if self.draining.load(Ordering::Relaxed) => Err(Failure::draining()),
-            Some(scheduler) => Ok(scheduler),
-            None => Err(Failure::loading()),
+    /// Returns the loaded model, also while the server drains.
+    fn serving(&self) -> Result<Serving, Failure> {
+        // A clone cannot panic halfway, so a poisoned lock can be used.
+        let serving = self.serving.read().unwrap_or_else(PoisonError::into_inner);
+        serving.clone().ok_or_else(Failure::loading)
+    }
+
+    /// Returns the loaded model for a new request.
+    fn open(&self) -> Result<Serving, Failure> {
+        match self.draining.load(Ordering::Relaxed) {
+            true => Err(Failure::draining()),
+            false => self.serving(),
         }
+    }
+
+    fn serve(&self, serving: Option<Serving>) {
+        *self.serving.write().unwrap_or_else(PoisonError::into_inner) = serving;
     }
 }
 
@@ -227,13 +244,14 @@ impl Server {
 
     /// Serves until `stop` is ready. Then new requests get 503, those under way have
     /// [`Settings::grace`] to finish, and the function returns. `load` runs on a thread of its
-    /// own; meanwhile `/health` answers and requests get 503.
+    /// own; meanwhile `/health` answers and requests get 503. It runs again when the device is lost,
+    /// as after a reset by its driver: the requests under way fail, and later ones are answered.
     ///
     /// # Errors
-    /// When `load` fails, or when requests were cut off at the end of the grace time.
+    /// When `load` fails, the first time or later, or when requests were cut off at the end of the grace time.
     pub fn run(
         self,
-        load: impl FnOnce() -> gritlm::Result<Engine> + Send + 'static,
+        load: impl FnMut() -> gritlm::Result<Engine> + Send + 'static,
         stop: impl Future<Output = ()>,
     ) -> Result<()> {
         let failed = |e| {
@@ -256,7 +274,7 @@ impl Server {
 
     async fn serve(
         self,
-        load: impl FnOnce() -> gritlm::Result<Engine> + Send + 'static,
+        mut load: impl FnMut() -> gritlm::Result<Engine> + Send + 'static,
         stop: impl Future<Output = ()>,
     ) -> Result<()> {
         let failed = |e: std::io::Error| {
@@ -274,8 +292,7 @@ impl Server {
             budget: Budget::new(self.settings.max_bytes_under_way),
             workers,
             settings: self.settings,
-            scheduler: OnceLock::new(),
-            store: OnceLock::new(),
+            serving: RwLock::default(),
             draining: AtomicBool::new(false),
             metrics: Metrics::new(),
             created: created.unwrap_or_default().as_secs(),
@@ -290,20 +307,34 @@ impl Server {
             settings.patience,
         );
         let (limits, folder) = (settings.limits.clone(), settings.store.clone());
-        let open = move || -> Result<_> {
+        let open = Arc::new(Mutex::new(move || -> Result<_> {
             let engine = load()?;
-            let store = folder.map(|folder| rag::Store::open(&engine, folder));
-            Ok((store.transpose()?, Scheduler::start(engine, limits)?))
-        };
-        let loading = tokio::task::spawn_blocking(open);
+            let store = folder.clone().map(|folder| rag::Store::open(&engine, folder));
+            let store = store.transpose()?.map(Arc::new);
+            Ok(Serving { scheduler: Scheduler::start(engine, limits.clone())?, store })
+        }));
         tokio::pin!(stop);
-        let (store, scheduler): (_, Scheduler) = tokio::select! {
-            loaded = loading => loaded.map_err(|e| failed(e.into()))??,
-            () = &mut stop => return Ok(()),
+        let scheduler = loop {
+            let open = Arc::clone(&open);
+            let loading = tokio::task::spawn_blocking(move || {
+                // Nobody else opens meanwhile.
+                (open.lock().unwrap_or_else(PoisonError::into_inner))()
+            });
+            let serving = tokio::select! {
+                loaded = loading => loaded.map_err(|e| failed(e.into()))??,
+                () = &mut stop => return Ok(()),
+            };
+            app.serve(Some(serving.clone()));
+            tokio::select! {
+                () = serving.scheduler.lost() => {}
+                () = &mut stop => break serving.scheduler,
+            }
+            app.serve(None);
+            (settings.log)("the device is lost; the model is opened again");
+            // What was taken meanwhile fails, and frees the device's memory for the new model.
+            let ended = tokio::task::spawn_blocking(move || serving.scheduler.drain());
+            ended.await.map_err(|e| failed(e.into()))?;
         };
-        store.into_iter().for_each(|store| drop(app.store.set(Arc::new(store))));
-        let scheduler = app.scheduler.get_or_init(|| scheduler).clone();
-        stop.await;
 
         let deadline = Instant::now() + settings.grace;
         app.draining.store(true, Ordering::Relaxed);

@@ -65,7 +65,7 @@ pub(super) async fn stats(
 ) -> Result<Json<Live>, Failure> {
     let expected = |e| Failure::field("since", format!("expected a step's number: {e}"));
     let Query(Since { since }) = since.map_err(expected)?;
-    let scheduler = app.scheduler.get().ok_or_else(Failure::loading)?;
+    let scheduler = app.serving()?.scheduler;
     // The steps are read first, so that the counters include all of them.
     let steps = scheduler.steps_since(since).into_iter().map(LiveStep::from).collect();
     Ok(Json(Live { stats: scheduler.stats(), steps }))

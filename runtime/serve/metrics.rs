@@ -255,9 +255,9 @@ impl Collector for Snapshot {
     (status = 200, content((String = "text/plain"), (String = "application/openmetrics-text"))),
     Failures))]
 pub(super) async fn metrics(State(app): State<Arc<App>>, headers: HeaderMap) -> impl IntoResponse {
-    let scheduler = app.scheduler.get();
-    let ready = scheduler.is_some() && !app.draining.load(Ordering::Relaxed);
-    let stats = scheduler.map_or_else(Stats::default, |scheduler| scheduler.stats());
+    let serving = app.serving();
+    let ready = serving.is_ok() && !app.draining.load(Ordering::Relaxed);
+    let stats = serving.map_or_else(|_| Stats::default(), |serving| serving.scheduler.stats());
     let registry =
         app.metrics.registry(Snapshot { ready, bytes_under_way: app.budget.under_way(), stats });
     let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|v| v.to_str().ok());

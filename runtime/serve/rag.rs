@@ -60,7 +60,7 @@ impl Store {
 
 impl Loaded {
     pub(super) fn store(&self) -> Result<Arc<Store>, Failure> {
-        self.app.store.get().cloned().ok_or_else(Failure::no_store)
+        self.store.clone().ok_or_else(Failure::no_store)
     }
 }
 

@@ -64,7 +64,7 @@ impl ModelCard {
             object: "model",
             created: app.created,
             owned_by: "gritlm",
-            max_model_len: app.scheduler.get().map(|s| s.engine().config().max_positions),
+            max_model_len: app.serving().ok().map(|s| s.scheduler.engine().config().max_positions),
         }
     }
 }
@@ -87,7 +87,7 @@ pub(super) struct Health {
 #[utoipa::path(get, path = "/ready", tag = "server",
     responses((status = 200, body = Health), (status = 503, body = FailureBody)))]
 pub(super) async fn ready(State(app): State<Arc<App>>) -> Result<Json<Health>, Failure> {
-    let scheduler = app.scheduler()?;
+    let scheduler = app.open()?.scheduler;
     let stats = scheduler.stats();
     let (waiting, limits) = (stats.waiting_generate + stats.waiting_embed, scheduler.limits());
     if waiting >= limits.queue_requests || stats.waiting_tokens >= limits.queue_tokens {

@@ -128,6 +128,8 @@ struct Shared {
     inbox: Mutex<Inbox>,
     /// Told when a request arrives, and when the scheduler is closed.
     wake: Notify,
+    /// Told when the device is lost.
+    lost: Notify,
 }
 
 struct Inbox {
@@ -135,6 +137,7 @@ struct Inbox {
     /// Number of accepted requests, which is the next one's id.
     taken: u64,
     closed: bool,
+    lost: bool,
     refused: Refusals,
     /// Counters as the thread last published them; `arrivals` are not included.
     told: Stats,
@@ -163,6 +166,11 @@ impl Shared {
     fn close(&self) {
         self.inbox().closed = true;
         self.wake.notify_one();
+    }
+
+    fn lose(&self) {
+        self.inbox().lost = true;
+        self.lost.notify_waiters();
     }
 }
 
@@ -225,11 +233,12 @@ impl Scheduler {
             arrivals: Vec::new(),
             taken: 0,
             closed: false,
+            lost: false,
             refused: Refusals::default(),
             told: Stats::default(),
             recent: Recent::new(),
         });
-        let shared = Arc::new(Shared { inbox, wake: Notify::new() });
+        let shared = Arc::new(Shared { inbox, wake: Notify::new(), lost: Notify::new() });
         let run = Run {
             engine: Arc::clone(&engine),
             limits: limits.clone(),
@@ -370,6 +379,17 @@ impl Scheduler {
                 Err(Refused::QueueFull { requests, tokens, retry_after: stats.time_for(tokens) })
             }
             false => Ok(()),
+        }
+    }
+
+    /// Waits until a pass has failed because the device is lost. From then on every request fails; the
+    /// model must be opened again, for a scheduler of its own.
+    pub async fn lost(&self) {
+        let shared = &self.handle.shared;
+        // Made before the check, it hears of a loss that comes right after.
+        let told = shared.lost.notified();
+        if !shared.inbox().lost {
+            told.await;
         }
     }
 

@@ -367,6 +367,10 @@ impl Steps<'_> {
         let start = Instant::now();
         let guides = prepared(guides);
         let results = outcomes(drive, self.engine, &mut sequences).await;
+        let failed = |result: &Result<Output>| matches!(result, Err(Error::Device(_)));
+        if results.iter().any(failed) && self.engine.is_lost() {
+            self.shared.lose();
+        }
         let mut guides = std::mem::take(&mut *locked(&guides)).into_iter();
         for job in self.running.values_mut().filter(|job| job.part > 0) {
             *job.answer.guide() = guides.next().flatten();
