@@ -4,7 +4,7 @@
 use crate::gpu::{Grid, Raw, Use};
 use crate::profile::Work;
 use crate::{Batch, Buffer, Pages, Wgpu, shader};
-use gritlm_model::ops::{Attention, PAGE, Result};
+use gritlm_model::ops::{Attention, Result};
 use gritlm_model::params;
 use gritlm_model::tiles::{List, Tile, mask_code};
 use std::sync::{Arc, PoisonError};
@@ -20,6 +20,8 @@ params! {
         kv_heads: u32,
         head_dim: u32,
         vectors: u32,
+        side: u32,
+        width: u32,
         q_stride: u32,
         out_stride: u32,
         part_stride: u32,
@@ -36,6 +38,8 @@ params! {
         kv_heads: u32,
         head_dim: u32,
         vectors: u32,
+        side: u32,
+        width: u32,
         out_stride: u32,
         part_stride: u32,
         records: u32,
@@ -100,11 +104,12 @@ pub(crate) fn attention(
     out: &Buffer,
 ) {
     let group = p.heads / p.kv_heads;
-    let lists = match lists(device, batch, group, pages.vectors) {
+    let stored = pages.stored;
+    let lists = match lists(device, batch, group, stored.vectors) {
         Ok(lists) => lists,
         Err(problem) => return device.gpu.fail(problem),
     };
-    let tiles = device.tiles.attention(pages.vectors, device.gpu.subgroup());
+    let tiles = device.tiles.attention(stored.vectors, device.gpu.subgroup());
     let [keys, values] = pages.layer(p.layer);
     for (split, mask) in (0..2).flat_map(|split| (0..4).map(move |mask| (split, mask))) {
         let (tile, placed) = (tiles[split], &lists.lists[split][mask]);
@@ -114,12 +119,14 @@ pub(crate) fn attention(
         }
         let count = list.tiles.len() as u32;
         // A part has a vector's columns, then a vector of sums.
-        let part_stride = 4 * (pages.vectors + 1).next_multiple_of(2);
+        let part_stride = 4 * (stored.vectors + 1).next_multiple_of(2);
         let params = AttentionParams {
             group,
             kv_heads: p.kv_heads,
             head_dim: p.head_dim,
-            vectors: pages.vectors,
+            vectors: stored.vectors,
+            side: stored.side,
+            width: stored.width,
             q_stride: q.stride,
             out_stride: out.stride,
             part_stride,
@@ -128,11 +135,13 @@ pub(crate) fn attention(
             scale: 1.0 / (p.head_dim as f32).sqrt(),
         };
         let dims = u64::from(p.kv_heads) * u64::from(p.head_dim);
-        let (bytes, flops) = (8 * dims * list.keys(), 4 * dims * list.pairs);
+        let bytes = 2 * stored.dtype.bytes((dims * list.keys()) as usize) as u64;
+        let flops = 4 * dims * list.pairs;
         let work = Work { op: "attention", bytes, flops };
-        let mut constants = tile.constants();
+        let mut constants = stored.constants();
+        constants.extend(tile.constants());
         constants.push(("MASK", mask as f64));
-        constants.push(("WHOLE", f64::from(u8::from(p.head_dim.is_multiple_of(4)))));
+        constants.push(("WHOLE", f64::from(u8::from(stored.width.is_multiple_of(4)))));
         let launch = |to: &Arc<Raw>, params: &AttentionParams, count, work| {
             device.gpu.launch_as(
                 &shader::ATTENTION,
@@ -165,7 +174,9 @@ pub(crate) fn attention(
             group,
             kv_heads: p.kv_heads,
             head_dim: p.head_dim,
-            vectors: pages.vectors,
+            vectors: stored.vectors,
+            side: stored.side,
+            width: stored.width,
             out_stride: out.stride,
             part_stride: part_stride / 4,
             records: placed.records_at,
@@ -182,6 +193,3 @@ pub(crate) fn attention(
         );
     }
 }
-
-/// The shaders have pages of 128 tokens.
-const _: () = assert!(PAGE == 128);

@@ -1,6 +1,7 @@
 // attention: out = softmax(q kᵀ / √head_dim + mask) v over the KV pages, one pass, no score matrix.
 //
-// q, out (rows, heads, head_dim); keys, values (pages, kv_heads, PAGE, padded head_dim) of one layer.
+// q, out (rows, heads, head_dim); keys, values of one layer in pages of the type DTYPE, widened as
+// they are read (pages.wgsl).
 // The query heads of one key/value head are packed with the query tokens into one list of vectors,
 // m = token · group + head, so that they share every key and value that is loaded.
 // A workgroup of XT × YT invocations has one tile of the batch's list and one key/value head. It
@@ -21,8 +22,10 @@ struct AttentionParams {
     group: u32,
     kv_heads: u32,
     head_dim: u32,
-    // Vectors of 4 in a cached head.
+    // Vectors of 4 columns in a cached head, and in one of its parts; columns of a part.
     vectors: u32,
+    side: u32,
+    width: u32,
     // Row strides in elements.
     q_stride: u32,
     out_stride: u32,
@@ -36,8 +39,8 @@ struct AttentionParams {
 
 @group(0) @binding(0) var<uniform> p: AttentionParams;
 @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> keys: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read> values: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> keys: array<vec4<u32>>;
+@group(0) @binding(3) var<storage, read> values: array<vec4<u32>>;
 @group(0) @binding(4) var<storage, read> batch: array<u32>;
 // With SPLIT the parts: per tile, head, group of invocations and vector its columns, unscaled, then
 // (largest score, sum of weights, 0, 0). As vectors of 4 either way.
@@ -50,13 +53,11 @@ override ROWS: u32 = 4u;
 override SPLIT: bool = false;
 // Bit 0: causal; bit 1: with a window.
 override MASK: u32 = 0u;
-// Whether head_dim is a multiple of 4, so that a head of q begins with a vector.
+// Whether the parts of a head of q begin with vectors, as those of a cached head do.
 override WHOLE: bool = true;
 
-const PAGE = 128u;
 // Below every score; finite, so that the difference of two is a number.
 const NONE = -3e38;
-
 
 // The workgroup is one-dimensional, so the lanes of a subgroup are consecutive invocations.
 override WIDTH: u32 = XT * YT;
@@ -98,11 +99,15 @@ fn sees(position: u32, key: vec4<u32>, tile: Tile) -> vec4<bool> {
     return seen;
 }
 
-// Where the cached vectors of a block's first key begin, in keys and in values. A block lies in one
-// page. Beyond the last block there is only the last block again.
-fn block_at(tile: Tile, start: u32, head: u32) -> u32 {
-    let page = batch[p.tables + tile.table + start / PAGE];
-    return ((page * p.kv_heads + head) * PAGE + start % PAGE) * p.vectors;
+// The page of the block that begins with key `start`. A block lies in one page.
+fn page_of(tile: Tile, start: u32) -> u32 {
+    return batch[p.tables + tile.table + start / PAGE];
+}
+
+// Where keys of the block that begins with key `real` are in its page. Beyond the last key there is
+// only the last again, as beyond the last block.
+fn slots_of(key: vec4<u32>, last: u32, real: u32) -> vec4<u32> {
+    return min(key, vec4(last)) - vec4(real - real % PAGE);
 }
 
 // Where a vector begins in q: its number of vectors of 4, or else of elements.
@@ -113,16 +118,16 @@ fn q_at(tile: Tile, m: u32, head: u32) -> u32 {
     return select(at, at / 4u, WHOLE);
 }
 
-// Columns 4 c and on of the vector that begins at `at`.
-fn query(at: u32, c: u32) -> vec4<f32> {
+// Vector v of the head that begins at `at`.
+fn query(at: u32, v: u32) -> vec4<f32> {
     if WHOLE {
-        return q[at + c];
+        return q[at + v];
     }
-    return vec4(column(at, 4u * c), column(at, 4u * c + 1u), column(at, 4u * c + 2u),
-        column(at, 4u * c + 3u));
+    return vec4(element(at, v, 0u), element(at, v, 1u), element(at, v, 2u), element(at, v, 3u));
 }
 
-fn column(at: u32, c: u32) -> f32 {
+fn element(at: u32, v: u32, e: u32) -> f32 {
+    let c = column_of(v, e);
     if c >= p.head_dim {
         return 0.0;
     }
@@ -138,15 +143,103 @@ fn weight(score: vec4<f32>, largest: f32) -> vec4<f32> {
     return select(exp(score - largest), vec4(0.0), score == vec4(NONE));
 }
 
-// Four vectors of 4 columns of one key: every XT-th, so that neighbours read neighbours.
-fn value(at: u32, x: u32) -> mat4x4<f32> {
-    let end = p.vectors - 1u;
+// Chunk c of the keys of four tokens, with its scales.
+struct Four { x: vec4<u32>, y: vec4<u32>, z: vec4<u32>, w: vec4<u32>, scale: vec4<f32> }
+
+fn keys_of(at: Places, c: u32) -> Four {
+    let i = at.chunk + c;
+    var four = Four(keys[i.x], keys[i.y], keys[i.z], keys[i.w], vec4(1.0));
+    if DTYPE == CODES {
+        let s = at.scale + c / 4u;
+        four.scale = vec4(
+            scale_in(keys[s.x / 4u][s.x % 4u], c),
+            scale_in(keys[s.y / 4u][s.y % 4u], c),
+            scale_in(keys[s.z / 4u][s.z % 4u], c),
+            scale_in(keys[s.w / 4u][s.w % 4u], c),
+        );
+    }
+    return four;
+}
+
+// Their vectors i.
+fn vectors(four: Four, i: u32) -> mat4x4<f32> {
+    let x = widened(four.x, i);
+    let y = widened(four.y, i);
+    let z = widened(four.z, i);
+    let w = widened(four.w, i);
+    if DTYPE == CODES {
+        return mat4x4(x * four.scale.x, y * four.scale.y, z * four.scale.z, w * four.scale.w);
+    }
+    return mat4x4(x, y, z, w);
+}
+
+// The scores of the vectors of an invocation with four keys and four more.
+struct Scores {
+    a0: vec4<f32>, a1: vec4<f32>, a2: vec4<f32>, a3: vec4<f32>,
+    a4: vec4<f32>, a5: vec4<f32>, a6: vec4<f32>, a7: vec4<f32>,
+    b0: vec4<f32>, b1: vec4<f32>, b2: vec4<f32>, b3: vec4<f32>,
+    b4: vec4<f32>, b5: vec4<f32>, b6: vec4<f32>, b7: vec4<f32>,
+}
+
+// Adds the products of vector v of queries and keys.
+fn add(
+    s: ptr<function, Scores>, start: ptr<function, array<u32, 8>>, v: u32,
+    a: mat4x4<f32>, b: mat4x4<f32>, x: u32, place: Place,
+) {
+    let own = own_queries(start, v, x);
+    let q0 = query_of(own, (*start)[0], v, 0u, place);
+    (*s).a0 += q0 * a;
+    (*s).b0 += q0 * b;
+    let q1 = query_of(own, (*start)[1], v, 1u, place);
+    (*s).a1 += q1 * a;
+    (*s).b1 += q1 * b;
+    let q2 = query_of(own, (*start)[2], v, 2u, place);
+    (*s).a2 += q2 * a;
+    (*s).b2 += q2 * b;
+    let q3 = query_of(own, (*start)[3], v, 3u, place);
+    (*s).a3 += q3 * a;
+    (*s).b3 += q3 * b;
+    if ROWS > 4u {
+        let q4 = query_of(own, (*start)[4], v, 4u, place);
+        (*s).a4 += q4 * a;
+        (*s).b4 += q4 * b;
+        let q5 = query_of(own, (*start)[5], v, 5u, place);
+        (*s).a5 += q5 * a;
+        (*s).b5 += q5 * b;
+        let q6 = query_of(own, (*start)[6], v, 6u, place);
+        (*s).a6 += q6 * a;
+        (*s).b6 += q6 * b;
+        let q7 = query_of(own, (*start)[7], v, 7u, place);
+        (*s).a7 += q7 * a;
+        (*s).b7 += q7 * b;
+    }
+}
+
+// Vectors of 4 columns of one key, those of every XT-th chunk, so that neighbours read neighbours.
+fn value(chunk: u32, scale: u32, x: u32) -> mat4x4<f32> {
+    let end = chunks() - 1u;
+    let c = min(x, end);
+    let first = values[chunk + c];
+    if DTYPE == CODES {
+        let s = scale + c / 4u;
+        let all = mat4x4(widened(first, 0u), widened(first, 1u), widened(first, 2u), widened(first, 3u));
+        return scale_in(values[s / 4u][s % 4u], c) * all;
+    }
+    let second = values[chunk + min(x + XT, end)];
+    if packed() {
+        return mat4x4(
+            widened(first, 0u), widened(first, 1u), widened(second, 0u), widened(second, 1u));
+    }
+    let third = values[chunk + min(x + 2u * XT, end)];
+    let fourth = values[chunk + min(x + 3u * XT, end)];
     return mat4x4(
-        values[at + min(x, end)],
-        values[at + min(x + XT, end)],
-        values[at + min(x + 2u * XT, end)],
-        values[at + min(x + 3u * XT, end)],
-    );
+        widened(first, 0u), widened(second, 0u), widened(third, 0u), widened(fourth, 0u));
+}
+
+// The number of the i-th of these vectors; beyond the last, p.vectors.
+fn value_vector(x: u32, i: u32) -> u32 {
+    let c = x + i / per_chunk() * XT;
+    return select(p.vectors, vector_of(c, i % per_chunk()), c < chunks());
 }
 
 // o + a · w.x + b · w.y + c · w.z + d · w.w.
@@ -162,37 +255,45 @@ fn put(tile: Tile, m: u32, head: u32, x: u32, o: mat4x4<f32>) {
     }
     let query_head = head * p.group + m % p.group;
     let at = (tile.row + m / p.group) * p.out_stride + query_head * p.head_dim;
-    put4(at, x, o[0], p.head_dim);
-    put4(at, x + XT, o[1], p.head_dim);
-    put4(at, x + 2u * XT, o[2], p.head_dim);
-    put4(at, x + 3u * XT, o[3], p.head_dim);
+    put4(at, value_vector(x, 0u), o[0]);
+    put4(at, value_vector(x, 1u), o[1]);
+    put4(at, value_vector(x, 2u), o[2]);
+    put4(at, value_vector(x, 3u), o[3]);
 }
 
-// Columns 4 c and on, of `end` columns.
-fn put4(at: u32, c: u32, v: vec4<f32>, end: u32) {
-    put1(at, 4u * c, v.x, end);
-    put1(at, 4u * c + 1u, v.y, end);
-    put1(at, 4u * c + 2u, v.z, end);
-    put1(at, 4u * c + 3u, v.w, end);
+// Vector v of a head of `out`.
+fn put4(at: u32, v: u32, o: vec4<f32>) {
+    put1(at, column_of(v, 0u), o.x);
+    put1(at, column_of(v, 1u), o.y);
+    put1(at, column_of(v, 2u), o.z);
+    put1(at, column_of(v, 3u), o.w);
 }
 
-fn put1(at: u32, c: u32, v: f32, end: u32) {
-    if c < end {
-        out[at + c] = v;
+fn put1(at: u32, c: u32, o: f32) {
+    if c < p.head_dim {
+        out[at + c] = o;
     }
 }
 
 // One vector's part.
 fn put_part(part: u32, x: u32, o: mat4x4<f32>, m: f32, l: f32) {
     let at = part * p.part_stride;
-    let end = 4u * p.vectors;
-    put4(at, x, o[0], end);
-    put4(at, x + XT, o[1], end);
-    put4(at, x + 2u * XT, o[2], end);
-    put4(at, x + 3u * XT, o[3], end);
+    put_vector(at, value_vector(x, 0u), o[0]);
+    put_vector(at, value_vector(x, 1u), o[1]);
+    put_vector(at, value_vector(x, 2u), o[2]);
+    put_vector(at, value_vector(x, 3u), o[3]);
     if x == 0u {
         out[at + 4u * p.vectors] = m;
         out[at + 4u * p.vectors + 1u] = l;
+    }
+}
+
+fn put_vector(at: u32, v: u32, o: vec4<f32>) {
+    if v < p.vectors {
+        out[at + 4u * v] = o.x;
+        out[at + 4u * v + 1u] = o.y;
+        out[at + 4u * v + 2u] = o.z;
+        out[at + 4u * v + 3u] = o.w;
     }
 }
 
@@ -230,51 +331,25 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, place: Place) {
     for (var base = tile.first_key; base < tile.end_key; base += step) {
         let start = base + select(0u, y * block, SPLIT);
         let real = min(start, last / block * block);
-        let at = block_at(tile, real, head);
+        let cached = head_at(page_of(tile, real), head);
         let key = vec4(start + 8u * x) + vec4(0u, 1u, 2u, 3u);
-        let a = vec4(at) + (min(key, vec4(last)) - real) * p.vectors;
-        let b = vec4(at) + (min(key + 4u, vec4(last)) - real) * p.vectors;
-        var sa0 = vec4(0.0); var sb0 = vec4(0.0);
-        var sa1 = vec4(0.0); var sb1 = vec4(0.0);
-        var sa2 = vec4(0.0); var sb2 = vec4(0.0);
-        var sa3 = vec4(0.0); var sb3 = vec4(0.0);
-        var sa4 = vec4(0.0); var sb4 = vec4(0.0);
-        var sa5 = vec4(0.0); var sb5 = vec4(0.0);
-        var sa6 = vec4(0.0); var sb6 = vec4(0.0);
-        var sa7 = vec4(0.0); var sb7 = vec4(0.0);
-        for (var c = 0u; c < p.vectors; c += 1u) {
-            let ka = mat4x4(keys[a.x + c], keys[a.y + c], keys[a.z + c], keys[a.w + c]);
-            let kb = mat4x4(keys[b.x + c], keys[b.y + c], keys[b.z + c], keys[b.w + c]);
-            let own = own_queries(&q_start, c, x);
-            let q0 = query_of(own, q_start[0], c, 0u, place);
-            sa0 += q0 * ka;
-            sb0 += q0 * kb;
-            let q1 = query_of(own, q_start[1], c, 1u, place);
-            sa1 += q1 * ka;
-            sb1 += q1 * kb;
-            let q2 = query_of(own, q_start[2], c, 2u, place);
-            sa2 += q2 * ka;
-            sb2 += q2 * kb;
-            let q3 = query_of(own, q_start[3], c, 3u, place);
-            sa3 += q3 * ka;
-            sb3 += q3 * kb;
-            if ROWS > 4u {
-                let q4 = query_of(own, q_start[4], c, 4u, place);
-                sa4 += q4 * ka;
-                sb4 += q4 * kb;
-                let q5 = query_of(own, q_start[5], c, 5u, place);
-                sa5 += q5 * ka;
-                sb5 += q5 * kb;
-                let q6 = query_of(own, q_start[6], c, 6u, place);
-                sa6 += q6 * ka;
-                sb6 += q6 * kb;
-                let q7 = query_of(own, q_start[7], c, 7u, place);
-                sa7 += q7 * ka;
-                sb7 += q7 * kb;
+        let a = places_of(cached, slots_of(key, last, real));
+        let b = places_of(cached, slots_of(key + 4u, last, real));
+        var s = Scores();
+        for (var c = 0u; c < chunks(); c += 1u) {
+            let ka = keys_of(a, c);
+            let kb = keys_of(b, c);
+            add(&s, &q_start, vector_of(c, 0u), vectors(ka, 0u), vectors(kb, 0u), x, place);
+            if DTYPE != F32 {
+                add(&s, &q_start, vector_of(c, 1u), vectors(ka, 1u), vectors(kb, 1u), x, place);
+            }
+            if DTYPE == CODES {
+                add(&s, &q_start, vector_of(c, 2u), vectors(ka, 2u), vectors(kb, 2u), x, place);
+                add(&s, &q_start, vector_of(c, 3u), vectors(ka, 3u), vectors(kb, 3u), x, place);
             }
         }
-        var sa = array<vec4<f32>, 8>(sa0, sa1, sa2, sa3, sa4, sa5, sa6, sa7);
-        var sb = array<vec4<f32>, 8>(sb0, sb1, sb2, sb3, sb4, sb5, sb6, sb7);
+        var sa = array<vec4<f32>, 8>(s.a0, s.a1, s.a2, s.a3, s.a4, s.a5, s.a6, s.a7);
+        var sb = array<vec4<f32>, 8>(s.b0, s.b1, s.b2, s.b3, s.b4, s.b5, s.b6, s.b7);
         var grown: array<f32, 8>;
         var shrink: array<f32, 8>;
         for (var r = 0u; r < ROWS; r += 1u) {
@@ -302,12 +377,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, place: Place) {
         publish(&sa, &sb, x, y);
         for (var i = 0u; i < XT; i += 1u) {
             let four = vec4(start + 8u * i) + vec4(0u, 1u, 2u, 3u);
-            let va = vec4(at) + (min(four, vec4(last)) - real) * p.vectors;
-            let vb = vec4(at) + (min(four + 4u, vec4(last)) - real) * p.vectors;
-            let v0 = value(va.x, x);
-            let v1 = value(va.y, x);
-            let v2 = value(va.z, x);
-            let v3 = value(va.w, x);
+            let va = places_of(cached, slots_of(four, last, real));
+            let vb = places_of(cached, slots_of(four + 4u, last, real));
+            let v0 = value(va.chunk.x, va.scale.x, x);
+            let v1 = value(va.chunk.y, va.scale.y, x);
+            let v2 = value(va.chunk.z, va.scale.z, x);
+            let v3 = value(va.chunk.w, va.scale.w, x);
             o0 = mix4(o0, v0, v1, v2, v3, weight_of(sa[0], 0u, i, 0u, y, place));
             o1 = mix4(o1, v0, v1, v2, v3, weight_of(sa[1], 1u, i, 0u, y, place));
             o2 = mix4(o2, v0, v1, v2, v3, weight_of(sa[2], 2u, i, 0u, y, place));
@@ -318,10 +393,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, place: Place) {
                 o6 = mix4(o6, v0, v1, v2, v3, weight_of(sa[6], 6u, i, 0u, y, place));
                 o7 = mix4(o7, v0, v1, v2, v3, weight_of(sa[7], 7u, i, 0u, y, place));
             }
-            let v4 = value(vb.x, x);
-            let v5 = value(vb.y, x);
-            let v6 = value(vb.z, x);
-            let v7 = value(vb.w, x);
+            let v4 = value(vb.chunk.x, vb.scale.x, x);
+            let v5 = value(vb.chunk.y, vb.scale.y, x);
+            let v6 = value(vb.chunk.z, vb.scale.z, x);
+            let v7 = value(vb.chunk.w, vb.scale.w, x);
             o0 = mix4(o0, v4, v5, v6, v7, weight_of(sb[0], 0u, i, 1u, y, place));
             o1 = mix4(o1, v4, v5, v6, v7, weight_of(sb[1], 1u, i, 1u, y, place));
             o2 = mix4(o2, v4, v5, v6, v7, weight_of(sb[2], 2u, i, 1u, y, place));

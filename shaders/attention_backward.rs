@@ -109,7 +109,7 @@ fn tiles(p: Attention, pages: &Pages, batch: &Batch) -> AttentionTiles {
         group: p.heads / p.kv_heads,
         kv_heads: p.kv_heads,
         head_dim: p.head_dim,
-        vectors: pages.vectors,
+        vectors: pages.stored.vectors,
         tiles: batch.tables.len() as u32,
         rows: batch.rows,
         scale: 1.0 / (p.head_dim as f32).sqrt(),

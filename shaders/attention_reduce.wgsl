@@ -7,8 +7,10 @@ struct Reduce {
     group: u32,
     kv_heads: u32,
     head_dim: u32,
-    // Vectors of 4 in a head.
+    // Vectors of 4 columns in a cached head, and in one of its parts; columns of a part.
     vectors: u32,
+    side: u32,
+    width: u32,
     // Row strides: out in elements, parts in vectors of 4.
     out_stride: u32,
     part_stride: u32,
@@ -63,8 +65,9 @@ fn main(
         }
         let v = sum / total;
         for (var i = 0u; i < 4u; i += 1u) {
-            if 4u * c + i < p.head_dim {
-                out[at + 4u * c + i] = v[i];
+            let column = column_of(c, i);
+            if column < p.head_dim {
+                out[at + column] = v[i];
             }
         }
     }

@@ -7,10 +7,10 @@
 //!   launch shapes.
 //! * [`adapters`] lists the devices.
 //!
-//! Activations and KV pages are f32. Weights stay as stored (bf16, f16, f32, or quantised codes in
-//! one layout for all formats) and are widened when they are read; sums are f32. Subgroups, and
-//! more than 16 KiB of workgroup memory, are used only where the adapter has them. On one adapter
-//! the same input always gives the same bits.
+//! Activations are f32; KV pages are f32 or a smaller type. Weights stay as stored (bf16, f16, f32,
+//! or quantised codes in one layout for all formats) and are widened when they are read; sums are
+//! f32. Subgroups, and more than 16 KiB of workgroup memory, are used only where the adapter has
+//! them. On one adapter the same input always gives the same bits.
 
 mod adamw;
 mod adapter;
@@ -38,6 +38,7 @@ mod merge;
 mod merge_backward;
 mod options;
 mod outer;
+mod pages;
 mod pipeline;
 mod pool;
 mod pool_backward;
@@ -58,13 +59,14 @@ pub mod tune;
 pub use adapter::{Adapter, adapters, best_gpu, opened_adapters};
 pub use matrix::{Matrix, row_bytes};
 pub use options::{Half, Options};
+pub use pages::Pages;
 
 use gpu::{Gpu, Raw, Use};
-use gritlm_model::host::{pages, routing, rows as padding};
+use gritlm_model::host::{routing, rows as padding};
 use gritlm_model::ops::{
     Attention, Compute, DeviceError, Expert, GateUp, KvShape, Layout, LinearAdd, Logits, Match,
-    NO_PAGE, Ops, PAGE, PoolingSpan, Qkv, Result, RmsNorm, Route, SampleParams, SampledToken,
-    Search, SharedVectors, Span,
+    Ops, PoolingSpan, Qkv, Result, RmsNorm, Route, SampleParams, SampledToken, Search,
+    SharedVectors, Span,
 };
 use gritlm_model::weights::{Dtype, Tensor};
 use matrix::Ring;
@@ -89,16 +91,6 @@ pub struct Buffer {
     cols: usize,
     /// Row stride in elements.
     stride: u32,
-}
-
-/// The KV cache: per layer, a buffer of keys and one of values,
-/// `(pages, kv_heads, PAGE, head_dim)` f32 with head_dim padded to a multiple of 4.
-#[derive(Debug)]
-pub struct Pages {
-    shape: KvShape,
-    layers: Vec<[Arc<Raw>; 2]>,
-    /// Vectors of 4 in a cached head.
-    vectors: u32,
 }
 
 /// An uploaded [`Layout`].
@@ -210,6 +202,7 @@ pub fn params() -> Vec<gritlm_model::host::params::Layout> {
         expert::Sort::LAYOUT,
         pool::Pool::LAYOUT,
         product::Product::LAYOUT,
+        qkv::QkvCodes::LAYOUT,
         rmsnorm::RmsNormParams::LAYOUT,
         route::RouteParams::LAYOUT,
         sample::SamplingParams::LAYOUT,
@@ -217,18 +210,6 @@ pub fn params() -> Vec<gritlm_model::host::params::Layout> {
     ];
     all.extend(backward::params());
     all
-}
-
-impl Pages {
-    /// Returns the keys and the values of a layer.
-    fn layer(&self, layer: u32) -> [&Arc<Raw>; 2] {
-        self.layers[layer as usize].each_ref()
-    }
-
-    /// Returns the bytes of one page of keys or of values.
-    fn page_bytes(&self) -> u64 {
-        (self.shape.kv_heads * PAGE) as u64 * u64::from(self.vectors) * 16
-    }
 }
 
 impl Ops for Wgpu {
@@ -255,6 +236,10 @@ impl Ops for Wgpu {
 
     fn takes(&self, _: Dtype) -> bool {
         true
+    }
+
+    fn page_dtypes(&self) -> &'static [Dtype] {
+        &pages::DTYPES
     }
 
     fn submit(&self) -> Result<()> {
@@ -294,28 +279,7 @@ impl Ops for Wgpu {
     }
 
     fn pages(&self, shape: KvShape) -> Result<Pages> {
-        let KvShape { layers, pages, kv_heads, head_dim, .. } = shape;
-        pages::check_heads("WGSL", shape)?;
-        let vectors = head_dim.div_ceil(4) as u32;
-        let bytes = (pages * kv_heads * PAGE) as u64 * u64::from(vectors) * 16;
-        if bytes > self.gpu.largest() {
-            let page = bytes / pages as u64;
-            return Err(DeviceError(format!(
-                "{} binds at most {} MiB, and a layer's keys of {} KV tokens take {} MiB; \
-                 `kv_tokens` {} would fit",
-                self.gpu.adapter.label(),
-                self.gpu.largest() >> 20,
-                pages * PAGE,
-                bytes >> 20,
-                self.gpu.largest() / page * PAGE as u64
-            )));
-        }
-        let layer = |_| {
-            let keys = self.gpu.buffer(Use::Lasting, bytes)?;
-            Ok([keys, self.gpu.buffer(Use::Lasting, bytes)?])
-        };
-        let layers = (0..layers).map(layer).collect::<Result<Vec<_>>>()?;
-        Ok(Pages { shape, layers, vectors })
+        pages::pages(self, shape)
     }
 
     fn batch(&self, layout: &Layout) -> Result<Batch> {
@@ -451,22 +415,7 @@ impl Ops for Wgpu {
     }
 
     async fn export_pages(&self, pages: &Pages, table: &[u32], tokens: usize) -> Result<Vec<f32>> {
-        let KvShape { layers, kv_heads, head_dim, .. } = pages.shape;
-        let (page_bytes, padded) = (pages.page_bytes(), 4 * pages.vectors as usize);
-        let used = &table[..tokens.div_ceil(PAGE)];
-        let mut out = Vec::with_capacity(layers * 2 * kv_heads * tokens * head_dim);
-        for raw in pages.layers.iter().flatten() {
-            let bytes = page_bytes * used.len() as u64;
-            let back = self.gpu.buffer(Use::Back, bytes)?;
-            for (n, &page) in (0..).zip(used) {
-                debug_assert_ne!(page, NO_PAGE);
-                self.gpu.copy(raw, u64::from(page) * page_bytes, &back, n * page_bytes, page_bytes);
-            }
-            let bytes = if bytes == 0 { Vec::new() } else { self.gpu.map(&back, bytes).await? };
-            let values: Vec<f32> = bytemuck::pod_collect_to_vec(&bytes);
-            pages::gather(pages.shape, padded, tokens, &values, &mut out);
-        }
-        Ok(out)
+        pages::export(self, pages, table, tokens).await
     }
 
     fn import_pages(
@@ -477,21 +426,6 @@ impl Ops for Wgpu {
         first: usize,
         values: &[f32],
     ) {
-        let KvShape { kv_heads, head_dim, .. } = pages.shape;
-        let (page_bytes, padded) = (pages.page_bytes(), 4 * pages.vectors as usize);
-        // Recorded launches may still use the pages.
-        if let Err(problem) = self.gpu.submit() {
-            return self.gpu.fail(problem);
-        }
-        let mut page = vec![0.0f32; page_bytes as usize / 4];
-        let each = kv_heads * tokens * head_dim;
-        let planes = pages.layers.iter().flatten().skip(first);
-        for (raw, plane) in planes.zip(values.chunks_exact(each.max(1))) {
-            for (n, &number) in table[..tokens.div_ceil(PAGE)].iter().enumerate() {
-                pages::scatter(pages.shape, padded, (n, tokens), plane, &mut page, |value| value);
-                let at = u64::from(number) * page_bytes;
-                self.gpu.write(raw, at, bytemuck::cast_slice(&page));
-            }
-        }
+        pages::import(self, pages, table, tokens, first, values);
     }
 }

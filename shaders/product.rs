@@ -26,6 +26,7 @@ params! {
         half: u32,
         heads: u32,
         kv_heads: u32,
+        pages: u32,
         padded: u32,
         slots: u32,
         angles: u32,

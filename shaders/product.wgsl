@@ -31,10 +31,11 @@ struct Product {
     out_stride: u32,
     // gate_up: rows from a gate to its up row. expert_down_add: outputs of an expert.
     hidden: u32,
-    // qkv: half of head_dim, heads, key/value heads, padded head_dim.
+    // qkv: half of head_dim, heads, key/value heads, the type of the pages, words of a cached vector.
     half: u32,
     heads: u32,
     kv_heads: u32,
+    pages: u32,
     padded: u32,
     // qkv: where slots and angles begin in the batch.
     slots: u32,

@@ -6,8 +6,8 @@
 //! that this crate can ask a driver for, so that tests compile them all, with naga and in a
 //! browser.
 
-use crate::codes;
 use crate::tune::{LANES, SORT_LANES, Tiles};
+use crate::{codes, pages};
 use gritlm_model::weights::Dtype;
 
 /// Kind of a binding.
@@ -124,10 +124,14 @@ const MATMUL: &str = include_str!("matmul.wgsl");
 const MATVEC: &str = include_str!("matvec.wgsl");
 const MATRIX: &str = include_str!("matrix.wgsl");
 const DENSE: &str = include_str!("dense.wgsl");
+/// With what writes KV pages.
+const DENSE_ROUND: &str = concat!(include_str!("dense.wgsl"), include_str!("round.wgsl"));
 const GROUPED: &str = include_str!("grouped.wgsl");
 const ORDER: &str = include_str!("order.wgsl");
 const LN: &str = include_str!("ln.wgsl");
 const PAIR: &str = include_str!("attention_pair.wgsl");
+const ROUND: &str = include_str!("round.wgsl");
+const PAGES: &str = include_str!("pages.wgsl");
 const VECTORS: &str = include_str!("attention_vectors.wgsl");
 const DOUT: &str = include_str!("attention_dout.wgsl");
 
@@ -200,7 +204,7 @@ pub(crate) type Product = [Shader; 4];
 pub(crate) static LINEAR: Product = product!("linear", DENSE, TO_ONE);
 pub(crate) static LINEAR_ADD: Product = product!("linear_add", DENSE, TO_ONE);
 pub(crate) static GATE_UP: Product = product!("gate_up", DENSE, TO_ONE);
-pub(crate) static QKV: Product = product!("qkv", DENSE, TO_PAGES);
+pub(crate) static QKV: Product = product!("qkv", DENSE_ROUND, TO_PAGES);
 pub(crate) static EXPERT_GATE_UP: Product = product!("expert_gate_up", GROUPED, BY_EXPERT);
 pub(crate) static EXPERT_DOWN: Product = product!("expert_down", GROUPED, BY_EXPERT);
 
@@ -218,8 +222,9 @@ macro_rules! shader {
 
 shader!(EMBED, "embed", None, [CODES], [Read, Read, Write]);
 shader!(RMSNORM, "rmsnorm", REDUCE, [], [Read, Read, Read, Write]);
-shader!(ATTENTION, "attention", TELL, [], [Read, Read, Read, Read, Write]);
-shader!(ATTENTION_REDUCE, "attention_reduce", None, [], [Read, Read, Write]);
+shader!(QKV_CODES, "qkv_codes", None, [ROUND, PAGES], [Read, Read, Write, Write, Read]);
+shader!(ATTENTION, "attention", TELL, [PAGES], [Read, Read, Read, Read, Write]);
+shader!(ATTENTION_REDUCE, "attention_reduce", None, [PAGES], [Read, Read, Write]);
 shader!(ROUTE, "route", None, [], [Read, Write]);
 shader!(EXPERT_SORT, "expert_sort", None, [], [Write, Write]);
 shader!(EXPERT_ADD, "expert_add", None, [], [Read, Read, Write]);
@@ -269,7 +274,7 @@ shader!(SQUARES, "squares", REDUCE, [], [Read, Write]);
 pub fn shaders() -> Vec<&'static Shader> {
     let products = [&LINEAR, &LINEAR_ADD, &GATE_UP, &QKV, &EXPERT_GATE_UP, &EXPERT_DOWN];
     let mut all: Vec<&Shader> = products.into_iter().flatten().collect();
-    all.extend([&EMBED, &RMSNORM, &ATTENTION, &ATTENTION_REDUCE, &ROUTE]);
+    all.extend([&EMBED, &RMSNORM, &QKV_CODES, &ATTENTION, &ATTENTION_REDUCE, &ROUTE]);
     all.extend([&EXPERT_SORT, &EXPERT_ADD, &POOL, &SAMPLE, &SEARCH]);
     all.extend([&OUTER, &ROWS, &GATE_UP_BACKWARD, &QKV_BACKWARD, &RMSNORM_BACKWARD]);
     all.extend([&RMSNORM_WEIGHT, &ROUTE_BACKWARD, &EXPERT_BACKWARD, &ATTENTION_KEPT]);
@@ -357,10 +362,18 @@ fn variants_of(tiles: &[Tiles], formats: &[Dtype]) -> Vec<Variant> {
                         }
                         for (mask, whole) in (0..4).flat_map(|m| [(m, 0.0), (m, 1.0)]) {
                             let more = [("MASK", f64::from(mask)), ("WHOLE", whole)];
-                            add(name, subgroups, [&tile.constants()[..], &more].concat());
+                            for dtype in pages::DTYPES {
+                                let stored = pages::constants(dtype);
+                                add(
+                                    name,
+                                    subgroups,
+                                    [&stored[..], &tile.constants(), &more].concat(),
+                                );
+                            }
                         }
                     }
                 }
+                "qkv_codes" => add(name, subgroups, pages::constants(Dtype::Q8_0)),
                 "embed" => of_all(&[]),
                 "outer" => {
                     of_all(&[("TRANSPOSED", 0.0)]);

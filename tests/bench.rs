@@ -70,6 +70,28 @@ fn ops_on_every_device() {
     say(&format!("bench ops covered: {}", here.join("; ")));
 }
 
+/// With a type of KV pages attention is another shape that moves fewer bytes; other ops are as before.
+#[test]
+fn ops_over_pages_of_a_type() {
+    let folder = tempfile::tempdir().unwrap();
+    let rows = |more: &[&str]| {
+        let path = folder.path().join("record.json");
+        let json = ["--json", path.to_str().unwrap()];
+        run(&bench("cpu", &[&json, more].concat()), "").ok();
+        Record::read(&path).unwrap().rows
+    };
+    let (wide, small) = (rows(&[]), rows(&["--kv-type", "q8_0"]));
+    for (wide, small) in wide.iter().zip(&small) {
+        if wide.op == "attention" {
+            assert_eq!(small.shape, format!("{}, q8_0 pages", wide.shape));
+            assert!(small.bytes < wide.bytes, "{} {}", small.bytes, wide.bytes);
+        } else {
+            assert_eq!((&small.shape, small.bytes), (&wide.shape, wide.bytes));
+        }
+    }
+    assert_eq!((wide.len(), small.len()), (4, 4));
+}
+
 /// A record from before that was twice as fast: shown, and with the flag exit code 1; against itself
 /// nothing has changed.
 #[test]

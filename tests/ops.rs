@@ -4,11 +4,12 @@ use crate::shaders::{covered, open_all};
 use crate::support::{long, say};
 use gritlm::model::config::Config;
 use gritlm::model::cpu::Cpu;
+use gritlm::model::format::decode;
 use gritlm::model::measure::Measure;
 use gritlm::model::ops::{Attention, KvShape, Layout, LinearAdd, Mask, Ops, PAGE, Span};
 use gritlm::model::reference::relative_error;
 use gritlm::model::weights::{Dtype, Tensor, Weights};
-use gritlm_bench::case::{Case, stored_bytes};
+use gritlm_bench::case::{Case, Op, stored_bytes};
 use gritlm_bench::cases::cases;
 use gritlm_shaders::tune::Tiles;
 use gritlm_shaders::{Options, Wgpu};
@@ -77,6 +78,53 @@ fn every_case_on_every_adapter() {
         let two = n > 0 && !long();
         let chosen = |d: Dtype| !two || !d.is_quantized() || [Dtype::Q8_0, Dtype::Q6K].contains(&d);
         check(gpu, F32, |case| chosen(case.dtype));
+    }
+}
+
+/// Attention over pages of a small type is as exact as over f32, and `qkv` stores what it stores in
+/// f32, rounded to the nearest.
+fn every_page_type<O: Measure>(ops: &O, dtypes: &[Dtype]) {
+    for &dtype in dtypes {
+        assert!(ops.page_dtypes().contains(&dtype), "{dtype} on {}", ops.device());
+        let fits = |head_dim: u32| (head_dim as usize).is_multiple_of(dtype.block());
+        check(ops, F32, |case| {
+            case.pages = Some(dtype);
+            matches!(&case.op, Op::Attention(p, _) if fits(p.head_dim))
+        });
+        let mut stored = 0;
+        for case in cases() {
+            let Op::Qkv(p, _) = &case.op else { continue };
+            if case.dtype != Dtype::Bf16 || !fits(p.head_dim) || p.rows == 0 {
+                continue;
+            }
+            let run = |dtype| Case { pages: Some(dtype), ..case.clone() }.run(ops).unwrap();
+            let (found, mut expected) = (run(dtype), run(Dtype::F32));
+            let q = (p.rows * p.heads * p.head_dim) as usize;
+            let bytes = stored_bytes(dtype, &expected[q..]);
+            decode(dtype, &bytes, &mut expected[q..]);
+            // A device may divide by 127 less exactly, which changes a scale in its last bit.
+            let error = relative_error(&found, &expected);
+            let bound = if dtype.is_quantized() { 1e-3 } else { 0.0 };
+            assert!(error <= bound, "{} {dtype}: {error}", case.name);
+            stored += 1;
+        }
+        assert!(stored > 3, "{stored} cases");
+    }
+}
+
+#[test]
+fn every_page_type_on_the_cpu() {
+    every_page_type(&Cpu, &[Dtype::F16, Dtype::Bf16, Dtype::Q8_0]);
+}
+
+/// All types on the first adapter, and on all adapters in the long form; else f16.
+#[test]
+fn every_page_type_on_every_adapter() {
+    let gpus = open_all();
+    covered("ops::every_page_type_on_every_adapter", &gpus);
+    for (n, gpu) in gpus.iter().enumerate() {
+        let all = [Dtype::F16, Dtype::Bf16, Dtype::Q8_0];
+        every_page_type(gpu, if n == 0 || long() { &all } else { &all[..1] });
     }
 }
 

@@ -37,6 +37,9 @@ pub struct Case<T = Op> {
     /// The measured error is then the backend's own and not that of the input rounding, which no
     /// op can undo (it changes e^score by half for a score of 100).
     pub bf16: bool,
+    /// Type of the KV pages, which the values that are in them before the op have been rounded to;
+    /// `None` for the backend's own, unrounded.
+    pub pages: Option<Dtype>,
     /// Seed of the inputs.
     pub seed: u64,
 }
@@ -95,7 +98,7 @@ impl<T> Case<T> {
         let seed = name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
             (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
         });
-        Self { name, op, dtype, scale, bf16: false, seed }
+        Self { name, op, dtype, scale, bf16: false, pages: None, seed }
     }
 }
 
@@ -117,10 +120,11 @@ impl Case {
         Self::named(name, op, dtype, scale)
     }
 
-    /// Returns a lower bound of the bytes that the op reads and writes: weights as stored,
-    /// activations in f32, each once; a cached key or value element takes `cached` bytes.
-    pub fn bytes_with(&self, cached: usize) -> u64 {
+    /// Returns a lower bound of the bytes that the op reads and writes: weights, keys and values as
+    /// stored, activations in f32, each once.
+    pub fn bytes(&self) -> u64 {
         let weights = |values: usize| self.dtype.bytes(values);
+        let cached = |values: usize| self.pages.unwrap_or(Dtype::F32).bytes(values);
         let bytes = match &self.op {
             &Op::Embed { rows, dim, .. } => {
                 let values = rows as usize * dim as usize;
@@ -131,13 +135,13 @@ impl Case {
             }
             Op::Qkv(p, _) => {
                 let (rows, dim, [q, kv]) = (p.rows as usize, p.dim as usize, qkv_widths(p));
-                rows * (4 * (dim + q) + cached * 2 * kv) + weights(dim * (q + 2 * kv))
+                4 * rows * (dim + q) + cached(2 * rows * kv) + weights(dim * (q + 2 * kv))
             }
             Op::Attention(p, sequences) => {
                 let (q, kv) = (p.heads * p.head_dim, p.kv_heads * p.head_dim);
                 let rows: u32 = sequences.iter().map(|s| s.rows).sum();
                 let seen: usize = sequences.iter().map(Seq::seen).sum();
-                2 * 4 * rows as usize * q as usize + cached * 2 * seen * kv as usize
+                2 * 4 * rows as usize * q as usize + cached(2 * seen * kv as usize)
             }
             &Op::LinearAdd(LinearAdd { rows, inner, outer }) => {
                 let (inner, outer) = (inner as usize, outer as usize);
@@ -171,11 +175,6 @@ impl Case {
             }
         };
         bytes as u64
-    }
-
-    /// Returns [`Case::bytes_with`] f32 pages.
-    pub fn bytes(&self) -> u64 {
-        self.bytes_with(4)
     }
 
     /// Returns the additions and multiplications of the formula, without those that are

@@ -271,17 +271,42 @@ impl Named {
     }
 }
 
+impl Named {
+    /// Returns the op over KV pages of this type, if it reads or writes any, as another shape.
+    pub fn over_pages(mut self, dtype: Dtype) -> Self {
+        if matches!(self.case.op, Op::Qkv(..) | Op::Attention(..)) {
+            self.shape += &format!(", {} pages", dtype.to_string().to_lowercase());
+            self.case.pages = Some(dtype);
+            if let Some(Check::Rows(case) | Check::Instead(case)) = &mut self.checked {
+                case.pages = Some(dtype);
+            }
+        }
+        self
+    }
+}
+
 /// Checks and times one case. Where the device computes in bf16, the inputs are rounded first.
 ///
 /// # Errors
-/// When the device fails, or its result differs from the CPU backend's by more than
-/// [`Measure::bound`].
+/// When the device fails or has not the case's type of pages, or its result differs from the CPU
+/// backend's by more than [`Measure::bound`].
 pub fn row<O: Measure>(
     ops: &O,
     limits: &Limits,
     named: &Named,
     (repeats, displaced): (u32, u64),
 ) -> Result<Row> {
+    let has = ops.page_dtypes();
+    if let Some(asked) = named.case.pages.filter(|asked| !has.contains(asked)) {
+        let lower = |dtype: &Dtype| dtype.to_string().to_lowercase();
+        let names: Vec<String> = has.iter().map(lower).collect();
+        return Err(gritlm::Error::Option {
+            option: "kv_type",
+            expected: format!("one of {} on {}", names.join(", "), limits.device),
+            found: lower(&asked),
+        }
+        .into());
+    }
     let bound = ops.bound();
     let bf16 = bound > 2e-3;
     let case = Case { bf16, ..named.case.clone() };

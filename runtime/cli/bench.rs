@@ -45,7 +45,11 @@ pub(super) fn run(command: &Bench, global: &Global, out: &mut Out) -> Result<()>
                 (None, []) => ops::table(),
                 (None, shapes) => parsed(shapes)?,
             };
-            let named: Vec<Named> = named.into_iter().filter(wanted).collect();
+            let pages = |n: Named| match global.kv_type {
+                Some(dtype) => n.over_pages(dtype),
+                None => n,
+            };
+            let named: Vec<Named> = named.into_iter().filter(wanted).map(pages).collect();
             let run = |options: &Options, device: &str, record: &mut Record| {
                 backend::open(options, Single { device, named: &named, how, record })
             };

@@ -166,7 +166,7 @@ fn memory(config: &Config, weights: &Weights, global: &Global) -> Vec<Memory> {
         rows.push(row("cuda", "bf16 weights and cache".into(), halves, Dtype::Bf16));
     }
     let padded = bytes(&wgpu_row_bytes);
-    rows.push(row("wgpu", format!("{names}; f32 cache"), padded, Dtype::F32));
+    rows.push(row("wgpu", format!("{names}; {lower} cache"), padded, cache));
     rows
 }
 

@@ -76,9 +76,9 @@ pub struct Options {
     /// in half precision where there are many rows (embedding, prefill): faster if the adapter has
     /// f16 or matrix units, with relative errors of about 1e-3.
     pub compute: Option<Arithmetic>,
-    /// Format of the KV pages. `None` is f32 on the CPU and on wgpu, bf16 on CUDA. The CPU also
-    /// has F16, BF16 and, for heads of whole blocks of 32, Q8_0, which take a half or a quarter of
-    /// the memory.
+    /// Format of the KV pages. `None` is f32 on the CPU and on wgpu, bf16 on CUDA. The CPU and wgpu
+    /// also have F16, BF16 and, for heads of whole blocks of 32, Q8_0, which take a half or a quarter
+    /// of the memory.
     pub kv_type: Option<Dtype>,
     /// On wgpu, whether to measure before loading which tiles are fastest, which takes some
     /// seconds. The result is kept in the cache folder for later starts on the same adapter.

@@ -129,7 +129,11 @@ impl<T: Sync> Case<T> {
     /// Returns values for every slot of the pool, in the order of an export of all pages.
     pub fn cache(&self, pool: &KvShape, scale: f32) -> Vec<f32> {
         let len = pool.layers * 2 * pool.kv_heads * pool.pages * PAGE * pool.head_dim;
-        self.values(10, len, |random| self.kept(random.unit() * 3f32.sqrt() * scale))
+        let values = self.values(10, len, |random| self.kept(random.unit() * 3f32.sqrt() * scale));
+        let Some(dtype) = self.pages else { return values };
+        let mut rounded = vec![0.0; len];
+        decode(dtype, &stored_bytes(dtype, &values), &mut rounded);
+        rounded
     }
 
     /// Returns activations, the router, and each row's experts with their weights. A row is

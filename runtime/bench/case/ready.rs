@@ -42,6 +42,11 @@ impl Case {
         Ok(out)
     }
 
+    fn shape_on<O: Ops>(&self, ops: &O, pool: KvShape) -> KvShape {
+        let dtype = self.pages.or(ops.page_dtypes().first().copied()).unwrap_or(pool.dtype);
+        KvShape { dtype, ..pool }
+    }
+
     /// Uploads the inputs and returns a function that runs the op as often as it is called.
     ///
     /// # Errors
@@ -89,8 +94,7 @@ impl Case {
                 let w = ops.matrix(&w.tensors(&[q_width, kv, kv]))?;
                 let batch = ops.batch(&layout)?;
                 let mut q = empty(p.rows, q_width)?;
-                let dtype = ops.page_dtypes().first().copied().unwrap_or(pool.dtype);
-                let mut pages = ops.pages(KvShape { dtype, ..pool })?;
+                let mut pages = ops.pages(self.shape_on(ops, pool))?;
                 let all: Vec<u32> = (0..pool.pages as u32).collect();
                 let tokens = pool.pages * PAGE;
                 ops.import_pages(&mut pages, &all, tokens, 0, &self.cache(&pool, BEFORE));
@@ -111,8 +115,7 @@ impl Case {
                 let rows = layout.tokens.len() as u32;
                 let q = filled(width, self.activations(1, rows * width))?;
                 let batch = ops.batch(&layout)?;
-                let dtype = ops.page_dtypes().first().copied().unwrap_or(pool.dtype);
-                let mut pages = ops.pages(KvShape { dtype, ..pool })?;
+                let mut pages = ops.pages(self.shape_on(ops, pool))?;
                 let all: Vec<u32> = (0..pool.pages as u32).collect();
                 let mut cache = self.cache(&pool, 1.0);
                 poison_unused(&layout, &pool, &mut cache);

@@ -75,8 +75,8 @@ pub(super) struct Global {
     #[arg(long, global = true, value_name = "C", value_parser = parse::<Arithmetic>)]
     #[arg(env = "GRITLM_COMPUTE")]
     pub(super) compute: Option<Arithmetic>,
-    /// Format of the KV cache: f32, or on the CPU f16, bf16 or q8_0, which change hidden states
-    /// by 0.0003, 0.002 and 0.009 [default: f32; on CUDA bf16]
+    /// Format of the KV cache: f32, or on the CPU and with wgpu f16, bf16 or q8_0, which change
+    /// hidden states by 0.0003, 0.002 and 0.009 [default: f32; on CUDA bf16]
     #[arg(long, global = true, value_name = "T", value_parser = kv_type, env = "GRITLM_KV_TYPE")]
     pub(super) kv_type: Option<Dtype>,
     /// With wgpu, first measure which tile shapes are fastest, and keep the result for later
