@@ -67,7 +67,8 @@ pub(crate) struct Index {
     /// Format of stored embeddings: f32, bf16 or int8 [default: f32]
     #[arg(long, value_name = "FORMAT", value_parser = parse::<VectorFormat>)]
     pub(crate) vectors: Option<VectorFormat>,
-    /// Format of stored KV caches: f32, bf16 or int8 [default: bf16]
+    /// Format of stored KV caches, whatever the format of the pages (`--kv-type`) is: f32, bf16 or
+    /// int8, with one scale for each head of a token [default: bf16]
     #[arg(long, value_name = "FORMAT", value_parser = parse::<KvFormat>)]
     pub(crate) kv_format: Option<KvFormat>,
     /// Maximum bytes of KV caches, as 20GB or 4GiB, or none for no limit; beyond it, the least
