@@ -222,7 +222,8 @@ __device__ __forceinline__ void write_rows(const AttentionParams &p, const float
 // Adds up what the warps have of the same vectors, and writes it as a part.
 template <class F>
 __device__ __forceinline__ void write_part(const AttentionParams &p, const Tile &tile,
-                                           const float (&o)[F::M][F::C][4], const float (&largest)[F::M][2],
+                                           const float (&o)[F::M][F::C][4],
+                                           const float (&largest)[F::M][2],
                                            const float (&sum)[F::M][2]) {
     constexpr u32 STRIDE = F::D + 8;  // eight rows begin in different banks
     Shared<float> merged{0}, stats{F::MERGED};

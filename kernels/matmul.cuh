@@ -146,7 +146,8 @@ __device__ void matmul(const Product &p) {
     static_assert(LOADS_A * THREADS == BM * CHUNKS && LOADS_W * THREADS == BN * CHUNKS, "");
     static_assert(WM % 16 == 0 && WN % 16 == 0 && STAGES >= 2, "");
     static_assert(SLICES == 1 || (SLICES == DEPTH / 16 && !AHEAD), "");
-    // No kernel writes weights: where reading them is the work, the first come while the launch before ends.
+    // No kernel writes weights: where reading them is the work, the first come while the launch before
+    // ends.
     constexpr bool EARLY = SLICES > 1 && !Op::GROUPED;
     if (!EARLY) {
         wait_for_previous();
