@@ -157,6 +157,11 @@ fn cases_without_weights() -> Vec<Case> {
             add(Op::Attention(p, batch.clone()), 1.0);
         }
     }
+    // Wide heads, under every mask, of many queries and of few.
+    let p = Attention { heads: 2, kv_heads: 1, head_dim: 200, layer: LAYERS as u32 - 1 };
+    let masks = [CAUSAL, BOTH, causal(50), both(30)];
+    let batch = masks.map(|mask| [(0, 70, mask), (200, 3, mask)]).concat();
+    add(Op::Attention(p, seqs(&batch)), 1.0);
     // Scores whose exponentials overflow unless the largest score is subtracted.
     let p = Attention { heads: 4, kv_heads: 1, head_dim: 64, layer: LAYERS as u32 - 1 };
     add(Op::Attention(p, seqs(&[(0, 150, BOTH), (3, 20, causal(12))])), 40.0);
