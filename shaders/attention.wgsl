@@ -261,17 +261,22 @@ fn put(tile: Tile, m: u32, head: u32, x: u32, o: mat4x4<f32>) {
     put4(at, value_vector(x, 3u), o[3]);
 }
 
-// Vector v of a head of `out`.
+// Vector v of a head of `out`. Its place is made once: SwiftShader takes minutes to compile this shader
+// where each column is by `column_of`.
 fn put4(at: u32, v: u32, o: vec4<f32>) {
-    put1(at, column_of(v, 0u), o.x);
-    put1(at, column_of(v, 1u), o.y);
-    put1(at, column_of(v, 2u), o.z);
-    put1(at, column_of(v, 3u), o.w);
+    let second = v >= p.side;
+    let c = 4u * (v - select(0u, p.side, second));
+    let first = at + select(0u, p.width, second) + c;
+    let end = select(0u, p.width, v < p.vectors);
+    put1(first, c, end, o.x);
+    put1(first + 1u, c + 1u, end, o.y);
+    put1(first + 2u, c + 2u, end, o.z);
+    put1(first + 3u, c + 3u, end, o.w);
 }
 
-fn put1(at: u32, c: u32, o: f32) {
-    if c < p.head_dim {
-        out[at + c] = o;
+fn put1(at: u32, c: u32, end: u32, o: f32) {
+    if c < end {
+        out[at] = o;
     }
 }
 

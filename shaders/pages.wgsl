@@ -38,10 +38,11 @@ fn vector_of(c: u32, i: u32) -> u32 {
     return select(c + i * p.side, 4u * c + i, DTYPE == CODES);
 }
 
-// The column of element e of vector v; head_dim where there is none.
+// The column of element e of vector v; head_dim where there is none. There are two parts at most.
 fn column_of(v: u32, e: u32) -> u32 {
-    let c = 4u * (v % p.side) + e;
-    return select(p.head_dim, v / p.side * p.width + c, v < p.vectors && c < p.width);
+    let second = v >= p.side;
+    let c = 4u * (v - select(0u, p.side, second)) + e;
+    return select(p.head_dim, select(0u, p.width, second) + c, v < p.vectors && c < p.width);
 }
 
 // Where the chunks of a head begin in a page.

@@ -300,7 +300,7 @@ pub fn variants() -> Vec<Variant> {
 }
 
 /// Returns the variants in f32 that a GPU with subgroups asks for while its tiles have not been
-/// tuned, for weights of these formats.
+/// tuned, for weights of these formats, over KV pages in f32 or f16.
 pub fn default_variants(formats: &[Dtype]) -> Vec<Variant> {
     let mut all = variants_of(&[Tiles::default_for(false, u32::MAX)], formats);
     // A tile says itself whether `matmul` and `attention` use subgroups; everything else does.
@@ -310,6 +310,8 @@ pub fn default_variants(formats: &[Dtype]) -> Vec<Variant> {
     };
     let named = |name| shaders().into_iter().find(|shader| shader.name == name);
     all.retain(|v| named(v.shader).is_some_and(|shader| is_default(shader, v.subgroups)));
+    let pages = [Dtype::F32, Dtype::F16].map(pages::constants);
+    all.retain(|v| v.shader != "attention" || pages.iter().any(|p| v.constants.starts_with(p)));
     all
 }
 

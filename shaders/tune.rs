@@ -136,9 +136,8 @@ impl Form {
         outputs.div_ceil(self.outputs(pair))
     }
 
-    /// Returns the grid of workgroups `across` the outputs for `tiles` tiles of rows: the tiles one
-    /// after the other, or with few rows the workgroups of one tile far apart and those of the same
-    /// weights together.
+    /// Returns the grid of `across` workgroups for each of `tiles` tiles of rows. Neighbours share the
+    /// activations of a tile; with few rows, whose weights are most of what is read, they share weights.
     pub(crate) fn grid(self, across: u32, tiles: u32) -> Grid {
         if self.is_few() { Grid::Of(tiles, across) } else { Grid::Of(across, tiles) }
     }

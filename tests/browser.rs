@@ -321,11 +321,13 @@ fn linear(
         ("out_stride", out_stride),
     ];
     let w = packed(&padded(&w, inner, stride));
+    let is_few = shader.ends_with("matvec");
+    let (tiles, across) = (rows.div_ceil(tile[0]), outer.div_ceil(tile[1]));
     Run {
         shader,
-        both: shader.ends_with("matvec"),
+        both: is_few,
         constants: [&[("DTYPE", 0)], constants].concat(),
-        grid: [outer.div_ceil(tile[1]), rows.div_ceil(tile[0])],
+        grid: if is_few { [tiles, across] } else { [across, tiles] },
         buffers: vec![
             params("Product", &fields),
             words(&padded(&a, inner, stride)),

@@ -6,11 +6,10 @@ use crate::ops::check;
 use crate::support::{Reference, close, say};
 use gritlm::batch::{Output, Sequence, Want};
 use gritlm::model::measure::Created;
-use gritlm::model::ops::{Attention, LinearAdd, Mask, Ops};
+use gritlm::model::ops::{LinearAdd, Mask, Ops};
 use gritlm::model::reference::relative_error;
 use gritlm::model::weights::Dtype;
 use gritlm::{Device, Embed, Engine, Options as EngineOptions, Prompt, Sampling, Stage};
-use gritlm_bench::case::{Case, Op, Seq};
 use gritlm_bench::laboratory::is_product;
 use gritlm_kernels::tune::Form;
 use gritlm_kernels::{Cuda, Options};
@@ -307,29 +306,6 @@ fn same_bits_twice() {
         runs.push([hidden, logits].map(|v| v.iter().map(|v| v.to_bits()).collect::<Vec<_>>()));
     }
     assert!(runs.windows(2).all(|pair| pair[0] == pair[1]));
-}
-
-/// Which block of a sequence's comes last and adds the parts up differs; the bits do not.
-#[test]
-fn parts_are_added_in_the_order_of_the_keys() {
-    let Some(mut place) = Place::find("cuda::parts_are_added_in_the_order_of_the_keys") else {
-        return;
-    };
-    place.be(H200);
-    let (causal, window) = (Mask::Causal { window: None }, Mask::Causal { window: Some(300) });
-    let attention = Attention { heads: 8, kv_heads: 2, head_dim: 64, layer: 0 };
-    let seqs = [(900, 1, causal), (500, 3, causal), (900, 1, window)];
-    let seqs = seqs.map(|(past, rows, mask)| Seq { past, rows, mask }).to_vec();
-    let mut case = Case::new(Op::Attention(attention, seqs), Dtype::Bf16);
-    case.bf16 = true;
-    let cuda = place.open(None);
-    let runs = (1..9).map(|seed| {
-        place.seed(seed);
-        let out = case.run(&cuda).unwrap();
-        out.iter().map(|v| v.to_bits()).collect::<Vec<_>>()
-    });
-    let runs: Vec<_> = runs.collect();
-    assert!(runs[0].len() == 5 * 8 * 64 && runs.windows(2).all(|pair| pair[0] == pair[1]));
 }
 
 /// The demo model on CUDA finds what it finds on the CPU.

@@ -7,6 +7,7 @@ use gritlm::model::weights::Dtype;
 use gritlm_shaders::shader::{default_variants, runtime_checks, shaders};
 use naga::back::{hlsl, msl, pipeline_constants::process_overrides};
 use naga::proc::{BoundsCheckPolicies, BoundsCheckPolicy};
+use serde_json::Value;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -48,13 +49,16 @@ fn default_variants_take_what_is_recorded() {
     assert!(told.contains("navi21: ") && told.contains("gfx1100: "), "{told}");
 }
 
+/// A change of a record's line.
+type Change<'a> = &'a dyn Fn(&mut Value);
+
 /// Against a record with better counts, the check fails and names each; a record of another version is
 /// only named.
 #[test]
 fn a_variant_that_takes_more_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().to_str().unwrap();
-    let write = |change: &dyn Fn(&mut serde_json::Value)| {
+    let write = |change: Change<'_>| {
         for chip in ["navi21", "gfx1100"] {
             let name = format!("{chip}.jsonl");
             let text = std::fs::read_to_string(record().join(&name)).unwrap();
@@ -77,10 +81,10 @@ fn a_variant_that_takes_more_is_named() {
     if String::from_utf8_lossy(&same.stdout).contains("not compared") {
         return;
     }
-    let less = |taken: &mut serde_json::Value, name: &str, by: i64| {
+    let less = |taken: &mut Value, name: &str, by: i64| {
         taken[name] = (taken[name].as_i64().unwrap() - by).into();
     };
-    let changes: [(&dyn Fn(&mut serde_json::Value), &str); 4] = [
+    let changes: [(Change<'_>, &str); 4] = [
         (&|taken| less(taken, "instructions", 30), "instructions, at most "),
         (&|taken| less(taken, "subgroups", -1), "subgroups a SIMD, at least "),
         (&|taken| taken["variant"] = "pool of nothing".into(), "not in the record"),
