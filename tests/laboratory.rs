@@ -9,7 +9,8 @@ use gritlm_bench::laboratory::{Laboratory, is_product};
 use gritlm_kernels::Cuda;
 use gritlm_kernels::source::{self, Source};
 use gritlm_kernels::tune::Form;
-use gritlm_model::ops::Ops;
+use gritlm_model::ops::{Ops, Pooling, PoolingSpan, RmsNorm, Route};
+use gritlm_model::weights::{Dtype, Tensor};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::fs;
@@ -109,6 +110,19 @@ fn contract() -> String {
             case.ready(&planned).unwrap()(Step::Launch).unwrap();
         }
     }
+    // The forward pass pools and routes what a norm has written, in bf16; the table's rows come from the
+    // host.
+    let (rows, dim, eps) = (1, 8, 1e-5);
+    let x = planned.upload(1, 8, &[0.0; 8]).unwrap();
+    let mut h = planned.buffer(1, 8).unwrap();
+    let weight = planned.matrix(&[Tensor::from_bytes(Dtype::F32, &[8], &[0; 32])]).unwrap();
+    planned.rmsnorm(RmsNorm { rows, dim, eps }, &x, &weight, &mut h);
+    let (skip, pooling, normalize) = (0, Pooling::Mean, false);
+    let span = PoolingSpan { row: 0, rows, skip, pooling, normalize };
+    planned.pool(dim, &[span], &h, &mut planned.buffer(1, 8).unwrap());
+    let router = planned.matrix(&[Tensor::from_bytes(Dtype::F32, &[2, 8], &[0; 64])]).unwrap();
+    let mut routing = planned.routing(1, 2, 1).unwrap();
+    planned.route(Route { rows, dim, experts: 2, top_k: 1 }, &h, &router, &mut routing);
     for launch in plan.lock().unwrap().iter() {
         let key = (launch.source.to_string(), launch.entry.to_string());
         let entry = entries.entry(key).or_insert((launch.threads, BTreeSet::new()));
