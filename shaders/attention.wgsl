@@ -123,15 +123,20 @@ fn query(at: u32, v: u32) -> vec4<f32> {
     if WHOLE {
         return q[at + v];
     }
-    return vec4(element(at, v, 0u), element(at, v, 1u), element(at, v, 2u), element(at, v, 3u));
+    // Its place is made once, as in put4.
+    let second = v >= p.side;
+    let c = 4u * (v - select(0u, p.side, second));
+    let first = at + select(0u, p.width, second) + c;
+    let end = select(0u, p.width, v < p.vectors);
+    return vec4(element(first, c, end), element(first + 1u, c + 1u, end),
+        element(first + 2u, c + 2u, end), element(first + 3u, c + 3u, end));
 }
 
-fn element(at: u32, v: u32, e: u32) -> f32 {
-    let c = column_of(v, e);
-    if c >= p.head_dim {
+fn element(at: u32, c: u32, end: u32) -> f32 {
+    if c >= end {
         return 0.0;
     }
-    return q[(at + c) / 4u][(at + c) % 4u];
+    return q[at / 4u][at % 4u];
 }
 
 fn max4(v: vec4<f32>) -> f32 {
