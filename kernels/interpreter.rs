@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// Alignment of an allocation, as the driver's.
 const ALIGN: usize = 256;
 
-/// The memory of the GPU: where allocations begin, and their layouts.
+/// The memory of the GPU: where allocations begin, and their layouts. Whoever holds some holds this, too.
 #[derive(Debug, Default)]
 pub(crate) struct Interpreter(Mutex<BTreeMap<u64, Layout>>);
 
@@ -121,16 +121,6 @@ impl Interpreter {
             seed: 0,
         };
         launch.run().map(drop).map_err(|e| DeviceError(e.to_string()))
-    }
-}
-
-impl Drop for Interpreter {
-    fn drop(&mut self) {
-        let all: Vec<u64> = {
-            let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            all.keys().copied().collect()
-        };
-        all.into_iter().for_each(|first| self.free(first));
     }
 }
 

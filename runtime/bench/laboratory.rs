@@ -36,9 +36,9 @@ pub struct Laboratory {
 pub struct Checked {
     /// Cases that launched one of the kernels, each form of a product counted.
     pub cases: usize,
-    /// Largest relative error, and the case that had it.
+    /// Largest relative error of a case that is right.
     pub error: f64,
-    #[expect(missing_docs, reason = "with the error")]
+    /// The case that had it; empty if no case had any.
     pub worst: String,
     /// Entry points that were launched.
     pub launched: BTreeSet<String>,

@@ -137,9 +137,10 @@ fn time(
         ))?;
     }
     for (n, named) in (1..).zip(&named) {
-        let Measured { ours, yours } = &beside((&ours, yours), &limits, named, how)?;
+        let measured = beside((&ours, yours), &limits, named, how)?;
+        let Measured { ours, yours } = &measured;
         match out.json() {
-            true => out.object(&Measured { ours: ours.clone(), yours: yours.clone() })?,
+            true => out.object(&measured)?,
             false => out.line(format!(
                 "{:<40} {:>9.1} {:>9.1} {:>6.2} {:>6.0}%  {:.2} of {}",
                 format!("{} {}", yours.op, yours.shape),

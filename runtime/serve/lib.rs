@@ -248,7 +248,8 @@ impl Server {
     /// as after a reset by its driver: the requests under way fail, and later ones are answered.
     ///
     /// # Errors
-    /// When `load` fails, the first time or later, or when requests were cut off at the end of the grace time.
+    /// When `load` fails, the first time or later, or when requests were cut off at the end of the
+    /// grace time.
     pub fn run(
         self,
         load: impl FnMut() -> gritlm::Result<Engine> + Send + 'static,
