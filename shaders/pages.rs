@@ -6,12 +6,10 @@ use crate::gpu::{Raw, Use};
 use crate::shader;
 use gritlm_model::format::{decode, encode};
 use gritlm_model::host::pages;
+pub(crate) use gritlm_model::host::pages::DTYPES;
 use gritlm_model::ops::{DeviceError, KvShape, NO_PAGE, PAGE, Result};
 use gritlm_model::weights::Dtype;
 use std::sync::Arc;
-
-/// Types of pages, f32 first.
-pub(crate) const DTYPES: [Dtype; 4] = [Dtype::F32, Dtype::F16, Dtype::Bf16, Dtype::Q8_0];
 
 /// The shaders have pages of 128 tokens.
 const _: () = assert!(PAGE == 128);

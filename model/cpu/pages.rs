@@ -5,11 +5,9 @@
 //! is read, once for all query vectors of a block; it then stays in the processor's cache.
 
 use crate::format::{Dtype, decode, encode};
+pub(super) use crate::host::pages::DTYPES;
 use crate::ops::{DeviceError, KvShape, PAGE, Result};
 use std::ops::Range;
-
-/// Formats of pages, f32 first.
-pub(super) const DTYPES: [Dtype; 4] = [Dtype::F32, Dtype::F16, Dtype::Bf16, Dtype::Q8_0];
 
 /// Keys and values of all layers. The system provides zeroed memory lazily, as pages are touched,
 /// so an unused cache costs nothing.

@@ -2,6 +2,10 @@
 //! where `width` is head_dim, padded.
 
 use crate::ops::{DeviceError, KvShape, PAGE, Result};
+use crate::weights::Dtype;
+
+/// Types of KV pages that the CPU and the WGSL backend have, the default first.
+pub const DTYPES: [Dtype; 4] = [Dtype::F32, Dtype::F16, Dtype::Bf16, Dtype::Q8_0];
 
 /// Width of the widest head for which the GPU backends have kernels.
 const MAX_HEAD_DIM: usize = 256;

@@ -3,6 +3,7 @@
 use crate::error::{Error, Result};
 use clap::ValueEnum;
 use gritlm::{Device, Pooling};
+use gritlm_model::host::pages::DTYPES;
 use gritlm_model::quantize::Quantization;
 use gritlm_model::weights::Dtype;
 use gritlm_rag::text;
@@ -186,10 +187,9 @@ pub(crate) fn unmarked(argument: &str) -> Result<String, Infallible> {
 
 /// Parses the format of KV pages.
 pub(crate) fn kv_type(text: &str) -> Result<Dtype, String> {
-    let all = [Dtype::F32, Dtype::F16, Dtype::Bf16, Dtype::Q8_0];
     let named = |dtype: &Dtype| dtype.to_string().eq_ignore_ascii_case(text);
     let wrong = || format!("expected f32, f16, bf16 or q8_0, found {text}");
-    all.into_iter().find(named).ok_or_else(wrong)
+    DTYPES.into_iter().find(named).ok_or_else(wrong)
 }
 
 /// Parses a format of plain elements.
