@@ -241,6 +241,14 @@ impl Tokenizer {
         guarded(|| self.inner.decode(ids, true)).map_err(Error::Tokenize)
     }
 
+    /// Decodes ids to text, with special tokens as spelled.
+    ///
+    /// # Errors
+    /// When the tokenizer's decoder fails.
+    pub fn spell(&self, ids: &[u32]) -> Result<String> {
+        guarded(|| self.inner.decode(ids, false)).map_err(Error::Tokenize)
+    }
+
     /// Returns the id of a token, as spelled in the vocabulary.
     pub fn id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
