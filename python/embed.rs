@@ -16,6 +16,9 @@ use std::time::Instant;
 /// texts, and other callers' requests come in between.
 const REQUEST_TOKENS: usize = 16 << 10;
 
+/// Texts that are tokenized between two looks at Python's signals: some tens of milliseconds.
+const SLICE: usize = 4096;
+
 /// Keyword arguments of embedding; the package's Python files always give all of them.
 #[derive(FromPyObject)]
 #[pyo3(from_item_all)]
@@ -70,11 +73,21 @@ impl Options {
             .attn(attn)
             .dimensions(self.dimensions)
             .keep_kv(self.keep_cache);
-        let encoded = py.detach(|| match verbatim {
-            None => engine.encode_texts(texts, &how),
-            Some(verbatim) => verbatim.encode(engine, &self.instruction, texts, &how),
-        });
-        Ok((how, encoded.map_err(raise)?))
+        let mut encoded = Vec::with_capacity(texts.len());
+        for (slice, part) in texts.chunks(SLICE).enumerate() {
+            let found = py.detach(|| match &verbatim {
+                None => engine.encode_texts(part, &how),
+                Some(verbatim) => verbatim.encode(engine, &self.instruction, part, &how),
+            });
+            encoded.extend(found.map_err(|error| match error {
+                Error::EmptyText { index } => {
+                    raise(Error::EmptyText { index: slice * SLICE + index })
+                }
+                error => raise(error),
+            })?);
+            py.check_signals()?;
+        }
+        Ok((how, encoded))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::cache::Cache;
 use crate::embed::{self, Embedded};
-use crate::error::{raise, refused, unknown};
+use crate::error::{GritLMError, raise, refused, unknown};
 use crate::job::Job;
 use crate::{run, sampling};
 use gritlm::model::chat_template::{self, ChatTemplate};
@@ -20,7 +20,9 @@ use std::time::{Duration, Instant};
 /// A loaded model.
 #[pyclass(frozen, module = "gritlm_rs._native")]
 pub(crate) struct Engine {
-    pub(crate) scheduler: Scheduler,
+    scheduler: Scheduler,
+    /// The process that opened it. A fork has its memory, but not its threads.
+    process: u32,
 }
 
 /// Keyword arguments of opening a model; the package's Python files always give all of them.
@@ -109,7 +111,7 @@ impl Engine {
             let limits = Limits::default().batch_tokens(options.batch_tokens);
             Scheduler::start(engine, limits)
         });
-        Ok(Self { scheduler: scheduler.map_err(raise)? })
+        Ok(Self { scheduler: scheduler.map_err(raise)?, process: std::process::id() })
     }
 
     /// The device in use and why it was chosen.
@@ -218,10 +220,10 @@ impl Engine {
         options: embed::Options,
         progress: Option<Bound<'py, PyAny>>,
     ) -> PyResult<Vectors<'py>> {
-        let count = texts.len();
+        let (scheduler, count) = (self.scheduler()?, texts.len());
         let (how, encoded) = options.encode(py, self.engine(), &texts)?;
         drop(texts);
-        let found = embed::embed(py, &self.scheduler, encoded, &how, progress.as_ref())?;
+        let found = embed::embed(py, scheduler, encoded, &how, progress.as_ref())?;
         let Embedded { vectors, dim, caches } = found;
         Ok((PyArray1::from_vec(py, vectors).reshape([count, dim])?, caches))
     }
@@ -238,7 +240,7 @@ impl Engine {
         priority: i32,
         timeout: Option<f64>,
     ) -> PyResult<Job> {
-        let engine = self.engine();
+        let (scheduler, engine) = (self.scheduler()?, self.engine());
         let sampling = options.sampling(py, engine)?;
         let prompt = match start {
             Start::Text(text) if raw => Prompt::Raw(text),
@@ -258,7 +260,7 @@ impl Engine {
             Instant::now().checked_add(limit)
         });
         let request = Request { priority, deadline: deadline.flatten(), ..Request::from(work) };
-        py.detach(|| Job::submit(&self.scheduler, request, count)).map_err(refused)
+        py.detach(|| Job::submit(scheduler, request, count)).map_err(refused)
     }
 
     /// Index, logit of "yes" and probability of each passage, the most relevant first.
@@ -268,9 +270,10 @@ impl Engine {
         query: &str,
         passages: Vec<PyBackedStr>,
     ) -> PyResult<Vec<(usize, f32, f32)>> {
+        let passes = self.passes()?;
         let ranked = py.detach(|| {
             let prompts = self.engine().encode_passages(query, &passages).map_err(raise)?;
-            self.passes().rank_prompts(prompts).map_err(crate::error::raise_rag)
+            passes.rank_prompts(prompts).map_err(crate::error::raise_rag)
         })?;
         Ok(ranked.into_iter().map(|r| (r.index, r.score, r.probability)).collect())
     }
@@ -281,7 +284,7 @@ impl Engine {
         py: Python<'py>,
         sequences: Vec<run::Sequence>,
     ) -> PyResult<Vec<run::Output<'py>>> {
-        run::run(py, self.engine(), sequences)
+        run::run(py, self.scheduler()?.engine(), sequences)
     }
 
     /// Indices and scores of the vectors with the largest inner products, best first.
@@ -296,7 +299,8 @@ impl Engine {
             array.as_array().iter().copied().collect()
         };
         let (dim, queries, corpus) = (corpus.as_array().ncols(), flat(&queries), flat(&corpus));
-        let found = py.detach(|| self.engine().search(dim, &queries, &corpus, top_k));
+        let engine = self.scheduler()?.engine();
+        let found = py.detach(|| engine.search(dim, &queries, &corpus, top_k));
         let found = found.map_err(raise)?.into_iter();
         Ok(found.map(|hits| hits.into_iter().map(|m| (m.index, m.score)).collect()).collect())
     }
@@ -313,13 +317,21 @@ impl Engine {
         self.scheduler.engine()
     }
 
-    pub(crate) fn passes(&self) -> Scheduled<'_> {
-        Scheduled {
-            scheduler: &self.scheduler,
-            priority: 0,
-            deadline: None,
-            cancel: Default::default(),
+    /// Returns the scheduler, for whatever needs its threads. In a fork a call would wait for ever.
+    pub(crate) fn scheduler(&self) -> PyResult<&Scheduler> {
+        let (opened, here) = (self.process, std::process::id());
+        match opened == here {
+            true => Ok(&self.scheduler),
+            false => Err(GritLMError::new_err(format!(
+                "the engine was opened in process {opened}, and this is {here}, a fork of it: \
+                 start processes with the method \"spawn\", or open the engine in each of them"
+            ))),
         }
+    }
+
+    pub(crate) fn passes(&self) -> PyResult<Scheduled<'_>> {
+        let (scheduler, cancel) = (self.scheduler()?, Default::default());
+        Ok(Scheduled { scheduler, priority: 0, deadline: None, cancel })
     }
 }
 

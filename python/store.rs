@@ -118,8 +118,8 @@ impl Store {
         + Send,
     ) -> PyResult<T> {
         let raised = Mutex::new(None);
+        let passes = self.engine.get().passes()?;
         let done = py.detach(|| {
-            let passes = self.engine.get().passes();
             let mut indexer = Indexer::open(&passes, &self.folder, &self.identity)?;
             if let Some((program, arguments)) = self.parser.split_first() {
                 let mut command = Command::new(program);
@@ -202,10 +202,8 @@ impl Store {
     /// Chunks nearest to a query as JSON.
     fn search(&self, py: Python<'_>, query: &str, finding: Finding) -> PyResult<String> {
         let find = finding.find()?;
-        let hits = py.detach(|| {
-            let passes = self.engine.get().passes();
-            Searcher::open(&passes, &self.folder)?.search(query, &find)
-        });
+        let passes = self.engine.get().passes()?;
+        let hits = py.detach(|| Searcher::open(&passes, &self.folder)?.search(query, &find));
         Ok(told(&hits.map_err(raise_rag)?))
     }
 
@@ -223,6 +221,7 @@ impl Store {
         options: sampling::Options,
     ) -> PyResult<(Job, String, String)> {
         let engine = self.engine.get();
+        let passes = engine.passes()?;
         let sampling = options.sampling(py, engine.engine())?;
         let find = finding.find()?;
         let positions = if as_published { Positions::AsPublished } else { Positions::Turned };
@@ -233,7 +232,6 @@ impl Store {
             .answer_prefix(answer_prefix);
         let (prepared, hits) = py
             .detach(|| {
-                let passes = engine.passes();
                 let searcher = Searcher::open(&passes, &self.folder)?;
                 how.mode.check(searcher.reader().identity())?;
                 let asked = ask(&passes, query, &how)?;
@@ -251,7 +249,7 @@ impl Store {
         });
         let count = prepared.prompt.len();
         let work = Work::Generate { prompt: prepared.prompt, sampling, past: prepared.past };
-        let job = Job::submit(&engine.scheduler, Request::from(work), count).map_err(refused)?;
+        let job = Job::submit(passes.scheduler, Request::from(work), count).map_err(refused)?;
         Ok((job, told(&hits), usage.to_string()))
     }
 

@@ -8,7 +8,8 @@ fn sources() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let runtime =
         ["engine", "rag", "train", "serve", "bench"].map(|part| root.join("runtime").join(part));
-    let mut folders: Vec<PathBuf> = ["model", "kernels", "shaders"].map(|f| root.join(f)).into();
+    let mut folders: Vec<PathBuf> =
+        ["model", "kernels", "shaders", "python"].map(|f| root.join(f)).into();
     folders.extend(runtime);
     let mut files = Vec::new();
     while let Some(folder) = folders.pop() {

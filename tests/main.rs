@@ -48,6 +48,7 @@ mod predicted; // what the compiled CUDA kernels are predicted to reach, beside 
 mod properties; // random input
 mod ptx; // the CUDA kernels as PTX, interpreted: the case table, and mistakes planted in the text
 mod published; // GritLM-7B's published values, where its weights are at hand
+mod python; // the Python package: the library's values, the original's calls, evaluation, fleets
 mod quantize; // GGUF files written here, and quantising while loading: the same values
 mod quiet; // no "error" on stderr where nothing is wrong
 mod rag_answers; // answers through a store on disk: golden files, `gritlm ask`, `bench rag`

@@ -21,10 +21,21 @@ const KEY: &str = "a-key";
 
 /// What a test needs; where it is missing, that is said by the test's name.
 fn needed<T>(test: &str, found: Option<T>, missing: &str) -> Option<T> {
+    needed_by("serve_clients", "GRITLM_EXPECT_CLIENTS", test, found, missing)
+}
+
+/// What a test of a file needs; where it is missing, that is said by the test's name, and is a failure
+/// where the variable `expected` is set.
+pub(crate) fn needed_by<T>(
+    file: &str,
+    expected: &str,
+    test: &str,
+    found: Option<T>,
+    missing: &str,
+) -> Option<T> {
     if found.is_none() {
-        let expected = std::env::var_os("GRITLM_EXPECT_CLIENTS");
-        assert!(expected.is_none(), "{missing}, and GRITLM_EXPECT_CLIENTS is set");
-        say(&format!("SKIPPED serve_clients::{test}: {missing}"));
+        assert!(std::env::var_os(expected).is_none(), "{missing}, and {expected} is set");
+        say(&format!("SKIPPED {file}::{test}: {missing}"));
     }
     found
 }
@@ -46,15 +57,21 @@ pub(crate) fn evaluation(test: &str) -> Option<String> {
 }
 
 /// A file of this checkout.
-fn file(path: &str) -> PathBuf {
+pub(crate) fn file(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
 /// Runs a script of tests/clients on these values; it prints what it has checked.
 #[track_caller]
 pub(crate) fn runs(python: &str, script: &str, given: &Value) {
+    runs_in(python, &file("tests/clients").join(script), &[], given);
+}
+
+/// Runs a script on these values, with these folders on the path of its imports.
+#[track_caller]
+pub(crate) fn runs_in(python: &str, script: &Path, path: &[PathBuf], given: &Value) {
     let mut command = Command::new(python);
-    command.arg(file("tests/clients").join(script));
+    command.arg(script).env("PYTHONPATH", std::env::join_paths(path).unwrap());
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     // Neither settings of whoever runs the tests nor any other server.
     let ours = |name: &str| name.starts_with("OPENAI_") || name.starts_with("GRITLM_");

@@ -117,10 +117,10 @@ def start_of(prompt: Prompt) -> str | list[int] | list[tuple[str, str]]:
     """Returns a prompt as the native half takes it."""
     if isinstance(prompt, str):
         return prompt
-    parts = list(prompt)
+    parts: list[Any] = list(prompt)
     if parts and isinstance(parts[0], Mapping):
-        return [(one["role"], one["content"]) for one in parts]  # type: ignore[index]
-    return [int(token) for token in parts]  # type: ignore[arg-type]
+        return [(message["role"], message["content"]) for message in parts]
+    return [int(token) for token in parts]
 
 
 class Engine:

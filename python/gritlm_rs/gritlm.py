@@ -156,7 +156,9 @@ class GritLM:
         return self.encode(queries, **kwargs)
 
     def encode_corpus(
-        self, corpus: str | Series[str] | Mapping[str, str] | Series[Mapping[str, str]], **kwargs: Any
+        self,
+        corpus: str | Series[str] | Mapping[str, str] | Series[Mapping[str, str]],
+        **kwargs: Any,
     ) -> Any:
         """Embeds the documents of a retrieval task: texts, or `{"title": …, "text": …}`."""
         if isinstance(corpus, str):
@@ -210,7 +212,9 @@ class GritLM:
             raise ValueError("encode: the model was opened with mode='generative'")
         single = isinstance(sentences, str)
         texts: list[str] = [sentences] if isinstance(sentences, str) else list(sentences)
-        normalize = next((n for n in (normalize_embeddings, norm) if n is not None), self.normalized)
+        normalize = next(
+            (n for n in (normalize_embeddings, norm) if n is not None), self.normalized
+        )
         options = self.engine._embedding(
             instruction if prompt is None else prompt,
             self.pooling_method,
