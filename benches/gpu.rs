@@ -22,7 +22,7 @@ use gritlm::model::ops::{
 };
 use gritlm::model::weights::{Dtype, Tensor};
 use gritlm::{Device, Engine};
-use gritlm_shaders::shader::{Kind, Shader};
+use gritlm_shaders::shader::{File, Kind, Shader};
 use gritlm_shaders::{Buffer, Matrix, Options, Wgpu};
 use half::bf16;
 use pollster::block_on;
@@ -33,7 +33,9 @@ use std::time::Instant;
 /// Copies 16 bytes per invocation.
 static COPY: Shader = Shader::new(
     "copy",
-    &["@group(0) @binding(0) var<uniform> count: vec4<u32>;
+    &[File {
+        stem: "copy",
+        text: "@group(0) @binding(0) var<uniform> count: vec4<u32>;
 @group(0) @binding(1) var<storage, read> a: array<vec4<u32>>;
 @group(0) @binding(2) var<storage, read_write> b: array<vec4<u32>>;
 
@@ -47,14 +49,17 @@ fn main(
     if i < count.x {
         b[i] = a[i];
     }
-}"],
+}",
+    }],
     &[Kind::Params, Kind::Read, Kind::Write],
 );
 
 /// Scaled softmax of each row of a square matrix, in place: the second of the three launches.
 static SOFTMAX: Shader = Shader::new(
     "softmax",
-    &["struct Rows { rows: u32, keys: u32, scale: f32, causal: u32 }
+    &[File {
+        stem: "softmax",
+        text: "struct Rows { rows: u32, keys: u32, scale: f32, causal: u32 }
 @group(0) @binding(0) var<uniform> p: Rows;
 @group(0) @binding(1) var<storage, read_write> x: array<f32>;
 
@@ -92,7 +97,8 @@ fn main(
     for (var c = index; c < seen; c += 64u) {
         x[at + c] /= sum;
     }
-}"],
+}",
+    }],
     &[Kind::Params, Kind::Write],
 );
 

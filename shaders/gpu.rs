@@ -25,6 +25,7 @@ use gritlm_model::measure::Created;
 use gritlm_model::ops::{DeviceError, Result};
 use pace::Pace;
 use record::{PARAMS, State};
+use std::collections::BTreeSet;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use wgpu::{BufferUsages, Features, PollType};
@@ -54,6 +55,8 @@ pub(crate) struct Gpu {
     trouble: Arc<Mutex<Trouble>>,
     ids: AtomicU64,
     counts: Mutex<Created>,
+    /// While launches are only planned: the variants with a user's own file among them.
+    plan: Mutex<Option<BTreeSet<String>>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -116,7 +119,7 @@ impl Gpu {
             // error.
             lock(&seen).lost.get_or_insert(format!("{reason:?}: {message}").replace('\n', " "));
         });
-        let pipelines = Pipelines::new(&device, &adapter.get_info(), features);
+        let pipelines = Pipelines::new(&device, &adapter.get_info(), features, options.own.clone());
         let profile =
             options.profile.then(|| Profile::new(&device, &queue, features)).transpose()?;
         let free = Arc::new(Mutex::new(Free::new()));
@@ -143,7 +146,18 @@ impl Gpu {
             trouble,
             ids: AtomicU64::new(1),
             counts: Mutex::default(),
+            plan: Mutex::default(),
         })
+    }
+
+    pub(crate) fn planned<E>(
+        &self,
+        work: impl FnOnce() -> std::result::Result<(), E>,
+    ) -> std::result::Result<BTreeSet<String>, E> {
+        *lock(&self.plan) = Some(BTreeSet::new());
+        let done = work();
+        let plan = lock(&self.plan).take();
+        done.map(|()| plan.unwrap_or_default())
     }
 
     pub(crate) fn created(&self) -> Created {

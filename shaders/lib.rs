@@ -38,6 +38,7 @@ mod merge;
 mod merge_backward;
 mod options;
 mod outer;
+mod own;
 mod pages;
 mod pipeline;
 mod pool;
@@ -59,6 +60,7 @@ pub mod tune;
 pub use adapter::{Adapter, adapters, best_gpu, opened_adapters};
 pub use matrix::{Matrix, row_bytes};
 pub use options::{Half, Options};
+pub use own::{Own, stems};
 pub use pages::Pages;
 
 use gpu::{Gpu, Raw, Use};
@@ -71,6 +73,7 @@ use gritlm_model::ops::{
 use gritlm_model::weights::{Dtype, Tensor};
 use matrix::Ring;
 use shader::Shader;
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use tune::Tiles;
 
@@ -147,6 +150,18 @@ impl Wgpu {
     /// Returns the tiles in use.
     pub fn tiles(&self) -> Tiles {
         self.tiles
+    }
+
+    /// Calls `work` without running the launches that it records, and returns the names of the variants
+    /// among them that have a file of [`Options::own`]. What `work` reads is undefined.
+    ///
+    /// # Errors
+    /// Those of `work`.
+    pub fn planned<E>(
+        &self,
+        work: impl FnOnce() -> std::result::Result<(), E>,
+    ) -> std::result::Result<BTreeSet<String>, E> {
+        self.gpu.planned(work)
     }
 
     /// Destroys the device, as a driver reset does: every later call returns an error.

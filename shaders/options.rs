@@ -1,5 +1,6 @@
 //! The options of opening a device.
 
+use crate::own::Own;
 use crate::tune::Tiles;
 
 /// Options for opening a device.
@@ -23,6 +24,9 @@ pub struct Options {
     pub tiles: Option<Tiles>,
     /// Whether to measure which tiles are fastest, and to store them; see [`Wgpu::tune`](crate::Wgpu::tune).
     pub tune: bool,
+    /// A user's own files in place of the shaders' own. Their loops must end and their divisors be
+    /// at least 1, as ours; accesses stay checked.
+    pub own: Vec<Own>,
 }
 
 gritlm_model::setters!(Options {
@@ -32,6 +36,7 @@ gritlm_model::setters!(Options {
     submit_flops: Option<u64>,
     tiles: Option<Tiles>,
     tune: bool,
+    own: Vec<Own>,
 } into {
     name: String,
 });

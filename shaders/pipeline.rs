@@ -1,6 +1,7 @@
 //! Compiled shaders, cached by variant in memory and by adapter on disk.
 
 use crate::gpu::{Binding, one_line};
+use crate::own::Own;
 use crate::shader::{Shader, Variant, runtime_checks};
 use gritlm_model::files::{cache_folder, keep};
 use gritlm_model::ops::{DeviceError, Result};
@@ -24,10 +25,16 @@ pub(crate) struct Pipelines {
     made: Mutex<HashMap<String, Arc<Pipeline>>>,
     /// The driver's pipeline cache and its file, if the driver has one.
     cache: Option<(wgpu::PipelineCache, PathBuf)>,
+    own: Vec<Own>,
 }
 
 impl Pipelines {
-    pub(crate) fn new(device: &wgpu::Device, info: &wgpu::AdapterInfo, features: Features) -> Self {
+    pub(crate) fn new(
+        device: &wgpu::Device,
+        info: &wgpu::AdapterInfo,
+        features: Features,
+        own: Vec<Own>,
+    ) -> Self {
         let file = features
             .contains(Features::PIPELINE_CACHE)
             .then(|| Some(cache_folder()?.join(wgpu::util::pipeline_cache_key(info)?)))
@@ -46,7 +53,7 @@ impl Pipelines {
             let cache = unsafe { device.create_pipeline_cache(&descriptor) };
             (cache, file)
         });
-        Self { made: Mutex::default(), cache }
+        Self { made: Mutex::default(), cache, own }
     }
 
     /// Returns the compiled variant, and whether this call has compiled it.
@@ -61,12 +68,17 @@ impl Pipelines {
         if let Some(pipeline) = made.get(&key) {
             return Ok((Arc::clone(pipeline), false));
         }
-        let source = shader.source(variant.subgroups);
+        let source = shader.source_with(variant.subgroups, &self.own);
         let cache = self.cache.as_ref().map(|(cache, _)| cache);
         let id = made.len() as u64;
         let pipeline = Arc::new(compile(device, shader, &variant, &source, cache, id)?);
         made.insert(key, Arc::clone(&pipeline));
         Ok((pipeline, true))
+    }
+
+    /// Returns whether the shader has one of the user's own files.
+    pub(crate) fn has_own(&self, shader: &Shader, subgroups: bool) -> bool {
+        shader.has_any(subgroups, &self.own)
     }
 
     /// Saves what the driver has compiled for the next start. A full disk costs only time.
@@ -100,7 +112,7 @@ pub(crate) fn compile(
         label: Some(shader.name),
         source: wgpu::ShaderSource::Wgsl(source.into()),
     };
-    // SAFETY: the text is this crate's own. Its loops are counted, up to a parameter or a constant,
+    // SAFETY: the text is this crate's own, or a user's for whom `Options::own` says the same. Its loops are counted, up to a parameter or a constant,
     // with steps above zero; its divisors are parameters that the launching code makes at least 1.
     // Accesses stay checked.
     let module = unsafe { device.create_shader_module_trusted(descriptor, runtime_checks()) };

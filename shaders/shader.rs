@@ -21,16 +21,32 @@ pub enum Kind {
     Write,
 }
 
+/// A file of WGSL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct File {
+    /// Its name without `.wgsl`.
+    pub stem: &'static str,
+    /// Its text.
+    pub text: &'static str,
+}
+
+/// The file of this stem.
+macro_rules! file {
+    ($stem:expr) => {
+        File { stem: $stem, text: include_str!(concat!($stem, ".wgsl")) }
+    };
+}
+
 /// One shader, before its constants have values.
 #[derive(Debug)]
 pub struct Shader {
     /// Its file stem; a matrix product also names its form (`matmul`, `matvec` and so on).
     pub name: &'static str,
-    /// Text that must come first.
-    head: &'static str,
-    parts: &'static [&'static str],
+    /// The file that must come first.
+    head: Option<File>,
+    parts: &'static [File],
     /// The files that differ without and with subgroups, if the shader has both forms.
-    forms: Option<[&'static str; 2]>,
+    forms: Option<[File; 2]>,
     /// Its bindings in order, all in group 0.
     pub bindings: &'static [Kind],
 }
@@ -39,10 +55,10 @@ impl Shader {
     /// Defines a custom shader for [`crate::Wgpu::launch`].
     pub const fn new(
         name: &'static str,
-        parts: &'static [&'static str],
+        parts: &'static [File],
         bindings: &'static [Kind],
     ) -> Self {
-        Self { name, head: "", parts, forms: None, bindings }
+        Self { name, head: None, parts, forms: None, bindings }
     }
 
     /// Returns whether it multiplies in half precision, for which the adapter must have f16 in
@@ -76,12 +92,16 @@ impl Shader {
         (0..).zip(self.bindings).map(entry).collect()
     }
 
+    /// Returns its files in order, of the form with or without subgroups where it has both.
+    pub fn files(&self, subgroups: bool) -> impl Iterator<Item = File> {
+        let form = self.forms.map(|forms| forms[usize::from(subgroups)]);
+        let first = self.head.into_iter().chain([file!("common")]).chain(form);
+        first.chain(self.parts.iter().copied())
+    }
+
     /// Returns the WGSL text, in the form with or without subgroups where it has both.
     pub fn source(&self, subgroups: bool) -> String {
-        let form = self.forms.map_or("", |forms| forms[usize::from(subgroups)]);
-        let mut text = self.head.to_string() + include_str!("common.wgsl") + form;
-        self.parts.iter().for_each(|part| text += part);
-        text
+        self.files(subgroups).map(|file| file.text).collect()
     }
 }
 
@@ -118,34 +138,30 @@ impl std::fmt::Display for Variant {
 
 use Kind::{Params, Read, Write};
 
-const CODES: &str = include_str!("codes.wgsl");
-const PRODUCT: &str = include_str!("product.wgsl");
-const MATMUL: &str = include_str!("matmul.wgsl");
-const MATVEC: &str = include_str!("matvec.wgsl");
-const MATRIX: &str = include_str!("matrix.wgsl");
-const DENSE: &str = include_str!("dense.wgsl");
-/// With what writes KV pages.
-const DENSE_ROUND: &str = concat!(include_str!("dense.wgsl"), include_str!("round.wgsl"));
-const GROUPED: &str = include_str!("grouped.wgsl");
-const ORDER: &str = include_str!("order.wgsl");
-const LN: &str = include_str!("ln.wgsl");
-const PAIR: &str = include_str!("attention_pair.wgsl");
-const ROUND: &str = include_str!("round.wgsl");
-const PAGES: &str = include_str!("pages.wgsl");
-const VECTORS: &str = include_str!("attention_vectors.wgsl");
-const DOUT: &str = include_str!("attention_dout.wgsl");
+const CODES: File = file!("codes");
+const PRODUCT: File = file!("product");
+const MATMUL: File = file!("matmul");
+const MATVEC: File = file!("matvec");
+const MATRIX: File = file!("matrix");
+const DENSE: File = file!("dense");
+const GROUPED: File = file!("grouped");
+const ORDER: File = file!("order");
+const LN: File = file!("ln");
+const PAIR: File = file!("attention_pair");
+const ROUND: File = file!("round");
+const PAGES: File = file!("pages");
+const VECTORS: File = file!("attention_vectors");
+const DOUT: File = file!("attention_dout");
 
 /// Sums across a workgroup, without and with subgroups.
-const REDUCE: Option<[&str; 2]> =
-    Some([include_str!("reduce_workgroup.wgsl"), include_str!("reduce_subgroup.wgsl")]);
+const REDUCE: Option<[File; 2]> = Some([file!("reduce_workgroup"), file!("reduce_subgroup")]);
 /// How `matmul` reads rows of activations: each invocation reads all eight of them, or with
 /// subgroups one and passes it round.
-const SHARE_NONE: &str = include_str!("share_none.wgsl");
-const SHARE: Option<[&str; 2]> = Some([SHARE_NONE, include_str!("share_subgroup.wgsl")]);
+const SHARE_NONE: File = file!("share_none");
+const SHARE: Option<[File; 2]> = Some([SHARE_NONE, file!("share_subgroup")]);
 /// How the invocations of `attention` exchange values: through workgroup memory or within a
 /// subgroup.
-const TELL: Option<[&str; 2]> =
-    Some([include_str!("attention_workgroup.wgsl"), include_str!("attention_subgroup.wgsl")]);
+const TELL: Option<[File; 2]> = Some([file!("attention_workgroup"), file!("attention_subgroup")]);
 
 /// Bindings of a product whose op writes one buffer.
 const TO_ONE: &[Kind] = &[Params, Read, Read, Read, Write];
@@ -156,40 +172,40 @@ const BY_EXPERT: &[Kind] = &[Params, Read, Read, Read, Write, Read];
 
 /// Defines an op's product in all its forms.
 macro_rules! product {
-    ($op:literal, $rows:expr, $bindings:expr) => {
+    ($op:literal, [$($rows:expr),*], $bindings:expr) => {
         [
             Shader {
                 name: concat!($op, " matmul"),
-                head: include_str!("real_f32.wgsl"),
-                parts: &[CODES, PRODUCT, MATMUL, $rows, include_str!(concat!($op, ".wgsl"))],
+                head: Some(file!("real_f32")),
+                parts: &[CODES, PRODUCT, MATMUL, $($rows,)* file!($op)],
                 forms: SHARE,
                 bindings: $bindings,
             },
             Shader {
                 name: concat!($op, " matvec"),
-                head: "",
-                parts: &[CODES, PRODUCT, MATVEC, $rows, include_str!(concat!($op, ".wgsl"))],
+                head: None,
+                parts: &[CODES, PRODUCT, MATVEC, $($rows,)* file!($op)],
                 forms: REDUCE,
                 bindings: $bindings,
             },
             Shader {
                 name: concat!($op, " matmul f16"),
-                head: include_str!("real_f16.wgsl"),
+                head: Some(file!("real_f16")),
                 parts: &[
                     SHARE_NONE,
                     CODES,
                     PRODUCT,
                     MATMUL,
-                    $rows,
-                    include_str!(concat!($op, ".wgsl")),
+                    $($rows,)*
+                    file!($op),
                 ],
                 forms: None,
                 bindings: $bindings,
             },
             Shader {
                 name: concat!($op, " matrix"),
-                head: include_str!("real_matrix.wgsl"),
-                parts: &[CODES, PRODUCT, MATRIX, $rows, include_str!(concat!($op, ".wgsl"))],
+                head: Some(file!("real_matrix")),
+                parts: &[CODES, PRODUCT, MATRIX, $($rows,)* file!($op)],
                 forms: None,
                 bindings: $bindings,
             },
@@ -201,19 +217,19 @@ macro_rules! product {
 /// matrix units.
 pub(crate) type Product = [Shader; 4];
 
-pub(crate) static LINEAR: Product = product!("linear", DENSE, TO_ONE);
-pub(crate) static LINEAR_ADD: Product = product!("linear_add", DENSE, TO_ONE);
-pub(crate) static GATE_UP: Product = product!("gate_up", DENSE, TO_ONE);
-pub(crate) static QKV: Product = product!("qkv", DENSE_ROUND, TO_PAGES);
-pub(crate) static EXPERT_GATE_UP: Product = product!("expert_gate_up", GROUPED, BY_EXPERT);
-pub(crate) static EXPERT_DOWN: Product = product!("expert_down", GROUPED, BY_EXPERT);
+pub(crate) static LINEAR: Product = product!("linear", [DENSE], TO_ONE);
+pub(crate) static LINEAR_ADD: Product = product!("linear_add", [DENSE], TO_ONE);
+pub(crate) static GATE_UP: Product = product!("gate_up", [DENSE], TO_ONE);
+pub(crate) static QKV: Product = product!("qkv", [DENSE, ROUND], TO_PAGES);
+pub(crate) static EXPERT_GATE_UP: Product = product!("expert_gate_up", [GROUPED], BY_EXPERT);
+pub(crate) static EXPERT_DOWN: Product = product!("expert_down", [GROUPED], BY_EXPERT);
 
 macro_rules! shader {
     ($const:ident, $name:literal, $forms:expr, [$($more:expr),*], [$($kind:ident),*]) => {
         pub(crate) static $const: Shader = Shader {
             name: $name,
-            head: "",
-            parts: &[$($more,)* include_str!(concat!($name, ".wgsl"))],
+            head: None,
+            parts: &[$($more,)* file!($name)],
             forms: $forms,
             bindings: &[Params, $($kind),*],
         };

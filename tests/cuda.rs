@@ -10,7 +10,7 @@ use gritlm::model::ops::{LinearAdd, Mask, Ops};
 use gritlm::model::reference::relative_error;
 use gritlm::model::weights::Dtype;
 use gritlm::{Device, Embed, Engine, Options as EngineOptions, Prompt, Sampling, Stage};
-use gritlm_bench::laboratory::is_product;
+use gritlm_bench::laboratory::cuda::is_product;
 use gritlm_kernels::tune::Form;
 use gritlm_kernels::{Cuda, Options};
 use std::collections::BTreeSet;

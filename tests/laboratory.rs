@@ -5,7 +5,7 @@ use crate::cli::{objects, run};
 use crate::kernels::nvrtc;
 use gritlm_bench::case::{Case, Step};
 use gritlm_bench::cases::cases;
-use gritlm_bench::laboratory::{Laboratory, is_product};
+use gritlm_bench::laboratory::cuda::{Laboratory, is_product};
 use gritlm_kernels::Cuda;
 use gritlm_kernels::source::{self, Source};
 use gritlm_kernels::tune::Form;

@@ -41,6 +41,7 @@ mod interrupt; // Ctrl-C: 130, and what it has interrupted
 mod kernels; // CUDA sources: every one compiles, without spills; cache, prebuilt kernels
 mod kv_type; // formats of KV pages, numbers of products: what they lose, who has which
 mod laboratory; // a user's CUDA kernels beside ours: checked, predicted, the contract on paper
+mod laboratory_wgsl; // a user's WGSL files beside ours: checked, timed, the contract on paper
 mod mixing; // one batch, many masks; same bits alone and together
 mod ops; // the table on every backend
 mod pdf; // PDFs with small faults: read as other readers do, or named

@@ -11,7 +11,7 @@ use gritlm::model::ops::{
 use gritlm::model::weights::{Dtype, Tensor};
 use gritlm::{Device, Embed, Engine, Options as EngineOptions, Prompt, Sampling};
 use gritlm_bench::case::{Case, Op, Seq};
-use gritlm_shaders::shader::{Kind, Shader, Variant, shaders, variants};
+use gritlm_shaders::shader::{File, Kind, Shader, Variant, shaders, variants};
 use gritlm_shaders::tune::Tiles;
 use gritlm_shaders::{Adapter, Half, Options, Wgpu, adapters};
 use naga::back::pipeline_constants::process_overrides;
@@ -341,8 +341,8 @@ fn refusals_leave_the_device_usable() {
         let problem = gpu.buffer(1 << 20, 1 << 14).unwrap_err().to_string();
         says(problem, &["`batch_tokens`"]);
 
-        static BROKEN: Shader =
-            Shader::new("broken", &["@compute @workgroup_size(1) fn main() { x = 1; }"], &[]);
+        const TEXT: &str = "@compute @workgroup_size(1) fn main() { x = 1; }";
+        static BROKEN: Shader = Shader::new("broken", &[File { stem: "broken", text: TEXT }], &[]);
         gpu.launch(&BROKEN, &[], &[], (1, 1));
         let problem = block_on(gpu.finish()).unwrap_err().to_string();
         says(problem, &["broken", "does not compile", "`device` cpu"]);

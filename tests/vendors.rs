@@ -49,6 +49,38 @@ fn default_variants_take_what_is_recorded() {
     assert!(told.contains("navi21: ") && told.contains("gfx1100: "), "{told}");
 }
 
+/// What a user's own file takes stands beside ours; mistakes in it are told.
+#[test]
+fn a_users_file_beside_ours() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("mine.wgsl");
+    let with = format!("rmsnorm={}", path.display());
+    let text = include_str!("../shaders/rmsnorm.wgsl");
+    std::fs::write(&path, text.replace("sum / f32(p.dim)", "exp(log(sum)) / f32(p.dim)")).unwrap();
+    let output = isa(&["with", &with, "rmsnorm subgroups"]);
+    if skipped("vendors::a_users_file_beside_ours", &output) {
+        return;
+    }
+    let told = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{told}{}", String::from_utf8_lossy(&output.stderr));
+    let rows: Vec<Vec<&str>> = (told.lines())
+        .filter(|line| line.contains("DTYPE"))
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    assert!(rows.len() >= 12, "{told}");
+    for row in rows {
+        let count = |at: usize| row[at].parse::<u32>().unwrap();
+        assert!(count(5) > count(4) && count(4) > 50 && row[6] == "rmsnorm", "{row:?}");
+    }
+    std::fs::write(&path, format!("{text}fn broken() {{")).unwrap();
+    let output = isa(&["with", &with, "rmsnorm subgroups"]);
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert!(told.contains("mine.wgsl:") && told.contains("does not compile"), "{told}");
+    let output = isa(&["with", "rmsnom=a.wgsl"]);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("found rmsnom"));
+}
+
 /// A change of a record's line.
 type Change<'a> = &'a dyn Fn(&mut Value);
 

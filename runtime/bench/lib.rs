@@ -6,7 +6,7 @@ pub mod cases;
 pub mod compare;
 mod error;
 mod expected;
-#[cfg(feature = "cuda")]
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
 pub mod laboratory;
 pub mod limits;
 pub mod load;

@@ -28,7 +28,7 @@ pub(super) fn run(command: &Bench, global: &Global, out: &mut Out) -> Result<()>
             let of_model = |like: &str| {
                 Ok::<_, Error>(ops::model(&synth::config(like, None)?, rows, contexts, batches))
             };
-            #[cfg(feature = "cuda")]
+            #[cfg(any(feature = "cuda", feature = "wgpu"))]
             if let Bench::Ops { own, arch, .. } = command
                 && !own.is_empty()
             {
@@ -38,7 +38,8 @@ pub(super) fn run(command: &Bench, global: &Global, out: &mut Out) -> Result<()>
                     shapes => parsed(shapes)?,
                 };
                 let named = named.into_iter().filter(wanted).collect();
-                return super::laboratory::run(own, (arch, like), named, how, global, out);
+                let asked = super::laboratory::Asked { own, arch, like, named, how };
+                return super::laboratory::run(asked, global, out);
             }
             let named = match (like, &shape[..]) {
                 (Some(like), _) => of_model(like)?,
@@ -118,7 +119,7 @@ pub(super) fn run(command: &Bench, global: &Global, out: &mut Out) -> Result<()>
 }
 
 /// The shape beside which a user's kernels are shown if no other is asked for.
-#[cfg(feature = "cuda")]
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
 const LIKE: &str = "gritlm-7b";
 
 fn parsed(shapes: &[String]) -> Result<Vec<Named>> {

@@ -12,7 +12,7 @@ mod generate;
 mod index;
 mod inspect;
 mod kernels;
-#[cfg(feature = "cuda")]
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
 mod laboratory;
 mod merge;
 mod mine;

@@ -139,6 +139,12 @@ impl Gpu {
         }
         let constants = constants.to_vec();
         let variant = Variant { shader: shader.name, subgroups, constants };
+        if let Some(plan) = &mut *lock(&self.plan) {
+            if self.pipelines.has_own(shader, subgroups) {
+                plan.insert(variant.to_string());
+            }
+            return;
+        }
         let made = self.pipelines.get(&self.device, shader, variant);
         let pipeline = match made {
             Ok((pipeline, new)) => {

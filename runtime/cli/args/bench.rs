@@ -1,7 +1,7 @@
 //! Arguments of `bench` and `kernels`.
 
 use super::values::count;
-#[cfg(feature = "cuda")]
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
 use super::values::{Own, parse};
 use clap::{Args as Group, Subcommand};
 use std::path::PathBuf;
@@ -32,17 +32,19 @@ pub(crate) enum Bench {
         /// Only ops and shapes that contain this
         #[arg(long, value_name = "TEXT", default_value = "")]
         filter: String,
-        /// Your own CUDA source in place of ours, by its stem, like attention=my.cu; may be given again
+        /// Your own CUDA source or WGSL file in place of ours, by its stem, like attention=my.cu or
+        /// matmul=my.wgsl; may be given again
         ///
         /// Every case of the table that launches it is checked against the reference. Then both are
-        /// timed in turn on the GPU (`--device cuda`); without one, the interpreter of PTX runs the
-        /// cases, and both are predicted for `--arch`. docs/kernels.md says what a kernel is given.
-        #[cfg(feature = "cuda")]
+        /// timed in turn, WGSL on `--device wgpu[:NAME]`, CUDA on the GPU (`--device cuda`); without
+        /// one, the interpreter of PTX runs the cases, and both are predicted for `--arch`.
+        /// docs/kernels.md and docs/shaders.md say what a kernel or shader is given.
+        #[cfg(any(feature = "cuda", feature = "wgpu"))]
         #[arg(long = "with", value_name = "STEM=FILE", value_parser = parse::<Own>)]
         #[arg(conflicts_with_all = ["json", "html", "peer", "compare"])]
         own: Vec<Own>,
         /// Architecture to compile and predict for without a GPU: sm_90a is an H200, sm_80 an A100
-        #[cfg(feature = "cuda")]
+        #[cfg(any(feature = "cuda", feature = "wgpu"))]
         #[arg(long, value_name = "A", default_value = "sm_90a", requires = "own")]
         arch: String,
         #[command(flatten)]

@@ -8,7 +8,7 @@ use gritlm_model::quantize::Quantization;
 use gritlm_model::weights::Dtype;
 use gritlm_rag::text;
 use std::convert::Infallible;
-#[cfg(feature = "cuda")]
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -147,22 +147,22 @@ impl FromStr for Above {
     }
 }
 
-/// A kernel by its stem, and the file of a user's own.
-#[cfg(feature = "cuda")]
+/// A kernel or WGSL file by its stem, and the file of a user's own.
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
 #[derive(Clone, Debug)]
 pub(crate) struct Own {
     pub(crate) stem: String,
     pub(crate) path: PathBuf,
 }
 
-#[cfg(feature = "cuda")]
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
 impl FromStr for Own {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
         let (stem, path) = text.split_once('=').ok_or_else(|| Error::Option {
             option: "--with",
-            expected: "a kernel's name and a file, as in attention=my.cu".into(),
+            expected: "a name and a file, as in attention=my.cu or matmul=my.wgsl".into(),
             found: text.into(),
         })?;
         Ok(Self { stem: stem.into(), path: path.into() })

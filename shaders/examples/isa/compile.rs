@@ -1,6 +1,7 @@
 //! Compiles variants as the backend does, but through wgpu-hal: a null device has no queue and no
 //! memory, which wgpu itself takes for a lost device.
 
+use gritlm_shaders::Own;
 use gritlm_shaders::shader::{Variant, runtime_checks, shaders};
 use std::borrow::Cow;
 use std::process::ExitCode;
@@ -15,8 +16,9 @@ pub(crate) const FAILED: &str = "FAILED ";
 pub(crate) const END: &str = "COMPILED";
 pub(crate) const DRIVER: &str = "DRIVER ";
 
-/// Compiles variants with the first Vulkan adapter, which writes its counts to stderr.
-pub(crate) fn compile(variants: &[Variant]) -> ExitCode {
+/// Compiles variants, with a user's files in place of ours, with the first Vulkan adapter, which writes
+/// its counts to stderr.
+pub(crate) fn compile(variants: &[Variant], own: &[Own]) -> ExitCode {
     let descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
     let instance = wgpu::Instance::new(descriptor);
     let adapters = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::VULKAN));
@@ -39,7 +41,7 @@ pub(crate) fn compile(variants: &[Variant]) -> ExitCode {
     };
     for variant in variants {
         eprintln!("{BEGIN}{variant}");
-        if let Err(problem) = pipeline(&opened.device, variant) {
+        if let Err(problem) = pipeline(&opened.device, variant, own) {
             eprintln!("{FAILED}{}", problem.replace('\n', " "));
         }
         eprintln!("{END}");
@@ -49,10 +51,11 @@ pub(crate) fn compile(variants: &[Variant]) -> ExitCode {
 }
 
 /// Makes the pipeline of a variant, as `pipeline.rs` of the backend does through wgpu.
-fn pipeline(device: &vulkan::Device, variant: &Variant) -> Result<(), String> {
+fn pipeline(device: &vulkan::Device, variant: &Variant, own: &[Own]) -> Result<(), String> {
     let shader = shaders().into_iter().find(|shader| shader.name == variant.shader);
     let shader = shader.ok_or("no such shader")?;
-    let source = shader.source(variant.subgroups);
+    shader.check_with(variant.subgroups, own).map_err(|e| e.to_string())?;
+    let source = shader.source_with(variant.subgroups, own);
     let module = wgsl::parse_str(&source).map_err(|e| e.emit_to_string(&source))?;
     let info = Validator::new(ValidationFlags::all(), Capabilities::all())
         .validate(&module)

@@ -1,6 +1,7 @@
 //! Compares what variants take with the record.
 
 use crate::radv::{self, CHIPS, Taken};
+use gritlm_shaders::shader::Shader;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -10,15 +11,15 @@ pub(crate) const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../benches
 /// By how much the instructions of a variant may exceed the record's.
 const BAND: f64 = 1.03;
 
-/// Compiles for all chips at once; a line for each problem.
-fn compile(text: &str) -> Result<Vec<Vec<Taken>>, ExitCode> {
+/// Compiles for all chips at once, with a user's file if `own` names one; a line for each problem.
+fn compile(text: &str, own: Option<&str>) -> Result<Vec<Vec<Taken>>, ExitCode> {
     let Some(manifest) = radv::manifest() else {
         eprintln!("no RADV in /usr/share/vulkan/icd.d (Debian: mesa-vulkan-drivers)");
         return Err(ExitCode::from(77));
     };
     let manifest = &manifest;
     let all = std::thread::scope(|scope| {
-        let start = |chip| scope.spawn(move || radv::compile(manifest, chip, text));
+        let start = |chip| scope.spawn(move || radv::compile(manifest, chip, text, own));
         let running = CHIPS.map(start);
         running.map(|thread| thread.join().unwrap_or(Err(vec!["a thread panicked".into()])))
     });
@@ -39,7 +40,7 @@ fn fail(problems: &[String]) -> ExitCode {
 
 /// Compiles the variants whose name contains `text` and compares them with the record of a folder.
 pub(crate) fn check(text: &str, folder: &Path) -> ExitCode {
-    let compiled = match compile(text) {
+    let compiled = match compile(text, None) {
         Ok(compiled) => compiled,
         Err(code) => return code,
     };
@@ -65,9 +66,46 @@ pub(crate) fn check(text: &str, folder: &Path) -> ExitCode {
     if problems.is_empty() { ExitCode::SUCCESS } else { fail(&problems) }
 }
 
+/// Shows what the variants with a user's file take beside ours.
+pub(crate) fn beside(given: &str, text: &str) -> ExitCode {
+    let own = match crate::own(given) {
+        Ok(own) => own,
+        Err(problem) => return fail(&[problem]),
+    };
+    let has = |taken: &Taken| {
+        let named = |(shader, subgroups): &(&Shader, bool)| {
+            let start = if *subgroups { " subgroups" } else { "" };
+            taken.variant.starts_with(&format!("{}{start} ", shader.name))
+                || taken.variant == format!("{}{start}", shader.name)
+        };
+        own.shaders().iter().any(named)
+    };
+    let both = compile(text, None).and_then(|ours| Ok((ours, compile(text, Some(given))?)));
+    let (ours, yours) = match both {
+        Ok(both) => both,
+        Err(code) => return code,
+    };
+    for (chip, (ours, yours)) in CHIPS.into_iter().zip(ours.iter().zip(&yours)) {
+        let driver = ours.first().map_or("", |taken| &taken.driver);
+        println!("{chip} by {driver}: ours and yours");
+        println!("{:>11} {:>11} {:>15}  variant", "VGPRs", "spills", "instructions");
+        for (a, b) in ours.iter().zip(yours).filter(|(ours, _)| has(ours)) {
+            let pair = |a: u32, b: u32| format!("{a} {b}");
+            println!(
+                "{:>11} {:>11} {:>15}  {}",
+                pair(a.vgprs, b.vgprs),
+                pair(a.spills, b.spills),
+                pair(a.instructions, b.instructions),
+                a.variant
+            );
+        }
+    }
+    ExitCode::SUCCESS
+}
+
 /// Writes the record of all variants.
 pub(crate) fn record(folder: &Path) -> ExitCode {
-    let compiled = match compile("") {
+    let compiled = match compile("", None) {
         Ok(compiled) => compiled,
         Err(code) => return code,
     };

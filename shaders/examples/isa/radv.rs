@@ -39,16 +39,19 @@ pub(crate) fn manifest() -> Option<PathBuf> {
     })
 }
 
-/// Compiles all variants whose name contains `text` for a chip; a problem is one line for each
+/// Compiles all variants whose name contains `text` for a chip, with a user's file in place of ours where
+/// `own` is `STEM=FILE`; a problem is one line for each
 /// variant that fails, or one for the driver.
 pub(crate) fn compile(
     manifest: &PathBuf,
     chip: &str,
     text: &str,
+    own: Option<&str>,
 ) -> Result<Vec<Taken>, Vec<String>> {
     let start = || {
         Command::new(std::env::current_exe()?)
             .args(["compile", text])
+            .args(own)
             .env("VK_DRIVER_FILES", manifest)
             .env("RADV_FORCE_FAMILY", chip)
             .env("RADV_DEBUG", "shaderstats,nocache")

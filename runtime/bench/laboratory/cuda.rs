@@ -3,11 +3,10 @@
 //!
 //! What a kernel is given and what it may assume is in `docs/kernels.md`.
 
-use super::case::{Case, Op, Step};
-use super::cases::cases;
-use super::ops::{Named, row};
-use super::record::{Limits, Row};
+use super::Checked;
 use crate::Result;
+use crate::case::{Case, Op, Step};
+use crate::cases::cases;
 use gritlm::predict::{self, Predictor};
 use gritlm_kernels::Options;
 pub use gritlm_kernels::compile::Compiled;
@@ -20,7 +19,6 @@ use gritlm_model::measure::Measure;
 use gritlm_model::ops::{DeviceError, Ops};
 use gritlm_model::weights::Dtype;
 use serde::Serialize;
-use std::collections::BTreeSet;
 
 /// A user's own sources, and the architecture that they are compiled for where there is no GPU.
 #[derive(Debug)]
@@ -31,21 +29,6 @@ pub struct Laboratory {
     pub arch: String,
 }
 
-/// What the case table found.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct Checked {
-    /// Cases that launched one of the kernels, each form of a product counted.
-    pub cases: usize,
-    /// Largest relative error of a case that is right.
-    pub error: f64,
-    /// The case that had it; empty if no case had any.
-    pub worst: String,
-    /// Entry points that were launched.
-    pub launched: BTreeSet<String>,
-    /// Cases whose results are wrong or that did not run, a line each.
-    pub failed: Vec<String>,
-}
-
 /// A launch of our kernel and of the user's, both predicted.
 #[derive(Clone, Debug, Serialize)]
 pub struct Predicted {
@@ -53,15 +36,6 @@ pub struct Predicted {
     pub ours: predict::Row,
     /// The user's.
     pub yours: predict::Row,
-}
-
-/// An op with our kernel and with the user's, both measured in one run.
-#[derive(Clone, Debug, Serialize)]
-pub struct Measured {
-    /// Ours.
-    pub ours: Row,
-    /// The user's.
-    pub yours: Row,
 }
 
 impl Laboratory {
@@ -189,19 +163,6 @@ impl Laboratory {
 pub fn open(ordinal: u32, own: &[Source]) -> Result<Cuda> {
     let options = Options::default().ordinal(ordinal).profile(true).own(own.to_vec());
     Ok(Cuda::open(&options)?)
-}
-
-/// Checks one op on both devices and times it, ours first.
-///
-/// # Errors
-/// When a device fails or a result is wrong.
-pub fn beside<O: Measure>(
-    (ours, yours): (&O, &O),
-    limits: &Limits,
-    named: &Named,
-    how: (u32, u64),
-) -> Result<Measured> {
-    Ok(Measured { ours: row(ours, limits, named, how)?, yours: row(yours, limits, named, how)? })
 }
 
 /// Whether the case is a product, which can be computed in every form.
