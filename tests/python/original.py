@@ -234,6 +234,7 @@ def check_encode(what, pair):
 
 def check_briefly(what, pair):
     """As `check_encode`, for a model on which each call takes a second."""
+    pair.set("mean")
     pair.encode(f"vectors: {what}, documents", DOCUMENTS, instruction=gritlm_instruction(""))
     for pooling in POOLING:
         pair.set(pooling)
