@@ -14,6 +14,7 @@ import numpy as np
 from ._native import Cache
 from .answer import Answer
 from .engine import Engine, Floats, Sampling
+from .sentences import Sentences
 from .tokenizer import Tokenizer, pad, plain, tensor
 
 ATTENTION: dict[str | None, Literal["bbcc", "cccc"]] = {
@@ -64,7 +65,7 @@ def _format(dtype: Any) -> str | None:
     return FORMATS[name]
 
 
-class GritLM:
+class GritLM(Sentences):
     """GritLM as in the package `gritlm`: `encode`, `generate`, and caches between them.
 
     Two things differ. Vectors are computed in this package's arithmetic (`compute`), exact float32
@@ -125,6 +126,7 @@ class GritLM:
         self.normalized = normalized
         self.embed_eos = embed_eos
         self.attn = attn
+        self.prompts = dict.fromkeys(("query", "document"), gritlm_instruction(""))
         self.tokenizer = Tokenizer(self.engine._native)
         if embed_eos and embed_eos not in self.tokenizer:
             raise ValueError(f"embed_eos: {embed_eos!r} is not in the vocabulary")
@@ -185,6 +187,10 @@ class GritLM:
         add_special_tokens: bool = True,
         *,
         prompt: str | None = None,
+        prompt_name: str | None = None,
+        truncate_dim: int | None = None,
+        output_value: str | None = "sentence_embedding",
+        precision: str = "float32",
         normalize_embeddings: bool | None = None,
         norm: bool | None = None,
         show_progress_bar: bool | None = None,
@@ -196,7 +202,8 @@ class GritLM:
         `instruction` is the text in front of each sentence, tags included; see
         `gritlm_instruction`. A mean leaves its tokens out unless `embed_instruction`. Where it is
         empty, `<s>` is part of the mean, as in the original. `prompt` is the name that
-        sentence-transformers has for it, `normalize_embeddings` for `normalized`.
+        sentence-transformers has for it, `normalize_embeddings` for `normalized`; `prompt_name` is
+        a key of `prompts`, and `truncate_dim` keeps so many leading values.
 
         With `get_cache` also returns keys and values, a tuple of `(keys, values)` for each layer,
         `(texts, kv_heads, tokens, head_dim)`, as tensors where PyTorch is installed and as arrays
@@ -210,6 +217,18 @@ class GritLM:
         """
         if self.mode == "generative":
             raise ValueError("encode: the model was opened with mode='generative'")
+        for name, value, only in (
+            ("output_value", output_value, "sentence_embedding"),
+            ("precision", precision, "float32"),
+        ):
+            if value != only:
+                raise ValueError(f"{name}: expected {only!r}, found {value!r}")
+        if prompt is None and prompt_name is not None:
+            if prompt_name not in self.prompts:
+                raise ValueError(
+                    f"prompt_name: expected one of {', '.join(self.prompts)}, found {prompt_name!r}"
+                )
+            prompt = self.prompts[prompt_name]
         single = isinstance(sentences, str)
         texts: list[str] = [sentences] if isinstance(sentences, str) else list(sentences)
         normalize = next(
@@ -221,7 +240,7 @@ class GritLM:
             normalize,
             max_length,
             ATTENTION[self.attn],
-            None,
+            truncate_dim,
             get_cache,
             {
                 "end": self.embed_eos,

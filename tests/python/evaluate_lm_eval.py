@@ -7,6 +7,8 @@ model. Prints what was checked. The server's side is held against transformers b
 import math
 import os
 import pathlib
+import subprocess
+import sys
 import tempfile
 from importlib.metadata import version
 
@@ -82,6 +84,11 @@ def compare(what, here, there):
     check(f"{what}: some", count >= 10, True)
 
 
+heavy = "print([name for name in ('lm_eval', 'mteb', 'torch') if name in sys.modules])"
+code = f"import sys; import gritlm_rs; import gritlm_rs.evaluate; {heavy}"
+found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+check("what an import loads", found.stdout.strip(), "[]")
+
 engine = gritlm_rs.Engine(given["folder"], device="cpu")
 model = GritLMEval(engine)
 there = served("/v1/completions", "local-completions", NAMES)
@@ -121,7 +128,8 @@ rolling = asked("loglikelihood_rolling", (words,), ("x",), ("",))
 check(f"windows: {got} near {expected}", abs(got - expected) < 1e-3, True)
 check("beside others", [one, none], [model.loglikelihood_rolling(rolling)[1], 0.0])
 # More requests than are under way at a time, in order.
-many = asked("loglikelihood", *[(words[: 20 + n % 40], words[20 + n % 40 :][:9]) for n in range(700)])
+cuts = [20 + n % 40 for n in range(700)]
+many = asked("loglikelihood", *[(words[:cut], words[cut:][:9]) for cut in cuts])
 found = model.loglikelihood(many)
 check("many", found[:40] * 17, found[:680])
 check("they differ", len(set(found[:40])) > 20, True)
@@ -130,6 +138,11 @@ cut = engine.detokenize(engine.tokenize(context, special=False)[-40:])
 how = {"until": ["."], "max_gen_toks": 24, "do_sample": False}
 answers = short.generate_until(asked("generate_until", (context, how), (cut, how)))
 check("a long context", answers[0], answers[1])
+drawn = {"until": [""], "max_gen_toks": 8, "do_sample": True, "temperature": 1.0}
+several = asked("generate_until", *[("A chess program", drawn)] * 8)
+answers = model.generate_until(several)
+check("repeats differ", len(set(answers)) > 4, True)
+check("again", model.generate_until(several), answers)
 begun = model.apply_chat_template(
     [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "It is"}], False
 )

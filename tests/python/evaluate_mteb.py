@@ -135,7 +135,7 @@ TASKS = (Packages, Summaries, Duplicates)
 
 
 class Original(AbsEncoder):
-    """The original package as its evaluation called it: what each task's instruction is, by hand."""
+    """The original package as its evaluation called it; the tasks' instructions are by hand."""
 
     def __init__(self, folder, attn):
         how = {"torch_dtype": torch.float64, "device": "cpu", "normalized": False}
@@ -264,6 +264,6 @@ with warnings.catch_warnings(record=True) as warned:
 expected = "STS12.v2: 1 of 40 texts are empty; their vectors are pooled over the whole prompt"
 check("empty texts", said, [expected] * 2)
 check("empty texts' scores", all(np.isfinite([*empty.values()])), True)
-check("empty texts' neighbours", abs(empty["cosine_spearman"] - main_scores(found)["STS12.v2"]) < 0.2,
-      True)  # fmt: skip
+moved = abs(empty["cosine_spearman"] - found["STS12.v2"]["cosine_spearman"])
+check("the other texts", moved < 0.2, True)
 done(f"mteb {version('mteb')}")

@@ -1,9 +1,9 @@
 """The instructions that the GRIT paper evaluated MTEB with.
 
-`instructions.json` holds them word for word: set `e5` of `evaluation/eval_mteb.py` in the repository
-ContextualAI/gritlm (table 33 of the paper), which took most of them from E5. Its keys are the names
-of the 56 tasks. A text is for both sides of a task; `query` and `corpus` are for either, and those of
-retrieval have none for the corpus.
+`instructions.json` holds them word for word: the paper's table 33, which is the set `e5` of
+`evaluation/eval_mteb.py` in the repository ContextualAI/gritlm and comes from the E5 models. Its
+keys are the names of the 56 tasks. A text is for both sides of a task; `query` and `corpus` are for
+one side each, and tasks of retrieval have none for the corpus.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Instructions = Mapping[str, str | Mapping[str, str]]
 
 @cache
 def published() -> Instructions:
-    """Returns the paper's instructions: of each task a text, or one for `query` and for `corpus`."""
+    """Returns the paper's instructions: a text for each task, or one for each of its sides."""
     text = files(__package__).joinpath("instructions.json").read_text("utf-8")
     table: dict[str, str | dict[str, str]] = json.loads(text)
     return table

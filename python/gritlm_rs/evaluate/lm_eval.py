@@ -39,7 +39,7 @@ LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_token
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
 
 
-@register_model("gritlm")  # type: ignore[untyped-decorator]
+@register_model("gritlm")
 class GritLMEval(TemplateLM):  # type: ignore[misc]
     """GritLM's generative half. Requests share the scheduler's steps, so there is no batch size.
 
@@ -159,32 +159,35 @@ class GritLMEval(TemplateLM):  # type: ignore[misc]
         return found
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Returns the continuations of contexts, each up to its stops."""
+        """Returns the continuations of contexts, each up to its stops. Where tokens are sampled,
+        each request has its own seed, so that repeats of one differ."""
 
-        def ask(request: Instance) -> Answer:
+        def ask(numbered: tuple[int, Instance]) -> Answer:
+            number, request = numbered
             context, how = request.args
-            sampling, limit = self._sampling(dict(how))
+            sampling = self._sampling({"seed": number, **how})
             ids = self.tok_encode(context) or [self.prefix_token_id]
-            room = max(self.max_length - limit, 1)
+            room = max(self.max_length - int(sampling["max_tokens"]), 1)
             return self.engine.generate(ids[-room:], verbatim=True, **sampling)
 
         found = []
-        for request, answer in _answered(requests, ask, "Answers", disable_tqdm):
+        for (_, request), answer in _answered(enumerate(requests), ask, "Answers", disable_tqdm):
             found.append(answer.text())
             self.cache_hook.add_partial("generate_until", request.args, found[-1])
         return found
 
-    def _sampling(self, how: dict[str, Any]) -> tuple[dict[str, Any], int]:
-        """Returns a task's settings as `Engine.generate` takes them, and the most tokens."""
+    def _sampling(self, how: dict[str, Any]) -> dict[str, Any]:
+        """Returns a task's settings as `Engine.generate` takes them."""
         limits = [how.pop(name, None) for name in LENGTHS]
         limit = next((int(one) for one in limits if one is not None), self.max_gen_toks)
         until = how.pop("until", None) or []
+        stops = [until] if isinstance(until, str) else until
         if how.pop("do_sample", None) is False:
             how["temperature"] = 0.0
         unknown = sorted(how.keys() - set(SAMPLING))
         if unknown:
             raise ValueError(f"generation_kwargs: {', '.join(unknown)} is not supported")
-        return {**how, "max_tokens": limit, "stop": until}, limit
+        return {**how, "max_tokens": limit, "stop": [stop for stop in stops if stop]}
 
 
 def _answered(

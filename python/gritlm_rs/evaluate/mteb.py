@@ -35,19 +35,19 @@ class GritLMEncoder(AbsEncoder):  # type: ignore[misc]
     with none, 512 tokens, and vectors that are not normalised, since classification uses their
     length. Everything else compares them by the cosine.
 
-    `model` is what `GritLM` takes, with the same `options`, or a `GritLM`, whose pooling and attention
-    hold. `instructions` replaces the paper's table, in the same form. A task that is not in it has
-    mteb's own prompt, if it has one, else mteb's prompt for tasks of its kind; documents have it only
-    in reranking, or where mteb has one for them.
+    `model` is what `GritLM` takes, with the same `options`, or a `GritLM`, whose pooling and
+    attention hold. `instructions` replaces the paper's table, in the same form. A task that is not
+    in it has mteb's own prompt, if there is one, else mteb's prompt for tasks of its kind;
+    documents have it only in reranking, or where mteb has one for them.
 
-    A title and a text are joined by a space, as mteb does it. The paper's runs left that space in
-    front of documents whose title is empty; here there is none.
+    mteb joins a title and a text by a space, as the paper's runs did. Those left the space in front
+    of documents whose title is empty; mteb leaves none.
 
     A text that is empty or blank has nothing to pool, and the original's vector of it is not a
-    number. Here it is the mean of the whole prompt, and a warning says how many there were, so that
-    one empty text does not end a run of hours.
+    number. Here the whole prompt is pooled, and a warning says how many such texts there were, so
+    that one of them does not end a run of hours.
 
-    `mteb_model_meta` names results: the model's name, or of a local one `gritlm_rs/` and the name of
+    Results are filed under the model's name, or for a local one under `gritlm_rs/` and the name of
     its folder or file; `name` and `revision` replace it.
     """
 
@@ -80,8 +80,7 @@ class GritLMEncoder(AbsEncoder):  # type: ignore[misc]
     def instruction(self, task: TaskMetadata, prompt_type: PromptType | None) -> str:
         """Returns the instruction of one side of a task, without the tags around it."""
         document = prompt_type == PromptType.document
-        side = "corpus" if document else "query"
-        found = instruction_of(task.name, side, self.instructions)
+        found = instruction_of(task.name, "corpus" if document else "query", self.instructions)
         if found is None:
             bare = document and "Reranking" not in task.type
             own = isinstance(task.prompt, dict) and task.prompt.get("document")
@@ -102,12 +101,12 @@ class GritLMEncoder(AbsEncoder):  # type: ignore[misc]
         """Embeds the texts of mteb's batches and returns `(texts, dim)`."""
         texts = [text for batch in inputs for text in batch["text"]]
         prompt = gritlm_instruction(self.instruction(task_metadata, prompt_type))
-        vectors = np.zeros((len(texts), self.mteb_model_meta.embed_dim), np.float32)
+        vectors = np.zeros((len(texts), self.model.engine.shape["dim"]), np.float32)
         empty = [row for row, text in enumerate(texts) if not text.strip()]
         if empty:
             warnings.warn(
-                f"{task_metadata.name}: {len(empty)} of {len(texts)} texts are empty; their vectors "
-                "are pooled over the whole prompt",
+                f"{task_metadata.name}: {len(empty)} of {len(texts)} texts are empty; their "
+                "vectors are pooled over the whole prompt",
                 stacklevel=2,
             )
         filled = sorted(set(range(len(texts))) - set(empty))
