@@ -208,6 +208,25 @@ def check_table():
     check(f"tasks that mteb has words for: {known}", known > 30, True)
 
 
+def check_sides(model):
+    """Which side of which task has an instruction."""
+    query, document = PromptType.query, PromptType.document
+    both = {"query": OWN, "document": "Find: "}
+    for name, kind, prompt, side, expected in (
+        ("SciFact", "Retrieval", OWN, query, published()["SciFact"]["query"]),
+        ("SciFact", "Retrieval", OWN, document, ""),
+        ("SciDocsRR", "Reranking", None, document, published()["SciDocsRR"]["corpus"]),
+        ("STS12", "STS", None, None, SIMILAR),
+        ("Other", "Retrieval", OWN, query, OWN),
+        ("Other", "Retrieval", OWN, document, ""),
+        ("Other", "Retrieval", both, document, "Find"),
+        ("Other", "Reranking", OWN, document, OWN),
+        ("Other", "Classification", OWN, None, OWN),
+    ):
+        found = model.instruction(described(name, kind, "score", prompt), side)
+        check(f"{name}, {kind}, {side}", found, expected)
+
+
 def published_folder():
     """The folder as published ones are: with a config of its tokenizer."""
     copy = pathlib.Path(scratch.name, "model")
@@ -221,6 +240,7 @@ def published_folder():
 check_table()
 engine = gritlm_rs.Engine(given["folder"], device="cpu")
 model = GritLMEncoder(engine)
+check_sides(model)
 found = scores(model)
 print("here:", {task: round(score, 4) for task, score in main_scores(found).items()})
 least = {"Packages": 0.3, "STS12.v2": 0.3, "AskUbuntuDupQuestions": 0.3}

@@ -184,8 +184,13 @@ class Pair:
         expected = self.theirs.generate(
             input_ids=whole, attention_mask=mask, past_key_values=past, **greedy
         )[:, columns:]
-        for how, given_mask in (("mask", mask), ("zeros", torch.ones_like(mask))):
-            settings = {"attention_mask": given_mask, "past_key_values": mine, "use_cache": True}
+        # Padding is left out where the mask says so, as in the original, or where it holds zeros.
+        for how, given_mask, past in (
+            ("mask", mask, mine),
+            ("zeros", torch.ones_like(mask), mine),
+            ("the original's cache", mask, theirs),
+        ):
+            settings = {"attention_mask": given_mask, "past_key_values": past, "use_cache": True}
             found = self.ours.generate(input_ids=inputs[1]["input_ids"], **settings, **greedy)
             check(f"{what}, {how}", found.tolist(), expected.tolist())
         return expected[0, ids.shape[1] :].tolist()

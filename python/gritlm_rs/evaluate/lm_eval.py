@@ -168,7 +168,7 @@ class GritLMEval(TemplateLM):  # type: ignore[misc]
             sampling = self._sampling({"seed": number, **how})
             ids = self.tok_encode(context) or [self.prefix_token_id]
             room = max(self.max_length - int(sampling["max_tokens"]), 1)
-            return self.engine.generate(ids[-room:], verbatim=True, **sampling)
+            return self.engine.generate(ids[-room:], **sampling)
 
         found = []
         for (_, request), answer in _answered(enumerate(requests), ask, "Answers", disable_tqdm):

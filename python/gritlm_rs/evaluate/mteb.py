@@ -47,8 +47,9 @@ class GritLMEncoder(AbsEncoder):  # type: ignore[misc]
     number. Here the whole prompt is pooled, and a warning says how many such texts there were, so
     that one of them does not end a run of hours.
 
-    Results are filed under the model's name, or for a local one under `gritlm_rs/` and the name of
-    its folder or file; `name` and `revision` replace it.
+    mteb files results under the model's name, or for a local one under `gritlm_rs/` and the name of
+    its folder or file, and does not evaluate again what it has results for. Give a model that has
+    changed another `name` or `revision`.
     """
 
     def __init__(
