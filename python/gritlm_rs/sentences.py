@@ -13,8 +13,8 @@ from .engine import Engine
 class Sentences(ABC):
     """`GritLM` with the names of sentence-transformers.
 
-    `prompts` holds texts that `encode` puts in front by their name: `query` and `document` at first,
-    both GritLM's prompt without an instruction. For queries of a task set
+    `prompts` holds texts that `encode` puts in front by their name. At first `query` and `document`
+    are GritLM's prompt without an instruction. For a task, set
     `prompts["query"] = gritlm_instruction("…")`.
     """
 
