@@ -20,6 +20,7 @@ import base64
 import json
 import os
 import signal
+import threading
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -203,9 +204,15 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8000)
     args = vars(parser.parse_args())
     serve.start(http_options=HTTPOptions(host=args.pop("host"), port=args.pop("port")))
-    # As Ctrl-C does: the replicas have their grace time. Ray's own handler ends them at once.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    serve.run(app(**args), blocking=True)
+    serve.run(app(**args))
+    # Ray's own handlers end the replicas at once.
+    stopped = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopped.set())
+    stopped.wait()
+    # Lets the replicas finish while their answers can still be sent; `shutdown` alone cuts them.
+    serve.delete("default")
+    serve.shutdown()
 
 
 if __name__ == "__main__":
