@@ -1,0 +1,192 @@
+"""examples/ray_embed.py: rows embedded by two workers, of which one is killed half way, then the
+driver; another run does the rest. On stdin: `long`, whether all is done at full size and timed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+import gritlm_rs
+from checks import check, done, given
+from cluster import EXAMPLES, Program, folder, texts
+
+ROWS, SIZE = (20000, 500) if given["long"] else (1000, 50)
+INSTRUCTION = "Find the passage."
+# Without a text: null, empty, and nothing else.
+BAD = {7: None, SIZE + 1: "", ROWS - 1: None}
+
+
+def write(place):
+    """Writes the rows as two files whose groups and parts do not coincide."""
+    rows = [BAD.get(number, text) for number, text in enumerate(texts(ROWS))]
+    cut = ROWS // 2 + 3
+    for name, part in (("a", range(cut)), ("b", range(cut, ROWS))):
+        table = pa.table({"id": list(part), "text": [rows[i] for i in part]})
+        pq.write_table(table, place / f"{name}.parquet", row_group_size=SIZE * 2 // 3)
+    return rows, [place / "a.parquet", place / "b.parquet"]
+
+
+def command(files, output, workers=2, **options):
+    more = {"instruction": INSTRUCTION, "rows-per-part": SIZE, "device": "cpu"} | options
+    named = [part for name, value in more.items() for part in (f"--{name}", value)]
+    return [*files, "--output", output, "--workers", workers, "--threads", 1, *named]
+
+
+def parts(output):
+    return sorted(output.glob("part-*.parquet"))
+
+
+def check_rows(output, rows, expected):
+    """Every row once, in order, and equal to the engine's own; returns the largest difference."""
+    table = pa.concat_tables([pq.read_table(part) for part in parts(output)])
+    check("rows", table.column("id").to_pylist(), list(range(ROWS)))
+    check("texts", table.column("text").to_pylist(), rows)
+    errors = {n: e for n, e in enumerate(table.column("error").to_pylist()) if e}
+    check("errors", errors, {n: "an empty text" if t == "" else "no text" for n, t in BAD.items()})
+    vectors = table.column("embedding").combine_chunks()
+    check("null", {n for n in BAD if not vectors[n].is_valid}, set(BAD))
+    check("nulls", (vectors.null_count, table.column("tokens").null_count), (len(BAD), len(BAD)))
+    good = np.array([n for n in range(ROWS) if n not in BAD])
+    found = np.array(vectors.take(pa.array(good)).flatten()).reshape(len(good), -1)
+    check("shape", found.shape, expected.shape)
+    difference = float(np.abs(found - expected).max())
+    check("vectors", difference <= 1e-6, True)
+    return difference
+
+
+def killed_worker(program, output, at):
+    """Kills a worker when so many parts are there, and waits for the one in its place."""
+    program.until("parts", lambda: len(parts(output)) >= at, 120)
+    before = program.below("ray::MapWorker")
+    check("workers", len(before), 2)
+    os.kill(before[0], signal.SIGKILL)
+    program.until(
+        "another worker", lambda: len(set(program.below("ray::MapWorker")) - {before[0]}) == 2
+    )
+
+
+def killed(place, files):
+    """A worker is killed, then the driver; the second run does what is missing."""
+    output = place / "out"
+    first = Program("ray_embed.py", *command(files, output), log=place / "first.log")
+    total = len(range(0, ROWS // 2 + 3, SIZE)) + len(range(ROWS // 2 + 3, ROWS, SIZE))
+    killed_worker(first, output, total // 4)
+    first.until("half", lambda: len(parts(output)) >= total // 2, 300)
+    first.kill()
+    there = {part.name: part.stat().st_mtime_ns for part in parts(output)}
+    check("not all done", len(there) < total, True)
+    second = Program("ray_embed.py", *command(files, output), log=place / "second.log")
+    check("second run", (second.wait(300), second.log.read_text()[-2000:])[0], 0)
+    said = second.log.read_text()
+    check("to do", f"{total} parts, {total - len(there)} to do" in said, True)
+    now = {part.name: part.stat().st_mtime_ns for part in parts(output)}
+    check("kept", {name: now[name] for name in there}, there)
+    check("parts", len(now), total)
+    check("nothing else", sorted(p.name for p in output.glob(".*")), [])
+    return output, len(there), total
+
+
+def refused(files, output):
+    """What is another run, or none."""
+    for options, said in (({"instruction": "x"}, "instruction"), ({"column": "id"}, "column")):
+        program = [sys.executable, EXAMPLES / "ray_embed.py", *command(files, output, **options)]
+        ended = subprocess.run(map(str, program), capture_output=True, text=True, check=False)
+        check("refused", (ended.returncode, f"differs in {said}" in ended.stderr), (1, True))
+
+
+def jsonl(place):
+    """Lines of all kinds, through a worker's own code."""
+    sys.path.append(str(EXAMPLES))
+    import ray_embed
+
+    lines = [
+        '{"text": "a library", "n": 1, "x": {"k": "ö"}}',
+        "",
+        '{"text": "", "n": 2.5, "y": true}',
+        "no json",
+        '{"text": "half a pair: \\ud800"}',
+        '{"text": 5, "x": "s", "z": null}',
+        '["a list"]',
+        '{"n": 3}',
+        '{"text": "the last", "n": null}',
+    ]
+    file, output = place / "lines.jsonl", place / "lines"
+    file.write_text("\n".join(lines))
+    output.mkdir()
+    options = {"model": "demo", "instruction": "", "max_length": 512, "column": "text"}
+    plan = ray_embed.plan([[str(file), 0, 0]], options | {"rows_per_part": 3})
+    check("cut", [(p["first"], p["rows"]) for p in plan["parts"]], [(0, 3), (3, 3), (6, 2)])
+    worker = ray_embed.Worker(plan, output, "cpu", 1)
+    for part in plan["parts"]:
+        worker({"part": [json.dumps(part)]})
+    table = pa.concat_tables([pq.read_table(part) for part in parts(output)])
+    rows = table.to_pylist()
+    check("n", [row["n"] for row in rows], [1.0, 2.5, None, None, None, None, 3.0, None])
+    check("x", [row["x"] for row in rows if row["x"]], ['{"k": "ö"}', '"s"'])
+    check("y, z", [(row["y"], row["z"]) for row in rows if row["y"]], [(True, None)])
+    check("texts", [row["text"] for row in rows if row["embedding"]], ["a library", "the last"])
+    errors = ["an empty text", "cannot be read", "cannot be read", "found 5", "no JSON object",
+              "no text"]  # fmt: skip
+    for row, error in zip(rows[1:7], errors, strict=True):
+        check(error, error in row["error"], True)
+    # A part that always kills its worker ends the run in the end.
+    part = plan["parts"][0]
+    (output / f".{part['name']}.tries").write_text("." * ray_embed.TRIES)
+    try:
+        worker({"part": [json.dumps(part)]})
+    except RuntimeError as error:
+        check("poison", "workers have died of it" in str(error), True)
+    else:
+        sys.exit("poison: expected a RuntimeError")
+
+
+def timed(place, files, rows):
+    """Returns rows per second: of whole runs, and from the first part to the last."""
+    print(f"{ROWS} rows; each worker has one thread")
+    for workers in (1, 2):
+        output, begin = place / f"timed-{workers}", time.monotonic()
+        log = place / f"timed-{workers}.log"
+        ended = Program("ray_embed.py", *command(files, output, workers), log=log).wait(600)
+        check("timed", ended, 0)
+        whole = time.monotonic() - begin
+        ends = sorted(part.stat().st_mtime for part in parts(output))
+        # The first parts of all workers are where the clock begins.
+        steady = SIZE * (len(ends) - workers) / (ends[-1] - ends[workers - 1])
+        print(f"{workers} workers: {whole:.1f} s in all, {ROWS / whole:.0f} rows/s; "
+              f"{steady:.0f} rows/s from the first part to the last")  # fmt: skip
+    chosen = json.dumps([text for text in rows if text])
+    for threads in (1, 2):
+        program = (
+            "import gritlm_rs, json, sys, time; texts = json.load(sys.stdin)\n"
+            "engine = gritlm_rs.Engine('demo', device='cpu'); begin = time.monotonic()\n"
+            f"engine.embed(texts, instruction={INSTRUCTION!r}, progress=False)\n"
+            "print(f'{len(texts) / (time.monotonic() - begin):.0f}')"
+        )
+        ended = subprocess.run(
+            [sys.executable, "-c", program], input=chosen, capture_output=True, text=True,
+            check=True, env=os.environ | {"RAYON_NUM_THREADS": str(threads)},
+        )  # fmt: skip
+        print(f"one engine without Ray, {threads} threads: {ended.stdout.strip()} rows/s")
+
+
+with folder() as place:
+    rows, files = write(place)
+    engine = gritlm_rs.Engine("demo", device="cpu")
+    good = [text for text in rows if text]
+    expected = engine.embed(good, instruction=INSTRUCTION, progress=False)
+    jsonl(place)
+    output, there, total = killed(place, files)
+    difference = check_rows(output, rows, expected)
+    refused(files, output)
+    print(f"{ROWS} rows in {total} parts: a worker killed after {total // 4} parts, the driver "
+          f"after {there}; largest difference {difference:.1e}")  # fmt: skip
+    if given["long"]:
+        timed(place, files, rows)
+done(f"ray {version('ray')}")
