@@ -38,31 +38,27 @@ import ray
 from tqdm import tqdm
 
 OWN = ("embedding", "tokens", "error")
-NAMED = 5
-"""Rows without an embedding that the end of the run names."""
-TRIES = 5
-"""Workers that may die of a part before the run ends."""
+NAMED = 5  # rows without an embedding that the end of the run names
+TRIES = 5  # workers that may die of a part before the run ends
 
 
 class Part(TypedDict):
-    """Consecutive rows of one file, from the row `first`, and the name of what they become."""
+    """Consecutive rows of one file, the first by number and (JSONL) byte, and their new file."""
 
     name: str
     file: str
     first: int
     rows: int
     offset: int
-    """In JSONL, where the first row begins, in bytes."""
 
 
 class Plan(TypedDict):
-    """What identifies a run, and its parts."""
+    """What identifies a run, its parts, and the columns of JSONL files with their types."""
 
     files: list[list[Any]]
     options: dict[str, Any]
     parts: list[Part]
     columns: dict[str, str]
-    """Types of the columns of JSONL files."""
 
 
 def parsed(line: bytes) -> dict[str, Any] | str:
@@ -108,8 +104,7 @@ def plan(files: list[list[Any]], options: dict[str, Any]) -> Plan:
             footer = pq.ParquetFile(path)
             rows, schema = footer.metadata.num_rows, footer.schema_arrow
             starts, names = [0] * len(range(0, rows, size)), schema.names
-            kind = schema.field(column).type if column in names else pa.string()
-            if kind not in (pa.string(), pa.large_string()):
+            if column in names and "string" not in str(kind := schema.field(column).type):
                 sys.exit(f"{path}: expected texts in {column!r}, found {kind}")
             schemas.append(schema.remove_metadata())
         else:
@@ -131,8 +126,7 @@ def plan(files: list[list[Any]], options: dict[str, Any]) -> Plan:
             parts.append(Part(name=name, file=path, first=first, rows=count, offset=offset))
     if any(schema != schemas[0] for schema in schemas):
         sys.exit("input: the files' columns differ")
-    # A column that is null everywhere becomes one of text. What the text's column holds besides
-    # texts is an error of its row.
+    # A column of nulls becomes one of strings. What is no text in the text's is its row's error.
     columns = {name: "text" if name == column else k or "string" for name, k in types.items()}
     return Plan(files=files, options=options, parts=parts, columns=columns)
 
@@ -154,9 +148,8 @@ def begun(output: Path, files: list[list[Any]], options: dict[str, Any]) -> Plan
     if changed or found["files"] != files:
         what = f"differs in {', '.join(changed)}" if changed else "the input has changed"
         sys.exit(f"{output}: holds another run: {what}")
-    # What dead workers have left.
-    for left in output.glob(".part-*"):
-        left.unlink()
+    for left in output.glob(".part-*"):  # of dead workers
+        left.unlink(missing_ok=True)
     return found
 
 
@@ -227,10 +220,9 @@ class Worker:
         lists = pa.FixedSizeListArray.from_arrays(
             vectors.reshape(-1), self.dim, mask=pa.array([error is not None for error in errors])
         )
-        own = (lists, pa.array(tokens, pa.int32()), pa.array(errors, pa.string()))
-        for name, values in zip(OWN, own, strict=True):
-            table = table.append_column(name, values)
-        # Whole or not at all.
+        table = table.append_column(OWN[0], lists)
+        table = table.append_column(OWN[1], pa.array(tokens, pa.int32()))
+        table = table.append_column(OWN[2], pa.array(errors, pa.string()))
         temporary = self.output / f".{part['name']}.{uuid.uuid4().hex}"
         with open(temporary, "wb") as file:
             pq.write_table(table, file)
@@ -270,7 +262,7 @@ def main() -> None:
     parser.add_argument("--rows-per-part", type=int, default=4096, help="(4096)")
     parser.add_argument("--address", help="of a Ray cluster; without it, one is made here")
     args = parser.parse_args()
-    files: list[list[Any]] = []
+    files = []
     for path in map(Path.resolve, args.input):
         if path.suffix not in (".parquet", ".jsonl") or not path.is_file():
             sys.exit(f"{path}: expected a file ending in .parquet or .jsonl")
@@ -282,10 +274,10 @@ def main() -> None:
     print(f"{len(made['parts'])} parts, {len(missing)} to do", flush=True)
     if not missing:
         return
-    ray.init(args.address, log_to_driver=False)
+    ray.init(args.address, log_to_driver=False, include_dashboard=None if args.address else False)
     ray.data.DataContext.get_current().enable_progress_bars = False
-    gpu = args.device.startswith("cuda")
-    threads = args.threads or max(1, (os.cpu_count() or 1) // args.workers)
+    gpu, cores = args.device.startswith("cuda"), os.cpu_count() or 1
+    threads = args.threads or max(1, cores // args.workers)
     items = [{"part": json.dumps(part)} for part in missing]
     done = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         Worker,
@@ -295,13 +287,12 @@ def main() -> None:
         num_cpus=1 if gpu else threads,
         num_gpus=1 if gpu else 0,
     )
-    bad, named = 0, []
+    bad, named = 0, [""]
     with tqdm(total=sum(part["rows"] for part in missing), unit="rows") as bar:
         for row in done.iter_rows():
             bar.update(row["rows"])
-            bad += row["bad"]
-            named += json.loads(row["named"])
-    print(*named[:NAMED], sep="\n", end="\n" if named else "")
+            bad, named = bad + row["bad"], named + json.loads(row["named"])
+    print(*named[: NAMED + 1], sep="\n")
     print(f"{bar.n} rows, {bad} without an embedding (`error` says why)")
 
 

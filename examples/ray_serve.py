@@ -27,6 +27,7 @@ from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
+import ray
 from fastapi import FastAPI, HTTPException
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
@@ -198,11 +199,14 @@ def main() -> None:
     parser.add_argument("--device", default="auto", help="as for gritlm; cuda: a GPU per replica")
     parser.add_argument("--least", type=int, default=1, help="replicas at least (1)")
     parser.add_argument("--most", type=int, default=1, help="replicas at most (1)")
-    parser.add_argument("--target", type=int, default=16, help="requests under way per replica (16)")
+    parser.add_argument("--target", type=int, default=16, help="requests per replica (16)")
     parser.add_argument("--threads", type=int, help="CPU threads of a replica (cores / --most)")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--address", help="of a Ray cluster; without it, one is made here")
     args = vars(parser.parse_args())
+    address = args.pop("address")
+    ray.init(address, include_dashboard=False if address is None else None)
     serve.start(http_options=HTTPOptions(host=args.pop("host"), port=args.pop("port")))
     serve.run(app(**args))
     # Ray's own handlers end the replicas at once.

@@ -36,6 +36,18 @@ def folder():
         shutil.rmtree(made, ignore_errors=True)
 
 
+def processes():
+    """Returns all processes that run: by their ids their parents' ids and their titles."""
+    found = {}
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            # The name in brackets may hold anything.
+            state, parent = (place / "stat").read_text().rpartition(")")[2].split()[:2]
+            if state != "Z":
+                found[int(place.name)] = (int(parent), (place / "cmdline").read_text())
+    return found
+
+
 class Program:
     """An example, with the processes that Ray has started for it."""
 
@@ -47,21 +59,15 @@ class Program:
 
     def below(self, title=""):
         """Returns the ids of the processes below it whose titles begin so."""
-        parents, titles = {}, {}
-        for place in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                # The name in brackets may hold anything.
-                state, parent = (place / "stat").read_text().rpartition(")")[2].split()[:2]
-                if state != "Z":
-                    parents[int(place.name)] = int(parent)
-                    titles[int(place.name)] = (place / "cmdline").read_text()
+        running = processes()
         found = {self.child.pid}
         while True:
-            more = {pid for pid, parent in parents.items() if parent in found} - found
+            more = {pid for pid, (parent, _) in running.items() if parent in found} - found
             if not more:
                 break
             found |= more
-        return sorted(pid for pid in found - {self.child.pid} if titles[pid].startswith(title))
+        below = found - {self.child.pid}
+        return sorted(pid for pid in below if running[pid][1].startswith(title))
 
     def until(self, what, true, seconds=60):
         """Waits until something holds."""
@@ -76,12 +82,13 @@ class Program:
         return self.child.wait(seconds)
 
     def kill(self):
-        """Kills the program itself, and waits until what it had started has gone, too."""
+        """Kills the program itself; what Ray has started for it ends of its own, but for agents
+        that, where nothing takes in orphans, wait for a process that has ended."""
         left = self.below()
         self.child.kill()
         self.child.wait()
-        end = time.monotonic() + 30
-        while alive := [pid for pid in left if Path(f"/proc/{pid}").exists()]:
+        end = time.monotonic() + 6
+        while alive := set(left) & set(processes()):
             if time.monotonic() > end:
                 for pid in alive:
                     with contextlib.suppress(ProcessLookupError):
