@@ -216,7 +216,7 @@ def main() -> None:
     stopped.wait()
     # Lets the replicas finish while their answers can still be sent; `shutdown` alone cuts them.
     serve.delete("default")
-    serve.shutdown()
+    serve.shutdown()  # type: ignore[no-untyped-call]
 
 
 if __name__ == "__main__":
