@@ -16,10 +16,10 @@ WORDS = (EXAMPLES.parent / "README.md").read_text().split()
 
 
 def texts(count, seed=0):
-    """Returns texts of 3 to 30 words, no two alike."""
+    """Returns texts of 3 to 10 words, no two alike."""
     chosen = random.Random(seed)
     return [
-        f"{number} " + " ".join(chosen.choices(WORDS, k=chosen.randint(2, 29)))
+        f"{number} " + " ".join(chosen.choices(WORDS, k=chosen.randint(2, 9)))
         for number in range(count)
     ]
 

@@ -18,6 +18,7 @@ from checks import check, done, given
 from cluster import EXAMPLES, Program, folder, texts
 
 ROWS, SIZE = (20000, 500) if given["long"] else (600, 30)
+TIMED = 6000
 INSTRUCTION = "Find the passage."
 # Without a text: null, empty, and nothing else.
 BAD = {7: None, SIZE + 1: "", ROWS - 1: None}
@@ -148,21 +149,23 @@ def jsonl(place):
         sys.exit("poison: expected a RuntimeError")
 
 
-def timed(place, files, rows):
-    """Returns rows per second: of whole runs, and from the first part to the last."""
-    print(f"{ROWS} rows; each worker has one thread")
+def timed(place, rows):
+    """Prints rows per second: of whole runs, and from the first part to the last."""
+    rows, file = [text for text in rows if text][:TIMED], place / "timed.parquet"
+    pq.write_table(pa.table({"text": rows}), file)
+    print(f"{TIMED} rows of {sum(len(engine.tokenize(text)) for text in rows) / TIMED:.1f} tokens "
+          "and the instruction's; each worker has one thread")  # fmt: skip
     for workers in (1, 2):
         output, begin = place / f"timed-{workers}", time.monotonic()
         log = place / f"timed-{workers}.log"
-        ended = Program("ray_embed.py", *command(files, output, workers), log=log).wait(600)
+        ended = Program("ray_embed.py", *command([file], output, workers), log=log).wait(600)
         check("timed", ended, 0)
         whole = time.monotonic() - begin
         ends = sorted(part.stat().st_mtime for part in parts(output))
         # The first parts of all workers are where the clock begins.
         steady = SIZE * (len(ends) - workers) / (ends[-1] - ends[workers - 1])
-        print(f"{workers} workers: {whole:.1f} s in all, {ROWS / whole:.0f} rows/s; "
+        print(f"{workers} workers: {whole:.1f} s in all, {TIMED / whole:.0f} rows/s; "
               f"{steady:.0f} rows/s from the first part to the last")  # fmt: skip
-    chosen = json.dumps([text for text in rows if text])
     for threads in (1, 2):
         program = (
             "import gritlm_rs, json, sys, time; texts = json.load(sys.stdin)\n"
@@ -171,7 +174,7 @@ def timed(place, files, rows):
             "print(f'{len(texts) / (time.monotonic() - begin):.0f}')"
         )
         ended = subprocess.run(
-            [sys.executable, "-c", program], input=chosen, capture_output=True, text=True,
+            [sys.executable, "-c", program], input=json.dumps(rows), capture_output=True, text=True,
             check=True, env=os.environ | {"RAYON_NUM_THREADS": str(threads)},
         )  # fmt: skip
         print(f"one engine without Ray, {threads} threads: {ended.stdout.strip()} rows/s")
@@ -189,5 +192,5 @@ with folder() as place:
     print(f"{ROWS} rows in {total} parts: a worker killed after {total // 4} parts, the driver "
           f"after {there}; largest difference {difference:.1e}")  # fmt: skip
     if given["long"]:
-        timed(place, files, rows)
+        timed(place, rows)
 done(f"ray {version('ray')}")
