@@ -136,6 +136,12 @@ def llama_index():
     check("stream", "".join(c.delta for c in chat.stream_chat(turn)), given["answer"])
     check("complete", chat.complete(prompt).text, given["answer"])
     check("completed", "".join(c.delta for c in chat.stream_complete(prompt)), given["answer"])
+    turns = [("system", "Be brief."), ("user", "Hi."), ("assistant", "Hello."), ("user", "Who?")]
+    talk = [ChatMessage(role=role, content=content) for role, content in turns]
+    turns = [{"role": role, "content": content} for role, content in turns]
+    expected = engine.generate(turns, max_tokens=tokens).text()
+    check("turns", chat.chat(talk).message.content, expected)
+    check("stop", chat.chat(turn, stop=["-"]).message.content, given["answer"].split("-")[0])
     check("context", chat.metadata.context_window, engine.shape["max_positions"])
 
     async def all_async():

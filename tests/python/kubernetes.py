@@ -65,14 +65,17 @@ def got(path):
     return status
 
 
-for name in ("startupProbe", "readinessProbe", "livenessProbe"):
-    probe = container[name]["httpGet"]
-    check(name, (probe["port"], "ok" in str(got(probe["path"]))), ("http", True))
-annotations = pod["metadata"]["annotations"]
-check("annotated port", annotations["prometheus.io/port"], str(ports["http"]))
-metrics = got(annotations["prometheus.io/path"])
-metric = objects["HorizontalPodAutoscaler"]["spec"]["metrics"][0]["pods"]["metric"]["name"]
-check("metric", re.search(f"^# TYPE {metric} gauge$", metrics, re.MULTILINE) is not None, True)
-server.send_signal(signal.SIGTERM)
-check("stopped", server.wait(longest), 0)
+try:
+    for name in ("startupProbe", "readinessProbe", "livenessProbe"):
+        probe = container[name]["httpGet"]
+        check(name, (probe["port"], "ok" in str(got(probe["path"]))), ("http", True))
+    annotations = pod["metadata"]["annotations"]
+    check("annotated port", annotations["prometheus.io/port"], str(ports["http"]))
+    metrics = got(annotations["prometheus.io/path"])
+    metric = objects["HorizontalPodAutoscaler"]["spec"]["metrics"][0]["pods"]["metric"]["name"]
+    check("metric", re.search(f"^# TYPE {metric} gauge$", metrics, re.MULTILINE) is not None, True)
+    server.send_signal(signal.SIGTERM)
+    check("stopped", server.wait(longest), 0)
+finally:
+    server.kill()
 done("kubernetes.yaml")
