@@ -33,6 +33,8 @@ def folder():
     try:
         yield made
     finally:
+        for program in Program.started:
+            program.kill()
         shutil.rmtree(made, ignore_errors=True)
 
 
@@ -51,11 +53,14 @@ def processes():
 class Program:
     """An example, with the processes that Ray has started for it."""
 
+    started = []
+
     def __init__(self, name, *arguments, log):
         self.log = log
         with open(log, "w") as output:
             command = [sys.executable, EXAMPLES / name, *map(str, arguments)]
             self.child = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        Program.started.append(self)
 
     def below(self, title=""):
         """Returns the ids of the processes below it whose titles begin so."""
@@ -82,9 +87,9 @@ class Program:
         return self.child.wait(seconds)
 
     def kill(self):
-        """Kills the program itself; what Ray has started for it ends of its own, but for agents
-        that, where nothing takes in orphans, wait for a process that has ended."""
-        left = self.below()
+        """Kills the program itself, if it runs. What Ray has started for it ends of its own, but
+        for agents that, where nothing takes in orphans, wait for a process that has ended."""
+        left = self.below() if self.child.poll() is None else []
         self.child.kill()
         self.child.wait()
         end = time.monotonic() + 6
