@@ -1,5 +1,5 @@
-"""examples/ray_embed.py: rows embedded by two workers; the driver is killed, and a worker in the run
-that does the rest. On stdin: `long`, whether all is done at full size and timed."""
+"""examples/ray_embed.py: rows embedded by two workers; the driver is killed, and a worker of the
+run that does the rest. On stdin: `long`, whether all is done at full size and timed."""
 
 import json
 import os
