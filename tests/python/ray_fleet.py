@@ -175,7 +175,7 @@ def timed(place, rows):
         )  # fmt: skip
         took(f"an engine of {count} threads without Ray", float(ended.stdout))
     tokens = sum(len(engine.tokenize(text)) for text in rows) / TIMED
-    print(f"{TIMED} rows of {tokens:.1f} tokens and the instruction's 8, best of three, rows/s")
+    print(f"{TIMED} rows of {tokens:.1f} tokens and the instruction's 10, best of three, rows/s")
     for what, rate in sorted(best.items()):
         print(f"  {what}: {rate:.0f}")
 
