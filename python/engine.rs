@@ -15,14 +15,28 @@ use numpy::{PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray2};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
 use std::str::FromStr;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 /// A loaded model.
 #[pyclass(frozen, module = "gritlm_rs._native")]
 pub(crate) struct Engine {
     scheduler: Scheduler,
-    /// The process that opened it. A fork has its memory, but not its threads.
-    process: u32,
+}
+
+/// Refuses to compute in a fork of the process that opened the first engine. A fork has its memory,
+/// but neither the scheduler's threads nor those of the CPU's pool, for which it would wait for ever.
+fn not_forked() -> PyResult<()> {
+    static FIRST: OnceLock<u32> = OnceLock::new();
+    let here = std::process::id();
+    let first = *FIRST.get_or_init(|| here);
+    match first == here {
+        true => Ok(()),
+        false => Err(GritLMError::new_err(format!(
+            "process {here} is a fork of {first}, which has opened an engine, and has none of its \
+             threads: start processes with the method \"spawn\", or before the first engine"
+        ))),
+    }
 }
 
 /// Keyword arguments of opening a model; the package's Python files always give all of them.
@@ -105,13 +119,14 @@ type Vectors<'py> = (Bound<'py, PyArray2<f32>>, Vec<Option<Cache>>);
 impl Engine {
     #[new]
     fn new(py: Python<'_>, model: &str, options: Opening) -> PyResult<Self> {
+        not_forked()?;
         let options = options.options()?;
         let scheduler = py.detach(|| {
             let engine = gritlm::Engine::open(model, &options)?;
             let limits = Limits::default().batch_tokens(options.batch_tokens);
             Scheduler::start(engine, limits)
         });
-        Ok(Self { scheduler: scheduler.map_err(raise)?, process: std::process::id() })
+        Ok(Self { scheduler: scheduler.map_err(raise)? })
     }
 
     /// The device in use and why it was chosen.
@@ -317,16 +332,10 @@ impl Engine {
         self.scheduler.engine()
     }
 
-    /// Returns the scheduler, for whatever needs its threads. In a fork a call would wait for ever.
+    /// Returns the scheduler, for whatever needs its threads.
     pub(crate) fn scheduler(&self) -> PyResult<&Scheduler> {
-        let (opened, here) = (self.process, std::process::id());
-        match opened == here {
-            true => Ok(&self.scheduler),
-            false => Err(GritLMError::new_err(format!(
-                "the engine was opened in process {opened}, and this is {here}, a fork of it: \
-                 start processes with the method \"spawn\", or open the engine in each of them"
-            ))),
-        }
+        not_forked()?;
+        Ok(&self.scheduler)
     }
 
     pub(crate) fn passes(&self) -> PyResult<Scheduled<'_>> {

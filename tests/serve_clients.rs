@@ -47,7 +47,7 @@ fn named(test: &str, variable: &str, what: &str) -> Option<String> {
 }
 
 /// The Python with the clients.
-fn clients(test: &str) -> Option<String> {
+pub(crate) fn clients(test: &str) -> Option<String> {
     named(test, "GRITLM_CLIENTS", "Python with tests/clients/requirements.txt")
 }
 
@@ -89,7 +89,7 @@ pub(crate) fn runs_in(python: &str, script: &Path, path: &[PathBuf], given: &Val
 }
 
 /// Inputs, and what the library makes of them.
-fn given(server: &Server) -> Value {
+pub(crate) fn given(server: &Server) -> Value {
     let options = Options::default().device(Device::Cpu);
     let engine = Engine::open("demo", &options).unwrap();
     let texts = ["chess interface for the desktop", "capture network packets", "größer als π"];

@@ -35,12 +35,18 @@ class Answer:
         self.finish_reason = piece.finish_reason
         return piece
 
+    def _end(self) -> None:
+        # An answer of no tokens has no piece to say why it is over.
+        if not self.tokens and self._job.summary is not None:
+            self.finish_reason = "length"
+
     def __iter__(self) -> Iterator[Piece]:
         return self
 
     def __next__(self) -> Piece:
         piece = self._job.next()
         if piece is None:
+            self._end()
             raise StopIteration
         return self._take(piece)
 
@@ -59,6 +65,7 @@ class Answer:
             if piece is not None:
                 return self._take(piece)
             if over:
+                self._end()
                 raise StopAsyncIteration
             await self._event.wait()
 

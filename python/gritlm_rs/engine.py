@@ -10,7 +10,9 @@ import asyncio
 import json
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as Series
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from os import PathLike
 from typing import Any, Literal, TypedDict
 
@@ -138,6 +140,9 @@ class Engine:
     def __init__(self, model: str | PathLike[str] = "demo", **options: Any) -> None:
         self._native = _native.Engine(str(model), opening(**options))
         self.name = str(model)
+        # Threads that wait for embeddings. The event loop's own are as few as there are cores, and so
+        # would be the texts of a step.
+        self._waiting = ThreadPoolExecutor(256, "gritlm-embed")
 
     @property
     def device(self) -> str:
@@ -210,7 +215,8 @@ class Engine:
 
     async def embed_async(self, texts: Series[str], **options: Any) -> Floats:
         """Does what `embed` does, for async code. A task that is cancelled does not end the work."""
-        return await asyncio.to_thread(self.embed, texts, **options)
+        call = partial(self.embed, texts, **options)
+        return await asyncio.get_running_loop().run_in_executor(self._waiting, call)
 
     @staticmethod
     def _embedding(

@@ -61,14 +61,15 @@ raises(
 )
 
 # A fork has no threads to compute with; it says so, and does not wait for ever.
-child = os.fork()
-if child == 0:
-    try:
-        engine.embed(texts)
-    except GritLMError as error:
-        os._exit(0 if "spawn" in str(error) and "\n" not in str(error) else 1)
-    os._exit(2)
-check("fork", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), 0)
+for call in (lambda: engine.embed(texts), lambda: Engine(given["model"], device="cpu")):
+    child = os.fork()
+    if child == 0:
+        try:
+            call()
+        except GritLMError as error:
+            os._exit(0 if "spawn" in str(error) and "\n" not in str(error) else 1)
+        os._exit(2)
+    check("fork", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), 0)
 
 # Cancelling: an answer that is dropped leaves the batch.
 answer = engine.generate(prompt, max_tokens=1500, ignore_eos=True)
