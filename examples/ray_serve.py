@@ -24,7 +24,6 @@ import threading
 import time
 import uuid
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 import ray
@@ -78,15 +77,13 @@ class Chat(BaseModel):
 class Replica:
     """One engine and the requests that it has under way."""
 
-    def __init__(self, model: str, device: str, threads: int, under_way: int) -> None:
+    def __init__(self, model: str, device: str, threads: int) -> None:
         # The engine's threads are made when it is first used.
         os.environ["RAYON_NUM_THREADS"] = str(threads)
         from gritlm_rs import Engine
 
         self.name = model
         self.engine = Engine(model, device=device)
-        # Threads that wait for the engine; asyncio's own are too few to keep its batch full.
-        self.waiting = ThreadPoolExecutor(under_way)
 
     async def check_health(self) -> None:
         """Raises where the engine makes no token in time, before all that waits."""
@@ -103,12 +100,9 @@ class Replica:
         """Embeds texts."""
         texts = [asked.input] if isinstance(asked.input, str) else asked.input
 
-        def embed() -> Any:
-            how: dict[str, Any] = asked.model_dump(include={"instruction", "dimensions"})
-            return self.engine.embed(texts, progress=False, **how)
-
+        how = asked.model_dump(include={"instruction", "dimensions"})
         try:
-            vectors = await asyncio.get_running_loop().run_in_executor(self.waiting, embed)
+            vectors = await self.engine.embed_async(texts, progress=False, **how)
         except ValueError as error:
             raise HTTPException(400, str(error)) from None
         tokens = sum(len(self.engine.tokenize(text)) for text in texts)
@@ -177,9 +171,8 @@ def app(
     """Returns the application, for `serve run ray_serve:app` as well."""
     gpu = device.startswith("cuda")
     threads = threads or max(1, (os.cpu_count() or 1) // most)
-    under_way = 4 * target
     deployment = serve.deployment(
-        max_ongoing_requests=under_way,
+        max_ongoing_requests=4 * target,
         max_queued_requests=QUEUED,
         autoscaling_config={
             "min_replicas": least,
@@ -190,7 +183,7 @@ def app(
         graceful_shutdown_timeout_s=GRACE,
         ray_actor_options={"num_cpus": 1 if gpu else threads, "num_gpus": 1 if gpu else 0},
     )(Replica)
-    return deployment.bind(model, device, threads, under_way)
+    return deployment.bind(model, device, threads)
 
 
 def main() -> None:
