@@ -74,7 +74,7 @@ class Program:
         below = found - {self.child.pid}
         return sorted(pid for pid in below if running[pid][1].startswith(title))
 
-    def until(self, what, true, seconds=60):
+    def until(self, what, true, seconds=300):
         """Waits until something holds."""
         end = time.monotonic() + seconds
         while not true():

@@ -68,12 +68,12 @@ def killed(place, files):
     output = place / "out"
     total = len(range(0, ROWS // 2 + 3, SIZE)) + len(range(ROWS // 2 + 3, ROWS, SIZE))
     first = Program("ray_embed.py", *command(files, output), log=place / "first.log")
-    first.until("parts", lambda: len(parts(output)) >= total // 4, 120)
+    first.until("parts", lambda: len(parts(output)) >= total // 4)
     first.kill()
     there = {part.name: part.stat().st_mtime_ns for part in parts(output)}
     check("not all done", len(there) < total // 2, True)
     second = Program("ray_embed.py", *command(files, output), log=place / "second.log")
-    second.until("half", lambda: len(parts(output)) >= total // 2, 300)
+    second.until("half", lambda: len(parts(output)) >= total // 2)
     half = len(parts(output))
     workers = second.below("ray::MapWorker")
     check("workers", len(workers), 2)
