@@ -1,7 +1,7 @@
 //! Texts in, one array of vectors out.
 
 use crate::cache::Cache;
-use crate::error::{raise, refused, unknown};
+use crate::error::{ended, raise, refused, unknown};
 use crate::job::TICK;
 use gritlm::schedule::{Event, Refused, Scheduler, Ticket, Work};
 use gritlm::{Embed, Encoded, Engine, Error, Pooling};
@@ -9,7 +9,8 @@ use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
 use rayon::prelude::*;
 use std::cmp::Reverse;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::collections::VecDeque;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Instant;
 
 /// Tokens of one request to the scheduler. Two are under way at a time, so that a step always finds
@@ -146,12 +147,18 @@ struct Run<'a> {
     order: Vec<usize>,
     /// Texts that are submitted, of `order`.
     submitted: usize,
-    /// Requests under way, with the place of their first text in `order`.
-    under_way: Vec<(usize, Ticket)>,
-    sender: Sender<(usize, Event)>,
-    events: Receiver<(usize, Event)>,
+    /// Requests under way, the oldest first.
+    under_way: VecDeque<UnderWay>,
     found: Embedded,
     done: usize,
+}
+
+/// A request under way.
+struct UnderWay {
+    /// The place of its first text in the order.
+    first: usize,
+    events: Receiver<Event>,
+    _ticket: Ticket,
 }
 
 /// Embeds texts through the scheduler, so that they share steps with all other work. `progress` is
@@ -169,13 +176,11 @@ pub(crate) fn embed(
     // Texts of one length keep the threads evenly busy; the longest first, so that memory use peaks
     // at the start.
     order.sort_by_key(|&i| Reverse(texts[i].tokens.len()));
-    let (sender, events) = channel();
     let vectors = vec![0.0; count * dim];
     let caches = std::iter::repeat_with(|| None).take(count).collect();
     let found = Embedded { vectors, dim, caches };
-    let (submitted, under_way, done) = (0, Vec::new(), 0);
-    let mut run =
-        Run { scheduler, how, texts, order, submitted, under_way, sender, events, found, done };
+    let (submitted, under_way, done) = (0, VecDeque::new(), 0);
+    let mut run = Run { scheduler, how, texts, order, submitted, under_way, found, done };
     let mut told = 0;
     while run.done < count {
         py.detach(|| run.advance())?;
@@ -198,10 +203,17 @@ impl Run<'_> {
                     break;
                 }
             }
-            match self.events.recv_timeout(until.saturating_duration_since(Instant::now())) {
-                Ok((first, event)) => self.take(first, event)?,
-                // The sender is held, so it has only taken long.
-                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
+            let left = until.saturating_duration_since(Instant::now());
+            let Some(oldest) = self.under_way.front() else {
+                // The queue is full of others' requests.
+                std::thread::sleep(left);
+                break;
+            };
+            let first = oldest.first;
+            match oldest.events.recv_timeout(left) {
+                Ok(event) => self.take(first, event)?,
+                Err(RecvTimeoutError::Timeout) => break,
+                Err(RecvTimeoutError::Disconnected) => return Err(ended()),
             }
         }
         Ok(())
@@ -216,14 +228,14 @@ impl Run<'_> {
         }
         let texts = self.order[first..end].iter().map(|&i| self.texts[i].clone()).collect();
         let work = Work::Embed { texts, options: self.how.clone() };
-        let sender = self.sender.clone();
+        let (sender, events) = channel();
         let sink = move |event| {
             // Whoever has gone has dropped the ticket, too.
-            let _ = sender.send((first, event));
+            let _ = sender.send(event);
         };
         match self.scheduler.submit_to(work.into(), sink) {
             Ok(ticket) => {
-                self.under_way.push((first, ticket));
+                self.under_way.push_back(UnderWay { first, events, _ticket: ticket });
                 self.submitted = end;
                 Ok(true)
             }
@@ -244,7 +256,7 @@ impl Run<'_> {
                 });
                 self.done += 1;
             }
-            Event::Finished(_) => self.under_way.retain(|(start, _)| *start != first),
+            Event::Finished(_) => drop(self.under_way.pop_front()),
             Event::Failed(error) => return Err(raise(error)),
             Event::Prompt(_) | Event::Piece(_) | Event::Ranked(_) => {}
         }

@@ -64,10 +64,6 @@ fn format(option: &'static str, name: &str) -> PyResult<Quantization> {
 }
 
 impl Opening {
-    pub(crate) fn adapter(&self) -> Option<std::path::PathBuf> {
-        self.adapter.clone()
-    }
-
     pub(crate) fn options(self) -> PyResult<Options> {
         let default = Options::default();
         let weights = self.weights.map(|name| format("weights", &name)).transpose()?;

@@ -50,3 +50,8 @@ pub(crate) fn raise_rag(error: gritlm_rag::Error) -> PyErr {
 pub(crate) fn unknown(option: &'static str, expected: &str, found: &str) -> PyErr {
     raise(Error::Option { option, expected: expected.into(), found: found.into() })
 }
+
+/// A request whose events end without a last one: the scheduler's thread has panicked.
+pub(crate) fn ended() -> PyErr {
+    GritLMError::new_err("the engine has ended, as stderr says; open the model again")
+}

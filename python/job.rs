@@ -1,6 +1,6 @@
 //! An answer of the scheduler as it comes, for blocking code and for event loops.
 
-use crate::error::raise;
+use crate::error::{ended, raise};
 use gritlm::schedule::{Event, Request, Scheduler, Ticket};
 use gritlm::{Finish, Piece as Made};
 use pyo3::prelude::*;
@@ -133,6 +133,11 @@ impl Job {
         Ok(Self { events, ticket, wake, told: Mutex::default(), prompt_tokens })
     }
 
+    /// Returns an error if the events have ended although nobody has cancelled the request.
+    fn ended(&self) -> PyResult<()> {
+        if lock(&self.ticket).is_none() { Ok(()) } else { Err(ended()) }
+    }
+
     /// Takes an event in; returns the piece that it is.
     fn take(&self, event: Event) -> PyResult<Option<Piece>> {
         let mut told = lock(&self.told);
@@ -175,7 +180,7 @@ impl Job {
                         return Err(interrupt);
                     }
                 }
-                Err(RecvTimeoutError::Disconnected) => return Ok(None),
+                Err(RecvTimeoutError::Disconnected) => return self.ended().map(|()| None),
             }
         }
     }
@@ -191,7 +196,12 @@ impl Job {
                     }
                 }
                 Err(TryRecvError::Empty) => return Ok((lock(&self.told).over, None)),
-                Err(TryRecvError::Disconnected) => return Ok((true, None)),
+                Err(TryRecvError::Disconnected) => {
+                    if !lock(&self.told).over {
+                        self.ended()?;
+                    }
+                    return Ok((true, None));
+                }
             }
         }
     }

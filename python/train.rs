@@ -180,12 +180,11 @@ pub(crate) fn train(
     progress: Option<Py<PyAny>>,
 ) -> PyResult<String> {
     let options = training.options()?;
-    let adapter = opening.adapter();
     let device = opening.options()?;
     let mut raised = None;
     let ended = py.detach(|| {
         let checkpoint = Checkpoint::open(model, device.progress)?;
-        let checkpoint = checkpoint.with_adapter(adapter.as_deref())?;
+        let checkpoint = checkpoint.with_adapter(device.adapter.as_deref())?;
         let run = Run {
             model,
             checkpoint: &checkpoint,

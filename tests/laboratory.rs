@@ -151,7 +151,7 @@ fn contract() -> String {
 }
 
 /// A text in lines of at most 100 columns.
-fn wrapped(text: &str) -> String {
+pub(crate) fn wrapped(text: &str) -> String {
     let mut lines = vec![String::new()];
     for word in text.split(' ') {
         let line = lines.last_mut().unwrap();

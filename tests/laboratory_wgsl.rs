@@ -2,6 +2,7 @@
 //! beside ours, and the contract that docs/shaders.md states.
 
 use crate::cli::{objects, run};
+use crate::laboratory::wrapped;
 use crate::shaders::{covered, open_all, parse};
 use gritlm_shaders::shader::{Kind, Shader, shaders};
 use gritlm_shaders::{Own, stems};
@@ -214,20 +215,6 @@ fn contract() -> String {
         .unwrap();
     }
     text
-}
-
-/// A text in lines of at most 100 columns.
-fn wrapped(text: &str) -> String {
-    let mut lines = vec![String::new()];
-    for word in text.split(' ') {
-        let line = lines.last_mut().unwrap();
-        match line.len() + 1 + word.len() > 100 {
-            true => lines.push(word.into()),
-            false if line.is_empty() => line.push_str(word),
-            false => *line += &format!(" {word}"),
-        }
-    }
-    lines.join("\n")
 }
 
 #[test]

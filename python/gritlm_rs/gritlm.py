@@ -357,8 +357,7 @@ class GritLM(Sentences):
 
 
 def _tokens(answer: Answer) -> list[int]:
-    for _ in answer:
-        pass
+    answer.text()
     return answer.tokens
 
 
