@@ -188,29 +188,15 @@ class Engine:
 
         Raises `ValueError` where a text is empty, or the instruction leaves no room for one.
         """
-        options = self._embedding(
-            instruction, pooling, normalize, max_length, attn, dimensions, False
-        )
+        options = self._embedding(instruction, pooling, normalize, max_length, attn, dimensions)
         return self._watched(texts, options, progress)[0]
 
-    def embed_with_caches(
-        self,
-        texts: Series[str],
-        *,
-        instruction: str = "",
-        pooling: Pooling = "mean",
-        normalize: bool = True,
-        max_length: int = 512,
-        attn: Literal["bbcc", "cccc"] | None = None,
-        dimensions: int | None = None,
-        progress: bool | None = None,
-    ) -> tuple[Floats, list[Cache]]:
-        """Does what `embed` does and also returns the keys and values of each text, for `past` of
-        `generate`."""
-        options = self._embedding(
-            instruction, pooling, normalize, max_length, attn, dimensions, True
-        )
-        vectors, caches = self._watched(texts, options, progress)
+    def embed_with_caches(self, texts: Series[str], **options: Any) -> tuple[Floats, list[Cache]]:
+        """Does what `embed` does, with the same arguments, and also returns the keys and values of
+        each text, for `past` of `generate`."""
+        progress = options.pop("progress", None)
+        how = self._embedding(keep_cache=True, **options)
+        vectors, caches = self._watched(texts, how, progress)
         return vectors, [cache for cache in caches if cache is not None]
 
     async def embed_async(self, texts: Series[str], **options: Any) -> Floats:
@@ -220,13 +206,13 @@ class Engine:
 
     @staticmethod
     def _embedding(
-        instruction: str,
-        pooling: str,
-        normalize: bool,
-        max_length: int,
-        attn: str | None,
-        dimensions: int | None,
-        keep_cache: bool,
+        instruction: str = "",
+        pooling: str = "mean",
+        normalize: bool = True,
+        max_length: int = 512,
+        attn: str | None = None,
+        dimensions: int | None = None,
+        keep_cache: bool = False,
         verbatim: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         return dict(locals())
