@@ -3,6 +3,11 @@
 
 #include "ptx.cuh"
 
+// Hopper's own instructions, which no other GPU has, are there.
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+#define GRITLM_HOPPER
+#endif
+
 constexpr u32 WARP = 32;
 constexpr u32 ALL = 0xffffffffu;  // every lane of a warp
 __device__ __forceinline__ float infinity() { return __uint_as_float(0x7f800000u); }
@@ -10,8 +15,15 @@ __device__ __forceinline__ float infinity() { return __uint_as_float(0x7f800000u
 // KERNEL(name, Params, threads, blocks, body): an entry point `name` that calls `body(p)`, with so
 // many threads a block and at least so many blocks an SM (which bounds the registers). `body` may
 // have template arguments with commas. It runs once the launches before have ended; that of a
-// KERNEL_AHEAD at once, and waits itself. The emulator declares them its own way (emulator/cuda.h).
+// KERNEL_AHEAD at once, and waits itself, as that of a KERNEL_CLUSTER, whose blocks are in clusters of
+// so many, neighbours in x. The emulator declares them its own way (emulator/cuda.h).
 #ifndef GRITLM_EMULATOR
+#define KERNEL_CLUSTER(name, Params, threads, blocks, cluster, ...)                                \
+    extern "C" __global__ void __cluster_dims__(cluster, 1, 1) __launch_bounds__(threads, blocks)  \
+        name(const __grid_constant__ Params p) {                                                   \
+        let_next_come();                                                                           \
+        __VA_ARGS__(p);                                                                            \
+    }
 #define KERNEL_AHEAD(name, Params, threads, blocks, ...)                                           \
     extern "C" __global__ void __launch_bounds__(threads, blocks)                                  \
         name(const __grid_constant__ Params p) {                                                   \

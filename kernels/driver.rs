@@ -8,6 +8,7 @@
 use crate::interpreter::{self, Interpreter};
 use crate::params::Pointer;
 use crate::send::Pinned;
+use crate::tensor::{Tensor, TensorMap};
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{
     self, CUdevice_attribute as Attribute, CUevent_flags, CUfunction_attribute,
@@ -357,6 +358,36 @@ impl Driver {
             let DeviceError(text) = said("reports a failed kernel", e);
             DeviceError(format!("{text}; the program has to be started again"))
         })
+    }
+
+    /// Returns what TMA takes for a tensor.
+    pub(crate) fn tensor_map(&self, tensor: &Tensor<'_>) -> Result<TensorMap> {
+        if !self.is_live() {
+            return Ok(tensor.map_of_interpreter());
+        }
+        let (sizes, strides, boxes) = tensor.all();
+        let mut map = sys::CUtensorMap { opaque: [0; 16] };
+        // SAFETY: the driver reads as many numbers as there are dimensions, five at most, and writes the
+        // map. It does not touch the tensor.
+        unsafe {
+            sys::cuTensorMapEncodeTiled(
+                &mut map,
+                sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                tensor.dimensions.len() as u32,
+                tensor.first.0 as *mut _,
+                sizes.as_ptr(),
+                strides[1..].as_ptr(),
+                boxes.as_ptr(),
+                [1; 5].as_ptr(),
+                sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+                sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+        }
+        .result()
+        .map_err(|e| said(&format!("refuses the map of {tensor:?}"), e))?;
+        Ok(TensorMap(map.opaque))
     }
 
     /// Loads a compiled source: a cubin, or PTX for the interpreter.

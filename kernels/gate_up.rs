@@ -1,6 +1,6 @@
 //! gate_up: both products of the feed-forward's first half; see gate_up.cu.
 
-use crate::product::{Call, Product};
+use crate::product::{Call, Order, Product};
 use crate::{Buffer, Cuda, Format, Matrix};
 use gritlm_model::ops::GateUp;
 
@@ -9,7 +9,7 @@ pub(crate) fn gate_up(device: &Cuda, p: GateUp, h: &Buffer, w: &Matrix, out: &mu
     let call = Call {
         op: "gate_up",
         source: "gate_up",
-        pair: true,
+        order: Order::Halves,
         experts: 0,
         rows: p.rows,
         outputs: p.hidden,
@@ -22,5 +22,5 @@ pub(crate) fn gate_up(device: &Cuda, p: GateUp, h: &Buffer, w: &Matrix, out: &mu
             ..Product::default()
         },
     };
-    device.product(&call, device.form(p.rows, 0, [p.hidden, w.cols], true));
+    device.product(&call);
 }

@@ -22,8 +22,9 @@ use bytemuck::Pod;
 use cudarc::driver::CudaEvent;
 use gritlm_model::measure::{Created, OpTime};
 use gritlm_model::ops::{DeviceError, Result};
+use memchr::memmem;
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Minimum number of launches for which a graph is worthwhile.
@@ -121,13 +122,6 @@ pub(crate) struct Steps {
     pub(crate) products: u64,
 }
 
-impl Steps {
-    /// As many iterations in all blocks.
-    pub(crate) fn of(steps: u32, products: u64) -> Self {
-        Self { mean: steps, most: steps, products }
-    }
-}
-
 /// One recorded launch. `params` is its range of words in [`Step::params`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Launch {
@@ -172,6 +166,8 @@ pub(crate) struct Gpu {
     counts: Mutex<Created>,
     /// What a planned GPU was asked to launch.
     planned: Plan,
+    /// Stems of the sources that have kernels for Hopper.
+    hopper: HashSet<&'static str>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -186,6 +182,11 @@ impl Gpu {
         cubins: HashMap<&'static str, Vec<u8>>,
         profile: bool,
     ) -> Result<Self> {
+        // Their names are in the file, be it a cubin or PTX.
+        let has = |(stem, file): &(&&'static str, &Vec<u8>)| {
+            memmem::find(file, format!("{stem}_hopper").as_bytes()).is_some()
+        };
+        let hopper = cubins.iter().filter(has).map(|(stem, _)| *stem).collect();
         let load = |(stem, cubin)| Ok((stem, driver.module(cubin)?));
         let modules = cubins.into_iter().map(load).collect::<Result<_>>()?;
         Ok(Self {
@@ -196,6 +197,7 @@ impl Gpu {
             trouble: Mutex::default(),
             counts: Mutex::default(),
             planned: Plan::default(),
+            hopper,
         })
     }
 
@@ -207,6 +209,12 @@ impl Gpu {
     /// Returns the number of multiprocessors.
     pub(crate) fn sms(&self) -> u32 {
         self.driver.device.sms
+    }
+
+    /// Whether a source has kernels for Hopper; those of a planned GPU are not there to ask.
+    pub(crate) fn has_hopper(&self, stem: &str) -> bool {
+        let planned = self.driver.is_planned() && self.driver.device.capability == (9, 0);
+        planned || self.hopper.contains(stem)
     }
 
     /// Returns the bytes of shared memory that a block may use.

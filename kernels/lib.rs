@@ -37,6 +37,7 @@ mod sample;
 mod search;
 mod send;
 pub mod source;
+mod tensor;
 pub mod tune;
 
 pub use driver::{Device, devices};

@@ -1,6 +1,6 @@
 // linear_add: x += a · wᵀ; a (rows, inner) bf16, w (outputs, inner) bf16, x (rows, outputs) f32.
-// Twin: model/cpu/linear_add.rs. Params: product.rs. Tiles and threads: matmul.cuh.
-#include "matmul.cuh"
+// Twin: model/cpu/linear_add.rs. Params: product.rs. Tiles and threads: matmul.cuh, matmul_hopper.cuh.
+#include "matmul_hopper_few.cuh"
 
 struct LinearAdd {
     static constexpr bool PAIR = false;
@@ -9,6 +9,12 @@ struct LinearAdd {
     __device__ __forceinline__ static u32 a_row(const Product &, u32 m) { return m; }
     __device__ __forceinline__ static u32 w_row(const Product &, u32, u32, u32 j) { return j; }
     __device__ __forceinline__ static bool pairs(const Product &p) { return even(p); }
+    static constexpr u32 RANK = 2;
+    __device__ __forceinline__ static void box(
+        const Product &, u32 (&at)[RANK], u32 k, u32 row, u32) {
+        at[0] = k;
+        at[1] = row;
+    }
     template <u32 C> struct Kept {
         float x[C];
     };
@@ -29,4 +35,7 @@ struct LinearAdd {
 };
 
 MATMULS(linear_add, LinearAdd)
+#ifdef GRITLM_HOPPER
+MATMULS_HOPPER(linear_add, LinearAdd)
+#endif
 SUM_PARTS(linear_add, LinearAdd)

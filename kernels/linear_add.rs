@@ -1,6 +1,6 @@
 //! linear_add: adds a matrix product to the residual stream; see linear_add.cu.
 
-use crate::product::{Call, Product};
+use crate::product::{Call, Order, Product};
 use crate::{Buffer, Cuda, Matrix};
 use gritlm_model::ops::LinearAdd;
 
@@ -8,7 +8,7 @@ pub(crate) fn linear_add(device: &Cuda, p: LinearAdd, a: &Buffer, w: &Matrix, x:
     let call = Call {
         op: "linear_add",
         source: "linear_add",
-        pair: false,
+        order: Order::Rows,
         experts: 0,
         rows: p.rows,
         outputs: p.outer,
@@ -16,5 +16,5 @@ pub(crate) fn linear_add(device: &Cuda, p: LinearAdd, a: &Buffer, w: &Matrix, x:
         w,
         params: Product { sum: x.raw.pointer(), out_stride: x.stride, ..Product::default() },
     };
-    device.product(&call, device.form(p.rows, 0, [p.outer, w.cols], false));
+    device.product(&call);
 }

@@ -1,6 +1,6 @@
 //! logits: the final norm and `lm_head` of the selected rows; see rmsnorm.cu and logits.cu.
 
-use crate::product::{Call, Product};
+use crate::product::{Call, Order, Product};
 use crate::rmsnorm;
 use crate::{Buffer, Cuda, Matrix};
 use gritlm_model::ops::Logits;
@@ -27,7 +27,7 @@ pub(crate) fn logits(
     let call = Call {
         op: "logits",
         source: "logits",
-        pair: false,
+        order: Order::Rows,
         experts: 0,
         rows: count,
         outputs: p.vocab,
@@ -35,5 +35,5 @@ pub(crate) fn logits(
         w,
         params: Product { sum: out.raw.pointer(), out_stride: out.stride, ..Product::default() },
     };
-    device.product(&call, device.form(count, 0, [p.vocab, w.cols], false));
+    device.product(&call);
 }

@@ -32,9 +32,9 @@ __device__ __forceinline__ u32 bytes_inside(u32 k, u32 inner) {
 }
 
 // Stores a warp's sums, of rows from m0 and outputs from j0 on, C neighbours at a time. What a row
-// needs is read for all of its outputs before the first is stored, so that the reads are under way
+// needs is read for BATCH of its outputs before the first is stored, so that the reads are under way
 // together: one after the other, o_proj's took 20 to 32 % of the time (predicted).
-template <class Op, u32 C, u32 M, u32 N>
+template <class Op, u32 C, u32 BATCH, u32 M, u32 N>
 __device__ __forceinline__ void store_sums(
     const Product &p, u32 m0, u32 end, u32 j0, float (&acc)[M][N][4]) {
     constexpr u32 EACH = Op::PAIR ? 2 : 1;
@@ -45,24 +45,28 @@ __device__ __forceinline__ void store_sums(
             continue;
         }
 #pragma unroll
-        for (u32 c = 0; c < 2; c += C) {
-            u32 first = j0 + lane() % 4 * 2 + c;
+        for (u32 batch = 0; batch < 2 / C * (N / EACH); batch += BATCH) {
+            u32 c = batch / (N / EACH);
+            u32 n0 = batch % (N / EACH);
+            u32 first = j0 + lane() % 4 * 2 + c + 8 * n0;
             auto is_there = [&](u32 n) { return first + 8 * n < p.outputs; };
-            typename Op::template Kept<C> kept[N / EACH];
+            typename Op::template Kept<C> kept[BATCH];
 #pragma unroll
-            for (u32 n = 0; n < N / EACH; n++) {
+            for (u32 n = 0; n < BATCH; n++) {
                 if (is_there(n)) {
                     kept[n] = Op::template keep<C>(p, m, first + 8 * n);
                 }
             }
 #pragma unroll
-            for (u32 n = 0; n < N / EACH; n++) {
+            for (u32 n = 0; n < BATCH; n++) {
                 if (is_there(n)) {
                     float v[C], w[C];
 #pragma unroll
                     for (u32 i = 0; i < C; i++) {
-                        v[i] = acc[half / 2][n * EACH][half % 2 * 2 + c + i];
-                        w[i] = acc[half / 2][n * EACH + EACH - 1][half % 2 * 2 + c + i];
+                        float (&sums)[4] = acc[half / 2][(n0 + n) * EACH];
+                        float (&others)[4] = acc[half / 2][(n0 + n) * EACH + EACH - 1];
+                        v[i] = sums[half % 2 * 2 + c + i];
+                        w[i] = others[half % 2 * 2 + c + i];
                     }
                     Op::template store<C>(p, m, first + 8 * n, kept[n], v, w);
                 }
@@ -347,20 +351,21 @@ __device__ void matmul(const Product &p) {
             }
         }
     }
-    u32 j = j0 + warp_n / (Op::PAIR ? 2 : 1);
+    constexpr u32 EACH = Op::PAIR ? 2 : 1;
+    u32 j = j0 + warp_n / EACH;
     if (!Op::GROUPED && gridDim.y > 1) {
         using Parts = Part<Op>;
         if (Parts::pairs(p)) {
-            store_sums<Parts, 2>(p, rows.first + warp_m, rows.end, j, acc);
+            store_sums<Parts, 2, WN / 8 / EACH>(p, rows.first + warp_m, rows.end, j, acc);
         } else {
-            store_sums<Parts, 1>(p, rows.first + warp_m, rows.end, j, acc);
+            store_sums<Parts, 1, WN / 8 / EACH>(p, rows.first + warp_m, rows.end, j, acc);
         }
         return;
     }
     if (Op::pairs(p)) {
-        store_sums<Op, 2>(p, rows.first + warp_m, rows.end, j, acc);
+        store_sums<Op, 2, WN / 8 / EACH>(p, rows.first + warp_m, rows.end, j, acc);
     } else {
-        store_sums<Op, 1>(p, rows.first + warp_m, rows.end, j, acc);
+        store_sums<Op, 1, WN / 8 / EACH>(p, rows.first + warp_m, rows.end, j, acc);
     }
 }
 

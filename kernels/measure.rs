@@ -2,7 +2,7 @@
 //! op, and what it has launched and created.
 
 use crate::gpu::Use;
-use crate::product::{Call, Product};
+use crate::product::{Call, Order, Product};
 use crate::{Buffer, Cuda, Format, Matrix};
 use gritlm_model::measure::{Created, Measure, OpTime, rate};
 use gritlm_model::ops::Result;
@@ -48,9 +48,10 @@ impl Measure for Cuda {
         let a = Buffer { format: Format::Bf16, ..self.buffer_of(1, COLS as usize)? };
         let x = self.buffer_of(1, outputs as usize)?;
         let params = Product { sum: x.raw.pointer(), out_stride: x.stride, ..Product::default() };
-        let (op, source, pair, experts, rows) = (DISPLACING, "linear_add", false, 0, 1);
-        let call = Call { op, source, pair, experts, rows, outputs, a: &a, w: &w, params };
-        self.product(&call, self.form(rows, experts, [outputs, COLS], pair));
+        let (op, source, experts, rows) = (DISPLACING, "linear_add", 0, 1);
+        let order = Order::Rows;
+        let call = Call { op, source, order, experts, rows, outputs, a: &a, w: &w, params };
+        self.product(&call);
         // A launch that is timed goes alone.
         self.gpu.submit()
     }

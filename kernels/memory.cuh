@@ -19,11 +19,18 @@ struct __align__(8) Vec8 {  // 8 bytes, one 64-bit access
     u32 word[2];
 };
 
+// A tensor in global memory and the box of it that TMA copies, on Hopper; the host makes it (tensor.rs).
+// The driver's CUtensorMap: 128 bytes, aligned to 64, among a kernel's parameters.
+struct __align__(64) TensorMap {
+    u64 word[16];
+};
+
 #ifdef GRITLM_EMULATOR
 // global_read, global_write (pointer, bytes) and shared_read, shared_write (offset, bytes) → pointer.
 #include "emulator/memory.h"
 #else
-extern __shared__ __align__(128) unsigned char shared_memory[];
+// Tiles that TMA swizzles begin at multiples of 1024 bytes.
+extern __shared__ __align__(1024) unsigned char shared_memory[];
 
 template <class T> __device__ __forceinline__ const T *global_read(const void *at, u32) {
     return static_cast<const T *>(at);

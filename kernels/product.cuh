@@ -4,6 +4,8 @@
 //   GROUPED   rows are sorted by expert, and tiles come from a list that the device has made,
 //   a_row     the row of `a` for row m of the product,
 //   w_row     the row of the weights for output j,
+//   RANK, box where in the map of the weights, which has so many dimensions, the 64 columns from k on
+//             of the 64 rows from `row` on begin, counted in the order of the tiles (Hopper),
 //   pairs     whether outputs j and j + 1, j even, may be stored as one,
 //   keep      what is read of row m before C outputs from j on are stored; C is 1, or 2 of a pair,
 //   store     what becomes of their sums v, and of a PAIR w.
@@ -39,6 +41,14 @@ struct Product {
     u32 tiles;  // of rows, at most
     u32 split;  // steps of a block
     u32 parts_count;
+};
+
+// The parameters on Hopper: the maps of `a`, in boxes of the form's rows and 64 columns, and of the
+// weights, in boxes of 64 rows in the order of the tiles and 64 columns.
+struct ProductMaps {
+    TensorMap a;
+    TensorMap w;
+    Product p;
 };
 
 // Rows [first, end) of the product, all of one expert.

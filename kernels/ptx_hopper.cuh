@@ -6,12 +6,6 @@
 
 #include "ptx.cuh"
 
-// A tensor in global memory and the box of it that a copy moves; the host makes it (tensor.rs). The
-// driver's CUtensorMap: 128 bytes, aligned to 64.
-struct __align__(64) TensorMap {
-    u64 word[16];
-};
-
 // Threads of a warpgroup, which multiplies together.
 constexpr u32 WARPGROUP = 128;
 // Columns of bf16 in a row of a swizzled tile: 128 bytes, the widest that TMA and wgmma swizzle.

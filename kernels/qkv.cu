@@ -3,8 +3,8 @@
 // head_dim) bf16, keys and values (pages, kv_heads, 128, width) bf16 of one layer.
 //
 // Output j is a pair of columns d and d + head_dim / 2 of one head, the two that turn together.
-// Twin: model/cpu/qkv.rs. Params: product.rs. Tiles and threads: matmul.cuh.
-#include "matmul.cuh"
+// Twin: model/cpu/qkv.rs. Params: product.rs. Tiles and threads: matmul.cuh, matmul_hopper.cuh.
+#include "matmul_hopper_few.cuh"
 
 constexpr u32 PAGE = 128;
 
@@ -20,6 +20,14 @@ struct Qkv {
     // Both are of one head, in `out` and in the pages.
     __device__ __forceinline__ static bool pairs(const Product &p) {
         return even(p) && (p.head_dim / 2 | p.width) % 2 == 0;
+    }
+    static constexpr u32 RANK = 5;
+    __device__ __forceinline__ static void box(
+        const Product &p, u32 (&at)[RANK], u32 k, u32 row, u32) {
+        at[0] = k;
+        at[1] = at[2] = 0;
+        at[3] = row % p.head_dim / 16;
+        at[4] = row / p.head_dim;
     }
     template <u32 C> struct Kept {
         float turn[C][2];  // cosine and sine
@@ -70,4 +78,7 @@ struct Qkv {
 };
 
 MATMULS(qkv, Qkv)
+#ifdef GRITLM_HOPPER
+MATMULS_HOPPER(qkv, Qkv)
+#endif
 SUM_PARTS(qkv, Qkv)

@@ -1,7 +1,7 @@
 //! qkv: projects to queries, keys and values, applies RoPE, and writes keys and values to the KV
 //! cache; see qkv.cu.
 
-use crate::product::{Call, Product};
+use crate::product::{Call, Order, Product};
 use crate::{Batch, Buffer, Cuda, Format, Matrix, Pages};
 use gritlm_model::ops::{PAGE, Qkv};
 
@@ -20,7 +20,7 @@ pub(crate) fn qkv(
     let call = Call {
         op: "qkv",
         source: "qkv",
-        pair: true,
+        order: Order::Heads(p.head_dim),
         experts: 0,
         rows: p.rows,
         outputs,
@@ -41,7 +41,7 @@ pub(crate) fn qkv(
             ..Product::default()
         },
     };
-    device.product(&call, device.form(p.rows, 0, [outputs, w.cols], true));
+    device.product(&call);
 }
 
 /// The kernels have pages of 128 tokens.

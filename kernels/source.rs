@@ -4,10 +4,11 @@
 
 use crate::attention::AttentionParams;
 use crate::embed::Embed;
+use crate::expert::Gather;
 use crate::narrow::Narrow;
 use crate::params::Layout;
 use crate::pool::Pool;
-use crate::product::Product;
+use crate::product::{Product, ProductMaps};
 use crate::rmsnorm::RmsNormParams;
 use crate::route::{Add, RouteParams, Sort};
 use crate::sample::SamplingParams;
@@ -89,22 +90,23 @@ sources! {
     attention: AttentionParams;
     embed: Embed;
     expert_add: Add;
-    expert_down: Product;
-    expert_gate_up: Product;
+    expert_down: Product, ProductMaps;
+    expert_gate_up: Product, ProductMaps;
+    expert_gather: Gather;
     expert_sort: Sort;
-    gate_up: Product;
-    linear_add: Product;
-    logits: Product;
+    gate_up: Product, ProductMaps;
+    linear_add: Product, ProductMaps;
+    logits: Product, ProductMaps;
     narrow: Narrow;
     pool: Pool;
-    qkv: Product;
+    qkv: Product, ProductMaps;
     rmsnorm: RmsNormParams;
     route: RouteParams;
     sample: SamplingParams;
     search: Scores, Select;
 }
 
-headers!(attention common matmul memory order product ptx);
+headers!(attention common matmul matmul_hopper matmul_hopper_few memory order product ptx ptx_hopper);
 
 /// Returns all sources.
 pub fn all() -> &'static [Source] {

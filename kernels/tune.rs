@@ -6,9 +6,22 @@ use crate::gpu::Steps;
 /// Columns of the inner dimension that matmul.cuh takes in a step.
 const DEPTH: u32 = 64;
 
-/// A tile of matmul.cuh. The cycles are predicted (NOTES.md), not measured.
+/// The instructions that a tile is computed with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tier {
+    /// `mma.sync`, on every GPU from Ampere on: matmul.cuh.
+    Ampere,
+    /// `wgmma`, with persistent blocks in clusters of so many: matmul_hopper.cuh.
+    Hopper(u32),
+    /// `wgmma` with the weights as its rows: matmul_hopper_few.cuh.
+    HopperFew,
+}
+
+/// A tile of a matrix product. The cycles are predicted (NOTES.md), not measured.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Tile {
+    /// What computes it.
+    pub tier: Tier,
     /// Its rows and its weight rows, as in the names of the entry points.
     pub name: &'static str,
     /// Rows.
@@ -27,8 +40,8 @@ pub struct Tile {
     pub ends: u32,
 }
 
-/// The tiles that matmul.cuh instantiates.
-pub const TILES: [Tile; 7] = [
+/// The tiles that matmul.cuh, matmul_hopper.cuh and matmul_hopper_few.cuh instantiate.
+pub const TILES: [Tile; 13] = [
     tile("16x32", [16, 32], 128, 8, 4, [180, 460], 1900),
     tile("16x48", [16, 48], 128, 8, 3, [216, 490], 2300),
     tile("32x32", [32, 32], 128, 8, 3, [250, 490], 2400),
@@ -36,6 +49,12 @@ pub const TILES: [Tile; 7] = [
     tile("64x128", [64, 128], 128, 3, 2, [1016, 1420], 2400),
     tile("128x128", [128, 128], 256, 3, 2, [1570, 2800], 3500),
     tile("128x256", [128, 256], 256, 3, 1, [1960, 1960], 5000),
+    few("hopper_8x128", 8, 6, [150, 300]),
+    few("hopper_32x128", 32, 5, [160, 320]),
+    few("hopper_64x128", 64, 4, [260, 520]),
+    hopper("hopper_128x128", 128, 6, 1, 540, 4000),
+    hopper("hopper_128x192", 192, 5, 1, 800, 5000),
+    hopper("hopper_128x256", 256, 4, 2, 1060, 6000),
 ];
 
 const fn tile(
@@ -47,7 +66,27 @@ const fn tile(
     step: [u32; 2],
     ends: u32,
 ) -> Tile {
-    Tile { name, rows, cols, threads, stages, resident, step, ends }
+    let tier = Tier::Ampere;
+    Tile { tier, name, rows, cols, threads, stages, resident, step, ends }
+}
+
+/// A warp that copies and two warpgroups; two blocks are on a multiprocessor.
+const fn few(name: &'static str, rows: u32, stages: u32, step: [u32; 2]) -> Tile {
+    let tile = tile(name, [rows, 128], 288, stages, 2, step, 2500);
+    Tile { tier: Tier::HopperFew, ..tile }
+}
+
+/// A warpgroup that copies and two that multiply.
+const fn hopper(
+    name: &'static str,
+    cols: u32,
+    stages: u32,
+    cluster: u32,
+    step: u32,
+    ends: u32,
+) -> Tile {
+    let tile = tile(name, [128, cols], 384, stages, 1, [step, step], ends);
+    Tile { tier: Tier::Hopper(cluster), ..tile }
 }
 
 /// Maximum number of blocks that share a tile's columns. More would write more sums than they save.
@@ -74,6 +113,17 @@ pub struct Shape {
     pub groups: u32,
 }
 
+/// A GPU to choose a form for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Multiprocessors.
+    pub sms: u32,
+    /// Bytes of shared memory per block.
+    pub shared: u32,
+    /// Whether it has the kernels for Hopper, and they support the product.
+    pub hopper: bool,
+}
+
 /// How a product is computed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Form {
@@ -84,15 +134,37 @@ pub struct Form {
 }
 
 impl Tile {
-    /// Returns the bytes of shared memory: a step's columns in bf16 for each row in each stage.
+    /// Whether it needs the kernels for Hopper.
+    pub fn is_hopper(&self) -> bool {
+        self.tier != Tier::Ampere
+    }
+
+    /// Blocks of a cluster, which have neighbouring tiles of rows.
+    fn cluster(&self) -> u32 {
+        if let Tier::Hopper(cluster) = self.tier { cluster } else { 1 }
+    }
+
+    /// Returns the bytes of shared memory: a step's columns in bf16 for each row in each stage, and
+    /// Hopper's barriers, two of 8 bytes a stage.
     pub fn shared(&self) -> u32 {
-        self.stages * (self.rows + self.cols) * DEPTH * 2
+        let barriers = if self.is_hopper() { 16 } else { 0 };
+        self.stages * ((self.rows + self.cols) * DEPTH * 2 + barriers)
+    }
+
+    /// Returns the blocks for so many tiles of rows and of outputs, each in `parts`; persistent ones
+    /// are no more than the multiprocessors hold.
+    pub(crate) fn blocks(&self, rows: u32, across: u32, parts: u32, sms: u32) -> u32 {
+        let Tier::Hopper(cluster) = self.tier else { return rows * across };
+        let clusters = rows.div_ceil(cluster) * across;
+        clusters.min((sms / cluster / parts).max(1)) * cluster
     }
 
     /// Returns the cycles that a product takes in this form, on a GPU with `sms` multiprocessors.
     fn cycles(&self, shape: Shape, parts: u32, sms: u32) -> f32 {
         let Shape { rows, weights, inner, groups } = shape;
-        let tiles = rows.div_ceil(self.rows) * weights.div_ceil(self.cols) * groups;
+        let unit = self.rows * self.cluster();
+        let rows_of_tiles = rows.div_ceil(unit) * self.cluster();
+        let tiles = rows_of_tiles * weights.div_ceil(self.cols) * groups;
         let split = inner.div_ceil(DEPTH).div_ceil(parts);
         let blocks = tiles * parts;
         // The busiest multiprocessor's blocks: in full waves, and what is left.
@@ -122,24 +194,27 @@ impl Tile {
 }
 
 impl Form {
-    /// Returns the form for a product, on a GPU with `sms` multiprocessors and `shared` bytes of shared
-    /// memory per block.
+    /// Returns the form for a product on a GPU.
     ///
     /// ```
-    /// use gritlm_kernels::tune::{Form, Shape};
-    /// let name = |rows, weights, inner| {
+    /// use gritlm_kernels::tune::{Form, Shape, Target};
+    /// let name = |rows, weights, inner, hopper| {
     ///     let shape = Shape { rows, weights, inner, groups: 1 };
-    ///     Form::of(shape, 132, 232_448).to_string()
+    ///     Form::of(shape, Target { sms: 132, shared: 232_448, hopper }).to_string()
     /// };
-    /// assert_eq!(name(1, 4096, 4096), "16x32");
-    /// assert_eq!(name(1, 6144, 4096), "16x48");
-    /// assert_eq!(name(32, 28672, 4096), "32x32");
-    /// assert_eq!(name(128, 4096, 14336), "128x256 in 8 parts");
-    /// assert_eq!(name(4096, 28672, 4096), "128x256");
+    /// assert_eq!(name(1, 4096, 4096, false), "16x32");
+    /// assert_eq!(name(1, 6144, 4096, false), "16x48");
+    /// assert_eq!(name(32, 28672, 4096, false), "32x32");
+    /// assert_eq!(name(128, 4096, 14336, false), "128x256 in 8 parts");
+    /// assert_eq!(name(4096, 28672, 4096, false), "128x256");
+    /// assert_eq!(name(16, 28672, 4096, true), "hopper_32x128");
+    /// assert_eq!(name(4096, 28672, 4096, true), "hopper_128x256");
     /// ```
-    pub fn of(shape: Shape, sms: u32, shared: u32) -> Self {
+    pub fn of(shape: Shape, target: Target) -> Self {
+        let Target { sms, shared, hopper } = target;
         let most = if shape.groups > 1 { 1 } else { PARTS.min(shape.inner.div_ceil(DEPTH).max(1)) };
-        let fitting = TILES.iter().filter(|tile| tile.shared() <= shared);
+        let fits = |tile: &&Tile| tile.shared() <= shared && (hopper || !tile.is_hopper());
+        let fitting = TILES.iter().filter(fits);
         let forms = fitting.flat_map(|&tile| (1..=most).map(move |parts| Self { tile, parts }));
         let cycles = |form: &Self| form.tile.cycles(shape, form.parts, sms);
         let best = forms.min_by(|a, b| cycles(a).total_cmp(&cycles(b)));
@@ -166,10 +241,17 @@ impl Form {
         inner.div_ceil(DEPTH).div_ceil(self.split(inner)).max(1)
     }
 
-    /// Returns the iterations of the main loop over an inner dimension of this length.
-    pub(crate) fn steps(self, inner: u32) -> Steps {
+    /// Returns the iterations of the main loop over an inner dimension of this length, where so many
+    /// blocks compute so many tiles.
+    pub(crate) fn steps(self, inner: u32, [tiles, blocks]: [u32; 2]) -> Steps {
         let Tile { rows, cols, .. } = self.tile;
-        Steps::of(self.split(inner), u64::from(rows) * u64::from(cols) * u64::from(DEPTH))
+        let split = u64::from(self.split(inner));
+        let mean = split * u64::from(tiles) / u64::from(blocks.max(1));
+        Steps {
+            mean: mean as u32,
+            most: (split * u64::from(tiles.div_ceil(blocks.max(1)))) as u32,
+            products: u64::from(rows) * u64::from(cols) * u64::from(DEPTH),
+        }
     }
 }
 
