@@ -13,18 +13,22 @@
 #define __launch_bounds__(...)
 #define __align__(n) __attribute__((aligned(n)))
 
-#define KERNEL_AHEAD(name, Params, threads, blocks, ...)                                           \
+#define EMULATOR_ENTRY(name, Params, threads, blocks, cluster, ...)                                \
     static void name##_call(const void *params) {                                                  \
         __VA_ARGS__(*static_cast<const Params *>(params));                                         \
     }                                                                                              \
     extern "C" __attribute__((visibility("default"))) const emulator::Entry name;                  \
-    const emulator::Entry name = {name##_call, sizeof(Params), threads};
+    const emulator::Entry name = {name##_call, sizeof(Params), threads, blocks, cluster};
+#define KERNEL_AHEAD(name, Params, threads, blocks, ...)                                           \
+    EMULATOR_ENTRY(name, Params, threads, blocks, 0, __VA_ARGS__)
 #define KERNEL(name, Params, threads, blocks, ...)                                                 \
     static void name##_waits(const Params &p) {                                                    \
         wait_for_previous();                                                                       \
         __VA_ARGS__(p);                                                                            \
     }                                                                                              \
     KERNEL_AHEAD(name, Params, threads, blocks, name##_waits)
+#define KERNEL_CLUSTER(name, Params, threads, blocks, cluster, ...)                                \
+    EMULATOR_ENTRY(name, Params, threads, blocks, cluster, __VA_ARGS__)
 
 #define threadIdx (::emulator::self->index)
 #define blockIdx (::emulator::self->block->at)

@@ -33,7 +33,8 @@ namespace {
 #define ERRORS(E)                                                                                  \
     E(INVALID_VALUE, 1) E(OUT_OF_MEMORY, 2) E(INVALID_DEVICE, 101) E(INVALID_IMAGE, 200)           \
     E(INVALID_CONTEXT, 201) E(NO_BINARY_FOR_GPU, 209) E(INVALID_HANDLE, 400) E(NOT_FOUND, 500)     \
-    E(ILLEGAL_ADDRESS, 700) E(STREAM_CAPTURE_UNSUPPORTED, 900) E(STREAM_CAPTURE_UNMATCHED, 903)
+    E(ILLEGAL_ADDRESS, 700) E(STREAM_CAPTURE_UNSUPPORTED, 900) E(STREAM_CAPTURE_UNMATCHED, 903) \
+    E(INVALID_CLUSTER_SIZE, 912)
 #define CODE(name, code) name = code,
 #define NAME(name, code) {code, "CUDA_ERROR_" #name},
 enum : CUresult { SUCCESS = 0, ERRORS(CODE) };
@@ -480,6 +481,15 @@ CUresult cuMemsetD32Async(CUdeviceptr to, u32 v, size_t n, void *stream) {
 }
 CUresult cuMemsetD32_v2(CUdeviceptr to, u32 v, size_t n) { return fill(to, v, n, nullptr); }
 
+CUresult cuTensorMapEncodeTiled(u64 *map, int type, u32 rank, void *address, const u64 *sizes,
+                                const u64 *strides, const u32 *box, const u32 *steps,
+                                int interleave, int swizzle, int, int fill) {
+    return model.major >= 9 && encode_map(map, type, rank, u64(address), sizes, strides, box, steps,
+                                          interleave, swizzle, fill)
+               ? SUCCESS
+               : INVALID_VALUE;
+}
+
 CUresult cuModuleLoadData(void **to, const void *image) {
     void *library = nullptr, *ptx = nullptr;
     if (!current) {
@@ -517,7 +527,8 @@ CUresult cuModuleGetFunction(void **to, void *handle, const char *name) {
     auto entry = static_cast<const Entry *>(dlsym(module.library, name));
     // dlsym looks into the libraries that the kernel's needs, too.
     Dl_info found;
-    if (!entry || !dladdr(entry, &found) || strncmp(found.dli_fname, "/proc/self/fd/", 14)) {
+    if (!entry || !dladdr(entry, &found) || strncmp(found.dli_fname, "/proc/self/fd/", 14) ||
+        (entry->cluster && model.major < 9)) {
         return NOT_FOUND;
     }
     std::lock_guard<std::mutex> guard(lock);
@@ -556,8 +567,11 @@ CUresult cuLaunchKernel(void *handle, u32 gx, u32 gy, u32 gz, u32 bx, u32 by, u3
         shared > function.shared_most) {
         return INVALID_VALUE;
     }
+    if (u32 cluster = function.entry->cluster; cluster && (cluster > 8 || gx % cluster)) {
+        return INVALID_CLUSTER_SIZE;
+    }
     u32 bytes = function.entry->bytes;
-    std::vector<u64> copied((bytes + 7) / 8);
+    std::vector<ParamLine> copied((bytes + sizeof(ParamLine) - 1) / sizeof(ParamLine));
     memcpy(copied.data(), params[0], bytes);
     Stream &on = stream_of(stream);
     u64 number = on.launches++;

@@ -1,7 +1,7 @@
 // engine: runs the blocks of a launch. Each thread of a block is a fiber with a stack of its own;
 // a block stays on one CPU thread, blocks run side by side in an order drawn from the seed.
 
-#include "run.h"
+#include "async.h"
 
 #include <algorithm>
 #include <array>
@@ -47,6 +47,28 @@ namespace emulator {
 
 __thread Thread *self __attribute__((tls_model("initial-exec")));
 
+unsigned char *reserve(u64 bytes) {
+    void *at = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
+                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (at == MAP_FAILED) {
+        perror("emulator: mmap");
+        abort();
+    }
+    return static_cast<unsigned char *>(at);
+}
+
+Worker::Worker() {
+    thread = threads_.data();
+    warp = warps.get();
+    async = nullptr;
+    written = marks.data();
+    read = written + SHARED_MOST / 2;
+    shared = reserve(SHARED_MOST);
+    for (u32 i = 0; i < MAX_THREADS; i++) {
+        mprotect(stacks + STACK * i, 4096, PROT_NONE);
+    }
+}
+
 namespace {
 
 std::atomic<u64> seed_now{[] {
@@ -58,84 +80,11 @@ std::atomic<bool> quiet{false};
 std::mutex fault_lock;
 std::string fault_text;
 
-unsigned char *reserve(u64 bytes) {
-    void *at = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
-                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (at == MAP_FAILED) {
-        perror("emulator: mmap");
-        abort();
-    }
-    return static_cast<unsigned char *>(at);
-}
-
-struct Copy {
-    u32 to;
-    const void *from;
-    u32 bytes;
-};
-
-// A time for each name of a block: what it wrote before is past.
-using Times = std::array<u32, BLOCK_NAMES>;
-
 void raise(Times &to, const Times &from) {
     for (u32 i = 0; i < BLOCK_NAMES; i++) {
         to[i] = std::max(to[i], from[i]);
     }
 }
-
-// What blocks of a launch have handed over, by the counter that they did it with.
-struct Board {
-    std::mutex lock;
-    std::map<const u32 *, Times> times;
-};
-
-constexpr u64 STACK = 64 << 10;
-constexpr u32 SHARED_MOST = 163 << 10;
-
-}  // namespace
-
-struct Copies {
-    std::vector<Copy> started;
-    std::vector<u32> groups;  // how many copies each committed group has, the oldest first
-    u32 open = 0;             // started since the last commit
-};
-
-namespace {
-
-// What is needed to run a block; kept for the next.
-struct Worker : Block {
-    std::vector<Thread> threads_ = std::vector<Thread>(MAX_THREADS);
-    std::vector<Copies> copies = std::vector<Copies>(MAX_THREADS);
-    std::unique_ptr<Warp[]> warps{new Warp[MAX_WARPS]()};
-    std::vector<u32> marks = std::vector<u32>(SHARED_MOST);
-    unsigned char *stacks = reserve(STACK * MAX_THREADS);
-    Times times, coming;  // what other blocks have handed over, and from the next barrier on
-    bool comes;
-    const Launch *launch;
-    Board *board;
-    std::atomic<bool> *stop;
-    void *home;
-    u64 random;
-    u32 waiting, ended, warp_count;
-
-    Worker() {
-        thread = threads_.data();
-        warp = warps.get();
-        written = marks.data();
-        read = written + SHARED_MOST / 2;
-        shared = reserve(SHARED_MOST);
-        for (u32 i = 0; i < MAX_THREADS; i++) {
-            mprotect(stacks + STACK * i, 4096, PROT_NONE);
-        }
-    }
-
-    u32 draw() {
-        random ^= random << 13;
-        random ^= random >> 7;
-        random ^= random << 17;
-        return u32(random >> 16);
-    }
-};
 
 std::mutex workers_lock;
 std::vector<Worker *> workers;
@@ -145,12 +94,12 @@ Worker &worker() { return static_cast<Worker &>(*self->block); }
 
 [[noreturn]] void leave(Worker &block) {
     void *forgotten;
-    emulator_switch(&forgotten, block.home);
+    emulator_switch(&forgotten, block.cluster->home);
     __builtin_unreachable();
 }
 
 [[noreturn]] void report(const Thread &t, const char *format, va_list list) {
-    Worker &block = worker();
+    Worker &block = worker_of(t);
     char text[512];
     int n = snprintf(text, sizeof text, "%s block %u,%u,%u thread %u: ",
                      block.launch->kernel.c_str(), block.at.x, block.at.y, block.at.z, t.id);
@@ -159,12 +108,6 @@ Worker &worker() { return static_cast<Worker &>(*self->block); }
         keep_fault(text);
     }
     leave(block);
-}
-
-[[noreturn]] void fault_of(const Thread &t, const char *format, ...) {
-    va_list list;
-    va_start(list, format);
-    report(t, format, list);
 }
 
 u64 mixed(u64 a, u64 b) {
@@ -194,29 +137,39 @@ const char *doing(Access access) {
 }
 
 // Nothing can go on: some threads wait for others that have ended or wait elsewhere.
-[[noreturn]] void stuck(Worker &block) {
-    for (u32 w = 0; w < block.warp_count; w++) {
-        Warp &warp = block.warp[w];
-        if (warp.met) {
-            u32 first = w * LANES + __builtin_ctz(warp.met);
-            fault_of(block.thread[first],
-                     "%s is reached by %d of 32 lanes of warp %u; of the block's %u threads %u "
-                     "have ended and %u wait at __syncthreads",
-                     MEETINGS[u32(warp.meeting)], __builtin_popcount(warp.met), w, block.threads,
-                     block.ended, block.waiting);
+[[noreturn]] void stuck(Cluster &cluster) {
+    for (Worker *block : cluster.blocks) {
+        for (u32 w = 0; w < block->warp_count; w++) {
+            Warp &warp = block->warp[w];
+            if (warp.met) {
+                u32 first = w * LANES + __builtin_ctz(warp.met);
+                fault_of(block->thread[first],
+                         "%s is reached by %d of 32 lanes of warp %u; of the block's %u threads %u "
+                         "have ended and %u wait at __syncthreads",
+                         MEETINGS[u32(warp.meeting)], __builtin_popcount(warp.met), w,
+                         block->threads, block->ended, block->waiting);
+            }
         }
     }
+    stuck_async(cluster);
+    Worker &block = worker();
     fault_of(*self, "__syncthreads is reached by %u of %u threads; %u have ended", block.waiting,
              block.threads, block.ended);
 }
 
-// Another warp that has a lane to run, beginning the search anywhere.
-Warp *other_warp(Worker &block) {
-    u32 first = block.draw() % block.warp_count;
-    for (u32 i = 0; i < block.warp_count; i++) {
-        Warp &warp = block.warp[(first + i) % block.warp_count];
-        if (warp.ready) {
-            return &warp;
+// A warp of the cluster that has a lane to run, beginning the search anywhere.
+Warp *other_warp(Worker &from, Worker **of) {
+    const std::vector<Worker *> &blocks = from.cluster->blocks;
+    u32 count = u32(blocks.size()), first_block = count > 1 ? from.draw() % count : 0;
+    for (u32 b = 0; b < count; b++) {
+        Worker &block = *blocks[(first_block + b) % count];
+        u32 first = from.draw() % block.warp_count;
+        for (u32 i = 0; i < block.warp_count; i++) {
+            Warp &warp = block.warp[(first + i) % block.warp_count];
+            if (warp.ready) {
+                *of = &block;
+                return &warp;
+            }
         }
     }
     return nullptr;
@@ -228,6 +181,18 @@ void run_lane(Worker &block, Warp &warp) {
     resume(block.thread[(&warp - block.warp) * LANES + lane]);
 }
 
+// Lets any lane run. Where none can, what is under way arrives, as late as that.
+void run_any(Worker &from) {
+    Worker *block;
+    Warp *warp;
+    while (!(warp = other_warp(from, &block))) {
+        if (!land(*from.cluster)) {
+            stuck(*from.cluster);
+        }
+    }
+    run_lane(*block, *warp);
+}
+
 [[noreturn]] void end() {
     Thread &t = *self;
     Worker &block = worker();
@@ -237,8 +202,12 @@ void run_lane(Worker &block, Warp &warp) {
     if (!t.waited) {
         fault("ends without wait_for_previous");
     }
+    block.ended++;
+    if (block.async) {
+        thread_ends(t);
+    }
     t.warp->ready &= ~(1u << t.lane);
-    if (++block.ended == block.threads) {
+    if (block.ended == block.threads && ++block.cluster->ended == block.cluster->blocks.size()) {
         leave(block);
     }
     suspend();
@@ -266,6 +235,7 @@ void prepare(Worker &block, const Launch &launch, u64 number) {
     block.comes = false;
     block.random = mixed(launch.seed, number);
     block.waiting = block.ended = 0;
+    forget_async(block);
     memset(block.shared, 0xff, launch.shared_bytes);
     u32 granules = (launch.shared_bytes + 1) / 2;
     memset(block.written, 0, granules * sizeof(u32));
@@ -291,15 +261,26 @@ void prepare(Worker &block, const Launch &launch, u64 number) {
     }
 }
 
-void run_block(Worker &block, const Launch &launch, u64 number) {
-    prepare(block, launch, number);
+void run_blocks(Cluster &cluster, const Launch &launch, u64 first) {
+    begin_cluster(cluster);
+    for (u32 i = 0; i < cluster.blocks.size(); i++) {
+        cluster.blocks[i]->rank = i;
+        prepare(*cluster.blocks[i], launch, first + i);
+    }
+    Worker &block = *cluster.blocks[cluster.blocks[0]->draw() % cluster.blocks.size()];
     Warp &warp = block.warp[block.draw() % block.warp_count];
     self = &block.thread[(&warp - block.warp) * LANES];
-    emulator_switch(&block.home, self->stack);
+    emulator_switch(&cluster.home, self->stack);
     self = nullptr;
 }
 
 }  // namespace
+
+void fault_of(const Thread &t, const char *format, ...) {
+    va_list list;
+    va_start(list, format);
+    report(t, format, list);
+}
 
 void fault(const char *format, ...) {
     va_list list;
@@ -328,7 +309,11 @@ void shared_fault(u32 offset, u32 bytes, Access access, const Thread &t, u32 wri
     char place[96];
     snprintf(place, sizeof place, "%s %u bytes at %u of shared memory", does, bytes, offset);
     if (written == UNDER_WAY) {
-        fault_of(t, "%s, where a cp.async is under way", place);
+        fault_of(t, "%s, where a %s is under way", place,
+                 box_at(worker_of(t), offset, bytes) ? "box of a tensor" : "cp.async");
+    }
+    if (written == IS_BARRIER) {
+        fault_of(t, "%s, where an mbarrier is", place);
     }
     Marks marks(t);
     if (!written && (access == Access::Read || access == Access::Atomic)) {
@@ -349,11 +334,30 @@ void shared_fault(u32 offset, u32 bytes, Access access, const Thread &t, u32 wri
 
 void suspend() {
     Worker &block = worker();
-    Warp *warp = self->warp;
-    if (!warp->ready && !(warp = other_warp(block))) {
-        stuck(block);
+    Warp &warp = *self->warp;
+    if (warp.ready) {
+        run_lane(block, warp);
+    } else {
+        run_any(block);
     }
-    run_lane(block, *warp);
+}
+
+void sleep() {
+    self->warp->ready &= ~(1u << self->lane);
+    suspend();
+}
+
+void wake(Thread &t) { t.warp->ready |= 1u << t.lane; }
+
+u32 tick(Block &block) {
+    if (++block.clock >= CLOCK_LIMIT) {
+        if (!block.async) {
+            fault("more than %u __syncwarp without a __syncthreads: the emulator's limit",
+                  CLOCK_LIMIT);
+        }
+        renew(block);
+    }
+    return block.clock;
 }
 
 void met(Warp &warp) {
@@ -363,15 +367,15 @@ void met(Warp &warp) {
     warp.ready = ~0u;
     // Shuffles, votes and matrix instructions order no memory: __syncwarp alone does.
     if (warp.meeting == Meeting::Syncwarp) {
-        warp.ordered = ++block.clock;
-    }
-    if (block.clock >= CLOCK_LIMIT) {
-        fault("more than %u __syncwarp without a __syncthreads: the emulator's limit", CLOCK_LIMIT);
+        warp.ordered = tick(block);
+        if (block.async) {
+            acquire_warp(warp, block);
+        }
     }
     u32 drawn = block.draw();
     warp.rotation = drawn / 8 % LANES;
     if (drawn % 8 == 0) {
-        run_lane(block, *other_warp(block));
+        run_any(block);
     }
 }
 
@@ -384,16 +388,19 @@ void syncthreads() {
         return;
     }
     block.waiting = 0;
-    block.clock++;
+    tick(block);
+    if (block.async) {
+        acquire_block(block);
+    }
     if (block.comes) {
         block.times = block.coming;
         block.seen = block.times.data();
     }
-    if (block.clock >= CLOCK_RENEW) {
+    if (block.clock >= CLOCK_RENEW && !block.async) {
         u32 granules = (block.shared_bytes + 1) / 2;
         for (u32 i = 0; i < granules; i++) {
             u32 &mark = block.written[i];
-            mark = mark == 0 || mark == UNDER_WAY ? mark : PAST;
+            mark = mark == 0 || mark >= IS_BARRIER ? mark : PAST;
             block.read[i] = 0;
         }
         block.past += block.clock - CLOCK_START;
@@ -404,7 +411,7 @@ void syncthreads() {
         block.warp[w].ready = lanes_of(block, w);
         block.warp[w].ordered = block.clock;
     }
-    run_lane(block, *other_warp(block));
+    run_any(block);
 }
 
 // Hands over what the block has written before its last barrier, and what was handed to it; takes, from
@@ -475,11 +482,12 @@ void copy_wait(u32 groups) {
 }
 
 bool run(const Launch &launch) {
-    u64 blocks = u64(launch.grid.x) * launch.grid.y * launch.grid.z;
-    std::vector<u32> order(blocks);
+    u32 together = std::max(launch.entry->cluster, 1u);
+    u64 clusters = u64(launch.grid.x) * launch.grid.y * launch.grid.z / together;
+    std::vector<u32> order(clusters);
     std::iota(order.begin(), order.end(), 0);
-    u64 random = mixed(launch.seed, blocks);
-    for (u64 i = blocks; i-- > 1;) {
+    u64 random = mixed(launch.seed, clusters);
+    for (u64 i = clusters; i-- > 1;) {
         random = mixed(random, i);
         std::swap(order[i], order[random / 2 % (i + 1)]);
     }
@@ -487,28 +495,33 @@ bool run(const Launch &launch) {
     std::atomic<u64> next{0};
     Board board;
     auto work = [&] {
-        Worker *worker = nullptr;
+        Cluster cluster;
         {
             std::lock_guard<std::mutex> lock(workers_lock);
-            if (!workers.empty()) {
-                worker = workers.back();
+            while (!workers.empty() && cluster.blocks.size() < together) {
+                cluster.blocks.push_back(workers.back());
                 workers.pop_back();
             }
         }
-        worker = worker ? worker : new Worker;
-        worker->stop = &stop;
-        worker->board = &board;
-        for (u64 i; !stop && (i = next++) < blocks;) {
-            run_block(*worker, launch, order[i]);
+        while (cluster.blocks.size() < together) {
+            cluster.blocks.push_back(new Worker);
+        }
+        for (Worker *worker : cluster.blocks) {
+            worker->stop = &stop;
+            worker->board = &board;
+            worker->cluster = &cluster;
+        }
+        for (u64 i; !stop && (i = next++) < clusters;) {
+            run_blocks(cluster, launch, u64(order[i]) * together);
         }
         std::lock_guard<std::mutex> lock(workers_lock);
-        workers.push_back(worker);
+        workers.insert(workers.end(), cluster.blocks.begin(), cluster.blocks.end());
     };
     // Launches of several streams share the cores.
     static const u32 cores = std::max(1u, std::thread::hardware_concurrency());
     std::vector<std::thread> others;
     busy++;
-    while (others.size() + 1 < blocks && busy < cores) {
+    while (others.size() + 1 < clusters && busy < cores) {
         busy++;
         others.emplace_back(work);
     }

@@ -17,8 +17,8 @@ constexpr u32 LANES = 32, MAX_THREADS = 1024, MAX_WARPS = MAX_THREADS / LANES;
 // 10 several lanes of its warp, 11 several warps, 12 by an atomic, 13-31 the block's clock.
 // 0: never written.
 constexpr u32 BY_LANES = 1 << 10, BY_WARPS = 1 << 11, BY_ATOMIC = 1 << 12, CLOCK = 13;
-// A mark of its own: the destination of a cp.async that is not waited for. Ordered before nothing.
-constexpr u32 UNDER_WAY = ~0u;
+// Marks of their own, ordered before nothing: the destination of a copy that is under way; an mbarrier.
+constexpr u32 UNDER_WAY = ~0u, IS_BARRIER = ~1u;
 // At a barrier all that was written is past, so the clock may start anew.
 constexpr u32 PAST = 1 << CLOCK, CLOCK_START = 2;
 constexpr u32 CLOCK_RENEW = 1 << 18, CLOCK_LIMIT = (1 << 19) - 2;
@@ -32,6 +32,8 @@ struct Entry {
     void (*call)(const void *params);
     u32 bytes;    // of the parameters
     u32 threads;  // at most
+    u32 blocks;   // a multiprocessor, at least
+    u32 cluster;  // blocks that run together; 0 if it has no clusters
 };
 
 enum class Meeting : u32 { Syncwarp, Shuffle, Vote, Ldmatrix, LdmatrixTrans, Mma };
@@ -59,6 +61,7 @@ struct Warp {
 
 struct Block;
 struct Copies;
+struct Async;
 
 struct Thread {
     void *stack;
@@ -83,6 +86,7 @@ struct Block {
     unsigned char *shared;
     Thread *thread;
     Warp *warp;
+    Async *async;  // null until something of Hopper is used
 };
 
 // The lane that runs. In the static TLS block: one instruction from any library.
@@ -111,24 +115,28 @@ void syncthreads();
 void copy_start(u32 to, const void *from, u32 bytes);
 void copy_commit();
 void copy_wait(u32 groups);
+bool handed_over(const Thread &t, u32 mark) __attribute__((cold));
+void async_write(const Thread &t, u32 offset, u32 bytes) __attribute__((cold));
 u32 add_ordered(u32 *at, u32 value);
 
 // A thread's view of the marks.
 struct Marks {
+    const Thread &t;
     u32 thread, warp, ordered, barrier, now;
 
     explicit Marks(const Thread &t)
-        : thread(t.id), warp(t.id / LANES), ordered(t.warp->ordered), barrier(t.block->barrier),
-          now(t.block->clock << CLOCK | t.id) {}
+        : t(t), thread(t.id), warp(t.id / LANES), ordered(t.warp->ordered),
+          barrier(t.block->barrier), now(t.block->clock << CLOCK | t.id) {}
 
     bool of_warp(u32 mark) const { return mark / LANES % LANES == warp && !(mark & BY_WARPS); }
 
     // Whether a barrier lies between the mark and now, or a __syncwarp of the warp that made it, or
-    // this thread itself made it.
+    // this thread itself made it, or an mbarrier or the like has handed it over.
     bool past(u32 mark) const {
         u32 time = mark >> CLOCK;
         bool mine = mark % MAX_THREADS == thread && !(mark & BY_LANES);
-        return time < barrier || (of_warp(mark) && (time < ordered || mine));
+        return time < barrier || (of_warp(mark) && (time < ordered || mine)) ||
+               (__builtin_expect(t.block->async != nullptr, 0) && handed_over(t, mark));
     }
 
     // The mark once this thread has done the same.
@@ -146,7 +154,7 @@ template <Access ACCESS> inline bool touch(const Marks &marks, u32 &written, u32
     }
     if (ACCESS == Access::Atomic) {
         written = marks.merged(w) | BY_ATOMIC;
-        bool among = (w & BY_ATOMIC) && w != UNDER_WAY;
+        bool among = (w & BY_ATOMIC) && w < IS_BARRIER;
         return w && marks.past(read) && (among || marks.past(w));
     }
     written = ACCESS == Access::Copy ? UNDER_WAY : marks.now;
@@ -168,6 +176,9 @@ template <Access ACCESS, u32 BYTES> inline void shared_check(const Thread &t, u3
     const Block &block = *t.block;
     if (__builtin_expect(offset % BYTES || u64(offset) + BYTES > block.shared_bytes, 0)) {
         shared_fault(offset, BYTES, ACCESS, t, 0, 0);
+    }
+    if (ACCESS != Access::Read && __builtin_expect(block.async != nullptr, 0)) {
+        async_write(t, offset, BYTES);
     }
     u32 *written = block.written + offset / 2, *read = block.read + offset / 2;
     Marks marks(t);
@@ -197,7 +208,8 @@ inline bool global_past(const Thread &t, u64 mark) {
     u32 by = mark % MAX_THREADS;
     bool mine = by == t.id && !(mark & BY_SEVERAL);
     bool of_warp = by / LANES == t.id / LANES && time < block.past + t.warp->ordered;
-    return mine || of_warp || time < block.past + block.barrier;
+    return mine || of_warp || time < block.past + block.barrier ||
+           (block.async && handed_over(t, (time - block.past) << CLOCK | by));
 }
 
 // An access to global memory: within an allocation, aligned, not of what another thread has written

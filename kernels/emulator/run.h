@@ -8,12 +8,17 @@
 
 namespace emulator {
 
+// Parameters are aligned to 64 bytes, as tensor maps must be.
+struct alignas(64) ParamLine {
+    u64 word[8];
+};
+
 struct Launch {
     const Entry *entry;
     std::string kernel;
     Index grid, block;
     u32 shared_bytes;
-    std::vector<u64> params;
+    std::vector<ParamLine> params;
     u64 seed;
     u64 number;  // of all launches of the process
 };
@@ -30,6 +35,10 @@ u64 allocated();
 constexpr u64 MEMORY = 8ull << 30;
 
 u64 seed();
+
+// Writes what cuTensorMapEncodeTiled is asked for (tensor.cpp); false where a driver refuses it.
+bool encode_map(u64 *map, int type, u32 rank, u64 address, const u64 *sizes, const u64 *strides,
+                const u32 *box, const u32 *steps, int interleave, int swizzle, int fill);
 
 // Keeps a fault that was found elsewhere.
 void keep_fault(const std::string &text);

@@ -1,0 +1,156 @@
+// async: what Hopper adds to a block, kept beside it from the first use on: barriers in shared memory,
+// boxes of tensors under way, products of warpgroups, and who knows what was done before.
+#pragma once
+
+#include "worker.h"
+
+#include <deque>
+
+namespace emulator {
+
+constexpr u32 WARPGROUP_THREADS = 128, MAX_GROUPS = MAX_THREADS / WARPGROUP_THREADS;
+// Barriers that a block can make, and the first of their ids: in marks, each is the thread that wrote what
+// has landed and was counted at it.
+constexpr u32 BARRIERS = 64, BARRIER_IDS = MAX_THREADS - BARRIERS;
+// Bytes of shared memory that a wgmma reads as one: 16 columns of a row.
+constexpr u32 UNIT = 32, UNITS = SHARED_MOST / UNIT;
+
+// For each thread of the cluster, and each barrier at which boxes are counted: what it did before this
+// time, by its block's clock, is past.
+using Known = std::vector<u32>;
+
+// What a warp knows: all its lanes, each lane, and those that have waited for a phase which others of them
+// will still wait for. Once all have, it is what all know.
+struct Acquired {
+    u32 lanes;
+    u64 from;  // the phase
+    Known known;
+};
+struct Knowing {
+    Known all, lane[LANES];
+    std::deque<Acquired> some;
+};
+
+struct Mbarrier {
+    u32 at;  // its offset
+    u32 arrivals, pending, phase;
+    long long bytes;        // announced and not landed; negative where they landed first
+    u32 boxes;              // under way
+    u32 by, made, shown;    // the thread that made it, and when, and its barrier_init_fence; 0 if none
+    Known coming, handed;   // by the arrivals of this phase, and of the one before
+    Known remote;           // when threads of other blocks have arrived
+    std::vector<Thread *> waiting;
+};
+
+struct Named {
+    u32 threads, there;
+    Known coming;
+    std::vector<Thread *> waiting;
+};
+
+// The sums of wgmma under way: 64 rows of n. The threads' own registers hold NaN meanwhile.
+struct Sums {
+    u32 n, products;  // that are under way
+    float *registers[WARPGROUP_THREADS];
+    std::vector<float> value;
+};
+
+struct Product {
+    u32 n;
+    bool held, add, first;  // a in registers; d is added; the first under way with its sums
+    u64 a, b;
+    Sums *sums;
+    std::vector<u32> units;  // that it reads
+    std::vector<u32> marks;  // that these had, each once
+    std::vector<float> rows;  // of a, where it is held
+};
+
+struct Member {
+    u64 products, commits;  // how many it has issued
+    bool fenced;
+};
+
+struct Group {
+    Member member[WARPGROUP_THREADS];
+    std::deque<Product> products;  // under way
+    std::deque<u64> ends;          // of committed groups under way: how many products came before
+    u64 products_done, groups_done;
+    std::deque<std::unique_ptr<Sums>> sums;
+    u32 wait_for;  // groups that may stay under way, as those say who wait
+    std::vector<Thread *> waiting;
+    // For each unit of shared memory: how many products under way read it, when one has last.
+    std::vector<u16> reading;
+    std::vector<u32> read;
+    float a[64 * 16], b[16 * 256], rows[256 * 16];  // of the product that is done
+};
+
+struct Async {
+    u32 columns;  // in Known, of a block
+    std::vector<Knowing> warps;
+    std::vector<u32> fenced;  // for each thread: when it last called fence_async
+    std::deque<Mbarrier> barriers;
+    Named named[16];
+    std::unique_ptr<Group> groups[MAX_GROUPS];
+    // setmaxnreg: what threads have, what is free, who waits for more.
+    std::vector<u32> registers;
+    u32 registers_free;
+    std::vector<Thread *> claiming;
+};
+
+// A box that a thread has asked for and that has not landed in shared memory.
+struct Box {
+    const Thread *by;
+    Worker *to;
+    u32 into, bytes, barrier;
+    const u64 *map;
+    u32 at[5];
+};
+
+// The blocks that run together on one CPU thread: one, where a kernel has no clusters.
+struct Cluster {
+    std::vector<Worker *> blocks;
+    void *home;  // the stack of the CPU thread
+    u32 ended;   // blocks
+    std::vector<Box> boxes;
+    // The barrier of the cluster.
+    u32 arrived, generation;
+    Known coming, handed;
+    std::vector<Thread *> waiting;
+    std::vector<std::vector<u32>> awaited;  // by block, thread: generation + 1 between arrive and wait
+};
+
+// The state of a thread's block, made when it is first asked for.
+Async &async_of(Worker &block);
+void forget_async(Worker &block);
+void begin_cluster(Cluster &cluster);
+
+// knowledge.cpp. `of` is a thread or a barrier of the block.
+bool knows(const Thread &t, const Worker &block, u32 of, u32 time);
+void publish(const Thread &t, Known &to);  // all that t knows and has done
+// From a source that t has not had; `local` leaves out what other blocks have done.
+void acquire(const Thread &t, const Known &from, u64 source, bool local);
+void acquire_warp(Warp &warp, Worker &block);  // what one lane knows, all know
+void acquire_block(Worker &block);
+u32 column(const Worker &block, u32 of);
+void raise(Known &to, const Known &from);
+void renew(Block &block);  // sets the clock back
+
+// barrier.cpp
+Mbarrier &barrier_of(const Thread &t, Worker &block, u32 at, bool by_box);
+void barrier_landed(Worker &block, Mbarrier &barrier, u32 bytes);
+void thread_ends(Thread &t);
+void block_ends(Worker &block);
+void stuck_async(Cluster &cluster);  // a fault, if threads wait for anything of this
+
+// tensor.cpp
+bool land(Cluster &cluster);  // a box, drawn; false if none is under way
+bool box_at(const Worker &block, u32 offset, u32 bytes);
+
+// wgmma.cpp
+Group &group_of(const Thread &t);
+// What warpgroups read there, or have and t does not know it: a fault, if it is overwritten.
+void check_products(const Thread &t, Worker &block, u32 offset, u32 bytes, const char *does);
+// A generic write that the async proxy meets.
+void check_proxy(const Thread &t, const Worker &block, u32 offset, u32 mark, const char *does);
+
+}  // namespace emulator

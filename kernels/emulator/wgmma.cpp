@@ -1,0 +1,497 @@
+// wgmma: products of a warpgroup. Each of its 128 threads says which product comes next; what the
+// operands are read from is read when somebody waits for it, and what the sums were, NaN stands for until
+// then.
+
+#include "async.h"
+
+#include <cmath>
+
+namespace emulator {
+
+namespace {
+
+constexpr u32 POISON = 0x7fe1dead;  // a NaN that no instruction makes
+constexpr u32 ROWS = 64, DEPTH = 16, ROW = 128;  // of a product; bytes of a row of a tile
+
+// What a descriptor says. Sources: PTX ISA, "Matrix descriptor format", and CUTLASS,
+// include/cute/arch/mma_sm90_desc.hpp (the fields) and include/cute/atom/mma_traits_sm90_gmma.hpp,
+// make_gmma_desc (the canonical layouts B128, in units of T = 8 elements):
+//   summed side by side (K-major):  ((8, m), (T, 2)) : ((8T, stride), (1, T)), the lead unused;
+//   summed across (MN-major):       ((T, 8, m), (8, k)) : ((1, T, lead), (8T, stride)).
+// Bits 4-6 of the address that comes out are exchanged by bits 7-9, as TMA does.
+struct Operand {
+    u32 start, lead, stride;
+
+    Operand(u64 descriptor, const char *name)
+        : start(u32(descriptor & 0x3fff) << 4), lead(u32(descriptor >> 16 & 0x3fff) << 4),
+          stride(u32(descriptor >> 32 & 0x3fff) << 4) {
+        if (descriptor >> 62 != 1) {
+            fault("wgmma with %s of layout %llu: the emulator knows 1, swizzled by 128 bytes", name,
+                  descriptor >> 62);
+        }
+        if (descriptor >> 49 & 7 || start >> 7 & 7 || start % UNIT) {
+            fault("wgmma with %s at %u of shared memory: tiles begin at a multiple of 1024, and 16 "
+                  "columns at one of 32",
+                  name, start);
+        }
+    }
+    u32 swizzled(u32 at) const { return at ^ (at >> 7 & 7) << 4; }
+    // The address of 8 elements of row `r` that are summed over, from k on.
+    u32 side_by_side(u32 r, u32 k) const {
+        return swizzled(start + r / 8 * stride + r % 8 * ROW + 2 * k);
+    }
+    // The address of 8 columns of row `k`, from n on.
+    u32 across(u32 k, u32 n) const {
+        return swizzled(start + n / 64 * lead + n % 64 * 2 + k % 8 * ROW + k / 8 * stride);
+    }
+};
+
+void widen(float *to, const u16 *from, u32 count) {
+    for (u32 i = 0; i < count; i++) {
+        u32 bits = u32(from[i]) << 16;
+        memcpy(&to[i], &bits, sizeof bits);
+    }
+}
+
+typedef float Lanes __attribute__((vector_size(64)));
+constexpr u32 WIDE = 16;
+
+// COLUMNS·16 columns of four rows of sums.
+template <u32 COLUMNS>
+inline __attribute__((always_inline)) void tile(float *sum, u32 n, const float *a, const float *b) {
+    Lanes s[4][COLUMNS], row[COLUMNS];
+    for (u32 m = 0; m < 4; m++) {
+        memcpy(s[m], sum + m * n, sizeof s[m]);
+    }
+    for (u32 k = 0; k < DEPTH; k++) {
+        memcpy(row, b + k * n, sizeof row);
+        for (u32 m = 0; m < 4; m++) {
+            for (u32 c = 0; c < COLUMNS; c++) {
+                s[m][c] += a[m * DEPTH + k] * row[c];
+            }
+        }
+    }
+    for (u32 m = 0; m < 4; m++) {
+        memcpy(sum + m * n, s[m], sizeof s[m]);
+    }
+}
+
+// sum (64×n) += a (64×16) · b (16×n).
+__attribute__((optimize("O3"), target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default"))) void
+multiply(float *sum, u32 n, const float *a, const float *b) {
+    for (u32 m = 0; m < ROWS; m += 4) {
+        float *to = sum + m * n;
+        u32 c = 0;
+        for (; c + 4 * WIDE <= n; c += 4 * WIDE) {
+            tile<4>(to + c, n, a + m * DEPTH, b + c);
+        }
+        for (; c + WIDE <= n; c += WIDE) {
+            tile<1>(to + c, n, a + m * DEPTH, b + c);
+        }
+        for (; c < n; c++) {
+            for (u32 i = 0; i < 4; i++) {
+                for (u32 k = 0; k < DEPTH; k++) {
+                    to[i * n + c] += a[(m + i) * DEPTH + k] * b[k * n + c];
+                }
+            }
+        }
+    }
+}
+
+void compute(const Block &block, Group &group, const Product &product) {
+    float *a = group.a, *b = group.b, *rows = group.rows;
+    const unsigned char *shared = block.shared;
+    auto read = [&](float *to, u32 at) {
+        u16 values[8];
+        memcpy(values, shared + at, sizeof values);
+        widen(to, values, 8);
+    };
+    Operand right(product.b, "b");
+    u32 n = product.n;
+    if (product.held) {
+        std::copy(product.rows.begin(), product.rows.end(), a);
+        for (u32 k = 0; k < DEPTH; k++) {
+            for (u32 c = 0; c < n; c += 8) {
+                read(b + k * n + c, right.across(k, c));
+            }
+        }
+    } else {
+        Operand left(product.a, "a");
+        for (u32 r = 0; r < ROWS; r++) {
+            read(a + r * DEPTH, left.side_by_side(r, 0));
+            read(a + r * DEPTH + 8, left.side_by_side(r, 8));
+        }
+        for (u32 r = 0; r < n; r++) {
+            read(rows + r * DEPTH, right.side_by_side(r, 0));
+            read(rows + r * DEPTH + 8, right.side_by_side(r, 8));
+        }
+        for (u32 k = 0; k < DEPTH; k++) {
+            for (u32 c = 0; c < n; c++) {
+                b[k * n + c] = rows[c * DEPTH + k];
+            }
+        }
+    }
+    float *sum = product.sums->value.data();
+    if (!product.add) {
+        std::fill_n(sum, ROWS * n, 0.0f);
+    }
+    multiply(sum, n, a, b);
+}
+
+// Registers of a thread and the sums that they stand for: d[4c + 2h + i] is row l / 4 + 8h of its
+// warp's 16, column 8c + 2 (l % 4) + i.
+template <class Do> void for_pairs(u32 member, u32 n, Do each) {
+    u32 row = member / LANES * 16 + member % LANES / 4, column = member % 4 * 2;
+    for (u32 c = 0; c < n / 8; c++) {
+        for (u32 h = 0; h < 2; h++) {
+            each(4 * c + 2 * h, (row + 8 * h) * n + 8 * c + column);
+        }
+    }
+}
+
+bool poisoned(float v) {
+    u32 bits;
+    memcpy(&bits, &v, sizeof bits);
+    return bits == POISON;
+}
+
+void poison(float *registers, u32 n) {
+    for (u32 i = 0; i < n / 2; i++) {
+        memcpy(&registers[i], &POISON, sizeof POISON);
+    }
+}
+
+// The operands lie in shared memory, and each 32 bytes of them are read as one.
+void add_units(const Block &block, Product &product, u32 at) {
+    if (at + UNIT > block.shared_bytes) {
+        fault("wgmma reads 32 bytes at %u of shared memory, outside its %u bytes", at,
+              block.shared_bytes);
+    }
+    product.units.push_back(at / UNIT);
+}
+
+void find_units(const Block &block, Product &product) {
+    Operand right(product.b, "b");
+    if (product.held) {
+        for (u32 k = 0; k < DEPTH; k++) {
+            for (u32 n = 0; n < product.n; n += 16) {
+                add_units(block, product, right.across(k, n) & -UNIT);
+            }
+        }
+        return;
+    }
+    Operand left(product.a, "a");
+    for (u32 r = 0; r < ROWS; r++) {
+        add_units(block, product, left.side_by_side(r, 0) & -UNIT);
+    }
+    for (u32 r = 0; r < product.n; r++) {
+        add_units(block, product, right.side_by_side(r, 0) & -UNIT);
+    }
+}
+
+// What a thread that multiplies must know of the operands: that they were written, and shown to the
+// async proxy.
+void check_operand(const Thread &t, u32 at, u32 mark) {
+    constexpr const char *DOES = "multiplies by wgmma what is";
+    Worker &block = worker_of(t);
+    if (!mark) {
+        fault("%s at %u of shared memory, never written", DOES, at);
+    }
+    if (mark >= IS_BARRIER) {
+        fault("%s at %u of shared memory, where %s", DOES, at,
+              mark == IS_BARRIER           ? "an mbarrier is"
+              : box_at(block, at, UNIT) ? "a box of a tensor is under way"
+                                           : "a cp.async is under way");
+    }
+    if (!Marks(t).past(mark)) {
+        u32 by = mark % MAX_THREADS;
+        if (by >= BARRIER_IDS) {
+            fault("%s at %u of shared memory, where a box of a tensor has landed that it has not "
+                  "waited for",
+                  DOES, at);
+        }
+        fault("%s at %u of shared memory: race, thread %u wrote it and no barrier lies between",
+              DOES, at, by);
+    }
+    check_proxy(t, block, at, mark, DOES);
+}
+
+// By the first thread that comes to a product, for all of it.
+void check_operands(const Thread &t, Product &product) {
+    u32 known = 0;
+    for (u32 unit : product.units) {
+        const u32 *marks = t.block->written + unit * (UNIT / 2);
+        u32 differ = 0;
+        for (u32 i = 0; i < UNIT / 2; i++) {
+            differ |= marks[i] ^ known;
+        }
+        for (u32 i = 0; differ && i < UNIT / 2; i++) {
+            u32 mark = marks[i];
+            if (mark == known && known) {
+                continue;
+            }
+            check_operand(t, unit * UNIT + 2 * i, mark);
+            known = mark;
+            auto end = product.marks.end();
+            if (std::find(product.marks.begin(), end, mark) == end && product.marks.size() < 64) {
+                product.marks.push_back(mark);
+            }
+        }
+        if (!known) {
+            check_operand(t, unit * UNIT, 0);
+        }
+    }
+}
+
+// The sums of a product: those under way in the same registers, or new ones.
+Sums *sums_of(Group &group, u32 member, float *registers, u32 n, bool *first) {
+    for (auto &sums : group.sums) {
+        float *theirs = sums->registers[member];
+        if (theirs == registers && sums->n == n) {
+            *first = false;
+            return sums.get();
+        }
+        if (theirs && registers < theirs + sums->n / 2 && theirs < registers + n / 2) {
+            fault("wgmma with sums of which another under way has some, and not all");
+        }
+    }
+    *first = true;
+    group.sums.emplace_back(new Sums{n, 0, {}, std::vector<float>(ROWS * n)});
+    return group.sums.back().get();
+}
+
+Product &start(Group &group, const Thread &t, const Product &like, float *registers) {
+    group.products.push_back(like);
+    Product &product = group.products.back();
+    product.sums = sums_of(group, t.id % WARPGROUP_THREADS, registers, product.n, &product.first);
+    product.sums->products++;
+    product.rows.resize(product.held ? ROWS * DEPTH : 0);
+    find_units(*t.block, product);
+    check_operands(t, product);
+    for (u32 unit : product.units) {
+        group.reading[unit]++;
+    }
+    return product;
+}
+
+// This thread's part of a product under way.
+void take_part(Thread &t, const Product &like, float *registers, const u32 *held) {
+    Group &group = group_of(t);
+    u32 m = t.id % WARPGROUP_THREADS;
+    Member &member = group.member[m];
+    u64 at = member.products - group.products_done;
+    bool is_new = at == group.products.size();
+    Product &product = is_new ? start(group, t, like, registers) : group.products[at];
+    if (product.n != like.n || product.held != like.held || product.add != like.add ||
+        product.a != like.a || product.b != like.b) {
+        fault("wgmma with n %u, a %#llx, b %#llx, add %d, where another thread of its warpgroup has "
+              "n %u, a %#llx, b %#llx, add %d",
+              like.n, like.a, like.b, like.add, product.n, product.a, product.b, product.add);
+    }
+    for (u32 i = 0; !is_new && i < product.marks.size(); i++) {
+        check_operand(t, product.units[0] * UNIT, product.marks[i]);
+    }
+    Sums &sums = *product.sums;
+    if ((product.first || product.held) && !member.fenced) {
+        fault("wgmma without wgmma_fence since %s",
+              member.commits ? "the last wgmma_wait" : "the kernel's start");
+    }
+    if (product.first) {
+        sums.registers[m] = registers;
+        for_pairs(m, product.n, [&](u32 i, u32 place) {
+            if (product.add) {
+                memcpy(&sums.value[place], &registers[i], 8);
+            }
+        });
+        poison(registers, product.n);
+    } else if (sums.registers[m] != registers) {
+        fault("wgmma with other sums than another thread of its warpgroup");
+    }
+    if (product.held) {
+        // As a of mma16x8x16.
+        u32 row = m / LANES * 16 + m % LANES / 4, column = m % 4 * 2;
+        for (u32 i = 0; i < 4; i++) {
+            u16 pair[2] = {u16(held[i]), u16(held[i] >> 16)};
+            widen(&product.rows[(row + i % 2 * 8) * DEPTH + column + i / 2 * 8], pair, 2);
+        }
+    }
+    member.products++;
+}
+
+// All threads are there: the products of the groups that are waited for are done now.
+void finish(Worker &block, Group &group) {
+    const Member &first = group.member[0];
+    for (const Member &member : group.member) {
+        if (member.products != first.products || member.commits != first.commits) {
+            fault("comes to wgmma_wait after %llu wgmma in %llu groups, and another thread of its "
+                  "warpgroup after %llu in %llu",
+                  member.products, member.commits, first.products, first.commits);
+        }
+    }
+    u32 now = block.clock;
+    tick(block);
+    while (group.groups_done + group.wait_for < first.commits) {
+        u64 end = group.ends.front();
+        group.ends.pop_front();
+        group.groups_done++;
+        while (group.products_done < end) {
+            Product &product = group.products.front();
+            compute(block, group, product);
+            for (u32 unit : product.units) {
+                group.reading[unit]--;
+                group.read[unit] = now;
+            }
+            product.sums->products--;
+            group.products.pop_front();
+            group.products_done++;
+        }
+    }
+    for (u32 i = 0; i < group.sums.size();) {
+        Sums &sums = *group.sums[i];
+        if (sums.products) {
+            i++;
+            continue;
+        }
+        for (u32 m = 0; m < WARPGROUP_THREADS; m++) {
+            float *registers = sums.registers[m];
+            for_pairs(m, sums.n, [&](u32 d, u32 place) {
+                if (!poisoned(registers[d]) || !poisoned(registers[d + 1])) {
+                    fault_of(block.thread[self->id / WARPGROUP_THREADS * WARPGROUP_THREADS + m],
+                             "has written to sums of a wgmma under way");
+                }
+                memcpy(&registers[d], &sums.value[place], 8);
+            });
+        }
+        group.sums.erase(group.sums.begin() + i);
+    }
+}
+
+}  // namespace
+
+Group &group_of(const Thread &t) {
+    Worker &block = worker_of(t);
+    u32 number = t.id / WARPGROUP_THREADS;
+    if ((number + 1) * WARPGROUP_THREADS > block.threads) {
+        fault_of(t, "wgmma by less than a warpgroup: the block has %u threads", block.threads);
+    }
+    std::unique_ptr<Group> &group = async_of(block).groups[number];
+    if (!group) {
+        group.reset(new Group());
+        group->reading.resize(UNITS);
+        group->read.resize(UNITS);
+    }
+    return *group;
+}
+
+void wgmma_fence() { group_of(*self).member[self->id % WARPGROUP_THREADS].fenced = true; }
+
+void wgmma(float *registers, u32 n, u64 a, u64 b, bool add) {
+    Product like{};
+    like.n = n;
+    like.add = add;
+    like.a = a;
+    like.b = b;
+    take_part(*self, like, registers, nullptr);
+}
+
+void wgmma_held(float *registers, u32 n, const u32 *a, u64 b, bool add) {
+    Product like{};
+    like.n = n;
+    like.held = true;
+    like.add = add;
+    like.b = b;
+    take_part(*self, like, registers, a);
+}
+
+void wgmma_commit() {
+    Group &group = group_of(*self);
+    Member &member = group.member[self->id % WARPGROUP_THREADS];
+    u64 at = member.commits++ - group.groups_done;
+    if (at == group.ends.size()) {
+        group.ends.push_back(member.products);
+    } else if (group.ends[at] != member.products) {
+        fault("comes to wgmma_commit after %llu wgmma, and another thread of its warpgroup after "
+              "%llu",
+              member.products, group.ends[at]);
+    }
+}
+
+void wgmma_wait(u32 groups) {
+    Group &group = group_of(*self);
+    Member &member = group.member[self->id % WARPGROUP_THREADS];
+    member.fenced = false;
+    if (member.commits <= group.groups_done + groups) {
+        return;
+    }
+    if (!group.waiting.empty() && group.wait_for != groups) {
+        fault("comes to wgmma_wait<%u>, and another thread of its warpgroup to wgmma_wait<%u>",
+              groups, group.wait_for);
+    }
+    group.wait_for = groups;
+    group.waiting.push_back(self);
+    if (group.waiting.size() < WARPGROUP_THREADS) {
+        sleep();
+        return;
+    }
+    finish(worker_of(*self), group);
+    for (Thread *t : group.waiting) {
+        wake(*t);
+    }
+    group.waiting.clear();
+}
+
+void check_products(const Thread &t, Worker &block, u32 offset, u32 bytes, const char *does) {
+    if (!block.async) {
+        return;
+    }
+    for (u32 g = 0; g < MAX_GROUPS; g++) {
+        const Group *group = block.async->groups[g].get();
+        if (!group) {
+            continue;
+        }
+        for (u32 unit = offset / UNIT; unit <= (offset + bytes - 1) / UNIT; unit++) {
+            if (group->reading[unit]) {
+                fault_of(t, "%s %u of shared memory, which a wgmma under way reads", does,
+                         unit * UNIT);
+            }
+            u32 read = group->read[unit];
+            bool own = t.block == &block && t.id / WARPGROUP_THREADS == g;
+            if (!read || own) {
+                continue;
+            }
+            // Each of its threads has waited for it, so one that was heard from will do.
+            bool known = false;
+            for (u32 i = 0; !known && i < WARPGROUP_THREADS; i++) {
+                known = knows(t, block, g * WARPGROUP_THREADS + i, read);
+            }
+            if (!known) {
+                fault_of(t,
+                         "%s %u of shared memory, which a wgmma of warpgroup %u has read, and no "
+                         "barrier lies between",
+                         does, unit * UNIT, g);
+            }
+        }
+    }
+}
+
+void async_write(const Thread &t, u32 offset, u32 bytes) {
+    check_products(t, worker_of(t), offset, bytes, "writes to");
+}
+
+void fence_async() {
+    Worker &block = worker_of(*self);
+    async_of(block).fenced[self->id] = tick(block);
+}
+
+void check_proxy(const Thread &t, const Worker &block, u32 offset, u32 mark, const char *does) {
+    u32 by = mark % MAX_THREADS, time = mark >> CLOCK;
+    if (!mark || mark >= IS_BARRIER || by >= BARRIER_IDS || time < CLOCK_START) {
+        return;
+    }
+    if (!block.async || block.async->fenced[by] <= time) {
+        fault_of(t, "%s %u of shared memory, which thread %u wrote without fence_async behind it",
+                 does, offset, by);
+    }
+}
+
+}  // namespace emulator

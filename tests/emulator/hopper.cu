@@ -1,0 +1,178 @@
+// Small kernels for Hopper, right and wrong; see hopper.rs.
+#include "common.cuh"
+
+#include "ptx_hopper.cuh"
+
+// a: rows, each `64 * steps` long; b: 64 of them; values: rows of 64, to be summed over.
+struct Maps {
+    TensorMap a, b, values;
+    Global<float> out;
+    Global<bf16> in;
+    u32 steps, unused[11];
+};
+
+constexpr u32 TILE = 64 * 64, STAGE = 3 * TILE, STAGES = 2, THREADS = 3 * WARPGROUP;
+constexpr Shared<bf16> tiles{0};
+constexpr Shared<u64> full{STAGES * STAGE * 2}, empty{full.offset + 8 * STAGES};
+constexpr Shared<u32> words{empty.offset + 8 * STAGES};
+
+// What a kernel does wrong.
+enum Wrong : u32 {
+    NOTHING,
+    NO_INIT_FENCE,
+    NO_INIT_BARRIER,
+    PARITY,
+    RELEASED_EARLY,
+    EXPECTS_LESS,
+    EXPECTS_MORE,
+    NEVER_RELEASED,
+    NO_WAIT,
+    WAITS_FOR_ONE,
+    READ_EARLY,
+    NO_FENCE,
+    OFFSETS_EXCHANGED,
+    NO_WAIT_FOR_FULL,
+    TWO_ARRIVALS,
+    ENDS_EARLY,
+    LOCAL_WAIT,
+    OTHER_DEPTH,
+    MISALIGNED,
+    ONE_WARP_FIRST,
+    WRITTEN_SUMS,
+};
+
+__device__ __forceinline__ void put_sums(const Maps &p, float (&d)[32], u32 row) {
+    u32 l = lane();
+    row += warp() % 4 * 16 + l / 4;
+#pragma unroll
+    for (u32 c = 0; c < 8; c++) {
+#pragma unroll
+        for (u32 h = 0; h < 2; h++) {
+            for (u32 i = 0; i < 2; i++) {
+                p.out.set(u64(row + 8 * h) * 64 + 8 * c + 2 * (l % 4) + i, d[4 * c + 2 * h + i]);
+            }
+        }
+    }
+}
+
+// out (128 rows a block) = a · bᵀ. The blocks of a cluster share b: each brings a part to all.
+template <u32 CLUSTER, u32 WRONG> __device__ __forceinline__ void product(const Maps &p) {
+    u32 rank = CLUSTER > 1 ? cluster_rank() : 0;
+    if (threadIdx.x == 0) {
+        for (u32 s = 0; s < STAGES; s++) {
+            barrier_init(full, s, 1);
+            barrier_init(empty, s, 2 * CLUSTER);
+        }
+        if (WRONG != NO_INIT_FENCE) { barrier_init_fence(); }
+    }
+    if (CLUSTER > 1) {
+        cluster_arrive();
+        cluster_wait();
+    } else if (WRONG != NO_INIT_BARRIER) {
+        __syncthreads();
+    }
+    wait_for_previous();
+    constexpr u32 BYTES = STAGE * 2;
+    if (threadIdx.x < WARPGROUP) {
+        release_registers<40>();
+        u32 parity = WRONG == PARITY ? 0 : 1;
+        for (u32 k = 0, s = 0; threadIdx.x == 0 && k < p.steps; k++) {
+            if (CLUSTER > 1 && WRONG != LOCAL_WAIT) {
+                barrier_wait_cluster(empty, s, parity);
+            } else {
+                barrier_wait(empty, s, parity);
+            }
+            u32 less = WRONG == EXPECTS_LESS ? TILE * 2 : 0, more = WRONG == EXPECTS_MORE ? 16 : 0;
+            barrier_expect(full, s, BYTES - less + more);
+            if (WRONG == TWO_ARRIVALS) { barrier_arrive(full, s); }
+            u32 a[2] = {64 * k, 128 * blockIdx.x}, b[2] = {64 * k, 64 / CLUSTER * rank};
+            u32 odd = WRONG == MISALIGNED ? 64 : 0;
+            tma_load<2>(tiles, s * STAGE + odd, p.a, a, full, s);
+            u32 to = s * STAGE + 2 * TILE + TILE / CLUSTER * rank;
+            if (CLUSTER > 1) {
+                tma_multicast<2>(tiles, to, p.b, b, full, s, (1 << CLUSTER) - 1);
+            } else {
+                tma_load<2>(tiles, to, p.b, b, full, s);
+            }
+            if (++s == STAGES) { s = 0, parity ^= 1; }
+        }
+    } else {
+        claim_registers<232>();
+        u32 group = threadIdx.x / WARPGROUP - 1, row = 128 * blockIdx.x + 64 * group;
+        float d[32];
+        u32 parity = 0;
+        for (u32 k = 0, s = 0; k < p.steps; k++) {
+            if (WRONG != NO_WAIT_FOR_FULL || k + 1 < p.steps) { barrier_wait(full, s, parity); }
+            u64 a = rows_descriptor(tiles, s * STAGE + group * TILE);
+            u64 b = WRONG == OFFSETS_EXCHANGED
+                        ? tile_descriptor(tiles, s * STAGE + 2 * TILE, 1024, 16)
+                        : rows_descriptor(tiles, s * STAGE + 2 * TILE);
+            hold(d);
+            if (WRONG != NO_FENCE || k > 0) { wgmma_fence(); }
+            if (WRONG == RELEASED_EARLY && threadIdx.x % WARPGROUP == 0) { barrier_arrive(empty, s); }
+#pragma unroll
+            for (u32 i = 0; i < 4; i++) {
+                u32 on = WRONG == OTHER_DEPTH && warp() == 5 && i == 3 ? 4 : 2 * i;
+                wgmma<64>(d, a + on, b + 2 * i, k + i > 0);
+            }
+            wgmma_commit();
+            hold(d);
+            if (WRONG == WRITTEN_SUMS && k == 1) { d[3] = 1.0f; }
+            if (WRONG == READ_EARLY && k + 1 == p.steps) { put_sums(p, d, row); }
+            if (WRONG == WAITS_FOR_ONE) {
+                wgmma_wait<1>();
+            } else if (WRONG == ONE_WARP_FIRST && warp() == 5) {
+                named_sync(1 + group, WARPGROUP);
+                wgmma_wait<0>();
+            } else if (WRONG == ONE_WARP_FIRST) {
+                wgmma_wait<0>();
+                named_sync(1 + group, WARPGROUP);
+            } else if (WRONG != NO_WAIT) {
+                wgmma_wait<0>();
+            }
+            hold(d);
+            bool releases = WRONG != RELEASED_EARLY && WRONG != NEVER_RELEASED;
+            if (releases && threadIdx.x % WARPGROUP < CLUSTER) {
+                if (CLUSTER > 1) {
+                    barrier_arrive_at(empty, s, threadIdx.x % WARPGROUP);
+                } else {
+                    barrier_arrive(empty, s);
+                }
+            }
+            if (++s == STAGES) { s = 0, parity ^= 1; }
+        }
+        if (WRONG == WAITS_FOR_ONE) { wgmma_wait<0>(); }
+        if (WRONG != READ_EARLY) { put_sums(p, d, row); }
+    }
+    if (CLUSTER > 1 && WRONG != ENDS_EARLY) {
+        cluster_arrive();
+        cluster_wait();
+    }
+}
+
+#define RING(name, wrong) KERNEL_CLUSTER(name, Maps, THREADS, 1, 1, product<1, wrong>)
+#define RING_2(name, wrong) KERNEL_CLUSTER(name, Maps, THREADS, 1, 2, product<2, wrong>)
+RING(ring, NOTHING)
+RING(ring_released_late, WAITS_FOR_ONE)
+RING_2(ring_of_two, NOTHING)
+KERNEL_CLUSTER(ring_of_four, Maps, THREADS, 1, 4, product<4, NOTHING>)
+RING(no_init_fence, NO_INIT_FENCE)
+RING(no_init_barrier, NO_INIT_BARRIER)
+RING(wrong_parity, PARITY)
+RING(released_early, RELEASED_EARLY)
+RING_2(released_early_to_another, RELEASED_EARLY)
+RING(expects_less, EXPECTS_LESS)
+RING(expects_more, EXPECTS_MORE)
+RING(never_released, NEVER_RELEASED)
+RING(never_waited_for, NO_WAIT)
+RING(read_early, READ_EARLY)
+RING(no_fence, NO_FENCE)
+RING(offsets_exchanged, OFFSETS_EXCHANGED)
+RING(full_not_waited_for, NO_WAIT_FOR_FULL)
+RING(two_arrivals, TWO_ARRIVALS)
+RING_2(ends_early, ENDS_EARLY)
+RING_2(local_wait, LOCAL_WAIT)
+RING(other_depth, OTHER_DEPTH)
+RING(misaligned_box, MISALIGNED)
+RING(waits_apart, ONE_WARP_FIRST)
+RING(written_sums, WRITTEN_SUMS)
