@@ -106,8 +106,9 @@ fn every_case_on_cuda() {
 /// The chooser takes one form for each shape; here every form computes every product that it may.
 #[test]
 fn every_form_of_a_product() {
-    let Some(place) = Place::find("cuda::every_form_of_a_product") else { return };
+    let Some(mut place) = Place::find("cuda::every_form_of_a_product") else { return };
     for form in Form::all() {
+        place.be(if form.tile.is_hopper() { H200 } else { SMALL });
         say(&format!("cuda: products as {form}"));
         check(&place.open(Some(form)), BF16, |case| {
             case.bf16 = true;

@@ -8,7 +8,7 @@ mod snippets; // small kernels, right and wrong
 
 use crate::support::say;
 use gritlm_kernels::prebuilt;
-use gritlm_kernels::source::{self, HEADERS};
+use gritlm_kernels::source::{self, HEADERS, Source};
 use gritlm_ptx::hook::{HOOKS, Hooks};
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW, Symbol};
 use rayon::prelude::*;
@@ -33,6 +33,9 @@ const KERNEL: [&str; 9] = [
     "-x",
     "c++",
 ];
+
+/// What a source sees defined where Hopper's instructions are (kernels/common.cuh).
+const HOPPER: &str = "GRITLM_HOPPER";
 
 /// What the emulator's kernels are compiled as, but for Hopper.
 pub(crate) const ARCH: &str = "sm_80";
@@ -151,11 +154,16 @@ fn build(compiler: &[u8]) -> PathBuf {
             all.map(|s| cubin(s.stem, &source::text(s), &headers())).collect()
         };
         let (cubins, ()) = rayon::join(cubins, library);
-        // Code for this machine has no architecture; the folder's names do.
-        for model in [SMALL, H200] {
+        // Code for this machine has no architecture; the folder's names do. Only some sources have
+        // kernels for Hopper.
+        let hopper = source::all().par_iter().zip(&cubins).map(|(s, cubin)| {
+            if s.file.contains(HOPPER) { hopper_cubin(s) } else { cubin.clone() }
+        });
+        let hopper: Vec<Vec<u8>> = hopper.collect();
+        for (model, cubins) in [(SMALL, &cubins), (H200, &hopper)] {
             let folder = new.path().join(model.arch());
             fs::create_dir(&folder).unwrap();
-            save(&folder, model.arch(), &cubins);
+            save(&folder, model.arch(), cubins);
         }
         // Another process may have been first.
         let _ = fs::rename(new.path(), &folder);
@@ -172,6 +180,11 @@ pub(crate) fn save(folder: &Path, arch: &str, cubins: &[Vec<u8>]) {
 
 fn headers() -> Vec<(&'static str, String)> {
     HEADERS.iter().map(|(name, text)| (*name, text.to_string())).collect()
+}
+
+/// A source with its kernels for Hopper, compiled for the emulator.
+fn hopper_cubin(source: &Source) -> Vec<u8> {
+    cubin(source.stem, &format!("#define {HOPPER}\n{}", source::text(source)), &headers())
 }
 
 /// A source with these headers, compiled for the emulator.
