@@ -1,6 +1,7 @@
 //! How a warp reads and writes memory.
 
-use crate::memory::{Access, Shared, global};
+use crate::cluster::Cluster;
+use crate::memory::{Access, global};
 use crate::op::{Space, Type};
 use crate::parse::Operand;
 use crate::value::low;
@@ -10,9 +11,9 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 impl Warp<'_> {
     /// Finishes a copy.
-    pub(crate) fn arrive(&mut self, copy: Copy, shared: &mut Shared) -> Result<()> {
+    pub(crate) fn arrive(&mut self, copy: Copy, cluster: &mut Cluster<'_>) -> Result<()> {
         let Copy { to, from, read, bytes } = copy;
-        shared.under_way(to, bytes, false);
+        cluster.blocks[self.rank].shared.under_way(to, bytes, false);
         let mut data = vec![0; bytes as usize];
         if read > 0 {
             let place = global(self.launch.memory, &mut self.known, from, bytes, Access::Read);
@@ -34,7 +35,7 @@ impl Warp<'_> {
             // SAFETY: the bytes that are read lie in an allocation.
             unsafe { place.copy_to_nonoverlapping(data.as_mut_ptr(), read as usize) };
         }
-        shared.touch(self.number as u8, to, bytes, Access::Write)?.copy_from_slice(&data);
+        cluster.touch(self.rank, self.agent, to, bytes, Access::Write)?.copy_from_slice(&data);
         Ok(())
     }
 
@@ -44,7 +45,7 @@ impl Warp<'_> {
         at: u64,
         lane: usize,
         to: &mut [u8],
-        shared: &mut Shared,
+        cluster: &mut Cluster<'_>,
     ) -> Result<()> {
         let bytes = to.len() as u64;
         match space {
@@ -54,7 +55,13 @@ impl Warp<'_> {
                 unsafe { from.copy_to_nonoverlapping(to.as_mut_ptr(), to.len()) };
             }
             Space::Shared => {
-                to.copy_from_slice(shared.touch(self.number as u8, at, bytes, Access::Read)?);
+                to.copy_from_slice(cluster.touch(
+                    self.rank,
+                    self.agent,
+                    at,
+                    bytes,
+                    Access::Read,
+                )?);
             }
             Space::Param => {
                 let found = self.launch.params.get(at as usize..at as usize + to.len());
@@ -71,7 +78,7 @@ impl Warp<'_> {
         at: u64,
         lane: usize,
         from: &[u8],
-        shared: &mut Shared,
+        cluster: &mut Cluster<'_>,
     ) -> Result<()> {
         let bytes = from.len() as u64;
         match space {
@@ -81,7 +88,7 @@ impl Warp<'_> {
                 unsafe { to.copy_from_nonoverlapping(from.as_ptr(), from.len()) };
             }
             Space::Shared => {
-                let to = shared.touch(self.number as u8, at, bytes, Access::Write)?;
+                let to = cluster.touch(self.rank, self.agent, at, bytes, Access::Write)?;
                 to.copy_from_slice(from);
             }
             Space::Local => self.local(at, lane, bytes)?.copy_from_slice(from),
@@ -108,7 +115,7 @@ impl Warp<'_> {
         active: u32,
         change: &dyn Fn(u64, usize) -> u64,
         to: &Operand,
-        shared: &mut Shared,
+        cluster: &mut Cluster<'_>,
     ) -> Result<()> {
         let mut found = [0; LANES];
         for lane in each(active) {
@@ -116,7 +123,8 @@ impl Warp<'_> {
             let bytes = kind.bytes();
             found[lane] = match space {
                 Space::Shared => {
-                    let place = shared.touch(self.number as u8, at[lane], bytes, Access::Atomic)?;
+                    let place =
+                        cluster.touch(self.rank, self.agent, at[lane], bytes, Access::Atomic)?;
                     let mut word = [0; 8];
                     word[..place.len()].copy_from_slice(place);
                     let old = u64::from_le_bytes(word);

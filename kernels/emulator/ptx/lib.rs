@@ -2,17 +2,23 @@
 //! assembly included, of which the emulator of the sources (the parent folder) knows nothing.
 //!
 //! A warp takes an instruction for all lanes whose branches agree; the lanes that are furthest behind go
-//! first. The warps of a block run one after the other from barrier to barrier, in an order that is
-//! drawn from the launch's seed; blocks run on all cores.
+//! first. The warps of a block, or of a cluster's blocks, run one after the other, each until it waits
+//! for others, in an order that is drawn from the launch's seed; clusters run on all cores.
 //!
 //! What it finds: accesses outside of allocations and of shared memory, misaligned ones, shared memory
-//! that nobody has written, races between warps in shared memory, destinations of `cp.async` that are
-//! touched before the wait, ends without a wait, barriers that not all threads reach, instructions of the
-//! warp that not all of its lanes reach. Copies arrive as late as they may, registers and memory begin
-//! as bits that are no number.
+//! that nobody has written, races in shared memory between warps (`order`: by vector clocks, so in any
+//! order of the warps), destinations of `cp.async` that are touched before the wait, ends without a wait,
+//! barriers that not all threads reach, instructions of the warp that not all of its lanes reach. Copies
+//! arrive as late as they may, registers and memory begin as bits that are no number.
+//!
+//! Of Hopper: copies by TMA and products of a warpgroup are late, too, and touch shared memory as one
+//! more agent each, so whoever does not wait for the mbarrier or for the group races with them; what
+//! stores write is theirs only behind `fence.proxy.async`. Registers of a product under way must not be
+//! touched, and not without `wgmma.fence` before one. Bytes that an mbarrier expects and that do not come,
+//! parities that never come, barriers that are too few: nobody can go on, which says who waits for what.
 //!
 //! What it does not model: time, caches, the rounding of approximations (`ex2`, `rsqrt` are rounded
-//! correctly), the order of sums within `mma`, races within a warp and between blocks.
+//! correctly), the order of sums within `mma` and `wgmma`, races within a warp and in global memory.
 //!
 //! ```
 //! let text = "
@@ -47,15 +53,24 @@
 //! ```
 
 mod access;
+mod barrier;
+mod cluster;
 mod counts;
+mod descriptor;
+mod hopper;
 mod matrix;
+mod mbarrier;
 mod memory;
 mod op;
+mod order;
 mod parse;
+mod registers;
 mod step;
+mod tma;
 mod token;
 mod value;
 mod warp;
+mod wgmma;
 
 pub mod hook;
 
@@ -63,10 +78,9 @@ pub use counts::Counts;
 pub use memory::Global;
 pub use parse::{Entry, parse};
 
-use memory::Shared;
+use cluster::Cluster;
 use rayon::prelude::*;
 use std::fmt;
-use warp::{LANES, Stop, Warp};
 
 /// A text that is not understood, or a fault of a kernel; one line.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,49 +120,21 @@ impl Launch<'_> {
     /// Runs all blocks, and returns what they asked of the hardware.
     ///
     /// # Errors
-    /// At a fault of the kernel.
+    /// At a fault of the kernel, and when the grid is not one of whole clusters.
     pub fn run(&self) -> Result<Counts> {
         let [x, y, z] = self.grid.map(u64::from);
-        let blocks = (0..x * y * z).into_par_iter();
-        let counts =
-            blocks.map(|i| self.block([(i % x) as u32, (i / x % y) as u32, (i / (x * y)) as u32]));
+        let (name, size) = (&self.entry.name, u64::from(self.entry.cluster));
+        if !x.is_multiple_of(size) {
+            return Err(Error(format!("{name}: a grid of {x} blocks for clusters of {size}")));
+        }
+        let (x, clusters) = (x / size, (0..x / size * y * z).into_par_iter());
+        let counts = clusters.map(|i| {
+            let first = [(i % x * size) as u32, (i / x % y) as u32, (i / (x * y)) as u32];
+            Cluster::run(self, first)
+        });
         counts.try_reduce(Counts::default, |mut all, one| {
             all += one;
             Ok(all)
         })
-    }
-
-    fn block(&self, block: [u32; 3]) -> Result<Counts> {
-        let threads = self.block.iter().product::<u32>() as usize;
-        let mut warps: Vec<Warp<'_>> =
-            (0..threads.div_ceil(LANES)).map(|i| Warp::new(self, block, i as u32)).collect();
-        let mut shared = Shared::new(self.entry.shared + self.shared);
-        let mut turn = self.seed;
-        loop {
-            let count = warps.len();
-            turn = turn.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
-            let (first, backwards) = ((turn >> 33) as usize % count, turn >> 32 & 1 != 0);
-            let mut ended = 0;
-            for i in 0..count {
-                let i = (first + if backwards { count - i } else { i }) % count;
-                ended += usize::from(warps[i].run(&mut shared)? == Stop::Ended);
-            }
-            if ended == count {
-                let mut all = Counts::default();
-                warps.iter().for_each(|warp| all += warp.counts);
-                return Ok(all);
-            }
-            let waiting: usize = warps.iter().map(Warp::waiting).sum();
-            if waiting < threads {
-                let [x, y, z] = block;
-                return Err(Error(format!(
-                    "{}, block {x},{y},{z}: a barrier is reached by {waiting} of {threads} threads; \
-                     the others have ended",
-                    self.entry.name
-                )));
-            }
-            shared.meet();
-            warps.iter_mut().for_each(Warp::pass);
-        }
     }
 }

@@ -4,7 +4,7 @@ use crate::value::float;
 use crate::warp::{LANES, Lanes};
 
 /// Returns the f32 of the lower or the upper bf16 of a register.
-fn half(word: u64, upper: bool) -> f32 {
+pub(crate) fn half(word: u64, upper: bool) -> f32 {
     float(if upper { word & 0xffff_0000 } else { word << 16 })
 }
 

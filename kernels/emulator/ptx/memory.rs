@@ -1,5 +1,6 @@
 //! Global and shared memory, and what may not be done to them.
 
+use crate::order::{By, Conflict, Order, Sets, Stamp};
 use crate::{Error, Result};
 
 /// The device's memory.
@@ -54,102 +55,168 @@ pub(crate) fn global(
     Ok(at as *mut u8)
 }
 
-/// Who has touched two bytes of shared memory, since which barrier.
-#[derive(Clone, Copy, Default)]
+/// Who has touched two bytes of shared memory.
+#[derive(Clone, Copy, Default, PartialEq)]
 struct Mark {
-    /// Number of the barrier before the last write, from 1; 0 if nobody has written.
-    written: u32,
-    writer: u8,
-    read: u32,
-    reader: u8,
-    /// A `cp.async` to here is under way.
-    under_way: bool,
+    /// Who has written last; of atomic instructions, all since the last other write.
+    written: Stamp,
+    /// Who has read since.
+    read: Stamp,
+    is: Is,
 }
 
-/// In place of a warp's number: several have read, or an atomic instruction has written.
-const SEVERAL: u8 = 255;
-const ATOMIC: u8 = 254;
+/// What two bytes of shared memory are, beside their value.
+#[derive(Clone, Copy, Default, PartialEq)]
+enum Is {
+    #[default]
+    Plain,
+    /// Last written by an atomic instruction.
+    Atomic,
+    /// The destination of a `cp.async` that is under way.
+    UnderWay,
+    /// Part of an mbarrier.
+    Barrier,
+}
 
 /// The shared memory of a block.
 pub(crate) struct Shared {
     bytes: Vec<u8>,
     marks: Vec<Mark>,
-    /// Number of the last barrier.
-    barrier: u32,
 }
 
 impl Shared {
     /// Returns memory in which nothing has been written.
     pub(crate) fn new(bytes: usize) -> Self {
         let marks = vec![Mark::default(); bytes.div_ceil(2)];
-        Self { bytes: vec![0xff; bytes], marks, barrier: 1 }
+        Self { bytes: vec![0xff; bytes], marks }
     }
 
-    /// All threads have met.
-    pub(crate) fn meet(&mut self) {
-        self.barrier += 1;
-    }
-
-    /// Returns bytes that a warp may touch.
+    /// Returns bytes that may be touched.
     ///
     /// # Errors
     /// When they are outside, misaligned, never written, the destination of a copy that nobody has
-    /// waited for, or touched by another warp without a barrier between.
+    /// waited for, part of an mbarrier, or touched by another without a barrier between.
     pub(crate) fn touch(
         &mut self,
-        warp: u8,
+        by: (&mut Sets, By<'_>),
         at: u64,
         bytes: u64,
         access: Access,
     ) -> Result<&mut [u8]> {
-        let (does, all) = (access.name(), self.bytes.len() as u64);
+        if bytes == 0 || !at.is_multiple_of(bytes) {
+            let does = access.name();
+            let place = format!("{does} {bytes} bytes at {at} of shared memory");
+            return Err(Error(format!("{place}, misaligned")));
+        }
+        self.range(by, at, bytes, access)
+    }
+
+    /// The same, without a look at how the bytes are aligned.
+    pub(crate) fn range(
+        &mut self,
+        (sets, by): (&mut Sets, By<'_>),
+        at: u64,
+        bytes: u64,
+        access: Access,
+    ) -> Result<&mut [u8]> {
+        let (does, all) = (access.name(), self.size());
         let place = || format!("{does} {bytes} bytes at {at} of shared memory");
-        if at >= all || at + bytes > all {
+        if at >= all || bytes > all - at {
             return Err(Error(format!("{}, outside its {all} bytes", place())));
         }
-        if !at.is_multiple_of(bytes) {
-            return Err(Error(format!("{}, misaligned", place())));
-        }
-        let barrier = self.barrier;
+        // Bytes that are touched together were mostly touched together before.
+        let mut last = (Mark::default(), Mark::default());
+        let mut is_first = true;
         for mark in &mut self.marks[at as usize / 2..(at + bytes).div_ceil(2) as usize] {
-            if mark.under_way {
-                return Err(Error(format!("{}, where a cp.async is under way", place())));
+            if is_first || *mark != last.0 {
+                let next = mark.touched(sets, by, access);
+                let next = next.map_err(|why| Error(format!("{}{why}", place())))?;
+                (last, is_first) = ((*mark, next), false);
             }
-            if access == Access::Read && mark.written == 0 {
-                return Err(Error(format!("{}, never written", place())));
-            }
-            let both_atomic = access == Access::Atomic && mark.writer == ATOMIC;
-            let written = mark.written == barrier && mark.writer != warp && !both_atomic;
-            let read = access != Access::Read && mark.read == barrier && mark.reader != warp;
-            if written || read {
-                let other = if written { mark.writer } else { mark.reader };
-                let other = match other {
-                    SEVERAL => "several warps have".into(),
-                    ATOMIC => "an atomic instruction has".into(),
-                    warp => format!("warp {warp} has"),
-                };
-                let verb = if written { "written" } else { "read" };
-                return Err(Error(format!(
-                    "{}: race, {other} {verb} it and no barrier lies between",
-                    place()
-                )));
-            }
-            match access {
-                Access::Read if mark.read == barrier && mark.reader != warp => {
-                    mark.reader = SEVERAL;
-                }
-                Access::Read => (mark.read, mark.reader) = (barrier, warp),
-                Access::Write => (mark.written, mark.writer) = (barrier, warp),
-                Access::Atomic => (mark.written, mark.writer) = (barrier, ATOMIC),
-            }
+            *mark = last.1;
         }
         Ok(&mut self.bytes[at as usize..(at + bytes) as usize])
     }
 
+    pub(crate) fn size(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
+    fn become_of(&mut self, at: u64, bytes: u64, is: Is) {
+        let end = ((at + bytes).div_ceil(2) as usize).min(self.marks.len());
+        for mark in &mut self.marks[(at as usize / 2).min(end)..end] {
+            mark.is = is;
+        }
+    }
+
     /// Marks the destination of a copy that begins, or that has been waited for.
     pub(crate) fn under_way(&mut self, at: u64, bytes: u64, is: bool) {
-        for mark in &mut self.marks[at as usize / 2..(at + bytes).div_ceil(2) as usize] {
-            mark.under_way = is;
+        self.become_of(at, bytes, if is { Is::UnderWay } else { Is::Plain });
+    }
+
+    /// Marks the bytes of an mbarrier that begins or ends.
+    pub(crate) fn barrier(&mut self, at: u64, is: bool) {
+        self.become_of(at, 8, if is { Is::Barrier } else { Is::Plain });
+    }
+
+    /// Returns bytes without a check, as far as they are there.
+    pub(crate) fn bytes(&mut self, at: u64, bytes: u64) -> &mut [u8] {
+        let end = ((at + bytes) as usize).min(self.bytes.len());
+        &mut self.bytes[(at as usize).min(end)..end]
+    }
+}
+
+impl Mark {
+    /// Returns the mark behind an access; the error says why it may not be.
+    #[inline]
+    fn touched(
+        self,
+        sets: &mut Sets,
+        by: By<'_>,
+        access: Access,
+    ) -> std::result::Result<Self, String> {
+        match self.is {
+            Is::UnderWay => return Err(", where a cp.async is under way".into()),
+            Is::Barrier => return Err(", where an mbarrier is".into()),
+            Is::Plain | Is::Atomic => {}
         }
+        if access == Access::Read && self.written == Stamp::NOBODY {
+            return Err(", never written".into());
+        }
+        let both_atomic = access == Access::Atomic && self.is == Is::Atomic;
+        if let Some(conflict) = by.conflict(sets, self.written).filter(|_| !both_atomic) {
+            let who = match self.is {
+                Is::Atomic => "an atomic instruction has".into(),
+                _ => conflict.who(sets, by.warps),
+            };
+            return Err(match conflict {
+                Conflict::Race(_) => {
+                    format!(": race, {who} written it and no barrier lies between")
+                }
+                Conflict::Unfenced(_) => {
+                    format!(" by the async proxy: {who} written it, and no fence.proxy.async since")
+                }
+            });
+        }
+        if access == Access::Read {
+            let read = match by.knows(sets, self.read) {
+                true => by.stamp,
+                false => sets.with(self.read, by.stamp),
+            };
+            return Ok(Self { read, ..self });
+        }
+        // A copy may follow reads without a fence; a barrier is enough.
+        if !by.knows(sets, self.read) {
+            let who = Order::name(sets, by.warps, self.read);
+            return Err(format!(": race, {who} read it and no barrier lies between"));
+        }
+        Ok(match access {
+            Access::Atomic if both_atomic => {
+                let written = sets.with(self.written, by.stamp);
+                Self { written, read: Stamp::NOBODY, is: Is::Atomic }
+            }
+            Access::Atomic => Self { written: by.stamp, read: Stamp::NOBODY, is: Is::Atomic },
+            _ => Self { written: by.stamp, read: Stamp::NOBODY, is: Is::Plain },
+        })
     }
 }

@@ -1,5 +1,7 @@
 //! Which instruction an opcode is.
 
+use crate::hopper::Hopper;
+
 /// An instruction without its operands.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Op {
@@ -31,8 +33,9 @@ pub(crate) enum Op {
     },
     /// Two f32 to a pair of bf16, the first in the upper half.
     Narrow2,
-    /// The address itself: windows are not modelled.
+    /// The address itself: windows are not modelled, but for that of the parameters.
     Address,
+    AddressOfParam,
     Load(Space, Type, usize),
     Store(Space, Type, usize),
     Atomic(Space, Binary, Type),
@@ -48,8 +51,12 @@ pub(crate) enum Op {
     Multiply16x8x16,
     Shuffle(Shuffle),
     Vote(Vote),
-    Barrier,
+    /// Of threads of the block; whether it waits.
+    Barrier {
+        waits: bool,
+    },
     WarpBarrier,
+    Hopper(Hopper),
     /// Orders memory, which is in order here.
     Fence,
     Jump,
@@ -193,6 +200,9 @@ const HINTS: [&str; 15] = [
 impl Op {
     /// Returns `None` for what is not known here.
     pub(crate) fn parse(opcode: &str) -> Option<Self> {
+        if let Some(op) = Hopper::parse(opcode) {
+            return Some(Self::Hopper(op));
+        }
         let (name, rest) = opcode.split_once('.').unwrap_or((opcode, ""));
         let words: Vec<&str> = rest.split('.').filter(|word| !word.is_empty()).collect();
         let kind = words.last().and_then(|word| Type::parse(word));
@@ -201,6 +211,7 @@ impl Op {
         let unary = |op: Unary| Some(Self::Unary(op, kind?));
         match name {
             "mov" => Some(Self::Move),
+            "cvta" if has("param") && !has("to") => Some(Self::AddressOfParam),
             "cvta" => Some(Self::Address),
             "add" => binary(Binary::Add),
             "sub" => binary(Binary::Subtract),
@@ -299,7 +310,10 @@ impl Op {
                 _ => return None,
             })),
             "bar" | "barrier" if has("warp") => Some(Self::WarpBarrier),
-            "bar" | "barrier" if has("sync") => Some(Self::Barrier),
+            "bar" | "barrier" if has("cluster") => None,
+            "bar" | "barrier" if has("sync") => Some(Self::Barrier { waits: true }),
+            "bar" | "barrier" if has("arrive") => Some(Self::Barrier { waits: false }),
+            "fence" if has("proxy") => None,
             // Launches run one after the other.
             "membar" | "fence" | "griddepcontrol" => Some(Self::Fence),
             "bra" => Some(Self::Jump),
@@ -340,7 +354,7 @@ impl Op {
                 | Self::Shuffle(_)
                 | Self::Vote(_)
                 | Self::WarpBarrier
-        )
+        ) || matches!(self, Self::Hopper(op) if op.is_of_warp())
     }
 }
 

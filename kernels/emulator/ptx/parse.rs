@@ -1,5 +1,6 @@
 //! From text to instructions: entry points with their parameters, registers and shared variables.
 
+use crate::hopper::Hopper;
 use crate::op::Op;
 use crate::token::{Token, tokens};
 use crate::{Error, Result};
@@ -14,6 +15,12 @@ pub struct Entry {
     pub threads: u32,
     /// Bytes of its parameters.
     pub params: usize,
+    /// Blocks of a cluster, side by side along x (`.reqnctapercluster`); 1 if there are none.
+    pub cluster: u32,
+    /// Blocks that a multiprocessor must have room for (`.minnctapersm`).
+    pub(crate) at_once: u32,
+    /// Whether it has a `wgmma`.
+    pub(crate) multiplies: bool,
     /// Bytes of shared memory that it declares; what a launch asks for comes behind them.
     pub(crate) shared: usize,
     /// Bytes of each thread's own memory.
@@ -56,6 +63,12 @@ pub(crate) enum Special {
     Blocks(usize),
     Lane,
     Warp,
+    /// Of the block in its cluster, and blocks of a cluster.
+    Rank,
+    Ranks,
+    /// Of the cluster, along x, and clusters.
+    Cluster,
+    Clusters,
 }
 
 /// Returns the entry points of a module.
@@ -91,12 +104,24 @@ struct Body {
     registers: Vec<u32>,
     /// Names by scope, the innermost last.
     names: Vec<HashMap<String, Operand>>,
-    /// Labels, and where they are.
-    labels: HashMap<String, u64>,
+    /// The numbers of these scopes, and how many there have been.
+    scopes: Vec<usize>,
+    opened: usize,
+    /// Labels by scope, and where they are.
+    labels: HashMap<(usize, String), u64>,
     local: usize,
     code: Vec<Instruction>,
-    /// Operands that are labels: of which instruction, and their names.
-    jumps: Vec<(usize, String, u32)>,
+    /// Operands that are labels.
+    jumps: Vec<Jump>,
+}
+
+/// A jump to a label that may come later.
+struct Jump {
+    /// Of the instruction.
+    at: usize,
+    label: String,
+    scopes: Vec<usize>,
+    line: u32,
 }
 
 impl Parser {
@@ -181,8 +206,8 @@ impl Parser {
 
     fn entry(&mut self) -> Result<Entry> {
         let name = self.word()?;
-        let mut body = Body { names: vec![HashMap::new()], ..Body::default() };
-        let (mut params, mut threads) = (0usize, 1024);
+        let mut body = Body { names: vec![HashMap::new()], scopes: vec![0], ..Body::default() };
+        let (mut params, mut threads, mut cluster, mut at_once) = (0usize, 1024, 1, 1);
         if self.is("(") {
             while !self.is(")") {
                 let (mut align, mut element, mut bytes) = (1, 1, None);
@@ -218,28 +243,62 @@ impl Parser {
                         threads *= self.count()? as u32;
                     }
                 }
-                ".minnctapersm" | ".maxnreg" => _ = self.count()?,
+                ".reqnctapercluster" => {
+                    cluster = self.count()? as u32;
+                    let mut others = 1;
+                    while self.is(",") {
+                        others *= self.count()?;
+                    }
+                    if others != 1 || !(1..=8).contains(&cluster) {
+                        return Err(self.unknown("a cluster of this form", line));
+                    }
+                }
+                ".minnctapersm" => at_once = self.count()?.clamp(1, 32) as u32,
+                ".maxnreg" => _ = self.count()?,
+                ".explicitcluster" => {}
                 word => return Err(self.unknown(word, line)),
             }
         }
         while !body.names.is_empty() {
             self.statement(&mut body)?;
         }
-        for (at, name, line) in std::mem::take(&mut body.jumps) {
-            let to = body.labels.get(&name).ok_or_else(|| self.unknown(&name, line))?;
+        for Jump { at, label, scopes, line } in std::mem::take(&mut body.jumps) {
+            // The innermost scope has it first.
+            let to = scopes.iter().rev().find_map(|s| body.labels.get(&(*s, label.clone())));
+            let to = to.ok_or_else(|| self.unknown(&label, line))?;
             body.code[at].operands = vec![Operand::Number(*to)];
         }
         // The dynamic part comes behind, aligned as the kernels declare it.
         let shared = self.shared.next_multiple_of(16);
         let Body { registers, local, code, .. } = body;
-        Ok(Entry { name, threads, params, shared, local, registers, code })
+        let is_product = |one: &Instruction| matches!(one.op, Op::Hopper(Hopper::Product(_)));
+        let multiplies = code.iter().any(is_product);
+        Ok(Entry {
+            name,
+            threads,
+            params,
+            cluster,
+            at_once,
+            multiplies,
+            shared,
+            local,
+            registers,
+            code,
+        })
     }
 
     fn statement(&mut self, body: &mut Body) -> Result<()> {
         let (line, word) = (self.line(), self.word()?);
         match word.as_str() {
-            "{" => body.names.push(HashMap::new()),
-            "}" => _ = body.names.pop(),
+            "{" => {
+                body.opened += 1;
+                body.scopes.push(body.opened);
+                body.names.push(HashMap::new());
+            }
+            "}" => {
+                body.scopes.pop();
+                body.names.pop();
+            }
             ";" => {}
             ".pragma" => {
                 self.word()?;
@@ -248,7 +307,10 @@ impl Parser {
             ".reg" => self.registers(body)?,
             ".shared" => self.variable(&mut None)?,
             ".local" => self.variable(&mut Some(body))?,
-            _ if self.is(":") => _ = body.labels.insert(word, body.code.len() as u64),
+            _ if self.is(":") => {
+                let scope = body.scopes.last().copied().unwrap_or_default();
+                body.labels.insert((scope, word), body.code.len() as u64);
+            }
             _ => self.instruction(word, line, body)?,
         }
         Ok(())
@@ -288,7 +350,8 @@ impl Parser {
         let op = Op::parse(&word).ok_or_else(|| self.unknown(&word, line))?;
         let mut operands = Vec::new();
         if op == Op::Jump {
-            body.jumps.push((body.code.len(), self.word()?, line));
+            let (at, label, scopes) = (body.code.len(), self.word()?, body.scopes.clone());
+            body.jumps.push(Jump { at, label, scopes, line });
             self.expect(";")?;
         } else {
             while !self.is(";") {
@@ -313,6 +376,12 @@ impl Parser {
             }
             "[" => {
                 let base = self.operand(body)?;
+                // The map and the place of a copy by TMA.
+                if self.is(",") {
+                    let place = self.operand(body)?;
+                    self.expect("]")?;
+                    return Ok(Operand::List(vec![base, place]));
+                }
                 let mut offset = 0;
                 if self.is("+") {
                     let negative = self.is("-");
@@ -398,6 +467,13 @@ fn special(word: &str) -> Option<Operand> {
         "%nctaid" => Operand::Special(Special::Blocks(axis)),
         "%laneid" => Operand::Special(Special::Lane),
         "%warpid" => Operand::Special(Special::Warp),
+        // Clusters lie along x.
+        "%cluster_ctarank" => Operand::Special(Special::Rank),
+        "%cluster_nctarank" => Operand::Special(Special::Ranks),
+        "%cluster_ctaid" if axis == 0 => Operand::Special(Special::Rank),
+        "%cluster_nctaid" if axis == 0 => Operand::Special(Special::Ranks),
+        "%clusterid" if axis == 0 => Operand::Special(Special::Cluster),
+        "%nclusterid" if axis == 0 => Operand::Special(Special::Clusters),
         _ => return None,
     })
 }

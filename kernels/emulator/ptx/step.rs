@@ -1,8 +1,11 @@
 //! What each instruction does.
 
-use crate::memory::{Access, Shared};
+use crate::cluster::Cluster;
+use crate::hopper::Hopper;
+use crate::memory::Access;
 use crate::op::{Binary, Op, Shuffle, Space, Type, Vote};
 use crate::parse::{Instruction, Operand};
+use crate::tma::PARAMETERS;
 use crate::value::{self, low};
 use crate::warp::{Copies, Copy, LANES, Lanes, State, Warp, each};
 use crate::{Error, Result, matrix};
@@ -14,7 +17,7 @@ impl Warp<'_> {
         instruction: &Instruction,
         code: usize,
         mut active: u32,
-        shared: &mut Shared,
+        cluster: &mut Cluster<'_>,
     ) -> Result<()> {
         for lane in each(active) {
             self.next[lane] = code + 1;
@@ -28,6 +31,10 @@ impl Warp<'_> {
             }
         }
         self.count(instruction, active);
+        let is_product = matches!(instruction.op, Op::Hopper(Hopper::Product(_)));
+        if self.launch.entry.multiplies && active != 0 && !is_product {
+            instruction.operands.iter().try_for_each(|one| self.products.touch(one))?;
+        }
         let args = &instruction.operands;
         let expected = |count: usize| match args.len() >= count {
             true => Ok(()),
@@ -49,9 +56,13 @@ impl Warp<'_> {
                         return Err(Error("ends with cp.async not waited for".into()));
                     }
                 }
+                if self.products.is_under_way() {
+                    return Err(Error("ends with a wgmma not waited for".into()));
+                }
                 self.set_state(active, State::Ended);
             }
-            Op::Barrier => self.set_state(active, State::Waits),
+            Op::Barrier { waits } => self.barrier(args, active, waits, cluster)?,
+            Op::Hopper(op) => self.hopper(op, instruction, code, active, cluster)?,
             Op::WarpBarrier | Op::Fence => {}
             Op::CopyCommit => {
                 for lane in each(active) {
@@ -75,7 +86,7 @@ impl Warp<'_> {
                     }
                     while self.copies[lane].groups.len() > left {
                         let group = self.copies[lane].groups.pop_front().unwrap_or_default();
-                        group.into_iter().try_for_each(|copy| self.arrive(copy, shared))?;
+                        group.into_iter().try_for_each(|copy| self.arrive(copy, cluster))?;
                     }
                 }
             }
@@ -100,8 +111,9 @@ impl Warp<'_> {
                         return Err(Error(format!("a cp.async that reads {} bytes", copy.read)));
                     }
                     // Whatever arrives is written by this warp; until then nobody may look.
-                    shared.touch(self.number as u8, copy.to, copy.bytes, Access::Write)?.fill(0xff);
-                    shared.under_way(copy.to, copy.bytes, true);
+                    let (to, bytes) = (copy.to, copy.bytes);
+                    cluster.touch(self.rank, self.agent, to, bytes, Access::Write)?.fill(0xff);
+                    cluster.blocks[self.rank].shared.under_way(copy.to, copy.bytes, true);
                     self.copies[lane].open.push(copy);
                 }
             }
@@ -114,7 +126,7 @@ impl Warp<'_> {
                     self.at.1 = lane;
                     let mut bytes = [0; 16];
                     let size = kind.bytes() as usize * count;
-                    self.load(space, at[lane], lane, &mut bytes[..size], shared)?;
+                    self.load(space, at[lane], lane, &mut bytes[..size], cluster)?;
                     for (found, part) in found.iter_mut().zip(bytes[..size].chunks(size / count)) {
                         let mut word = [0; 8];
                         word[..part.len()].copy_from_slice(part);
@@ -153,14 +165,14 @@ impl Warp<'_> {
                     for (bytes, part) in bytes.chunks_mut(width).zip(&parts) {
                         bytes.copy_from_slice(&part[lane].to_le_bytes()[..width]);
                     }
-                    self.store(space, at[lane], lane, &bytes[..width * count], shared)?;
+                    self.store(space, at[lane], lane, &bytes[..width * count], cluster)?;
                 }
             }
             Op::Atomic(space, op, kind) => {
                 expected(3)?;
                 let (at, by) = (self.read(&args[1]), self.read(&args[2]));
                 let change = |old: u64, lane: usize| value::binary(op, kind, old, by[lane]);
-                self.atomic(space, kind, &at, active, &change, &args[0], shared)?;
+                self.atomic(space, kind, &at, active, &change, &args[0], cluster)?;
             }
             Op::AtomicSwapIf(space, kind) => {
                 expected(4)?;
@@ -169,7 +181,7 @@ impl Warp<'_> {
                 let change = |old: u64, lane: usize| {
                     if old == low(if_is[lane], kind.bits()) { to[lane] } else { old }
                 };
-                self.atomic(space, kind, &at, active, &change, &args[0], shared)?;
+                self.atomic(space, kind, &at, active, &change, &args[0], cluster)?;
             }
             Op::LoadMatrix(count, transposed) => {
                 expected(2)?;
@@ -178,7 +190,7 @@ impl Warp<'_> {
                 self.counts.shared(&at[..8 * count], 16);
                 for (lane, row) in rows.iter_mut().enumerate() {
                     self.at.1 = lane;
-                    let bytes = shared.touch(self.number as u8, at[lane], 16, Access::Read)?;
+                    let bytes = cluster.touch(self.rank, self.agent, at[lane], 16, Access::Read)?;
                     row.copy_from_slice(bytes);
                 }
                 let found = matrix::fragments(&rows, transposed);
@@ -254,8 +266,8 @@ impl Warp<'_> {
         let counts = &mut self.counts;
         counts.instructions += 1;
         match instruction.op {
-            Op::Multiply16x8x16 => counts.products += 1,
-            Op::Barrier => counts.barriers += 1,
+            Op::Multiply16x8x16 | Op::Hopper(Hopper::Product(_)) => counts.products += 1,
+            Op::Barrier { .. } => counts.barriers += 1,
             _ => {}
         }
         // A guard parts no lanes: the others pass the instruction, too.
@@ -283,6 +295,7 @@ impl Warp<'_> {
         let lanes = |f: &dyn Fn(usize) -> u64| std::array::from_fn(f);
         Ok(match op {
             Op::Move | Op::Address => a,
+            Op::AddressOfParam => one(&|a| a + PARAMETERS),
             Op::Unary(op, kind) => one(&|a| value::unary(op, kind, a)),
             Op::Binary(op, kind) => lanes(&|l| value::binary(op, kind, a[l], b[l])),
             Op::MultiplyWide(kind) => lanes(&|l| value::multiply_wide(kind, a[l], b[l])),

@@ -1,10 +1,13 @@
 //! 32 threads that take the same instructions, as far as their branches agree.
 
+use crate::cluster::Cluster;
 use crate::counts::Counts;
-use crate::memory::Shared;
+use crate::hopper::Hopper;
+use crate::mbarrier::Place;
 use crate::op::Op;
 use crate::parse::{Instruction, Operand, Special};
 use crate::value::low;
+use crate::wgmma::Products;
 use crate::{Error, Launch, Result};
 use std::collections::VecDeque;
 
@@ -20,16 +23,31 @@ pub(crate) enum State {
     Runs,
     /// The other lanes of an instruction of the warp.
     Meets,
-    /// The other threads of the block.
-    Waits,
+    /// Something that others do.
+    Waits(Wait),
     Ended,
+}
+
+/// What others must do before a lane goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wait {
+    /// End this turn of a barrier of the block.
+    Barrier(usize, u32),
+    /// End this phase of an mbarrier.
+    Phase(Place, u32),
+    /// End this turn of the cluster's barrier.
+    Cluster(u32),
+    /// Come to a product of the warpgroup: the group's number, and the product's.
+    Group(usize, u32),
+    /// Give so many registers back.
+    Registers(u32),
 }
 
 /// Why a warp has stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stop {
-    /// All of its lanes are at a barrier.
-    Barrier,
+    /// Its lanes wait for others.
+    Waits,
     Ended,
 }
 
@@ -52,7 +70,10 @@ pub(crate) struct Copies {
 pub(crate) struct Warp<'a> {
     pub(crate) launch: &'a Launch<'a>,
     block: [u32; 3],
+    /// The block's number in the cluster, and the warp's in the block and in the cluster.
+    pub(crate) rank: usize,
     pub(crate) number: u32,
+    pub(crate) agent: usize,
     pub(crate) registers: Vec<Lanes>,
     pub(crate) next: [usize; LANES],
     pub(crate) states: [State; LANES],
@@ -63,10 +84,18 @@ pub(crate) struct Warp<'a> {
     /// Where a fault would be.
     pub(crate) at: (usize, usize),
     pub(crate) counts: Counts,
+    pub(crate) products: Products,
+    /// The turn of the cluster's barrier that it has arrived for.
+    pub(crate) arrived: Option<u32>,
 }
 
 impl<'a> Warp<'a> {
-    pub(crate) fn new(launch: &'a Launch<'a>, block: [u32; 3], number: u32) -> Self {
+    pub(crate) fn new(
+        launch: &'a Launch<'a>,
+        block: [u32; 3],
+        (rank, agent): (usize, usize),
+        number: u32,
+    ) -> Self {
         let threads: u32 = launch.block.iter().product();
         let mut states = [State::Ended; LANES];
         for (lane, state) in states.iter_mut().enumerate() {
@@ -78,7 +107,9 @@ impl<'a> Warp<'a> {
         Self {
             launch,
             block,
+            rank,
             number,
+            agent,
             // What nobody has written is no number.
             registers: entry.registers.iter().map(|bits| [low(u64::MAX, *bits); LANES]).collect(),
             next: [0; LANES],
@@ -88,6 +119,8 @@ impl<'a> Warp<'a> {
             known: (0, 0),
             at: (0, 0),
             counts: Counts::default(),
+            products: Products::new(if entry.multiplies { entry.registers.len() } else { 0 }),
+            arrived: None,
         }
     }
 
@@ -95,21 +128,25 @@ impl<'a> Warp<'a> {
     ///
     /// # Errors
     /// At a fault. The error says where.
-    pub(crate) fn run(&mut self, shared: &mut Shared) -> Result<Stop> {
-        self.go(shared).map_err(|Error(fault)| {
-            let Launch { entry, .. } = self.launch;
-            let (code, lane) = self.at;
-            let line = entry.code.get(code).map_or(0, |instruction| instruction.line);
-            let [x, y, z] = self.block;
-            let thread = self.number as usize * LANES + lane;
-            Error(format!(
-                "{}, block {x},{y},{z}, thread {thread}, line {line} of the PTX: {fault}",
-                entry.name
-            ))
-        })
+    pub(crate) fn run(&mut self, cluster: &mut Cluster<'_>) -> Result<Stop> {
+        self.go(cluster).map_err(|fault| self.fault(fault))
     }
 
-    fn go(&mut self, shared: &mut Shared) -> Result<Stop> {
+    /// Says where a fault is.
+    pub(crate) fn fault(&self, Error(fault): Error) -> Error {
+        Error(format!("{}: {fault}", self.place(self.at.0, self.at.1)))
+    }
+
+    fn place(&self, code: usize, lane: usize) -> String {
+        let Launch { entry, .. } = self.launch;
+        let line = entry.code.get(code).map_or(0, |instruction| instruction.line);
+        let [x, y, z] = self.block;
+        let thread = self.number as usize * LANES + lane;
+        format!("{}, block {x},{y},{z}, thread {thread}, line {line} of the PTX", entry.name)
+    }
+
+    fn go(&mut self, cluster: &mut Cluster<'_>) -> Result<Stop> {
+        self.wake(cluster);
         loop {
             let first = |states: &[State; LANES], next: &[usize; LANES], wanted| {
                 let at = states.iter().zip(next).filter(|(state, _)| **state == wanted);
@@ -138,45 +175,67 @@ impl<'a> Warp<'a> {
             if instruction.op.is_of_warp() && instruction.guard.is_none() {
                 let all = self.members(instruction);
                 if active & all != all {
-                    if meet {
-                        return Err(Error(format!(
-                            "is at an instruction of lanes {all:08x}, of which only {active:08x} come"
-                        )));
+                    if !meet {
+                        self.set_state(active, State::Meets);
+                        continue;
                     }
-                    self.set_state(active, State::Meets);
-                    continue;
+                    // Who waits for other warps may still come.
+                    if each(all & !active).any(|lane| matches!(self.states[lane], State::Waits(_)))
+                    {
+                        return Ok(Stop::Waits);
+                    }
+                    return Err(Error(format!(
+                        "is at an instruction of lanes {all:08x}, of which only {active:08x} come"
+                    )));
                 }
                 meet = true;
             }
             if meet {
                 self.set_state(active, State::Runs);
             }
-            self.step(instruction, code, active, shared)?;
+            cluster.line = instruction.line;
+            self.step(instruction, code, active, cluster)?;
+            // The warp itself may have done what a lane of it waits for.
+            if matches!(instruction.op, Op::Hopper(_) | Op::Barrier { .. }) {
+                self.wake(cluster);
+            }
         }
-        match self.states.contains(&State::Waits) {
-            true => Ok(Stop::Barrier),
+        match self.states.iter().any(|state| matches!(state, State::Waits(_))) {
+            true => Ok(Stop::Waits),
             false => Ok(Stop::Ended),
         }
     }
 
-    /// Lets all lanes go on behind a barrier.
-    pub(crate) fn pass(&mut self) {
+    /// Lets the lanes go on for which others have done what they wait for.
+    fn wake(&mut self, cluster: &Cluster<'_>) {
+        // Lanes mostly wait for the same.
+        let mut over = None;
         for state in &mut self.states {
-            if *state == State::Waits {
+            let State::Waits(wait) = *state else { continue };
+            if over.is_none_or(|(known, _)| known != wait) {
+                over = Some((wait, cluster.is_over(self.rank, wait)));
+            }
+            if over.is_some_and(|(_, is_over)| is_over) {
                 *state = State::Runs;
             }
         }
     }
 
-    /// Returns how many lanes wait at a barrier, and how many have ended there.
-    pub(crate) fn waiting(&self) -> usize {
-        self.states.iter().filter(|state| **state == State::Waits).count()
+    /// Returns what the first lane that waits waits for, and where it is.
+    pub(crate) fn waits_for(&self, cluster: &Cluster<'_>) -> Option<(String, String)> {
+        (0..LANES).find_map(|lane| match self.states[lane] {
+            State::Waits(wait) => {
+                let at = self.next[lane].saturating_sub(1);
+                Some((cluster.missing(self.rank, wait), self.place(at, lane)))
+            }
+            _ => None,
+        })
     }
 
     /// Returns the mask of the lanes that must take part.
     fn members(&self, instruction: &Instruction) -> u32 {
         let mask = match instruction.op {
-            Op::Shuffle(_) | Op::Vote(_) => instruction.operands.last(),
+            Op::Shuffle(_) | Op::Vote(_) | Op::Hopper(Hopper::Elect) => instruction.operands.last(),
             Op::WarpBarrier => instruction.operands.first(),
             _ => None,
         };
@@ -236,6 +295,10 @@ impl<'a> Warp<'a> {
             Special::Blocks(axis) => self.launch.grid[axis],
             Special::Lane => lane,
             Special::Warp => self.number,
+            Special::Rank => self.rank as u32,
+            Special::Ranks => self.launch.entry.cluster,
+            Special::Cluster => self.block[0] / self.launch.entry.cluster,
+            Special::Clusters => self.launch.grid[0] / self.launch.entry.cluster,
         }
     }
 
