@@ -12,6 +12,8 @@ constexpr u32 WARPGROUP_THREADS = 128, MAX_GROUPS = MAX_THREADS / WARPGROUP_THRE
 // Barriers that a block can make, and the first of their ids: in marks, each is the thread that wrote what
 // has landed and was counted at it.
 constexpr u32 BARRIERS = 64, BARRIER_IDS = MAX_THREADS - BARRIERS;
+// Among what is known, each warpgroup has an id too: what its wgmma have read.
+constexpr u32 GROUP_IDS = MAX_THREADS;
 // Bytes of shared memory that a wgmma reads as one: 16 columns of a row.
 constexpr u32 UNIT = 32, UNITS = SHARED_MOST / UNIT;
 
@@ -51,12 +53,15 @@ struct Named {
 // The sums of wgmma under way: 64 rows of n. The threads' own registers hold NaN meanwhile.
 struct Sums {
     u32 n, products;  // that are under way
+    u64 end;          // the last product's number + 1
+    u32 left;         // threads that have yet to take them
     float *registers[WARPGROUP_THREADS];
     std::vector<float> value;
 };
 
 struct Product {
     u32 n;
+    u32 threads;            // that have come to it
     bool held, add, first;  // a in registers; d is added; the first under way with its sums
     u64 a, b;
     Sums *sums;
@@ -67,7 +72,17 @@ struct Product {
 
 struct Member {
     u64 products, commits;  // how many it has issued
+    u64 waited, groups;     // products and groups that it has waited for
     bool fenced;
+    u32 known[2];  // the last marks of operands that it was found to know
+};
+
+// A group of products that are done: where it ends, how many threads have yet to wait for it, and what
+// they know then.
+struct Done {
+    u64 end;
+    u32 left;
+    Known known;
 };
 
 struct Group {
@@ -75,8 +90,9 @@ struct Group {
     std::deque<Product> products;  // under way
     std::deque<u64> ends;          // of committed groups under way: how many products came before
     u64 products_done, groups_done;
-    std::deque<std::unique_ptr<Sums>> sums;
-    u32 wait_for;  // groups that may stay under way, as those say who wait
+    std::deque<Done> done;  // and not taken by all
+    u64 groups_taken;
+    std::vector<std::unique_ptr<Sums>> sums, settled;  // under way, done
     std::vector<Thread *> waiting;
     // For each unit of shared memory: how many products under way read it, when one has last.
     std::vector<u16> reading;

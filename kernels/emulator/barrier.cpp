@@ -303,8 +303,8 @@ void thread_ends(Thread &t) {
     const Async &async = *block.async;
     if (const Group *group = async.groups[t.id / WARPGROUP_THREADS].get()) {
         const Member &member = group->member[t.id % WARPGROUP_THREADS];
-        if (member.products > group->products_done) {
-            fault("ends with %llu wgmma not waited for", member.products - group->products_done);
+        if (member.products > member.waited) {
+            fault("ends with %llu wgmma not waited for", member.products - member.waited);
         }
     }
     if (block.cluster->awaited[block.rank][t.id]) {
@@ -348,9 +348,13 @@ void stuck_async(Cluster &cluster) {
         Async &async = *block->async;
         for (u32 i = 0; i < MAX_GROUPS; i++) {
             if (async.groups[i] && !async.groups[i]->waiting.empty()) {
-                fault_of(*async.groups[i]->waiting[0],
-                         "wgmma_wait is reached by %zu of %u threads of warpgroup %u",
-                         async.groups[i]->waiting.size(), WARPGROUP_THREADS, i);
+                const Group &group = *async.groups[i];
+                auto some = [](const Product &p) { return p.threads < WARPGROUP_THREADS; };
+                auto found = std::find_if(group.products.begin(), group.products.end(), some);
+                fault_of(*group.waiting[0],
+                         "deadlock: waits for a wgmma to which %u of %u threads of warpgroup %u "
+                         "have come",
+                         found->threads, WARPGROUP_THREADS, i);
             }
         }
         for (const Mbarrier &barrier : async.barriers) {

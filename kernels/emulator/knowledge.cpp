@@ -26,7 +26,7 @@ Async &async_of(Worker &block) {
     if (!block.async) {
         auto async = new Async();
         u32 threads = block.warp_count * LANES;
-        async->columns = threads + BARRIERS;
+        async->columns = threads + BARRIERS + MAX_GROUPS;
         u32 all = async->columns * u32(block.cluster->blocks.size());
         async->warps.resize(block.warp_count);
         for (Knowing &warp : async->warps) {
@@ -48,7 +48,7 @@ void forget_async(Worker &block) {
 }
 
 u32 column(const Worker &block, u32 of) {
-    u32 in_block = of < BARRIER_IDS ? of : block.warp_count * LANES + of - BARRIER_IDS;
+    u32 in_block = of < BARRIER_IDS ? of : block.warp_count * LANES + (of - BARRIER_IDS);
     return first_column(block) + in_block;
 }
 
@@ -64,7 +64,7 @@ bool knows(const Thread &t, const Worker &block, u32 of, u32 time) {
     if (time < CLOCK_START) {
         return true;
     }
-    if (t.block == &block) {
+    if (t.block == &block && of < BARRIER_IDS) {
         bool of_warp = of / LANES == t.id / LANES;
         if (of == t.id || time < block.barrier || (of_warp && time < t.warp->ordered)) {
             return true;
@@ -234,6 +234,12 @@ void renew(Block &base) {
     for (auto &group : async.groups) {
         if (group) {
             std::transform(group->read.begin(), group->read.end(), group->read.begin(), time);
+            for (Done &done : group->done) {
+                known(done.known);
+            }
+            for (Member &member : group->member) {
+                member.known[0] = member.known[1] = 0;
+            }
             for (Product &product : group->products) {
                 std::transform(product.marks.begin(), product.marks.end(), product.marks.begin(),
                                mark);

@@ -29,7 +29,8 @@ u32 box_bytes(const u64 *map) {
 // Calls `row(place in the box, first element, from, before, after)` for each row of the box of a map at
 // `at`: it begins `before` elements before the tensor and ends `after` behind it. `from` is null where
 // the whole row is outside.
-template <class Row> void for_rows(const u64 *map, const u32 (&at)[5], Row row) {
+template <class Row>
+__attribute__((optimize("O3"))) void for_rows(const u64 *map, const u32 (&at)[5], Row row) {
     u32 rows = box_bytes(map) / 2 / side(map, 0);
     long long first = int(at[0]), width = side(map, 0), end = (long long)(size(map, 0));
     for (u32 r = 0; r < rows; r++) {
@@ -55,7 +56,7 @@ std::string place_of(const u64 *map, const u32 (&at)[5]) {
 
 // The part of a box that lies in its tensor must be allocated. What this launch has written there has not
 // been shown to the async proxy; before the wait for other launches, nothing may ever be written there.
-void check_source(const Thread &t, const u64 *map, const u32 (&at)[5]) {
+void check_source(const Thread &t, const u64 *map, const u32 (&at)[5], bool lands) {
     for_rows(map, at, [&](u32, u64 from, u32 before, u32 after) {
         if (!from) {
             return;
@@ -66,13 +67,21 @@ void check_source(const Thread &t, const u64 *map, const u32 (&at)[5]) {
             fault_of(t, "asks for the box at (%s) of a tensor, which reads outside every allocation",
                      place_of(map, at).c_str());
         }
+        if (!lands && t.waited) {
+            return;
+        }
         const u64 *marks = global_written + (from - u64(global_base)) / 2;
+        u64 any = 0, others = ~0ull;
         for (u32 i = 0; i < bytes / 2; i++) {
-            if (!t.waited && marks[i]) {
-                fault_of(t, "asks for the box at (%s) of a tensor ahead of wait_for_previous",
-                         place_of(map, at).c_str());
-            }
-            if (marks[i] && (marks[i] ^ t.block->name) >> LAUNCH_NAME == 0) {
+            any |= marks[i];
+            others = std::min(others, (marks[i] ^ t.block->name) >> LAUNCH_NAME);
+        }
+        if (!lands && any) {
+            fault_of(t, "asks for the box at (%s) of a tensor ahead of wait_for_previous",
+                     place_of(map, at).c_str());
+        }
+        for (u32 i = 0; !others && i < bytes / 2; i++) {
+            if ((marks[i] ^ t.block->name) >> LAUNCH_NAME == 0) {
                 fault_of(t,
                          "asks for the box at (%s) of a tensor, where thread %llu of block %llu has "
                          "written in this launch",
@@ -185,7 +194,7 @@ void tma(u32 into, const u64 *map, const u32 *at, u32 of_rank, u32 barrier, u32 
         fault("asks for a box of %u bytes to %u of shared memory, outside its %u bytes", box.bytes,
               into, mine.shared_bytes);
     }
-    check_source(t, map, box.at);
+    check_source(t, map, box.at, false);
     if (!blocks) {
         blocks = 1u << mine.rank;
     }
@@ -221,7 +230,7 @@ bool land(Cluster &cluster) {
     u32 drawn = cluster.blocks[0]->draw() % u32(cluster.boxes.size());
     Box box = cluster.boxes[drawn];
     cluster.boxes.erase(cluster.boxes.begin() + drawn);
-    check_source(*box.by, box.map, box.at);
+    check_source(*box.by, box.map, box.at, true);
     Worker &to = *box.to;
     unsigned char *shared = to.shared;
     u32 row_bytes = 2 * side(box.map, 0);

@@ -54,6 +54,7 @@ void widen(float *to, const u16 *from, u32 count) {
 }
 
 typedef float Lanes __attribute__((vector_size(64)));
+typedef float Anywhere __attribute__((vector_size(64), aligned(4), may_alias));
 constexpr u32 WIDE = 16;
 
 // COLUMNS·16 columns of four rows of sums.
@@ -61,10 +62,14 @@ template <u32 COLUMNS>
 inline __attribute__((always_inline)) void tile(float *sum, u32 n, const float *a, const float *b) {
     Lanes s[4][COLUMNS], row[COLUMNS];
     for (u32 m = 0; m < 4; m++) {
-        memcpy(s[m], sum + m * n, sizeof s[m]);
+        for (u32 c = 0; c < COLUMNS; c++) {
+            s[m][c] = *reinterpret_cast<const Anywhere *>(sum + m * n + c * WIDE);
+        }
     }
     for (u32 k = 0; k < DEPTH; k++) {
-        memcpy(row, b + k * n, sizeof row);
+        for (u32 c = 0; c < COLUMNS; c++) {
+            row[c] = *reinterpret_cast<const Anywhere *>(b + k * n + c * WIDE);
+        }
         for (u32 m = 0; m < 4; m++) {
             for (u32 c = 0; c < COLUMNS; c++) {
                 s[m][c] += a[m * DEPTH + k] * row[c];
@@ -72,7 +77,9 @@ inline __attribute__((always_inline)) void tile(float *sum, u32 n, const float *
         }
     }
     for (u32 m = 0; m < 4; m++) {
-        memcpy(sum + m * n, s[m], sizeof s[m]);
+        for (u32 c = 0; c < COLUMNS; c++) {
+            *reinterpret_cast<Anywhere *>(sum + m * n + c * WIDE) = s[m][c];
+        }
     }
 }
 
@@ -192,25 +199,25 @@ void find_units(const Block &block, Product &product) {
 // What a thread that multiplies must know of the operands: that they were written, and shown to the
 // async proxy.
 void check_operand(const Thread &t, u32 at, u32 mark) {
-    constexpr const char *DOES = "multiplies by wgmma what is";
+    constexpr const char *DOES = "multiplies by wgmma what is at";
     Worker &block = worker_of(t);
     if (!mark) {
-        fault("%s at %u of shared memory, never written", DOES, at);
+        fault("%s %u of shared memory, never written", DOES, at);
     }
     if (mark >= IS_BARRIER) {
-        fault("%s at %u of shared memory, where %s", DOES, at,
+        fault("%s %u of shared memory, where %s", DOES, at,
               mark == IS_BARRIER           ? "an mbarrier is"
               : box_at(block, at, UNIT) ? "a box of a tensor is under way"
                                            : "a cp.async is under way");
     }
-    if (!Marks(t).past(mark)) {
+    if (!knows(t, block, mark % MAX_THREADS, mark >> CLOCK)) {
         u32 by = mark % MAX_THREADS;
         if (by >= BARRIER_IDS) {
-            fault("%s at %u of shared memory, where a box of a tensor has landed that it has not "
+            fault("%s %u of shared memory, where a box of a tensor has landed that it has not "
                   "waited for",
                   DOES, at);
         }
-        fault("%s at %u of shared memory: race, thread %u wrote it and no barrier lies between",
+        fault("%s %u of shared memory: race, thread %u wrote it and no barrier lies between",
               DOES, at, by);
     }
     check_proxy(t, block, at, mark, DOES);
@@ -256,7 +263,7 @@ Sums *sums_of(Group &group, u32 member, float *registers, u32 n, bool *first) {
         }
     }
     *first = true;
-    group.sums.emplace_back(new Sums{n, 0, {}, std::vector<float>(ROWS * n)});
+    group.sums.emplace_back(new Sums{n, 0, 0, WARPGROUP_THREADS, {}, std::vector<float>(ROWS * n)});
     return group.sums.back().get();
 }
 
@@ -265,6 +272,7 @@ Product &start(Group &group, const Thread &t, const Product &like, float *regist
     Product &product = group.products.back();
     product.sums = sums_of(group, t.id % WARPGROUP_THREADS, registers, product.n, &product.first);
     product.sums->products++;
+    product.sums->end = group.products_done + group.products.size();
     product.rows.resize(product.held ? ROWS * DEPTH : 0);
     find_units(*t.block, product);
     check_operands(t, product);
@@ -289,7 +297,13 @@ void take_part(Thread &t, const Product &like, float *registers, const u32 *held
               like.n, like.a, like.b, like.add, product.n, product.a, product.b, product.add);
     }
     for (u32 i = 0; !is_new && i < product.marks.size(); i++) {
-        check_operand(t, product.units[0] * UNIT, product.marks[i]);
+        // What is known stays known; mostly it is of the last two boxes.
+        u32 mark = product.marks[i];
+        if (mark != member.known[0] && mark != member.known[1]) {
+            check_operand(t, product.units[0] * UNIT, mark);
+            member.known[1] = member.known[0];
+            member.known[0] = mark;
+        }
     }
     Sums &sums = *product.sums;
     if ((product.first || product.held) && !member.fenced) {
@@ -316,53 +330,73 @@ void take_part(Thread &t, const Product &like, float *registers, const u32 *held
         }
     }
     member.products++;
+    product.threads++;
+    if (product.threads == WARPGROUP_THREADS) {
+        for (Thread *waiting : group.waiting) {
+            wake(*waiting);
+        }
+        group.waiting.clear();
+    }
 }
 
-// All threads are there: the products of the groups that are waited for are done now.
+// Does the products of the oldest group under way.
 void finish(Worker &block, Group &group) {
-    const Member &first = group.member[0];
-    for (const Member &member : group.member) {
-        if (member.products != first.products || member.commits != first.commits) {
-            fault("comes to wgmma_wait after %llu wgmma in %llu groups, and another thread of its "
-                  "warpgroup after %llu in %llu",
-                  member.products, member.commits, first.products, first.commits);
+    u64 end = group.ends.front();
+    group.ends.pop_front();
+    group.groups_done++;
+    Known known(block.async->columns * block.cluster->blocks.size());
+    known[column(block, GROUP_IDS + self->id / WARPGROUP_THREADS)] = block.clock + 1;
+    group.done.push_back({end, WARPGROUP_THREADS, std::move(known)});
+    while (group.products_done < end) {
+        Product &product = group.products.front();
+        compute(block, group, product);
+        for (u32 unit : product.units) {
+            group.reading[unit]--;
+            group.read[unit] = block.clock;
         }
+        if (!--product.sums->products) {
+            auto same = [&](auto &sums) { return sums.get() == product.sums; };
+            auto found = std::find_if(group.sums.begin(), group.sums.end(), same);
+            group.settled.push_back(std::move(*found));
+            group.sums.erase(found);
+        }
+        group.products.pop_front();
+        group.products_done++;
     }
-    u32 now = block.clock;
     tick(block);
-    while (group.groups_done + group.wait_for < first.commits) {
-        u64 end = group.ends.front();
-        group.ends.pop_front();
-        group.groups_done++;
-        while (group.products_done < end) {
-            Product &product = group.products.front();
-            compute(block, group, product);
-            for (u32 unit : product.units) {
-                group.reading[unit]--;
-                group.read[unit] = now;
-            }
-            product.sums->products--;
-            group.products.pop_front();
-            group.products_done++;
-        }
-    }
-    for (u32 i = 0; i < group.sums.size();) {
-        Sums &sums = *group.sums[i];
-        if (sums.products) {
-            i++;
+}
+
+// A thread gets its sums that are done, and knows that their operands have been read.
+void take(Thread &t, Group &group, u64 groups) {
+    u32 m = t.id % WARPGROUP_THREADS;
+    Member &member = group.member[m];
+    Done &done = group.done[groups - 1 - group.groups_taken];
+    for (auto &sums : group.settled) {
+        float *&registers = sums->registers[m];
+        if (!registers || sums->end > done.end) {
             continue;
         }
-        for (u32 m = 0; m < WARPGROUP_THREADS; m++) {
-            float *registers = sums.registers[m];
-            for_pairs(m, sums.n, [&](u32 d, u32 place) {
-                if (!poisoned(registers[d]) || !poisoned(registers[d + 1])) {
-                    fault_of(block.thread[self->id / WARPGROUP_THREADS * WARPGROUP_THREADS + m],
-                             "has written to sums of a wgmma under way");
-                }
-                memcpy(&registers[d], &sums.value[place], 8);
-            });
-        }
-        group.sums.erase(group.sums.begin() + i);
+        for_pairs(m, sums->n, [&](u32 d, u32 place) {
+            if (!poisoned(registers[d]) || !poisoned(registers[d + 1])) {
+                fault("has written to sums of a wgmma under way");
+            }
+            memcpy(&registers[d], &sums->value[place], 8);
+        });
+        registers = nullptr;
+        sums->left--;
+    }
+    auto taken = [](auto &sums) { return !sums->left; };
+    auto rest = std::remove_if(group.settled.begin(), group.settled.end(), taken);
+    group.settled.erase(rest, group.settled.end());
+
+    acquire(t, done.known, 5ull << 61 | u64(t.id / WARPGROUP_THREADS) << 56 | groups, false);
+    for (; member.groups < groups; member.groups++) {
+        group.done[member.groups - group.groups_taken].left--;
+    }
+    member.waited = done.end;
+    while (!group.done.empty() && !group.done.front().left) {
+        group.done.pop_front();
+        group.groups_taken++;
     }
 }
 
@@ -420,24 +454,20 @@ void wgmma_wait(u32 groups) {
     Group &group = group_of(*self);
     Member &member = group.member[self->id % WARPGROUP_THREADS];
     member.fenced = false;
-    if (member.commits <= group.groups_done + groups) {
+    if (member.commits <= member.groups + groups) {
         return;
     }
-    if (!group.waiting.empty() && group.wait_for != groups) {
-        fault("comes to wgmma_wait<%u>, and another thread of its warpgroup to wgmma_wait<%u>",
-              groups, group.wait_for);
+    u64 until = member.commits - groups;
+    while (group.groups_done < until) {
+        u64 last = group.ends[until - group.groups_done - 1] - group.products_done;
+        if (!last || group.products[last - 1].threads == WARPGROUP_THREADS) {
+            finish(worker_of(*self), group);
+        } else {
+            group.waiting.push_back(self);
+            sleep();
+        }
     }
-    group.wait_for = groups;
-    group.waiting.push_back(self);
-    if (group.waiting.size() < WARPGROUP_THREADS) {
-        sleep();
-        return;
-    }
-    finish(worker_of(*self), group);
-    for (Thread *t : group.waiting) {
-        wake(*t);
-    }
-    group.waiting.clear();
+    take(*self, group, until);
 }
 
 void check_products(const Thread &t, Worker &block, u32 offset, u32 bytes, const char *does) {
@@ -456,14 +486,7 @@ void check_products(const Thread &t, Worker &block, u32 offset, u32 bytes, const
             }
             u32 read = group->read[unit];
             bool own = t.block == &block && t.id / WARPGROUP_THREADS == g;
-            if (!read || own) {
-                continue;
-            }
-            // Each of its threads has waited for it, so one that was heard from will do.
-            bool known = false;
-            for (u32 i = 0; !known && i < WARPGROUP_THREADS; i++) {
-                known = knows(t, block, g * WARPGROUP_THREADS + i, read);
-            }
+            bool known = !read || own || knows(t, block, GROUP_IDS + g, read);
             if (!known) {
                 fault_of(t,
                          "%s %u of shared memory, which a wgmma of warpgroup %u has read, and no "

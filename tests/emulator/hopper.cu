@@ -3,7 +3,7 @@
 
 #include "ptx_hopper.cuh"
 
-// a: rows, each `64 * steps` long; b: 64 of them; values: rows of 64, to be summed over.
+// Rows of bf16, those of a and b 64 · steps long, which are summed over; values are summed down its 64 rows.
 struct Maps {
     TensorMap a, b, values;
     Global<float> out;
@@ -23,11 +23,12 @@ enum Wrong : u32 {
     NO_INIT_BARRIER,
     PARITY,
     RELEASED_EARLY,
+    RELEASED_AT_ONCE,
+    RELEASED_LATE,
     EXPECTS_LESS,
     EXPECTS_MORE,
     NEVER_RELEASED,
     NO_WAIT,
-    WAITS_FOR_ONE,
     READ_EARLY,
     NO_FENCE,
     OFFSETS_EXCHANGED,
@@ -119,7 +120,7 @@ template <u32 CLUSTER, u32 WRONG> __device__ __forceinline__ void product(const 
             hold(d);
             if (WRONG == WRITTEN_SUMS && k == 1) { d[3] = 1.0f; }
             if (WRONG == READ_EARLY && k + 1 == p.steps) { put_sums(p, d, row); }
-            if (WRONG == WAITS_FOR_ONE) {
+            if (WRONG == RELEASED_LATE || WRONG == RELEASED_AT_ONCE) {
                 wgmma_wait<1>();
             } else if (WRONG == ONE_WARP_FIRST && warp() == 5) {
                 named_sync(1 + group, WARPGROUP);
@@ -132,7 +133,9 @@ template <u32 CLUSTER, u32 WRONG> __device__ __forceinline__ void product(const 
             }
             hold(d);
             bool releases = WRONG != RELEASED_EARLY && WRONG != NEVER_RELEASED;
-            if (releases && threadIdx.x % WARPGROUP < CLUSTER) {
+            if (WRONG == RELEASED_LATE) {
+                if (k > 0 && threadIdx.x % WARPGROUP == 0) { barrier_arrive(empty, s ^ 1); }
+            } else if (releases && threadIdx.x % WARPGROUP < CLUSTER) {
                 if (CLUSTER > 1) {
                     barrier_arrive_at(empty, s, threadIdx.x % WARPGROUP);
                 } else {
@@ -141,7 +144,7 @@ template <u32 CLUSTER, u32 WRONG> __device__ __forceinline__ void product(const 
             }
             if (++s == STAGES) { s = 0, parity ^= 1; }
         }
-        if (WRONG == WAITS_FOR_ONE) { wgmma_wait<0>(); }
+        if (WRONG == RELEASED_LATE || WRONG == RELEASED_AT_ONCE) { wgmma_wait<0>(); }
         if (WRONG != READ_EARLY) { put_sums(p, d, row); }
     }
     if (CLUSTER > 1 && WRONG != ENDS_EARLY) {
@@ -153,14 +156,14 @@ template <u32 CLUSTER, u32 WRONG> __device__ __forceinline__ void product(const 
 #define RING(name, wrong) KERNEL_CLUSTER(name, Maps, THREADS, 1, 1, product<1, wrong>)
 #define RING_2(name, wrong) KERNEL_CLUSTER(name, Maps, THREADS, 1, 2, product<2, wrong>)
 RING(ring, NOTHING)
-RING(ring_released_late, WAITS_FOR_ONE)
+RING(released_late, RELEASED_LATE)
+RING(released_at_once, RELEASED_AT_ONCE)
 RING_2(ring_of_two, NOTHING)
 KERNEL_CLUSTER(ring_of_four, Maps, THREADS, 1, 4, product<4, NOTHING>)
 RING(no_init_fence, NO_INIT_FENCE)
 RING(no_init_barrier, NO_INIT_BARRIER)
 RING(wrong_parity, PARITY)
 RING(released_early, RELEASED_EARLY)
-RING_2(released_early_to_another, RELEASED_EARLY)
 RING(expects_less, EXPECTS_LESS)
 RING(expects_more, EXPECTS_MORE)
 RING(never_released, NEVER_RELEASED)
@@ -176,3 +179,105 @@ RING(other_depth, OTHER_DEPTH)
 RING(misaligned_box, MISALIGNED)
 RING(waits_apart, ONE_WARP_FIRST)
 RING(written_sums, WRITTEN_SUMS)
+
+// out (64×N) = a · bᵀ, 64 deep, once.
+template <u32 N> __device__ __forceinline__ void once(const Maps &p) {
+    constexpr Shared<u64> ready{2 * (64 + N) * 64};
+    if (threadIdx.x == 0) {
+        barrier_init(ready, 0, 1);
+        barrier_init_fence();
+    }
+    __syncthreads();
+    wait_for_previous();
+    if (threadIdx.x == 0) {
+        u32 at[2] = {0, 0};
+        barrier_expect(ready, 0, ready.offset);
+        tma_load<2>(tiles, 0, p.a, at, ready, 0);
+        tma_load<2>(tiles, TILE, p.b, at, ready, 0);
+    }
+    barrier_wait(ready, 0, 0);
+    float d[N / 2];
+    wgmma_fence();
+    for (u32 i = 0; i < 4; i++) {
+        wgmma<N>(d, rows_descriptor(tiles, 16 * i), rows_descriptor(tiles, TILE + 16 * i), i > 0);
+    }
+    wgmma_commit();
+    wgmma_wait<0>();
+    for (u32 i = 0; i < N / 2; i++) {
+        u32 row = warp() * 16 + lane() / 4 + i / 2 % 2 * 8;
+        p.out.set(row * N + i / 4 * 8 + lane() % 4 * 2 + i % 2, d[i]);
+    }
+}
+#define ONCE(N) KERNEL_CLUSTER(once_##N, Maps, WARPGROUP, 1, once<N>)
+ONCE(8) ONCE(16) ONCE(32) ONCE(64) ONCE(128) ONCE(192) ONCE(256)
+
+enum Values : u32 {
+    RIGHT,
+    LEAD_AND_STRIDE,
+    NO_LEAD,
+    DEPTH_STEP,
+    NO_ZEROS_FENCE,
+    NO_ZEROS_BARRIER,
+    FENCE_BEHIND,
+    ZEROS_TOO_LATE,
+};
+
+// out (64×N) = in (64×64) · values (64×N), the rows from 48 on replaced by zeros.
+template <u32 N, u32 WRONG> __device__ __forceinline__ void held(const Maps &p) {
+    constexpr Shared<u64> ready{2 * N * 64};
+    if (threadIdx.x == 0) {
+        barrier_init(ready, 0, 1);
+        barrier_init_fence();
+    }
+    __syncthreads();
+    wait_for_previous();
+    if (threadIdx.x == 0) {
+        barrier_expect(ready, 0, ready.offset);
+        for (u32 n = 0; n < N; n += 64) {
+            u32 at[2] = {n, 0};
+            tma_load<2>(tiles, 64 * n, p.values, at, ready, 0);
+        }
+    }
+    u32 l = lane(), row = warp() * 16 + l / 4, a[4][4];
+    for (u32 k = 0; k < 4; k++) {
+        for (u32 i = 0; i < 4; i++) {
+            a[k][i] = p.in.load<u32>((row + i % 2 * 8) * 64 + 16 * k + 2 * (l % 4) + i / 2 * 8);
+        }
+    }
+    barrier_wait(ready, 0, 0);
+    auto zeros = [&] {
+        for (u32 n = 0; n < N / 64; n++) {
+            tiles.store(TILE * n + 64 * 48 + 8 * threadIdx.x, Vec16{});
+        }
+    };
+    if (WRONG != ZEROS_TOO_LATE) { zeros(); }
+    if (WRONG != NO_ZEROS_FENCE && WRONG != FENCE_BEHIND) { fence_async(); }
+    if (WRONG != NO_ZEROS_BARRIER) { named_sync(1, WARPGROUP); }
+    if (WRONG == FENCE_BEHIND) { fence_async(); }
+    float d[N / 2];
+    for (u32 i = 0; i < N / 2; i++) { d[i] = 0.0f; }
+    wgmma_fence();
+    for (u32 k = 0; k < 4; k++) {
+        u32 at = 1024 * (WRONG == DEPTH_STEP ? k / 2 : k);
+        u64 b = WRONG == LEAD_AND_STRIDE ? tile_descriptor(tiles, at, 1024, 2 * TILE)
+                : WRONG == NO_LEAD       ? rows_descriptor(tiles, at)
+                                         : columns_descriptor(tiles, at, 2 * TILE);
+        wgmma_held<N>(d, a[k], b, true);
+    }
+    wgmma_commit();
+    if (WRONG == ZEROS_TOO_LATE) { zeros(); }
+    wgmma_wait<0>();
+    for (u32 i = 0; i < N / 2; i++) {
+        p.out.set((row + i / 2 % 2 * 8) * N + i / 4 * 8 + l % 4 * 2 + i % 2, d[i]);
+    }
+}
+#define HELD(name, N, wrong) KERNEL_CLUSTER(name, Maps, WARPGROUP, 1, held<N, wrong>)
+HELD(held_64, 64, RIGHT)
+HELD(held_128, 128, RIGHT)
+HELD(lead_and_stride, 128, LEAD_AND_STRIDE)
+HELD(no_lead, 128, NO_LEAD)
+HELD(depth_step, 64, DEPTH_STEP)
+HELD(no_zeros_fence, 64, NO_ZEROS_FENCE)
+HELD(no_zeros_barrier, 64, NO_ZEROS_BARRIER)
+HELD(fence_behind, 64, FENCE_BEHIND)
+HELD(zeros_too_late, 64, ZEROS_TOO_LATE)
