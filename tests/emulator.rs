@@ -2,6 +2,7 @@
 //! same sources, compiled by g++. This file builds and installs it for all tests; its modules show
 //! that the emulator finds mistakes which leave most results right.
 
+mod hopper; // small kernels for Hopper, right and wrong
 pub(crate) mod mutants; // the kernels with planted mistakes
 mod raw; // the driver API
 mod snippets; // small kernels, right and wrong
@@ -12,7 +13,7 @@ use gritlm_kernels::source::{self, HEADERS, Source};
 use gritlm_ptx::hook::{HOOKS, Hooks};
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW, Symbol};
 use rayon::prelude::*;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{CStr, OsStr, c_char, c_int, c_uint};
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -33,9 +34,6 @@ const KERNEL: [&str; 9] = [
     "-x",
     "c++",
 ];
-
-/// What a source sees defined where Hopper's instructions are (kernels/common.cuh).
-const HOPPER: &str = "GRITLM_HOPPER";
 
 /// What the emulator's kernels are compiled as, but for Hopper.
 pub(crate) const ARCH: &str = "sm_80";
@@ -149,21 +147,28 @@ fn build(compiler: &[u8]) -> PathBuf {
             let to = new.path().join("libcuda.so");
             gpp(Command::new("g++").args(LIBRARY).args(sources).arg("-o").arg(to));
         };
-        let cubins = || -> Vec<Vec<u8>> {
-            let all = source::all().par_iter();
-            all.map(|s| cubin(s.stem, &source::text(s), &headers())).collect()
+        // Code for this machine has no architecture; the folder's names do. Most sources are the same
+        // for all.
+        let jobs = |arch: &'static str| {
+            let needed =
+                move |s: &&Source| arch == ARCH || source::text(s).contains("GRITLM_HOPPER");
+            source::all().iter().filter(needed).map(move |s| (arch, s))
+        };
+        let jobs: Vec<_> = jobs(ARCH).chain(jobs(H200.arch())).collect();
+        let cubins = || -> BTreeMap<_, Vec<u8>> {
+            let cubin = |&(arch, s): &(&'static str, &'static Source)| {
+                ((arch, s.stem), cubin(arch, s.stem, &source::text(s), &headers()))
+            };
+            jobs.par_iter().map(cubin).collect()
         };
         let (cubins, ()) = rayon::join(cubins, library);
-        // Code for this machine has no architecture; the folder's names do. Only some sources have
-        // kernels for Hopper.
-        let hopper = source::all().par_iter().zip(&cubins).map(|(s, cubin)| {
-            if s.file.contains(HOPPER) { hopper_cubin(s) } else { cubin.clone() }
-        });
-        let hopper: Vec<Vec<u8>> = hopper.collect();
-        for (model, cubins) in [(SMALL, &cubins), (H200, &hopper)] {
+        for model in [SMALL, H200] {
             let folder = new.path().join(model.arch());
             fs::create_dir(&folder).unwrap();
-            save(&folder, model.arch(), cubins);
+            let own = |s: &Source| {
+                cubins.get(&(model.arch(), s.stem)).unwrap_or(&cubins[&(ARCH, s.stem)]).clone()
+            };
+            save(&folder, model.arch(), &source::all().iter().map(own).collect::<Vec<_>>());
         }
         // Another process may have been first.
         let _ = fs::rename(new.path(), &folder);
@@ -182,13 +187,8 @@ fn headers() -> Vec<(&'static str, String)> {
     HEADERS.iter().map(|(name, text)| (*name, text.to_string())).collect()
 }
 
-/// A source with its kernels for Hopper, compiled for the emulator.
-fn hopper_cubin(source: &Source) -> Vec<u8> {
-    cubin(source.stem, &format!("#define {HOPPER}\n{}", source::text(source)), &headers())
-}
-
-/// A source with these headers, compiled for the emulator.
-fn cubin(stem: &str, text: &str, headers: &[(&str, String)]) -> Vec<u8> {
+/// A source with these headers, compiled for the emulator as a GPU of this architecture.
+fn cubin(arch: &str, stem: &str, text: &str, headers: &[(&str, String)]) -> Vec<u8> {
     let folder = tempfile::tempdir().unwrap();
     let file = |name: &str| folder.path().join(name);
     headers.iter().for_each(|(name, text)| fs::write(file(name), text).unwrap());
@@ -196,7 +196,12 @@ fn cubin(stem: &str, text: &str, headers: &[(&str, String)]) -> Vec<u8> {
     fs::write(&from, text).unwrap();
     let words = kernels().join("emulator/cuda.h");
     let mut gpp_ = Command::new("g++");
-    gpp_.args(KERNEL).arg("-I").arg(folder.path()).arg("-I").arg(kernels());
+    gpp_.args(KERNEL)
+        .args((arch == H200.arch()).then_some("-DGRITLM_HOPPER"))
+        .arg("-I")
+        .arg(folder.path())
+        .arg("-I")
+        .arg(kernels());
     gpp(gpp_.arg("-include").arg(words).arg(from).arg("-o").arg(&to));
     fs::read(to).unwrap()
 }

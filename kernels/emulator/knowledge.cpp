@@ -5,7 +5,7 @@
 #include "async.h"
 
 #define VECTORISED                                                                                 \
-    __attribute__((optimize("O3"), target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+    __attribute__((optimize("O3"), target_clones("avx512f", "avx2", "default")))
 
 namespace emulator {
 

@@ -1,9 +1,9 @@
-// Small kernels for Hopper, right and wrong; see hopper.rs.
+// Products on Hopper, right and wrong, for the emulator; see hopper.rs.
 #include "common.cuh"
 
 #include "ptx_hopper.cuh"
 
-// Rows of bf16, those of a and b 64 · steps long, which are summed over; values are summed down its 64 rows.
+// Rows of bf16: those of a and b are 64 · steps long and summed over; values are summed down 64 rows.
 struct Maps {
     TensorMap a, b, values;
     Global<float> out;
@@ -110,7 +110,9 @@ template <u32 CLUSTER, u32 WRONG> __device__ __forceinline__ void product(const 
                         : rows_descriptor(tiles, s * STAGE + 2 * TILE);
             hold(d);
             if (WRONG != NO_FENCE || k > 0) { wgmma_fence(); }
-            if (WRONG == RELEASED_EARLY && threadIdx.x % WARPGROUP == 0) { barrier_arrive(empty, s); }
+            if (WRONG == RELEASED_EARLY && threadIdx.x % WARPGROUP == 0) {
+                barrier_arrive(empty, s);
+            }
 #pragma unroll
             for (u32 i = 0; i < 4; i++) {
                 u32 on = WRONG == OTHER_DEPTH && warp() == 5 && i == 3 ? 4 : 2 * i;
@@ -208,7 +210,7 @@ template <u32 N> __device__ __forceinline__ void once(const Maps &p) {
         p.out.set(row * N + i / 4 * 8 + lane() % 4 * 2 + i % 2, d[i]);
     }
 }
-#define ONCE(N) KERNEL_CLUSTER(once_##N, Maps, WARPGROUP, 1, once<N>)
+#define ONCE(N) KERNEL_CLUSTER(once_##N, Maps, WARPGROUP, 1, 1, once<N>)
 ONCE(8) ONCE(16) ONCE(32) ONCE(64) ONCE(128) ONCE(192) ONCE(256)
 
 enum Values : u32 {
@@ -271,7 +273,7 @@ template <u32 N, u32 WRONG> __device__ __forceinline__ void held(const Maps &p) 
         p.out.set((row + i / 2 % 2 * 8) * N + i / 4 * 8 + l % 4 * 2 + i % 2, d[i]);
     }
 }
-#define HELD(name, N, wrong) KERNEL_CLUSTER(name, Maps, WARPGROUP, 1, held<N, wrong>)
+#define HELD(name, N, wrong) KERNEL_CLUSTER(name, Maps, WARPGROUP, 1, 1, held<N, wrong>)
 HELD(held_64, 64, RIGHT)
 HELD(held_128, 128, RIGHT)
 HELD(lead_and_stride, 128, LEAD_AND_STRIDE)

@@ -40,7 +40,7 @@ impl Mutant {
             self.stem == "attention" && line.starts_with("KERNEL") && !line.contains("_64_")
         };
         let lines: Vec<&str> = text.lines().filter(|line| !alike(line)).collect();
-        cubin(self.stem, &lines.join("\n"), &headers)
+        cubin(ARCH, self.stem, &lines.join("\n"), &headers)
     }
 
     fn found(&self, emulator: &Emulator, cubin: Vec<u8>) -> Option<String> {

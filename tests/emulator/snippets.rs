@@ -2,7 +2,7 @@
 //! and refuses the launches that a driver would refuse.
 
 use super::raw::{Raw, Result, call, said};
-use super::{cubin, headers};
+use super::{ARCH, cubin, headers};
 use std::ffi::{c_int, c_void};
 use std::ptr::null_mut;
 use std::sync::OnceLock;
@@ -21,7 +21,7 @@ const SNIPPETS: &str = include_str!("snippets.cu");
 
 fn snippets() -> &'static [u8] {
     static SNIPPET: OnceLock<Vec<u8>> = OnceLock::new();
-    SNIPPET.get_or_init(|| cubin("snippets", SNIPPETS, &headers()))
+    SNIPPET.get_or_init(|| cubin(ARCH, "snippets", SNIPPETS, &headers()))
 }
 
 /// Snippets with a mistake, and the words of the fault.
@@ -169,7 +169,6 @@ fn launches_have_limits() {
     assert_eq!(loaded, Err(200));
 }
 
-/// A graph does later, and again, what was asked for while it was captured.
 /// A copy from pinned memory reads it as late as it may: once the stream, or an event behind it, is
 /// waited for, or something else is to run. Memory that it still reads cannot be freed.
 #[test]
@@ -225,6 +224,7 @@ fn copies_arrive_late() {
     raw.free(to);
 }
 
+/// A graph does later, and again, what was asked for while it was captured.
 #[test]
 fn graphs_are_replayed() {
     let Some(raw) = Raw::open("emulator::snippets::graphs_are_replayed", snippets()) else {
