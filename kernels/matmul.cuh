@@ -38,6 +38,7 @@ template <class Op, u32 C, u32 BATCH, u32 M, u32 N>
 __device__ __forceinline__ void store_sums(
     const Product &p, u32 m0, u32 end, u32 j0, float (&acc)[M][N][4]) {
     constexpr u32 EACH = Op::PAIR ? 2 : 1;
+    static_assert(N / EACH % BATCH == 0, "");
 #pragma unroll
     for (u32 half = 0; half < 2 * M; half++) {
         u32 m = m0 + half * 8 + lane() / 4;

@@ -176,10 +176,11 @@ __device__ void matmul_hopper(const ProductMaps &maps) {
             hold(sums);
             give_back(before);
             u32 m0 = rows.first + mine + warp() % 4 * 16;
+            constexpr u32 BATCH = ACROSS % 64 == 0 ? 8 : 4;
             if (!Op::GROUPED && gridDim.y > 1) {
-                store_sums<Part<Op>, 2, 8>(p, m0, rows.end, j0, acc);
+                store_sums<Part<Op>, 2, BATCH>(p, m0, rows.end, j0, acc);
             } else {
-                store_sums<Op, 2, 8>(p, m0, rows.end, j0, acc);
+                store_sums<Op, 2, BATCH>(p, m0, rows.end, j0, acc);
             }
         }
     }
