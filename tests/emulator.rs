@@ -147,11 +147,10 @@ fn build(compiler: &[u8]) -> PathBuf {
             let to = new.path().join("libcuda.so");
             gpp(Command::new("g++").args(LIBRARY).args(sources).arg("-o").arg(to));
         };
-        // Code for this machine has no architecture; the folder's names do. Most sources are the same
-        // for all.
+        // Code for this machine has no architecture; the folder's names do. Most sources are the
+        // same for all.
         let jobs = |arch: &'static str| {
-            let needed =
-                move |s: &&Source| arch == ARCH || source::text(s).contains("GRITLM_HOPPER");
+            let needed = move |s: &&Source| arch == ARCH || s.file.contains("GRITLM_HOPPER");
             source::all().iter().filter(needed).map(move |s| (arch, s))
         };
         let jobs: Vec<_> = jobs(ARCH).chain(jobs(H200.arch())).collect();
@@ -196,12 +195,8 @@ fn cubin(arch: &str, stem: &str, text: &str, headers: &[(&str, String)]) -> Vec<
     fs::write(&from, text).unwrap();
     let words = kernels().join("emulator/cuda.h");
     let mut gpp_ = Command::new("g++");
-    gpp_.args(KERNEL)
-        .args((arch == H200.arch()).then_some("-DGRITLM_HOPPER"))
-        .arg("-I")
-        .arg(folder.path())
-        .arg("-I")
-        .arg(kernels());
+    let hopper = (arch == H200.arch()).then_some("-DGRITLM_HOPPER");
+    gpp_.args(KERNEL).args(hopper).arg("-I").arg(folder.path()).arg("-I").arg(kernels());
     gpp(gpp_.arg("-include").arg(words).arg(from).arg("-o").arg(&to));
     fs::read(to).unwrap()
 }

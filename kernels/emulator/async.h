@@ -1,5 +1,5 @@
-// async: what Hopper adds to a block, kept beside it from the first use on: barriers in shared memory,
-// boxes of tensors under way, products of warpgroups, and who knows what was done before.
+// async: what Hopper adds to a block, kept beside it from the first use on: barriers in shared
+// memory, boxes of tensors under way, products of warpgroups, and who knows what was done before.
 #pragma once
 
 #include "worker.h"
@@ -9,20 +9,20 @@
 namespace emulator {
 
 constexpr u32 WARPGROUP_THREADS = 128, MAX_GROUPS = MAX_THREADS / WARPGROUP_THREADS;
-// Barriers that a block can make, and the first of their ids: in marks, each is the thread that wrote what
-// has landed and was counted at it.
+// Barriers that a block can make, and the first of their ids: in marks, each is the thread that
+// wrote what has landed and was counted at it.
 constexpr u32 BARRIERS = 64, BARRIER_IDS = MAX_THREADS - BARRIERS;
 // Among what is known, each warpgroup has an id too: what its wgmma have read.
 constexpr u32 GROUP_IDS = MAX_THREADS;
 // Bytes of shared memory that a wgmma reads as one: 16 columns of a row.
 constexpr u32 UNIT = 32, UNITS = SHARED_MOST / UNIT;
 
-// For each thread of the cluster, and each barrier at which boxes are counted: what it did before this
-// time, by its block's clock, is past.
+// For each thread of the cluster, and each barrier at which boxes are counted: what it did before
+// this time, by its block's clock, is past.
 using Known = std::vector<u32>;
 
-// What a warp knows: all its lanes, each lane, and those that have waited for a phase which others of them
-// will still wait for. Once all have, it is what all know.
+// What a warp knows: all its lanes, each lane, and those that have waited for a phase which others
+// of them will still wait for. Once all have, it is what all know.
 struct Acquired {
     u32 lanes;
     u64 from;  // the phase
@@ -38,7 +38,7 @@ struct Mbarrier {
     u32 arrivals, pending, phase;
     long long bytes;        // announced and not landed; negative where they landed first
     u32 boxes;              // under way
-    u32 by, made, shown;    // the thread that made it, and when, and its barrier_init_fence; 0 if none
+    u32 by, shown;          // who made it, and when it was fenced; 0 if it was not
     Known coming, handed;   // by the arrivals of this phase, and of the one before
     Known remote;           // when threads of other blocks have arrived
     std::vector<Thread *> waiting;
@@ -70,15 +70,24 @@ struct Product {
     std::vector<float> rows;  // of a, where it is held
 };
 
+// Registers of sums, and what they were at the last wgmma_fence.
+struct Held {
+    const float *registers;
+    u32 n;
+    u64 hash;
+};
+
 struct Member {
     u64 products, commits;  // how many it has issued
     u64 waited, groups;     // products and groups that it has waited for
     bool fenced;
     u32 known[2];  // the last marks of operands that it was found to know
+    Held held[4];  // sums that it had, the last at held[(sums - 1) % 4]
+    u32 sums;
 };
 
-// A group of products that are done: where it ends, how many threads have yet to wait for it, and what
-// they know then.
+// A group of products that are done: where it ends, how many threads have yet to wait for it, and
+// what they know then.
 struct Done {
     u64 end;
     u32 left;
@@ -132,7 +141,8 @@ struct Cluster {
     u32 arrived, generation;
     Known coming, handed;
     std::vector<Thread *> waiting;
-    std::vector<std::vector<u32>> awaited;  // by block, thread: generation + 1 between arrive and wait
+    // By block and thread: the generation + 1, between arrive and wait.
+    std::vector<std::vector<u32>> awaited;
 };
 
 // The state of a thread's block, made when it is first asked for.

@@ -1,4 +1,5 @@
-// barrier: mbarriers, named barriers, the barrier of a cluster, and setmaxnreg, which is a barrier too.
+// barrier: mbarriers, named barriers, the barrier of a cluster, and setmaxnreg, which is a barrier
+// too.
 
 #include "async.h"
 
@@ -156,8 +157,8 @@ Mbarrier &barrier_of(const Thread &t, Worker &block, u32 at, bool by_box) {
             bool own = t.block == &block && t.id == barrier.by;
             if ((!own || by_box) && !barrier.shown) {
                 fault_of(t,
-                         "uses the mbarrier at %u of shared memory, which thread %u has made without "
-                         "barrier_init_fence",
+                         "uses the mbarrier at %u of shared memory, which thread %u has made "
+                         "without barrier_init_fence",
                          at, barrier.by);
             }
             if (!own && !knows(t, block, barrier.by, barrier.shown - 1)) {
@@ -190,7 +191,6 @@ void barrier_init(u32 at, u32 arrivals) {
     barrier.at = at;
     barrier.arrivals = barrier.pending = arrivals;
     barrier.by = self->id;
-    barrier.made = block.clock;
     async.barriers.push_back(barrier);
 }
 
@@ -357,14 +357,23 @@ void stuck_async(Cluster &cluster) {
                          found->threads, WARPGROUP_THREADS, i);
             }
         }
+        std::string others;
+        const Mbarrier *first = nullptr;
         for (const Mbarrier &barrier : async.barriers) {
-            if (!barrier.waiting.empty()) {
-                fault_of(*barrier.waiting[0],
-                         "deadlock: waits for phase %u of the mbarrier at %u of shared memory, "
-                         "which lacks %u of %u arrivals and %lld bytes",
-                         barrier.phase, barrier.at, barrier.pending, barrier.arrivals,
-                         barrier.bytes);
+            if (!barrier.waiting.empty() && first) {
+                others += "; thread " + std::to_string(barrier.waiting[0]->id) + " for phase " +
+                          std::to_string(barrier.phase) + " of the one at " +
+                          std::to_string(barrier.at);
+            } else if (!barrier.waiting.empty()) {
+                first = &barrier;
             }
+        }
+        if (first) {
+            fault_of(*first->waiting[0],
+                     "deadlock: waits for phase %u of the mbarrier at %u of shared memory, which "
+                     "lacks %u of %u arrivals and %lld bytes%s",
+                     first->phase, first->at, first->pending, first->arrivals, first->bytes,
+                     others.c_str());
         }
         for (u32 i = 0; i < 16; i++) {
             if (!async.named[i].waiting.empty()) {

@@ -484,10 +484,9 @@ CUresult cuMemsetD32_v2(CUdeviceptr to, u32 v, size_t n) { return fill(to, v, n,
 CUresult cuTensorMapEncodeTiled(u64 *map, int type, u32 rank, void *address, const u64 *sizes,
                                 const u64 *strides, const u32 *box, const u32 *steps,
                                 int interleave, int swizzle, int, int fill) {
-    return model.major >= 9 && encode_map(map, type, rank, u64(address), sizes, strides, box, steps,
-                                          interleave, swizzle, fill)
-               ? SUCCESS
-               : INVALID_VALUE;
+    bool encoded = encode_map(map, type, rank, u64(address), sizes, strides, box, steps,
+                              interleave, swizzle, fill);
+    return encoded ? SUCCESS : INVALID_VALUE;
 }
 
 CUresult cuModuleLoadData(void **to, const void *image) {

@@ -321,6 +321,9 @@ void shared_fault(u32 offset, u32 bytes, Access access, const Thread &t, u32 wri
     }
     bool by_write = !marks.past(written);
     u32 mark = by_write ? written : read;
+    if (t.block->async && mark % MAX_THREADS >= BARRIER_IDS) {
+        fault_of(t, "%s, where a box of a tensor has landed that it has not waited for", place);
+    }
     const char *who = mark & BY_WARPS   ? "several warps, thread %u among them,"
                       : mark & BY_LANES ? "several lanes, thread %u among them,"
                                         : "thread %u";

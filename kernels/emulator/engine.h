@@ -17,7 +17,7 @@ constexpr u32 LANES = 32, MAX_THREADS = 1024, MAX_WARPS = MAX_THREADS / LANES;
 // 10 several lanes of its warp, 11 several warps, 12 by an atomic, 13-31 the block's clock.
 // 0: never written.
 constexpr u32 BY_LANES = 1 << 10, BY_WARPS = 1 << 11, BY_ATOMIC = 1 << 12, CLOCK = 13;
-// Marks of their own, ordered before nothing: the destination of a copy that is under way; an mbarrier.
+// Marks of their own, ordered before nothing: the destination of a copy under way; an mbarrier.
 constexpr u32 UNDER_WAY = ~0u, IS_BARRIER = ~1u;
 // At a barrier all that was written is past, so the clock may start anew.
 constexpr u32 PAST = 1 << CLOCK, CLOCK_START = 2;
@@ -116,6 +116,7 @@ void copy_start(u32 to, const void *from, u32 bytes);
 void copy_commit();
 void copy_wait(u32 groups);
 bool handed_over(const Thread &t, u32 mark) __attribute__((cold));
+bool handed_over_by_another(const Thread &t, u64 mark) __attribute__((cold));
 void async_write(const Thread &t, u32 offset, u32 bytes) __attribute__((cold));
 u32 add_ordered(u32 *at, u32 value);
 
@@ -203,13 +204,14 @@ inline bool global_past(const Thread &t, u64 mark) {
     const Block &block = *t.block;
     u32 time = u32(mark >> GLOBAL_CLOCK) % (1 << (BLOCK_NAME - GLOBAL_CLOCK));
     if ((mark ^ block.name) >> BLOCK_NAME) {
-        return block.seen && time < block.seen[(mark >> BLOCK_NAME) % BLOCK_NAMES];
+        return (block.seen && time < block.seen[(mark >> BLOCK_NAME) % BLOCK_NAMES]) ||
+               (block.async && handed_over_by_another(t, mark));
     }
     u32 by = mark % MAX_THREADS;
     bool mine = by == t.id && !(mark & BY_SEVERAL);
     bool of_warp = by / LANES == t.id / LANES && time < block.past + t.warp->ordered;
     return mine || of_warp || time < block.past + block.barrier ||
-           (block.async && handed_over(t, (time - block.past) << CLOCK | by));
+           (block.async && (time < block.past || handed_over(t, (time - block.past) << CLOCK | by)));
 }
 
 // An access to global memory: within an allocation, aligned, not of what another thread has written

@@ -1,6 +1,6 @@
-// knowledge: what a thread may take for done, beyond what the clocks of barriers of the whole block and of
-// __syncwarp say. An arrival leaves with the barrier all that its thread knows and has done; who waits
-// takes it from there. What all lanes of a warp know is kept once.
+// knowledge: what a thread may take for done, beyond what the clocks of barriers of the whole block
+// and of __syncwarp say. An arrival leaves with the barrier all that its thread knows and has done;
+// who waits takes it from there. What all lanes of a warp know is kept once.
 
 #include "async.h"
 
@@ -88,6 +88,17 @@ bool knows(const Thread &t, const Worker &block, u32 of, u32 time) {
 
 bool handed_over(const Thread &t, u32 mark) {
     return mark < IS_BARRIER && knows(t, worker_of(t), mark % MAX_THREADS, mark >> CLOCK);
+}
+
+// As global_past, of a mark of another block.
+bool handed_over_by_another(const Thread &t, u64 mark) {
+    for (const Worker *other : worker_of(t).cluster->blocks) {
+        u32 time = u32(mark >> GLOBAL_CLOCK) % (1 << (BLOCK_NAME - GLOBAL_CLOCK));
+        if ((mark ^ other->name) >> BLOCK_NAME == 0) {
+            return time < other->past || knows(t, *other, mark % MAX_THREADS, time - other->past);
+        }
+    }
+    return false;
 }
 
 void publish(const Thread &t, Known &to) {
@@ -183,7 +194,9 @@ void renew(Block &base) {
     Worker &block = static_cast<Worker &>(base);
     u32 first = block.clock - CLOCK_LIMIT / 2;
     auto time = [=](u32 t) { return t < first ? std::min(t, 1u) : t - first + CLOCK_START; };
-    auto limit = [=](u32 t) { return t < first ? std::min(t, CLOCK_START) : t - first + CLOCK_START; };
+    auto limit = [=](u32 t) {
+        return t < first ? std::min(t, CLOCK_START) : t - first + CLOCK_START;
+    };
     auto mark = [=](u32 m) {
         return m < PAST || m >= IS_BARRIER ? m : time(m >> CLOCK) << CLOCK | m % PAST;
     };
@@ -228,7 +241,6 @@ void renew(Block &base) {
     Async &async = *block.async;
     std::transform(async.fenced.begin(), async.fenced.end(), async.fenced.begin(), limit);
     for (Mbarrier &barrier : async.barriers) {
-        barrier.made = time(barrier.made);
         barrier.shown = barrier.shown ? limit(barrier.shown) : 0;
     }
     for (auto &group : async.groups) {

@@ -1,5 +1,5 @@
-// ptx_hopper: the instructions of ptx_hopper.cuh on the CPU. An address in shared memory is an offset: the
-// memory begins at a multiple of 1024, as a kernel's does.
+// ptx_hopper: the instructions of ptx_hopper.cuh on the CPU. An address in shared memory is an
+// offset: the memory begins at a multiple of 1024, as a kernel's does.
 #pragma once
 
 #include "engine.h"

@@ -1,5 +1,6 @@
-// tensor: tensor maps as this library writes them in place of the driver's, and the boxes of tensors that
-// TMA brings: they land when nothing else can go on, now and then before, in an order that is drawn.
+// tensor: tensor maps as this library writes them in place of the driver's, and the boxes of
+// tensors that TMA brings: they land when nothing else can go on, now and then before, in an order
+// that is drawn.
 
 #include "async.h"
 
@@ -26,9 +27,9 @@ u32 box_bytes(const u64 *map) {
     return bytes;
 }
 
-// Calls `row(place in the box, first element, from, before, after)` for each row of the box of a map at
-// `at`: it begins `before` elements before the tensor and ends `after` behind it. `from` is null where
-// the whole row is outside.
+// Calls `row(place in the box, first element, from, before, after)` for each row of the box of a
+// map at `at`: it begins `before` elements before the tensor and ends `after` behind it. `from` is
+// null where the whole row is outside.
 template <class Row>
 __attribute__((optimize("O3"))) void for_rows(const u64 *map, const u32 (&at)[5], Row row) {
     u32 rows = box_bytes(map) / 2 / side(map, 0);
@@ -54,8 +55,9 @@ std::string place_of(const u64 *map, const u32 (&at)[5]) {
     return text;
 }
 
-// The part of a box that lies in its tensor must be allocated. What this launch has written there has not
-// been shown to the async proxy; before the wait for other launches, nothing may ever be written there.
+// The part of a box that lies in its tensor must be allocated. What this launch has written there
+// has not been shown to the async proxy; before the wait for other launches, nothing may ever be
+// written there.
 void check_source(const Thread &t, const u64 *map, const u32 (&at)[5], bool lands) {
     for_rows(map, at, [&](u32, u64 from, u32 before, u32 after) {
         if (!from) {
@@ -64,7 +66,8 @@ void check_source(const Thread &t, const u64 *map, const u32 (&at)[5], bool land
         u32 bytes = 2 * (side(map, 0) - before - after);
         const void *first = reinterpret_cast<const void *>(from);
         if (!owned(first, bytes)) {
-            fault_of(t, "asks for the box at (%s) of a tensor, which reads outside every allocation",
+            fault_of(t,
+                     "asks for the box at (%s) of a tensor, which reads outside every allocation",
                      place_of(map, at).c_str());
         }
         if (!lands && t.waited) {
@@ -83,8 +86,8 @@ void check_source(const Thread &t, const u64 *map, const u32 (&at)[5], bool land
         for (u32 i = 0; !others && i < bytes / 2; i++) {
             if ((marks[i] ^ t.block->name) >> LAUNCH_NAME == 0) {
                 fault_of(t,
-                         "asks for the box at (%s) of a tensor, where thread %llu of block %llu has "
-                         "written in this launch",
+                         "asks for the box at (%s) of a tensor, where thread %llu of block %llu "
+                         "has written in this launch",
                          place_of(map, at).c_str(), marks[i] % MAX_THREADS,
                          (marks[i] >> BLOCK_NAME) % BLOCK_NAMES);
             }
@@ -122,8 +125,8 @@ void check_target(const Thread &t, Worker &block, u32 into, u32 bytes) {
                                  at + 2 * i);
                     }
                     fault_of(t,
-                             "asks for a box to %u of shared memory, which thread %u has %s, and no "
-                             "barrier lies between",
+                             "asks for a box to %u of shared memory, which thread %u has %s, and "
+                             "no barrier lies between",
                              at + 2 * i, by, did);
                 }
             }

@@ -1,6 +1,6 @@
 // wgmma: products of a warpgroup. Each of its 128 threads says which product comes next; what the
-// operands are read from is read when somebody waits for it, and what the sums were, NaN stands for until
-// then.
+// operands are read from is read when somebody waits for it, and what the sums were, NaN stands for
+// until then.
 
 #include "multiply.h"
 
@@ -30,6 +30,25 @@ bool poisoned(float v) {
 void poison(float *registers, u32 n) {
     for (u32 i = 0; i < n / 2; i++) {
         memcpy(&registers[i], &POISON, sizeof POISON);
+    }
+}
+
+u64 hash(const float *registers, u32 n) {
+    u64 sum = 0;
+    for (u32 i = 0; i < n / 2; i++) {
+        u32 bits;
+        memcpy(&bits, &registers[i], sizeof bits);
+        sum = (sum ^ bits) * 0x9e3779b97f4a7c15ull;
+    }
+    return sum;
+}
+
+// Sums of before that were changed since the fence: the wgmma need not see that.
+void check_fenced(const Member &member, const float *registers, u32 n) {
+    for (const Held &held : member.held) {
+        if (held.registers == registers && held.n == n && held.hash != hash(registers, n)) {
+            fault("wgmma adds to sums that were written behind the last wgmma_fence");
+        }
     }
 }
 
@@ -157,8 +176,8 @@ void take_part(Thread &t, const Product &like, float *registers, const u32 *held
     Product &product = is_new ? start(group, t, like, registers) : group.products[at];
     if (product.n != like.n || product.held != like.held || product.add != like.add ||
         product.a != like.a || product.b != like.b) {
-        fault("wgmma with n %u, a %#llx, b %#llx, add %d, where another thread of its warpgroup has "
-              "n %u, a %#llx, b %#llx, add %d",
+        fault("wgmma with n %u, a %#llx, b %#llx, add %d, where another thread of its warpgroup "
+              "has n %u, a %#llx, b %#llx, add %d",
               like.n, like.a, like.b, like.add, product.n, product.a, product.b, product.add);
     }
     for (u32 i = 0; !is_new && i < product.marks.size(); i++) {
@@ -176,6 +195,9 @@ void take_part(Thread &t, const Product &like, float *registers, const u32 *held
               member.commits ? "the last wgmma_wait" : "the kernel's start");
     }
     if (product.first) {
+        if (product.add) {
+            check_fenced(member, registers, product.n);
+        }
         sums.registers[m] = registers;
         for_pairs(m, product.n, [&](u32 i, u32 place) {
             if (product.add) {
@@ -247,6 +269,10 @@ void take(Thread &t, Group &group, u64 groups) {
             }
             memcpy(&registers[d], &sums->value[place], 8);
         });
+        auto same = [&](const Held &held) { return held.registers == registers; };
+        Held *found = std::find_if(member.held, std::end(member.held), same);
+        found = found == std::end(member.held) ? &member.held[member.sums++ % 4] : found;
+        *found = {registers, sums->n, 0};
         registers = nullptr;
         sums->left--;
     }
@@ -282,7 +308,13 @@ Group &group_of(const Thread &t) {
     return *group;
 }
 
-void wgmma_fence() { group_of(*self).member[self->id % WARPGROUP_THREADS].fenced = true; }
+void wgmma_fence() {
+    Member &member = group_of(*self).member[self->id % WARPGROUP_THREADS];
+    member.fenced = true;
+    for (Held &held : member.held) {
+        held.hash = hash(held.registers, held.n);
+    }
+}
 
 void wgmma(float *registers, u32 n, u64 a, u64 b, bool add) {
     Product like{};

@@ -1,5 +1,5 @@
-// worker: what is needed to run a block, and the blocks of a cluster together; how a fiber waits and is
-// woken. Kernels do not see it.
+// worker: what is needed to run a block, and the blocks of a cluster together; how a fiber waits
+// and is woken. Kernels do not see it.
 #pragma once
 
 #include "run.h"

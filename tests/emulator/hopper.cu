@@ -3,7 +3,8 @@
 
 #include "ptx_hopper.cuh"
 
-// Rows of bf16: those of a and b are 64 · steps long and summed over; values are summed down 64 rows.
+// Rows of bf16: those of a and b are 64 · steps long and summed over; values are summed down 64
+// rows.
 struct Maps {
     TensorMap a, b, values;
     Global<float> out;
@@ -14,7 +15,6 @@ struct Maps {
 constexpr u32 TILE = 64 * 64, STAGE = 3 * TILE, STAGES = 2, THREADS = 3 * WARPGROUP;
 constexpr Shared<bf16> tiles{0};
 constexpr Shared<u64> full{STAGES * STAGE * 2}, empty{full.offset + 8 * STAGES};
-constexpr Shared<u32> words{empty.offset + 8 * STAGES};
 
 // What a kernel does wrong.
 enum Wrong : u32 {
@@ -222,6 +222,7 @@ enum Values : u32 {
     NO_ZEROS_BARRIER,
     FENCE_BEHIND,
     ZEROS_TOO_LATE,
+    WRITTEN_BEHIND_FENCE,
 };
 
 // out (64×N) = in (64×64) · values (64×N), the rows from 48 on replaced by zeros.
@@ -269,6 +270,13 @@ template <u32 N, u32 WRONG> __device__ __forceinline__ void held(const Maps &p) 
     wgmma_commit();
     if (WRONG == ZEROS_TOO_LATE) { zeros(); }
     wgmma_wait<0>();
+    if (WRONG == WRITTEN_BEHIND_FENCE) {
+        wgmma_fence();
+        d[5] *= 2.0f;
+        wgmma_held<N>(d, a[0], columns_descriptor(tiles, 0, 2 * TILE), true);
+        wgmma_commit();
+        wgmma_wait<0>();
+    }
     for (u32 i = 0; i < N / 2; i++) {
         p.out.set((row + i / 2 % 2 * 8) * N + i / 4 * 8 + l % 4 * 2 + i % 2, d[i]);
     }
@@ -283,3 +291,4 @@ HELD(no_zeros_fence, 64, NO_ZEROS_FENCE)
 HELD(no_zeros_barrier, 64, NO_ZEROS_BARRIER)
 HELD(fence_behind, 64, FENCE_BEHIND)
 HELD(zeros_too_late, 64, ZEROS_TOO_LATE)
+HELD(written_behind_fence, 64, WRITTEN_BEHIND_FENCE)

@@ -206,7 +206,15 @@ KERNEL_CLUSTER(registers_too_many, Maps, THREADS, 1, 1, registers<TOO_MUCH>)
 KERNEL_CLUSTER(registers_released_up, Maps, THREADS, 1, 1, registers<UPWARDS>)
 KERNEL_CLUSTER(registers_claimed_down, Maps, THREADS, 1, 1, registers<DOWNWARDS>)
 
-enum Clusters : u32 { TOGETHER, NO_CLUSTER_WAIT, TWICE, WAIT_ALONE, NOBODY_ARRIVES, BEHIND_IT };
+enum Clusters : u32 {
+    TOGETHER,
+    NO_CLUSTER_WAIT,
+    TWICE,
+    WAIT_ALONE,
+    NOBODY_ARRIVES,
+    BEHIND_IT,
+    READ_TOO_EARLY,
+};
 // Each block tells the next by its mbarrier that it may write.
 template <u32 HOW> __device__ __forceinline__ void clusters(const Maps &p) {
     constexpr Shared<u64> told{0};
@@ -228,7 +236,10 @@ template <u32 HOW> __device__ __forceinline__ void clusters(const Maps &p) {
     barrier_wait_cluster(told, 0, 0);
     p.out.set(blockIdx.x * WARP + threadIdx.x, float(next));
     if (HOW != NO_CLUSTER_WAIT) { cluster_arrive(); }
-    cluster_wait();
+    if (HOW != READ_TOO_EARLY) { cluster_wait(); }
+    // The block that it told has written that the one behind it is next.
+    p.out.set(128 + blockIdx.x * WARP + threadIdx.x, p.out[next * WARP + threadIdx.x]);
+    if (HOW == READ_TOO_EARLY) { cluster_wait(); }
 }
 KERNEL_CLUSTER(clusters_meet, Maps, WARP, 1, 4, clusters<TOGETHER>)
 KERNEL_CLUSTER(cluster_without_wait, Maps, WARP, 1, 4, clusters<NO_CLUSTER_WAIT>)
@@ -236,3 +247,4 @@ KERNEL_CLUSTER(cluster_arrives_twice, Maps, WARP, 1, 4, clusters<TWICE>)
 KERNEL_CLUSTER(cluster_waits_alone, Maps, WARP, 1, 4, clusters<WAIT_ALONE>)
 KERNEL_CLUSTER(cluster_without_arrival, Maps, WARP, 1, 4, clusters<NOBODY_ARRIVES>)
 KERNEL_CLUSTER(cluster_not_met, Maps, WARP, 1, 4, clusters<BEHIND_IT>)
+KERNEL_CLUSTER(cluster_read_early, Maps, WARP, 1, 4, clusters<READ_TOO_EARLY>)
