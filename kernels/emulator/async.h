@@ -21,12 +21,19 @@ constexpr u32 UNIT = 32, UNITS = SHARED_MOST / UNIT;
 // this time, by its block's clock, is past.
 using Known = std::vector<u32>;
 
+// What a barrier tells those who wait: columns `first` to `end` of what is known, of which the first that
+// there is is `base`.
+struct Told {
+    std::shared_ptr<Known> known;
+    u32 base, first, end;
+};
+
 // What a warp knows: all its lanes, each lane, and those that have waited for a phase which others
 // of them will still wait for. Once all have, it is what all know.
 struct Acquired {
     u32 lanes;
     u64 from;  // the phase
-    Known known;
+    Told told;
 };
 struct Knowing {
     Known all, lane[LANES];
@@ -39,7 +46,8 @@ struct Mbarrier {
     long long bytes;        // announced and not landed; negative where they landed first
     u32 boxes;              // under way
     u32 by, shown;          // who made it, and when it was fenced; 0 if it was not
-    Known coming, handed;   // by the arrivals of this phase, and of the one before
+    Known coming;           // what the arrivals of this phase know
+    Told handed;            // and those of the one before did
     Known remote;           // when threads of other blocks have arrived
     std::vector<Thread *> waiting;
 };
@@ -91,7 +99,7 @@ struct Member {
 struct Done {
     u64 end;
     u32 left;
-    Known known;
+    Told told;
 };
 
 struct Group {
@@ -139,7 +147,8 @@ struct Cluster {
     std::vector<Box> boxes;
     // The barrier of the cluster.
     u32 arrived, generation;
-    Known coming, handed;
+    Known coming;
+    Told handed;
     std::vector<Thread *> waiting;
     // By block and thread: the generation + 1, between arrive and wait.
     std::vector<std::vector<u32>> awaited;
@@ -153,8 +162,10 @@ void begin_cluster(Cluster &cluster);
 // knowledge.cpp. `of` is a thread or a barrier of the block.
 bool knows(const Thread &t, const Worker &block, u32 of, u32 time);
 void publish(const Thread &t, Known &to);  // all that t knows and has done
-// From a source that t has not had; `local` leaves out what other blocks have done.
-void acquire(const Thread &t, const Known &from, u64 source, bool local);
+// What was published, of all blocks or of one, and goes on as nothing.
+Told tell(Known &published);
+Told tell_of(const Worker &block, const Told &all);
+void acquire(const Thread &t, const Told &told, u64 source);  // from a source that t has not had
 void acquire_warp(Warp &warp, Worker &block);  // what one lane knows, all know
 void acquire_block(Worker &block);
 u32 column(const Worker &block, u32 of);

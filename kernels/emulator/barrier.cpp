@@ -39,9 +39,8 @@ void settle(Worker &block, Mbarrier &barrier) {
     }
     barrier.phase++;
     barrier.pending = barrier.arrivals;
-    barrier.handed.swap(barrier.coming);
-    std::fill(barrier.coming.begin(), barrier.coming.end(), 0);
-    barrier.handed[column(block, id_of(block, barrier))] = tick(block);
+    barrier.coming[column(block, id_of(block, barrier))] = tick(block);
+    barrier.handed = tell(barrier.coming);
     wake_all(barrier.waiting);
 }
 
@@ -79,7 +78,10 @@ void wait(u32 at, u32 parity, bool local) {
             sleep();
         }
     }
-    acquire(*self, barrier.handed, u64(at) << 32 | barrier.phase, local);
+    if (barrier.handed.known) {
+        const Told &all = barrier.handed;
+        acquire(*self, local ? tell_of(block, all) : all, u64(at) << 32 | barrier.phase);
+    }
 }
 
 Named &named(u32 number, u32 threads) {
@@ -105,11 +107,11 @@ void settle(Named &barrier, u32 number) {
         return;
     }
     u64 source = 1ull << 63 | u64(number) << 56 | ++times;
+    Told told = tell(barrier.coming);
     for (Thread *t : barrier.waiting) {
-        acquire(*t, barrier.coming, source, true);
+        acquire(*t, tell_of(worker_of(*t), told), source);
     }
     wake_all(barrier.waiting);
-    std::fill(barrier.coming.begin(), barrier.coming.end(), 0);
     barrier.there = 0;
 }
 
@@ -123,8 +125,7 @@ void settle(Cluster &cluster) {
     }
     cluster.generation++;
     cluster.arrived = 0;
-    cluster.handed.swap(cluster.coming);
-    std::fill(cluster.coming.begin(), cluster.coming.end(), 0);
+    cluster.handed = tell(cluster.coming);
     wake_all(cluster.waiting);
 }
 
@@ -142,7 +143,7 @@ void begin_cluster(Cluster &cluster) {
     cluster.ended = cluster.arrived = cluster.generation = 0;
     cluster.boxes.clear();
     cluster.coming.clear();
-    cluster.handed.clear();
+    cluster.handed = {};
     cluster.waiting.clear();
     cluster.awaited.assign(cluster.blocks.size(), std::vector<u32>(MAX_THREADS));
 }
@@ -267,7 +268,7 @@ void cluster_wait() {
         cluster.waiting.push_back(self);
         sleep();
     }
-    acquire(*self, cluster.handed, 3ull << 62 | awaited, false);
+    acquire(*self, cluster.handed, 3ull << 62 | awaited);
     awaited = 0;
 }
 

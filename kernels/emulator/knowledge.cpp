@@ -4,6 +4,8 @@
 
 #include "async.h"
 
+#include <utility>
+
 #define VECTORISED                                                                                 \
     __attribute__((optimize("O3"), target_clones("avx512f", "avx2", "default")))
 
@@ -19,6 +21,16 @@ VECTORISED void raise_all(u32 *to, const u32 *from, u32 count) {
 
 // The columns of a block among those of its cluster.
 u32 first_column(const Worker &block) { return block.rank * block.async->columns; }
+
+void raise(Known &to, const Told &told, u32 columns) {
+    to.resize(columns);
+    raise_all(to.data() + told.first, told.known->data() + (told.first - told.base),
+              told.end - told.first);
+}
+
+bool tells(const Told &told, u32 column, u32 time) {
+    return told.first <= column && column < told.end && time < (*told.known)[column - told.base];
+}
 
 }  // namespace
 
@@ -81,7 +93,7 @@ bool knows(const Thread &t, const Worker &block, u32 of, u32 time) {
         return true;
     }
     auto knowing = [&](const Acquired &some) {
-        return some.lanes >> t.lane & 1 && time < some.known[at];
+        return some.lanes >> t.lane & 1 && tells(some.told, at, time);
     };
     return std::any_of(warp.some.begin(), warp.some.end(), knowing);
 }
@@ -110,7 +122,7 @@ void publish(const Thread &t, Known &to) {
     raise(to, warp.lane[t.lane]);
     for (const Acquired &some : warp.some) {
         if (some.lanes >> t.lane & 1) {
-            raise(to, some.known);
+            raise(to, some.told, u32(to.size()));
         }
     }
     u32 *mine = to.data() + first_column(block);
@@ -124,44 +136,44 @@ void publish(const Thread &t, Known &to) {
     mine[t.id] = tick(block);
 }
 
-namespace {
-
-// Gives what some lanes know to each of them.
-void deal(Knowing &warp, const Acquired &some) {
-    for (u32 lane = 0; lane < LANES; lane++) {
-        if (some.lanes >> lane & 1) {
-            raise(warp.lane[lane], some.known);
-        }
-    }
+Told tell(Known &published) {
+    u32 end = u32(published.size());
+    return {std::make_shared<Known>(std::exchange(published, {})), 0, 0, end};
 }
 
-}  // namespace
+Told tell_of(const Worker &block, const Told &all) {
+    Told own = all;
+    own.first = first_column(block);
+    own.end = own.first + block.async->columns;
+    return own;
+}
 
-void acquire(const Thread &t, const Known &from, u64 source, bool local) {
-    if (from.empty()) {
+void acquire(const Thread &t, const Told &told, u64 source) {
+    if (!told.known) {
         return;
     }
-    Worker &block = worker_of(t);
-    Async &async = async_of(block);
-    Knowing &warp = async.warps[t.id / LANES];
-    u32 present = std::min(block.threads - t.id / LANES * LANES, LANES), lane = 1u << t.lane;
+    Knowing &warp = t.block->async->warps[t.id / LANES];
+    u32 columns = u32(warp.all.size()), lane = 1u << t.lane;
     auto same = [=](const Acquired &some) { return some.from == source; };
     auto found = std::find_if(warp.some.begin(), warp.some.end(), same);
     if (found == warp.some.end()) {
-        // The last was this lane's alone, or nobody else will come for it.
+        // The last was this lane's alone, or nobody else will come for the first.
         if (!warp.some.empty() && (warp.some.back().lanes == lane || warp.some.size() == 8)) {
-            deal(warp, warp.some.front());
+            const Acquired &some = warp.some.front();
+            for (u32 i = 0; i < LANES; i++) {
+                if (some.lanes >> i & 1) {
+                    raise(warp.lane[i], some.told, columns);
+                }
+            }
             warp.some.pop_front();
         }
-        warp.some.push_back({0, source, from});
+        warp.some.push_back({0, source, told});
         found = std::prev(warp.some.end());
-        for (u32 i = 0; local && i < from.size(); i++) {
-            found->known[i] = i / async.columns == block.rank ? from[i] : 0;
-        }
     }
     found->lanes |= lane;
+    u32 present = std::min(t.block->threads - t.id / LANES * LANES, LANES);
     if (u32(__builtin_popcount(found->lanes)) == present) {
-        raise(warp.all, found->known);
+        raise(warp.all, found->told, columns);
         warp.some.erase(found);
     }
 }
@@ -173,7 +185,7 @@ void acquire_warp(Warp &warp, Worker &block) {
         lane.clear();
     }
     for (const Acquired &some : knowing.some) {
-        raise(knowing.all, some.known);
+        raise(knowing.all, some.told, u32(knowing.all.size()));
     }
     knowing.some.clear();
 }
@@ -216,6 +228,13 @@ void renew(Block &base) {
             std::transform(begin, begin + columns, begin, limit);
         }
     };
+    // What was told is shared.
+    std::map<Known *, u32> bases;
+    auto told = [&](const Told &told) {
+        if (told.known) {
+            bases[told.known.get()] = told.base;
+        }
+    };
     for (Worker *other : block.cluster->blocks) {
         if (!other->async) {
             continue;
@@ -224,12 +243,12 @@ void renew(Block &base) {
             known(warp.all);
             std::for_each(warp.lane, warp.lane + LANES, known);
             for (Acquired &some : warp.some) {
-                known(some.known);
+                told(some.told);
             }
         }
         for (Mbarrier &barrier : other->async->barriers) {
             known(barrier.coming);
-            known(barrier.handed);
+            told(barrier.handed);
             known(barrier.remote);
         }
         for (Named &named : other->async->named) {
@@ -237,7 +256,7 @@ void renew(Block &base) {
         }
     }
     known(block.cluster->coming);
-    known(block.cluster->handed);
+    told(block.cluster->handed);
     Async &async = *block.async;
     std::transform(async.fenced.begin(), async.fenced.end(), async.fenced.begin(), limit);
     for (Mbarrier &barrier : async.barriers) {
@@ -247,7 +266,7 @@ void renew(Block &base) {
         if (group) {
             std::transform(group->read.begin(), group->read.end(), group->read.begin(), time);
             for (Done &done : group->done) {
-                known(done.known);
+                told(done.told);
             }
             for (Member &member : group->member) {
                 member.known[0] = member.known[1] = 0;
@@ -256,6 +275,12 @@ void renew(Block &base) {
                 std::transform(product.marks.begin(), product.marks.end(), product.marks.begin(),
                                mark);
             }
+        }
+    }
+    for (auto [all, base] : bases) {
+        for (u32 i = 0; i < all->size(); i++) {
+            bool own = base + i >= from && base + i < from + columns;
+            (*all)[i] = own ? limit((*all)[i]) : (*all)[i];
         }
     }
 }

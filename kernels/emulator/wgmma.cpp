@@ -231,9 +231,9 @@ void finish(Worker &block, Group &group) {
     u64 end = group.ends.front();
     group.ends.pop_front();
     group.groups_done++;
-    Known known(block.async->columns * block.cluster->blocks.size());
-    known[column(block, GROUP_IDS + self->id / WARPGROUP_THREADS)] = block.clock + 1;
-    group.done.push_back({end, WARPGROUP_THREADS, std::move(known)});
+    u32 at = column(block, GROUP_IDS + self->id / WARPGROUP_THREADS);
+    Told told{std::make_shared<Known>(1, block.clock + 1), at, at, at + 1};
+    group.done.push_back({end, WARPGROUP_THREADS, told});
     while (group.products_done < end) {
         Product &product = group.products.front();
         compute(block, group, product);
@@ -280,7 +280,7 @@ void take(Thread &t, Group &group, u64 groups) {
     auto rest = std::remove_if(group.settled.begin(), group.settled.end(), taken);
     group.settled.erase(rest, group.settled.end());
 
-    acquire(t, done.known, 5ull << 61 | u64(t.id / WARPGROUP_THREADS) << 56 | groups, false);
+    acquire(t, done.told, 5ull << 61 | u64(t.id / WARPGROUP_THREADS) << 56 | groups);
     for (; member.groups < groups; member.groups++) {
         group.done[member.groups - group.groups_taken].left--;
     }
@@ -376,6 +376,7 @@ void check_products(const Thread &t, Worker &block, u32 offset, u32 bytes, const
         if (!group) {
             continue;
         }
+        u32 before = 0;
         for (u32 unit = offset / UNIT; unit <= (offset + bytes - 1) / UNIT; unit++) {
             if (group->reading[unit]) {
                 fault_of(t, "%s %u of shared memory, which a wgmma under way reads", does,
@@ -383,7 +384,8 @@ void check_products(const Thread &t, Worker &block, u32 offset, u32 bytes, const
             }
             u32 read = group->read[unit];
             bool own = t.block == &block && t.id / WARPGROUP_THREADS == g;
-            bool known = !read || own || knows(t, block, GROUP_IDS + g, read);
+            bool known = !read || own || read == before || knows(t, block, GROUP_IDS + g, read);
+            before = read;
             if (!known) {
                 fault_of(t,
                          "%s %u of shared memory, which a wgmma of warpgroup %u has read, and no "
