@@ -221,7 +221,7 @@ fn box_of_four(raw: &Raw) -> Case {
 type Make = fn(&Raw) -> Case;
 
 /// Kernels without a mistake.
-const RIGHT: [(&str, Make); 26] = [
+const RIGHT: [(&str, Make); 25] = [
     ("ring", ring::<1>),
     ("released_late", ring::<1>),
     ("waits_apart", ring::<1>),
@@ -247,7 +247,6 @@ const RIGHT: [(&str, Make); 26] = [
     ("box_of_four", box_of_four),
     ("registers_shared", registers),
     ("clusters_meet", clusters),
-    ("handed_back_often", handed::<9999>),
 ];
 
 /// In place of the words of a fault.
@@ -272,7 +271,7 @@ const WRONG: [(&str, Make, &str); 55] = [
     ("other_depth", ring::<1>, "where another thread of its warpgroup has n 64"),
     ("misaligned_box", ring::<1>, "asks for a box to 128 of shared memory, misaligned"),
     ("written_sums", ring::<1>, "has written to sums of a wgmma under way"),
-    ("ends_early", ring::<2>, "ende"),
+    ("ends_early", ring::<2>, "of its cluster"),
     ("local_wait", ring::<2>, "of shared memory, "),
     ("lead_and_stride", held::<128>, A_WRONG_RESULT),
     ("no_lead", held::<128>, A_WRONG_RESULT),
@@ -315,16 +314,23 @@ const WRONG: [(&str, Make, &str); 55] = [
 #[test]
 fn what_is_right_passes() {
     let Some(raw) = open("emulator::hopper::what_is_right_passes") else { return };
-    for (seed, (entry, make)) in (1..5).flat_map(|seed| RIGHT.map(|right| (seed, right))) {
+    for (seed, (entry, make)) in (1..4).flat_map(|seed| RIGHT.map(|right| (seed, right))) {
         raw.emulator.seed(seed);
         assert_eq!(make(&raw).run(&raw, entry), Ok(true), "{entry}");
     }
 }
 
+/// A block's clock is set back many times while barriers hand over.
+#[test]
+fn clocks_begin_anew() {
+    let Some(raw) = open("emulator::hopper::clocks_begin_anew") else { return };
+    assert_eq!(handed::<9999>(&raw).run(&raw, "handed_back_often"), Ok(true));
+}
+
 #[test]
 fn mistakes_are_found() {
     let Some(raw) = open("emulator::hopper::mistakes_are_found") else { return };
-    for (seed, (entry, make, words)) in (1..5).flat_map(|seed| WRONG.map(|wrong| (seed, wrong))) {
+    for (seed, (entry, make, words)) in (1..4).flat_map(|seed| WRONG.map(|wrong| (seed, wrong))) {
         raw.emulator.seed(seed);
         match make(&raw).run(&raw, entry) {
             Ok(right) => assert!(!right && words == A_WRONG_RESULT, "{entry}"),
@@ -388,7 +394,9 @@ fn launches_have_limits() {
         Tensor { sides: [60, 64, 0, 0, 0], ..rows },
         Tensor { steps: [1, 2, 1, 1, 1], ..rows },
     ];
-    refused.map(|tensor| assert_eq!(encode(tensor), Err(1)));
+    for tensor in refused {
+        assert_eq!(encode(tensor), Err(1));
+    }
     assert_eq!(rows.encode(&raw, case.input + 8).map(drop), Err(1));
     assert_eq!(encode(Tensor { sides: [72, 64, 0, 0, 0], swizzle: 0, ..rows }), Ok(()));
 
