@@ -25,6 +25,7 @@ enum Wrong : u32 {
     RELEASED_EARLY,
     RELEASED_AT_ONCE,
     RELEASED_LATE,
+    RELEASED_FOR_ANOTHER,
     EXPECTS_LESS,
     EXPECTS_MORE,
     NEVER_RELEASED,
@@ -137,6 +138,8 @@ template <u32 CLUSTER, u32 WRONG> __device__ __forceinline__ void product(const 
             bool releases = WRONG != RELEASED_EARLY && WRONG != NEVER_RELEASED;
             if (WRONG == RELEASED_LATE) {
                 if (k > 0 && threadIdx.x % WARPGROUP == 0) { barrier_arrive(empty, s ^ 1); }
+            } else if (WRONG == RELEASED_FOR_ANOTHER) {
+                if (group == 0 && threadIdx.x % WARPGROUP < 2) { barrier_arrive(empty, s); }
             } else if (releases && threadIdx.x % WARPGROUP < CLUSTER) {
                 if (CLUSTER > 1) {
                     barrier_arrive_at(empty, s, threadIdx.x % WARPGROUP);
@@ -160,6 +163,7 @@ template <u32 CLUSTER, u32 WRONG> __device__ __forceinline__ void product(const 
 RING(ring, NOTHING)
 RING(released_late, RELEASED_LATE)
 RING(released_at_once, RELEASED_AT_ONCE)
+RING(released_for_another, RELEASED_FOR_ANOTHER)
 RING_2(ring_of_two, NOTHING)
 KERNEL_CLUSTER(ring_of_four, Maps, THREADS, 1, 4, product<4, NOTHING>)
 RING(no_init_fence, NO_INIT_FENCE)

@@ -253,12 +253,13 @@ const RIGHT: [(&str, Make); 25] = [
 const A_WRONG_RESULT: &str = "a wrong result";
 
 /// Kernels with a mistake, and words of the fault.
-const WRONG: [(&str, Make, &str); 55] = [
+const WRONG: [(&str, Make, &str); 57] = [
     ("no_init_fence", ring::<1>, "which thread 0 has made without barrier_init_fence"),
     ("no_init_barrier", ring::<1>, "mbarrier at 49152 of shared memory"),
     ("wrong_parity", ring::<1>, "deadlock: waits for phase 0 of the mbarrier at"),
     ("released_early", ring::<1>, "of shared memory, which a wgmma"),
     ("released_at_once", ring::<1>, "of shared memory, which a wgmma"),
+    ("released_for_another", ring::<1>, "of shared memory"),
     ("expects_less", ring::<1>, " bytes"),
     ("expects_more", ring::<1>, "which lacks 0 of 1 arrivals and 16 bytes"),
     ("never_released", ring::<1>, "arrivals and 0 bytes"),
@@ -286,6 +287,7 @@ const WRONG: [(&str, Make, &str); 55] = [
     ("one_waits_for_all", handed::<0>, "of shared memory"),
     ("writes_after_arrival", handed::<0>, "and no barrier lies between"),
     ("not_handed_back", handed::<0>, "and no barrier lies between"),
+    ("barrier_made_late", handed::<0>, "no barrier lies behind its barrier_init_fence by thread 0"),
     ("named_too_many", named, "deadlock: waits at named barrier 1, where 64 of 96 threads are"),
     ("named_another", named, "deadlock: waits at named barrier"),
     ("named_other_count", named, "at which others are of"),

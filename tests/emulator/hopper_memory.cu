@@ -58,6 +58,26 @@ HANDED(one_waits_for_all, ONE_WAITS)
 HANDED(writes_after_arrival, WRITES_AFTER)
 HANDED(not_handed_back, READERS_NOT_ASKED)
 
+// The second warp uses a barrier that the first has made behind its arrival.
+__device__ __forceinline__ void made_late(const Maps &) {
+    constexpr Shared<u64> ready{0};
+    wait_for_previous();
+    if (threadIdx.x == 0) {
+        barrier_init(ready, 0, 1);
+        barrier_init_fence();
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        barrier_arrive(ready, 0);
+        barrier_init(ready, 1, WARP);
+        barrier_init_fence();
+    } else if (warp() == 1) {
+        barrier_wait(ready, 0, 0);
+        barrier_arrive(ready, 1);
+    }
+}
+KERNEL_CLUSTER(barrier_made_late, Maps, 2 * WARP, 1, 1, made_late)
+
 enum Names : u32 { SOME, TOO_MANY, ANOTHER, OTHER_COUNT };
 
 // As handed_over, by named barriers.
