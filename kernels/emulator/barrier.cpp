@@ -369,6 +369,14 @@ void stuck_async(Cluster &cluster) {
                 first = &barrier;
             }
         }
+        for (u32 w = 0; w < block->warp_count; w++) {
+            const Warp &warp = block->warp[w];
+            if (warp.met) {
+                others += "; " + std::to_string(__builtin_popcount(warp.met)) + " lanes of warp " +
+                          std::to_string(w) + " for the others, at " +
+                          MEETINGS[u32(warp.meeting)];
+            }
+        }
         if (first) {
             fault_of(*first->waiting[0],
                      "deadlock: waits for phase %u of the mbarrier at %u of shared memory, which "

@@ -138,6 +138,7 @@ const char *doing(Access access) {
 
 // Nothing can go on: some threads wait for others that have ended or wait elsewhere.
 [[noreturn]] void stuck(Cluster &cluster) {
+    stuck_async(cluster);
     for (Worker *block : cluster.blocks) {
         for (u32 w = 0; w < block->warp_count; w++) {
             Warp &warp = block->warp[w];
@@ -151,7 +152,6 @@ const char *doing(Access access) {
             }
         }
     }
-    stuck_async(cluster);
     Worker &block = worker();
     fault_of(*self, "__syncthreads is reached by %u of %u threads; %u have ended", block.waiting,
              block.threads, block.ended);
