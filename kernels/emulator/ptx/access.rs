@@ -22,7 +22,7 @@ impl Warp<'_> {
                 Ok(place) => place,
                 Err(_) if from.is_multiple_of(bytes) => {
                     let (_, end) = self.launch.memory.allocation(from).unwrap_or_default();
-                    if from + read > end {
+                    if read > end.saturating_sub(from) {
                         return Err(Error(format!(
                             "a cp.async reads {read} bytes at {from:#x} of global memory, outside \
                              every allocation"
@@ -64,7 +64,8 @@ impl Warp<'_> {
                 )?);
             }
             Space::Param => {
-                let found = self.launch.params.get(at as usize..at as usize + to.len());
+                let end = (at as usize).saturating_add(to.len());
+                let found = self.launch.params.get(at as usize..end);
                 to.copy_from_slice(found.ok_or_else(|| Error(format!("no parameter at {at}")))?);
             }
             Space::Local => to.copy_from_slice(self.local(at, lane, bytes)?),
@@ -99,7 +100,7 @@ impl Warp<'_> {
 
     fn local(&mut self, at: u64, lane: usize, bytes: u64) -> Result<&mut [u8]> {
         let size = self.launch.entry.local;
-        let (first, end) = (at as usize, (at + bytes) as usize);
+        let (first, end) = (at as usize, at.saturating_add(bytes) as usize);
         if end > size || !at.is_multiple_of(bytes) {
             return Err(Error(format!("touches {bytes} bytes at {at} of {size} bytes of its own")));
         }

@@ -209,7 +209,7 @@ impl Warp<'_> {
                 let mut phases = [0; LANES];
                 for lane in each(active) {
                     self.at.1 = lane;
-                    let number = number.map(|number| number[lane]);
+                    let number = number.map(|number| number[lane] & u64::from(u32::MAX));
                     let (times, bytes) = match (expects, arrives) {
                         (true, _) => {
                             let bytes = number.ok_or_else(|| Error("no bytes".into()))?;

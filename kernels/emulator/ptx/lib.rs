@@ -66,6 +66,8 @@ mod order;
 mod parse;
 mod registers;
 mod step;
+#[cfg(test)]
+mod tests;
 mod tma;
 mod token;
 mod value;

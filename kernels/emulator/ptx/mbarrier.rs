@@ -26,8 +26,9 @@ pub(crate) struct Mbarrier {
     pub(crate) missing: u64,
     /// Bytes announced and not landed; negative if more have landed than were announced.
     pub(crate) bytes: i64,
-    /// Phases that have ended.
+    /// Phases that have ended, and those of which somebody knows.
     pub(crate) phase: u32,
+    known: u32,
     /// The agent that the copies are which report here.
     pub(crate) agent: usize,
     /// What was handed over until now, and until the last phase's end.
@@ -64,6 +65,7 @@ impl Cluster<'_> {
             missing: wanted,
             bytes: 0,
             phase: 0,
+            known: 0,
             agent,
             now: Clock::default(),
             done: Clock::default(),
@@ -190,6 +192,14 @@ impl Cluster<'_> {
                 barrier.phase, at.1, copy.bytes, copy.line
             )));
         }
+        // By its parity, a phase can be waited for only until the next one has ended.
+        if barrier.known < barrier.phase {
+            return Err(Error(format!(
+                "phase {} of the mbarrier at {} ends, and nobody has waited for the one before: too \
+                 many arrivals, or no wait",
+                barrier.phase, at.1
+            )));
+        }
         barrier.phase += 1;
         barrier.missing = barrier.wanted;
         barrier.now.learn(barrier.agent, barrier.phase);
@@ -202,10 +212,11 @@ impl Cluster<'_> {
     pub(crate) fn phase(&mut self, warp: usize, at: Place, parity: u64) -> Result<Option<u32>> {
         self.barrier(warp, at)?;
         let Self { blocks, order, .. } = self;
-        let Some(barrier) = blocks[at.0].mbarriers.get(&at.1) else { return Ok(None) };
+        let Some(barrier) = blocks[at.0].mbarriers.get_mut(&at.1) else { return Ok(None) };
         if u64::from(barrier.phase) & 1 == parity & 1 {
             return Ok(Some(barrier.phase));
         }
+        barrier.known = barrier.phase;
         order.clock(warp).join(&barrier.done);
         Ok(None)
     }

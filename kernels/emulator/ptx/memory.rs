@@ -43,7 +43,7 @@ pub(crate) fn global(
     if bytes == 0 || !at.is_multiple_of(bytes) {
         return Err(Error(format!("{does} {bytes} bytes at {at:#x} of global memory, misaligned")));
     }
-    let within = |(first, end): (u64, u64)| first <= at && at + bytes <= end;
+    let within = |(first, end): (u64, u64)| first <= at && at < end && bytes <= end - at;
     if !within(*known) {
         *known = memory.allocation(at).unwrap_or_default();
         if !within(*known) {

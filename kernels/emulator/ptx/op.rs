@@ -80,6 +80,7 @@ impl Type {
             "f32" => Self::F32,
             "bf16" => Self::Bf16,
             "pred" => Self::Predicate,
+            _ if ![8, 16, 32, 64].contains(&bits) => return None,
             _ if word.starts_with('s') => Self::Signed(bits),
             _ if word.starts_with(['b', 'u']) => Self::Bits(bits),
             _ => return None,
@@ -259,6 +260,9 @@ impl Op {
                 let space = Space::parse(words.iter().find(|word| !HINTS.contains(word))?)?;
                 let count = [("v2", 2), ("v4", 4)].into_iter().find(|(word, _)| has(word));
                 let count = count.map_or(1, |(_, count)| count);
+                if !(1..=16).contains(&(kind?.bytes() as usize * count)) {
+                    return None;
+                }
                 Some(match name {
                     "ld" => Self::Load(space, kind?, count),
                     _ => Self::Store(space, kind?, count),

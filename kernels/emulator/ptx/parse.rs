@@ -89,6 +89,9 @@ pub fn parse(text: &str) -> Result<Vec<Entry>> {
     Ok(entries)
 }
 
+/// Most registers, bytes or threads that a text may speak of.
+const MOST: usize = 1 << 24;
+
 struct Parser {
     tokens: Vec<Token>,
     next: usize,
@@ -166,7 +169,9 @@ impl Parser {
 
     fn count(&mut self) -> Result<usize> {
         let (line, word) = (self.line(), self.word()?);
-        word.parse().map_err(|_| self.unknown(&word, line))
+        // More than fit into any GPU would only fill this machine.
+        let count = word.parse().ok().filter(|count| *count <= MOST);
+        count.ok_or_else(|| self.unknown(&word, line))
     }
 
     /// Reads `.shared .align A .b8 name[bytes]` after its first word, or the same of `.local`, whose
@@ -185,6 +190,9 @@ impl Parser {
                     let mut bytes = element;
                     while self.is("[") {
                         bytes *= if self.peek() == "]" { 0 } else { self.count()? };
+                        if bytes > MOST {
+                            return Err(self.unknown("a variable of this size", line));
+                        }
                         self.expect("]")?;
                     }
                     self.expect(";")?;
@@ -240,14 +248,14 @@ impl Parser {
                 ".maxntid" | ".reqntid" => {
                     threads = self.count()? as u32;
                     while self.is(",") {
-                        threads *= self.count()? as u32;
+                        threads = threads.saturating_mul(self.count()? as u32);
                     }
                 }
                 ".reqnctapercluster" => {
                     cluster = self.count()? as u32;
                     let mut others = 1;
                     while self.is(",") {
-                        others *= self.count()?;
+                        others = self.count()?.max(others);
                     }
                     if others != 1 || !(1..=8).contains(&cluster) {
                         return Err(self.unknown("a cluster of this form", line));

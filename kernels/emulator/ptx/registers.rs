@@ -18,7 +18,8 @@ impl Budget {
     /// Returns the budget of a launch. A thread begins with as many as the launch bounds allow: that is
     /// what ptxas gives a kernel with `setmaxnreg`.
     pub(crate) fn new(launch: &Launch<'_>, warps: usize) -> Self {
-        let threads = launch.entry.threads.max(LANES as u32) * launch.entry.at_once.max(1);
+        let threads = launch.entry.threads.max(LANES as u32);
+        let threads = threads.saturating_mul(launch.entry.at_once);
         let each = (ALL / threads / 8 * 8).min(248);
         Self { free: 0, held: vec![each; warps] }
     }

@@ -160,12 +160,14 @@ impl Warp<'_> {
             return Err(Error(format!("a wgmma with {} operands", args.len())));
         };
         let signs: Vec<i64> = signs.iter().map(|sign| self.read(sign)[0] as i64).collect();
-        let (is_held, sign, across) = match (a, &signs[..]) {
-            (Operand::List(_), [x, y, b]) => (true, x * y, [0, *b]),
-            (_, [x, y, a, b]) => (false, x * y, [*a, *b]),
+        let (is_held, signs, across) = match (a, &signs[..]) {
+            (Operand::List(_), [x, y, b]) => (true, [*x, *y], [0, *b]),
+            (_, [x, y, a, b]) => (false, [*x, *y], [*a, *b]),
             _ => return Err(Error(format!("a wgmma with {} operands", args.len()))),
         };
-        if sign.abs() != 1 || across.iter().any(|is| !(0..2).contains(is)) {
+        if signs.iter().any(|sign| ![1, -1].contains(sign))
+            || across.iter().any(|is| !(0..2).contains(is))
+        {
             return Err(Error("a wgmma whose signs are not 1 or -1, or order not 0 or 1".into()));
         }
         let group = self.number as usize / WARPS;
@@ -178,7 +180,7 @@ impl Warp<'_> {
             a: self.rows(&held),
             held,
             adds: self.same(adds)? & 1 != 0,
-            sign: sign as f32,
+            sign: (signs[0] * signs[1]) as f32,
         };
         for register in &flight.held {
             if self.products.sums.iter().any(|sums| sums.registers.contains(register)) {
