@@ -14,7 +14,8 @@ impl Warp<'_> {
     pub(crate) fn arrive(&mut self, copy: Copy, cluster: &mut Cluster<'_>) -> Result<()> {
         let Copy { to, from, read, bytes } = copy;
         cluster.blocks[self.rank].shared.under_way(to, bytes, false);
-        let mut data = vec![0; bytes as usize];
+        let mut data = [0; 16];
+        let data = &mut data[..bytes as usize];
         if read > 0 {
             let place = global(self.launch.memory, &mut self.known, from, bytes, Access::Read);
             // Only what is read must be there.
@@ -35,7 +36,7 @@ impl Warp<'_> {
             // SAFETY: the bytes that are read lie in an allocation.
             unsafe { place.copy_to_nonoverlapping(data.as_mut_ptr(), read as usize) };
         }
-        cluster.touch(self.rank, self.agent, to, bytes, Access::Write)?.copy_from_slice(&data);
+        cluster.touch(self.rank, self.agent, to, bytes, Access::Write)?.copy_from_slice(data);
         Ok(())
     }
 

@@ -1,5 +1,6 @@
 //! What a launch asked of the hardware, counted.
 
+use crate::warp::LANES;
 use std::ops::AddAssign;
 
 /// Bytes that global memory moves at once.
@@ -44,36 +45,49 @@ impl AddAssign for Counts {
 }
 
 impl Counts {
-    /// Counts an access of a warp to global memory: where each lane's `bytes` bytes begin.
+    /// Counts an access of a warp to global memory: where each lane's `bytes` bytes begin. Places are
+    /// multiples of their width, so equal or apart, and each in one sector.
     pub(crate) fn global(&mut self, places: &[u64], bytes: u64) {
-        let mut sectors: Vec<u64> =
-            places.iter().flat_map(|at| at / SECTOR..(at + bytes).div_ceil(SECTOR)).collect();
-        self.sectors += distinct(&mut sectors);
-        // Places are multiples of their width, so equal or apart.
-        let mut places = places.to_vec();
-        self.sectors_needed += (distinct(&mut places) * bytes).div_ceil(SECTOR);
+        let (mut sorted, places) = sorted(places);
+        let places = &mut sorted[..places];
+        self.sectors_needed += (distinct(places) * bytes).div_ceil(SECTOR);
+        places.iter_mut().for_each(|place| *place /= SECTOR);
+        self.sectors += distinct(places);
     }
 
     /// Counts an access of a warp to shared memory: as many lanes at once as 128 bytes take.
     pub(crate) fn shared(&mut self, places: &[u64], bytes: u64) {
-        let lanes = (128 / bytes.max(BANK)) as usize;
-        for places in places.chunks(lanes) {
-            let mut words: Vec<u64> =
-                places.iter().flat_map(|at| at / BANK..(at + bytes).div_ceil(BANK)).collect();
-            distinct(&mut words);
-            let mut banks = [0; 32];
-            words.iter().for_each(|word| banks[(word % 32) as usize] += 1);
-            self.passes += banks.into_iter().max().unwrap_or(0);
+        let width = bytes.max(BANK);
+        for places in places.chunks((128 / width) as usize) {
+            // Places of one width are equal or apart, and of each the banks side by side.
+            let (sorted, count) = sorted(places);
+            let (mut banks, mut last) = ([0u8; 32], None);
+            for place in sorted[..count].iter().map(|at| at / width) {
+                if last != Some(place) {
+                    banks[(place % (128 / width)) as usize] += 1;
+                    last = Some(place);
+                }
+            }
+            self.passes += u64::from(banks.into_iter().max().unwrap_or(0));
             self.passes_needed += 1;
         }
     }
 }
 
-/// Leaves each number once, and returns how many there are.
-fn distinct(numbers: &mut Vec<u64>) -> u64 {
-    numbers.sort_unstable();
-    numbers.dedup();
-    numbers.len() as u64
+/// Returns the places of a warp's lanes in order, and how many they are.
+fn sorted(places: &[u64]) -> ([u64; LANES], usize) {
+    let (mut sorted, count) = ([0; LANES], places.len().min(LANES));
+    sorted[..count].copy_from_slice(&places[..count]);
+    if !sorted[..count].is_sorted() {
+        sorted[..count].sort_unstable();
+    }
+    (sorted, count)
+}
+
+/// Returns how many different numbers there are among sorted ones.
+fn distinct(sorted: &[u64]) -> u64 {
+    let steps = sorted.windows(2).filter(|pair| pair[0] != pair[1]).count();
+    (steps + usize::from(!sorted.is_empty())) as u64
 }
 
 #[cfg(test)]

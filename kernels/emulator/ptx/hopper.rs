@@ -233,7 +233,7 @@ impl Warp<'_> {
                     // Whoever is told that the phase has not ended comes again when it has.
                     if let Some(phase) = cluster.phase(agent, place, parity[lane])? {
                         over[lane] = 0;
-                        self.states[lane] = State::Waits(Wait::Phase(place, phase));
+                        self.set_state(1 << lane, State::Waits(Wait::Phase(place, phase)));
                     }
                 }
                 self.write(arg(0)?, &over, active);
@@ -334,9 +334,7 @@ impl Warp<'_> {
                 let budget = &mut cluster.blocks[rank].registers;
                 if let Some(missing) = budget.claim(self.number as usize, to)? {
                     // It comes here again.
-                    for lane in each(active) {
-                        self.next[lane] = code;
-                    }
+                    self.go_to(active, code);
                     self.set_state(active, State::Waits(Wait::Registers(missing)));
                 }
             }

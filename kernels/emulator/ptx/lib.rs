@@ -55,6 +55,7 @@
 mod access;
 mod barrier;
 mod cluster;
+mod compute;
 mod counts;
 mod descriptor;
 mod hopper;

@@ -5,7 +5,6 @@ use crate::hopper::Hopper;
 use crate::memory::Access;
 use crate::op::{Binary, Op, Shuffle, Space, Type, Vote};
 use crate::parse::{Instruction, Operand};
-use crate::tma::PARAMETERS;
 use crate::value::{self, low};
 use crate::warp::{Copies, Copy, LANES, Lanes, State, Warp, each};
 use crate::{Error, Result, matrix};
@@ -19,9 +18,7 @@ impl Warp<'_> {
         mut active: u32,
         cluster: &mut Cluster<'_>,
     ) -> Result<()> {
-        for lane in each(active) {
-            self.next[lane] = code + 1;
-        }
+        self.go_to(active, code + 1);
         if let Some((register, not)) = instruction.guard {
             let guard = self.registers[register];
             for lane in each(active) {
@@ -43,10 +40,10 @@ impl Warp<'_> {
         match instruction.op {
             Op::Jump => {
                 expected(1)?;
-                let to = self.read(&args[0])[0] as usize;
-                for lane in each(active) {
-                    self.next[lane] = to;
-                }
+                let Operand::Number(to) = args[0] else {
+                    return Err(Error("a jump to no label".into()));
+                };
+                self.go_to(active, to as usize);
             }
             Op::Return => {
                 for lane in each(active) {
@@ -95,10 +92,10 @@ impl Warp<'_> {
                 let (to, from, bytes) =
                     (self.read(&args[0]), self.read(&args[1]), self.read(&args[2]));
                 let read = args.get(3).map_or(bytes, |read| self.read(read));
-                let places = |at: &Lanes| each(active).map(|lane| at[lane]).collect::<Vec<_>>();
-                self.counts.shared(&places(&to), 16);
-                let reads = each(active).filter(|lane| read[*lane] > 0).map(|lane| from[lane]);
-                self.counts.global(&reads.collect::<Vec<_>>(), 16);
+                self.count_access(Space::Shared, &to, active, 16);
+                let reads = each(active).filter(|lane| read[*lane] > 0);
+                let reads = reads.fold(0, |lanes, lane| lanes | 1 << lane);
+                self.count_access(Space::Global, &from, reads, 16);
                 for lane in each(active) {
                     self.at.1 = lane;
                     let copy = Copy {
@@ -107,8 +104,11 @@ impl Warp<'_> {
                         read: read[lane],
                         bytes: bytes[lane],
                     };
-                    if copy.read > copy.bytes {
-                        return Err(Error(format!("a cp.async that reads {} bytes", copy.read)));
+                    if copy.read > copy.bytes || ![4, 8, 16].contains(&copy.bytes) {
+                        let Copy { read, bytes, .. } = copy;
+                        return Err(Error(format!(
+                            "a cp.async of {bytes} that reads {read} bytes"
+                        )));
                     }
                     // Whatever arrives is written by this warp; until then nobody may look.
                     let (to, bytes) = (copy.to, copy.bytes);
@@ -119,9 +119,9 @@ impl Warp<'_> {
             }
             Op::Load(space, kind, count) => {
                 expected(2)?;
+                let mut found = [[0; LANES]; 4];
                 let at = self.read(&args[1]);
                 self.count_access(space, &at, active, kind.bytes() * count as u64);
-                let mut found = [[0; LANES]; 4];
                 for lane in each(active) {
                     self.at.1 = lane;
                     let mut bytes = [0; 16];
@@ -154,10 +154,15 @@ impl Warp<'_> {
                 expected(2)?;
                 let at = self.read(&args[0]);
                 self.count_access(space, &at, active, kind.bytes() * count as u64);
-                let parts: Vec<Lanes> = match &args[1] {
-                    Operand::List(list) if count > 1 => list.iter().map(|x| self.read(x)).collect(),
-                    one => vec![self.read(one)],
-                };
+                let mut parts = [[0; LANES]; 4];
+                match &args[1] {
+                    Operand::List(list) if count > 1 => {
+                        for (part, one) in parts.iter_mut().zip(list) {
+                            *part = self.read(one);
+                        }
+                    }
+                    one => parts[0] = self.read(one),
+                }
                 let width = kind.bytes() as usize;
                 for lane in each(active) {
                     self.at.1 = lane;
@@ -186,23 +191,26 @@ impl Warp<'_> {
             Op::LoadMatrix(count, transposed) => {
                 expected(2)?;
                 let at = self.read(&args[1]);
-                let mut rows = vec![[0; 16]; 8 * count];
+                let mut rows = [[0; 16]; LANES];
+                let rows = &mut rows[..8 * count];
                 self.counts.shared(&at[..8 * count], 16);
                 for (lane, row) in rows.iter_mut().enumerate() {
                     self.at.1 = lane;
                     let bytes = cluster.touch(self.rank, self.agent, at[lane], 16, Access::Read)?;
                     row.copy_from_slice(bytes);
                 }
-                let found = matrix::fragments(&rows, transposed);
-                let list = list(&args[0]);
-                for (to, found) in list.iter().zip(&found) {
-                    self.write(to, found, active);
+                for (to, rows) in list(&args[0]).iter().zip(rows.chunks(8)) {
+                    self.write(to, &matrix::fragment(rows, transposed), active);
                 }
             }
             Op::Multiply16x8x16 => {
                 expected(4)?;
-                let (a, b, c) = (self.all(&args[1])?, self.all(&args[2])?, self.all(&args[3])?);
-                let d = matrix::multiply(&a, &b, &c);
+                let mut room = [[0; LANES]; 10];
+                let (of_a, rest) = room.split_at_mut(4);
+                let (of_b, of_c) = rest.split_at_mut(2);
+                let a = self.all(&args[1], of_a)?;
+                let (b, c) = (self.all(&args[2], of_b)?, self.all(&args[3], of_c)?);
+                let d = matrix::multiply(a, b, c);
                 for (to, d) in list(&args[0]).iter().zip(&d) {
                     self.write(to, d, active);
                 }
@@ -255,7 +263,8 @@ impl Warp<'_> {
             }
             op => {
                 expected(2)?;
-                let found = self.compute(op, &args[1..])?;
+                let mut found = [0; LANES];
+                self.compute(op, &args[1..], &mut found)?;
                 self.write(&args[0], &found, active);
             }
         }
@@ -271,62 +280,40 @@ impl Warp<'_> {
             _ => {}
         }
         // A guard parts no lanes: the others pass the instruction, too.
-        let running = self.states.iter().filter(|state| **state != State::Ended).count();
-        counts.parted +=
-            u64::from(instruction.guard.is_none() && (active.count_ones() as usize) < running);
+        counts.parted += u64::from(instruction.guard.is_none() && active != self.alive);
     }
 
     fn count_access(&mut self, space: Space, at: &Lanes, active: u32, bytes: u64) {
-        let places: Vec<u64> = each(active).map(|lane| at[lane]).collect();
+        if !matches!(space, Space::Global | Space::Shared) {
+            return;
+        }
+        let (mut places, mut count) = ([0; LANES], 0);
+        for lane in each(active) {
+            places[count] = at[lane];
+            count += 1;
+        }
         match space {
-            Space::Global => self.counts.global(&places, bytes),
-            Space::Shared => self.counts.shared(&places, bytes),
-            Space::Param | Space::Local => {}
+            Space::Global => self.counts.global(&places[..count], bytes),
+            _ => self.counts.shared(&places[..count], bytes),
         }
     }
 
-    /// Returns what an instruction computes that a lane takes by itself.
-    fn compute(&self, op: Op, args: &[Operand]) -> Result<Lanes> {
-        let [a, b, c, d] = std::array::from_fn(|i| match args.get(i) {
-            Some(operand) => self.read(operand),
-            None => [0; LANES],
-        });
-        let one = |f: &dyn Fn(u64) -> u64| a.map(f);
-        let lanes = |f: &dyn Fn(usize) -> u64| std::array::from_fn(f);
-        Ok(match op {
-            Op::Move | Op::Address => a,
-            Op::AddressOfParam => one(&|a| a + PARAMETERS),
-            Op::Unary(op, kind) => one(&|a| value::unary(op, kind, a)),
-            Op::Binary(op, kind) => lanes(&|l| value::binary(op, kind, a[l], b[l])),
-            Op::MultiplyWide(kind) => lanes(&|l| value::multiply_wide(kind, a[l], b[l])),
-            Op::MultiplyAdd(kind) => lanes(&|l| {
-                let product = value::binary(Binary::Multiply, kind, a[l], b[l]);
-                value::binary(Binary::Add, kind, product, c[l])
-            }),
-            Op::MultiplyAddWide(kind) => {
-                lanes(&|l| value::multiply_wide(kind, a[l], b[l]).wrapping_add(c[l]))
-            }
-            Op::Fused(down) => lanes(&|l| value::fused(down, a[l], b[l], c[l])),
-            Op::Logic3 => lanes(&|l| value::logic3(a[l], b[l], c[l], d[l])),
-            Op::Permute => lanes(&|l| value::permute(a[l], b[l], c[l])),
-            Op::InsertBits(kind) => lanes(&|l| value::insert_bits(kind, a[l], b[l], c[l], d[l])),
-            Op::ExtractBits(kind) => lanes(&|l| value::extract_bits(kind, a[l], b[l], c[l])),
-            Op::Compare(how, kind) => lanes(&|l| u64::from(value::compare(how, kind, a[l], b[l]))),
-            Op::Select => lanes(&|l| if c[l] & 1 != 0 { a[l] } else { b[l] }),
-            Op::Convert { to, from, round, saturate } => {
-                one(&|a| value::convert(to, from, round, saturate, a))
-            }
-            Op::Narrow2 => lanes(&|l| {
-                let [high, low] = [a[l], b[l]].map(|x| u64::from(value::bf16(value::float(x))));
-                high << 16 | low
-            }),
-            op => return Err(Error(format!("{op:?} is no computation"))),
-        })
-    }
-
-    fn all<const N: usize>(&self, operand: &Operand) -> Result<[Lanes; N]> {
-        let found: Vec<Lanes> = list(operand).iter().map(|one| self.read(one)).collect();
-        found.try_into().map_err(|_| Error(format!("expected {N} registers")))
+    /// Returns the registers of a list, or others in `room`.
+    fn all<'a, const N: usize>(
+        &'a self,
+        operand: &Operand,
+        room: &'a mut [Lanes],
+    ) -> Result<[&'a Lanes; N]> {
+        let list = list(operand);
+        if list.len() != N || room.len() != N {
+            return Err(Error(format!("expected {N} registers")));
+        }
+        let mut room = room.iter_mut();
+        let mut found = [const { &[0; LANES] }; N];
+        for (found, (one, room)) in found.iter_mut().zip(list.iter().zip(&mut room)) {
+            *found = self.get(Some(one), room);
+        }
+        Ok(found)
     }
 }
 

@@ -4,15 +4,18 @@ use crate::op::{Binary, Compare, Order, Round, Type, Unary};
 use std::cmp::Ordering;
 
 /// Returns the low `bits` of a word.
+#[inline(always)]
 pub(crate) fn low(word: u64, bits: u32) -> u64 {
     if bits >= 64 { word } else { word & ((1 << bits) - 1) }
 }
 
+#[inline(always)]
 fn signed(word: u64, bits: u32) -> i64 {
     (word << (64 - bits)) as i64 >> (64 - bits)
 }
 
 /// Returns a number, whole or not, with all of its bits.
+#[inline(always)]
 fn wide(word: u64, kind: Type) -> i128 {
     match kind {
         Type::Signed(bits) => i128::from(signed(word, bits)),
@@ -20,10 +23,12 @@ fn wide(word: u64, kind: Type) -> i128 {
     }
 }
 
+#[inline(always)]
 pub(crate) fn float(word: u64) -> f32 {
     f32::from_bits(word as u32)
 }
 
+#[inline(always)]
 fn word(value: f32) -> u64 {
     u64::from(value.to_bits())
 }
@@ -59,6 +64,7 @@ pub(crate) fn unary(op: Unary, kind: Type, a: u64) -> u64 {
     }
 }
 
+#[inline(always)]
 pub(crate) fn binary(op: Binary, kind: Type, a: u64, b: u64) -> u64 {
     let bits = kind.bits();
     if kind == Type::F32 {
@@ -101,10 +107,12 @@ pub(crate) fn binary(op: Binary, kind: Type, a: u64, b: u64) -> u64 {
     }
 }
 
+#[inline(always)]
 pub(crate) fn multiply_wide(kind: Type, a: u64, b: u64) -> u64 {
     low((wide(a, kind) * wide(b, kind)) as u64, 2 * kind.bits())
 }
 
+#[inline(always)]
 pub(crate) fn compare(Compare(order, unordered): Compare, kind: Type, a: u64, b: u64) -> bool {
     let found = match kind {
         Type::F32 => float(a).partial_cmp(&float(b)),
@@ -125,9 +133,12 @@ pub(crate) fn compare(Compare(order, unordered): Compare, kind: Type, a: u64, b:
 pub(crate) fn fused(down: bool, a: u64, b: u64, c: u64) -> u64 {
     let (a, b, c) = (float(a), float(b), float(c));
     let nearest = a.mul_add(b, c);
+    if !down {
+        return word(nearest);
+    }
     // The product is exact in f64; the sum's own error there is too small to matter.
     let exact = f64::from(a) * f64::from(b) + f64::from(c);
-    word(if down && f64::from(nearest) > exact { nearest.next_down() } else { nearest })
+    word(if f64::from(nearest) > exact { nearest.next_down() } else { nearest })
 }
 
 pub(crate) fn convert(to: Type, from: Type, round: Round, saturate: bool, a: u64) -> u64 {
@@ -175,9 +186,12 @@ pub(crate) fn bf16(x: f32) -> u16 {
 
 /// Returns three words combined bit by bit: bit 4 a + 2 b + c of the table.
 pub(crate) fn logic3(a: u64, b: u64, c: u64, table: u64) -> u64 {
-    (0..32).fold(0, |out, i| {
-        let index = (a >> i & 1) << 2 | (b >> i & 1) << 1 | c >> i & 1;
-        out | (table >> index & 1) << i
+    (0..8).filter(|i| table >> i & 1 != 0).fold(0, |out, i| {
+        let [a, b, c] = [(a, i & 4), (b, i & 2), (c, i & 1)].map(|(x, is)| match is {
+            0 => !x,
+            _ => x,
+        });
+        out | low(a & b & c, 32)
     })
 }
 

@@ -75,8 +75,14 @@ pub(crate) struct Warp<'a> {
     pub(crate) number: u32,
     pub(crate) agent: usize,
     pub(crate) registers: Vec<Lanes>,
-    pub(crate) next: [usize; LANES],
-    pub(crate) states: [State; LANES],
+    /// Whether all lanes that have not ended run, and are at `code`.
+    together: bool,
+    code: usize,
+    /// The lanes that have not ended.
+    pub(crate) alive: u32,
+    /// Of each lane, unless they are together.
+    next: [usize; LANES],
+    states: [State; LANES],
     pub(crate) copies: Vec<Copies>,
     pub(crate) local: Vec<u8>,
     /// The allocation that was touched last.
@@ -97,12 +103,9 @@ impl<'a> Warp<'a> {
         number: u32,
     ) -> Self {
         let threads: u32 = launch.block.iter().product();
+        let lanes = (threads as usize - number as usize * LANES).min(LANES);
         let mut states = [State::Ended; LANES];
-        for (lane, state) in states.iter_mut().enumerate() {
-            if number as usize * LANES + lane < threads as usize {
-                *state = State::Runs;
-            }
-        }
+        states[..lanes].fill(State::Runs);
         let entry = launch.entry;
         Self {
             launch,
@@ -112,6 +115,9 @@ impl<'a> Warp<'a> {
             agent,
             // What nobody has written is no number.
             registers: entry.registers.iter().map(|bits| [low(u64::MAX, *bits); LANES]).collect(),
+            together: true,
+            code: 0,
+            alive: u32::MAX >> (LANES - lanes),
             next: [0; LANES],
             states,
             copies: vec![Copies::default(); LANES],
@@ -147,26 +153,14 @@ impl<'a> Warp<'a> {
 
     fn go(&mut self, cluster: &mut Cluster<'_>) -> Result<Stop> {
         self.wake(cluster);
-        loop {
-            let first = |states: &[State; LANES], next: &[usize; LANES], wanted| {
-                let at = states.iter().zip(next).filter(|(state, _)| **state == wanted);
-                at.map(|(_, next)| *next).min()
-            };
-            // The lanes that are furthest behind go first: where branches meet again, all are there.
-            let (code, mut meet) = match first(&self.states, &self.next, State::Runs) {
-                Some(code) => (code, false),
-                None => match first(&self.states, &self.next, State::Meets) {
-                    Some(code) => (code, true),
+        while self.alive != 0 {
+            let (code, mut meet, active) = match self.together {
+                true => (self.code, false, self.alive),
+                false => match self.furthest_behind() {
+                    Some(found) => found,
                     None => break,
                 },
             };
-            let wanted = if meet { State::Meets } else { State::Runs };
-            let mut active = 0u32;
-            for lane in 0..LANES {
-                if self.states[lane] == wanted && self.next[lane] == code {
-                    active |= 1 << lane;
-                }
-            }
             self.at = (code, active.trailing_zeros() as usize);
             let entry = self.launch.entry;
             let Some(instruction) = entry.code.get(code) else {
@@ -200,14 +194,60 @@ impl<'a> Warp<'a> {
                 self.wake(cluster);
             }
         }
-        match self.states.iter().any(|state| matches!(state, State::Waits(_))) {
-            true => Ok(Stop::Waits),
-            false => Ok(Stop::Ended),
+        match self.alive {
+            0 => Ok(Stop::Ended),
+            _ => Ok(Stop::Waits),
+        }
+    }
+
+    /// Returns which lanes go next, where they are, and whether they come to meet others. Those that
+    /// are furthest behind go first: where branches meet again, all are there.
+    fn furthest_behind(&mut self) -> Option<(usize, bool, u32)> {
+        let first = |wanted| {
+            let at = self.states.iter().zip(&self.next).filter(|(state, _)| **state == wanted);
+            at.map(|(_, next)| *next).min()
+        };
+        let (wanted, code) = match first(State::Runs) {
+            Some(code) => (State::Runs, code),
+            None => (State::Meets, first(State::Meets)?),
+        };
+        let mut active = 0u32;
+        for lane in 0..LANES {
+            if self.states[lane] == wanted && self.next[lane] == code {
+                active |= 1 << lane;
+            }
+        }
+        (self.together, self.code) = (active == self.alive && wanted == State::Runs, code);
+        Some((code, wanted == State::Meets, active))
+    }
+
+    /// Writes down where each lane is, before they part.
+    fn part(&mut self) {
+        if self.together {
+            self.together = false;
+            for lane in each(self.alive) {
+                (self.next[lane], self.states[lane]) = (self.code, State::Runs);
+            }
+        }
+    }
+
+    /// Lets lanes go on somewhere.
+    pub(crate) fn go_to(&mut self, lanes: u32, code: usize) {
+        if self.together && lanes == self.alive {
+            self.code = code;
+            return;
+        }
+        self.part();
+        for lane in each(lanes) {
+            self.next[lane] = code;
         }
     }
 
     /// Lets the lanes go on for which others have done what they wait for.
     fn wake(&mut self, cluster: &Cluster<'_>) {
+        if self.together {
+            return;
+        }
         // Lanes mostly wait for the same.
         let mut over = None;
         for state in &mut self.states {
@@ -243,6 +283,13 @@ impl<'a> Warp<'a> {
     }
 
     pub(crate) fn set_state(&mut self, lanes: u32, state: State) {
+        if self.together && state == State::Runs {
+            return;
+        }
+        self.part();
+        if state == State::Ended {
+            self.alive &= !lanes;
+        }
         for lane in each(lanes) {
             self.states[lane] = state;
         }
@@ -307,10 +354,14 @@ impl<'a> Warp<'a> {
             Operand::Register(register) => {
                 let bits = self.launch.entry.registers[*register];
                 let to = &mut self.registers[*register];
-                for lane in 0..LANES {
-                    if active >> lane & 1 != 0 {
-                        to[lane] = low(lanes[lane], bits);
+                if active == u32::MAX {
+                    for (to, lane) in to.iter_mut().zip(lanes) {
+                        *to = low(*lane, bits);
                     }
+                    return;
+                }
+                for lane in each(active) {
+                    to[lane] = low(lanes[lane], bits);
                 }
             }
             Operand::List(list) => {
@@ -326,6 +377,11 @@ impl<'a> Warp<'a> {
 }
 
 /// The lanes of a mask.
-pub(crate) fn each(mask: u32) -> impl Iterator<Item = usize> {
-    (0..LANES).filter(move |lane| mask >> lane & 1 != 0)
+#[inline]
+pub(crate) fn each(mut mask: u32) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let lane = mask.trailing_zeros() as usize;
+        mask &= mask.wrapping_sub(1);
+        (lane < LANES).then_some(lane)
+    })
 }
