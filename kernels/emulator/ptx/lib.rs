@@ -66,6 +66,7 @@ mod op;
 mod order;
 mod parse;
 mod registers;
+mod slots;
 mod step;
 #[cfg(test)]
 mod tests;

@@ -2,6 +2,7 @@
 
 use crate::hopper::Hopper;
 use crate::op::Op;
+use crate::slots;
 use crate::token::{Token, tokens};
 use crate::{Error, Result};
 use std::collections::HashMap;
@@ -138,7 +139,8 @@ impl Parser {
     }
 
     fn take(&mut self) -> Option<Token> {
-        let token = self.tokens.get(self.next).cloned();
+        // Each is taken once, and only those that come are looked at.
+        let token = self.tokens.get_mut(self.next).map(std::mem::take);
         self.next += 1;
         token
     }
@@ -278,7 +280,8 @@ impl Parser {
         }
         // The dynamic part comes behind, aligned as the kernels declare it.
         let shared = self.shared.next_multiple_of(16);
-        let Body { registers, local, code, .. } = body;
+        let Body { registers, local, mut code, .. } = body;
+        let registers = slots::share(&mut code, &registers);
         let is_product = |one: &Instruction| matches!(one.op, Op::Hopper(Hopper::Product(_)));
         let multiplies = code.iter().any(is_product);
         Ok(Entry {

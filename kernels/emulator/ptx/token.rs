@@ -1,7 +1,7 @@
 //! The words of PTX.
 
 /// A word with the line that it stands in, counted from 1.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub(crate) struct Token {
     pub(crate) text: String,
     pub(crate) line: u32,
