@@ -90,6 +90,7 @@ impl Form {
             mean: sum.div_ceil(tiles.len().max(1) as u32),
             most: tiles.iter().map(blocks).max().unwrap_or(0),
             products: 2 * u64::from(self.rows() * self.block()) * u64::from(self.width),
+            ..Steps::default()
         }
     }
 

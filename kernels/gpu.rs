@@ -120,6 +120,10 @@ pub(crate) struct Steps {
     pub(crate) most: u32,
     /// Multiply-adds of the tensor cores in an iteration of a block, padding included.
     pub(crate) products: u64,
+    /// Tiles of the block that has most, where one has several after each other.
+    pub(crate) tiles: u32,
+    /// Bytes that a block's copies by TMA ask for in an iteration.
+    pub(crate) copied: u32,
 }
 
 /// One recorded launch. `params` is its range of words in [`Step::params`].

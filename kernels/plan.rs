@@ -229,9 +229,12 @@ impl Predictor {
         let (kernel, usage) = found.ok_or_else(|| {
             DeviceError(format!("the kernel {} has not been compiled", planned.entry))
         })?;
-        let warps = f64::from(planned.threads.div_ceil(32).max(1));
+        let Steps { mean, most, products, tiles, copied } = planned.steps;
+        // On Hopper the last warps of a block, or its first four, only copy.
+        let warps = planned.threads.div_ceil(32).max(1);
+        let warps = f64::from(if copied > 0 { (warps - 1) & !3 } else { warps });
         // A product of 16 by 8 by 16 are so many multiply-adds.
-        let products = planned.steps.products as f64 / 2048.0 / warps;
+        let products = products as f64 / 2048.0 / warps;
         let launch = sass::Launch {
             blocks: planned.blocks,
             block: sass::Block {
@@ -239,7 +242,7 @@ impl Predictor {
                 registers: usage.registers,
                 shared: planned.shared,
             },
-            work: sass::Work { steps: planned.steps.mean, longest: planned.steps.most, products },
+            work: sass::Work { steps: mean, longest: most, products, tiles, copied },
             bytes: planned.bytes,
         };
         Ok(Predicted {

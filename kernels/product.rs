@@ -205,6 +205,7 @@ impl Cuda {
             entry: format!("{}_{end}", call.source).into(),
         };
         let blocks = form.tile.blocks(tiles, across, parts, self.gpu.sms());
+        let cluster = form.tile.cluster();
         let grid = Grid {
             blocks: [blocks, parts, 1],
             threads: form.tile.threads,
@@ -214,7 +215,11 @@ impl Cuda {
             op: call.op,
             bytes: 2 * sums * inner * used + 2 * rows * inner + stored,
             flops: 2 * rows * inner * sums,
-            steps: form.steps(call.w.cols, [tiles * across * parts, blocks * parts]),
+            steps: form.steps(
+                call.w.cols,
+                [tiles.next_multiple_of(cluster) * across * parts, blocks * parts],
+                call.experts > 0,
+            ),
         };
         if form.tile.is_hopper() {
             let maps = self.maps(call, &params, &form.tile)?;

@@ -49,12 +49,12 @@ pub const TILES: [Tile; 13] = [
     tile("64x128", [64, 128], 128, 3, 2, [1016, 1420], 2400),
     tile("128x128", [128, 128], 256, 3, 2, [1570, 2800], 3500),
     tile("128x256", [128, 256], 256, 3, 1, [1960, 1960], 5000),
-    few("hopper_8x128", 8, 6, [150, 300]),
-    few("hopper_32x128", 32, 5, [160, 320]),
-    few("hopper_64x128", 64, 4, [260, 520]),
-    hopper("hopper_128x128", 128, 6, 1, 540, 4000),
-    hopper("hopper_128x192", 192, 5, 1, 800, 5000),
-    hopper("hopper_128x256", 256, 4, 2, 1060, 6000),
+    few("hopper_8x128", 8, 6, [363, 726], 2800),
+    few("hopper_32x128", 32, 5, [427, 854], 4000),
+    few("hopper_64x128", 64, 4, [512, 1024], 5500),
+    hopper("hopper_128x128", 128, 6, 1, 715, 5500),
+    hopper("hopper_128x192", 192, 5, 1, 920, 7500),
+    hopper("hopper_128x256", 256, 4, 2, 1100, 9000),
 ];
 
 const fn tile(
@@ -71,8 +71,8 @@ const fn tile(
 }
 
 /// A warp that copies and two warpgroups; two blocks are on a multiprocessor.
-const fn few(name: &'static str, rows: u32, stages: u32, step: [u32; 2]) -> Tile {
-    let tile = tile(name, [rows, 128], 288, stages, 2, step, 2500);
+const fn few(name: &'static str, rows: u32, stages: u32, step: [u32; 2], ends: u32) -> Tile {
+    let tile = tile(name, [rows, 128], 288, stages, 2, step, ends);
     Tile { tier: Tier::HopperFew, ..tile }
 }
 
@@ -140,7 +140,7 @@ impl Tile {
     }
 
     /// Blocks of a cluster, which have neighbouring tiles of rows.
-    fn cluster(&self) -> u32 {
+    pub(crate) fn cluster(&self) -> u32 {
         if let Tier::Hopper(cluster) = self.tier { cluster } else { 1 }
     }
 
@@ -242,15 +242,21 @@ impl Form {
     }
 
     /// Returns the iterations of the main loop over an inner dimension of this length, where so many
-    /// blocks compute so many tiles.
-    pub(crate) fn steps(self, inner: u32, [tiles, blocks]: [u32; 2]) -> Steps {
+    /// blocks compute so many tiles; `grouped` where rows are sorted by expert.
+    pub(crate) fn steps(self, inner: u32, [tiles, blocks]: [u32; 2], grouped: bool) -> Steps {
         let Tile { rows, cols, .. } = self.tile;
         let split = u64::from(self.split(inner));
         let mean = split * u64::from(tiles) / u64::from(blocks.max(1));
+        let most = tiles.div_ceil(blocks.max(1));
+        // The blocks of a cluster share the weights; those with a list of tiles make none.
+        let sharing = if grouped { 1 } else { self.tile.cluster() };
+        let copied = 2 * (rows + cols / sharing) * DEPTH;
         Steps {
             mean: mean as u32,
-            most: (split * u64::from(tiles.div_ceil(blocks.max(1)))) as u32,
+            most: (split * u64::from(most)) as u32,
             products: u64::from(rows) * u64::from(cols) * u64::from(DEPTH),
+            tiles: most,
+            copied: if self.tile.is_hopper() { copied } else { 0 },
         }
     }
 }

@@ -13,6 +13,20 @@ use std::process::Command;
 pub enum Unit {
     /// Tensor cores, a product of 16 by 8 by 16.
     Tensor,
+    /// Tensor cores, a warp's quarter of a product of 64 by `columns` by 16 from shared memory, which
+    /// goes on while the warp does; `ends` where it is the last one of a group.
+    Warpgroup {
+        /// Columns.
+        columns: u32,
+        /// Whether a wait counts what is before it as one.
+        ends: bool,
+    },
+    /// A copy of a box of a tensor to shared memory.
+    Box,
+    /// A wait for a phase of a barrier in shared memory.
+    Phase,
+    /// An arrival at a barrier in shared memory.
+    Arrival,
     /// f32 additions and multiplications.
     Float,
     /// Integer multiply-adds.
@@ -33,7 +47,7 @@ pub enum Unit {
     Copy(u32),
     /// The end of a group of asynchronous copies.
     Commit,
-    /// A wait until at most so many groups of copies are under way.
+    /// A wait until at most so many groups of copies, or of products of warpgroups, are under way.
     Wait(u32),
     /// A barrier of the block.
     Barrier,
@@ -219,6 +233,15 @@ fn unit(op: &str, arguments: &[&str]) -> Unit {
     };
     match op.split('.').next().unwrap_or_default() {
         "HMMA" => Unit::Tensor,
+        "HGMMA" => {
+            let shape = op.split('.').find(|part| part.contains('x')).unwrap_or_default();
+            let columns = shape.split('x').nth(1).and_then(|n| n.parse().ok()).unwrap_or(256);
+            Unit::Warpgroup { columns, ends: arguments.contains(&"gsb0") }
+        }
+        "UTMALDG" => Unit::Box,
+        "SYNCS" if has("PHASECHK") => Unit::Phase,
+        "SYNCS" if has("ARRIVE") => Unit::Arrival,
+        "SYNCS" => Unit::None,
         "MUFU" | "I2F" | "F2I" | "I2FP" | "F2F" => Unit::Special,
         "FFMA" | "FMUL" | "FADD" => Unit::Float,
         "IMAD" => Unit::Multiply,
@@ -229,16 +252,17 @@ fn unit(op: &str, arguments: &[&str]) -> Unit {
         "STG" | "ST" | "STL" => Unit::Store(bytes),
         // A sector's way to L2 and back.
         "ATOMG" => Unit::Load(32),
-        "MEMBAR" => Unit::Fence,
+        // Within a block it costs next to nothing.
+        "MEMBAR" if !has("CTA") => Unit::Fence,
         "LDGSTS" => Unit::Copy(bytes),
         "LDGDEPBAR" => Unit::Commit,
-        "DEPBAR" => {
+        "DEPBAR" | "WARPGROUP" if op.contains("DEPBAR") => {
             let count = arguments.iter().find_map(|a| a.strip_prefix("0x"));
             Unit::Wait(count.and_then(|n| u32::from_str_radix(n, 16).ok()).unwrap_or(0))
         }
         "BAR" => Unit::Barrier,
         "BRA" | "NOP" | "BSSY" | "BSYNC" | "S2R" | "S2UR" | "R2UR" | "LDC" | "ULDC" | "CS2R"
-        | "EXIT" | "WARPSYNC" | "CALL" | "RET" | "VOTEU" => Unit::None,
+        | "EXIT" | "WARPSYNC" | "CALL" | "RET" | "VOTEU" | "WARPGROUP" | "MEMBAR" => Unit::None,
         other if other.starts_with('U') => Unit::None,
         _ => Unit::Integer,
     }

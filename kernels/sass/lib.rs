@@ -16,6 +16,7 @@ mod instruction;
 mod multiprocessor;
 mod path;
 mod predict;
+mod warpgroups;
 
 pub use instruction::{Instruction, Kernel, Unit, disassemble, parse};
 pub use multiprocessor::{Memory, Multiprocessor};

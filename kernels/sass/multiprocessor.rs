@@ -6,6 +6,26 @@
 
 use crate::{Instruction, Path, Unit};
 
+/// Warps of each block that go the same way.
+pub(crate) struct Crew {
+    pub(crate) path: Path,
+    pub(crate) warps: u32,
+    /// Whether they copy what the others multiply.
+    pub(crate) copies: bool,
+}
+
+/// Places in shared memory that some warps of a block fill and others empty, in turn.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Ring {
+    pub(crate) places: usize,
+    /// Boxes of each filling.
+    pub(crate) fillings: Vec<u32>,
+    /// Bytes that each box asks for.
+    pub(crate) bytes: f64,
+    /// Cycles that writing a box keeps shared memory busy.
+    pub(crate) passes: f64,
+}
+
 /// What a multiprocessor gets from memory.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Memory {
@@ -33,6 +53,12 @@ const QUEUE: u64 = 32;
 /// Cycles between the starts of two blocks on one multiprocessor.
 const STAGGER: u64 = 100;
 
+/// Cycles of a box of a tensor beside the latency of memory: its descriptor, its addresses.
+const BOX: u64 = 200;
+
+/// Cycles of a product of a warpgroup beside those that it keeps the tensor cores busy.
+const PRODUCT: u64 = 30;
+
 /// Cycles from an issue until a result can be used, for those that set a scoreboard.
 fn latency(instruction: &Instruction) -> u64 {
     match instruction.base() {
@@ -44,6 +70,7 @@ fn latency(instruction: &Instruction) -> u64 {
         "STS" => 25,
         "MUFU" | "I2F" | "F2I" | "I2FP" | "F2F" => 22,
         "LDC" | "ULDC" => 40,
+        "SYNCS" => 20,
         "S2R" | "S2UR" => 30,
         _ => 12,
     }
@@ -51,7 +78,13 @@ fn latency(instruction: &Instruction) -> u64 {
 
 struct Warp {
     block: usize,
+    crew: usize,
     at: usize,
+    /// Phases that it has waited for, groups of products that may still be under way behind the wait
+    /// before, and fillings that it does not need any more.
+    phases: usize,
+    pending: usize,
+    emptied: usize,
     /// Cycle from which on it may issue.
     ready: u64,
     /// Cycles at which each scoreboard's results have arrived, the last one.
@@ -60,6 +93,15 @@ struct Warp {
     groups: Vec<u64>,
     open: u64,
     waiting: bool,
+}
+
+/// What has become of a block's ring.
+#[derive(Clone, Default)]
+struct Filled {
+    /// Fillings that have been begun.
+    begun: usize,
+    /// Boxes that are still to be asked for, and the cycle at which the last one lands.
+    fillings: Vec<(u32, u64)>,
 }
 
 /// Cycles until a scheduler's pipe takes the next instruction: tensor, float, multiply, integer,
@@ -81,11 +123,29 @@ fn pipe(unit: Unit, tensor: u64) -> Option<(usize, u64)> {
 impl Multiprocessor {
     /// Returns the cycles that so many blocks of so many warps take, each along this path.
     pub fn run(&self, code: &[Instruction], path: &Path, warps: u32, blocks: u32) -> u64 {
-        let (path, each) = (&path.0, warps as usize);
+        let crew = Crew { path: path.clone(), warps, copies: false };
+        self.run_crews(code, &[crew], &Ring::default(), blocks)
+    }
+
+    /// The same of blocks whose warps have roles.
+    pub(crate) fn run_crews(
+        &self,
+        code: &[Instruction],
+        crews: &[Crew],
+        ring: &Ring,
+        blocks: u32,
+    ) -> u64 {
+        let crew_of = |(n, crew): (usize, &Crew)| vec![n; crew.warps as usize];
+        let crew_of: Vec<usize> = crews.iter().enumerate().flat_map(crew_of).collect();
+        let (each, warps) = (crew_of.len(), crew_of.len() as u32);
         let mut all: Vec<Warp> = (0..each * blocks as usize)
             .map(|n| Warp {
                 block: n / each,
+                crew: crew_of[n % each],
                 at: 0,
+                phases: 0,
+                pending: 0,
+                emptied: 0,
                 ready: (n / each) as u64 * STAGGER,
                 boards: [0; BOARDS],
                 groups: Vec::new(),
@@ -93,18 +153,31 @@ impl Multiprocessor {
                 waiting: false,
             })
             .collect();
+        let fillings = ring.fillings.iter().map(|boxes| (*boxes, 0)).collect();
+        let mut rings = vec![Filled { begun: 0, fillings }; blocks as usize];
+        // Cycles at which shared memory has read and written what was asked of it so far by products
+        // of warpgroups and by boxes.
+        let mut operands = 0.0f64;
+        let empty = crews.iter().filter(|crew| crew.path.0.is_empty()).count();
+        assert_eq!(empty, 0, "a crew has a path");
         let mut queues: [Vec<usize>; 4] = Default::default();
         (0..all.len()).for_each(|n| queues[n % 4].push(n));
         let mut arrived = vec![0; blocks as usize];
         let mut pipes = [Pipes::default(); 4];
         let (mut shared, mut memory) = (0, 0.0f64);
         let (mut left, mut now, mut end) = (all.len(), 0, 0);
-        while left > 0 && !path.is_empty() {
+        while left > 0 {
             let mut idle = u64::MAX;
             for scheduler in 0..4 {
                 let mut chosen = None;
                 for (place, &n) in queues[scheduler].iter().enumerate() {
-                    let from = self.issues(code, path, &all[n], &pipes[scheduler], shared);
+                    let crew = &crews[all[n].crew];
+                    let mut from =
+                        self.issues(code, &crew.path.0, &all[n], &pipes[scheduler], shared);
+                    let next = &code[crew.path.0[all[n].at] as usize];
+                    if from <= now && next.unit == Unit::Phase {
+                        from = from.max(phase(ring, &rings, crews, &all, n));
+                    }
                     if from <= now {
                         chosen = Some((place, n));
                         break;
@@ -113,7 +186,8 @@ impl Multiprocessor {
                 }
                 let Some((place, n)) = chosen else { continue };
                 idle = now;
-                let instruction = &code[path[all[n].at] as usize];
+                let crew = &crews[all[n].crew];
+                let instruction = &code[crew.path.0[all[n].at] as usize];
                 let mut done = now + latency(instruction);
                 if let Some((index, cycles)) = pipe(instruction.unit, self.tensor) {
                     pipes[scheduler][index] = now + cycles;
@@ -137,6 +211,37 @@ impl Multiprocessor {
                         if matches!(instruction.unit, Unit::Copy(_)) {
                             shared = shared.max(now + 2) + u64::from(bytes / 128);
                             all[n].open = all[n].open.max(arrives);
+                        }
+                    }
+                    Unit::Warpgroup { columns, ends } => {
+                        // A quarter of the 64 rows, 32 bytes each, and of the columns: 128 bytes a
+                        // cycle.
+                        operands = operands.max(now as f64) + 4.0 + f64::from(columns) / 16.0;
+                        let begins = pipes[scheduler][0].max(now);
+                        let over = (begins + u64::from(columns) / 2).max(operands.ceil() as u64);
+                        pipes[scheduler][0] = over;
+                        let warp = &mut all[n];
+                        warp.open = warp.open.max(over + PRODUCT);
+                        if ends {
+                            let open = std::mem::take(&mut warp.open);
+                            warp.groups.push(open);
+                        }
+                    }
+                    Unit::Phase => all[n].phases += 1,
+                    Unit::Arrival if crew.copies => rings[all[n].block].begun += 1,
+                    Unit::Arrival => {
+                        let warp = &mut all[n];
+                        warp.emptied = warp.emptied.max(warp.phases.saturating_sub(warp.pending));
+                    }
+                    Unit::Wait(pending) => all[n].pending = pending as usize,
+                    Unit::Box => {
+                        memory = memory.max(now as f64) + ring.bytes / self.memory.rate;
+                        operands = operands.max(now as f64) + ring.passes;
+                        let filled = &mut rings[all[n].block];
+                        let filling = filled.begun.saturating_sub(1);
+                        if let Some((boxes, lands)) = filled.fillings.get_mut(filling) {
+                            *boxes = boxes.saturating_sub(1);
+                            *lands = memory.ceil() as u64 + self.memory.latency + BOX;
                         }
                     }
                     Unit::Fence => all[n].ready = now + self.memory.latency,
@@ -170,7 +275,7 @@ impl Multiprocessor {
                 warp.ready = warp.ready.max(now + u64::from(instruction.stall.max(1)));
                 warp.at += 1;
                 end = end.max(now + 1);
-                if warp.at == path.len() {
+                if warp.at == crew.path.0.len() {
                     left -= 1;
                     queues[scheduler].remove(place);
                 } else {
@@ -179,7 +284,11 @@ impl Multiprocessor {
                     queues[scheduler][1..].sort_by_key(|n| all[*n].at);
                 }
             }
-            now = if idle == u64::MAX { now + 1 } else { idle.max(now + 1) };
+            if idle == u64::MAX {
+                // Everybody waits for somebody else, which the paths of a kernel that runs never do.
+                return u64::MAX;
+            }
+            now = idle.max(now + 1);
         }
         end
     }
@@ -217,6 +326,23 @@ impl Multiprocessor {
         }
         from
     }
+}
+
+/// Returns the cycle at which the phase has ended that this warp waits for, if that is known.
+fn phase(ring: &Ring, rings: &[Filled], crews: &[Crew], all: &[Warp], n: usize) -> u64 {
+    let warp = &all[n];
+    let filled = &rings[warp.block];
+    if !crews[warp.crew].copies {
+        return match filled.fillings.get(warp.phases) {
+            Some((0, lands)) => *lands,
+            Some(_) => u64::MAX,
+            None => 0,
+        };
+    }
+    // The place that is filled next has been emptied, or never been filled.
+    let emptied = (filled.begun + 1).saturating_sub(ring.places);
+    let others = all.iter().filter(|w| w.block == warp.block && !crews[w.crew].copies);
+    if others.into_iter().all(|w| w.emptied >= emptied) { 0 } else { u64::MAX }
 }
 
 #[cfg(test)]

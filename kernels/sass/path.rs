@@ -18,6 +18,10 @@ pub struct Work {
     pub longest: u32,
     /// Products of 16 by 8 by 16 in each, if it has any.
     pub products: f64,
+    /// Tiles of the block that has most, whose iterations those are; on Hopper.
+    pub tiles: u32,
+    /// Bytes that a block's copies of boxes ask for in each iteration.
+    pub copied: u32,
 }
 
 /// Indices of instructions, in the order in which a warp issues them.
@@ -26,9 +30,9 @@ pub struct Path(pub(crate) Vec<u32>);
 
 /// Instructions `first..=last` of which the last goes back to the first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Loop {
-    first: usize,
-    last: usize,
+pub(crate) struct Loop {
+    pub(crate) first: usize,
+    pub(crate) last: usize,
 }
 
 impl Loop {
@@ -36,13 +40,13 @@ impl Loop {
         (self.first..=self.last).contains(&at)
     }
 
-    fn inside(self, other: Self) -> bool {
+    pub(crate) fn inside(self, other: Self) -> bool {
         self != other && other.contains(self.first) && other.contains(self.last)
     }
 }
 
 /// Loops by their first instruction; those that begin at the same one are one.
-fn loops(code: &[Instruction]) -> Vec<Loop> {
+pub(crate) fn loops(code: &[Instruction]) -> Vec<Loop> {
     let mut all: Vec<Loop> = Vec::new();
     for (last, instruction) in code.iter().enumerate() {
         // A branch to itself stands behind the end of the code.
@@ -74,6 +78,8 @@ pub(crate) struct Shape {
     /// Iterations of a loop inside the main one, and of the main loop for a step.
     inner: u32,
     per_step: f64,
+    /// Iterations of a loop around the main one, where warps have roles.
+    around: Option<u32>,
 }
 
 impl Shape {
@@ -93,7 +99,28 @@ impl Shape {
                 per_step = work.products / all as f64;
             }
         }
-        Self { loops, main, inner, per_step }
+        Self { loops, main, inner, per_step, around: None }
+    }
+
+    /// The loops of warps with a role, of which the one with this number is the main one.
+    pub(crate) fn role(loops: Vec<Loop>, main: usize, per_step: f64) -> Self {
+        Self { loops, main: Some(main), inner: 1, per_step, around: Some(1) }
+    }
+
+    /// The same, where the loops around the main one run so often.
+    pub(crate) fn repeated(&self, times: u32) -> Self {
+        let loops = self.loops.clone();
+        Self { loops, around: Some(times), ..*self }
+    }
+
+    /// The instructions of the main loop.
+    pub(crate) fn body<'a>(&self, code: &'a [Instruction]) -> &'a [Instruction] {
+        self.main.map_or(&[], |main| &code[self.loops[main].first..=self.loops[main].last])
+    }
+
+    /// Iterations of the main loop for a step.
+    pub(crate) fn per_step(&self) -> f64 {
+        self.per_step
     }
 
     /// How often the main loop runs for so many steps.
@@ -105,6 +132,7 @@ impl Shape {
         let this = self.loops[index];
         match self.main {
             Some(main) if main == index => trips,
+            Some(main) if self.loops[main].inside(this) => self.around.unwrap_or(1),
             Some(main)
                 if this.inside(self.loops[main]) && products(&code[this.first..=this.last]) > 0 =>
             {
@@ -171,6 +199,17 @@ impl Shape {
         if leaves_loop || passes(at, target) {
             return false;
         }
+        if let (Some(main), Some(_)) = (self.main.map(|n| self.loops[n]), self.around) {
+            // Another role's instructions, or those of steps that are left by an unrolled loop.
+            let another = |i: &Instruction| matches!(i.unit, Unit::Warpgroup { .. } | Unit::Box);
+            if !main.contains(at) && between.iter().any(another) {
+                return true;
+            }
+            // Behind the main loop there may be several ends.
+            if at > main.last {
+                return between.iter().any(|i| i.base() == "CALL");
+            }
+        }
         let ends = |i: &Instruction| {
             let gone = !i.guarded && i.target.is_some_and(|to| passes(at, to));
             i.base() == "CALL" || (i.base() == "EXIT" && !i.guarded) || gone
@@ -215,7 +254,8 @@ mod tests {
     }
 
     fn path(text: &str, trips: u32, products: f64) -> Vec<u32> {
-        let (kernel, work) = (kernel(text), Work { steps: trips, longest: trips, products });
+        let (kernel, work) =
+            (kernel(text), Work { steps: trips, longest: trips, products, ..Work::default() });
         let shape = Shape::of(&kernel, work);
         shape.path(&kernel, shape.trips(trips)).0
     }
