@@ -229,3 +229,40 @@ fn rename(operand: &mut Operand, of: &[usize]) {
         Operand::Number(_) | Operand::Special(_) => {}
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::parse;
+
+    /// The bits of the places that a body's registers get.
+    fn places(body: &str) -> Vec<u32> {
+        let registers = ".reg .b32 %r<8>; .reg .pred %p<4>;";
+        let text = format!(".visible .entry kernel() {{ {registers} {body} ret; }}");
+        parse(&text).unwrap().remove(0).registers
+    }
+
+    #[test]
+    fn values_that_follow_one_another_share_a_place() {
+        let chain = "mov.u32 %r0, 1; add.u32 %r1, %r0, 1; add.u32 %r2, %r1, 1; add.u32 %r3, %r2, 1;";
+        assert_eq!(places(chain), [32, 32]);
+        // The first is read at the end, too.
+        assert_eq!(places(&format!("{chain} add.u32 %r4, %r0, %r3;")), [32, 32, 32]);
+        // A predicate has another width.
+        assert_eq!(places("mov.u32 %r0, 1; setp.eq.u32 %p0, %r0, 1; not.pred %p1, %p0;").len(), 3);
+    }
+
+    /// What a loop carries from its end to its beginning is not written over in between, and what is
+    /// only written where a guard holds keeps what it was.
+    #[test]
+    fn what_is_carried_has_a_place_of_its_own() {
+        let carried = "mov.u32 %r0, 0; A: add.u32 %r1, %r0, 1; add.u32 %r2, %r1, 1; \
+            mov.u32 %r0, %r2; setp.lt.u32 %p0, %r0, 9; @%p0 bra A; ";
+        assert_eq!(places(carried).iter().filter(|bits| **bits == 32).count(), 3);
+        let guarded = "mov.u32 %r0, 0; mov.u32 %r1, 1; setp.eq.u32 %p0, %r1, 1; \
+            @%p0 mov.u32 %r0, 5; add.u32 %r2, %r1, %r0;";
+        assert_eq!(places(guarded).iter().filter(|bits| **bits == 32).count(), 3);
+        // One that may be read before it was written shares with nobody before.
+        let unwritten = "mov.u32 %r0, 1; add.u32 %r1, %r0, 1; add.u32 %r3, %r1, %r2;";
+        assert_eq!(places(unwritten), [32, 32, 32]);
+    }
+}
