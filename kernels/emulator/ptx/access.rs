@@ -144,8 +144,8 @@ impl Warp<'_> {
                     )?;
                     let next = |old: u64| low(change(old, lane), kind.bits());
                     let order = Ordering::SeqCst;
-                    // SAFETY: the bytes lie in an allocation and are aligned. Blocks that run at the
-                    // same time touch them by atomic instructions only, if the kernel is right.
+                    // SAFETY: the bytes lie in an allocation and are aligned. Blocks that run at
+                    // the same time touch them by atomic instructions only, if the kernel is right.
                     let old = unsafe {
                         match bytes {
                             4 => {

@@ -29,8 +29,8 @@ fn three(a: &Lanes, b: &Lanes, c: &Lanes, to: &mut Lanes, f: impl Fn(u64, u64, u
     }
 }
 
-/// Matches a pair of values with the ones that a kernel is full of, for each of which the compiler makes
-/// a loop of its own, and with all others.
+/// Matches a pair of values with the ones that a kernel is full of, for each of which the compiler
+/// makes a loop of its own, and with all others.
 macro_rules! often {
     ($what:expr, $kind:expr, [$($w:pat => $op:expr),*], [$($k:pat => $type:expr),*], $f:ident) => {
         often!(@ $what, $kind, [$($w => $op),*], ($($k => $type),*), $f)

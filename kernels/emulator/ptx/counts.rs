@@ -20,8 +20,8 @@ pub struct Counts {
     pub barriers: u64,
     /// Instructions with less than all of the lanes that had not ended, because branches parted.
     pub parted: u64,
-    /// Sectors of 32 bytes of global memory that loads, stores and copies touched, each instruction by
-    /// itself.
+    /// Sectors of 32 bytes of global memory that loads, stores and copies touched, each instruction
+    /// by itself.
     pub sectors: u64,
     /// As few sectors as would hold their bytes.
     pub sectors_needed: u64,
@@ -45,8 +45,8 @@ impl AddAssign for Counts {
 }
 
 impl Counts {
-    /// Counts an access of a warp to global memory: where each lane's `bytes` bytes begin. Places are
-    /// multiples of their width, so equal or apart, and each in one sector.
+    /// Counts an access of a warp to global memory: where each lane's `bytes` bytes begin. Places
+    /// are multiples of their width, so equal or apart, and each in one sector.
     pub(crate) fn global(&mut self, places: &[u64], bytes: u64) {
         let (mut sorted, places) = sorted(places);
         let places = &mut sorted[..places];

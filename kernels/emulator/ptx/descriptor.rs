@@ -1,8 +1,8 @@
 //! Where `wgmma` finds the numbers of a matrix in shared memory.
 //!
 //! Sources: PTX ISA, "Matrix descriptor format" and "Strides"; CUTLASS, include/cute/arch/
-//! mma_sm90_desc.hpp (the fields) and include/cute/atom/mma_traits_sm90_gmma.hpp (the canonical layouts,
-//! which are in the comments of `place`, with T = 8 numbers in 16 bytes).
+//! mma_sm90_desc.hpp (the fields) and include/cute/atom/mma_traits_sm90_gmma.hpp (the canonical
+//! layouts, which are in the comments of `place`, with T = 8 numbers in 16 bytes).
 
 use crate::tma::swizzled;
 use crate::{Error, Result};
@@ -19,8 +19,8 @@ pub(crate) struct Descriptor {
 }
 
 impl Descriptor {
-    /// Bits 0 to 13: address; 16 to 29 and 32 to 45: leading and stride offset, all in 16 bytes; 49 to
-    /// 51: base offset; 62 and 63: swizzle, 0 none, 1 of 128 bytes.
+    /// Bits 0 to 13: address; 16 to 29 and 32 to 45: leading and stride offset, all in 16 bytes; 49
+    /// to 51: base offset; 62 and 63: swizzle, 0 none, 1 of 128 bytes.
     ///
     /// # Errors
     /// When it is swizzled in another way, or does not begin where the pattern of the swizzle does.
@@ -33,8 +33,8 @@ impl Descriptor {
             return Err(Error(format!("a wgmma with a swizzle of {bytes} bytes: not known here")));
         }
         let swizzles = layout == 1;
-        // Rows of 128 bytes are counted from an address that is a multiple of 1024; where the matrix
-        // begins in between, the base offset says so, and the tile is another.
+        // Rows of 128 bytes are counted from an address that is a multiple of 1024; where the
+        // matrix begins in between, the base offset says so, and the tile is another.
         if base != 0 || swizzles && start & 0x380 != 0 {
             return Err(Error(format!(
                 "a wgmma whose matrix begins at {start} of shared memory, with base offset {base}: \
@@ -94,8 +94,8 @@ mod tests {
         Descriptor::new(word, is_across).unwrap()
     }
 
-    /// Rows of 128 bytes: row 9 is the second of the second eight, and its second 16 bytes are where
-    /// the first would be without a swizzle. Sixteen numbers on are 32 bytes on.
+    /// Rows of 128 bytes: row 9 is the second of the second eight, and its second 16 bytes are
+    /// where the first would be without a swizzle. Sixteen numbers on are 32 bytes on.
     #[test]
     fn rows_side_by_side() {
         let rows = descriptor(2048, 16, 1024, 1, false);

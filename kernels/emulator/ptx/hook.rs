@@ -1,5 +1,5 @@
-//! The interpreter as the emulator's driver calls it: modules and launches by pointers. The layouts are
-//! those of `../driver.cpp`.
+//! The interpreter as the emulator's driver calls it: modules and launches by pointers. The layouts
+//! are those of `../driver.cpp`.
 
 use crate::{Counts, Entry, Error, Global, Launch, parse};
 use std::collections::BTreeMap;
@@ -97,7 +97,8 @@ unsafe extern "C" fn entry(module: *const c_void, name: *const c_char) -> Found 
 
 /// Returns the fault of a launch; null if there is none.
 unsafe extern "C" fn launch(what: *const Request) -> *mut c_char {
-    // SAFETY: the driver passes a launch with an entry from above and that many bytes of parameters.
+    // SAFETY: the driver passes a launch with an entry from above and that many bytes of
+    // parameters.
     let (what, entry, params) = unsafe {
         let what = &*what;
         let params = slice::from_raw_parts(what.params, what.bytes as usize);

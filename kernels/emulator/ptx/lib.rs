@@ -1,24 +1,28 @@
 //! Runs PTX, as NVRTC writes it, on a CPU: the judge of the text that a GPU is given, inline
 //! assembly included, of which the emulator of the sources (the parent folder) knows nothing.
 //!
-//! A warp takes an instruction for all lanes whose branches agree; the lanes that are furthest behind go
-//! first. The warps of a block, or of a cluster's blocks, run one after the other, each until it waits
-//! for others, in an order that is drawn from the launch's seed; clusters run on all cores.
+//! A warp takes an instruction for all lanes whose branches agree; the lanes that are furthest
+//! behind go first. The warps of a block, or of a cluster's blocks, run one after the other, each
+//! until it waits for others, in an order that is drawn from the launch's seed; clusters run on all
+//! cores.
 //!
-//! What it finds: accesses outside of allocations and of shared memory, misaligned ones, shared memory
-//! that nobody has written, races in shared memory between warps (`order`: by vector clocks, so in any
-//! order of the warps), destinations of `cp.async` that are touched before the wait, ends without a wait,
-//! barriers that not all threads reach, instructions of the warp that not all of its lanes reach. Copies
-//! arrive as late as they may, registers and memory begin as bits that are no number.
+//! What it finds: accesses outside of allocations and of shared memory, misaligned ones, shared
+//! memory that nobody has written, races in shared memory between warps (`order`: by vector clocks,
+//! so in any order of the warps), destinations of `cp.async` that are touched before the wait, ends
+//! without a wait, barriers that not all threads reach, instructions of the warp that not all of
+//! its lanes reach. Copies arrive as late as they may, registers and memory begin as bits that are
+//! no number.
 //!
-//! Of Hopper: copies by TMA and products of a warpgroup are late, too, and touch shared memory as one
-//! more agent each, so whoever does not wait for the mbarrier or for the group races with them; what
-//! stores write is theirs only behind `fence.proxy.async`. Registers of a product under way must not be
-//! touched, and not without `wgmma.fence` before one. Bytes that an mbarrier expects and that do not come,
-//! parities that never come, barriers that are too few: nobody can go on, which says who waits for what.
+//! Of Hopper: copies by TMA and products of a warpgroup are late, too, and touch shared memory as
+//! one more agent each, so whoever does not wait for the mbarrier or for the group races with them;
+//! what stores write is theirs only behind `fence.proxy.async`. Registers of a product under way
+//! must not be touched, and not without `wgmma.fence` before one. Bytes that an mbarrier expects
+//! and that do not come, parities that never come, barriers that are too few: nobody can go on,
+//! which says who waits for what.
 //!
 //! What it does not model: time, caches, the rounding of approximations (`ex2`, `rsqrt` are rounded
-//! correctly), the order of sums within `mma` and `wgmma`, races within a warp and in global memory.
+//! correctly), the order of sums within `mma` and `wgmma`, races within a warp and in global
+//! memory.
 //!
 //! ```
 //! let text = "

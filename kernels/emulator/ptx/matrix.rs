@@ -8,10 +8,10 @@ pub(crate) fn half(word: u64, upper: bool) -> f32 {
     float(if upper { word & 0xffff_0000 } else { word << 16 })
 }
 
-/// mma.m16n8k16: `c (16 × 8, f32) + a (16 × 16, bf16) · b (16 × 8, bf16)`. Lane l, with g = l / 4 and
-/// t = l % 4, has of `a` rows g and g + 8 in columns 2 t, 2 t + 1 (registers 0 and 1) and 8 columns on
-/// (2 and 3); of `b` column g, rows 2 t, 2 t + 1 (0) and 8 rows on (1); of `c` rows g (0, 1) and g + 8
-/// (2, 3) in columns 2 t, 2 t + 1. (PTX ISA, "Matrix Fragments for mma.m16n8k16".)
+/// mma.m16n8k16: `c (16 × 8, f32) + a (16 × 16, bf16) · b (16 × 8, bf16)`. Lane l, with g = l / 4
+/// and t = l % 4, has of `a` rows g and g + 8 in columns 2 t, 2 t + 1 (registers 0 and 1) and 8
+/// columns on (2 and 3); of `b` column g, rows 2 t, 2 t + 1 (0) and 8 rows on (1); of `c` rows g
+/// (0, 1) and g + 8 (2, 3) in columns 2 t, 2 t + 1. (PTX ISA, "Matrix Fragments for mma.m16n8k16".)
 pub(crate) fn multiply(a: [&Lanes; 4], b: [&Lanes; 2], c: [&Lanes; 4]) -> [Lanes; 4] {
     // Of `b`, rows of eight columns, which are summed side by side.
     let (mut rows, mut deep) = ([[0.0f32; 16]; 16], [[0.0f32; 8]; 16]);
@@ -47,8 +47,8 @@ pub(crate) fn multiply(a: [&Lanes; 4], b: [&Lanes; 2], c: [&Lanes; 4]) -> [Lanes
     d
 }
 
-/// ldmatrix: a matrix has eight rows of 8 numbers of 16 bits. Lane l gets numbers 2 (l % 4) and + 1 of
-/// row l / 4; of a transposed matrix, number l / 4 of rows 2 (l % 4) and + 1.
+/// ldmatrix: a matrix has eight rows of 8 numbers of 16 bits. Lane l gets numbers 2 (l % 4) and + 1
+/// of row l / 4; of a transposed matrix, number l / 4 of rows 2 (l % 4) and + 1.
 pub(crate) fn fragment(rows: &[[u8; 16]], transposed: bool) -> Lanes {
     let number =
         |row: &[u8; 16], i: usize| u64::from(u16::from_le_bytes([row[2 * i], row[2 * i + 1]]));

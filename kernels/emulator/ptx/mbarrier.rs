@@ -1,5 +1,5 @@
-//! Barriers that lie in shared memory (mbarriers): a phase ends when so many threads have arrived and all
-//! bytes that were announced have landed.
+//! Barriers that lie in shared memory (mbarriers): a phase ends when so many threads have arrived
+//! and all bytes that were announced have landed.
 //!
 //! Source: PTX ISA, "Parallel Synchronization and Communication Instructions: mbarrier".
 
@@ -8,7 +8,8 @@ use crate::memory::Access;
 use crate::order::{Clock, Stamp};
 use crate::{Error, Result};
 
-/// Most bytes that may be announced and not landed, or landed and not announced (PTX ISA, "Tx-count").
+/// Most bytes that may be announced and not landed, or landed and not announced (PTX ISA,
+/// "Tx-count").
 const MOST_BYTES: i64 = (1 << 20) - 1;
 
 /// Most arrivals of a phase (PTX ISA, "mbarrier.init").
@@ -207,8 +208,8 @@ impl Cluster<'_> {
         Ok(())
     }
 
-    /// Returns whether the phase with this parity has ended; if so, the warp is told of what was handed
-    /// over. If not, returns the phase that it would be.
+    /// Returns whether the phase with this parity has ended; if so, the warp is told of what was
+    /// handed over. If not, returns the phase that it would be.
     pub(crate) fn phase(&mut self, warp: usize, at: Place, parity: u64) -> Result<Option<u32>> {
         self.barrier(warp, at)?;
         let Self { blocks, order, .. } = self;

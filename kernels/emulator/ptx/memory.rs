@@ -5,8 +5,8 @@ use crate::{Error, Result};
 
 /// The device's memory.
 pub trait Global: Sync {
-    /// Returns the allocation that an address lies in: where it begins and ends. Its bytes can be read
-    /// and written until the launch ends.
+    /// Returns the allocation that an address lies in: where it begins and ends. Its bytes can be
+    /// read and written until the launch ends.
     fn allocation(&self, at: u64) -> Option<(u64, u64)>;
 }
 

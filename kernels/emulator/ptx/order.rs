@@ -1,17 +1,20 @@
 //! Which accesses to shared memory lie before which, by vector clocks.
 //!
 //! An agent is whoever touches shared memory: a warp, the products (`wgmma`) of a warpgroup, or the
-//! copies (TMA) that report to an mbarrier. Each counts its own time, which grows where it hands over
-//! what it has done: at each arrival of a warp, at each product, at each phase of an mbarrier. A clock
-//! says up to which time of every other agent a warp has been told; barriers carry clocks from those
-//! that arrive to those that wait. An access is a race if its warp has not been told of one before.
+//! copies (TMA) that report to an mbarrier. Each counts its own time, which grows where it hands
+//! over what it has done: at each arrival of a warp, at each product, at each phase of an mbarrier.
+//! A clock says up to which time of every other agent a warp has been told; barriers carry clocks
+//! from those that arrive to those that wait. An access is a race if its warp has not been told of
+//! one before.
 //!
-//! Stores go through the generic proxy, products and copies through the async one, which sees a store
-//! only behind a `fence.proxy.async`: what a clock knows to be fenced is kept beside what it has seen.
+//! Stores go through the generic proxy, products and copies through the async one, which sees a
+//! store only behind a `fence.proxy.async`: what a clock knows to be fenced is kept beside what it
+//! has seen.
 
 use crate::{Error, Result};
 
-/// Bits of a stamp for the time; those above it are the agent's number, and the highest marks a set.
+/// Bits of a stamp for the time; those above it are the agent's number, and the highest marks a
+/// set.
 const TIME_BITS: u32 = 22;
 const SET: u32 = 1 << 31;
 

@@ -176,8 +176,8 @@ impl Parser {
         count.ok_or_else(|| self.unknown(&word, line))
     }
 
-    /// Reads `.shared .align A .b8 name[bytes]` after its first word, or the same of `.local`, whose
-    /// bytes are counted in `local`.
+    /// Reads `.shared .align A .b8 name[bytes]` after its first word, or the same of `.local`,
+    /// whose bytes are counted in `local`.
     fn variable(&mut self, local: &mut Option<&mut Body>) -> Result<()> {
         let mut align = 1;
         let mut element = 1;

@@ -15,8 +15,8 @@ pub(crate) struct Budget {
 }
 
 impl Budget {
-    /// Returns the budget of a launch. A thread begins with as many as the launch bounds allow: that is
-    /// what ptxas gives a kernel with `setmaxnreg`.
+    /// Returns the budget of a launch. A thread begins with as many as the launch bounds allow:
+    /// that is what ptxas gives a kernel with `setmaxnreg`.
     pub(crate) fn new(launch: &Launch<'_>, warps: usize) -> Self {
         let threads = launch.entry.threads.max(LANES as u32);
         let threads = threads.saturating_mul(launch.entry.at_once);

@@ -1,10 +1,10 @@
 //! Which registers of the text share a place. Compilers name a register for each value, several
-//! thousand of 256 bytes for a warp, of which few hold a value at the same time: in few places, all of a
-//! warp's registers stay in the caches.
+//! thousand of 256 bytes for a warp, of which few hold a value at the same time: in few places, all
+//! of a warp's registers stay in the caches.
 //!
 //! A register that a lane may read before it has written it is there from the beginning, so what it
-//! holds is still no number. Registers of `wgmma`, which are changed later than the text says, have a place
-//! of their own.
+//! holds is still no number. Registers of `wgmma`, which are changed later than the text says, have
+//! a place of their own.
 
 use crate::hopper::Hopper;
 use crate::op::Op;
@@ -83,7 +83,8 @@ struct Block {
     first: usize,
     end: usize,
     next: Vec<usize>,
-    /// Registers that it reads before it writes them, and those that it writes before it reads them.
+    /// Registers that it reads before it writes them, and those that it writes before it reads
+    /// them.
     reads: Set,
     writes: Set,
     /// Registers that hold a value at its beginning, and at its end.
@@ -243,7 +244,8 @@ mod tests {
 
     #[test]
     fn values_that_follow_one_another_share_a_place() {
-        let chain = "mov.u32 %r0, 1; add.u32 %r1, %r0, 1; add.u32 %r2, %r1, 1; add.u32 %r3, %r2, 1;";
+        let chain =
+            "mov.u32 %r0, 1; add.u32 %r1, %r0, 1; add.u32 %r2, %r1, 1; add.u32 %r3, %r2, 1;";
         assert_eq!(places(chain), [32, 32]);
         // The first is read at the end, too.
         assert_eq!(places(&format!("{chain} add.u32 %r4, %r0, %r3;")), [32, 32, 32]);
@@ -251,8 +253,8 @@ mod tests {
         assert_eq!(places("mov.u32 %r0, 1; setp.eq.u32 %p0, %r0, 1; not.pred %p1, %p0;").len(), 3);
     }
 
-    /// What a loop carries from its end to its beginning is not written over in between, and what is
-    /// only written where a guard holds keeps what it was.
+    /// What a loop carries from its end to its beginning is not written over in between, and what
+    /// is only written where a guard holds keeps what it was.
     #[test]
     fn what_is_carried_has_a_place_of_its_own() {
         let carried = "mov.u32 %r0, 0; A: add.u32 %r1, %r0, 1; add.u32 %r2, %r1, 1; \

@@ -36,8 +36,8 @@ struct Map {
 
 impl Map {
     /// Word 0: the address. 1: rank, bytes of an element from bit 8, swizzle from bit 16 (0 none, 1
-    /// 128 bytes). 2 to 6: sizes. 7 to 10: strides in bytes, from the second dimension. 11 to 13: the
-    /// box, two sizes a word. 15: the mark.
+    /// 128 bytes). 2 to 6: sizes. 7 to 10: strides in bytes, from the second dimension. 11 to 13:
+    /// the box, two sizes a word. 15: the mark.
     fn new(words: &[u64; 16]) -> Result<Self> {
         let [rank, element, swizzle] = [words[1] & 0xff, words[1] >> 8 & 0xff, words[1] >> 16];
         let is_map = words[15] == MARK && (1..=5).contains(&rank) && element > 0 && swizzle < 2;
@@ -70,8 +70,8 @@ impl Map {
         self.boxes.iter().product::<u64>() * self.element
     }
 
-    /// Returns the rows of the box at `at` that lie in the tensor: where each begins in the box, where
-    /// in memory, and its bytes.
+    /// Returns the rows of the box at `at` that lie in the tensor: where each begins in the box,
+    /// where in memory, and its bytes.
     fn rows(&self, at: &[i32]) -> Vec<(u64, u64, u64)> {
         let first: [i64; 5] = std::array::from_fn(|i| at.get(i).copied().map_or(0, i64::from));
         let row = self.boxes[0] * self.element;
@@ -97,8 +97,8 @@ impl Map {
     }
 }
 
-/// Moves the 16-byte parts of 128 bytes around, by the number of the 128 bytes in 1024: bits 4 to 6 of
-/// an address are changed by bits 7 to 9. (CUTLASS, `Swizzle<3, 4, 3>` in
+/// Moves the 16-byte parts of 128 bytes around, by the number of the 128 bytes in 1024: bits 4 to 6
+/// of an address are changed by bits 7 to 9. (CUTLASS, `Swizzle<3, 4, 3>` in
 /// include/cute/atom/mma_traits_sm90_gmma.hpp; PTX ISA, "Swizzling modes".)
 pub(crate) fn swizzled(at: u64) -> u64 {
     at ^ (at >> 3 & 0x70)
@@ -234,7 +234,8 @@ impl Cluster<'_> {
         let mut image = vec![0; copy.bytes as usize];
         for (into, from, bytes) in &copy.rows {
             let into = &mut image[*into as usize..(into + bytes) as usize];
-            // SAFETY: `copy` has found the row in an allocation, which stays until the launch has ended.
+            // SAFETY: `copy` has found the row in an allocation, which stays until the launch has
+            // ended.
             unsafe { (*from as *const u8).copy_to_nonoverlapping(into.as_mut_ptr(), into.len()) };
         }
         let shared = &mut self.blocks[copy.barrier.0].shared;

@@ -7,9 +7,9 @@ pub(crate) struct Token {
     pub(crate) line: u32,
 }
 
-/// Takes a text apart. A word is a name, an opcode with all its parts (`cvt.rn.f32.u32`), a number, a
-/// text in quotes, or one other character. Comments, and the lines that only name sources (`.loc`,
-/// `.file`), are left out.
+/// Takes a text apart. A word is a name, an opcode with all its parts (`cvt.rn.f32.u32`), a number,
+/// a text in quotes, or one other character. Comments, and the lines that only name sources
+/// (`.loc`, `.file`), are left out.
 pub(crate) fn tokens(text: &str) -> Vec<Token> {
     let mut tokens = Vec::new();
     let mut in_comment = false;

@@ -200,8 +200,8 @@ impl<'a> Warp<'a> {
         }
     }
 
-    /// Returns which lanes go next, where they are, and whether they come to meet others. Those that
-    /// are furthest behind go first: where branches meet again, all are there.
+    /// Returns which lanes go next, where they are, and whether they come to meet others. Those
+    /// that are furthest behind go first: where branches meet again, all are there.
     fn furthest_behind(&mut self) -> Option<(usize, bool, u32)> {
         let first = |wanted| {
             let at = self.states.iter().zip(&self.next).filter(|(state, _)| **state == wanted);

@@ -1,8 +1,9 @@
 //! Products of a warpgroup (`wgmma`): four warps multiply together, asynchronously.
 //!
-//! A product reads shared memory when one of its warps waits for it, the latest that is allowed, and its
-//! sums come into a warp's registers when that warp waits. Until then neither the registers of the sums
-//! nor those of `a` may be touched. (PTX ISA, "Asynchronous warpgroup level matrix instructions".)
+//! A product reads shared memory when one of its warps waits for it, the latest that is allowed,
+//! and its sums come into a warp's registers when that warp waits. Until then neither the registers
+//! of the sums nor those of `a` may be touched. (PTX ISA, "Asynchronous warpgroup level matrix
+//! instructions".)
 
 use crate::cluster::Cluster;
 use crate::descriptor::Descriptor;

@@ -2,8 +2,8 @@
 
 use super::harness::{Memory, Run, bf16, kernel, map, numbers};
 
-/// A box of 64 × 8 numbers at column 40, row 3 of a tensor of 100 × 10: to shared memory, and as it lies
-/// there to global memory, four bytes a thread.
+/// A box of 64 × 8 numbers at column 40, row 3 of a tensor of 100 × 10: to shared memory, and as it
+/// lies there to global memory, four bytes a thread.
 const COPY: &str = "
     mov.u32 %r0, %tid.x;
     setp.ne.u32 %p0, %r0, 0;
@@ -72,7 +72,7 @@ fn boxes_lie_as_the_map_says() {
                     true => copy.numbers[(3 + row) * 100 + 40 + x].to_bits() >> 16,
                     false => 0,
                 };
-                let chunk = pair / 4 ^ if swizzle == 1 { row } else { 0 };
+                let chunk = if swizzle == 1 { (pair / 4) ^ row } else { pair / 4 };
                 let found = found[row * 32 + chunk * 4 + pair % 4].to_bits();
                 assert_eq!(found, at(2 * pair) | at(2 * pair + 1) << 16, "{row}, {pair}");
             }

@@ -57,7 +57,8 @@ pub(crate) fn bf16(numbers: &[f32]) -> Vec<u8> {
     numbers.iter().flat_map(|x| ((x.to_bits() >> 16) as u16).to_le_bytes()).collect()
 }
 
-/// Returns a tensor map of bf16: sizes and box innermost first, strides in bytes from the second on.
+/// Returns a tensor map of bf16: sizes and box innermost first, strides in bytes from the second
+/// on.
 pub(crate) fn map(at: u64, sizes: &[u64], strides: &[u64], sides: &[u32], swizzle: u64) -> Vec<u8> {
     let mut words = [0u64; 16];
     words[0] = at;
@@ -102,8 +103,8 @@ impl Run<'_> {
 /// Orders of the warps that every text is run in.
 const SEEDS: std::ops::Range<u64> = 0..8;
 
-/// Returns a text with one entry point: what stands before its body, and the body. `s` is its shared
-/// memory, `p` its parameters.
+/// Returns a text with one entry point: what stands before its body, and the body. `s` is its
+/// shared memory, `p` its parameters.
 pub(crate) fn kernel(bytes: usize, head: &str, body: &str) -> String {
     format!(
         ".extern .shared .align 1024 .b8 s[];

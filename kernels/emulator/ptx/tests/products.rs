@@ -2,8 +2,8 @@
 
 use super::harness::{Memory, Run, bf16, kernel, map, numbers};
 
-/// Both operands by TMA, in tiles of 64 columns swizzled by 128 bytes: a (64 × 64) at 0, b at 8192; 64
-/// more bytes behind b for what the mistakes need. Eight sums a thread to global memory.
+/// Both operands by TMA, in tiles of 64 columns swizzled by 128 bytes: a (64 × 64) at 0, b at 8192;
+/// 64 more bytes behind b for what the mistakes need. Eight sums a thread to global memory.
 const PRODUCT: &str = "
     mov.u32 %r0, %tid.x;
     setp.ne.u32 %p0, %r0, 0;
@@ -190,11 +190,12 @@ fn mistakes_of_products_are_found() {
     Run { text: &text, ..run }.is_right();
 }
 
-/// Columns 16 to 31 of the first 16 numbers: a from registers, b (16 × 128) with its columns side by
-/// side, of which the product takes 16 that begin in the second tile of 64.
+/// Columns 16 to 31 of the first 16 numbers: a from registers, b (16 × 128) with its columns side
+/// by side, of which the product takes 16 that begin in the second tile of 64.
 fn held() -> (Product, Vec<f32>) {
     let (a, b) = (numbers(64 * 64, 1), numbers(16 * 128, 2));
-    // Lane l of warp w: rows 16 w + l / 4 and 8 on, columns 2 (l % 4) and 8 on, as they are swizzled.
+    // Lane l of warp w: rows 16 w + l / 4 and 8 on, columns 2 (l % 4) and 8 on, as they are
+    // swizzled.
     let read = "
         and.b32 %r1, %r0, 31;
         shr.u32 %r2, %r1, 2;

@@ -2,9 +2,9 @@
 
 use super::harness::{Memory, Run, bf16, kernel, map, numbers};
 
-/// Thread 128 brings eight tiles of 16 × 64 numbers through two stages; 128 consumers multiply each with
-/// itself and give the stage back once the next product has begun. Full barriers at 4096 and 4104,
-/// empty ones at 4112 and 4120.
+/// Thread 128 brings eight tiles of 16 × 64 numbers through two stages; 128 consumers multiply each
+/// with itself and give the stage back once the next product has begun. Full barriers at 4096 and
+/// 4104, empty ones at 4112 and 4120.
 const RING: &str = "
     mov.u32 %r0, %tid.x;
     setp.ne.u32 %p0, %r0, 0;
