@@ -17,9 +17,10 @@
 // copies nor ldmatrix meet bank conflicts. What lies beyond a head's width or a tile's last key
 // becomes 0 there: pages may hold NaN. MASK is compiled in; blocks that no vector sees are not in
 // the tile, and only those that some vector sees a part of are compared key by key.
-// Bound by arithmetic with many vectors, by memory when decoding. Twin: model/cpu/attention.rs.
-// Params: attention.rs.
+// Bound by arithmetic with many vectors, by memory when decoding. Hopper's own form of many vectors
+// is in attention_hopper.cuh. Twin: model/cpu/attention.rs. Params: attention.rs.
 #include "attention.cuh"
+#include "attention_hopper.cuh"
 
 // Scores of the warp's vectors, from row `row` on, and its keys, from `key` on.
 template <class F>
@@ -87,23 +88,6 @@ __device__ __forceinline__ void add_values(float (&o)[F::M][F::C][4],
     }
 }
 
-struct Keys {
-    u32 first, end;
-};
-
-// Those of the tile's keys that position `at` sees; none where the end is not behind the first.
-template <class F> __device__ __forceinline__ Keys seen(const Tile &tile, u32 at) {
-    Keys keys{0, tile.end_key};
-    if (F::MASK & CAUSAL) {
-        keys.end = min(keys.end, at + 1);
-    }
-    if (F::MASK & WINDOW) {
-        keys.first = at + 1 - min(at + 1, tile.window);
-        keys.end = min(keys.end, at + tile.window);
-    }
-    return keys;
-}
-
 // −∞ for what a vector does not see. `row`, `key`: of this lane's first score. But for SPLIT, the tile
 // is read again and positions are computed again: there are no registers to keep them in.
 template <class F>
@@ -129,21 +113,6 @@ __device__ __forceinline__ void mask(float (&s)[F::M][F::N][4], const AttentionP
             }
         }
     }
-}
-
-// The four lanes that have a row's scores.
-__device__ __forceinline__ float quad_max(float v) {
-    v = fmaxf(v, __shfl_xor_sync(ALL, v, 1));
-    return fmaxf(v, __shfl_xor_sync(ALL, v, 2));
-}
-__device__ __forceinline__ float quad_sum(float v) {
-    v += __shfl_xor_sync(ALL, v, 1);
-    return v + __shfl_xor_sync(ALL, v, 2);
-}
-
-// What exponents are taken relative to: a row that has seen nothing so far has no largest score.
-__device__ __forceinline__ float base_of(float largest) {
-    return largest == -infinity() ? 0.0f : largest;
 }
 
 // Scores to weights; what was added up so far is scaled down where a larger score has come.
@@ -432,3 +401,14 @@ KERNEL(attention_256_both_split, AttentionParams, 128, 2, attend<256, 0, true>)
 KERNEL(attention_256_causal_split, AttentionParams, 128, 2, attend<256, 1, true>)
 KERNEL(attention_256_both_window_split, AttentionParams, 128, 2, attend<256, 2, true>)
 KERNEL(attention_256_causal_window_split, AttentionParams, 128, 2, attend<256, 3, true>)
+
+#ifdef GRITLM_HOPPER
+KERNEL(attention_hopper_64_both, AttentionMaps, 384, 1, attend_hopper<64, 0>)
+KERNEL(attention_hopper_64_causal, AttentionMaps, 384, 1, attend_hopper<64, 1>)
+KERNEL(attention_hopper_64_both_window, AttentionMaps, 384, 1, attend_hopper<64, 2>)
+KERNEL(attention_hopper_64_causal_window, AttentionMaps, 384, 1, attend_hopper<64, 3>)
+KERNEL(attention_hopper_128_both, AttentionMaps, 384, 1, attend_hopper<128, 0>)
+KERNEL(attention_hopper_128_causal, AttentionMaps, 384, 1, attend_hopper<128, 1>)
+KERNEL(attention_hopper_128_both_window, AttentionMaps, 384, 1, attend_hopper<128, 2>)
+KERNEL(attention_hopper_128_causal_window, AttentionMaps, 384, 1, attend_hopper<128, 3>)
+#endif

@@ -23,6 +23,16 @@ struct AttentionParams {
     u32 arrived;  // with SPLIT: a counter for each tile and cached head, zero between launches
 };
 
+// The parameters on Hopper; see attention_hopper.cuh.
+struct AttentionMaps {
+    TensorMap q;       // (rows, heads, head_dim), a box of 64 columns of a tile's tokens and heads
+    TensorMap keys;    // (pages, kv_heads, PAGE, head_dim), a box of 64 columns of a page
+    TensorMap values;  // as keys
+    AttentionParams p;
+    u32 items;  // tiles of this mask, times heads
+    u32 unused[9];
+};
+
 // As tiles.rs lays it out; in a tile that only fills up a list, first = end.
 struct Tile {
     u32 row, past, first, end, table, total, window, first_key, end_key;
@@ -54,19 +64,54 @@ template <u32 D> __device__ __forceinline__ u32 place(u32 row, u32 chunk) {
 }
 
 // All heads of a tile come one after the other, so that the longest tiles are first.
-__device__ __forceinline__ u32 head_at(const AttentionParams &p) { return blockIdx.x % p.kv_heads; }
+// An item of a launch's work is a tile and a head; but on Hopper, each block has one.
+__device__ __forceinline__ u32 head_at(const AttentionParams &p, u32 item = blockIdx.x) {
+    return item % p.kv_heads;
+}
 
-__device__ __forceinline__ Tile tile_at(const AttentionParams &p) {
-    Global<u32> w = p.words.from(p.tiles + blockIdx.x / p.kv_heads * 9);
+__device__ __forceinline__ Tile tile_at(const AttentionParams &p, u32 item = blockIdx.x) {
+    Global<u32> w = p.words.from(p.tiles + item / p.kv_heads * 9);
     // A window beyond every position is none; the sums below stay below 2³².
     return {w[0], w[1], w[2], w[3], w[4], w[5], min(w[6], 1u << 30), w[7], w[8]};
 }
 
 // Where vector m begins in a buffer with this stride.
 __device__ __forceinline__ u64 vector_at(const AttentionParams &p, const Tile &tile, u32 m,
-                                         u32 stride) {
-    u32 column = (head_at(p) * p.group + m % p.group) * p.head_dim;
+                                         u32 stride, u32 item = blockIdx.x) {
+    u32 column = (head_at(p, item) * p.group + m % p.group) * p.head_dim;
     return u64(tile.row + m / p.group) * stride + column;
+}
+
+struct Keys {
+    u32 first, end;
+};
+
+// Those of the tile's keys that position `at` sees; none where the end is not behind the first.
+template <class F> __device__ __forceinline__ Keys seen(const Tile &tile, u32 at) {
+    Keys keys{0, tile.end_key};
+    if (F::MASK & CAUSAL) {
+        keys.end = min(keys.end, at + 1);
+    }
+    if (F::MASK & WINDOW) {
+        keys.first = at + 1 - min(at + 1, tile.window);
+        keys.end = min(keys.end, at + tile.window);
+    }
+    return keys;
+}
+
+// The four lanes that have a row's scores.
+__device__ __forceinline__ float quad_max(float v) {
+    v = fmaxf(v, __shfl_xor_sync(ALL, v, 1));
+    return fmaxf(v, __shfl_xor_sync(ALL, v, 2));
+}
+__device__ __forceinline__ float quad_sum(float v) {
+    v += __shfl_xor_sync(ALL, v, 1);
+    return v + __shfl_xor_sync(ALL, v, 2);
+}
+
+// What exponents are taken relative to: a row that has seen nothing so far has no largest score.
+__device__ __forceinline__ float base_of(float largest) {
+    return largest == -infinity() ? 0.0f : largest;
 }
 
 // The tile's queries to shared memory, zeros in rows and columns that there are not.

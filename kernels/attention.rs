@@ -1,17 +1,19 @@
-//! attention: the forms of the kernel, the tile lists, which are built once per batch, and the
-//! launches over them; see attention.cu.
+//! attention: the tile lists, which are built once per batch, and the launches over them; see
+//! attention.cu.
+
+mod form;
 
 use crate::driver::Grid;
 use crate::gpu::{Kernel, Raw, Steps, Work};
+use crate::narrow::Rows;
 use crate::params::Pointer;
+use crate::tensor::{Tensor, TensorMap, dimension};
 use crate::{Batch, Buffer, Cuda, Format, Pages};
+use form::{Form, Kind};
 use gritlm_model::ops::{Attention, PAGE, Result, Span};
 use gritlm_model::params;
-use gritlm_model::tiles::{List, Record, Shape, Tile, mask_code};
+use gritlm_model::tiles::{List, Record, Shape, mask_code};
 use std::sync::{Arc, PoisonError};
-
-/// Names of the masks in the entry points, by mask code.
-const MASKS: [&str; 4] = ["both", "causal", "both_window", "causal_window"];
 
 params! {
     /// Parameters; the fields are described in attention.cu.
@@ -35,69 +37,15 @@ params! {
     }
 }
 
-/// A variant of the kernel, apart from the mask.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Form {
-    /// Columns of a row in shared memory.
-    pub(crate) width: u32,
-    /// Whether each tile has few vectors and only a stretch of the keys.
-    pub(crate) split: bool,
-}
-
-impl Form {
-    /// Returns the form for heads of this width.
-    pub(crate) fn of(head_dim: u32, split: bool) -> Self {
-        Self { width: head_dim.next_power_of_two().max(64), split }
-    }
-
-    /// Returns the query vectors of a tile.
-    pub(crate) fn rows(self) -> u32 {
-        match (self.split, self.width) {
-            (true, _) => 16,
-            (false, 256) => 64,
-            (false, _) => 128,
-        }
-    }
-
-    /// Returns the keys of a block.
-    pub(crate) fn block(self) -> u32 {
-        if self.width == 256 && !self.split { 32 } else { 64 }
-    }
-
-    /// Returns how many blocks of keys or values shared memory holds.
-    fn ring(self) -> u32 {
-        match (self.split, self.width) {
-            (false, _) => 3,
-            (true, 256) => 2,
-            (true, _) => 4,
-        }
-    }
-
-    /// Returns the bytes of shared memory of a thread block.
-    pub(crate) fn shared(self) -> u32 {
-        let walking = 2 * self.width * (self.ring() * self.block() + self.rows());
-        // The warps' sums, and two numbers for each of their rows.
-        let merging = 4 * 4 * 16 * (self.width + 8 + 2);
-        if self.split { walking.max(merging) } else { walking }
-    }
-
-    /// Returns the iterations of the main loop, one for a block of keys, over these tiles: two
-    /// products of the tile's vectors, with keys and with values.
-    fn steps(self, tiles: &[Tile]) -> Steps {
-        let blocks = |tile: &Tile| tile.keys().div_ceil(self.block());
-        let sum: u32 = tiles.iter().map(blocks).sum();
-        Steps {
-            mean: sum.div_ceil(tiles.len().max(1) as u32),
-            most: tiles.iter().map(blocks).max().unwrap_or(0),
-            products: 2 * u64::from(self.rows() * self.block()) * u64::from(self.width),
-            ..Steps::default()
-        }
-    }
-
-    /// Returns the entry point for a mask code.
-    pub(crate) fn entry(self, mask: usize) -> String {
-        let split = if self.split { "_split" } else { "" };
-        format!("attention_{}_{}{split}", self.width, MASKS[mask])
+params! {
+    /// Parameters of the Hopper form, aligned to 64 bytes in CUDA C++; see attention_hopper.cuh.
+    AttentionMaps {
+        q: TensorMap,
+        keys: TensorMap,
+        values: TensorMap,
+        p: AttentionParams,
+        items: u32,
+        unused: [u32; 9],
     }
 }
 
@@ -121,10 +69,10 @@ pub(crate) fn split_keys(keys: u64, kv_heads: u32, sms: u32) -> u32 {
 }
 
 /// Tiles of one mask and form, and where they begin in the words. The tiles of the split form are
-/// padded with empty ones to a power of two, so that a decode step launches the same grid as the step
-/// before and can be replayed. Behind them are, for each tile, the first of those with the same vectors
-/// and their number, and then the counters of blocks that have left their parts: the host sends zeros,
-/// and the last block leaves zero for the next layer.
+/// padded with empty ones to a power of two, so that a decode step launches the same grid as the
+/// step before and can be replayed. Behind them are, for each tile, the first of those with the
+/// same vectors and their number, and then the counters of blocks that have left their parts: the
+/// host sends zeros, and the last block leaves zero for the next layer.
 #[derive(Debug, Default)]
 struct Placed {
     list: List,
@@ -133,13 +81,15 @@ struct Placed {
     arrived_at: u32,
     /// Number of tiles, padding included.
     tiles: u32,
+    steps: Steps,
 }
 
 /// A batch's tiles on the device.
 #[derive(Debug)]
 pub(crate) struct Lists {
     group: u32,
-    width: u32,
+    /// Without splitting and with it.
+    forms: [Form; 2],
     raw: Arc<Raw>,
     /// Indexed by whether the form is split, then by mask code.
     lists: [[Placed; 4]; 2],
@@ -164,10 +114,10 @@ fn append<T: bytemuck::Pod>(words: &mut Vec<u32>, list: &[T]) -> u32 {
 fn lay_out(
     spans: &[Span],
     tables: &[u32],
-    (group, kv_heads, head_dim): (u32, u32, u32),
+    forms: [Form; 2],
+    (group, kv_heads): (u32, u32),
     sms: u32,
 ) -> ([[Placed; 4]; 2], Vec<u32>) {
-    let forms = [false, true].map(|split| Form::of(head_dim, split));
     let spans = || spans.iter().filter(|s| s.rows > 0);
     let tiles = spans().map(|s| u64::from((s.rows * group).div_ceil(forms[0].rows())));
     let blocks = tiles.sum::<u64>() * u64::from(kv_heads);
@@ -198,6 +148,7 @@ fn lay_out(
             fill(&mut tiles);
         }
         placed.tiles = tiles.len() as u32;
+        placed.steps = forms[split].steps(&placed.list.tiles, kv_heads, sms);
         placed.tiles_at = append(&mut words, &tiles);
         if split == 1 {
             let of = |record: &Record| vec![[record.begin, record.count]; record.count as usize];
@@ -213,17 +164,18 @@ fn lay_out(
 
 /// Returns the batch's tiles for heads like these, built on the first call.
 fn lists(device: &Cuda, batch: &Batch, p: Attention) -> Result<Arc<Lists>> {
-    let (group, width) = (p.heads / p.kv_heads, Form::of(p.head_dim, false).width);
+    let (group, hopper) = (p.heads / p.kv_heads, device.gpu.has_hopper("attention"));
+    let forms = [false, true].map(|split| Form::of(p.head_dim, group, split, hopper));
     let mut kept = batch.lists.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(lists) = kept.as_ref()
-        && (lists.group, lists.width) == (group, width)
+        && (lists.group, lists.forms) == (group, forms)
     {
         return Ok(Arc::clone(lists));
     }
-    let heads = (group, p.kv_heads, p.head_dim);
-    let (lists, words) = lay_out(&batch.spans, &batch.tables, heads, device.gpu.sms());
+    let (heads, sms) = ((group, p.kv_heads), device.gpu.sms());
+    let (lists, words) = lay_out(&batch.spans, &batch.tables, forms, heads, sms);
     let raw = device.gpu.send(bytemuck::cast_slice(&words))?;
-    let lists = Arc::new(Lists { group, width, raw, lists });
+    let lists = Arc::new(Lists { group, forms, raw, lists });
     *kept = Some(Arc::clone(&lists));
     Ok(lists)
 }
@@ -246,28 +198,28 @@ pub(crate) fn attention(
 fn attend_tiles(
     device: &Cuda,
     p: Attention,
-    q: &crate::narrow::Rows,
+    q: &Rows,
     pages: &Pages,
     batch: &Batch,
     out: &Buffer,
 ) -> Result<()> {
     let lists = lists(device, batch, p)?;
     let Attention { kv_heads, head_dim, .. } = p;
-    let (group, width) = (lists.group, pages.width);
+    let (group, width, sms) = (lists.group, pages.width, device.gpu.sms());
     let [keys, values] = pages.layer(p.layer);
     // A part has a cached head's columns, the largest score, the sum of weights, and two
     // unused words.
     let part = u64::from(width + 4) * 4;
     let dims = u64::from(kv_heads) * u64::from(head_dim);
     for (split, mask) in (0..2).flat_map(|split| (0..4).map(move |mask| (split, mask))) {
-        let (form, placed) = (Form::of(head_dim, split == 1), &lists.lists[split][mask]);
+        let (form, placed) = (lists.forms[split], &lists.lists[split][mask]);
         if placed.tiles == 0 {
             continue;
         }
-        let blocks = placed.tiles * kv_heads;
+        let items = placed.tiles * kv_heads;
         let parts = match split {
             0 => None,
-            _ => Some(device.gpu.buffer(u64::from(blocks) * 16 * part)?),
+            _ => Some(device.gpu.buffer(u64::from(items) * 16 * part)?),
         };
         let parts_at = parts.as_ref().map_or(Pointer::NULL, |parts| parts.pointer());
         let params = AttentionParams {
@@ -289,14 +241,56 @@ fn attend_tiles(
             arrived: placed.arrived_at,
         };
         let (bytes, flops) = (4 * dims * placed.list.keys(), 4 * dims * placed.list.pairs);
-        device.gpu.launch(
-            Kernel { source: "attention", entry: form.entry(mask).into() },
-            Grid { blocks: [blocks, 1, 1], threads: 128, shared: form.shared() },
-            &params,
-            Work { op: "attention", bytes, flops, steps: form.steps(&placed.list.tiles) },
-        );
+        let kernel = Kernel { source: "attention", entry: form.entry(mask).into() };
+        let grid = Grid {
+            blocks: [form.blocks(items, sms), 1, 1],
+            threads: form.threads(),
+            shared: form.shared(),
+        };
+        let work = Work { op: "attention", bytes, flops, steps: placed.steps };
+        match form.kind {
+            Kind::Hopper { .. } => {
+                let maps = AttentionMaps { p: params, items, ..maps(device, p, q, pages, batch)? };
+                device.gpu.launch(kernel, grid, &maps, work);
+            }
+            Kind::Many | Kind::Split => device.gpu.launch(kernel, grid, &params, work),
+        }
     }
     Ok(())
+}
+
+/// Returns the parameters of the Hopper form with its maps. Columns are copied 64 at a time,
+/// queries a tile's tokens and heads, keys and values a page.
+fn maps(
+    device: &Cuda,
+    p: Attention,
+    q: &Rows,
+    pages: &Pages,
+    batch: &Batch,
+) -> Result<AttentionMaps> {
+    let (group, page) = (p.heads / p.kv_heads, PAGE as u32);
+    let (columns, driver) = (dimension(p.head_dim, 1, 64), &device.gpu.driver);
+    let dim = u64::from(p.head_dim);
+    let queries = [
+        columns,
+        dimension(p.heads, dim, group),
+        dimension(batch.rows, q.stride.into(), 128 / group),
+    ];
+    let heads = u64::from(p.kv_heads) * u64::from(page);
+    let cached = [
+        columns,
+        dimension(page, dim, page),
+        dimension(p.kv_heads, u64::from(page) * dim, 1),
+        dimension(pages.shape.pages as u32, heads * dim, 1),
+    ];
+    let map = |raw: &Raw, dimensions: &[_]| Tensor { first: raw.pointer(), dimensions }.map(driver);
+    let [keys, values] = pages.layer(p.layer);
+    Ok(AttentionMaps {
+        q: map(&q.raw, &queries)?,
+        keys: map(keys, &cached)?,
+        values: map(values, &cached)?,
+        ..AttentionMaps::default()
+    })
 }
 
 /// The kernels have pages of 128 tokens.
@@ -306,19 +300,6 @@ const _: () = assert!(PAGE == 128);
 mod tests {
     use super::{Form, lay_out, split, split_keys};
     use gritlm_model::ops::{Mask, Span};
-
-    #[test]
-    fn forms_fit_every_gpu() {
-        for (head_dim, width) in [(6, 64), (64, 64), (80, 128), (128, 128), (160, 256)] {
-            for split in [false, true] {
-                let form = Form::of(head_dim, split);
-                assert_eq!(form.width, width);
-                // The limit of compute capability 8.6.
-                assert!(form.shared() <= 99 << 10);
-            }
-        }
-        assert_eq!(Form::of(96, true).entry(3), "attention_128_causal_window_split");
-    }
 
     #[test]
     fn keys_are_split_where_multiprocessors_are_idle() {
@@ -341,7 +322,8 @@ mod tests {
             let mask = Mask::Causal { window: Some(4096) };
             let span = Span { row: 0, rows: 1, past, table: 0, mask };
             let tables = vec![0; past as usize / 128 + 1];
-            let (lists, words) = lay_out(&[span], &tables, (4, 8, 128), 132);
+            let forms = [false, true].map(|split| Form::of(128, 4, split, true));
+            let (lists, words) = lay_out(&[span], &tables, forms, (4, 8), 132);
             let p = &lists[1][3];
             let layout = (p.tiles_at, p.tiles, p.mates_at, p.arrived_at, words.len());
             assert!(p.list.tiles.len() <= 32 && lists[0].iter().all(|p| p.tiles == 0));

@@ -49,6 +49,7 @@ struct ProductMaps {
     TensorMap a;
     TensorMap w;
     Product p;
+    u32 unused[14];
 };
 
 // Rows [first, end) of the product, all of one expert.

@@ -3,7 +3,7 @@
 
 use crate::driver::Grid;
 use crate::gpu::{Kernel, Work};
-use crate::params::{Layout, Pointer};
+use crate::params::Pointer;
 use crate::tensor::{Dimension, Tensor, TensorMap, dimension};
 use crate::tune::{Form, Shape, Target, Tile};
 use crate::{Buffer, Cuda, Matrix};
@@ -42,26 +42,14 @@ params! {
     }
 }
 
-/// Parameters on Hopper, aligned to 64 bytes in CUDA C++; see matmul_hopper.cuh.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-pub(crate) struct ProductMaps {
-    a: TensorMap,
-    w: TensorMap,
-    p: Product,
-    aligned: [u64; 7],
-}
-
-impl ProductMaps {
-    pub(crate) const LAYOUT: Layout = Layout {
-        name: "ProductMaps",
-        fields: &[
-            ("a", std::mem::offset_of!(Self, a)),
-            ("w", std::mem::offset_of!(Self, w)),
-            ("p", std::mem::offset_of!(Self, p)),
-        ],
-        size: size_of::<Self>(),
-    };
+params! {
+    /// Parameters on Hopper, aligned to 64 bytes in CUDA C++; see product.cuh.
+    ProductMaps {
+        a: TensorMap,
+        w: TensorMap,
+        p: Product,
+        unused: [u32; 14],
+    }
 }
 
 /// Columns of a step, and rows of the weights that one copy brings on Hopper.
@@ -257,6 +245,6 @@ impl Cuda {
         let order = call.order.dimensions(call.w, call.outputs, call.experts);
         let w = Tensor { first: p.w, dimensions: &order };
         let driver = &self.gpu.driver;
-        Ok(ProductMaps { a: a.map(driver)?, w: w.map(driver)?, p: *p, aligned: [0; 7] })
+        Ok(ProductMaps { a: a.map(driver)?, w: w.map(driver)?, p: *p, unused: [0; 14] })
     }
 }

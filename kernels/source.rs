@@ -2,7 +2,7 @@
 //! [`HEADERS`]. The text includes assertions that the source's parameter structs match those of
 //! Rust.
 
-use crate::attention::AttentionParams;
+use crate::attention::{AttentionMaps, AttentionParams};
 use crate::embed::Embed;
 use crate::expert::Gather;
 use crate::narrow::Narrow;
@@ -87,7 +87,7 @@ macro_rules! headers {
 }
 
 sources! {
-    attention: AttentionParams;
+    attention: AttentionParams, AttentionMaps;
     embed: Embed;
     expert_add: Add;
     expert_down: Product, ProductMaps;
@@ -106,7 +106,10 @@ sources! {
     search: Scores, Select;
 }
 
-headers!(attention common matmul matmul_hopper matmul_hopper_few memory order product ptx ptx_hopper);
+headers!(
+    attention attention_hopper common matmul matmul_hopper matmul_hopper_few memory order product ptx
+    ptx_hopper
+);
 
 /// Returns all sources.
 pub fn all() -> &'static [Source] {

@@ -1,7 +1,7 @@
 //! The CUDA backend: the case table, the reference models, replayed steps, errors. On the emulator,
 //! which is built here (`emulator.rs`); on a machine with an NVIDIA GPU on that.
 
-use crate::emulator::{self, A100, Emulator, H200, Model, SMALL};
+use crate::emulator::{self, A100, Emulator, H200, Model, SMALL, SMALL_HOPPER};
 use crate::ops::check;
 use crate::support::{Reference, close, say};
 use gritlm::batch::{Output, Sequence, Want};
@@ -10,6 +10,7 @@ use gritlm::model::ops::{LinearAdd, Mask, Ops};
 use gritlm::model::reference::relative_error;
 use gritlm::model::weights::Dtype;
 use gritlm::{Device, Embed, Engine, Options as EngineOptions, Prompt, Sampling, Stage};
+use gritlm_bench::case::Op;
 use gritlm_bench::laboratory::cuda::is_product;
 use gritlm_kernels::tune::Form;
 use gritlm_kernels::{Cuda, Options};
@@ -101,6 +102,11 @@ fn every_case_on_cuda() {
             true
         });
     }
+    place.be(SMALL_HOPPER);
+    check(&place.open(None), BF16, |case| {
+        case.bf16 = true;
+        matches!(case.op, Op::Attention(..))
+    });
 }
 
 /// The chooser takes one form for each shape; here every form computes every product that it may.

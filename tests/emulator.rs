@@ -54,6 +54,8 @@ pub(crate) const SMALL: Model = Model { capability: [8, 0], multiprocessors: 4, 
 pub(crate) const A100: Model = Model { multiprocessors: 108, ..SMALL };
 pub(crate) const H200: Model =
     Model { capability: [9, 0], multiprocessors: 132, shared: 227 << 10 };
+/// With so few multiprocessors a thread block that stays has work of many, as long batches make it.
+pub(crate) const SMALL_HOPPER: Model = Model { multiprocessors: 3, ..H200 };
 
 impl Model {
     /// What NVRTC compiles for it.

@@ -150,7 +150,7 @@ fn cases_without_weights() -> Vec<Case> {
         seqs(&[(0, 17, BOTH), (260, 3, causal(3)), (400, 1, causal(1)), (0, 129, causal(12))]),
     ];
     for (heads, kv_heads, head_dim) in
-        [(4, 4, 64), (4, 2, 128), (8, 2, 80), (8, 1, 64), (4, 1, 6), (8, 1, 128)]
+        [(4, 4, 64), (4, 2, 128), (8, 2, 80), (8, 1, 64), (4, 1, 6), (8, 1, 128), (6, 2, 64)]
     {
         for batch in &batches {
             let p = Attention { heads, kv_heads, head_dim, layer: LAYERS as u32 - 1 };

@@ -1,6 +1,6 @@
 //! The project's kernels with planted mistakes: the case table finds each on the emulator.
 
-use super::{ARCH, Alone, Emulator, SMALL, cubin, headers, save};
+use super::{Alone, Emulator, Model, SMALL, SMALL_HOPPER, cubin, headers, save};
 use gritlm::model::reference::relative_error;
 use gritlm_bench::cases::cases;
 use gritlm_kernels::source::{self, HEADERS, Source};
@@ -19,6 +19,8 @@ struct Mutant {
     /// Which time the text occurs.
     nth: usize,
     to: &'static str,
+    /// What the emulator is.
+    model: Model,
 }
 
 impl Mutant {
@@ -40,14 +42,18 @@ impl Mutant {
             self.stem == "attention" && line.starts_with("KERNEL") && !line.contains("_64_")
         };
         let lines: Vec<&str> = text.lines().filter(|line| !alike(line)).collect();
-        cubin(ARCH, self.stem, &lines.join("\n"), &headers)
+        cubin(self.model.arch(), self.stem, &lines.join("\n"), &headers)
     }
 
     fn found(&self, emulator: &Emulator, cubin: Vec<u8>) -> Option<String> {
         let built = |s: &Source| {
-            fs::read(emulator.kernels(SMALL).join(format!("{}.{ARCH}.cubin", s.stem))).unwrap()
+            let file = format!("{}.{}.cubin", s.stem, self.model.arch());
+            fs::read(emulator.kernels(self.model).join(file)).unwrap()
         };
-        found(emulator, self.stem, cubin, &built)
+        emulator.be(self.model);
+        let found = found(emulator, self.model.arch(), self.stem, cubin, &built);
+        emulator.be(SMALL);
+        found
     }
 }
 
@@ -55,13 +61,14 @@ impl Mutant {
 /// others are right.
 pub(crate) fn found(
     emulator: &Emulator,
+    arch: &str,
     changed: &str,
     cubin: Vec<u8>,
     built: &dyn Fn(&Source) -> Vec<u8>,
 ) -> Option<String> {
     let folder = tempfile::tempdir().unwrap();
     let kernel = |s: &Source| if s.stem == changed { cubin.clone() } else { built(s) };
-    save(folder.path(), ARCH, &source::all().iter().map(kernel).collect::<Vec<_>>());
+    save(folder.path(), arch, &source::all().iter().map(kernel).collect::<Vec<_>>());
     let kernels = Some(folder.path().into());
     let cuda = Cuda::open(&Options::default().kernels(kernels)).unwrap();
     let op = match changed {
@@ -116,7 +123,7 @@ fn every_barrier_is_needed() {
             for (at, _) in text.match_indices(barrier) {
                 let from = text[at..].split_inclusive(';').next().unwrap().to_string();
                 let nth = text[..at].matches(&from).count();
-                mutants.push(Mutant { stem, file, from, nth, to: ";" });
+                mutants.push(Mutant { stem, file, from, nth, to: ";", model: SMALL });
             }
         }
     }
@@ -148,11 +155,11 @@ fn broken_kernels_are_found() {
         ("linear_add", "matmul.cuh", "8 * n < p.outputs", "8 * n <= p.outputs"),
         ("linear_add", "matmul.cuh", "min(m, rows.end - 1)", "m"),
         ("linear_add", "matmul.cuh", "min(j, p.outputs - 1)", "j"),
-        ("attention", "attention", "F::MASK & CAUSAL", "F::MASK & WINDOW"),
-        ("attention", "attention", "keys.end, at + 1", "keys.end, at + 2"),
+        ("attention", "attention.cuh", "F::MASK & CAUSAL", "F::MASK & WINDOW"),
+        ("attention", "attention.cuh", "keys.end, at + 1", "keys.end, at + 2"),
         (
             "attention",
-            "attention",
+            "attention.cuh",
             "at + 1 - min(at + 1, tile.window)",
             "at - min(at, tile.window)",
         ),
@@ -163,8 +170,59 @@ fn broken_kernels_are_found() {
         ("expert_sort", "expert_sort", "", ""),
         ("rmsnorm", "rmsnorm", "if (c < p.h_stride)", "if (c < p.h_stride + 4)"),
     ];
-    let mutants =
-        mutants.map(|(stem, file, from, to)| Mutant { stem, file, from: from.into(), nth: 0, to });
+    let mutant = |(stem, file, from, to): (_, _, &str, _)| Mutant {
+        stem,
+        file,
+        from: from.into(),
+        nth: 0,
+        to,
+        model: SMALL,
+    };
+    let mutants = mutants.map(mutant);
+    for (mutant, found) in mutants.iter().zip(find(&mutants, alone.0)) {
+        assert_eq!(found.is_some(), mutant.from != mutant.to, "{}", mutant.name());
+    }
+}
+
+/// So are those in attention on Hopper: what is waited for, what is given back, what is masked.
+#[test]
+fn broken_attention_on_hopper_is_found() {
+    let Some(alone) = Alone::install("emulator::mutants::broken_attention_on_hopper_is_found")
+    else {
+        return;
+    };
+    let mutants = [
+        ("", ""),
+        ("        barrier_init_fence();", ""),
+        ("    fence_async();", ""),
+        ("to.at, to.parity ^ 1", "to.at, to.parity"),
+        ("of.at, of.parity", "of.at, of.parity ^ 1"),
+        ("2 * rows * H::D", "2 * rows * H::D - 16"),
+        ("CONSUMERS * WARPGROUP / WARP;", "1;"),
+        ("if (at.is_last())", "if (true)"),
+        ("wgmma_wait<1>();", ""),
+        ("wgmma_wait<0>();", ""),
+        ("        wgmma_fence();", ""),
+        ("    if (number == 1) {", "    if (false) {"),
+        ("min(tile.end_key - start, PAGE) - PAGE", "0"),
+        ("max(keys.first, at.start)", "keys.first"),
+        ("start < whole ||", ""),
+        ("|| start + PAGE > whole_end", ""),
+        ("min(start + PAGE, tile.end_key - 1)", "start"),
+        ("!fresh || key > 0", "true"),
+        ("            rows.begin();", ""),
+        ("if (m < tile.end)", "if (true)"),
+        ("step == 1 ? 2 * n : n", "n"),
+        ("round % 2 ? gridDim.x - 1 - blockIdx.x", "round % 2 ? gridDim.x - 1"),
+    ];
+    let mutants = mutants.map(|(from, to)| Mutant {
+        stem: "attention",
+        file: "attention_hopper.cuh",
+        from: from.into(),
+        nth: 0,
+        to,
+        model: SMALL_HOPPER,
+    });
     for (mutant, found) in mutants.iter().zip(find(&mutants, alone.0)) {
         assert_eq!(found.is_some(), mutant.from != mutant.to, "{}", mutant.name());
     }
