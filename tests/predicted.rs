@@ -4,9 +4,10 @@
 //! To write it again: `gritlm kernels report --format json > benches/record/kernels/gritlm-7b.sm_90a.jsonl`
 //! (and for sm_80), with the reasons in `kernels/NOTES.md`.
 
+use crate::kernels::inlined;
 use crate::support::{long, say};
 use gritlm::predict::{Predictor, Row, predict};
-use gritlm_kernels::source::{self, Source};
+use gritlm_kernels::source;
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
@@ -78,14 +79,14 @@ fn kernels_are_predicted_as_recorded() {
 
         // A loop with a few instructions more is seen.
         let source = source::all().iter().find(|source| source.stem == "linear_add").unwrap();
-        let (_, matmul) = source::HEADERS.iter().find(|(name, _)| *name == "matmul.cuh").unwrap();
-        let slow = matmul.replace(
-            "            multiply(k);\n",
-            "            multiply(k);\n            __nanosleep(step);\n",
-        );
-        assert_ne!(*matmul, slow);
-        let file = source.file.replace("#include \"matmul.cuh\"", &slow);
-        predictor.replace(&Source { file: file.into(), ..source.clone() }).unwrap();
+        let (header, line) = match arch {
+            "sm_80" => ("matmul.cuh", "            multiply(k);\n"),
+            _ => ("matmul_hopper_few.cuh", "        wgmma_wait<1>();\n"),
+        };
+        let (_, text) = source::HEADERS.iter().find(|(name, _)| *name == header).unwrap();
+        let slow = text.replace(line, &format!("{line}__nanosleep(steps);\n"));
+        assert_ne!(*text, slow);
+        predictor.replace(&inlined(source, header, &slow)).unwrap();
         let found = exceeded(&predict(&predictor, "gritlm-7b").unwrap(), &record);
         let longer =
             |line: &String| line.starts_with("linear_add") && line.contains("loop_instructions");
