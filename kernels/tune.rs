@@ -207,7 +207,8 @@ impl Form {
     /// assert_eq!(name(32, 28672, 4096, false), "32x32");
     /// assert_eq!(name(128, 4096, 14336, false), "128x256 in 8 parts");
     /// assert_eq!(name(4096, 28672, 4096, false), "128x256");
-    /// assert_eq!(name(16, 28672, 4096, true), "hopper_32x128");
+    /// assert_eq!(name(16, 28672, 4096, true), "16x32");
+    /// assert_eq!(name(512, 4096, 4096, true), "hopper_128x128");
     /// assert_eq!(name(4096, 28672, 4096, true), "hopper_128x256");
     /// ```
     pub fn of(shape: Shape, target: Target) -> Self {

@@ -22,3 +22,4 @@ pub use instruction::{Instruction, Kernel, Unit, disassemble, parse};
 pub use multiprocessor::{Memory, Multiprocessor};
 pub use path::{Path, Work};
 pub use predict::{Block, Gpu, Launch, Prediction};
+pub use warpgroups::MainLoops;

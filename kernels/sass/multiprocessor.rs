@@ -347,7 +347,7 @@ fn phase(ring: &Ring, rings: &[Filled], crews: &[Crew], all: &[Warp], n: usize) 
 
 #[cfg(test)]
 mod tests {
-    use super::{Memory, Multiprocessor};
+    use super::{Crew, Memory, Multiprocessor, Ring};
     use crate::path::Path;
     use crate::{Instruction, Unit};
 
@@ -396,6 +396,45 @@ mod tests {
         // 64 warps hide the latency, and the rate is left.
         let many = SM.run(&code, &Path([0, 1].repeat(10)), 32, 2);
         assert!((640 * 16..640 * 16 + 800).contains(&many), "{many}");
+    }
+
+    #[test]
+    fn products_of_warpgroups_have_their_rate() {
+        let cycles = |columns| {
+            let product = instruction("HGMMA", Unit::Warpgroup { columns, ends: true });
+            let code = [product, instruction("WARPGROUP.DEPBAR.LE", Unit::Wait(0))];
+            let path = Path([vec![0; 1000], vec![1]].concat());
+            SM.run(&code, &path, 4, 1)
+        };
+        // Half as many cycles as columns; or, for few of them, 16 for the rows and a quarter.
+        for (columns, each) in [(256, 128), (128, 64), (64, 32), (8, 18)] {
+            let found = cycles(columns);
+            assert!((each * 1000..each * 1000 + 70).contains(&found), "{columns}: {found}");
+        }
+    }
+
+    #[test]
+    fn places_are_filled_and_emptied_in_turn() {
+        let code = [
+            instruction("SYNCS.PHASECHK", Unit::Phase),
+            instruction("SYNCS.ARRIVE", Unit::Arrival),
+            instruction("UTMALDG.2D", Unit::Box),
+        ];
+        let cycles = |places| {
+            let copies = Crew { path: Path([0, 1, 2].repeat(100)), warps: 1, copies: true };
+            let empties = Crew { path: Path([0, 1].repeat(100)), warps: 4, copies: false };
+            let ring = Ring { places, fillings: vec![1; 100], bytes: 3200.0, passes: 25.0 };
+            SM.run_crews(&code, &[empties, copies], &ring, 1)
+        };
+        // One place: each box waits for the one before, 100 cycles at its rate and 900 until it lands.
+        let (one, many) = (cycles(1), cycles(20));
+        assert!((100_000..102_000).contains(&one), "{one}");
+        // Many places hide all but the rate and one latency.
+        assert!((10_900..11_100).contains(&many), "{many}");
+        // A place that nobody fills.
+        let empties = Crew { path: Path(vec![0, 1]), warps: 4, copies: false };
+        let ring = Ring { places: 1, fillings: vec![1], ..Ring::default() };
+        assert_eq!(SM.run_crews(&code, &[empties], &ring, 1), u64::MAX);
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! taken.
 
 use crate::{Instruction, Kernel, Unit};
+use std::ops::Range;
 
 /// What a warp has to do in the main loop.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -114,8 +115,8 @@ impl Shape {
     }
 
     /// The instructions of the main loop.
-    pub(crate) fn body<'a>(&self, code: &'a [Instruction]) -> &'a [Instruction] {
-        self.main.map_or(&[], |main| &code[self.loops[main].first..=self.loops[main].last])
+    pub(crate) fn range(&self) -> Range<usize> {
+        self.main.map_or(0..0, |main| self.loops[main].first..self.loops[main].last + 1)
     }
 
     /// Iterations of the main loop for a step.

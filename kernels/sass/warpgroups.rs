@@ -8,6 +8,7 @@
 use crate::multiprocessor::{Crew, Ring};
 use crate::path::{Loop, Shape, loops};
 use crate::{Gpu, Instruction, Kernel, Launch, Memory, Multiprocessor, Prediction, Unit, Work};
+use std::ops::Range;
 
 /// Warps of a warpgroup.
 const WARPGROUP: u32 = 4;
@@ -18,6 +19,27 @@ const SHARED_RATE: f64 = 128.0;
 /// Steps of a tile, and tiles of a block, that are run; what more take follows from the last of them.
 const STEPS: u32 = 96;
 const TILES: u32 = 3;
+
+/// The main loops of a kernel whose warps have roles, as ranges of its instructions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MainLoops {
+    /// That of the warps that multiply.
+    pub multiplies: Range<usize>,
+    /// That of the thread that copies.
+    pub copies: Range<usize>,
+    /// Steps of an iteration of the one that multiplies.
+    pub steps: u32,
+}
+
+impl Kernel {
+    /// Returns the main loops, if its warps have roles.
+    pub fn main_loops(&self) -> Option<MainLoops> {
+        let roles = Roles::of(self, Work::default())?;
+        let [multiplies, copies] = [&roles.multiplies, &roles.copies].map(Shape::range);
+        let steps = count(&self.code[multiplies.clone()], is_phase);
+        Some(MainLoops { multiplies, copies, steps })
+    }
+}
 
 /// A kernel's roles.
 pub(crate) struct Roles {
@@ -102,7 +124,7 @@ impl Roles {
 
     /// Instructions of a step by a warp that multiplies.
     fn instructions(&self, code: &[Instruction]) -> u32 {
-        (self.multiplies.body(code).len() as f64 * self.multiplies.per_step()).ceil() as u32
+        (code[self.multiplies.range()].len() as f64 * self.multiplies.per_step()).ceil() as u32
     }
 }
 
@@ -232,5 +254,60 @@ fn asked(instruction: &Instruction) -> f64 {
     match instruction.unit {
         Unit::Load(bytes) | Unit::Store(bytes) => f64::from(bytes),
         _ => 0.0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Roles;
+    use crate::{Instruction, Kernel, MainLoops, Unit, Work};
+
+    /// A kernel of one letter an instruction: `H` a product of 64 by 128, `B` a box, `P` a phase, `A` an
+    /// arrival, `X` a barrier that is made, `E` the end; `b3` goes back by three, `u3` always, `f3` forward.
+    fn kernel(text: &str) -> Kernel {
+        let mut code = Vec::new();
+        let mut letters = text.chars();
+        while let Some(letter) = letters.next() {
+            let (op, unit) = match letter {
+                'H' => ("HGMMA.64x128x16.F32.BF16", Unit::Warpgroup { columns: 128, ends: true }),
+                'B' => ("UTMALDG.2D", Unit::Box),
+                'P' => ("SYNCS.PHASECHK", Unit::Phase),
+                'A' => ("SYNCS.ARRIVE", Unit::Arrival),
+                'X' => ("SYNCS.EXCH.64", Unit::None),
+                'E' => ("EXIT", Unit::None),
+                _ => ("BRA", Unit::None),
+            };
+            let far = |letters: &mut std::str::Chars| letters.next().unwrap().to_digit(36).unwrap();
+            let target = match letter {
+                'b' | 'u' => Some(code.len() - far(&mut letters) as usize),
+                'f' => Some(code.len() + far(&mut letters) as usize),
+                _ => None,
+            };
+            let guarded = matches!(letter, 'b' | 'f');
+            let (op, stall, waits, writes, reads) = (op.into(), 1, 0, None, None);
+            code.push(Instruction { op, guarded, target, unit, stall, waits, writes, reads });
+        }
+        Kernel { name: "k".into(), code }
+    }
+
+    #[test]
+    fn roles_have_their_loops_and_paths() {
+        // Two barriers; a branch to who copies; two steps an iteration, one left, the next tile; the
+        // copies of a step; and where a wait goes on behind the end.
+        let kernel = kernel("XXff.PHAPHAb6f4PHAbcEPABb3EPb1uj");
+        let loops = kernel.main_loops().unwrap();
+        assert_eq!(loops, MainLoops { multiplies: 4..11, copies: 17..21, steps: 2 });
+        let work = Work { products: 16.0, ..Work::default() };
+        let roles = Roles::of(&kernel, work).unwrap();
+        assert_eq!((roles.places, roles.unrolled), (1, 2));
+        let path =
+            |shape: &super::Shape, tiles| shape.repeated(tiles).path(&kernel, shape.trips(4)).0;
+        let tile = [vec![3], (4..11).collect::<Vec<_>>().repeat(2), vec![11, 15]].concat();
+        let path_of = |tiles| [vec![0, 1, 2], tile.repeat(tiles), vec![16]].concat();
+        assert_eq!(path(&roles.multiplies, 1), path_of(1));
+        assert_eq!(path(&roles.multiplies, 3), path_of(3));
+        let copied = [vec![0, 1, 2], [17, 18, 19, 20].repeat(4), vec![21]].concat();
+        assert_eq!(path(&roles.copies, 1), copied);
+        assert!(Roles::of(&super::tests::kernel("Eu1"), work).is_none());
     }
 }
