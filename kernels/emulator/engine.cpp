@@ -424,6 +424,11 @@ u32 add_ordered(u32 *at, u32 value) {
     global_check<Access::Atomic, 4>(at);
     Worker &block = worker();
     std::lock_guard<std::mutex> lock(block.board->lock);
+    // The mark again, now in the order of the additions: the last block to add has the last mark.
+    u64 time = u64(block.past + block.clock) << GLOBAL_CLOCK;
+    u64 mark = block.name | time | self->id | BY_SEVERAL | BY_GLOBAL_ATOMIC;
+    u64 place = u64(reinterpret_cast<unsigned char *>(at) - global_base);
+    global_written[place / 2] = global_written[place / 2 + 1] = mark;
     Times &all = block.board->times[at];
     if (block.seen) {
         raise(all, block.times);
