@@ -114,7 +114,8 @@ pub struct Launch {
 /// What the model says about a launch.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Prediction {
-    /// Seconds, the pause before it included.
+    /// Seconds, the pause before it included; infinite where the model does not know the kernel's
+    /// structure.
     pub seconds: f64,
     /// Blocks on a multiprocessor at a time.
     pub resident: u32,

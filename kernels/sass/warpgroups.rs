@@ -4,6 +4,7 @@
 //! A role's main loop is the innermost one that has its instruction (`UTMALDG`, `HGMMA`) and waits for
 //! phases of barriers. The roles meet in the ring: the n-th phase that a warp which multiplies waits for
 //! is that of the n-th filling; a place is filled again when all of them have arrived at its barrier.
+//! Kernels with several rings, or whose warps take turns at named barriers, the model does not know.
 
 use crate::multiprocessor::{Crew, Ring};
 use crate::path::{Loop, Shape, loops};
@@ -237,6 +238,10 @@ impl Gpu {
             let (last, of_step) = cycles(each, rest);
             total += last;
             step = if waves == 0 { of_step } else { step };
+        }
+        if total >= u64::MAX as f64 {
+            // Everybody waits for somebody else: the kernel has more rings than one, or turns.
+            return Prediction { seconds: f64::INFINITY, resident, ..Prediction::default() };
         }
         // The share of the cycles in which the tensor cores are busy. From half of them on the clock is
         // lowered for it.

@@ -75,7 +75,7 @@ const CONTEXT: usize = 512;
 const PREFILL: [usize; 4] = [128, 512, 2048, 4096];
 
 /// Predicts decode steps and prefills of a model of this shape; of a predictor that has not all
-/// kernels, their launches only.
+/// kernels, their launches only. Launches whose kernel the model does not know have no row.
 ///
 /// # Errors
 /// When the shape is unknown.
@@ -169,6 +169,10 @@ impl Rows<'_> {
                 None => self.row(launch)?,
             };
             self.known.insert(key, row.clone());
+            if row.predicted_us.is_infinite() {
+                // Attention on Hopper, which the model does not know yet, is no part of a decode step.
+                continue;
+            }
             whole.bytes += row.bytes;
             whole.flops += row.flops;
             whole.predicted_us += row.predicted_us;
