@@ -28,7 +28,6 @@ mod gguf_tokenizer; // tokenizers of GGUF files: the ids that llama.cpp gives
 mod golden; // equal to Hugging Face, on its own outputs
 mod gradients; // gradients against differences of their formulas, and on every backend
 mod grammar; // answers that follow a JSON schema
-mod hopper; // what the compiler makes of the products for Hopper
 mod hostile_documents; // documents made to end or hang their reader: named, the others stored
 mod hostile_store; // stores made by somebody else: graphs, numbers, links, pipes, cut files
 mod hostile_tokenizer; // tokenizers that multiply a text, by what their steps can do

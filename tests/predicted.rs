@@ -84,7 +84,10 @@ fn kernels_are_predicted_as_recorded() {
             _ => ("matmul_hopper_few.cuh", "        wgmma_wait<1>();\n"),
         };
         let (_, text) = source::HEADERS.iter().find(|(name, _)| *name == header).unwrap();
-        let slow = text.replace(line, &format!("{line}__nanosleep(steps);\n"));
+        let slow = text.replace(
+            line,
+            &format!("{line}__nanosleep(steps); __nanosleep(k); __nanosleep(stage);\n"),
+        );
         assert_ne!(*text, slow);
         predictor.replace(&inlined(source, header, &slow)).unwrap();
         let found = exceeded(&predict(&predictor, "gritlm-7b").unwrap(), &record);
