@@ -3,7 +3,7 @@
 //! A forward pass needs none of it.
 
 use crate::ops::{Ops, Result};
-use std::time::Instant;
+use web_time::Instant;
 
 /// Cost of one op on the device.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

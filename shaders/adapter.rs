@@ -13,7 +13,7 @@ const STORAGE_BUFFERS: u32 = 7;
 pub struct Adapter {
     /// Its name, as the driver reports it.
     pub name: String,
-    /// Graphics API: vulkan, metal, dx12 or gl.
+    /// Graphics API: vulkan, metal, dx12, gl, or the browser's.
     pub backend: String,
     /// Driver and version.
     pub driver: String,
@@ -49,8 +49,10 @@ impl Adapter {
             let (a, c) = (format!("{:?}", m.ab_type), format!("{:?}", m.cr_type));
             format!("{}x{}x{} {a} to {c}", m.m_size, m.n_size, m.k_size).to_lowercase()
         });
+        // Browsers mostly keep it to themselves.
+        let name = if info.name.is_empty() { "unnamed" } else { &info.name };
         Self {
-            name: info.name.clone(),
+            name: name.into(),
             backend: format!("{:?}", info.backend).to_lowercase(),
             driver: [info.driver.as_str(), &info.driver_info].join(" ").trim().into(),
             cpu: info.device_type == DeviceType::Cpu,
@@ -175,6 +177,13 @@ pub(crate) fn request(
     }
 }
 
+const NO_ADAPTER: &str = if cfg!(target_family = "wasm") {
+    "this browser has no WebGPU, or no adapter for it"
+} else {
+    "wgpu finds no adapter; a driver is missing (Linux: the GPU's Vulkan driver, or \
+     mesa-vulkan-drivers)"
+};
+
 /// Chooses the adapters that can be used and whose labels contain `name`, in any case, the best first;
 /// all labels contain an empty name. There is at least one.
 pub(crate) async fn choose(name: &str) -> Result<Vec<(wgpu::Adapter, Adapter)>> {
@@ -186,11 +195,7 @@ pub(crate) async fn choose(name: &str) -> Result<Vec<(wgpu::Adapter, Adapter)>> 
         all.extend(enumerate(Backends::GL).await);
     }
     if all.is_empty() {
-        return Err(DeviceError(
-            "wgpu finds no adapter; a driver is missing (Linux: the GPU's Vulkan driver, or \
-             mesa-vulkan-drivers)"
-                .into(),
-        ));
+        return Err(DeviceError(NO_ADAPTER.into()));
     }
     let found: Vec<(wgpu::Adapter, Adapter)> = (all.into_iter())
         .map(|a| {

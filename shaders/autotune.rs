@@ -11,7 +11,7 @@ use gritlm_model::ops::{Attention, KvShape, Layout, LinearAdd, Mask, Ops, PAGE, 
 use gritlm_model::weights::{Dtype, Tensor};
 use std::path::PathBuf;
 use std::sync::PoisonError;
-use std::time::Instant;
+use web_time::Instant;
 
 /// Timed runs of each candidate, of which the shortest counts.
 const REPEATS: usize = 3;

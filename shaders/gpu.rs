@@ -14,6 +14,7 @@
 mod buffer;
 mod pace;
 mod record;
+mod scope;
 
 use crate::adapter::{self, Adapter};
 use crate::options::{Half, Options};
@@ -32,6 +33,7 @@ use wgpu::{BufferUsages, Features, PollType};
 
 pub(crate) use buffer::{Binding, Raw, Use};
 pub(crate) use record::Grid;
+pub(crate) use scope::Scopes;
 
 /// Errors that have not been returned yet, and the loss of the device.
 #[derive(Default)]
@@ -53,6 +55,7 @@ pub(crate) struct Gpu {
     state: Mutex<State>,
     free: Arc<Mutex<Free>>,
     trouble: Arc<Mutex<Trouble>>,
+    scopes: Scopes,
     ids: AtomicU64,
     counts: Mutex<Created>,
     /// While launches are only planned: the variants with a user's own file among them.
@@ -139,11 +142,12 @@ impl Gpu {
             pipelines,
             profile,
             limits,
-            pace: Pace::new(options.submit_flops),
+            pace: Pace::new(options.submit_flops.or(pace::FIXED)),
             params,
             state: Mutex::default(),
             free,
             trouble,
+            scopes: Scopes::default(),
             ids: AtomicU64::new(1),
             counts: Mutex::default(),
             plan: Mutex::default(),
@@ -203,6 +207,7 @@ impl Gpu {
             Ok(Err(e)) => return Err(failed(&e)),
             Err(e) => return Err(failed(&e)),
         }
+        self.settle().await?;
         let view = slice.get_mapped_range().map_err(|e| failed(&e))?;
         let out = view[..bytes as usize].to_vec();
         drop(view);
@@ -219,7 +224,14 @@ impl Gpu {
             let _ = done.send(());
         });
         self.poll()?;
-        result.await.map_err(|e| DeviceError(format!("{}: {e}", self.adapter.label())))
+        result.await.map_err(|e| DeviceError(format!("{}: {e}", self.adapter.label())))?;
+        self.settle().await
+    }
+
+    /// Waits for the answers of all error scopes that have none yet.
+    pub(crate) async fn settle(&self) -> Result<()> {
+        self.scopes.settle().await.into_iter().for_each(|problem| self.fail(problem));
+        self.check()
     }
 
     /// Runs the callbacks of all submitted work. Natively this waits until the work is done; in a

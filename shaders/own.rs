@@ -1,12 +1,13 @@
 //! A user's own WGSL files in place of the project's, for experiments.
 
+// A browser's WebGPU comes without naga.
+#[cfg(not(target_family = "wasm"))]
+mod check;
+
 use crate::shader::{File, Shader, shaders};
 use gritlm_model::ops::{DeviceError, Result};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use wgpu::naga::front::wgsl;
-use wgpu::naga::valid::{Capabilities, ValidationFlags, Validator};
-use wgpu::naga::{SourceLocation, WithSpan};
 
 /// A file in place of the one with its stem, in every shader that has that one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,46 +68,6 @@ impl Shader {
     pub fn source_with(&self, subgroups: bool, own: &[Own]) -> String {
         self.files(subgroups).map(|file| text(file, own)).collect()
     }
-
-    /// Parses and checks the text with a user's files in place of ours.
-    ///
-    /// # Errors
-    /// With file, line and column of the first mistake.
-    pub fn check_with(&self, subgroups: bool, own: &[Own]) -> Result<()> {
-        let source = self.source_with(subgroups, own);
-        let place = |at: Option<SourceLocation>, problem: String| {
-            let at = at.map(|at| self.place(subgroups, own, at)).unwrap_or_default();
-            Err(DeviceError(format!("{at}{problem}")))
-        };
-        let module = match wgsl::parse_str(&source) {
-            Ok(module) => module,
-            Err(error) => return place(error.location(&source), error.message().to_string()),
-        };
-        let checked = Validator::new(ValidationFlags::all(), Capabilities::all()).validate(&module);
-        match checked {
-            Ok(_) => Ok(()),
-            Err(error) => place(error.location(&source), reasons(&error)),
-        }
-    }
-
-    /// Returns the file of a place in the whole text, and the line and column in it.
-    fn place(&self, subgroups: bool, own: &[Own], at: SourceLocation) -> String {
-        let mut files = self.files(subgroups).peekable();
-        let mut line = at.line_number as usize;
-        while let Some(file) = files.next() {
-            let lines = text(file, own).matches('\n').count();
-            // What is missing at the end is told behind the last line.
-            if line > lines && files.peek().is_some() {
-                line -= lines;
-                continue;
-            }
-            let mine = own.iter().find(|own| own.stem == file.stem);
-            let ours = || format!("{}.wgsl", file.stem);
-            let name = mine.map_or_else(ours, |own| own.path.display().to_string());
-            return format!("{name}:{line}:{}: ", at.line_position);
-        }
-        String::new()
-    }
 }
 
 /// The text of a file, or of the user's in its place, which ends with a line's end.
@@ -116,15 +77,4 @@ fn text(file: File, own: &[Own]) -> String {
         Some(own) if own.text.ends_with('\n') => own.text.clone(),
         Some(own) => format!("{}\n", own.text),
     }
-}
-
-/// An error and what has caused it, in one line.
-fn reasons<E: std::error::Error>(error: &WithSpan<E>) -> String {
-    let mut text = error.as_inner().to_string();
-    let mut cause = error.as_inner().source();
-    while let Some(why) = cause {
-        text += &format!(": {why}");
-        cause = why.source();
-    }
-    text.replace('\n', " ")
 }

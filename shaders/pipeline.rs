@@ -1,6 +1,6 @@
 //! Compiled shaders, cached by variant in memory and by adapter on disk.
 
-use crate::gpu::{Binding, one_line};
+use crate::gpu::{Binding, Scopes, one_line};
 use crate::own::Own;
 use crate::shader::{Shader, Variant, runtime_checks};
 use gritlm_model::files::{cache_folder, keep};
@@ -60,6 +60,7 @@ impl Pipelines {
     pub(crate) fn get(
         &self,
         device: &wgpu::Device,
+        scopes: &Scopes,
         shader: &'static Shader,
         variant: Variant,
     ) -> Result<(Arc<Pipeline>, bool)> {
@@ -71,7 +72,7 @@ impl Pipelines {
         let source = shader.source_with(variant.subgroups, &self.own);
         let cache = self.cache.as_ref().map(|(cache, _)| cache);
         let id = made.len() as u64;
-        let pipeline = Arc::new(compile(device, shader, &variant, &source, cache, id)?);
+        let pipeline = Arc::new(compile(device, scopes, shader, &variant, &source, cache, id)?);
         made.insert(key, Arc::clone(&pipeline));
         Ok((pipeline, true))
     }
@@ -97,10 +98,12 @@ impl Drop for Pipelines {
     }
 }
 
-/// Compiles a variant. An error names the shader and quotes the driver.
+/// Compiles a variant. An error names the shader and quotes the driver; where the driver answers later,
+/// `scopes` has it.
 pub(crate) fn compile(
     device: &wgpu::Device,
-    shader: &Shader,
+    scopes: &Scopes,
+    shader: &'static Shader,
     variant: &Variant,
     source: &str,
     cache: Option<&wgpu::PipelineCache>,
@@ -137,15 +140,20 @@ pub(crate) fn compile(
         },
         cache,
     });
-    let errors = [pollster::block_on(validation.pop()), pollster::block_on(internal.pop())];
-    match errors.into_iter().flatten().next() {
+    let (validation, internal, name) = (validation.pop(), internal.pop(), shader.name);
+    let error = scopes.look(async move {
+        let (validation, internal) = (validation.await, internal.await);
+        validation.or(internal).map(|error| {
+            DeviceError(format!(
+                "shader {name} does not compile for this adapter ({}); please report it, and use \
+                 `device` cpu until then",
+                one_line(&error)
+            ))
+        })
+    });
+    match error {
         None => Ok(Pipeline { pipeline, layout, id, name: variant.to_string() }),
-        Some(error) => Err(DeviceError(format!(
-            "shader {} does not compile for this adapter ({}); please report it, and use `device` \
-             cpu until then",
-            shader.name,
-            one_line(&error)
-        ))),
+        Some(error) => Err(error),
     }
 }
 

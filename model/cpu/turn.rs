@@ -1,6 +1,8 @@
 //! Squares of 16 × 16 numbers of four bytes turned: rows become columns.
 
-use bytemuck::{Pod, cast};
+use bytemuck::Pod;
+#[cfg(target_arch = "x86_64")]
+use bytemuck::cast;
 use pulp::Simd;
 
 /// Turns a square.

@@ -12,7 +12,8 @@ use gritlm_model::weights::Weights;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use web_time::Instant;
 
 /// The requested device: `auto`, `cpu`, `cuda[:N]` or `wgpu[:NAME]`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

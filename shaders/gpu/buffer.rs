@@ -127,8 +127,9 @@ impl Gpu {
             usage: what.usages(),
             mapped_at_creation: false,
         });
-        if pollster::block_on(memory.pop()).is_some() {
-            return Err(room("out of device memory"));
+        let (memory, full) = (memory.pop(), room("out of device memory"));
+        if let Some(error) = self.scopes.look(async move { memory.await.map(|_| full) }) {
+            return Err(error);
         }
         self.check()?;
         lock(&self.counts).buffers += 1;

@@ -11,7 +11,7 @@ use crate::shader::{Shader, Variant};
 use gritlm_model::ops::{DeviceError, Result};
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
+use web_time::Instant;
 use wgpu::PollType;
 
 /// Bytes of the uniform buffer: 2048 launches at the usual alignment, several times as many as a
@@ -145,7 +145,7 @@ impl Gpu {
             }
             return;
         }
-        let made = self.pipelines.get(&self.device, shader, variant);
+        let made = self.pipelines.get(&self.device, &self.scopes, shader, variant);
         let pipeline = match made {
             Ok((pipeline, new)) => {
                 lock(&self.counts).pipelines += u64::from(new);

@@ -3,6 +3,7 @@
 
 use super::Shared;
 use crate::batch::{Output, Sequence};
+use crate::cache::{KvCache, KvSnapshot};
 use crate::{Engine, Result};
 use std::future::poll_fn;
 use std::pin::pin;
@@ -18,6 +19,9 @@ pub(super) trait Drive {
         sequences: &mut [Sequence<'_>],
     ) -> impl Future<Output = Result<Vec<Output>>>;
 
+    /// Copies keys and values off the device.
+    fn export(&self, engine: &Engine, cache: &KvCache) -> impl Future<Output = Result<KvSnapshot>>;
+
     /// Waits until a request arrives or the scheduler is closed; where the steps are `stuck`, until
     /// pages may have been freed.
     fn wait(&self, engine: &Engine, shared: &Shared, stuck: bool) -> impl Future<Output = ()>;
@@ -31,6 +35,10 @@ impl Drive for Thread {
         engine.run(sequences)
     }
 
+    async fn export(&self, engine: &Engine, cache: &KvCache) -> Result<KvSnapshot> {
+        engine.export(cache)
+    }
+
     async fn wait(&self, _: &Engine, shared: &Shared, stuck: bool) {
         match stuck {
             // Deadlines go on meanwhile, and clients may leave.
@@ -40,12 +48,18 @@ impl Drive for Thread {
     }
 }
 
-/// A future that the caller polls.
-pub(super) struct Polled;
+/// A future that the caller polls. It awaits the caller's `turn` after each pass.
+pub(super) struct Polled<T>(pub(super) T);
 
-impl Drive for Polled {
+impl<T: AsyncFn()> Drive for Polled<T> {
     async fn run(&self, engine: &Engine, sequences: &mut [Sequence<'_>]) -> Result<Vec<Output>> {
-        engine.run_async(sequences).await
+        let outputs = engine.run_async(sequences).await;
+        (self.0)().await;
+        outputs
+    }
+
+    async fn export(&self, engine: &Engine, cache: &KvCache) -> Result<KvSnapshot> {
+        engine.export_async(cache).await
     }
 
     async fn wait(&self, engine: &Engine, shared: &Shared, stuck: bool) {

@@ -1,5 +1,6 @@
 //! Requests that the scheduler holds: waiting prompts, running answers, and texts.
 
+use super::drive::Drive;
 use super::prefix::Prefixes;
 use super::{Cancel, Event, Past, Summary, Timings, Work};
 use crate::batch::{Output, Want};
@@ -8,7 +9,7 @@ use crate::continuation::{Context, Continuation};
 use crate::rerank::Judge;
 use crate::{Embed, Encoded, Engine, Error, Piece, Result};
 use gritlm_model::ops::{Mask, PAGE, SampledToken};
-use std::time::Instant;
+use web_time::Instant;
 
 /// Order within a kind, the smallest first: the step of arrival, [`AGE`] earlier for each level
 /// of priority, and the number of the request. The key never changes, so a request that has
@@ -223,10 +224,14 @@ impl<'a> Answering<'a> {
     /// Gives up the answer's pages, after which it waits again. The prefix cache keeps the pages
     /// until others need them; with a past, they are copied to memory. If the copy fails, the
     /// client and its error are returned.
-    pub(super) fn preempt(self, engine: &Engine) -> Result<Prompting<'a>, Box<(Client, Error)>> {
+    pub(super) async fn preempt(
+        self,
+        engine: &Engine,
+        drive: &impl Drive,
+    ) -> Result<Prompting<'a>, Box<(Client, Error)>> {
         let Self { client, context, answer, ids, cached_tokens, .. } = self;
         let (past, prompt) = match self.has_past {
-            true => match engine.export(&context.cache) {
+            true => match drive.export(engine, &context.cache).await {
                 Ok(cache) => {
                     let tokens = context.seen().to_vec();
                     let rest = ids[ids.len() - context.pending()..].to_vec();
@@ -308,17 +313,20 @@ impl Texts {
     }
 
     /// Turns the output of a pass for a text into its event.
-    pub(super) fn settle(
+    pub(super) async fn settle(
         &mut self,
         index: usize,
         result: Result<Output>,
         cache: &KvCache,
         engine: &Engine,
+        drive: &impl Drive,
     ) -> Result<Event> {
         match (&self.what, result?) {
             (What::Embed(how), Output::Embedding(vector)) => {
                 let mut embedding = self.texts[index].finish(index, vector, how)?;
-                embedding.kv = how.keep_kv.then(|| engine.export(cache)).transpose()?;
+                if how.keep_kv {
+                    embedding.kv = Some(drive.export(engine, cache).await?);
+                }
                 Ok(Event::Embedding { index, embedding })
             }
             (What::Rank(judge), Output::Logits(logits)) => {

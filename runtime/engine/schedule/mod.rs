@@ -216,8 +216,22 @@ impl Scheduler {
         engine: Engine,
         limits: Limits,
     ) -> Result<(Self, impl Future<Output = ()> + use<>)> {
+        Self::polled_in_turns(engine, limits, async || ())
+    }
+
+    /// Does what [`Scheduler::polled`] does, and awaits `turn` after each pass. Where the device is
+    /// the CPU, passes are done when they are polled; `turn` then lets other work of an event loop
+    /// go on between them.
+    ///
+    /// # Errors
+    /// As [`Scheduler::polled`].
+    pub fn polled_in_turns<T: AsyncFn()>(
+        engine: Engine,
+        limits: Limits,
+        turn: T,
+    ) -> Result<(Self, impl Future<Output = ()> + use<T>)> {
         let (scheduler, run) = Self::with(engine, limits)?;
-        Ok((scheduler, run.with(drive::Polled)))
+        Ok((scheduler, run.with(drive::Polled(turn))))
     }
 
     fn with(engine: Engine, limits: Limits) -> Result<(Self, Run)> {

@@ -6,7 +6,8 @@ use crate::{Embed, Embedding, Encoded, Error, Piece, Ranked, Sampling};
 use gritlm_model::ops::SampledToken;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use web_time::Instant;
 
 /// The work of a request.
 #[derive(Clone, Debug, PartialEq)]

@@ -11,7 +11,7 @@ use crate::rerank::Judge;
 use crate::{Encoded, Engine, Error, Result};
 use gritlm_model::ops::PAGE;
 use std::collections::BTreeMap;
-use std::time::Instant;
+use web_time::Instant;
 
 /// Runs steps until the scheduler is closed or has no more handles, and all requests have ended.
 pub(super) async fn run(engine: &Engine, limits: &Limits, shared: &Shared, drive: &impl Drive) {
@@ -35,7 +35,7 @@ pub(super) async fn run(engine: &Engine, limits: &Limits, shared: &Shared, drive
     while steps.receive(drive).await {
         steps.sweep();
         steps.admit();
-        let parts = steps.pack();
+        let parts = steps.pack(drive).await;
         // Requests that have their pages or are in this pass no longer count as waiting.
         steps.tell();
         steps.pass(parts, drive).await;
@@ -221,7 +221,7 @@ impl Steps<'_> {
     }
 
     /// Divides the step's token budget; see [`Limits::batch_tokens`].
-    fn pack(&mut self) -> Vec<Part> {
+    async fn pack(&mut self, drive: &impl Drive) -> Vec<Part> {
         self.short = None;
         let (mut decode, mut prefills) = (0, false);
         for job in self.running.values_mut() {
@@ -236,7 +236,7 @@ impl Steps<'_> {
             false => (rest, usize::MAX),
         };
         let mut parts = Vec::new();
-        let mut embed = self.pack_texts(&mut parts, 0, share, credit);
+        let mut embed = self.pack_texts(&mut parts, 0, share, credit, drive).await;
         self.credit = match parts.is_empty() && prefills && !self.texts.is_empty() {
             true => credit,
             false => 0,
@@ -251,7 +251,7 @@ impl Steps<'_> {
             left = left.saturating_sub(job.part);
         }
         if left > 0 {
-            embed = self.pack_texts(&mut parts, embed, embed + left, 0);
+            embed = self.pack_texts(&mut parts, embed, embed + left, 0, drive).await;
         }
         // Texts may have preempted some of the answers counted above.
         let decode = self.running.values().filter(|job| job.decodes()).count();
@@ -265,28 +265,28 @@ impl Steps<'_> {
     /// Adds texts to the pass in order, and returns the number of text tokens in it. `used`
     /// tokens of texts are in it already; a text is added if the sum stays within `share` or, as
     /// the first text of the pass, if it has at most `credit` tokens.
-    fn pack_texts(
+    async fn pack_texts(
         &mut self,
         parts: &mut Vec<Part>,
         used: usize,
         share: usize,
         credit: usize,
+        drive: &impl Drive,
     ) -> usize {
         // The texts are moved out of `self`, because adding one may preempt answers.
         let mut texts = std::mem::take(&mut self.texts);
-        let used = self.pack_some(&mut texts, parts, used, share, credit);
+        let used = self.pack_some(&mut texts, parts, (used, share, credit), drive).await;
         self.texts = texts;
         used
     }
 
     /// Implements [`Steps::pack_texts`] for the given texts.
-    fn pack_some(
+    async fn pack_some(
         &mut self,
         texts: &mut BTreeMap<QueueKey, Texts>,
         parts: &mut Vec<Part>,
-        mut used: usize,
-        share: usize,
-        credit: usize,
+        (mut used, share, credit): (usize, usize, usize),
+        drive: &impl Drive,
     ) -> usize {
         for (&rank, job) in texts {
             while let Some(text) = job.texts.get(job.next) {
@@ -298,7 +298,7 @@ impl Steps<'_> {
                 let pages = tokens.div_ceil(PAGE);
                 let room = self.prefixes.make_room(self.engine.pool(), pages)
                     // Only the first text of a pass preempts, so that answers make progress, too.
-                    || parts.is_empty() && self.preempt(pages, job.client.priority);
+                    || parts.is_empty() && self.preempt(pages, job.client.priority, drive).await;
                 if !room || cache.reserve(tokens).is_err() {
                     self.short = Some(rank);
                     return used;
@@ -317,7 +317,7 @@ impl Steps<'_> {
     /// priority. Returns false and preempts none if even all of them would not be enough. A
     /// preempted answer waits for pages again, ahead of all answers that came after it, and
     /// recomputes the tokens whose pages the prefix cache has evicted.
-    fn preempt(&mut self, pages: usize, priority: i32) -> bool {
+    async fn preempt(&mut self, pages: usize, priority: i32, drive: &impl Drive) -> bool {
         let pool = self.engine.pool();
         let yielding = self.running.iter().filter(|(_, job)| job.yields_to(priority));
         let (ranks, held): (Vec<QueueKey>, Vec<usize>) =
@@ -327,7 +327,7 @@ impl Steps<'_> {
         }
         for rank in ranks.into_iter().rev() {
             let Some(job) = self.running.remove(&rank) else { continue };
-            match job.preempt(self.engine) {
+            match job.preempt(self.engine, drive).await {
                 Ok(waiting) => {
                     self.prompts.insert(rank, waiting);
                     self.stats.preemptions += 1;
@@ -380,10 +380,10 @@ impl Steps<'_> {
         self.stats.steps += 1;
         self.stats.total.add(self.stats.last);
         self.done = Some(Step { step: self.stats.steps, tokens: self.stats.last, time });
-        self.settle(parts, results);
+        self.settle(parts, results, drive).await;
     }
 
-    fn settle(&mut self, parts: Vec<Part>, results: Vec<Result<Output>>) {
+    async fn settle(&mut self, parts: Vec<Part>, results: Vec<Result<Output>>, drive: &impl Drive) {
         let (stats, mut results) = (&mut self.stats, results.into_iter());
         for job in self.running.values_mut().filter(|job| job.part > 0) {
             let Some(result) = results.next() else { break };
@@ -411,7 +411,7 @@ impl Steps<'_> {
             let Some(job) = self.texts.get_mut(&rank).filter(|job| !job.client.has_ended()) else {
                 continue;
             };
-            match job.settle(index, result, &cache, self.engine) {
+            match job.settle(index, result, &cache, self.engine, drive).await {
                 Ok(event) => {
                     job.client.send(event);
                     if index + 1 == job.texts.len() {
