@@ -21,6 +21,12 @@ pub struct Message<'a> {
     pub content: &'a str,
 }
 
+/// File whose `chat_template` is the template, unless [`OWN`] is there.
+pub const CONFIG: &str = "tokenizer_config.json";
+
+/// File that has the template alone.
+pub const OWN: &str = "chat_template.jinja";
+
 /// The chat template of a checkpoint, a program in Jinja.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChatTemplate {
@@ -38,15 +44,30 @@ impl ChatTemplate {
     /// When one of the files cannot be read or is invalid. Whether the template works is only
     /// seen when it is used.
     pub fn open(folder: &Path, config: &Config, tokenizer: &Tokenizer) -> Result<Option<Self>> {
-        let path = folder.join("tokenizer_config.json");
-        let json: Map<String, Value> = match read(&path)? {
+        let path = folder.join(CONFIG);
+        let own = folder.join(OWN);
+        Self::of((read(&path)?, &path), (read(&own)?, &own), config, tokenizer)
+    }
+
+    /// Returns the template that these contents of `tokenizer_config.json` and of
+    /// `chat_template.jinja` hold. Errors name the paths.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::open`].
+    pub fn of(
+        (text, path): (Option<Vec<u8>>, &Path),
+        (own, own_path): (Option<Vec<u8>>, &Path),
+        config: &Config,
+        tokenizer: &Tokenizer,
+    ) -> Result<Option<Self>> {
+        let json: Map<String, Value> = match text.map(|text| utf8(text, path)).transpose()? {
             None => Map::new(),
             Some(text) => serde_json::from_str(&text).map_err(|e| Error::Format {
-                path: path.clone(),
+                path: path.into(),
                 problem: format!("not JSON: {e}"),
             })?,
         };
-        let own = read(&folder.join("chat_template.jinja"))?;
+        let own = own.map(|own| utf8(own, own_path)).transpose()?;
         let source = match (own, json.get("chat_template")) {
             (Some(source), _) => source,
             (None, None | Some(Value::Null)) => return Ok(None),
@@ -55,10 +76,10 @@ impl ChatTemplate {
                 let default = all.iter().find(|one| one["name"] == "default");
                 match default.and_then(|one| one["template"].as_str()) {
                     Some(source) => source.into(),
-                    None => return wrong(&path, "a list with a template named \"default\""),
+                    None => return wrong(path, "a list with a template named \"default\""),
                 }
             }
-            (None, Some(_)) => return wrong(&path, "a string or a list of named templates"),
+            (None, Some(_)) => return wrong(path, "a string or a list of named templates"),
         };
         let mut template = Self::new(source, config, tokenizer);
         for (name, token) in json.iter().filter(|(name, _)| name.ends_with("_token")) {
@@ -180,16 +201,17 @@ impl ChatTemplate {
 }
 
 /// Reads a file, or returns `None` where there is none.
-fn read(path: &Path) -> Result<Option<String>> {
-    let text = match std::fs::read(path) {
-        Err(e) if e.kind() == NotFound => return Ok(None),
-        found => found.map_err(Error::io(path))?,
-    };
-    files::check_pointer(&text, path)?;
-    match String::from_utf8(text) {
-        Ok(text) => Ok(Some(text)),
-        Err(_) => Err(Error::Format { path: path.into(), problem: "not UTF-8".into() }),
+fn read(path: &Path) -> Result<Option<Vec<u8>>> {
+    match std::fs::read(path) {
+        Err(e) if e.kind() == NotFound => Ok(None),
+        found => found.map(Some).map_err(Error::io(path)),
     }
+}
+
+fn utf8(text: Vec<u8>, path: &Path) -> Result<String> {
+    files::check_pointer(&text, path)?;
+    String::from_utf8(text)
+        .map_err(|_| Error::Format { path: path.into(), problem: "not UTF-8".into() })
 }
 
 /// Returns an error about the template in `tokenizer_config.json`.

@@ -11,147 +11,24 @@
 //! `model.` and no `lm_head`. It is accepted; without the head it yields no logits.
 
 mod halves;
+mod ranges;
+mod tensor;
 
 use crate::config::Config;
 pub use crate::format::{Dtype, decode};
 use crate::gguf::Gguf;
 use crate::{Error, Result, files};
-use halves::Halves;
 use memmap2::Mmap;
-use safetensors::{SafeTensors, tensor::Dtype as Stored};
+use ranges::Away;
+pub use ranges::{RangeFile, Ranges, Reading};
+use safetensors::tensor::{Dtype as Stored, Metadata};
+use safetensors::{SafeTensorError, SafeTensors};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::fs::File;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-
-/// Owner of a tensor's bytes: a mapped file, the binary itself, or the heap.
-#[derive(Clone)]
-enum Source {
-    Map(Arc<Mmap>),
-    Static(&'static [u8]),
-    Heap(Arc<Vec<u8>>),
-    Halves(Arc<Halves>),
-}
-
-impl Source {
-    fn bytes(&self) -> &[u8] {
-        match self {
-            Self::Map(map) => map,
-            Self::Static(bytes) => bytes,
-            Self::Heap(bytes) => bytes,
-            Self::Halves(halves) => halves.ordered(),
-        }
-    }
-}
-
-/// One tensor: a view of a mapped file, of the binary or of a block on the heap. Cloning copies
-/// no data. The rows of q and k from a GGUF file are a copy in the published order, made when
-/// they are first read.
-#[derive(Clone)]
-pub struct Tensor {
-    dtype: Dtype,
-    shape: Vec<usize>,
-    source: Source,
-    range: Range<usize>,
-}
-
-impl Tensor {
-    /// Creates a tensor that owns its values, for tests and tools. `values.len()` is the product
-    /// of `shape`.
-    pub fn from_f32(shape: &[usize], values: &[f32]) -> Self {
-        Self::from_bytes(Dtype::F32, shape, bytemuck::cast_slice(values))
-    }
-
-    /// Creates a tensor that owns its bytes, for tests and tools.
-    pub fn from_bytes(dtype: Dtype, shape: &[usize], bytes: &[u8]) -> Self {
-        debug_assert_eq!(dtype.bytes(shape.iter().product()), bytes.len());
-        Self::of_block(dtype, shape, &Arc::new(bytes.to_vec()), 0)
-    }
-
-    /// Creates a tensor of a part of `block`, from byte `at` on. Other tensors may share the
-    /// block.
-    pub fn of_block(dtype: Dtype, shape: &[usize], block: &Arc<Vec<u8>>, at: usize) -> Self {
-        let range = at..at + dtype.bytes(shape.iter().product());
-        debug_assert!(range.end <= block.len());
-        debug_assert!(shape.last().is_none_or(|cols| cols % dtype.block() == 0));
-        let source = Source::Heap(Arc::clone(block));
-        Self { dtype, shape: shape.to_vec(), source, range }
-    }
-
-    /// Creates a tensor of a part of a mapped file.
-    pub(crate) fn mapped(
-        dtype: Dtype,
-        shape: &[usize],
-        map: &Arc<Mmap>,
-        range: Range<usize>,
-    ) -> Self {
-        debug_assert_eq!(range.len(), dtype.bytes(shape.iter().product()));
-        Self { dtype, shape: shape.to_vec(), source: Source::Map(Arc::clone(map)), range }
-    }
-
-    /// Returns the matrix with the even rows of each head of `head_dim` rows in front of the odd
-    /// ones.
-    pub(crate) fn with_halves_apart(mut self, head_dim: usize) -> Self {
-        if let Source::Map(map) = &self.source {
-            let row_bytes = self.dtype.bytes(self.matrix_shape().1);
-            let halves = Halves::new(map, self.range.clone(), row_bytes, head_dim);
-            self.source = Source::Halves(Arc::new(halves));
-            self.range = 0..self.range.len();
-        }
-        self
-    }
-
-    /// Returns whether [`Tensor::stored`] has the rows of each head in pairs.
-    pub(crate) fn is_in_pairs(&self) -> bool {
-        matches!(self.source, Source::Halves(_))
-    }
-
-    /// Returns the format of the stored elements.
-    pub fn dtype(&self) -> Dtype {
-        self.dtype
-    }
-
-    /// Sizes, outermost first.
-    pub fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-
-    /// Returns the elements or blocks, little-endian, row-major.
-    pub fn bytes(&self) -> &[u8] {
-        &self.source.bytes()[self.range.clone()]
-    }
-
-    /// Returns the elements or blocks in the order of the file, which for the rows of q and k in
-    /// a GGUF file is another than that of [`Tensor::bytes`], but takes no copy.
-    pub fn stored(&self) -> &[u8] {
-        match &self.source {
-            Source::Halves(halves) => halves.stored(),
-            _ => self.bytes(),
-        }
-    }
-
-    /// Returns rows and columns; a vector is one row.
-    pub fn matrix_shape(&self) -> (usize, usize) {
-        let cols = self.shape.last().copied().unwrap_or(1);
-        (self.shape.iter().rev().skip(1).product(), cols)
-    }
-
-    /// Returns all elements as f32. The conversion is exact for plain elements and rounds
-    /// quantised ones once.
-    pub fn to_f32(&self) -> Vec<f32> {
-        let mut out = vec![0.0; self.shape.iter().product()];
-        decode(self.dtype, self.bytes(), &mut out);
-        out
-    }
-}
-
-impl fmt::Debug for Tensor {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Tensor({} {:?})", self.dtype, self.shape)
-    }
-}
+use tensor::Source;
+pub use tensor::Tensor;
 
 /// A tensor that a config requires.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -239,14 +116,7 @@ impl Weights {
             for shard in index.values().collect::<BTreeSet<_>>() {
                 weights.add_file(&folder.join(shard), Some((&index, shard)))?;
             }
-            if let Some((name, file)) = index.iter().find(|(n, _)| !weights.has(n)) {
-                return Err(Error::Tensor {
-                    path: index_path,
-                    tensor: name.clone(),
-                    expected: format!("it in {file}, as the index says"),
-                    found: "no such tensor there".into(),
-                });
-            }
+            weights.check_index(Some(&index), &index_path)?;
         } else {
             weights.add_file(&single, None)?;
         }
@@ -264,7 +134,32 @@ impl Weights {
         Ok(weights)
     }
 
-    /// Checks the tensors of a GGUF file. They keep it mapped.
+    /// Checks the checkpoint in one safetensors file, or in several, which are read in pieces: now
+    /// their headers, and each tensor when it is loaded.
+    ///
+    /// # Errors
+    /// As [`Weights::open`], and when a file cannot be read.
+    pub async fn of_ranges(
+        files: &[RangeFile],
+        index: Option<&BTreeMap<String, String>>,
+        path: &Path,
+        config: &Config,
+    ) -> Result<Self> {
+        let mut weights = Self { path: path.into(), tensors: BTreeMap::new(), shards: Vec::new() };
+        for file in files {
+            let (first, size) = (file.safetensors_header().await?, file.size()?);
+            let name = file.path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            let found = ranges::metadata(&first, size);
+            let index = index.map(|index| (index, name));
+            let source = Source::Away(Arc::new(Away::new(file, None)));
+            weights.add(&first, size, found, &file.path, index, &source)?;
+        }
+        weights.check_index(index, path)?;
+        weights.check(config)?;
+        Ok(weights)
+    }
+
+    /// Checks the tensors of a GGUF file. They keep it mapped, or are read when they are loaded.
     ///
     /// # Errors
     /// When a tensor is missing, surplus, or of another shape than `config` requires.
@@ -282,7 +177,7 @@ impl Weights {
     /// As [`Weights::open`].
     pub fn from_static(bytes: &'static [u8], path: &Path, config: &Config) -> Result<Self> {
         let mut weights = Self { path: path.into(), tensors: BTreeMap::new(), shards: Vec::new() };
-        weights.add(Source::Static(bytes), path, None)?;
+        weights.add_source(Source::Static(bytes), path, None)?;
         weights.check(config)?;
         Ok(weights)
     }
@@ -349,7 +244,7 @@ impl Weights {
 
     /// Returns the total bytes of all tensors.
     pub fn bytes(&self) -> u64 {
-        self.tensors.values().map(|t| t.stored().len() as u64).sum()
+        self.tensors.values().map(Tensor::size).sum()
     }
 
     /// Translates a name of the published layout into the name in the files.
@@ -367,15 +262,36 @@ impl Weights {
         // SAFETY: the map is read-only and private to this process. Another process that truncates
         // the file while it is mapped would fault this one; checkpoints are not edited in place.
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path))?;
-        self.add(Source::Map(Arc::new(map)), path, index)
+        self.add_source(Source::Map(Arc::new(map)), path, index)
     }
 
-    fn add(&mut self, source: Source, path: &Path, index: Option<(&Index, &str)>) -> Result<()> {
+    /// Adds the tensors of a safetensors file in memory.
+    fn add_source(
+        &mut self,
+        source: Source,
+        path: &Path,
+        index: Option<(&Index, &str)>,
+    ) -> Result<()> {
         let bytes = source.bytes();
+        let found = SafeTensors::read_metadata(bytes);
+        self.add(bytes, bytes.len(), found, path, index, &source)
+    }
+
+    /// Adds the tensors of a safetensors file of `size` bytes, whose header `found` is and whose
+    /// beginning `bytes` is.
+    fn add(
+        &mut self,
+        bytes: &[u8],
+        size: usize,
+        found: Result<(usize, Metadata), SafeTensorError>,
+        path: &Path,
+        index: Option<(&Index, &str)>,
+        source: &Source,
+    ) -> Result<()> {
         files::check_pointer(bytes, path)?;
         let format = |problem: String| Error::Format { path: path.into(), problem };
-        let (header, metadata) = SafeTensors::read_metadata(bytes)
-            .map_err(|e| format(format!("not a safetensors file: {}", explain(&e, bytes))))?;
+        let (header, metadata) = found
+            .map_err(|e| format(format!("not a safetensors file: {}", explain(&e, bytes, size))))?;
         for (name, info) in metadata.tensors() {
             let tensor = |expected: String, found: String| Error::Tensor {
                 path: path.into(),
@@ -410,8 +326,21 @@ impl Weights {
             let (shape, source) = (info.shape.clone(), source.clone());
             self.tensors.insert(name, Tensor { dtype, shape, source, range });
         }
-        self.shards.push((path.into(), bytes.len() as u64));
+        self.shards.push((path.into(), size as u64));
         Ok(())
+    }
+
+    /// Checks that every tensor which the index of the shards names has been found.
+    fn check_index(&self, index: Option<&Index>, path: &Path) -> Result<()> {
+        match index.and_then(|index| index.iter().find(|(name, _)| !self.has(name))) {
+            None => Ok(()),
+            Some((name, file)) => Err(Error::Tensor {
+                path: path.into(),
+                tensor: name.clone(),
+                expected: format!("it in {file}, as the index says"),
+                found: "no such tensor there".into(),
+            }),
+        }
     }
 
     /// Compares the tensors found with those that the config requires.
@@ -469,9 +398,8 @@ pub fn parse_index(text: &[u8], path: &Path) -> Result<BTreeMap<String, String>>
 }
 
 /// Rewords an error of the `safetensors` crate for users, with sizes where the file is truncated.
-fn explain(error: &safetensors::SafeTensorError, bytes: &[u8]) -> String {
-    use safetensors::SafeTensorError as E;
-    let found = bytes.len();
+fn explain(error: &SafeTensorError, bytes: &[u8], found: usize) -> String {
+    use SafeTensorError as E;
     match error {
         E::HeaderTooSmall => format!("expected at least 8 bytes, found {found}"),
         E::HeaderTooLarge => "its header claims more than 100 MB".into(),

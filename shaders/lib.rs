@@ -67,7 +67,7 @@ use gpu::{Gpu, Raw, Use};
 use gritlm_model::host::{routing, rows as padding};
 use gritlm_model::ops::{
     Attention, Compute, DeviceError, Expert, GateUp, KvShape, Layout, LinearAdd, Logits, Match,
-    Ops, PoolingSpan, Qkv, Result, RmsNorm, Route, SampleParams, SampledToken, Search,
+    Ops, PoolingSpan, Products, Qkv, Result, RmsNorm, Route, SampleParams, SampledToken, Search,
     SharedVectors, Span,
 };
 use gritlm_model::weights::{Dtype, Tensor};
@@ -268,6 +268,17 @@ impl Ops for Wgpu {
 
     fn matrix(&self, parts: &[Tensor]) -> Result<Matrix> {
         matrix::upload(&self.gpu, &self.ring, self.matrix_bytes, parts)
+    }
+
+    async fn matrix_read<E: From<DeviceError> + From<gritlm_model::Error>>(
+        &self,
+        products: Products,
+        parts: &[Tensor],
+    ) -> std::result::Result<Matrix, E> {
+        match parts.iter().any(Tensor::is_away) {
+            true => matrix::read(&self.gpu, self.matrix_bytes, parts).await,
+            false => Ok(self.matrix_in(products, parts)?),
+        }
     }
 
     fn buffer(&self, rows: usize, cols: usize) -> Result<Buffer> {

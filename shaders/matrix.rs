@@ -20,6 +20,10 @@ const STAGES: usize = 4;
 /// Buffers of fewer bytes than this are written through the queue, without staging.
 const SMALL: u64 = 256 << 10;
 
+/// Bytes of a tensor that are read at a time where it is read in pieces. Larger ones would only take
+/// more memory.
+const PIECE: usize = 8 << 20;
+
 /// A matrix, or several stacked by rows.
 #[derive(Debug)]
 pub struct Matrix {
@@ -209,6 +213,15 @@ struct Fill<'a> {
 }
 
 impl Fill<'_> {
+    /// Writes `bytes` bytes of whole rows to a buffer through the queue.
+    fn write(&self, gpu: &Gpu, to: &Raw, at: u64, bytes: u64) {
+        if let Some(size) = wgpu::BufferSize::new(bytes)
+            && let Some(mut view) = gpu.queue.write_buffer_with(&to.buffer, at, size)
+        {
+            self.rows(0, view.slice(..));
+        }
+    }
+
     /// Writes whole padded rows, from row `first` of the chunk on.
     fn rows(&self, first: usize, mut to: wgpu::WriteOnly<'_, [u8]>) {
         let stride = self.format.stride as usize;
@@ -280,10 +293,18 @@ fn stored_types(parts: &[Tensor]) -> Vec<Dtype> {
     types
 }
 
-/// Uploads stacked tensors into buffers of at most `limit` bytes, each with rows of one format.
-pub(crate) fn upload(gpu: &Gpu, ring: &Ring, limit: u64, parts: &[Tensor]) -> Result<Matrix> {
+/// A buffer to be filled with rows of tensors that lie one behind the other.
+struct Planned<'a> {
+    chunk: Chunk,
+    parts: &'a [Tensor],
+    /// Row of `parts` that comes first.
+    first: usize,
+}
+
+/// Allocates buffers of at most `limit` bytes for stacked tensors, each for rows of one format.
+fn plan<'a>(gpu: &Gpu, limit: u64, parts: &'a [Tensor]) -> Result<Vec<Planned<'a>>> {
     let cols = parts.first().map_or(0, |p| p.matrix_shape().1);
-    let (mut chunks, mut before, mut rest) = (Vec::new(), 0, parts);
+    let (mut planned, mut before, mut rest) = (Vec::new(), 0, parts);
     for types in stored_types(parts).chunk_by(|a, b| a == b) {
         let (parts, others) = rest.split_at(types.len());
         let format = Format::new(types[0], cols);
@@ -299,25 +320,78 @@ pub(crate) fn upload(gpu: &Gpu, ring: &Ring, limit: u64, parts: &[Tensor]) -> Re
         }
         for first in (0..rows).step_by(most) {
             let count = most.min(rows - first);
-            let bytes = count as u64 * format.stride;
-            let raw = gpu.buffer(Use::Lasting, bytes)?;
-            let fill = Fill { parts, format, first };
-            if bytes < SMALL || format.stride > STAGE {
-                if let Some(size) = wgpu::BufferSize::new(bytes)
-                    && let Some(mut view) = gpu.queue.write_buffer_with(&raw.buffer, 0, size)
-                {
-                    fill.rows(0, view.slice(..));
-                }
-            } else {
-                ring.upload(gpu, &raw, bytes, &fill)?;
-            }
-            chunks.push(Chunk { raw, first: (before + first) as u32, rows: count as u32, format });
+            let raw = gpu.buffer(Use::Lasting, count as u64 * format.stride)?;
+            let chunk = Chunk { raw, first: (before + first) as u32, rows: count as u32, format };
+            planned.push(Planned { chunk, parts, first });
         }
         before += rows;
         rest = others;
     }
+    Ok(planned)
+}
+
+fn matrix(parts: &[Tensor], planned: Vec<Planned<'_>>) -> Matrix {
+    let cols = parts.first().map_or(0, |p| p.matrix_shape().1);
+    let chunks = planned.into_iter().map(|planned| planned.chunk).collect();
+    Matrix { chunks, cols: cols as u32 }
+}
+
+/// Uploads stacked tensors into buffers of at most `limit` bytes, each with rows of one format.
+pub(crate) fn upload(gpu: &Gpu, ring: &Ring, limit: u64, parts: &[Tensor]) -> Result<Matrix> {
+    let planned = plan(gpu, limit, parts)?;
+    for Planned { chunk, parts, first } in &planned {
+        let fill = Fill { parts, format: chunk.format, first: *first };
+        let bytes = u64::from(chunk.rows) * chunk.format.stride;
+        if bytes < SMALL || chunk.format.stride > STAGE {
+            fill.write(gpu, &chunk.raw, 0, bytes);
+        } else {
+            ring.upload(gpu, &chunk.raw, bytes, &fill)?;
+        }
+    }
     gpu.check()?;
-    Ok(Matrix { chunks, cols: cols as u32 })
+    Ok(matrix(parts, planned))
+}
+
+/// Does what [`upload`] does with tensors that are read in pieces, one piece at a time, through the
+/// queue. A browser has neither threads to fill staging buffers nor memory for a whole matrix.
+pub(crate) async fn read<E: From<DeviceError> + From<gritlm_model::Error>>(
+    gpu: &Gpu,
+    limit: u64,
+    parts: &[Tensor],
+) -> std::result::Result<Matrix, E> {
+    let planned = plan(gpu, limit, parts)?;
+    for Planned { chunk, parts, first } in &planned {
+        let (format, end) = (chunk.format, first + chunk.rows as usize);
+        let mut start = 0;
+        for part in *parts {
+            let rows = part.matrix_shape().0;
+            let mine = (*first).max(start)..end.min(start + rows);
+            if mine.is_empty() {
+                start += rows;
+                continue;
+            }
+            for piece in pieces(part, mine.start - start..mine.end - start) {
+                let read = part.read_rows(piece.clone()).await?;
+                let rows = mine.start.max(start + piece.start)..mine.end.min(start + piece.end);
+                let fill = Fill { parts: &[read], format, first: rows.start - start - piece.start };
+                let (at, bytes) = (rows.start - first, rows.len() as u64 * format.stride);
+                fill.write(gpu, &chunk.raw, at as u64 * format.stride, bytes);
+            }
+            start += rows;
+        }
+    }
+    gpu.settle().await?;
+    Ok(matrix(parts, planned))
+}
+
+/// Returns pieces of about [`PIECE`] bytes, cut where a tensor can be cut, that hold its `rows`.
+fn pieces(part: &Tensor, rows: Range<usize>) -> Vec<Range<usize>> {
+    let row_bytes = part.dtype().bytes(part.matrix_shape().1).max(1);
+    let together = part.rows_together();
+    let step = (PIECE / row_bytes / together).max(1) * together;
+    let end = rows.end.next_multiple_of(together);
+    let starts = (rows.start / together * together..rows.end).step_by(step);
+    starts.map(|start| start..(start + step).min(end)).collect()
 }
 
 /// Returns the first rows of a buffer of activations as a matrix of f32 weights, for `search` and

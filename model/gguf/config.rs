@@ -173,7 +173,7 @@ impl Gguf {
             return fail(expected, format!("{} {:?}", info.dtype, info.shape));
         }
         let mut factors = vec![0.0; head_dim / 2];
-        format::decode(Dtype::F32, &part.map[info.range.clone()], &mut factors);
+        format::decode(Dtype::F32, part.factors(info), &mut factors);
         let range = 1.0 / MAX_FACTOR..=MAX_FACTOR;
         match factors.iter().find(|&&f| !range.contains(&f.into())) {
             Some(found) => {

@@ -1,20 +1,37 @@
 //! A cursor over the bytes of a GGUF file, which never reads beyond their end.
 
 use crate::{Error, Result};
+use std::cell::Cell;
 use std::path::Path;
 
 /// Position in a file. Every read names what is read, for the error of a truncated file.
 #[derive(Clone)]
 pub(super) struct Cursor<'a> {
+    /// The file's first bytes, or all.
     bytes: &'a [u8],
     at: usize,
+    size: usize,
+    /// How many of the file's bytes the last failed read needs, where they are in the file.
+    needed: &'a Cell<usize>,
     path: &'a Path,
 }
 
 impl<'a> Cursor<'a> {
-    /// Starts at the first byte. Errors name `path`.
-    pub(super) fn new(bytes: &'a [u8], path: &'a Path) -> Self {
-        Self { bytes, at: 0, path }
+    /// Starts at the first byte of a file of `size` bytes, of which `bytes` are the first. Errors
+    /// name `path`. A read beyond `bytes` fails and leaves in `needed` how many it would have
+    /// needed.
+    pub(super) fn new(
+        bytes: &'a [u8],
+        size: usize,
+        needed: &'a Cell<usize>,
+        path: &'a Path,
+    ) -> Self {
+        Self { bytes, at: 0, size, needed, path }
+    }
+
+    /// Returns the number of bytes in the file.
+    pub(super) fn size(&self) -> usize {
+        self.size
     }
 
     /// Returns the position from the start of the file.
@@ -24,7 +41,7 @@ impl<'a> Cursor<'a> {
 
     /// Returns the number of bytes after the position.
     pub(super) fn left(&self) -> usize {
-        self.bytes.len() - self.at
+        self.size - self.at
     }
 
     /// Fails with an error that says what is wrong with the file.
@@ -40,9 +57,20 @@ impl<'a> Cursor<'a> {
             return self
                 .fail(format!("{what}: expected {n} bytes at byte {at}, found {left} (cut off)"));
         }
+        self.need(n, what)?;
         let taken = &self.bytes[self.at..self.at + n];
         self.at += n;
         Ok(taken)
+    }
+
+    /// Fails if the next `n` bytes, which are in the file, have not been read.
+    fn need(&self, n: usize, what: &str) -> Result<()> {
+        let end = self.at.saturating_add(n);
+        if end <= self.bytes.len() {
+            return Ok(());
+        }
+        self.needed.set(end);
+        self.fail(format!("{what}: expected {end} bytes of the file, found {}", self.bytes.len()))
     }
 
     fn array<const N: usize>(&mut self, what: &str) -> Result<[u8; N]> {
@@ -77,7 +105,8 @@ impl<'a> Cursor<'a> {
         let count = self.u64(what)?;
         let room = self.left() / least;
         match usize::try_from(count) {
-            Ok(count) if count <= room => Ok(count),
+            // Nothing is allocated for things that have not been read.
+            Ok(count) if count <= room => self.need(count * least, what).map(|()| count),
             _ => self.fail(format!(
                 "{what}: expected at most {room}, as the file has {} more bytes, found {count}",
                 self.left()

@@ -1,22 +1,40 @@
 //! Maps the GGUF files of one model: one file, or all parts of a split one.
 
-use super::{Contents, Info, Metadata, parse};
+use super::{Contents, Info, Metadata, Start, names, parse, parse_start};
+use crate::weights::{Dtype, RangeFile, Tensor};
 use crate::{Error, Result};
 use memmap2::Mmap;
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Most parts of a split file: a number of five digits in each part's name.
 const MAX_PARTS: usize = 99_999;
 
-/// A mapped GGUF file.
+/// Bytes that are read first of a file that is read in pieces. A vocabulary of 50,000 pieces and the
+/// tensors of 30 layers take 2 MB.
+const START: usize = 4 << 20;
+
+/// A GGUF file.
 #[derive(Debug)]
 pub(crate) struct Part {
     pub(crate) path: PathBuf,
-    pub(crate) map: Arc<Mmap>,
+    data: Data,
     contents: Contents,
+}
+
+/// The bytes of a file.
+#[derive(Debug)]
+enum Data {
+    Map(Arc<Mmap>),
+    /// Each tensor is read when it is loaded, but for [`names::ROPE_FACTORS`], which belongs to the
+    /// config.
+    Away {
+        file: RangeFile,
+        factors: Vec<u8>,
+    },
 }
 
 impl Part {
@@ -26,7 +44,51 @@ impl Part {
         // the file while it is mapped would fault this one; checkpoints are not edited in place.
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path))?;
         let contents = parse(&map, path)?;
-        Ok(Self { path: path.into(), map: Arc::new(map), contents })
+        Ok(Self { path: path.into(), data: Data::Map(Arc::new(map)), contents })
+    }
+
+    /// Reads as much of a file as it takes to know its tensors.
+    async fn read(file: RangeFile) -> Result<Self> {
+        let size = file.size()?;
+        let mut start = file.read(0..size.min(START)).await?;
+        let contents = loop {
+            match parse_start(&start, size, &file.path)? {
+                Start::Contents(contents) => break contents,
+                // More than needed, because the next need may be close behind.
+                Start::Needs(bytes) => {
+                    let end = bytes.max(2 * start.len()).min(size);
+                    start.extend(file.read(start.len()..end).await?);
+                }
+            }
+        };
+        let factors = match contents.tensors.iter().find(|info| info.name == names::ROPE_FACTORS) {
+            Some(info) => file.read(info.range.clone()).await?,
+            None => Vec::new(),
+        };
+        Ok(Self { path: file.path.clone(), data: Data::Away { file, factors }, contents })
+    }
+
+    /// Returns the bytes of [`names::ROPE_FACTORS`], given its place.
+    pub(crate) fn factors(&self, info: &Info) -> &[u8] {
+        match &self.data {
+            Data::Map(map) => &map[info.range.clone()],
+            Data::Away { factors, .. } => factors,
+        }
+    }
+
+    /// Returns the tensor at a place in the file.
+    pub(crate) fn tensor(&self, dtype: Dtype, shape: &[usize], range: Range<usize>) -> Tensor {
+        match &self.data {
+            Data::Map(map) => Tensor::mapped(dtype, shape, map, range),
+            Data::Away { file, .. } => Tensor::away(dtype, shape, file, range),
+        }
+    }
+
+    fn bytes(&self) -> u64 {
+        match &self.data {
+            Data::Map(map) => map.len() as u64,
+            Data::Away { file, .. } => file.ranges.size(),
+        }
     }
 
     /// Checks that the file says it is part `number` (from 0) of `count`.
@@ -47,7 +109,7 @@ const NUMBER: &str = "split.no";
 const COUNT: &str = "split.count";
 const TENSORS: &str = "split.tensors.count";
 
-/// The mapped GGUF files of one model.
+/// The GGUF files of one model.
 #[derive(Debug)]
 pub struct Gguf {
     parts: Vec<Part>,
@@ -94,14 +156,38 @@ impl Gguf {
     /// When a part is missing, is not as [`parse`] requires or belongs to another place, or the
     /// parts do not have the tensors that they announce.
     pub fn open(path: &Path) -> Result<Self> {
-        let first = Part::open(path)?;
-        let metadata = &first.contents.metadata;
+        let mut first = Some(Part::open(path)?);
+        let parts = parts(path).into_iter().map(|name| {
+            let part = first.take_if(|_| name == path);
+            part.map_or_else(|| Part::open(&name), Ok)
+        });
+        Self::of(path, parts.collect::<Result<_>>()?)
+    }
+
+    /// Checks GGUF files that are read in pieces: one, or all parts of a split one in order.
+    ///
+    /// # Errors
+    /// As [`Gguf::open`], and when a file cannot be read.
+    pub async fn of_ranges(files: &[RangeFile]) -> Result<Self> {
+        let mut parts = Vec::with_capacity(files.len());
+        for file in files {
+            parts.push(Part::read(file.clone()).await?);
+        }
+        let path = files.first().map_or(Path::new(""), |file| &file.path);
+        Self::of(path, parts)
+    }
+
+    fn of(path: &Path, parts: Vec<Part>) -> Result<Self> {
+        let missing = || Error::Format {
+            path: path.into(),
+            problem: "expected a GGUF file, found none".into(),
+        };
+        let metadata = &parts.first().ok_or_else(missing)?.contents.metadata;
         let count = match metadata.has(COUNT) {
             true => metadata.count(COUNT, MAX_PARTS)?,
             false => 1,
         };
-        let named = parts(path);
-        if named.len() == 1 && count > 1 {
+        if parts.len() == 1 && count > 1 {
             let found = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
             let problem = format!(
                 "{COUNT}: expected a file named …-00001-of-{count:05}.gguf, as one of its parts, \
@@ -109,17 +195,9 @@ impl Gguf {
             );
             return Err(Error::Format { path: path.into(), problem });
         }
-        let mut first = Some(first);
-        let mut parts = Vec::new();
-        for (number, name) in named.iter().enumerate() {
-            let part = match first.take_if(|_| name == path) {
-                Some(part) => part,
-                None => Part::open(name)?,
-            };
-            if named.len() > 1 {
-                part.check(number, named.len())?;
-            }
-            parts.push(part);
+        if parts.len() > 1 {
+            let count = parts.len();
+            (0..).zip(&parts).try_for_each(|(number, part)| part.check(number, count))?;
         }
         let mut tensors = BTreeMap::new();
         for (number, part) in parts.iter().enumerate() {
@@ -151,7 +229,7 @@ impl Gguf {
 
     /// Returns the files with their sizes in bytes.
     pub fn files(&self) -> impl Iterator<Item = (&Path, u64)> {
-        self.parts.iter().map(|part| (part.path.as_path(), part.map.len() as u64))
+        self.parts.iter().map(|part| (part.path.as_path(), part.bytes()))
     }
 
     /// Iterates over all tensors, ordered by name.

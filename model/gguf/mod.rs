@@ -26,6 +26,7 @@ pub use write::{Planned, plan, write};
 use crate::Result;
 use cursor::Cursor;
 use metadata::quoted;
+use std::cell::Cell;
 use std::path::Path;
 
 /// First bytes of every GGUF file.
@@ -54,8 +55,28 @@ pub struct Contents {
 /// format, rows that are not whole blocks, or elements that are not aligned, overlap another's or
 /// lie beyond the file's end.
 pub fn parse(bytes: &[u8], path: &Path) -> Result<Contents> {
+    contents(Cursor::new(bytes, bytes.len(), &Cell::new(0), path), bytes, path)
+}
+
+/// What the first bytes of a file say.
+pub(crate) enum Start {
+    /// They are enough.
+    Contents(Contents),
+    /// At least so many are needed.
+    Needs(usize),
+}
+
+/// Does what [`parse`] does with the first bytes of a file of `size` bytes.
+pub(crate) fn parse_start(bytes: &[u8], size: usize, path: &Path) -> Result<Start> {
+    let needed = Cell::new(0);
+    match contents(Cursor::new(bytes, size, &needed, path), bytes, path) {
+        Err(_) if needed.get() > bytes.len() => Ok(Start::Needs(needed.get())),
+        found => found.map(Start::Contents),
+    }
+}
+
+fn contents(mut cursor: Cursor<'_>, bytes: &[u8], path: &Path) -> Result<Contents> {
     crate::files::check_pointer(bytes, path)?;
-    let mut cursor = Cursor::new(bytes, path);
     let magic = cursor.take(MAGIC.len(), "the magic")?;
     if magic != MAGIC {
         let found = quoted(&String::from_utf8_lossy(magic));
@@ -82,6 +103,7 @@ pub fn parse(bytes: &[u8], path: &Path) -> Result<Contents> {
         let found = metadata.get("general.alignment");
         return metadata.fail("general.alignment", &expected, found);
     }
-    let tensors = tensors::infos(&mut cursor, tensors, alignment, bytes.len(), path)?;
+    let size = cursor.size();
+    let tensors = tensors::infos(&mut cursor, tensors, alignment, size, path)?;
     Ok(Contents { metadata, tensors })
 }

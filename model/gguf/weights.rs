@@ -82,7 +82,7 @@ impl Gguf {
         if want.shape.len() == 1 && info.dtype.is_quantized() {
             return self.fail(name, "BF16, F16 or F32".into(), info.dtype.to_string());
         }
-        let tensor = Tensor::mapped(info.dtype, &info.shape, &part.map, info.range.clone());
+        let tensor = part.tensor(info.dtype, &info.shape, info.range.clone());
         // llama.cpp turns neighbours of a head's rows where the published model turns row d and
         // row d + head_dim / 2, and its files have the rows of q and k in that order.
         let turned = [".attn_q.weight", ".attn_k.weight"].iter().any(|end| name.ends_with(end));
@@ -96,6 +96,6 @@ impl Gguf {
         let (part, info) = self.shaped(name, &[count, rows, cols])?;
         let bytes = info.dtype.bytes(rows * cols);
         let start = info.range.start + index * bytes;
-        Ok(Tensor::mapped(info.dtype, &want.shape, &part.map, start..start + bytes))
+        Ok(part.tensor(info.dtype, &want.shape, start..start + bytes))
     }
 }

@@ -140,6 +140,25 @@ pub trait Ops: Send {
         self.matrix(parts)
     }
 
+    /// Loads matrices like [`Ops::matrix_in`], of tensors that may have to be read first
+    /// ([`Tensor::is_away`]). A backend that copies them may read them in pieces.
+    ///
+    /// # Errors
+    /// As [`Ops::matrix`], and when a tensor cannot be read.
+    fn matrix_read<E: From<DeviceError> + From<crate::Error>>(
+        &self,
+        products: Products,
+        parts: &[Tensor],
+    ) -> impl Future<Output = std::result::Result<Self::Matrix, E>> {
+        async move {
+            let mut read = Vec::with_capacity(parts.len());
+            for part in parts {
+                read.push(part.read().await?);
+            }
+            Ok(self.matrix_in(products, &read)?)
+        }
+    }
+
     /// Allocates a buffer with undefined contents.
     ///
     /// # Errors

@@ -49,7 +49,7 @@ impl fmt::Debug for Halves {
 }
 
 /// Returns each head's even rows and then its odd rows.
-fn halves_apart(stored: &[u8], row_bytes: usize, head_dim: usize) -> Vec<u8> {
+pub(super) fn halves_apart(stored: &[u8], row_bytes: usize, head_dim: usize) -> Vec<u8> {
     let mut ordered = Vec::with_capacity(stored.len());
     for head in stored.chunks(row_bytes * head_dim) {
         for odd in 0..2 {

@@ -3,13 +3,13 @@
 use crate::message::ChatFormat;
 use crate::{Result, hub};
 use gritlm_model::adapter::Adapter;
-use gritlm_model::chat_template::ChatTemplate;
+use gritlm_model::chat_template::{self, ChatTemplate};
 use gritlm_model::config::Config;
 use gritlm_model::demo;
-use gritlm_model::gguf::{Gguf, Metadata};
+use gritlm_model::gguf::{Gguf, Metadata, is_gguf};
 use gritlm_model::hash::fnv1a;
 use gritlm_model::tokenizer::Tokenizer;
-use gritlm_model::weights::Weights;
+use gritlm_model::weights::{RangeFile, Weights, parse_index};
 use std::path::{Path, PathBuf};
 
 /// A checkpoint on disk or in the binary, checked but not loaded onto a device.
@@ -55,6 +55,39 @@ impl Checkpoint {
             });
         }
         Self::open_path(&hub::resolve(model, progress)?)
+    }
+
+    /// Opens and checks files that are read in pieces: a GGUF file, or all parts of one in order; or
+    /// the files of a checkpoint in the published layout, among them `config.json`,
+    /// `tokenizer.json`, and `model.safetensors` or its shards with their index. Of the weights,
+    /// this reads what says where each tensor is; a tensor is read when it is loaded.
+    ///
+    /// # Errors
+    /// When a file is missing or invalid, or cannot be read.
+    pub async fn of_ranges(files: &[RangeFile]) -> Result<Self> {
+        if files.iter().any(|file| is_gguf(&file.path)) {
+            return Self::open_gguf(&Gguf::of_ranges(files).await?);
+        }
+        let folder = files.first().and_then(|file| file.path.parent()).unwrap_or(Path::new(""));
+        let path = |name: &str| folder.join(name);
+        let config = Config::parse(&whole(files, &path(CONFIG)).await?, &path(CONFIG))?;
+        let index = match find(files, &path(INDEX)) {
+            Some(file) => Some(parse_index(&file.read(0..file.size()?).await?, &path(INDEX))?),
+            None => None,
+        };
+        let is_shard =
+            |file: &&RangeFile| file.path.extension().is_some_and(|e| e == "safetensors");
+        let shards: Vec<RangeFile> = files.iter().filter(is_shard).cloned().collect();
+        let weights = Weights::of_ranges(&shards, index.as_ref(), folder, &config).await?;
+        let text = whole(files, &path(TOKENIZER)).await?;
+        let tokenizer = Tokenizer::parse(&text, &path(TOKENIZER), &config)?;
+        let [about, own] = [chat_template::CONFIG, chat_template::OWN].map(path);
+        let texts = [some(files, &about).await?, some(files, &own).await?];
+        let [text, template] = texts;
+        let chat_template =
+            ChatTemplate::of((text, &about), (template, &own), &config, &tokenizer)?;
+        let (folder, metadata, adapter) = (None, None, None);
+        Ok(Self { config, tokenizer, chat_template, weights, folder, metadata, adapter })
     }
 
     /// Merges the adapter in `folder` into the weights, if one is given.
@@ -105,8 +138,30 @@ impl Checkpoint {
     }
 }
 
-/// Hashes the config and, of each tensor, the name and the first 64 bytes. These tell two trained
-/// models apart without reading 14 GB. An adapter counts by itself, because its changes may be lost
+const CONFIG: &str = "config.json";
+const TOKENIZER: &str = "tokenizer.json";
+const INDEX: &str = "model.safetensors.index.json";
+
+fn find<'a>(files: &'a [RangeFile], path: &Path) -> Option<&'a RangeFile> {
+    files.iter().find(|file| file.path == path)
+}
+
+/// Reads a file whole, where there is one.
+async fn some(files: &[RangeFile], path: &Path) -> Result<Option<Vec<u8>>> {
+    match find(files, path) {
+        Some(file) => Ok(Some(file.read(0..file.size()?).await?)),
+        None => Ok(None),
+    }
+}
+
+/// Reads a file whole.
+async fn whole(files: &[RangeFile], path: &Path) -> Result<Vec<u8>> {
+    let missing = || gritlm_model::Error::io(path)(std::io::ErrorKind::NotFound.into());
+    Ok(some(files, path).await?.ok_or_else(missing)?)
+}
+
+/// Hashes the config and, of each tensor, the name and the first 64 bytes, unless they have yet to be
+/// read. These tell two trained models apart without reading 14 GB. An adapter counts by itself, because its changes may be lost
 /// in the rounding of the first values.
 pub(crate) fn fingerprint(
     config: &Config,

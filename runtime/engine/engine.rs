@@ -70,8 +70,23 @@ impl Engine {
     /// # Errors
     /// As [`Engine::open`].
     pub async fn open_async(model: &str, options: &Options) -> Result<Self> {
+        options.check()?;
+        Self::of_checkpoint(model, Checkpoint::open(model, options.progress)?, options).await
+    }
+
+    /// Loads a checkpoint that is open, such as one of [`Checkpoint::of_ranges`]; `name` becomes
+    /// the engine's.
+    ///
+    /// # Errors
+    /// When an option is invalid, there is no such device or it is out of memory, or the weights
+    /// cannot be read.
+    pub async fn of_checkpoint(
+        name: &str,
+        checkpoint: Checkpoint,
+        options: &Options,
+    ) -> Result<Self> {
         let open = async |load: Load<'_>| backend::open_async(options, load).await;
-        Self::load_checkpoint(model, options, open).await
+        Self::load_checkpoint(name, checkpoint, options, open).await
     }
 
     /// Opens a model on a backend of the caller's own, for experiments with operations and for
@@ -81,17 +96,19 @@ impl Engine {
     /// As [`Engine::open`].
     pub fn on<O: Measure + 'static>(ops: O, model: &str, options: &Options) -> Result<Self> {
         let open = async |load: Load<'_>| load.visit(ops, "given by the caller".into()).await;
-        block_on(Self::load_checkpoint(model, options, open))
+        options.check()?;
+        let checkpoint = Checkpoint::open(model, options.progress)?;
+        block_on(Self::load_checkpoint(model, checkpoint, options, open))
     }
 
-    /// Opens the files of a model and loads them onto the device that `open` opens.
+    /// Loads a checkpoint onto the device that `open` opens.
     async fn load_checkpoint(
         model: &str,
+        checkpoint: Checkpoint,
         options: &Options,
         open: impl AsyncFnOnce(Load<'_>) -> Result<Loaded>,
     ) -> Result<Self> {
         options.check()?;
-        let checkpoint = Checkpoint::open(model, options.progress)?;
         let mut checkpoint = checkpoint.with_adapter(options.adapter.as_deref())?;
         let chat_template = checkpoint.prompts_by(options.chat_template);
         let Checkpoint { config, tokenizer, weights, adapter, .. } = checkpoint;

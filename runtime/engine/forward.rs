@@ -116,25 +116,24 @@ impl<O: Ops> Forward<O> {
         let seen = options.progress && std::io::stderr().is_terminal();
         let bar = if seen { progress(weights.bytes()) } else { ProgressBar::hidden() };
         let quantized = AtomicBool::new(false);
-        let stack = |names: &[String]| -> Result<O::Matrix> {
+        let stack = async |names: &[String]| -> Result<O::Matrix> {
             let stored: Vec<Tensor> =
                 names.iter().map(|n| weights.get(n)).collect::<std::result::Result<_, _>>()?;
-            let wanted = |(name, tensor): (&String, &Tensor)| {
+            let mut parts = Vec::with_capacity(stored.len());
+            for (name, tensor) in names.iter().zip(&stored) {
                 let shaped = Expected { name: name.clone(), shape: tensor.shape().into() };
-                match options.weights.and_then(|to| to.of(&shaped, config)) {
-                    Some(dtype) => tensor.to_dtype(dtype),
+                parts.push(match options.weights.and_then(|to| to.of(&shaped, config)) {
+                    Some(dtype) => tensor.read().await?.to_dtype(dtype),
                     None => tensor.clone(),
-                }
-            };
-            let parts: Vec<Tensor> = names.iter().zip(&stored).map(wanted).collect();
+                });
+            }
             let all = parts.iter().all(|part| part.dtype().is_quantized());
             quantized.fetch_or(all, Relaxed);
-            let matrix = ops.matrix_in(products(&ops, options, all)?, &parts)?;
-            bar.inc(stored.iter().map(|p| p.stored().len() as u64).sum());
+            let matrix = ops.matrix_read::<Error>(products(&ops, options, all)?, &parts).await?;
+            bar.inc(stored.iter().map(Tensor::size).sum());
             Ok(matrix)
         };
-        let one = |name: &str| stack(&[name.to_string()]);
-        let layers = (0..config.layers).map(|l| Layer::names(config, l).try_map(|n| stack(n)));
+        let one = async |name: &str| stack(&[name.to_string()]).await;
         let shape = KvShape {
             layers: config.layers,
             pages,
@@ -142,12 +141,16 @@ impl<O: Ops> Forward<O> {
             head_dim: config.head_dim,
             dtype: page_dtype,
         };
-        let table = one("model.embed_tokens.weight")?;
-        let layers = layers.collect::<Result<_>>()?;
-        let norm = one("model.norm.weight")?;
+        let table = one("model.embed_tokens.weight").await?;
+        let mut layers = Vec::with_capacity(config.layers);
+        for l in 0..config.layers {
+            let names = Layer::names(config, l);
+            layers.push(names.try_turn(async |names| stack(&names).await).await?);
+        }
+        let norm = one("model.norm.weight").await?;
         let head = match weights.has_head(config) {
             _ if config.tied => Head::Tied,
-            true => Head::Own(one("lm_head.weight")?),
+            true => Head::Own(one("lm_head.weight").await?),
             false => Head::Missing,
         };
         let products = products(&ops, options, quantized.into_inner())?;

@@ -6,6 +6,7 @@
 
 use gritlm_model::config::Config;
 use gritlm_model::ops::{Attention, Expert, GateUp, LinearAdd, Ops, Qkv, RmsNorm, Route};
+use pollster::block_on;
 use std::convert::Infallible;
 
 /// One value for each matrix of a layer.
@@ -79,13 +80,13 @@ impl<M> Layer<M> {
     ///
     /// # Errors
     /// The first that `make` returns.
-    pub fn try_map<N, E>(&self, make: impl FnMut(&M) -> Result<N, E>) -> Result<Layer<N>, E> {
-        self.as_ref().try_turn(make)
+    pub fn try_map<N, E>(&self, mut make: impl FnMut(&M) -> Result<N, E>) -> Result<Layer<N>, E> {
+        block_on(self.as_ref().try_turn(async |one| make(one)))
     }
 
     /// Makes another value of each.
     pub fn map<N>(self, mut make: impl FnMut(M) -> N) -> Layer<N> {
-        match self.try_turn(|one| Ok::<N, Infallible>(make(one))) {
+        match block_on(self.try_turn(async |one| Ok::<N, Infallible>(make(one)))) {
             Ok(layer) => layer,
             Err(never) => match never {},
         }
@@ -123,20 +124,24 @@ impl<M> Layer<M> {
         }
     }
 
-    fn try_turn<N, E>(self, mut make: impl FnMut(M) -> Result<N, E>) -> Result<Layer<N>, E> {
+    /// Makes another value of each, one after the other.
+    pub(crate) async fn try_turn<N, E>(
+        self,
+        mut make: impl AsyncFnMut(M) -> Result<N, E>,
+    ) -> Result<Layer<N>, E> {
         Ok(Layer {
-            attention_norm: make(self.attention_norm)?,
-            qkv: make(self.qkv)?,
-            output: make(self.output)?,
-            ffn_norm: make(self.ffn_norm)?,
+            attention_norm: make(self.attention_norm).await?,
+            qkv: make(self.qkv).await?,
+            output: make(self.output).await?,
+            ffn_norm: make(self.ffn_norm).await?,
             ffn: match self.ffn {
                 FeedForward::Dense { gate_up, down } => {
-                    FeedForward::Dense { gate_up: make(gate_up)?, down: make(down)? }
+                    FeedForward::Dense { gate_up: make(gate_up).await?, down: make(down).await? }
                 }
                 FeedForward::Mixture { router, gate_up, down } => FeedForward::Mixture {
-                    router: make(router)?,
-                    gate_up: make(gate_up)?,
-                    down: make(down)?,
+                    router: make(router).await?,
+                    gate_up: make(gate_up).await?,
+                    down: make(down).await?,
                 },
             },
         })
