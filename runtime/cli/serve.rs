@@ -30,6 +30,7 @@ pub(super) fn run(args: Serve, global: &Global, out: &mut Out) -> Result<()> {
                 .queue_tokens(args.max_queue_tokens),
         )
         .store(args.store)
+        .web(args.web)
         .store_read_only(args.store_read_only)
         .log(|line| note(format!("error: {line}")));
     let server = Server::bind(&args.host, args.port, settings)?;

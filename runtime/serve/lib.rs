@@ -38,6 +38,7 @@ mod status;
 mod stream;
 mod tei;
 mod tokens;
+mod web;
 mod workers;
 
 use axum::extract::{Request, State};
@@ -102,6 +103,8 @@ pub struct Settings {
     pub store: Option<PathBuf>,
     /// Refuses every write to the store over HTTP.
     pub store_read_only: bool,
+    /// The folder of the npm package `gritlm-web`, whose page is served at `/web/`.
+    pub web: Option<PathBuf>,
     /// Receives a line about each request that failed for a reason of the server's own, with
     /// details that clients do not see: paths of files, who else uses the store.
     pub log: fn(&str),
@@ -121,6 +124,7 @@ gritlm_model::setters!(Settings {
     limits: Limits,
     store: Option<PathBuf>,
     store_read_only: bool,
+    web: Option<PathBuf>,
     log: fn(&str),
 } into {
     name: String,
@@ -143,6 +147,7 @@ impl Default for Settings {
             limits: Limits::default(),
             store: None,
             store_read_only: false,
+            web: None,
             log: |_| {},
         }
     }
@@ -225,6 +230,7 @@ impl Server {
             }
         }
         settings.cors.iter().try_for_each(|origin| cors::check(origin))?;
+        settings.web.as_deref().map_or(Ok(()), web::check)?;
         let failed = |source| {
             Error::from(gritlm::Error::Input {
                 what: format!("`host` {host} `port` {port}"),
@@ -363,7 +369,7 @@ fn visible(text: &str) -> bool {
 /// Builds the routes. Where there are keys, every API endpoint needs one: `/v1/…` and `/v2/…`, and
 /// also `/embed`, `/similarity`, `/rerank`, `/info`, `/tokenize`, `/detokenize`,
 /// `/tokenizer_info`, `/metrics` and `/stats`. Only `/health`, `/ready`, `/docs`, `/openapi.json`
-/// and the page at `/` with its files are open.
+/// and the pages at `/` and `/web/` with their files are open.
 fn router(app: Arc<App>) -> axum::Router {
     let writing = OpenApiRouter::new()
         .routes(routes!(rag::index))
@@ -400,6 +406,7 @@ fn router(app: Arc<App>) -> axum::Router {
     let router = router
         .merge(docs)
         .merge(page::routes())
+        .merge(web::routes(app.settings.web.as_deref()))
         .fallback(async || Failure::no_such_path())
         .method_not_allowed_fallback(async || Failure::no_such_method())
         .layer(from_fn_with_state(Arc::clone(&app), budget::hold))

@@ -37,6 +37,9 @@ pub(crate) struct Serve {
     /// again [default: on a loopback address without a key only localhost and the like, else any]
     #[arg(long, value_name = "NAME", env = "GRITLM_ALLOW_HOST", value_delimiter = ',')]
     pub(crate) allow_host: Vec<String>,
+    /// A folder made by web/build, whose page computes in the visitor's browser, at /web/
+    #[arg(long, value_name = "DIR", env = "GRITLM_WEB")]
+    pub(crate) web: Option<PathBuf>,
     /// A store made by `gritlm index`, to answer from and to add documents to
     #[arg(long, value_name = "DIR", env = "GRITLM_STORE")]
     pub(crate) store: Option<PathBuf>,
