@@ -18,13 +18,20 @@ pub(crate) struct Browser {
     events: Vec<Value>,
     session: Option<String>,
     last: u64,
-    _profile: tempfile::TempDir,
+    /// How long the browser may take for an answer.
+    patience: Duration,
+    profile: tempfile::TempDir,
 }
 
 impl Browser {
     pub(crate) fn open(program: &Path) -> Self {
+        Self::open_with(program, &[], Duration::from_secs(60))
+    }
+
+    pub(crate) fn open_with(program: &Path, flags: &[&str], patience: Duration) -> Self {
         let profile = tempdir().unwrap();
         let mut process = command(program, profile.path())
+            .args(flags)
             .arg("about:blank")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -45,7 +52,7 @@ impl Browser {
             }
         });
         let (events, session, last) = (Vec::new(), None, 0);
-        let mut all = Self { process, input, answers, events, session, last, _profile: profile };
+        let mut all = Self { process, input, answers, events, session, last, patience, profile };
         let target = all.call("Target.createTarget", json!({"url": "about:blank"}));
         let target = json!({"targetId": target["targetId"], "flatten": true});
         let attached = all.call("Target.attachToTarget", target);
@@ -58,7 +65,7 @@ impl Browser {
 
     /// What comes next, of answers and events.
     fn next(&mut self) -> Value {
-        let next = self.answers.recv_timeout(Duration::from_secs(60));
+        let next = self.answers.recv_timeout(self.patience);
         next.unwrap_or_else(|e| panic!("the browser says nothing: {e}"))
     }
 
@@ -81,7 +88,7 @@ impl Browser {
 
     /// Opens a page of its own file, to the end of its loading.
     pub(crate) fn visit_page(&mut self, html: &str) -> String {
-        let path = self._profile.path().join(format!("page{}.html", self.last));
+        let path = self.profile.path().join(format!("page{}.html", self.last));
         fs::write(&path, html).unwrap();
         let url = format!("file://{}", path.display());
         self.visit(&url);
@@ -107,10 +114,32 @@ impl Browser {
         result["result"]["value"].take()
     }
 
+    /// What a promise gives.
+    #[track_caller]
+    pub(crate) fn awaited(&mut self, promise: &str) -> Value {
+        let params = json!({"expression": promise, "returnByValue": true, "awaitPromise": true});
+        let mut result = self.call("Runtime.evaluate", params);
+        assert!(result["exceptionDetails"].is_null(), "{result}");
+        result["result"]["value"].take()
+    }
+
+    /// A folder that is gone with the browser.
+    pub(crate) fn profile(&self) -> &Path {
+        self.profile.path()
+    }
+
+    /// Chooses a file, as a visitor does in a dialog.
+    pub(crate) fn choose(&mut self, selector: &str, file: &Path) {
+        let root = self.call("DOM.getDocument", json!({}))["root"]["nodeId"].take();
+        let found = json!({"nodeId": root, "selector": selector});
+        let node = self.call("DOM.querySelector", found)["nodeId"].take();
+        self.call("DOM.setFileInputFiles", json!({"nodeId": node, "files": [file]}));
+    }
+
     /// Waits until an expression of JavaScript is true.
     #[track_caller]
     pub(crate) fn until(&mut self, expression: &str) {
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + self.patience;
         while self.value(expression) != true {
             let text = self.value("document.body.innerText");
             assert!(Instant::now() < deadline, "never: {expression}\n{}", text.as_str().unwrap());

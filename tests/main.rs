@@ -58,6 +58,7 @@ mod rag_graph; // approximate search: what it finds, what it follows, damage, th
 mod rag_index; // from files to an index: formats, chunks, runs, search, the program
 mod rag_lock; // the store's lock, which a child has inherited
 mod rag_store; // the store: round trips, crashes, damage, readers beside a writer
+mod ranges; // checkpoints that are read in pieces, as in a browser: the same values
 mod schedule; // the scheduler: values under load, fairness, bounds, pages, failures
 mod schedule_past; // answers that go on from keys and values that came along: in the batch, preempted
 mod schedule_room; // a full KV pool: answers make room for texts, and are none the worse
@@ -92,4 +93,5 @@ mod train_golden; // training: the losses and gradients of PyTorch, however a ba
 mod train_lora; // training of adapters: gradients, dropout, runs, what is refused
 mod train_run; // `gritlm train`: what a run writes, how it resumes, kills, full disks, refusals
 mod vendors; // what GPU vendors' compilers make of the shaders, beside a record; Metal, HLSL
+mod web; // the npm package in a browser: the values of the native engine, the page
 mod x86; // x86 processors without AVX-512 and without vectors, which QEMU plays
